@@ -1,0 +1,3 @@
+"""mlxk2: manage, run and serve language models on Apple's MLX."""
+
+__version__ = "2.0.0b5"

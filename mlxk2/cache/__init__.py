@@ -1,0 +1,1 @@
+"""The Hugging Face cache on disk: the only rooms that know its layout."""

@@ -1,0 +1,133 @@
+"""Every error that a user can meet, and what each one becomes at the edge.
+
+    MlxkError                       exit 1
+    ├── CommandError                wrong usage of the command line, exit 2
+    ├── ValidationError             an argument that can't be right, before any disk or network access
+    ├── OperationError              the machine can't do it: disk, memory, permissions of a path
+    ├── NotFoundError
+    │   ├── ModelNotFoundError      no such model in the cache
+    │   ├── HashNotFoundError       the model is there, the revision is not
+    │   └── AmbiguousMatchError     several models match
+    ├── ModelError
+    │   ├── ModelUnhealthyError     the files are damaged or incomplete
+    │   ├── ModelNotRunnableError   the files are fine, but MLX can't run them here
+    │   └── InsufficientMemoryError the weights are larger than the memory
+    ├── ContextLengthError          the prompt does not fit the model's context
+    └── InterruptedByUser           Ctrl-C, exit 130
+
+An error knows its `type` (the `error.type` of the JSON envelope), its `exit_code` and its `http_status`. `details` are
+further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MlxkError(Exception):
+    """An error with a message for the user: what happened, to which thing, and what to do next."""
+
+    type = "OperationError"
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, object] = {} if hint is None else {"hint": hint}
+
+
+class CommandError(MlxkError):
+    """The command line is wrong; nothing was tried. `command` is the command it was meant for."""
+
+    type = "CommandError"
+    exit_code = 2
+    http_status = 400
+
+    def __init__(self, message: str, *, command: str | None = None, usage: str = "") -> None:
+        super().__init__(message)
+        self.command = command
+        self.usage = usage
+
+
+class ValidationError(MlxkError):
+    """An argument that can't be right, found before any disk or network access."""
+
+    type = "ValidationError"
+    http_status = 400
+
+
+class OperationError(MlxkError):
+    """The machine can't do what was asked: a file can't be read, a disk is full."""
+
+    type = "OperationError"
+
+
+class NotFoundError(MlxkError):
+    """What was named is not in the cache."""
+
+    http_status = 404
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model in the cache goes by this name."""
+
+    type = "model_not_found"
+
+
+class HashNotFoundError(NotFoundError):
+    """The model is in the cache, the revision is not."""
+
+    type = "hash_not_found"
+
+    def __init__(self, message: str, available_hashes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.details["available_hashes"] = list(available_hashes)
+
+
+class AmbiguousMatchError(NotFoundError):
+    """Several models match; `matches` are their names, sorted."""
+
+    type = "ambiguous_match"
+
+    def __init__(self, message: str, matches: Sequence[str]) -> None:
+        super().__init__(message)
+        self.details["matches"] = sorted(matches)
+
+
+class ModelError(MlxkError):
+    """The model was found but can't be used."""
+
+
+class ModelUnhealthyError(ModelError):
+    """The model's files are damaged or incomplete."""
+
+    type = "ModelUnhealthyError"
+
+
+class ModelNotRunnableError(ModelError):
+    """The model's files are whole, but MLX can't run them here."""
+
+    type = "ModelNotRunnableError"
+    http_status = 400
+
+
+class InsufficientMemoryError(ModelError):
+    """The model's weights are larger than the memory of this machine."""
+
+    type = "InsufficientMemoryError"
+    http_status = 503
+
+
+class ContextLengthError(MlxkError):
+    """The prompt does not fit the model's context; the message gives both numbers, in tokens."""
+
+    type = "context_length_exceeded"
+    http_status = 400
+
+
+class InterruptedByUser(MlxkError):
+    """Ctrl-C ended the command before it had a result."""
+
+    type = "interrupted"
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""The model in memory: the only rooms that import mlx and mlx_lm."""

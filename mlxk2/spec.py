@@ -1,0 +1,310 @@
+"""The JSON API as types: the envelope, the model object, and the data of every command.
+
+These types are the single source: `docs/json-api-schema.json` is generated from them. A TypedDict marked with
+`@closed` promises that it has no further key; all others may gain keys. A key that is `NotRequired` is absent unless
+the command line asked for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+
+JSON_API_SPEC_VERSION = "0.2.0"
+
+_T = TypeVar("_T", bound=type)
+
+
+class Pattern(NamedTuple):
+    """A string that matches this regular expression."""
+
+    regex: str
+
+
+class Minimum(NamedTuple):
+    """A number that is at least this."""
+
+    value: int
+
+
+CLOSED: set[type] = set()
+
+
+def closed(shape: _T) -> _T:
+    """Mark a TypedDict as closed: its documents have no key that is not named here."""
+    CLOSED.add(shape)
+    return shape
+
+
+Count = Annotated[int, Minimum(0)]
+Commit = Annotated[str, Pattern("^[A-Za-z0-9]{40}$")]
+Timestamp = Annotated[str, Pattern("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+Version = Annotated[str, Pattern("^[0-9]+\\.[0-9]+\\.[0-9]+$")]
+Command = Literal[
+    "list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server"
+]
+Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]
+ModelType = Literal["chat", "embedding", "base", "unknown"]
+Capability = Literal["text-generation", "chat", "embeddings", "completion"]
+Health = Literal["healthy", "unhealthy"]
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+class Error(TypedDict):
+    """Why a command failed: `type` is for programs, `message` for people."""
+
+    type: str
+    message: str
+    matches: NotRequired[list[str]]
+    available_hashes: NotRequired[list[str]]
+    hint: NotRequired[str]
+
+
+@closed
+class Envelope(TypedDict):
+    """What every command prints with `--json`."""
+
+    status: Literal["success", "error"]
+    command: Command
+    data: dict[str, Any] | None
+    error: Error | None
+    api_version: NotRequired[Annotated[str, Pattern("^json-[0-9]+\\.[0-9]+\\.[0-9]+$")]]
+
+
+@closed
+class ModelObject(TypedDict):
+    """One model of the cache."""
+
+    name: str
+    hash: Commit | None
+    size_bytes: Count
+    last_modified: Timestamp
+    framework: Framework
+    model_type: ModelType
+    capabilities: list[Capability]
+    health: Health
+    runtime_compatible: bool
+    reason: str | None
+    cached: bool
+
+
+@closed
+class VersionData(TypedDict):
+    """The program's version and that of this API."""
+
+    cli_version: str
+    json_api_spec_version: Version
+
+
+@closed
+class ListData(TypedDict):
+    """The models of the cache, by name."""
+
+    models: list[ModelObject]
+    count: Count
+
+
+@closed
+class FileEntry(TypedDict):
+    """A file of a model: its path relative to the model, its size for people."""
+
+    name: str
+    size: str
+    type: Literal["config", "weights", "tokenizer", "readme", "other"]
+
+
+class Metadata(TypedDict):
+    """What a model's config says of it; a key is absent where the config is silent."""
+
+    architecture: NotRequired[str]
+    context_length: NotRequired[int]
+    vocab_size: NotRequired[int]
+    hidden_size: NotRequired[int]
+    num_hidden_layers: NotRequired[int]
+    num_attention_heads: NotRequired[int]
+    quantization: NotRequired[str]
+
+
+class ShowData(TypedDict):
+    """One model in detail."""
+
+    model: ModelObject
+    metadata: Metadata | None
+    files: NotRequired[list[FileEntry]]
+    config: NotRequired[dict[str, Any] | None]
+
+
+@closed
+class HealthEntry(TypedDict):
+    """The verdict on one model."""
+
+    name: str
+    status: Health
+    reason: str
+
+
+@closed
+class HealthSummary(TypedDict):
+    """How many models were checked and what came out."""
+
+    total: Count
+    healthy_count: Count
+    unhealthy_count: Count
+
+
+@closed
+class HealthData(TypedDict):
+    """The verdict on every model that was asked for, by name."""
+
+    healthy: list[HealthEntry]
+    unhealthy: list[HealthEntry]
+    summary: HealthSummary
+
+
+class PullData(TypedDict):
+    """How a download ended."""
+
+    model: str | None
+    download_status: Literal["success", "already_exists", "access_denied", "failed", "error"]
+    message: str
+    expanded_name: str | None
+    commit_hash: str | None
+
+
+class RmData(TypedDict):
+    """What was deleted, or would be."""
+
+    model: str | None
+    action: Literal["deleted", "planned", "requires_confirmation"]
+    message: str
+    lock_files_cleaned: Count
+    freed_bytes: Count
+    locks_detected: NotRequired[bool]
+    lock_files: NotRequired[list[str]]
+
+
+class CloneData(TypedDict):
+    """How a clone ended."""
+
+    model: str
+    clone_status: Literal[
+        "success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"
+    ]
+    message: str
+    target_dir: str
+    expanded_name: str | None
+    method: Literal["apfs_clonefile", "reflink", "copy"] | None
+
+
+class ChangeSummary(TypedDict):
+    """How many files a push adds, modifies and deletes; null where that can't be known."""
+
+    added: Count
+    modified: Count | None
+    deleted: Count
+
+
+class ConfigHealth(TypedDict):
+    """What stands in a workspace's config.json."""
+
+    exists: bool
+    valid_json: bool
+    path: str | None
+
+
+class IndexHealth(TypedDict):
+    """Whether a workspace has an index of shards, and which of them are missing."""
+
+    has_index: bool
+    missing: list[str]
+
+
+class WeightsHealth(TypedDict):
+    """The weight files of a workspace."""
+
+    count: Count
+    formats: list[str]
+    index: IndexHealth
+    pattern_complete: bool
+
+
+class Anomaly(TypedDict):
+    """Something about a workspace that a person should look at."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+    path: str | None
+
+
+class WorkspaceHealth(TypedDict):
+    """The check of a folder before it is pushed."""
+
+    files_count: Count
+    total_bytes: Count
+    config: ConfigHealth
+    weights: WeightsHealth
+    anomalies: list[Anomaly]
+    healthy: bool
+
+
+class PushData(TypedDict):
+    """What a push uploaded, or would."""
+
+    repo_id: str
+    branch: str
+    commit_sha: str | None
+    commit_url: str | None
+    repo_url: str
+    uploaded_files_count: Count | None
+    local_files_count: Count | None
+    no_changes: bool
+    created_repo: bool
+    message: str | None
+    hf_logs: list[str]
+    experimental: bool
+    disclaimer: str
+    change_summary: NotRequired[ChangeSummary]
+    workspace_health: NotRequired[WorkspaceHealth]
+    dry_run: NotRequired[bool]
+    dry_run_summary: NotRequired[ChangeSummary]
+    would_create_repo: NotRequired[bool]
+    would_create_branch: NotRequired[bool]
+    added_files: NotRequired[list[str]]
+    deleted_files: NotRequired[list[str]]
+
+
+class RunData(TypedDict):
+    """An answer and how it came about; times in seconds, counts in tokens."""
+
+    model: str
+    prompt: str
+    response: str
+    reasoning: str | None
+    finish_reason: FinishReason
+    prompt_tokens: Count
+    tokens_generated: Count
+    generation_time_s: float
+    tokens_per_second: float
+
+
+class ServerData(TypedDict):
+    """Where the server answers; printed as soon as it does."""
+
+    host: str
+    port: Count
+    url: str
+    model: str | None
+
+
+DATA_OF_COMMAND: dict[Command, Any] = {
+    "version": VersionData,
+    "list": ListData,
+    "show": ShowData,
+    "health": HealthData,
+    "pull": PullData,
+    "rm": RmData,
+    "clone": CloneData,
+    "push": PushData,
+    "run": RunData,
+    "server": ServerData,
+}
