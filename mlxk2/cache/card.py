@@ -1,0 +1,47 @@
+"""The front matter of a model card: the YAML between the first two `---` lines of README.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+# The base loader makes text of every scalar: no dates, no numbers, nothing that a value could break.
+_Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card says of its model; empty where it is silent or can't be read."""
+
+    tags: tuple[str, ...] = ()
+    library_name: str = ""
+    pipeline_tag: str = ""
+
+
+def parse(text: str) -> Card:
+    """The card of a README; one without front matter, or with a damaged one, says nothing."""
+    lines = text.removeprefix("\ufeff").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return Card()
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
+    try:
+        front = yaml.load("\n".join(lines[1:end]), Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return Card()
+    return _card(front) if isinstance(front, dict) else Card()
+
+
+def _card(front: dict[Any, Any]) -> Card:
+    tags = front.get("tags")
+    listed = tags if isinstance(tags, list) else [tags]
+    return Card(
+        tags=tuple(tag for tag in listed if isinstance(tag, str)),
+        library_name=_text(front.get("library_name")),
+        pipeline_tag=_text(front.get("pipeline_tag")),
+    )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

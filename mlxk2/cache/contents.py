@@ -1,0 +1,131 @@
+"""The files of one snapshot, each read at most once, however many questions are asked of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cached_property
+from typing import Any
+
+from mlxk2.cache import card, safetensors
+from mlxk2.cache.files import BrokenFile, File, Tree, read, read_whole
+from mlxk2.cache.store import Snapshot
+
+MAX_JSON_BYTES = 1 << 26
+MAX_CARD_BYTES = 1 << 16
+MAX_JSON_NESTING = 64
+LFS_POINTER_START = b"version https://git-lfs"
+MAX_LFS_POINTER_BYTES = 1024
+
+
+class Contents:
+    """A snapshot's files and what stands in them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        tree = Tree(snapshot.roots)
+        self.is_inside = tree.contains(snapshot.path)
+        self.files = () if snapshot.is_missing else tuple(tree.files(snapshot.path))
+        self._by_name = {file.name: file for file in self.files}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def file(self, name: str) -> File | None:
+        """The file of this name, relative to the snapshot."""
+        return self._by_name.get(name)
+
+    def named(self, *suffixes: str) -> list[File]:
+        """The files whose names end in one of these, by name."""
+        return [file for file in self.files if file.name.endswith(suffixes)]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; BrokenFile when there is no file or no object in it."""
+        file = self._by_name.get(name)
+        if file is None:
+            raise BrokenFile(f"{name} is missing")
+        text = read_whole(file, MAX_JSON_BYTES)
+        if is_lfs_pointer(text):
+            raise BrokenFile(f"{name} is a Git LFS pointer, not the file itself")
+        return _parse_object(name, text)
+
+    @cached_property
+    def config(self) -> dict[str, Any] | BrokenFile:
+        """What stands in config.json, or why that can't be said."""
+        try:
+            config = self.json("config.json")
+        except BrokenFile as error:
+            return error
+        # A config is printed by `show`, and JSON encoders recurse.
+        return BrokenFile("config.json is nested too deeply") if _is_too_deep(config) else config
+
+    @property
+    def config_or_empty(self) -> dict[str, Any]:
+        """What stands in config.json; nothing where it can't be read."""
+        return self.config if isinstance(self.config, dict) else {}
+
+    @cached_property
+    def card(self) -> card.Card:
+        """What the model card says; nothing where it can't be read."""
+        file = self._by_name.get("README.md")
+        try:
+            return card.parse(read(file, MAX_CARD_BYTES).decode("utf-8", "replace")) if file else card.Card()
+        except BrokenFile:
+            return card.Card()
+
+    @cached_property
+    def safetensors(self) -> dict[str, dict[str, Any] | BrokenFile]:
+        """Of every safetensors file its metadata, or what is wrong with it, by name."""
+        return {file.name: _safetensors_metadata(file) for file in self.named(".safetensors")}
+
+    @cached_property
+    def lfs_pointers(self) -> set[str]:
+        """The names of the files that are only Git LFS pointers to their content."""
+        small = (file for file in self.files if file.size <= MAX_LFS_POINTER_BYTES and not file.problem)
+        return {file.name for file in small if is_lfs_pointer(read(file, MAX_LFS_POINTER_BYTES))}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, each blob counted once."""
+        return sum({file.identity: file.size for file in self.files}.values())
+
+
+def is_lfs_pointer(text: bytes) -> bool:
+    """Whether these bytes are a Git LFS pointer, which stands for a large file that was not fetched."""
+    return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
+
+
+def _safetensors_metadata(file: File) -> dict[str, Any] | BrokenFile:
+    try:
+        return safetensors.read_metadata(file)
+    except BrokenFile as error:
+        return error
+
+
+def _parse_object(name: str, text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(f"{name} is not valid JSON") from error
+    if not isinstance(value, dict) or not value:
+        raise BrokenFile(f"{name} is not a JSON object with content")
+    return value
+
+
+def _finite(text: str) -> float | str:
+    """A number, or its text where it is infinite: configs hold such, JSON can't say them."""
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+def _is_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_JSON_NESTING):
+        level = [child for parent in level for child in _children(parent)]
+    return bool(level)
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list) else []

@@ -1,0 +1,138 @@
+"""The files of a folder: links followed within bounds, bytes read within limits."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_LINKS = 8
+
+
+class BrokenFile(Exception):
+    """A file that can't be used as what its name says; the text is for people and begins with the file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a folder.
+
+    `name` is the path relative to the folder, with `/`. `path` is where the bytes are, all links followed, `size` their
+    number, and `identity` tells whether two files share them. `blob` is the name that the cache gave the bytes, where
+    there is one. A file with a `problem` (dangling, outside, …) has no bytes to be read.
+    """
+
+    name: str
+    path: str
+    size: int
+    identity: tuple[int, int]
+    blob: str | None = None
+    problem: str | None = None
+
+
+class Tree:
+    """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere."""
+
+    def __init__(self, roots: tuple[str, ...] | None) -> None:
+        self._roots = None if roots is None else tuple(os.path.realpath(root) for root in roots)
+        self._real_folders: dict[str, str | None] = {}
+
+    def contains(self, folder: str) -> bool:
+        """Whether a folder, all links followed, lies inside the roots."""
+        return self._real_folder(folder) is not None
+
+    def files(self, folder: str) -> list[File]:
+        """All files below a folder, by name; links to folders are not entered."""
+        if not self.contains(folder):
+            return []
+        return sorted(self._walk(folder), key=lambda file: file.name)
+
+    def _walk(self, folder: str) -> Iterator[File]:
+        pending = [(folder, "")]
+        while pending:
+            folder, prefix = pending.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                yield _broken(prefix or ".", f"can't be read ({error.strerror})")
+                continue
+            for entry in entries:
+                name = prefix + entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, name + "/"))
+                elif (file := self.file(name, entry.path)) is not None:
+                    yield file
+
+    def file(self, name: str, path: str) -> File | None:
+        """The file behind a path, or None for a link to a folder."""
+        blob = None
+        try:
+            for _ in range(MAX_LINKS):
+                folder, base = os.path.split(path)
+                real = self._real_folder(folder)
+                if real is None:
+                    return _broken(name, "is a link that leads outside the cache")
+                path = os.path.join(real, base)
+                status = os.lstat(path)
+                if not stat.S_ISLNK(status.st_mode):
+                    return _found(name, path, status, blob)
+                path = os.path.join(real, os.readlink(path))
+                blob = blob or _blob_name(path)
+        except FileNotFoundError:
+            return _broken(name, "is a dangling link")
+        except (OSError, ValueError) as error:
+            return _broken(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
+        return _broken(name, "is a link without an end")
+
+    def _real_folder(self, folder: str) -> str | None:
+        """The folder with all links followed, or None when that is outside the roots."""
+        if folder not in self._real_folders:
+            real = os.path.realpath(folder)
+            self._real_folders[folder] = real if self._is_inside(real) else None
+        return self._real_folders[folder]
+
+    def _is_inside(self, real: str) -> bool:
+        if self._roots is None:
+            return True
+        return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots)
+
+
+def read(file: File, limit: int, offset: int = 0) -> bytes:
+    """At most `limit` bytes of a file from `offset`; BrokenFile when it can't be read."""
+    if file.problem:
+        raise BrokenFile(f"{file.name} {file.problem}")
+    # A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(file.path, flags)
+        try:
+            return os.pread(descriptor, limit, offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise BrokenFile(f"{file.name} can't be read ({error.strerror})") from error
+
+
+def read_whole(file: File, limit: int) -> bytes:
+    """All bytes of a file; BrokenFile when it has more than `limit` or can't be read."""
+    if file.size > limit:
+        raise BrokenFile(f"{file.name} is too large to be what its name says ({file.size} bytes)")
+    return read(file, limit)
+
+
+def _found(name: str, path: str, status: os.stat_result, blob: str | None) -> File | None:
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return _broken(name, "is not a regular file")
+    return File(name, path, status.st_size, (status.st_dev, status.st_ino), blob)
+
+
+def _blob_name(path: str) -> str | None:
+    folder, name = os.path.split(path)
+    return name if os.path.basename(folder) == "blobs" else None
+
+
+def _broken(name: str, problem: str) -> File:
+    return File(name, "", 0, (0, 0), None, problem)

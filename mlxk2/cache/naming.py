@@ -1,0 +1,80 @@
+"""Repo ids, cache folder names and model arguments; pure strings, no disk."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from mlxk2.errors import ValidationError
+
+FOLDER_PREFIX = "models--"
+DEFAULT_ORG = "mlx-community"
+DEMO = "demo"
+MAX_LENGTH = 96
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class ModelArgument(NamedTuple):
+    """A model as named on the command line: `name` or `name@revision`."""
+
+    name: str
+    revision: str | None
+
+
+def folder_of(repo_id: str) -> str:
+    """`org/name` → `models--org--name`."""
+    return FOLDER_PREFIX + repo_id.replace("/", "--")
+
+
+def repo_id_of(folder: str) -> str:
+    """`models--org--name` → `org/name`; bytes that are no UTF-8 become replacement characters."""
+    name = folder.removeprefix(FOLDER_PREFIX).replace("--", "/")
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_path(argument: str) -> bool:
+    """Whether a model argument names a folder rather than a model of the cache."""
+    return argument in (".", "..") or argument.startswith(("/", "./", "../"))
+
+
+def parse(argument: str) -> ModelArgument:
+    """Split and check a model argument; ValidationError when it can't be the name of a model."""
+    name, at, revision = argument.partition("@")
+    if problem := _problem_of_name(name):
+        raise ValidationError(f"Invalid model name {_shown(name)}: {problem}.")
+    if at and (problem := _problem_of_revision(revision)):
+        raise ValidationError(f"Invalid revision {_shown(revision)}: {problem}.")
+    return ModelArgument(name, revision if at else None)
+
+
+def _problem_of_name(name: str) -> str | None:
+    if not name.strip():
+        return "it is empty"
+    if len(name) > MAX_LENGTH:
+        return f"it has {len(name)} characters, at most {MAX_LENGTH} are possible"
+    if name.startswith("/") or name.endswith("/") or "//" in name:
+        return "a name has the form org/model (a folder is written ./folder)"
+    return _forbidden_part(name)
+
+
+def _problem_of_revision(revision: str) -> str | None:
+    if not revision.strip():
+        return "write name@hash with at least 3 characters of the hash, or name@branch"
+    if revision.startswith("/"):
+        return "a branch does not begin with /"
+    return _forbidden_part(revision)
+
+
+def _forbidden_part(text: str) -> str | None:
+    if ".." in text:
+        return "'..' is not allowed"
+    if "\\" in text:
+        return "a backslash is not allowed"
+    if _CONTROL.search(text):
+        return "control characters are not allowed"
+    return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= MAX_LENGTH else text[:MAX_LENGTH] + "…")

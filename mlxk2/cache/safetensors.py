@@ -1,0 +1,71 @@
+"""The header of a safetensors file, checked against the file's size without reading a weight.
+
+Format: 8 bytes N (little-endian), N bytes of JSON, then the tensors' bytes. The JSON maps each tensor's name to `dtype`,
+`shape` and `data_offsets` [begin, end), counted from the end of the header; `__metadata__` maps text to text. The tensors
+fill the rest of the file without a gap (https://huggingface.co/docs/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from mlxk2.cache.files import BrokenFile, File, read
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+def read_metadata(file: File) -> dict[str, Any]:
+    """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
+    length = _header_length(file)
+    header = _parse(file, read(file, length, offset=8))
+    metadata = header.pop("__metadata__", {})
+    _check_offsets(file, header, file.size - 8 - length)
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _header_length(file: File) -> int:
+    if file.size < 8:
+        raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
+    length = int.from_bytes(read(file, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise BrokenFile(f"{file.name} is no safetensors file (its header would have {length} bytes)")
+    if 8 + length > file.size:
+        raise BrokenFile(f"{file.name} is truncated inside its header ({file.size} bytes)")
+    return length
+
+
+def _parse(file: File, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise BrokenFile(f"{file.name} has a damaged safetensors header")
+    return header
+
+
+def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
+    """The tensors must be as large as their shapes say and fill the data exactly."""
+    try:
+        end = total = 0
+        for tensor in tensors.values():
+            first, last = tensor["data_offsets"]
+            size = last - first
+            bits = _BITS.get(tensor["dtype"])
+            if first < 0 or size < 0 or (bits and math.prod(tensor["shape"]) * bits != size * 8):
+                raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor's size is wrong)")
+            total += size
+            end = max(end, last)
+    except (TypeError, KeyError, ValueError) as error:
+        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor without its place)") from error
+    if end > data_size:
+        raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
+    if end < data_size or total != data_size:
+        raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {total}")

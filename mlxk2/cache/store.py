@@ -1,0 +1,184 @@
+"""The models of a Hugging Face cache: which there are, and which one a name means.
+
+Layout: `hub/models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…}`; a snapshot's files are links into
+`blobs/`, and a blob may itself be a link into the store `hub/blobs/` that all repos share.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxk2.cache import naming
+from mlxk2.cache.files import BrokenFile, Tree, read
+from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError
+
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+MIN_HASH_LENGTH = 3
+MAX_REF_BYTES = 256
+
+_COMMIT = re.compile(r"[A-Za-z0-9]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A model's files at one revision.
+
+    `path` is the folder that holds them: of a model without any snapshot (`is_missing`) the model's own folder. Reading
+    stays inside `roots`; None stands for no bounds, in a folder that the user named by path.
+    """
+
+    name: str
+    commit: str | None
+    path: str
+    roots: tuple[str, ...] | None
+    is_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """One `models--…` folder of the cache."""
+
+    name: str
+    path: str
+    hub: str
+
+    def revisions(self) -> list[str]:
+        """The folders under `snapshots/`, newest first."""
+        try:
+            entries = [entry for entry in os.scandir(os.path.join(self.path, "snapshots")) if entry.is_dir()]
+            entries.sort(key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
+        except OSError:
+            return []  # without a snapshot that can be read a model has none: health says so
+        return [entry.name for entry in entries]
+
+    def ref(self, name: str) -> str | None:
+        """The commit that a ref such as `main` names."""
+        folder = os.path.join(self.path, "refs")
+        path = os.path.join(folder, name)
+        file = Tree((self.hub, self.path)).file(name, path)
+        try:
+            return read(file, MAX_REF_BYTES).decode("ascii", "replace").strip() if file else None
+        except BrokenFile:
+            return None
+
+    def snapshot(self) -> Snapshot:
+        """The snapshot that `refs/main` names, else the newest."""
+        revisions = self.revisions()
+        if not revisions:
+            return Snapshot(self.name, None, self.path, self._roots, is_missing=True)
+        main = self.ref("main")
+        return self._at(main if main in revisions else revisions[0])
+
+    def snapshot_at(self, revision: str) -> Snapshot:
+        """The snapshot at a ref, or at the only commit that begins with `revision`."""
+        revisions = self.revisions()
+        if (commit := self.ref(revision)) in revisions:
+            return self._at(commit)
+        matches = [r for r in revisions if r.startswith(revision)] if len(revision) >= MIN_HASH_LENGTH else []
+        if not matches:
+            raise HashNotFoundError(
+                f"{self.name} has no revision {revision!r} in the cache "
+                f"(a branch, or at least {MIN_HASH_LENGTH} characters of a hash).",
+                available_hashes=revisions,
+            )
+        if len(matches) > 1:
+            raise AmbiguousMatchError(
+                f"{self.name} has several revisions that begin with {revision!r}; write more of the hash.",
+                matches=[f"{self.name}@{match}" for match in matches],
+            )
+        return self._at(matches[0])
+
+    def _at(self, revision: str) -> Snapshot:
+        commit = revision if _COMMIT.fullmatch(revision) else None
+        return Snapshot(self.name, commit, os.path.join(self.path, "snapshots", revision), self._roots)
+
+    @property
+    def _roots(self) -> tuple[str, str]:
+        # A model's folder may be a link that its user laid, to another disk for instance.
+        return (self.hub, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A Hugging Face hub folder."""
+
+    hub: Path
+
+    def scan(self) -> list[CachedModel]:
+        """All models of the cache, by name; datasets, spaces and the shared blobs are none."""
+        try:
+            entries = list(os.scandir(self.hub))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OperationError(f"The cache folder can't be read: {error.strerror}.") from error
+        return sorted(
+            (
+                CachedModel(naming.repo_id_of(entry.name), entry.path, str(self.hub))
+                for entry in entries
+                if entry.name.startswith(naming.FOLDER_PREFIX) and entry.is_dir()
+            ),
+            key=lambda model: (model.name, model.path),
+        )
+
+    def resolve(self, argument: str) -> Snapshot:
+        """The snapshot that a model argument means: `demo`, a folder by path, or a model of the cache."""
+        if argument == naming.DEMO:
+            return _folder(naming.DEMO, DEMO_FOLDER)
+        if naming.is_path(argument):
+            return folder_snapshot(argument)
+        name, revision = naming.parse(argument)
+        model = self.find(name)
+        return model.snapshot() if revision is None else model.snapshot_at(revision)
+
+    def find(self, name: str) -> CachedModel:
+        """The one model of the cache that a name means: its default org first, then exactly, then by substring."""
+        matches = self.matching(name)
+        if not matches:
+            wanted = name if "/" in name else f"{naming.DEFAULT_ORG}/{name}"
+            raise ModelNotFoundError(
+                f"Model {name!r} is not in the cache. To download it: mlxk2 pull {wanted}",
+                hint="`mlxk2 list --all` shows what is in the cache.",
+            )
+        if len(matches) > 1:
+            raise AmbiguousMatchError(
+                f"{len(matches)} models match {name!r}; name one of them in full.",
+                matches=[model.name for model in matches],
+            )
+        return matches[0]
+
+    def matching(self, name: str) -> list[CachedModel]:
+        """The models that a name may mean, by name; more than one when it is ambiguous."""
+        models = self.scan()
+        exact = [name] if "/" in name else [f"{naming.DEFAULT_ORG}/{name}", name]
+        for wanted in exact:
+            if found := [model for model in models if model.name == wanted]:
+                return found[:1]
+        return [model for model in models if name.lower() in model.name.lower()]
+
+
+def folder_snapshot(path: str) -> Snapshot:
+    """The model in a folder that the user named by path."""
+    if "\0" in path or not os.path.isdir(path):
+        raise ModelNotFoundError(f"There is no folder {path!r}.")
+    return _folder(os.path.basename(os.path.abspath(path)) or path, Path(path))
+
+
+def _folder(name: str, path: Path) -> Snapshot:
+    return Snapshot(name, None, str(path), roots=None)
+
+
+def hub_folder(environment: Mapping[str, str]) -> Path:
+    """Where the cache is, by the variables and in the order that huggingface_hub honours."""
+    if hub := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
+        return _expanded(hub)
+    cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface")) / "hub"
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
