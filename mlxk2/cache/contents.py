@@ -49,6 +49,13 @@ class Contents:
             raise BrokenFile(f"{name} is a Git LFS pointer, not the file itself")
         return _parse_object(name, text)
 
+    def json_or_empty(self, name: str) -> dict[str, Any]:
+        """As `json`; empty where that can't be had."""
+        try:
+            return self.json(name)
+        except BrokenFile:
+            return {}
+
     @cached_property
     def config(self) -> dict[str, Any] | BrokenFile:
         """What stands in config.json, or why that can't be said."""

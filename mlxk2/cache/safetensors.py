@@ -1,8 +1,8 @@
 """The header of a safetensors file, checked against the file's size without reading a weight.
 
-Format: 8 bytes N (little-endian), N bytes of JSON, then the tensors' bytes. The JSON maps each tensor's name to `dtype`,
-`shape` and `data_offsets` [begin, end), counted from the end of the header; `__metadata__` maps text to text. The tensors
-fill the rest of the file without a gap (https://huggingface.co/docs/safetensors).
+Format: 8 bytes N (little-endian), N bytes of JSON, then the tensors' bytes. The JSON maps each tensor's name to
+`dtype`, `shape` and `data_offsets` [begin, end), counted from the end of the header; `__metadata__` maps text to text.
+The tensors fill the rest of the file without a gap (https://huggingface.co/docs/safetensors).
 """
 
 from __future__ import annotations

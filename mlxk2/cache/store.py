@@ -49,7 +49,7 @@ class CachedModel:
     def revisions(self) -> list[str]:
         """The folders under `snapshots/`, newest first."""
         try:
-            entries = [entry for entry in os.scandir(os.path.join(self.path, "snapshots")) if entry.is_dir()]
+            entries = [e for e in os.scandir(os.path.join(self.path, "snapshots")) if os.path.isdir(e.path)]
             entries.sort(key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
         except OSError:
             return []  # without a snapshot that can be read a model has none: health says so
@@ -120,7 +120,7 @@ class Cache:
             (
                 CachedModel(naming.repo_id_of(entry.name), entry.path, str(self.hub))
                 for entry in entries
-                if entry.name.startswith(naming.FOLDER_PREFIX) and entry.is_dir()
+                if entry.name.startswith(naming.FOLDER_PREFIX) and os.path.isdir(entry.path)
             ),
             key=lambda model: (model.name, model.path),
         )

@@ -1,0 +1,155 @@
+"""What a model is, said in the terms of the JSON API: a snapshot becomes a ModelObject."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from mlxk2.cache import integrity, naming, support
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.store import Snapshot
+from mlxk2.spec import Capability, Framework, Metadata, ModelObject, ModelType
+
+CAPABILITIES: dict[ModelType, list[Capability]] = {
+    "chat": ["text-generation", "chat"],
+    "base": ["text-generation", "completion"],
+    "embedding": ["embeddings"],
+    "unknown": [],
+}
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
+
+_NUMBERS = {
+    "context_length": CONTEXT_NAMES,
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+_CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
+_EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
+_EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
+_CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
+
+
+def describe(snapshot: Snapshot) -> ModelObject:
+    """The model object of a snapshot; a damaged model is described like any other."""
+    return describe_contents(Contents(snapshot))
+
+
+def describe_contents(contents: Contents) -> ModelObject:
+    """As `describe`, of contents that are at hand."""
+    snapshot = contents.snapshot
+    framework = framework_of(contents)
+    model_type = model_type_of(contents)
+    damage = integrity.first_problem(contents, needs_tokenizer=model_type in ("chat", "base"))
+    reason = damage or why_not_runnable(contents, framework)
+    return {
+        "name": snapshot.name,
+        "hash": snapshot.commit,
+        "size_bytes": contents.size_bytes,
+        "last_modified": _timestamp(snapshot.path),
+        "framework": framework,
+        "model_type": model_type,
+        "capabilities": CAPABILITIES[model_type],
+        "health": "unhealthy" if damage else "healthy",
+        "runtime_compatible": reason is None,
+        "reason": reason,
+        "cached": True,
+    }
+
+
+def framework_of(contents: Contents) -> Framework:
+    """The framework that a model's weights are made for."""
+    if _says_mlx(contents):
+        return "MLX"
+    if contents.named(".gguf"):
+        return "GGUF"
+    if any(integrity.is_weight(file.name) for file in contents.files):
+        return "PyTorch"
+    return "Unknown"
+
+
+def _says_mlx(contents: Contents) -> bool:
+    if contents.snapshot.name.startswith(naming.DEFAULT_ORG + "/"):
+        return True
+    if "mlx" in contents.card.tags or contents.card.library_name == "mlx":
+        return True
+    headers = contents.safetensors.values()
+    return any(isinstance(header, dict) and header.get("format") == "mlx" for header in headers)
+
+
+def model_type_of(contents: Contents) -> ModelType:
+    """What a model is for, by its config, its card, its chat template and its name."""
+    name = contents.snapshot.name
+    architectures = " ".join(_architectures(contents))
+    task = contents.card.pipeline_tag
+    if task in _EMBEDDING_TASKS or "embed" in name.lower() or _EMBEDDING_ARCHITECTURE.search(architectures):
+        return "embedding"
+    if _has_chat_template(contents) or _CHAT_NAME.search(name):
+        return "chat"
+    return "base" if _CAUSAL_ARCHITECTURE.search(architectures) else "unknown"
+
+
+def _architectures(contents: Contents) -> Iterable[str]:
+    named = contents.config_or_empty.get("architectures")
+    return (name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
+
+
+def _has_chat_template(contents: Contents) -> bool:
+    if any(name in contents for name in _TEMPLATE_FILES):
+        return True
+    return bool(contents.json_or_empty("tokenizer_config.json").get("chat_template"))
+
+
+def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
+    """Why mlx-lm can't run a model whose files are whole; None when it can."""
+    if framework != "MLX":
+        return f"Framework {framework} not executable with mlx-lm (requires MLX)"
+    if problem := support.problem(contents.config_or_empty, support.installation()):
+        return problem
+    loadable = (f.name for f in contents.named(".safetensors") if f.name.startswith("model") and "/" not in f.name)
+    return None if any(loadable) else "No model*.safetensors, the only weights that mlx-lm loads"
+
+
+def metadata_of(contents: Contents) -> Metadata | None:
+    """What a model's config says of it in numbers; None without a config."""
+    config = contents.config_or_empty
+    if not config:
+        return None
+    found: dict[str, object] = {
+        "architecture": config.get("model_type") if isinstance(config.get("model_type"), str) else None,
+        **{key: first_number(config, names) for key, names in _NUMBERS.items()},
+        "quantization": _quantization(config),
+    }
+    return cast(Metadata, {key: value for key, value in found.items() if value is not None})
+
+
+def first_number(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
+    """The first positive whole number that a config, or the `text_config` inside it, has under one of these names."""
+    inner = config.get("text_config")
+    sources = (config, inner) if isinstance(inner, dict) else (config,)
+    values = (source.get(name) for source in sources for name in names)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
+
+
+def _quantization(config: dict[str, object]) -> str | None:
+    settings = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    bits, method = settings.get("bits"), settings.get("quant_method") or settings.get("mode")
+    parts = [f"{bits} bit" if isinstance(bits, int) else "", method if isinstance(method, str) else ""]
+    return " ".join(filter(None, parts)) or None
+
+
+def _timestamp(path: str) -> str:
+    """When a path was last modified, in UTC, whole seconds; 1970 for what is gone or beyond the calendar."""
+    try:
+        moment = _EPOCH + timedelta(seconds=int(os.stat(path).st_mtime))
+    except (OSError, OverflowError):
+        moment = _EPOCH
+    return f"{moment:%Y-%m-%dT%H:%M:%S}Z".zfill(20)

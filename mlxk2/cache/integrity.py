@@ -1,0 +1,199 @@
+"""The rules of health: whether a model's files are whole. Strict: what is called healthy, is.
+
+Each rule looks at a snapshot's contents and returns the first problem it finds, or None. They are asked in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from mlxk2.cache import gguf
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.files import BrokenFile, File, read
+
+HEALTHY = "Model is healthy"
+CHUNK_BYTES = 1 << 20
+MAX_NAMED = 5
+
+PARTIAL = (".partial", ".tmp", ".incomplete")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+
+Rule = Callable[[Contents], str | None]
+
+
+def first_problem(contents: Contents, needs_tokenizer: bool) -> str | None:
+    """The first reason why a model is unhealthy, or None; no weight is read for it."""
+    rules = (*RULES, has_tokenizer) if needs_tokenizer else RULES
+    try:
+        return next((problem for rule in rules if (problem := rule(contents))), None)
+    except BrokenFile as error:
+        return str(error)
+
+
+def is_weight(name: str) -> bool:
+    """Whether a file of this name holds a model's weights (`training_args.bin` and the like do not)."""
+    base = name.rpartition("/")[2]
+    return base.endswith((".safetensors", ".gguf")) or (
+        base.startswith("pytorch_model") and base.endswith(".bin")
+    )
+
+
+def has_snapshot(contents: Contents) -> str | None:
+    """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
+    if contents.snapshot.is_missing:
+        return "No snapshot: the model was never downloaded completely"
+    if not contents.is_inside:
+        return "The snapshot is a link that leads outside the cache"
+    if not contents.files:
+        return "The snapshot is empty"
+    return next((f"{file.name} {file.problem}" for file in contents.files if file.problem), None)
+
+
+def has_config(contents: Contents) -> str | None:
+    """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
+    if "config.json" not in contents:
+        weights = [file.name for file in contents.files if is_weight(file.name)]
+        if weights and all(name.endswith(".gguf") for name in weights):
+            return None
+    return str(contents.config) if isinstance(contents.config, BrokenFile) else None
+
+
+def has_weights(contents: Contents) -> str | None:
+    """Rules 3 and 4: every shard of the index is there; without an index, weights that need none."""
+    index = _index_name(contents)
+    problem = _problem_of_index(contents, index) if index else _problem_without_index(contents)
+    return problem or _problem_of_gguf_parts(contents)
+
+
+def _index_name(contents: Contents) -> str | None:
+    if "model.safetensors.index.json" in contents:
+        return "model.safetensors.index.json"
+    has_safetensors = any("/" not in file.name for file in contents.named(".safetensors"))
+    name = "pytorch_model.bin.index.json"
+    return name if name in contents and not has_safetensors else None
+
+
+def _problem_of_index(contents: Contents, index: str) -> str | None:
+    weight_map = contents.json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        return f"{index} has no weight_map"
+    shards = set(map(str, weight_map.values()))
+    problems = (_problem_of_shard(contents, index, shard) for shard in sorted(shards))
+    return next(filter(None, problems), None)
+
+
+def _problem_of_shard(contents: Contents, index: str, shard: str) -> str | None:
+    if shard.startswith("/") or "\\" in shard or ".." in shard.split("/"):
+        return f"{index} names a path outside the snapshot: {shard!r}"
+    file = contents.file(shard)
+    if file is None:
+        return f"Missing shard: {shard}"
+    return _problem_of_size(contents, file)
+
+
+def _problem_of_size(contents: Contents, file: File) -> str | None:
+    if file.size == 0:
+        return f"{file.name} is empty"
+    if file.name in contents.lfs_pointers:
+        return f"{file.name} is a Git LFS pointer, not the file itself"
+    return None
+
+
+def _problem_without_index(contents: Contents) -> str | None:
+    weights = [file.name for file in contents.files if is_weight(file.name)]
+    if not weights:
+        return "No weight files"
+    at_the_top = [name for name in weights if "/" not in name and not name.endswith(".gguf")]
+    for missing in _missing_parts(at_the_top):
+        return f"Shards without an index; missing: {', '.join(missing) or 'the index itself'}"
+    return None
+
+
+def _problem_of_gguf_parts(contents: Contents) -> str | None:
+    for missing in _missing_parts([file.name for file in contents.named(".gguf")]):
+        if missing:
+            return f"Missing parts: {', '.join(missing)}"
+    return None
+
+
+def _missing_parts(names: Iterable[str]) -> Iterator[list[str]]:
+    """For each file that comes in parts (`stem-00001-of-00003.ending`), the first of the parts that are not there."""
+    groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for name in names:
+        if match := _SHARD.fullmatch(name):
+            groups[match["stem"], match["count"], match["ending"]].add(int(match["number"]))
+    for (stem, count, ending), numbers in sorted(groups.items()):
+        missing = sorted(set(range(1, int(count) + 1)) - numbers)[:MAX_NAMED]
+        yield [f"{stem}-{number:05}-of-{count}.{ending}" for number in missing]
+
+
+def has_whole_weights(contents: Contents) -> str | None:
+    """Rules 5 and 6 for weights: none is empty or a pointer, each is as long as its own header says."""
+    for file in contents.files:
+        if is_weight(file.name) and (problem := _problem_of_size(contents, file)):
+            return problem
+    for found in contents.safetensors.values():
+        if isinstance(found, BrokenFile):
+            return str(found)
+    for file in contents.named(".gguf"):
+        gguf.check(file)
+    return None
+
+
+def has_only_finished_files(contents: Contents) -> str | None:
+    """Rule 6: no Git LFS pointer anywhere, and no file of an unfinished download."""
+    if contents.lfs_pointers:
+        return f"{min(contents.lfs_pointers)} is a Git LFS pointer, not the file itself"
+    partial = contents.named(*PARTIAL)
+    return f"Unfinished download: {partial[0].name}" if partial else None
+
+
+def has_tokenizer(contents: Contents) -> str | None:
+    """Rule 7: a tokenizer is there; GGUF files carry their own."""
+    if any(name in contents for name in TOKENIZERS) or contents.named(".tiktoken", ".gguf"):
+        return None
+    if "vocab.json" in contents and "merges.txt" in contents:
+        return None
+    return f"No tokenizer ({', '.join(TOKENIZERS)}, *.tiktoken, or vocab.json with merges.txt)"
+
+
+RULES: tuple[Rule, ...] = (has_snapshot, has_config, has_weights, has_whole_weights, has_only_finished_files)
+
+
+def corrupt_files(contents: Contents, advance: Callable[[int], None]) -> Iterator[str]:
+    """The names of the files whose bytes do not have the hash that the cache filed them under.
+
+    Large files are filed by SHA-256, small ones by git's blob SHA-1 (`blob <size>\\0` and the bytes). `advance` is
+    told how many bytes were read. A file that the cache filed under no hash can't be checked and is passed over.
+    """
+    for file in hashed_files(contents):
+        if _digest(file, advance) != file.blob:
+            yield file.name
+
+
+def hashed_files(contents: Contents) -> list[File]:
+    """The files whose content the cache filed under its hash."""
+    return [file for file in contents.files if _is_hash(file.blob) and not file.problem]
+
+
+def _is_hash(blob: str | None) -> bool:
+    return blob is not None and bool(_SHA256.fullmatch(blob) or _GIT_SHA1.fullmatch(blob))
+
+
+def _digest(file: File, advance: Callable[[int], None]) -> str:
+    if file.blob and _SHA256.fullmatch(file.blob):
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    for offset in range(0, file.size, CHUNK_BYTES):
+        chunk = read(file, CHUNK_BYTES, offset)
+        digest.update(chunk)
+        advance(len(chunk))
+    return digest.hexdigest()

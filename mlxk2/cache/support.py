@@ -1,0 +1,142 @@
+"""Whether the installed mlx-lm can run a model, read from mlx-lm's own files without importing it.
+
+Importing mlx-lm costs a second and needs MLX; its package is only located here (`find_spec` of a top-level name runs
+nothing) and its sources are read: the table that maps a `model_type` to a module, and the modules there are.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
+_COMPRESSED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
+_FP8_SCALES = "weight_scale_inv"  # an architecture that knows this name brings fp8 weights to bf16 itself
+# A name bound at the top level: by a class, an assignment, or an import, which may go over lines in parentheses.
+_BINDING = r"^(?:class {0}\b|{0}\s*=|from \S+ import (?:[^(\n]*|\([^)]*)\b{0}\b)"
+
+
+class Installation:
+    """An installed mlx-lm: its version and the architectures it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        version = re.search(r"""__version__ = ["']([^"']+)""", _text(folder / "_version.py"))
+        self.version = version[1] if version else ""
+        source = _text(folder / "utils.py")
+        self._modules: dict[str, str] = _dictionary(source, "MODEL_REMAPPING")
+        self._modules_of_architecture: dict[tuple[str, str], str] = _dictionary(
+            source, "MODEL_ARCHITECTURE_REMAPPING"
+        )
+        self._files = {path.stem: path for path in (folder / "models").glob("*.py")}
+        self._sources: dict[str, str] = {}
+
+    def module_of(self, config: Mapping[str, Any]) -> str:
+        """The name of the module that mlx-lm would load for a config; it need not exist."""
+        model_type = config.get("model_type")
+        architectures = config.get("architectures")
+        listed = architectures if isinstance(architectures, list) else [architectures]
+        for architecture in filter(_is_text, listed):
+            if module := self._modules_of_architecture.get((str(model_type), architecture)):
+                return module
+        return self._modules.get(str(model_type), str(model_type))
+
+    def has(self, module: str) -> bool:
+        """Whether a module of this name is an architecture, that is, binds Model and ModelArgs."""
+        source = self.source(module)
+        return all(re.search(_BINDING.format(name), source, re.MULTILINE) for name in ("Model", "ModelArgs"))
+
+    def source(self, module: str) -> str:
+        """The text of an architecture's module; empty where there is none."""
+        if module not in self._sources:
+            path = self._files.get(module)
+            self._sources[module] = _text(path) if path else ""
+        return self._sources[module]
+
+
+@lru_cache(maxsize=1)
+def installation() -> Installation | None:
+    """The installed mlx-lm, or None."""
+    spec = find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Installation(Path(spec.submodule_search_locations[0]))
+
+
+def problem(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | None:
+    """Why mlx-lm can't run a model with this config; None when it can."""
+    if mlx_lm is None:
+        return "mlx-lm is not installed"
+    if config.get("model_file") is not None:
+        return "config.json names code of its own to be run (model_file), which is never executed"
+    module = mlx_lm.module_of(config)
+    if not mlx_lm.has(module):
+        shown = config.get("model_type") or "unknown"
+        return f"Model architecture {shown!r} not supported by mlx-lm {mlx_lm.version}"
+    method = _unknown_quantization(config, mlx_lm.source(module))
+    return f"Quantization {method!r} not supported by mlx-lm {mlx_lm.version}" if method else None
+
+
+def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
+    """The name of a quantisation that mlx-lm can't load with this architecture."""
+    settings = _quantization_config(config)
+    if settings is None or isinstance(config.get("quantization"), dict):
+        return None
+    method = settings.get("quant_method")
+    if method not in _METHODS:
+        return str(method)
+    supported = {
+        "compressed-tensors": settings.get("format") in _COMPRESSED_FORMATS,
+        "modelopt": _modelopt_algorithm(settings) == "NVFP4",
+        "awq": settings.get("bits", 4) == 4,
+        "gptq": settings.get("bits", 4) == 4,
+        "fp8": _is_mxfp8(settings) or _FP8_SCALES in source,
+    }
+    return None if supported.get(method, True) else _full_name(method, settings)
+
+
+def _quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    text_config = config.get("text_config")
+    inner = text_config.get("quantization_config") if isinstance(text_config, dict) else None
+    settings = config.get("quantization_config", inner)
+    return settings if isinstance(settings, dict) else None
+
+
+def _modelopt_algorithm(settings: dict[str, Any]) -> object:
+    inner = settings.get("quantization")
+    return (inner if isinstance(inner, dict) else settings).get("quant_algo")
+
+
+def _is_mxfp8(settings: dict[str, Any]) -> bool:
+    return settings.get("scale_fmt") == "ue8m0" and settings.get("weight_block_size") == [32, 32]
+
+
+def _full_name(method: str, settings: dict[str, Any]) -> str:
+    details = {
+        "compressed-tensors": settings.get("format"),
+        "modelopt": _modelopt_algorithm(settings),
+        "awq": f"{settings.get('bits')} bits",
+        "gptq": f"{settings.get('bits')} bits",
+    }
+    detail = details.get(method)
+    return f"{method} ({detail})" if detail else method
+
+
+def _dictionary(source: str, name: str) -> dict[Any, Any]:
+    """The dictionary literal bound to a name in a module's source."""
+    literal = re.search(rf"^{name}(?::[^=]*)? = (\{{.*?^\}})", source, re.MULTILINE | re.DOTALL)
+    value = ast.literal_eval(literal[1]) if literal else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
