@@ -1,0 +1,170 @@
+"""Load a model into memory: weights from safetensors only, no code of the repo, no network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import load_adapters, load_config, load_model, load_tokenizer
+
+from mlxk2.errors import (
+    InsufficientMemoryError,
+    ModelNotRunnableError,
+    ModelUnhealthyError,
+    OperationError,
+    ValidationError,
+)
+from mlxk2.runner import params
+from mlxk2.runner.batch import Batch
+from mlxk2.runner.runner import FAULTS
+from mlxk2.runner.text import Vocabulary
+
+# Any type whose tokenizer class is the generic one that reads tokenizer.json.
+_GENERIC_TOKENIZER = "aria"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, ready to generate in the thread that loaded it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    vocabulary: Vocabulary
+    vocabulary_size: int
+    context_length: int
+
+    def batch(self) -> Batch:
+        """Return a new, empty batch of rows."""
+        return Batch(self.model, self.vocabulary.end_tokens)
+
+
+def load(folder: str | Path, adapter: str | Path | None = None, *, name: str | None = None) -> LoadedModel:
+    """Load the model of a folder, with a LoRA adapter's folder on top if one is given.
+
+    Raises ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
+    InsufficientMemoryError before any weight is read, ValidationError for a folder that is no adapter.
+    """
+    folder = Path(folder)
+    name = name or folder.name
+    if mx.default_device() == mx.cpu:
+        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
+        mx.disable_compile()
+    adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
+    config = _read_config(folder, name)
+    tokenizer = _load_tokenizer(folder, name, config)
+    model = _load_weights(folder, name, adapter)
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        vocabulary=Vocabulary.of(tokenizer),
+        vocabulary_size=_vocabulary_size(config, tokenizer),
+        context_length=params.context_length(config),
+    )
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = load_config(folder)
+    except (OSError, ValueError) as fault:
+        raise ModelUnhealthyError(f"The config.json of {name} can't be read. Pull the model again.") from fault
+    if not isinstance(config, dict):
+        raise ModelUnhealthyError(f"The config.json of {name} is not a JSON object. Pull the model again.")
+    if config.get("model_file") is not None:
+        raise ModelNotRunnableError(f"{name} wants to run code of its own (model_file), which is never executed.")
+    return config
+
+
+def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if _ships_tokenizer_code(folder) and (folder / "tokenizer.json").is_file():
+        options["tokenizer_type"] = _GENERIC_TOKENIZER
+    try:
+        return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
+    except Exception as fault:  # The Rust tokenizers raise bare Exceptions.
+        raise ModelUnhealthyError(_sentence(f"The tokenizer of {name} can't be loaded", fault, folder)) from fault
+
+
+def _ships_tokenizer_code(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_bytes())
+    return False
+
+
+def _load_weights(folder: Path, name: str, adapter: Path | None) -> Any:
+    try:
+        model, _ = load_model(folder, lazy=True)
+        if adapter is not None:
+            load_adapters(model, str(adapter))
+            model.eval()
+        _widen(model)
+        _check_memory(model, name)
+        mx.eval(model.parameters())
+    except (*FAULTS, ImportError) as fault:
+        raise ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder)) from fault
+    return model
+
+
+def _widen(model: Any) -> None:
+    """On the CPU, turn 16-bit parameters into float32: its kernels have no fast path for them."""
+    if mx.default_device() != mx.cpu:
+        return
+
+    def widen(array: mx.array) -> mx.array:
+        return array.astype(mx.float32) if array.dtype in (mx.float16, mx.bfloat16) else array
+
+    model.update(tree_map(widen, model.parameters()))
+
+
+def _check_memory(model: Any, name: str) -> None:
+    needed = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    available = _memory()
+    if needed > available:
+        raise InsufficientMemoryError(
+            f"{name} needs {needed / 1e9:.1f} GB of memory for its weights, but this machine offers "
+            f"{available / 1e9:.1f} GB. Choose a smaller or more strongly quantized model."
+        )
+
+
+def _memory() -> int:
+    """Return the bytes of memory that a model can use: what Metal recommends, else all there is."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return int(recommended or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _checked_adapter(adapter: Path) -> Path:
+    for needed in ("adapter_config.json", "adapters.safetensors"):
+        if not (adapter / needed).is_file():
+            raise ValidationError(f"{adapter} is no adapter: it has no {needed}.")
+    try:
+        settings = json.loads((adapter / "adapter_config.json").read_bytes())
+    except OSError as fault:
+        raise OperationError(f"{adapter}/adapter_config.json can't be read: {fault.strerror}.") from fault
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValidationError(f"{adapter}/adapter_config.json is not a JSON object.")
+    return adapter
+
+
+def _vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
+        size = part.get("vocab_size")
+        if isinstance(size, int):
+            return size
+    return len(tokenizer)
+
+
+def _sentence(what: str, fault: BaseException, folder: Path) -> str:
+    """Say what went wrong in one line, without the path of the folder."""
+    lines = str(fault).replace(str(folder), folder.name).strip().splitlines()
+    reason = f"{lines[0]}" if lines else type(fault).__name__
+    return f"{what}: {reason}"

@@ -1,0 +1,107 @@
+"""What a request asks of a model, and the limits a model sets: plain values, checked, without MLX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlxk2.errors import ContextLengthError, ValidationError
+
+DEFAULT_CONTEXT = 4096
+# No model that exists goes near this; tokenizers and configs write absurd numbers for "no limit".
+_ABSURD_CONTEXT = 1 << 30
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
+# Below this a temperature only overflows: the most likely token is what it means.
+_COLDEST = 1e-4
+# MLX takes a seed as an unsigned 64-bit integer.
+_SEEDS = 1 << 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token; the defaults change nothing. Raises ValidationError for what can't be right."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0, 100)
+        _check_range("top_p", self.top_p, 0, 1)
+        _check_range("min_p", self.min_p, 0, 1)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check_range("presence_penalty", self.presence_penalty, -100, 100)
+        _check_range("frequency_penalty", self.frequency_penalty, -100, 100)
+        _check_integer("top_k", self.top_k, 0)
+        for token, bias in self.logit_bias:
+            _check_integer("logit_bias", token, 0)
+            _check_range("logit_bias", bias, -100, 100)
+        if self.seed is not None:
+            _check_integer("seed", self.seed, -_SEEDS)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether only the most likely token can be chosen."""
+        return self.temperature < _COLDEST or self.top_p == 0 or self.top_k == 1
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to generate from a prompt of token ids.
+
+    `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
+    `thinking` says that the prompt ends inside a reasoning block.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValidationError("The prompt is empty.")
+        if self.max_tokens is not None:
+            _check_integer("max_tokens", self.max_tokens, 1)
+        if "" in self.stop:
+            raise ValidationError("stop must not be an empty string.")
+
+
+def context_length(config: Mapping[str, object]) -> int:
+    """Return how many tokens the model of this config can hold, 4096 where the config does not say."""
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, Mapping) else {}):
+        for key in _CONTEXT_KEYS:
+            value = part.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _ABSURD_CONTEXT:
+                return value
+    return DEFAULT_CONTEXT
+
+
+def token_budget(request: GenerationRequest, context: int) -> int:
+    """Return how many tokens may be generated in a context of that many; raise ContextLengthError if none."""
+    left = context - len(request.prompt)
+    if left <= 0:
+        raise ContextLengthError(
+            f"The prompt has {len(request.prompt)} tokens, but the model's context holds {context} "
+            "and needs room for an answer. Shorten the prompt."
+        )
+    return left if request.max_tokens is None else min(request.max_tokens, left)
+
+
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+        raise ValidationError(f"{option} must be a number from {low} to {high}, not {value}.")
+
+
+def _check_integer(option: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _SEEDS:
+        raise ValidationError(f"{option} must be a whole number of at least {low}, not {value}.")

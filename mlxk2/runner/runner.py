@@ -1,0 +1,190 @@
+"""MLXRunner: the one place where answers are generated, for one request or many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from mlxk2.errors import MlxkError, ModelError, ValidationError
+from mlxk2.runner.params import GenerationRequest, token_budget
+from mlxk2.runner.text import Kind, Piece, TextStream, Vocabulary
+
+# What Python code around MLX raises, MLX itself included.
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+
+FinishReason = Literal["stop", "length", "interrupted", "error"]
+
+
+class Step(NamedTuple):
+    """The next token of a row of the batch, and why it was the last one."""
+
+    row: int
+    token: int
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Rows(Protocol):
+    """The rows that are generated together; `batch.Batch` on MLX, a script in tests."""
+
+    def insert(self, request: GenerationRequest, max_tokens: int) -> int:
+        """Add a row; return its number."""
+
+    def next(self) -> list[Step]:
+        """Do the next piece of work; return the tokens it gave, at most one for each row."""
+
+    def remove(self, row: int) -> None:
+        """Drop a row."""
+
+    def close(self) -> None:
+        """Give back what the rows have reserved."""
+
+
+class Backend(Protocol):
+    """A model in memory; `backend.LoadedModel` on MLX, a script in tests."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How tokens become text."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the model knows; ids are below it."""
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model can hold, prompt and answer together."""
+
+    def batch(self) -> Rows:
+        """Return a new, empty batch."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next part of an answer. `tokens` counts all generated so far, the end token and hidden ones included."""
+
+    text: str
+    kind: Kind
+    tokens: int
+    finish_reason: FinishReason | None = None
+
+
+class Session:
+    """One request on its way; `error` says why it failed when it ended with the reason `error`."""
+
+    def __init__(self, request: GenerationRequest, text: TextStream) -> None:
+        self.request = request
+        self.text = text
+        self.tokens = 0
+        self.row: int | None = None
+        self.error: MlxkError | None = None
+
+
+class MLXRunner:
+    """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._rows: Rows | None = None
+        self._sessions: dict[int, Session] = {}
+
+    def submit(self, request: GenerationRequest) -> Session:
+        """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
+        self._check_tokens(request)
+        max_tokens = token_budget(request, self._backend.context_length)
+        text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking)
+        session = Session(request, text)
+        if self._rows is None:
+            self._rows = self._backend.batch()
+        session.row = self._rows.insert(request, max_tokens)
+        self._sessions[session.row] = session
+        return session
+
+    def step(self) -> list[tuple[Session, Chunk]]:
+        """Do the next piece of work for all sessions; return what it gave, in the order of each one's text.
+
+        An empty list with sessions left means that prompts are still being read. A fault that no row can be blamed for
+        ends all sessions with an error; the next request starts on a new batch.
+        """
+        if self._rows is None or not self._sessions:
+            return []
+        try:
+            steps = self._rows.next()
+        except FAULTS as fault:
+            return self._fail_all(ModelError(f"Generation failed: {fault}"))
+        return [entry for step in steps for entry in self._advance(step)]
+
+    def cancel(self, session: Session) -> list[Chunk]:
+        """End a session now; return its last chunks, or nothing if it has ended already."""
+        if session.row is None:
+            return []
+        if self._rows is not None:
+            self._rows.remove(session.row)
+        self._forget(session)
+        return list(_last_chunks(session, [], "interrupted"))
+
+    def stream(self, request: GenerationRequest, interrupted: Callable[[], bool] = bool) -> Iterator[Chunk]:
+        """Yield the chunks of one answer, the last one with its finish reason; raise what made it fail.
+
+        `interrupted` is asked before each step. Closing the iterator cancels the request. For a runner without other
+        sessions: their chunks would be lost.
+        """
+        session = self.submit(request)
+        try:
+            while session.row is not None:
+                steps = [(session, chunk) for chunk in self.cancel(session)] if interrupted() else self.step()
+                if session.error is not None:
+                    raise session.error
+                yield from (chunk for owner, chunk in steps if owner is session)
+        finally:
+            self.cancel(session)
+
+    def close(self) -> None:
+        """Drop all sessions and what the batch has reserved."""
+        self._sessions.clear()
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def _check_tokens(self, request: GenerationRequest) -> None:
+        # MLX reads past its arrays when an index is out of range: a wrong answer at best.
+        size = self._backend.vocabulary_size
+        if not all(0 <= token < size for token in request.prompt):
+            raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
+        for token, _ in request.sampling.logit_bias:
+            if token >= size:
+                raise ValidationError(f"logit_bias names token {token}, but the model has {size} tokens.")
+
+    def _advance(self, step: Step) -> Iterator[tuple[Session, Chunk]]:
+        session = self._sessions[step.row]
+        session.tokens += 1
+        pieces = session.text.add(step.token)
+        if step.finish_reason is None and not session.text.stopped:
+            for kind, text in pieces:
+                yield session, Chunk(text, kind, session.tokens)
+            return
+        if step.finish_reason is None and self._rows is not None:
+            self._rows.remove(step.row)
+        self._forget(session)
+        reason: FinishReason = "stop" if session.text.stopped else step.finish_reason or "stop"
+        yield from ((session, chunk) for chunk in _last_chunks(session, pieces, reason))
+
+    def _forget(self, session: Session) -> None:
+        if session.row is not None:
+            self._sessions.pop(session.row, None)
+            session.row = None
+
+    def _fail_all(self, error: MlxkError) -> list[tuple[Session, Chunk]]:
+        failed = list(self._sessions.values())
+        self.close()
+        for session in failed:
+            session.row, session.error = None, error
+        return [(session, Chunk("", "answer", session.tokens, "error")) for session in failed]
+
+
+def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) -> Iterator[Chunk]:
+    """Yield these pieces, then the text still held back, then the reason for the end."""
+    kind: Kind = "answer"
+    for kind, text in [*pieces, *session.text.finish()]:
+        yield Chunk(text, kind, session.tokens)
+    yield Chunk("", kind, session.tokens, reason)

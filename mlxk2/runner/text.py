@@ -1,0 +1,202 @@
+"""From token ids to text: one TextStream per request, one Vocabulary per model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from mlx_lm.generate import TextStateMachine
+
+Kind = Literal["answer", "reasoning"]
+Piece = tuple[Kind, str]
+Transitions = dict[str, list[tuple[str, str | None]]]
+
+# The states whose text is shown; text of any other state (a channel's header, say) is markup.
+_KIND_OF_STATE: dict[str | None, Kind] = {"normal": "answer", "reasoning": "reasoning"}
+_THINK = ("<think>", "</think>")
+_NO_CHARACTER = "\ufffd"
+
+# OpenAI's harmony format: a message is <|start|>role<|channel|>name<|message|>text<|end|>.
+_HARMONY_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+_BETWEEN = [("<|end|>", "between"), ("<|start|>", "between")]
+_CHANNELS = [("<|channel|>final", "final"), ("<|channel|>analysis", "aside"), ("<|channel|>commentary", "aside")]
+_HARMONY: Transitions = {
+    "normal": [*_CHANNELS, *_BETWEEN, ("<|message|>", "normal")],
+    "reasoning": [*_CHANNELS, *_BETWEEN, ("<|message|>", "reasoning")],
+    "between": [*_CHANNELS, ("<|message|>", "normal")],
+    # The rest of a message's header, up to its text; only the final channel is addressed to the user.
+    "final": [("<|message|>", "normal")],
+    "aside": [("<|message|>", "reasoning")],
+}
+
+
+class Detokenizer(Protocol):
+    """Turns tokens into text as they come; mlx-lm's streaming detokenizers do."""
+
+    @property
+    def last_segment(self) -> str:
+        """The text that became known since this was last read."""
+
+    def add_token(self, token: int) -> None:
+        """Take the next token."""
+
+    def finalize(self) -> None:
+        """Take what is left as it is: no token will follow."""
+
+
+class Tokenizer(Protocol):
+    """The part of mlx-lm's tokenizer wrapper that text needs."""
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        """A new detokenizer at each reading."""
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """The tokens that end an answer."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of these tokens, with all their marks."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model's tokenizer says about text: how to decode it, what ends it, how reasoning is marked."""
+
+    tokenizer: Tokenizer
+    end_tokens: frozenset[int]
+    hidden_tokens: frozenset[int]
+    transitions: Transitions
+    initial_state: str = "normal"
+    think_start: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Vocabulary:
+        """Read a tokenizer wrapper of mlx-lm once, for all requests."""
+        think = _think_pair(tokenizer)
+        transitions = _transitions(tokenizer, think)
+        end_tokens = frozenset(tokenizer.eos_token_ids)
+        return cls(
+            tokenizer=tokenizer,
+            end_tokens=end_tokens,
+            hidden_tokens=end_tokens | _special_tokens(tokenizer, transitions),
+            transitions=transitions,
+            initial_state=tokenizer.response_initial_state or "normal",
+            think_start=think[0] if think else None,
+        )
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt of these token ids ends inside a reasoning block that the template opened."""
+        if self.think_start is None:
+            return False
+        end = self.tokenizer.decode(list(prompt[-16:]))
+        return end.rstrip().endswith(self.think_start)
+
+
+def _think_pair(tokenizer: Any) -> tuple[str, str] | None:
+    """Return the marks around reasoning: mlx-lm's, or those of the chat template."""
+    if tokenizer.has_thinking:
+        return tokenizer.think_start, tokenizer.think_end
+    template = tokenizer.chat_template
+    return _THINK if isinstance(template, str) and _THINK[1] in template else None
+
+
+def _transitions(tokenizer: Any, think: tuple[str, str] | None) -> Transitions:
+    """Return the marks that change the state of the text, by state."""
+    found: Transitions = {"normal": [], "reasoning": []}
+    if think:
+        start, end = think
+        # A lone end mark is markup too: a template may have opened the block out of sight.
+        found["normal"] += [(start, "reasoning"), (end, "normal")]
+        found["reasoning"] += [(end, "normal"), (start, "reasoning")]
+    vocabulary = tokenizer.get_vocab()
+    if all(mark in vocabulary for mark in _HARMONY_MARKS):
+        found = {state: [*found.get(state, []), *edges] for state, edges in _HARMONY.items()}
+    found["normal"] += [(mark, "normal") for mark in tokenizer.structural_markers]
+    for state, edges in tokenizer.response_transitions.items():
+        found.setdefault(state, []).extend(edges)
+    return found
+
+
+def _special_tokens(tokenizer: Any, transitions: Transitions) -> frozenset[int]:
+    """Return the ids that stand for no text, except those that the marks are made of."""
+    marks = [mark for edges in transitions.values() for mark, _ in edges]
+    special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    special |= set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(sorted(special))
+    return frozenset(
+        token for token, name in zip(sorted(special), names, strict=True) if not any(name in mark for mark in marks)
+    )
+
+
+class TextStream:
+    """The text of one answer: whole characters only, reasoning apart, nothing of a stop string.
+
+    Stop strings are looked for in the answer alone: in the reasoning they would end it before it began.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, thinking: bool = False) -> None:
+        self.stopped = False
+        self._hidden = vocabulary.hidden_tokens
+        self._detokenizer = vocabulary.tokenizer.detokenizer
+        initial = "reasoning" if thinking else vocabulary.initial_state
+        self._marks = TextStateMachine(vocabulary.transitions).make_state(initial)
+        self._stops = TextStateMachine({"answer": [(text, None) for text in stop]}).make_state("answer")
+        self._kind: Kind | None = None
+        self._at_start = True
+
+    def add(self, token: int) -> list[Piece]:
+        """Take the next token; return the text that is now certain."""
+        if token in self._hidden:
+            return []
+        self._detokenizer.add_token(token)
+        return list(self._read(self._detokenizer.last_segment))
+
+    def finish(self) -> list[Piece]:
+        """Return the text still held back; to be called once, when no token follows."""
+        if self.stopped:
+            return []
+        self._detokenizer.finalize()
+        # Bytes without the rest of their character are no text.
+        pieces = list(self._read(self._detokenizer.last_segment.rstrip(_NO_CHARACTER)))
+        if not self.stopped:
+            self._marks, held, state = TextStateMachine.flush(self._marks)
+            pieces += [*self._route(state, held), *self._release()]
+        return pieces
+
+    def _read(self, text: str) -> Iterator[Piece]:
+        if not text:
+            return
+        self._marks, segments = TextStateMachine.split(self._marks, text)
+        for state, part in segments:
+            if self.stopped:
+                return
+            yield from self._route(state, part)
+
+    def _route(self, state: str | None, text: str) -> Iterator[Piece]:
+        kind = _KIND_OF_STATE.get(state)
+        if kind is None:
+            return
+        if kind != self._kind:
+            # A stop string does not span a block of reasoning.
+            yield from self._release()
+            self._at_start = self._kind is not None or kind == "reasoning"
+            self._kind = kind
+        if self._at_start:
+            text = text.lstrip("\n")
+            self._at_start = not text
+        if kind == "answer":
+            text = self._before_stop(text)
+        if text:
+            yield kind, text
+
+    def _before_stop(self, text: str) -> str:
+        self._stops, segments = TextStateMachine.split(self._stops, text)
+        self.stopped = self._stops[0] is None
+        return "".join(part for _, part in segments)
+
+    def _release(self) -> Iterator[Piece]:
+        self._stops, held, _ = TextStateMachine.flush(self._stops)
+        if held:
+            yield "answer", held
