@@ -35,6 +35,7 @@ class MlxkError(Exception):
         super().__init__(message)
         self.message = message
         self.details: dict[str, object] = {} if hint is None else {"hint": hint}
+        self.data: dict[str, object] | None = None
 
 
 class CommandError(MlxkError):

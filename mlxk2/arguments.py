@@ -1,0 +1,189 @@
+"""The command line's grammar: every command, its arguments, and one plain sentence of help for each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from mlxk2.errors import CommandError
+
+COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server")
+ALPHA_COMMANDS = ("clone", "push")
+ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
+# `server` is the name that the JSON API knows; all other commands are called what they are typed as.
+API_NAMES = {"serve": "server"}
+
+Subparsers = Any  # argparse keeps the type of what add_subparsers returns to itself
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises CommandError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """The command line as a namespace with `command` and `module`; CommandError when it is wrong."""
+    alpha = environment.get(ALPHA_VARIABLE) == "1"
+    command = named_command(argv)
+    if command in ALPHA_COMMANDS and not alpha:
+        raise CommandError(f"`{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.", command=command)
+    parser = _parser(alpha)
+    try:
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if args.command is None and not args.version:
+            parser.error("a command is needed; `mlxk2 --help` lists them")
+    except CommandError as error:
+        error.command = command
+        raise
+    return args
+
+
+def named_command(argv: Sequence[str]) -> str | None:
+    """The command that a command line is meant for, however wrong the rest of it is."""
+    first = next((word for word in argv if not word.startswith("-")), None)
+    return API_NAMES.get(first or "", first) if first in COMMANDS else None
+
+
+def _parser(alpha: bool) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mlxk2",
+        description="Manage, run and serve language models on Apple's MLX.",
+        epilog="A model is named org/model, by a part of its name, as model@hash, or as ./folder; `demo` comes along.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(command=None, module=None)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    _add_list(commands)
+    _add_show(commands)
+    _add_health(commands)
+    _add_pull(commands)
+    _add_rm(commands)
+    if alpha:
+        _add_clone(commands)
+        _add_push(commands)
+    _add_run(commands)
+    _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
+    _add_serve(commands, "server", help="the same as serve")
+    return parser
+
+
+def _command(commands: Subparsers, name: str, help: str, example: str, module: str | None = None) -> _Parser:
+    parser: _Parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[:1].upper()}{help[1:]}.",
+        epilog=f"Example: {example}",
+        allow_abbrev=False,
+    )
+    # Without a default of its own, so that a --json before the command stays.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name)
+    return parser
+
+
+def _add_list(commands: Subparsers) -> None:
+    parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
+    parser.add_argument("pattern", nargs="?", help="only models whose name contains this")
+    parser.add_argument("--all", action="store_true", help="not only MLX chat models")
+    parser.add_argument("--health", action="store_true", help="show whether each model is intact and runs here")
+    parser.add_argument("--verbose", action="store_true", help="all MLX models, with full names and framework")
+
+
+def _add_show(commands: Subparsers) -> None:
+    parser = _command(commands, "show", "show one model in detail", "mlxk2 show demo --files")
+    parser.add_argument("model", help="a model of the cache, ./folder, or demo")
+    parser.add_argument("--files", action="store_true", help="list its files")
+    parser.add_argument("--config", action="store_true", help="print its config.json")
+
+
+def _add_health(commands: Subparsers) -> None:
+    parser = _command(commands, "health", "check that models are complete and undamaged", "mlxk2 health --deep")
+    parser.add_argument("pattern", nargs="?", help="only this model (default: all)")
+    parser.add_argument("--deep", action="store_true", help="hash every file, which finds flipped bits too")
+
+
+def _add_pull(commands: Subparsers) -> None:
+    help = "download a model, or repair one"
+    parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit", module="coming")
+    parser.add_argument("model", help="org/model, or a name under mlx-community; @revision for one revision")
+    parser.add_argument("--force", action="store_true", help="check every file by hash, fetch again what is bad")
+
+
+def _add_rm(commands: Subparsers) -> None:
+    help = "remove a model, or one revision of it, from the cache"
+    parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run", module="coming")
+    parser.add_argument("model", help="org/model, or model@hash for one revision")
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+
+
+def _add_clone(commands: Subparsers) -> None:
+    help = "make an editable copy of a model (alpha)"
+    parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model", module="coming")
+    parser.add_argument("model", help="org/model, cached or not")
+    parser.add_argument("target_dir", metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--branch", help="the branch to clone")
+    parser.add_argument("--no-health-check", action="store_true", help="clone even a damaged model")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_push(commands: Subparsers) -> None:
+    help = "upload a folder as a model to the hub (alpha)"
+    parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private", module="coming")
+    parser.add_argument("local_dir", metavar="DIR", help="the folder to upload")
+    parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
+    parser.add_argument("--private", action="store_true", help="required: the repo is private")
+    parser.add_argument("--create", action="store_true", help="create the repo if there is none")
+    parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
+    parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
+    parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")
+    parser.add_argument("--dry-run", action="store_true", help="compare with the hub, upload nothing")
+    parser.add_argument("--verbose", action="store_true", help="show the hub's log, print the commit's URL")
+
+
+def _add_run(commands: Subparsers) -> None:
+    help = "ask a model, or chat with it"
+    parser = _command(commands, "run", help, 'mlxk2 run demo "What is the capital of France?"')
+    parser.add_argument("model", help="a model of the cache, ./folder, or demo")
+    parser.add_argument("prompt", nargs="?", help="the question; - reads it from stdin; none starts a chat")
+    _add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
+    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
+    parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
+    parser.add_argument("--no-chat-template", action="store_true", help="continue the prompt as plain text")
+    parser.add_argument("--hide-reasoning", action="store_true", help="print only the answer")
+    parser.add_argument("--verbose", action="store_true", help="print token counts and speed to stderr")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="default: what the model's context leaves")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    parser.add_argument("--top-p", type=float, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample from the N likeliest (default: all)")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="relative to the likeliest (default: 0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.1, metavar="R", help="1 is none (default: 1.1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+def _add_serve(commands: Subparsers, name: str, help: str) -> None:
+    parser = _command(commands, name, help, f"mlxk2 {name} --model demo", module="coming")
+    parser.add_argument("--model", help="load this model at the start")
+    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="the port to listen on (default: 8000)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer (default: half the context)")
+    parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
+    parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
+    parser.add_argument("--max-concurrent", type=int, metavar="N", help="how many answers at the same time")
+    parser.add_argument("--max-queue", type=int, metavar="N", help="how many requests may wait")
+    parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help="memory for prompts already read, such as 2GB")
+    parser.add_argument("--log-level", default="info", help="how much to log (default: info)")
+    parser.add_argument("--reload", action="store_true", help="start again when the code changes")
+    parser.add_argument("--verbose", action="store_true", help="log every request")

@@ -1,0 +1,122 @@
+"""The program: parse, dispatch, and turn data or an error into an envelope or text. Nothing else prints or exits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import IO, Any, NamedTuple
+
+from mlxk2 import arguments
+from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
+
+DEBUG_VARIABLE = "MLXK2_DEBUG"
+
+Advance = Callable[[int], None]
+
+
+class Streams(NamedTuple):
+    """Where a command reads and writes while it works."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+    stderr: IO[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        # A name in any script must be printable on any terminal.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone. Nothing is left to say, not even by the interpreter's own flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        args = arguments.parse(words, os.environ)
+        data = _execute(args)
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every fault ends here, as one error of the tree
+        return _report(_as_error(error), words)
+    if data is not None:
+        _print(args, data)
+    return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0
+
+
+def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    if args.version:
+        args.command = "version"
+        args.module = "version"
+    args.streams = Streams(sys.stdin, sys.stdout, sys.stderr)
+    args.progress = _silent if args.json or not sys.stderr.isatty() else _bar
+    result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
+    return result
+
+
+def _print(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
+    if args.json:
+        _print_envelope("success", args.command, data, None)
+    else:
+        sys.stdout.write(import_module("mlxk2.human").render(args, data, sys.stdout))
+
+
+def _print_envelope(
+    status: str, command: str, data: Mapping[str, Any] | None, error: Mapping[str, Any] | None
+) -> None:
+    envelope = {"status": status, "command": command, "data": data, "error": error}
+    sys.stdout.write(json.dumps(envelope, indent=2, allow_nan=False) + "\n")
+
+
+def _report(error: MlxkError, words: Sequence[str]) -> int:
+    """Say what went wrong, as an envelope or as lines on stderr; the exit code."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error, file=sys.stderr)
+    if "--json" in words:
+        command = getattr(error, "command", None) or arguments.named_command(words) or "version"
+        described = {"type": error.type, "message": error.message, **error.details}
+        _print_envelope("error", command, error.data, described)
+        return error.exit_code
+    usage = error.usage if isinstance(error, CommandError) else ""
+    hint = error.details.get("hint")
+    sys.stderr.write(f"{usage}Error: {error.message}\n" + (f"{hint}\n" if hint else ""))
+    matches = error.details.get("matches") or error.details.get("available_hashes")
+    if isinstance(matches, list):
+        sys.stderr.writelines(f"  {match}\n" for match in matches)
+    return error.exit_code
+
+
+def _as_error(error: BaseException) -> MlxkError:
+    """The error of the tree that an exception stands for."""
+    if isinstance(error, MlxkError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        mapped: MlxkError = InterruptedByUser("Interrupted.")
+    elif isinstance(error, OSError) and error.strerror:
+        mapped = OperationError(f"The operating system refused: {error.strerror}.")
+    else:
+        mapped = OperationError(f"Unexpected {type(error).__name__}; set {DEBUG_VARIABLE}=1 to see where.")
+    mapped.__cause__ = error
+    return mapped
+
+
+def _bar(title: str, total: int) -> AbstractContextManager[Advance]:
+    bar: AbstractContextManager[Advance] = import_module("mlxk2.progress").bar(title, total, sys.stderr)
+    return bar
+
+
+def _silent(title: str, total: int) -> AbstractContextManager[Advance]:  # noqa: ARG001 - the signature of _bar
+    return nullcontext(lambda _: None)

@@ -1,0 +1,18 @@
+"""`list`: the models in the cache."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+from mlxk2.cache.describe import describe
+from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.spec import ListData
+
+
+def run(args: Namespace) -> ListData:
+    """All models whose name contains the pattern, by name, with their health and whether they run here."""
+    pattern = (args.pattern or "").lower()
+    cached = Cache(hub_folder(os.environ)).scan()
+    models = [describe(model.snapshot()) for model in cached if pattern in model.name.lower()]
+    return {"models": models, "count": len(models)}

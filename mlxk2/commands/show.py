@@ -1,0 +1,47 @@
+"""`show`: one model in detail."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Literal
+
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.describe import describe_contents, metadata_of
+from mlxk2.cache.files import File
+from mlxk2.cache.integrity import TOKENIZERS, is_weight
+from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.sizes import human_size
+from mlxk2.spec import FileEntry, ShowData
+
+FileType = Literal["config", "weights", "tokenizer", "readme", "other"]
+
+_TOKENIZER_FILES = {*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+_TOKENIZER_FILES |= {"vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+_CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
+
+
+def run(args: Namespace) -> ShowData:
+    """The model object and what its config says; on request its files and its config."""
+    contents = Contents(Cache(hub_folder(os.environ)).resolve(args.model))
+    data: ShowData = {"model": describe_contents(contents), "metadata": metadata_of(contents)}
+    if args.files:
+        data["files"] = [_entry(file) for file in contents.files]
+    if args.config:
+        data["config"] = contents.config_or_empty or None
+    return data
+
+
+def _entry(file: File) -> FileEntry:
+    return {"name": file.name, "size": human_size(file.size), "type": _type_of(file.name)}
+
+
+def _type_of(name: str) -> FileType:
+    base = name.rpartition("/")[2]
+    if base in _TOKENIZER_FILES or base.endswith(".tiktoken"):
+        return "tokenizer"
+    if is_weight(name):
+        return "weights"
+    if base.lower().startswith("readme"):
+        return "readme"
+    return "config" if base.endswith(_CONFIG_ENDINGS) else "other"

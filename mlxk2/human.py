@@ -1,0 +1,198 @@
+"""The data of every command as text for people: pure functions, one per command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlxk2.cache.naming import DEFAULT_ORG
+from mlxk2.sizes import human_size
+from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, RunData, ShowData, VersionData
+
+UNBOUNDED_WIDTH = 100_000
+SHORT_HASH = 7
+
+Row = Sequence[str]
+
+_STYLES = {"healthy": "green", "healthy*": "yellow", "unhealthy": "red", "yes": "green", "no": "yellow"}
+
+
+def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
+    """What a command's data says, ready for a stream: fitted to a terminal, plain elsewhere."""
+    lines = _RENDERERS[args.command](args, data)
+    is_terminal = stream.isatty()
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=is_terminal,
+        width=os.get_terminal_size(stream.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+    for line in lines:
+        console.print(line)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "".join(line.rstrip() + "\n" for line in text.splitlines())
+
+
+def version(args: Namespace, data: VersionData) -> list[str | Table]:  # noqa: ARG001 - every renderer has this signature
+    """`mlxk2 2.0.0`."""
+    return [f"mlxk2 {data['cli_version']}"]
+
+
+def list_models(args: Namespace, data: ListData) -> list[str | Table]:
+    """A table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
+    models = [model for model in data["models"] if _is_listed(args, model)]
+    if not models:
+        return [_nothing_listed(data)]
+    return [_table(_list_columns(args), [_list_row(args, model) for model in models])]
+
+
+def _is_listed(args: Namespace, model: ModelObject) -> bool:
+    if args.all:
+        return True
+    return model["framework"] == "MLX" and (args.verbose or model["model_type"] == "chat")
+
+
+def _nothing_listed(data: ListData) -> str:
+    if not data["count"]:
+        return "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
+    return f"No MLX chat models. To see all {data['count']} models: mlxk2 list --all"
+
+
+def _list_columns(args: Namespace) -> list[str]:
+    columns = ["Name", "Hash", "Size", "Modified", "Type"]
+    if args.verbose or args.all:
+        columns.insert(4, "Framework")
+    if args.health:
+        columns += ["Integrity", "Runtime", "Reason"] if args.verbose else ["Health"]
+    return columns
+
+
+def _list_row(args: Namespace, model: ModelObject) -> Row:
+    name = model["name"] if args.verbose else model["name"].removeprefix(DEFAULT_ORG + "/")
+    row = [name, (model["hash"] or "-")[:SHORT_HASH], human_size(model["size_bytes"])]
+    row += [ago(model["last_modified"], datetime.now(UTC)), model["model_type"]]
+    if args.verbose or args.all:
+        row.insert(4, model["framework"])
+    if args.health:
+        row += _verbose_health(model) if args.verbose else [_short_health(model)]
+    return row
+
+
+def _short_health(model: ModelObject) -> str:
+    intact_but_idle = model["health"] == "healthy" and not model["runtime_compatible"]
+    return "healthy*" if intact_but_idle else model["health"]
+
+
+def _verbose_health(model: ModelObject) -> Row:
+    runs = "yes" if model["runtime_compatible"] else "no"
+    return [model["health"], runs if model["health"] == "healthy" else "-", model["reason"] or "-"]
+
+
+def show(args: Namespace, data: ShowData) -> list[str | Table]:  # noqa: ARG001
+    """The model's facts, one a line, then its files and its config where they were asked for."""
+    model = data["model"]
+    lines: list[str | Table] = [_facts(_model_facts(model) | _metadata_facts(data))]
+    if "files" in data:
+        rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
+        lines += ["", _table(["File", "Size", "Type"], rows)]
+    if "config" in data:
+        lines += ["", _printable(json.dumps(data["config"], indent=2, ensure_ascii=False), keep="\n")]
+    return lines
+
+
+def _model_facts(model: ModelObject) -> dict[str, str]:
+    return {
+        "Model": model["name"],
+        "Hash": model["hash"] or "-",
+        "Size": human_size(model["size_bytes"]),
+        "Modified": f"{model['last_modified']} ({ago(model['last_modified'], datetime.now(UTC))})",
+        "Framework": model["framework"],
+        "Type": model["model_type"],
+        "Capabilities": ", ".join(model["capabilities"]) or "-",
+        "Health": model["health"],
+        "Runs here": "yes" if model["runtime_compatible"] else "no",
+    } | ({"Reason": model["reason"]} if model["reason"] else {})
+
+
+def _metadata_facts(data: ShowData) -> dict[str, str]:
+    metadata = data["metadata"] or {}
+    return {key.replace("_", " ").capitalize(): str(value) for key, value in metadata.items()}
+
+
+def health(args: Namespace, data: HealthData) -> list[str | Table]:  # noqa: ARG001
+    """A line for every model, the unhealthy ones last, and the count."""
+    summary = data["summary"]
+    if not summary["total"]:
+        return ["No models found."]
+    rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]
+    count = f"{summary['healthy_count']} of {summary['total']} healthy"
+    return [_table(["Model", "Health", "Reason"], rows), "", count]
+
+
+def _health_row(entry: HealthEntry) -> Row:
+    return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
+
+
+def run(args: Namespace, data: RunData) -> list[str | Table]:
+    """The answer, after its reasoning; nothing when it was already streamed."""
+    if not args.no_stream:
+        return []
+    parts = [] if args.hide_reasoning else [data["reasoning"]]
+    return [part for part in (*parts, data["response"]) if part]
+
+
+def ago(timestamp: str, now: datetime) -> str:
+    """How long before `now` a UTC timestamp was: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
+    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    seconds = (now - then).total_seconds()
+    units = (("y", 365 * 86400), ("mo", 30 * 86400), ("d", 86400), ("h", 3600), ("m", 60))
+    name, length = next((unit for unit in units if seconds >= unit[1]), ("", 0))
+    return f"{int(seconds // length)}{name} ago" if length else "just now"
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, _cell(value))
+    return table
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column == "Size" else "left")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _cell(value: str) -> Text:
+    return Text(_printable(value), style=_STYLES.get(value, ""))
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """The text without what would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+_RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
+    "version": version,
+    "list": list_models,
+    "show": show,
+    "health": health,
+    "run": run,
+}
