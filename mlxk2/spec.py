@@ -36,12 +36,12 @@ def closed(shape: _T) -> _T:
 
 
 Count = Annotated[int, Minimum(0)]
+Measure = Annotated[float, Minimum(0)]
+Port = Annotated[int, Minimum(1)]
 Commit = Annotated[str, Pattern("^[A-Za-z0-9]{40}$")]
 Timestamp = Annotated[str, Pattern("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 Version = Annotated[str, Pattern("^[0-9]+\\.[0-9]+\\.[0-9]+$")]
-Command = Literal[
-    "list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server"
-]
+Command = Literal["list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server"]
 Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]
 ModelType = Literal["chat", "embedding", "base", "unknown"]
 Capability = Literal["text-generation", "chat", "embeddings", "completion"]
@@ -116,11 +116,11 @@ class Metadata(TypedDict):
     """What a model's config says of it; a key is absent where the config is silent."""
 
     architecture: NotRequired[str]
-    context_length: NotRequired[int]
-    vocab_size: NotRequired[int]
-    hidden_size: NotRequired[int]
-    num_hidden_layers: NotRequired[int]
-    num_attention_heads: NotRequired[int]
+    context_length: NotRequired[Count]
+    vocab_size: NotRequired[Count]
+    hidden_size: NotRequired[Count]
+    num_hidden_layers: NotRequired[Count]
+    num_attention_heads: NotRequired[Count]
     quantization: NotRequired[str]
 
 
@@ -167,7 +167,7 @@ class PullData(TypedDict):
     download_status: Literal["success", "already_exists", "access_denied", "failed", "error"]
     message: str
     expanded_name: str | None
-    commit_hash: str | None
+    commit_hash: Commit | None
 
 
 class RmData(TypedDict):
@@ -186,9 +186,7 @@ class CloneData(TypedDict):
     """How a clone ended."""
 
     model: str
-    clone_status: Literal[
-        "success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"
-    ]
+    clone_status: Literal["success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"]
     message: str
     target_dir: str
     expanded_name: str | None
@@ -260,7 +258,7 @@ class PushData(TypedDict):
     no_changes: bool
     created_repo: bool
     message: str | None
-    hf_logs: list[str]
+    hf_logs: NotRequired[list[str]]
     experimental: bool
     disclaimer: str
     change_summary: NotRequired[ChangeSummary]
@@ -283,28 +281,20 @@ class RunData(TypedDict):
     finish_reason: FinishReason
     prompt_tokens: Count
     tokens_generated: Count
-    generation_time_s: float
-    tokens_per_second: float
+    generation_time_s: Measure
+    tokens_per_second: Measure
 
 
 class ServerData(TypedDict):
     """Where the server answers; printed as soon as it does."""
 
     host: str
-    port: Count
+    port: Port
     url: str
     model: str | None
 
 
 DATA_OF_COMMAND: dict[Command, Any] = {
-    "version": VersionData,
-    "list": ListData,
-    "show": ShowData,
-    "health": HealthData,
-    "pull": PullData,
-    "rm": RmData,
-    "clone": CloneData,
-    "push": PushData,
-    "run": RunData,
-    "server": ServerData,
+    "version": VersionData, "list": ListData, "show": ShowData, "health": HealthData, "pull": PullData,
+    "rm": RmData, "clone": CloneData, "push": PushData, "run": RunData, "server": ServerData,
 }
