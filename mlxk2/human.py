@@ -145,12 +145,9 @@ def _health_row(entry: HealthEntry) -> Row:
     return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
 
 
-def run(args: Namespace, data: RunData) -> list[str | Table]:
-    """The answer, after its reasoning; nothing when it was already streamed."""
-    if not args.no_stream:
-        return []
-    parts = [] if args.hide_reasoning else [data["reasoning"]]
-    return [part for part in (*parts, data["response"]) if part]
+def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
+    """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
+    return []
 
 
 def ago(timestamp: str, now: datetime) -> str:

@@ -69,10 +69,15 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValidationError("The prompt is empty.")
-        if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, 1)
+        check_max_tokens(self.max_tokens)
         if "" in self.stop:
             raise ValidationError("stop must not be an empty string.")
+
+
+def check_max_tokens(value: int | None) -> None:
+    """Raise ValidationError unless this can limit an answer."""
+    if value is not None:
+        _check_integer("max_tokens", value, 1)
 
 
 def context_length(config: Mapping[str, object]) -> int:

@@ -1,0 +1,112 @@
+"""`run`: one answer to a prompt, or a conversation."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mlxk2.cache.describe import describe
+from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.errors import CommandError, ModelNotRunnableError, ModelUnhealthyError, ValidationError
+from mlxk2.runner.console import Printer
+from mlxk2.runner.params import Sampling, check_max_tokens
+from mlxk2.spec import RunData
+
+if TYPE_CHECKING:
+    from mlxk2.runner.assistant import Answer, Assistant
+    from mlxk2.runner.prompt import Message
+    from mlxk2.runner.runner import Chunk
+
+
+def run(args: Namespace) -> RunData | None:
+    """Answer the prompt as `args` says, or chat on a terminal, which gives no data.
+
+    Whatever can be known to be wrong without MLX is found before MLX is imported, which takes a second.
+    """
+    sampling = _sampling(args)
+    check_max_tokens(args.max_tokens)
+    wants_chat = args.prompt is None and args.streams.stdin.isatty()
+    if wants_chat and args.json:
+        raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
+    snapshot = _runnable(args.model)
+    prompt = "" if wants_chat else _prompt(args)
+    assistant: Assistant = import_module("mlxk2.runner.assistant").Assistant.load(
+        snapshot.path, name=snapshot.name, adapter=args.adapter, sampling=sampling, max_tokens=args.max_tokens
+    )
+    if wants_chat:
+        import_module("mlxk2.runner.chat").converse(assistant, args.streams, args.system, args.hide_reasoning)
+        return None
+    return _data(snapshot.name, prompt, _answer(assistant, args, prompt))
+
+
+def _sampling(args: Namespace) -> Sampling:
+    return Sampling(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+
+
+def _runnable(argument: str) -> Snapshot:
+    """Return the snapshot that the argument names, if its files are whole and mlx-lm knows what to do with them."""
+    snapshot = Cache(hub_folder(os.environ)).resolve(argument)
+    model = describe(snapshot)
+    if model["health"] == "unhealthy":
+        repair = f"Repair it with: mlxk2 pull {model['name']}" if snapshot.commit else None
+        raise ModelUnhealthyError(f"{model['name']} is damaged: {model['reason']}", hint=repair)
+    if not model["runtime_compatible"]:
+        raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
+    return snapshot
+
+
+def _prompt(args: Namespace) -> str:
+    """Return the prompt of the command line, else stdin's without the line end that a shell puts after it."""
+    try:
+        prompt: str = args.prompt if args.prompt not in (None, "-") else args.streams.stdin.read().rstrip("\r\n")
+        prompt.encode()
+    except UnicodeError as fault:
+        raise ValidationError("The prompt is not UTF-8 text.") from fault
+    if not prompt.strip():
+        raise ValidationError("The prompt is empty.")
+    return prompt
+
+
+def _answer(assistant: Assistant, args: Namespace, prompt: str) -> Answer:
+    printer = Printer(args.streams.stdout, hide_reasoning=args.hide_reasoning)
+    chunks: list[Chunk] = []
+    show = chunks.append if args.json or args.no_stream else printer.show
+    if args.no_chat_template:
+        answer = assistant.complete(prompt, show)
+    else:
+        answer = assistant.reply(_messages(args.system, prompt), show)
+    if not args.json:
+        for chunk in chunks:
+            printer.show(chunk)
+        printer.end(interrupted=answer.finish_reason == "interrupted")
+    if args.verbose:
+        args.streams.stderr.write(f"{answer.statistics}\n")
+    return answer
+
+
+def _messages(system: str | None, prompt: str) -> list[Message]:
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def _data(name: str, prompt: str, answer: Answer) -> RunData:
+    return {
+        "model": name,
+        "prompt": prompt,
+        "response": answer.response,
+        "reasoning": answer.reasoning,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "tokens_generated": answer.tokens,
+        "generation_time_s": round(answer.seconds, 6),
+        "tokens_per_second": round(answer.tokens_per_second, 3),
+    }

@@ -1,0 +1,87 @@
+"""A model that answers one prompt at a time, for a person or a script."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from mlxk2.runner import backend
+from mlxk2.runner.console import Interrupt
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.prompt import Message, Prompt, Prompter
+from mlxk2.runner.runner import Backend, Chunk, MLXRunner
+from mlxk2.runner.text import Kind
+
+Reason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt; counts in tokens, the time from the prompt to the last token."""
+
+    response: str
+    reasoning: str | None
+    finish_reason: Reason
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The speed, prompt included."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def statistics(self) -> str:
+        """The counts and the speed in one line."""
+        return (
+            f"prompt: {self.prompt_tokens} tokens, answer: {self.tokens} tokens in {self.seconds:.2f} s "
+            f"({self.tokens_per_second:.1f} tokens/s), end: {self.finish_reason}"
+        )
+
+
+class Assistant:
+    """A model in memory, with how it is to answer."""
+
+    def __init__(self, model: Backend, prompter: Prompter, sampling: Sampling, max_tokens: int | None) -> None:
+        self._runner = MLXRunner(model)
+        self._prompter = prompter
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+
+    @classmethod
+    def load(
+        cls, folder: str, *, name: str, adapter: str | None, sampling: Sampling, max_tokens: int | None
+    ) -> Assistant:
+        """Load the model of a folder; raises what `backend.load` raises."""
+        model = backend.load(folder, adapter, name=name)
+        return cls(model, Prompter(model.tokenizer, model.vocabulary), sampling, max_tokens)
+
+    def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
+        """Answer a conversation, by the model's chat template."""
+        return self._generate(self._prompter.chat(messages), show)
+
+    def complete(self, text: str, show: Callable[[Chunk], None]) -> Answer:
+        """Continue a text as it is."""
+        return self._generate(self._prompter.completion(text), show)
+
+    def _generate(self, prompt: Prompt, show: Callable[[Chunk], None]) -> Answer:
+        """Show every chunk as it comes; Ctrl-C ends the answer, not the program."""
+        request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
+        texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
+        started = time.perf_counter()
+        with Interrupt() as interrupted:
+            for chunk in self._runner.stream(request, interrupted):
+                texts[chunk.kind].append(chunk.text)
+                show(chunk)
+        return Answer(
+            response="".join(texts["answer"]),
+            reasoning="".join(texts["reasoning"]) or None,
+            # The last chunk has a reason, and an error would have been raised.
+            finish_reason=cast(Reason, chunk.finish_reason),
+            prompt_tokens=len(prompt.tokens),
+            tokens=chunk.tokens,
+            seconds=time.perf_counter() - started,
+        )
