@@ -11,6 +11,7 @@ from mlxk2.cache.describe import describe
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import CommandError, ModelNotRunnableError, ModelUnhealthyError, ValidationError
 from mlxk2.runner.console import Printer
+from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import Sampling, check_max_tokens
 from mlxk2.spec import RunData
 
@@ -32,7 +33,7 @@ def run(args: Namespace) -> RunData | None:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
     snapshot = _runnable(args.model)
     prompt = "" if wants_chat else _prompt(args)
-    assistant: Assistant = import_module("mlxk2.runner.assistant").Assistant.load(
+    assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
         snapshot.path, name=snapshot.name, adapter=args.adapter, sampling=sampling, max_tokens=args.max_tokens
     )
     if wants_chat:

@@ -1,0 +1,174 @@
+"""The interactive conversation: lines and commands in, answers out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from mlxk2.errors import ContextLengthError, MlxkError
+from mlxk2.runner.assistant import Answer, Assistant
+from mlxk2.runner.console import Printer
+from mlxk2.runner.prompt import Message
+
+ReadLine = Callable[[str], str]
+
+_PROMPT, _CONTINUED = "> ", ". "
+_BLOCK = '"""'
+_LEAVE = ("exit", "quit")
+_HELP = f"""\
+/help         this list
+/clear        forget the conversation (the system prompt stays)
+/system TEXT  set the system prompt; without TEXT, show it
+/save FILE    write the conversation to a new file
+/stats        show the size and speed of the conversation
+exit, quit    leave; so does Ctrl-D, or Ctrl-C at the prompt
+A line that ends in \\ goes on in the next one; {_BLOCK} begins and ends a block of lines.
+Ctrl-C ends an answer and keeps what was said so far.
+"""
+
+
+class Streams(Protocol):
+    """Where the conversation is written."""
+
+    @property
+    def stdout(self) -> IO[str]:
+        """For answers."""
+
+    @property
+    def stderr(self) -> IO[str]:
+        """For what went wrong."""
+
+
+def converse(assistant: Assistant, streams: Streams, system: str | None, hide_reasoning: bool) -> None:
+    """Hold a conversation on the terminal until the user leaves."""
+    session: PromptSession[str] = PromptSession(history=_history(os.environ))
+    chat = Chat(assistant, streams, system, hide_reasoning=hide_reasoning)
+    chat.run(session.prompt)
+
+
+class Chat:
+    """A conversation with a model: the turns so far, and what the user can do with them."""
+
+    def __init__(self, assistant: Assistant, streams: Streams, system: str | None, *, hide_reasoning: bool) -> None:
+        self._assistant = assistant
+        self._out = streams.stdout
+        self._err = streams.stderr
+        self._system = system
+        self._hide_reasoning = hide_reasoning
+        self._turns: list[Message] = []
+        self._last: Answer | None = None
+        self._tokens = 0
+        self._commands: dict[str, Callable[[str], str]] = {
+            "/help": lambda _: _HELP,
+            "/clear": self._clear,
+            "/system": self._set_system,
+            "/save": self._save,
+            "/stats": self._statistics,
+        }
+
+    def run(self, read_line: ReadLine) -> None:
+        """Answer turn after turn; `read_line` shows a prompt and raises EOFError or KeyboardInterrupt to leave."""
+        self._out.write("Type a message, /help for help, exit to leave.\n")
+        self._out.flush()
+        try:
+            while (text := read_turn(read_line)) not in _LEAVE:
+                self._handle(text)
+        except (EOFError, KeyboardInterrupt):
+            self._out.write("\n")
+
+    def _handle(self, text: str) -> None:
+        word, _, rest = text.partition(" ")
+        if command := self._commands.get(word):
+            self._out.write(command(rest.strip()))
+        elif word.startswith("/") and word[1:].isalpha():
+            self._out.write(f"There is no command {word}; /help lists them.\n")
+        elif text:
+            self._answer(text)
+        self._out.flush()
+
+    def _answer(self, text: str) -> None:
+        question: Message = {"role": "user", "content": text}
+        printer = Printer(self._out, hide_reasoning=self._hide_reasoning)
+        try:
+            answer = self._assistant.reply(self._conversation(question), printer.show)
+        except MlxkError as error:
+            again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
+            self._err.write(f"Error: {error.message}{again if isinstance(error, ContextLengthError) else ''}\n")
+            return
+        printer.end(interrupted=answer.finish_reason == "interrupted")
+        if answer.finish_reason == "length":
+            self._out.write("[The answer was cut: no tokens are left for it]\n")
+        self._last = answer
+        self._tokens += answer.tokens
+        if answer.response:
+            self._turns += [question, {"role": "assistant", "content": answer.response}]
+
+    def _conversation(self, question: Message) -> list[Message]:
+        system: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, *self._turns, question]
+
+    def _clear(self, _: str) -> str:
+        self._turns.clear()
+        return "The conversation is cleared.\n"
+
+    def _set_system(self, text: str) -> str:
+        if text:
+            self._system = text
+            return "The system prompt is set.\n"
+        return f"The system prompt is: {self._system}\n" if self._system else "There is no system prompt.\n"
+
+    def _save(self, name: str) -> str:
+        if not name:
+            return "/save needs the name of a file.\n"
+        system: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
+        text = "\n".join(f"## {turn['role'].capitalize()}\n\n{turn['content']}\n" for turn in [*system, *self._turns])
+        try:
+            with open(os.path.expanduser(name), "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return f"{name} exists and stays as it is; choose another name.\n"
+        except (OSError, ValueError) as fault:
+            return f"{name} can't be written: {getattr(fault, 'strerror', None) or fault}.\n"
+        return f"Saved to {name}.\n"
+
+    def _statistics(self, _: str) -> str:
+        if self._last is None:
+            return "Nothing was said yet.\n"
+        turns = len(self._turns) // 2
+        return f"{turns} turns, {self._tokens} tokens generated. Last: {self._last.statistics}\n"
+
+
+def read_turn(read_line: ReadLine) -> str:
+    """Read what the user says: one line, lines joined by a backslash at their end, or a block in triple quotes."""
+    line = read_line(_PROMPT)
+    if line.lstrip().startswith(_BLOCK):
+        return _read_block(line.lstrip().removeprefix(_BLOCK), read_line)
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + read_line(_CONTINUED)
+    return line.strip()
+
+
+def _read_block(line: str, read_line: ReadLine) -> str:
+    lines: list[str] = []
+    while _BLOCK not in line:
+        lines.append(line)
+        line = read_line(_CONTINUED)
+    lines.append(line.partition(_BLOCK)[0])
+    return "\n".join(lines).strip()
+
+
+def _history(environment: Mapping[str, str]) -> History:
+    """Return the history of what was typed, in a file that only its user can read, or in memory if that can't be."""
+    state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    file = Path(state) / "mlxk2" / "history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(file)

@@ -1,0 +1,23 @@
+"""The way into this room: its modules are imported so that nothing they import can reach the network."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+# huggingface_hub, which mlx-lm and transformers import, reads this once, when it is imported.
+_VARIABLE = "HF_HUB_OFFLINE"
+
+
+def import_offline(module: str) -> Any:
+    """Import a module with huggingface_hub switched to offline; the environment is afterwards as it was."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "1"
+    try:
+        return import_module(module)
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before
