@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -78,13 +77,14 @@ def _print_envelope(
     status: str, command: str, data: Mapping[str, Any] | None, error: Mapping[str, Any] | None
 ) -> None:
     envelope = {"status": status, "command": command, "data": data, "error": error}
-    sys.stdout.write(json.dumps(envelope, indent=2, allow_nan=False) + "\n")
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(envelope, indent=indent, allow_nan=False) + "\n")
 
 
 def _report(error: MlxkError, words: Sequence[str]) -> int:
     """Say what went wrong, as an envelope or as lines on stderr; the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(error, file=sys.stderr)
+        sys.excepthook(type(error), error, error.__traceback__)
     if "--json" in words:
         command = getattr(error, "command", None) or arguments.named_command(words) or "version"
         described = {"type": error.type, "message": error.message, **error.details}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from mlxk2.cache import integrity, naming, support
@@ -28,7 +28,7 @@ _NUMBERS = {
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_SECOND = 253_402_300_799  # of the year 9999: the format has no room for more
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
@@ -147,9 +147,9 @@ def _quantization(config: dict[str, object]) -> str | None:
 
 
 def _timestamp(path: str) -> str:
-    """When a path was last modified, in UTC, whole seconds; 1970 for what is gone or beyond the calendar."""
+    """When a path was last modified, in UTC, whole seconds; 1970 for what is gone or before."""
     try:
-        moment = _EPOCH + timedelta(seconds=int(os.stat(path).st_mtime))
-    except (OSError, OverflowError):
-        moment = _EPOCH
-    return f"{moment:%Y-%m-%dT%H:%M:%S}Z".zfill(20)
+        modified = int(os.stat(path).st_mtime)
+    except OSError:
+        modified = 0
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(max(modified, 0), _LAST_SECOND)))

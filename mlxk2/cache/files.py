@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINKS = 8
 
@@ -14,8 +14,7 @@ class BrokenFile(Exception):
     """A file that can't be used as what its name says; the text is for people and begins with the file's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file of a folder.
 
     `name` is the path relative to the folder, with `/`. `path` is where the bytes are, all links followed, `size` their
@@ -32,15 +31,18 @@ class File:
 
 
 class Tree:
-    """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere."""
+    """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere.
+
+    The roots are real paths, as `os.path.realpath` gives them.
+    """
 
     def __init__(self, roots: tuple[str, ...] | None) -> None:
-        self._roots = None if roots is None else tuple(os.path.realpath(root) for root in roots)
-        self._real_folders: dict[str, str | None] = {}
+        self._roots = roots
+        self._real_folders = {root: root for root in roots or ()}
 
     def contains(self, folder: str) -> bool:
         """Whether a folder, all links followed, lies inside the roots."""
-        return self._real_folder(folder) is not None
+        return self._is_inside(self._real_folder(folder))
 
     def files(self, folder: str) -> list[File]:
         """All files below a folder, by name; links to folders are not entered."""
@@ -71,7 +73,7 @@ class Tree:
             for _ in range(MAX_LINKS):
                 folder, base = os.path.split(path)
                 real = self._real_folder(folder)
-                if real is None:
+                if not self._is_inside(real):
                     return _broken(name, "is a link that leads outside the cache")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
@@ -85,11 +87,17 @@ class Tree:
             return _broken(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
         return _broken(name, "is a link without an end")
 
-    def _real_folder(self, folder: str) -> str | None:
-        """The folder with all links followed, or None when that is outside the roots."""
+    def _real_folder(self, folder: str) -> str:
+        """As `os.path.realpath`, but each folder is looked at once: a snapshot's files share theirs."""
         if folder not in self._real_folders:
-            real = os.path.realpath(folder)
-            self._real_folders[folder] = real if self._is_inside(real) else None
+            parent, base = os.path.split(folder)
+            real = folder if parent == folder else self._real_folder(parent)
+            if base == "..":
+                real = os.path.dirname(real)
+            elif base not in ("", "."):
+                real = os.path.join(real, base)
+                real = os.path.realpath(real) if os.path.islink(real) else real
+            self._real_folders[folder] = real
         return self._real_folders[folder]
 
     def _is_inside(self, real: str) -> bool:

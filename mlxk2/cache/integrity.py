@@ -5,25 +5,21 @@ Each rule looks at a snapshot's contents and returns the first problem it finds,
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 from mlxk2.cache import gguf
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import BrokenFile, File, read
+from mlxk2.cache.files import BrokenFile, File
 
 HEALTHY = "Model is healthy"
-CHUNK_BYTES = 1 << 20
 MAX_NAMED = 5
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
 Rule = Callable[[Contents], str | None]
 
@@ -165,35 +161,3 @@ def has_tokenizer(contents: Contents) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (has_snapshot, has_config, has_weights, has_whole_weights, has_only_finished_files)
-
-
-def corrupt_files(contents: Contents, advance: Callable[[int], None]) -> Iterator[str]:
-    """The names of the files whose bytes do not have the hash that the cache filed them under.
-
-    Large files are filed by SHA-256, small ones by git's blob SHA-1 (`blob <size>\\0` and the bytes). `advance` is
-    told how many bytes were read. A file that the cache filed under no hash can't be checked and is passed over.
-    """
-    for file in hashed_files(contents):
-        if _digest(file, advance) != file.blob:
-            yield file.name
-
-
-def hashed_files(contents: Contents) -> list[File]:
-    """The files whose content the cache filed under its hash."""
-    return [file for file in contents.files if _is_hash(file.blob) and not file.problem]
-
-
-def _is_hash(blob: str | None) -> bool:
-    return blob is not None and bool(_SHA256.fullmatch(blob) or _GIT_SHA1.fullmatch(blob))
-
-
-def _digest(file: File, advance: Callable[[int], None]) -> str:
-    if file.blob and _SHA256.fullmatch(file.blob):
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-    for offset in range(0, file.size, CHUNK_BYTES):
-        chunk = read(file, CHUNK_BYTES, offset)
-        digest.update(chunk)
-        advance(len(chunk))
-    return digest.hexdigest()

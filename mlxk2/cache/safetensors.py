@@ -15,6 +15,8 @@ from mlxk2.cache.files import BrokenFile, File, read
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
+_FIRST_READ = 1 << 16  # most headers are smaller
+
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -23,17 +25,20 @@ _BITS = {
 
 def read_metadata(file: File) -> dict[str, Any]:
     """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
-    length = _header_length(file)
-    header = _parse(file, read(file, length, offset=8))
+    begin = read(file, _FIRST_READ)
+    length = _header_length(file, begin[:8])
+    if 8 + length > len(begin):
+        begin += read(file, 8 + length - len(begin), offset=len(begin))
+    header = _parse(file, begin[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
     _check_offsets(file, header, file.size - 8 - length)
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _header_length(file: File) -> int:
-    if file.size < 8:
+def _header_length(file: File, begin: bytes) -> int:
+    if len(begin) < 8:
         raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
-    length = int.from_bytes(read(file, 8), "little")
+    length = int.from_bytes(begin, "little")
     if length > MAX_HEADER_BYTES:
         raise BrokenFile(f"{file.name} is no safetensors file (its header would have {length} bytes)")
     if 8 + length > file.size:

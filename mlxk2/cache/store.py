@@ -9,22 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from mlxk2.cache import naming
 from mlxk2.cache.files import BrokenFile, Tree, read
 from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError
 
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
 MIN_HASH_LENGTH = 3
 MAX_REF_BYTES = 256
 
 _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A model's files at one revision.
 
     `path` is the folder that holds them: of a model without any snapshot (`is_missing`) the model's own folder. Reading
@@ -38,9 +36,8 @@ class Snapshot:
     is_missing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """One `models--…` folder of the cache."""
+class CachedModel(NamedTuple):
+    """One `models--…` folder of the cache; both paths are real ones."""
 
     name: str
     path: str
@@ -102,11 +99,11 @@ class CachedModel:
         return (self.hub, self.path)
 
 
-@dataclass(frozen=True, slots=True)
 class Cache:
     """A Hugging Face hub folder."""
 
-    hub: Path
+    def __init__(self, hub: str | os.PathLike[str]) -> None:
+        self.hub = os.path.realpath(hub)
 
     def scan(self) -> list[CachedModel]:
         """All models of the cache, by name; datasets, spaces and the shared blobs are none."""
@@ -118,7 +115,7 @@ class Cache:
             raise OperationError(f"The cache folder can't be read: {error.strerror}.") from error
         return sorted(
             (
-                CachedModel(naming.repo_id_of(entry.name), entry.path, str(self.hub))
+                CachedModel(naming.repo_id_of(entry.name), _real(entry), self.hub)
                 for entry in entries
                 if entry.name.startswith(naming.FOLDER_PREFIX) and os.path.isdir(entry.path)
             ),
@@ -161,24 +158,28 @@ class Cache:
         return [model for model in models if name.lower() in model.name.lower()]
 
 
+def _real(entry: os.DirEntry[str]) -> str:
+    return os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+
+
 def folder_snapshot(path: str) -> Snapshot:
     """The model in a folder that the user named by path."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
-    return _folder(os.path.basename(os.path.abspath(path)) or path, Path(path))
+    return _folder(os.path.basename(os.path.abspath(path)) or path, path)
 
 
-def _folder(name: str, path: Path) -> Snapshot:
-    return Snapshot(name, None, str(path), roots=None)
+def _folder(name: str, path: str) -> Snapshot:
+    return Snapshot(name, None, path, roots=None)
 
 
-def hub_folder(environment: Mapping[str, str]) -> Path:
+def hub_folder(environment: Mapping[str, str]) -> str:
     """Where the cache is, by the variables and in the order that huggingface_hub honours."""
     if hub := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(hub)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expanded(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface")) / "hub"
+    return _expanded(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
 
 
-def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(os.path.expanduser(path)))
+def _expanded(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))

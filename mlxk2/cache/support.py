@@ -7,11 +7,11 @@ nothing) and its sources are read: the table that maps a `model_type` to a modul
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 _METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
@@ -24,17 +24,19 @@ _BINDING = r"^(?:class {0}\b|{0}\s*=|from \S+ import (?:[^(\n]*|\([^)]*)\b{0}\b)
 class Installation:
     """An installed mlx-lm: its version and the architectures it has."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        version = re.search(r"""__version__ = ["']([^"']+)""", _text(folder / "_version.py"))
+    def __init__(self, folder: str) -> None:
+        version = re.search(r"""__version__ = ["']([^"']+)""", _text(os.path.join(folder, "_version.py")))
         self.version = version[1] if version else ""
-        source = _text(folder / "utils.py")
+        source = _text(os.path.join(folder, "utils.py"))
         self._modules: dict[str, str] = _dictionary(source, "MODEL_REMAPPING")
         self._modules_of_architecture: dict[tuple[str, str], str] = _dictionary(
             source, "MODEL_ARCHITECTURE_REMAPPING"
         )
-        self._files = {path.stem: path for path in (folder / "models").glob("*.py")}
+        self._models_folder = os.path.join(folder, "models")
+        # Names are compared exactly, also where the file system does not.
+        self._files = frozenset(os.listdir(self._models_folder))
         self._sources: dict[str, str] = {}
+        self._has: dict[str, bool] = {}
 
     def module_of(self, config: Mapping[str, Any]) -> str:
         """The name of the module that mlx-lm would load for a config; it need not exist."""
@@ -48,14 +50,17 @@ class Installation:
 
     def has(self, module: str) -> bool:
         """Whether a module of this name is an architecture, that is, binds Model and ModelArgs."""
-        source = self.source(module)
-        return all(re.search(_BINDING.format(name), source, re.MULTILINE) for name in ("Model", "ModelArgs"))
+        if module not in self._has:
+            source = self.source(module)
+            names = ("Model", "ModelArgs")
+            self._has[module] = all(re.search(_BINDING.format(name), source, re.MULTILINE) for name in names)
+        return self._has[module]
 
     def source(self, module: str) -> str:
         """The text of an architecture's module; empty where there is none."""
         if module not in self._sources:
-            path = self._files.get(module)
-            self._sources[module] = _text(path) if path else ""
+            is_there = f"{module}.py" in self._files
+            self._sources[module] = _text(os.path.join(self._models_folder, f"{module}.py")) if is_there else ""
         return self._sources[module]
 
 
@@ -65,7 +70,7 @@ def installation() -> Installation | None:
     spec = find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
         return None
-    return Installation(Path(spec.submodule_search_locations[0]))
+    return Installation(spec.submodule_search_locations[0])
 
 
 def problem(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | None:
@@ -134,8 +139,9 @@ def _dictionary(source: str, name: str) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def _is_text(value: object) -> bool:

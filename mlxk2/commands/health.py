@@ -10,7 +10,8 @@ from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.files import BrokenFile
-from mlxk2.cache.integrity import HEALTHY, corrupt_files, hashed_files
+from mlxk2.cache.hashes import corrupt_files, hashed_files
+from mlxk2.cache.integrity import HEALTHY
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError
 from mlxk2.spec import HealthData, HealthEntry

@@ -1,0 +1,47 @@
+"""Whether a model's files still have the content that the cache filed them under: every byte is read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.files import File, read
+
+CHUNK_BYTES = 1 << 20
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+
+
+def corrupt_files(contents: Contents, advance: Callable[[int], None]) -> Iterator[str]:
+    """The names of the files whose bytes do not have the hash that the cache filed them under.
+
+    Large files are filed by SHA-256, small ones by git's blob SHA-1 (`blob <size>\\0` and the bytes). `advance` is
+    told how many bytes were read. A file that the cache filed under no hash can't be checked and is passed over.
+    """
+    for file in hashed_files(contents):
+        if _digest(file, advance) != file.blob:
+            yield file.name
+
+
+def hashed_files(contents: Contents) -> list[File]:
+    """The files whose content the cache filed under its hash."""
+    return [file for file in contents.files if _is_hash(file.blob) and not file.problem]
+
+
+def _is_hash(blob: str | None) -> bool:
+    return blob is not None and bool(_SHA256.fullmatch(blob) or _GIT_SHA1.fullmatch(blob))
+
+
+def _digest(file: File, advance: Callable[[int], None]) -> str:
+    if file.blob and _SHA256.fullmatch(file.blob):
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    for offset in range(0, file.size, CHUNK_BYTES):
+        chunk = read(file, CHUNK_BYTES, offset)
+        digest.update(chunk)
+        advance(len(chunk))
+    return digest.hexdigest()
