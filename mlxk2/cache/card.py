@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+MAX_NESTING = 32
+
 # The base loader makes text of every scalar: no dates, no numbers, nothing that a value could break.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
@@ -25,10 +27,23 @@ def parse(text: str) -> Card:
         return Card()
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
-        front = yaml.load("\n".join(lines[1:end]), Loader=_Loader)
+        front = _load("\n".join(lines[1:end]))
     except (yaml.YAMLError, RecursionError, ValueError):
         return Card()
     return _card(front) if isinstance(front, dict) else Card()
+
+
+def _load(text: str) -> object:
+    """The value of a YAML text; ValueError when it is nested too deeply: the loader recurses in C, unguarded."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_NESTING:
+            raise ValueError("nested too deeply")
+    return yaml.load(text, Loader=_Loader)
 
 
 def _card(front: dict[Any, Any]) -> Card:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +25,9 @@ class Contents:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        tree = Tree(snapshot.roots)
-        self.is_inside = tree.contains(snapshot.path)
-        self.files = () if snapshot.is_missing else tuple(tree.files(snapshot.path))
+        self._tree = Tree(snapshot.roots)
+        self.is_inside = self._tree.contains(snapshot.path)
+        self.files = () if snapshot.is_missing else tuple(self._tree.files(snapshot.path))
         self._by_name = {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:
@@ -93,8 +95,14 @@ class Contents:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files, each blob counted once."""
-        return sum({file.identity: file.size for file in self.files}.values())
+        """Bytes of all files, each blob counted once; without a snapshot, of what a download left."""
+        files = self._remains() if self.snapshot.is_missing else self.files
+        return sum({file.identity: file.size for file in files}.values())
+
+    def _remains(self) -> Iterable[File]:
+        # Only where a download writes: the model's folder may be a link to anywhere, the root of a disk for one.
+        folders = (os.path.join(self.snapshot.path, name) for name in ("blobs", "refs", "snapshots"))
+        return (file for folder in folders for file in self._tree.files(folder))
 
 
 def is_lfs_pointer(text: bytes) -> bool:

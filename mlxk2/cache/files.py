@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mlxk2.cache.naming import readable
+
 MAX_LINKS = 8
 
 
@@ -60,7 +62,7 @@ class Tree:
                 yield _broken(prefix or ".", f"can't be read ({error.strerror})")
                 continue
             for entry in entries:
-                name = prefix + entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                name = prefix + readable(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, name + "/"))
                 elif (file := self.file(name, entry.path)) is not None:
@@ -79,7 +81,7 @@ class Tree:
                 status = os.lstat(path)
                 if not stat.S_ISLNK(status.st_mode):
                     return _found(name, path, status, blob)
-                path = os.path.join(real, os.readlink(path))
+                path = _joined(real, os.readlink(path))
                 blob = blob or _blob_name(path)
         except FileNotFoundError:
             return _broken(name, "is a dangling link")
@@ -91,13 +93,9 @@ class Tree:
         """As `os.path.realpath`, but each folder is looked at once: a snapshot's files share theirs."""
         if folder not in self._real_folders:
             parent, base = os.path.split(folder)
-            real = folder if parent == folder else self._real_folder(parent)
-            if base == "..":
-                real = os.path.dirname(real)
-            elif base not in ("", "."):
-                real = os.path.join(real, base)
-                real = os.path.realpath(real) if os.path.islink(real) else real
-            self._real_folders[folder] = real
+            path = os.path.join(self._real_folders.get(parent, parent), base)
+            is_plain = parent in self._real_folders and base not in ("", ".", "..") and not os.path.islink(path)
+            self._real_folders[folder] = path if is_plain else os.path.realpath(path)
         return self._real_folders[folder]
 
     def _is_inside(self, real: str) -> bool:
@@ -127,6 +125,13 @@ def read_whole(file: File, limit: int) -> bytes:
     if file.size > limit:
         raise BrokenFile(f"{file.name} is too large to be what its name says ({file.size} bytes)")
     return read(file, limit)
+
+
+def _joined(folder: str, target: str) -> str:
+    """Where a link in a real folder leads; there the way up is the parent's name."""
+    while target.startswith("../"):
+        folder, target = os.path.dirname(folder), target[3:]
+    return os.path.join(folder, target)
 
 
 def _found(name: str, path: str, status: os.stat_result, blob: str | None) -> File | None:

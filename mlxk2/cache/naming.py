@@ -12,7 +12,7 @@ DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 MAX_LENGTH = 96
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class ModelArgument(NamedTuple):
@@ -28,9 +28,13 @@ def folder_of(repo_id: str) -> str:
 
 
 def repo_id_of(folder: str) -> str:
-    """`models--org--name` → `org/name`; bytes that are no UTF-8 become replacement characters."""
-    name = folder.removeprefix(FOLDER_PREFIX).replace("--", "/")
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """`models--org--name` → `org/name`."""
+    return readable(folder.removeprefix(FOLDER_PREFIX).replace("--", "/"))
+
+
+def readable(file_name: str) -> str:
+    """A name from the disk; bytes that are no UTF-8 become replacement characters."""
+    return file_name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def is_path(argument: str) -> bool:

@@ -45,8 +45,11 @@ class CachedModel(NamedTuple):
 
     def revisions(self) -> list[str]:
         """The folders under `snapshots/`, newest first."""
+        folder = os.path.join(self.path, "snapshots")
+        if not Tree(self._roots).contains(folder):
+            return []
         try:
-            entries = [e for e in os.scandir(os.path.join(self.path, "snapshots")) if os.path.isdir(e.path)]
+            entries = [entry for entry in os.scandir(folder) if os.path.isdir(entry.path)]
             entries.sort(key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
         except OSError:
             return []  # without a snapshot that can be read a model has none: health says so
@@ -166,7 +169,7 @@ def folder_snapshot(path: str) -> Snapshot:
     """The model in a folder that the user named by path."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
-    return _folder(os.path.basename(os.path.abspath(path)) or path, path)
+    return _folder(naming.readable(os.path.basename(os.path.abspath(path))) or path, path)
 
 
 def _folder(name: str, path: str) -> Snapshot:

@@ -1,0 +1,96 @@
+"""Fixtures of all tests: a cache of their own, and the opt-in of those that need the user's world."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from layouts import SENTINEL, Hub
+
+from mlxk2.cli import main
+
+# Taken before any test isolates itself: where the user's own cache is.
+_USER_HF_HOME = os.environ.get("MLXK2_USER_HF_HOME") or os.environ.get("HF_HOME") or ""
+_NEEDED = {
+    "live_list": ("HF_HOME",),
+    "live_push": (
+        "MLXK2_ENABLE_ALPHA_FEATURES", "MLXK2_LIVE_PUSH", "HF_TOKEN", "MLXK2_LIVE_REPO", "MLXK2_LIVE_WORKSPACE",
+    ),
+    "live_clone": (
+        "MLXK2_ENABLE_ALPHA_FEATURES", "MLXK2_LIVE_CLONE", "HF_TOKEN", "MLXK2_LIVE_CLONE_MODEL",
+        "MLXK2_LIVE_CLONE_WORKSPACE",
+    ),
+}  # fmt: skip
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip an opt-in test, saying what it needs."""
+    for marker, variables in _NEEDED.items():
+        missing = [name for name in variables if not os.environ.get(name)]
+        if missing and item.get_closest_marker(marker):
+            pytest.skip(f"{marker} needs {', '.join(missing)}")
+    if item.get_closest_marker("issue27") and not _USER_HF_HOME:
+        pytest.skip("issue27 needs MLXK2_USER_HF_HOME or HF_HOME, a cache with real models")
+
+
+class Result(NamedTuple):
+    """How one run of the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout, which is all that is there."""
+        return json.loads(self.out, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+Program = Callable[..., Result]
+
+
+@pytest.fixture
+def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new, empty hub folder that all code under test takes for the user's cache."""
+    home = tmp_path / "huggingface"
+    hub = home / "hub"
+    hub.mkdir(parents=True)
+    (hub / SENTINEL).write_text("This cache belongs to a test.\n")
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", str(hub))
+    monkeypatch.setenv("MLXK2_STRICT_TEST_DELETE", "1")
+    monkeypatch.setenv("MLXK2_USER_HF_HOME", _USER_HF_HOME)
+    yield hub
+    assert_is_test_cache(hub)
+
+
+def assert_is_test_cache(hub: Path) -> None:
+    """The folder is a test's own cache, so that whatever is done to it harms nobody."""
+    assert (hub / SENTINEL).is_file(), f"{hub} is no test cache"
+
+
+@pytest.fixture
+def hub(isolated_cache: Path) -> Hub:
+    """The isolated cache, to be filled with models in the usual layout."""
+    return Hub(isolated_cache)
+
+
+@pytest.fixture
+def mlxk2(isolated_cache: Path, capsys: pytest.CaptureFixture[str]) -> Program:  # noqa: ARG001 - isolates
+    """Runs the program's `main` in this process: `mlxk2("list", "--json")`."""
+
+    def run(*words: str) -> Result:
+        capsys.readouterr()
+        code = main(words)
+        return Result(code, *capsys.readouterr())
+
+    return run

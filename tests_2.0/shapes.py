@@ -1,0 +1,89 @@
+"""Checks data against the types of the JSON API: closed shapes, required keys, literals, patterns, bounds."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+
+from mlxk2 import spec
+
+
+def assert_conforms(value: object, shape: Any) -> None:
+    """The value is what the type says, to the last key."""
+    problems = list(differences(value, shape, "data"))
+    assert not problems, problems
+
+
+def assert_envelope(document: Any, command: str, status: str = "success") -> None:
+    """The document is an envelope of this command, with the data that the command promises."""
+    assert_conforms(document, spec.Envelope)
+    assert (document["command"], document["status"]) == (command, status)
+    if status == "success":
+        assert document["error"] is None
+        assert_conforms(document["data"], spec.DATA_OF_COMMAND[document["command"]])
+    else:
+        assert document["error"] is not None
+
+
+def differences(value: object, shape: Any, where: str) -> Iterator[str]:
+    """What of a value is not as the type says."""
+    origin = get_origin(shape)
+    if origin is typing.Annotated:
+        yield from _annotated(value, shape, where)
+    elif typing.is_typeddict(shape):
+        yield from _typed_dict(value, shape, where)
+    elif origin in (Union, types.UnionType):
+        if all(list(differences(value, choice, where)) for choice in get_args(shape)):
+            yield f"{where}: {value!r} is none of {shape}"
+    elif origin is Literal:
+        if value not in get_args(shape):
+            yield f"{where}: {value!r} is none of {get_args(shape)}"
+    elif origin is list:
+        yield from _list(value, shape, where)
+    elif not _is_instance(value, shape):
+        yield f"{where}: {value!r} is no {shape}"
+
+
+def _is_instance(value: object, shape: Any) -> bool:
+    if shape is Any:
+        return True
+    plain = get_origin(shape) or (type(None) if shape is None else shape)
+    if isinstance(value, bool):
+        return plain is bool
+    return isinstance(value, (int, float) if plain is float else plain)
+
+
+def _annotated(value: object, shape: Any, where: str) -> Iterator[str]:
+    plain, *rules = get_args(shape)
+    yield from differences(value, plain, where)
+    for rule in rules:
+        if isinstance(rule, spec.Pattern) and not re.search(rule.regex, str(value)):
+            yield f"{where}: {value!r} does not match {rule.regex}"
+        if isinstance(rule, spec.Minimum) and isinstance(value, int) and value < rule.value:
+            yield f"{where}: {value} is less than {rule.value}"
+
+
+def _list(value: object, shape: Any, where: str) -> Iterator[str]:
+    if not isinstance(value, list):
+        yield f"{where}: {value!r} is no list"
+        return
+    for number, item in enumerate(value):
+        yield from differences(item, get_args(shape)[0], f"{where}[{number}]")
+
+
+def _typed_dict(value: object, shape: Any, where: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{where}: {value!r} is no object"
+        return
+    fields = get_type_hints(shape, include_extras=True)
+    for name, field in fields.items():
+        optional = get_origin(field) is NotRequired
+        if name in value:
+            yield from differences(value[name], get_args(field)[0] if optional else field, f"{where}.{name}")
+        elif not optional:
+            yield f"{where}: no {name}"
+    if shape in spec.CLOSED and (further := set(value) - set(fields)):
+        yield f"{where}: further keys {further}"

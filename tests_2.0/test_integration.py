@@ -1,0 +1,241 @@
+"""From a name to a verdict: which model and which revision an argument means, on all layouts of a cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+from huggingface_hub import scan_cache_dir
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Hub, base_model, chat_model, gguf_model, sharded_model
+
+
+def names(result):
+    return [model["name"] for model in result.json["data"]["models"]]
+
+
+def shown(result):
+    assert result.code == 0, result
+    return result.json["data"]["model"]
+
+
+@pytest.fixture
+def filled(hub):
+    """A cache of models whose names have parts in common."""
+    for name in ("mlx-community/Phi-3", "other/Phi-3", "mlx-community/Qwen3-0.6B", "gpt2", "org/Mistral"):
+        hub.add(name, chat_model())
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("mlx-community/Phi-3", "mlx-community/Phi-3"),
+        ("Phi-3", "mlx-community/Phi-3"),
+        ("other/Phi-3", "other/Phi-3"),
+        ("gpt2", "gpt2"),
+        ("GPT", "gpt2"),
+        ("qwen3", "mlx-community/Qwen3-0.6B"),
+        ("ORG/mist", "org/Mistral"),
+        ("0.6B", "mlx-community/Qwen3-0.6B"),
+    ],
+)
+def test_a_name_finds_its_model(filled, mlxk2, argument, name):
+    assert filled.path.is_dir()
+    assert shown(mlxk2("show", argument, "--json"))["name"] == name
+
+
+@pytest.mark.parametrize("command", ["show", "health"])
+def test_an_ambiguous_name_lists_all_that_it_may_mean(filled, mlxk2, command):
+    assert filled.path.is_dir()
+    result = mlxk2(command, "phi", "--json")
+    assert result.code == 1
+    assert result.json["error"]["type"] == "ambiguous_match"
+    assert result.json["error"]["matches"] == ["mlx-community/Phi-3", "other/Phi-3"]
+
+
+def test_an_ambiguous_name_tells_people_the_matches(filled, mlxk2):
+    assert filled.path.is_dir()
+    result = mlxk2("show", "phi")
+    assert result.out == ""
+    assert "  mlx-community/Phi-3\n  other/Phi-3\n" in result.err
+
+
+def test_an_unknown_name_is_not_found_by_show(filled, mlxk2):
+    assert filled.path.is_dir()
+    result = mlxk2("show", "nowhere", "--json")
+    assert (result.code, result.json["error"]["type"]) == (1, "model_not_found")
+    assert "mlxk2 pull mlx-community/nowhere" in result.json["error"]["message"]
+
+
+def test_an_unknown_name_is_a_success_of_health(filled, mlxk2):
+    assert filled.path.is_dir()
+    result = mlxk2("health", "nowhere", "--json")
+    assert result.code == 0
+    assert result.json["data"] == {
+        "healthy": [],
+        "unhealthy": [],
+        "summary": {"total": 0, "healthy_count": 0, "unhealthy_count": 0},
+    }
+
+
+def test_list_takes_a_pattern_in_any_case(filled, mlxk2):
+    assert filled.path.is_dir()
+    assert names(mlxk2("list", "PHI", "--json")) == ["mlx-community/Phi-3", "other/Phi-3"]
+
+
+# ----------------------------------------------------------------------------------------------------------- revisions
+
+
+@pytest.fixture
+def two_revisions(hub):
+    """A model at two commits, `main` at the older one."""
+    old = hub.add("org/model", chat_model(), COMMIT)
+    new = hub.add("org/model", sharded_model(), OTHER_COMMIT, ref=None)
+    os.utime(old, (1_000_000_000, 1_000_000_000))
+    os.utime(new, (1_100_000_000, 1_100_000_000))
+    return hub.folder("org/model")
+
+
+def test_main_names_the_chosen_snapshot(two_revisions, mlxk2):
+    assert two_revisions.is_dir()
+    model = shown(mlxk2("show", "org/model", "--json"))
+    assert (model["hash"], model["last_modified"]) == (COMMIT, "2001-09-09T01:46:40Z")
+
+
+@pytest.mark.parametrize("main", [None, b"", b"\xff\xfe", b"../../../etc", b"f" * 40, b"x" * 5000])
+def test_without_a_usable_main_the_newest_is_chosen(two_revisions, mlxk2, main):
+    ref = two_revisions / "refs" / "main"
+    ref.unlink() if main is None else ref.write_bytes(main)
+    assert shown(mlxk2("show", "org/model", "--json"))["hash"] == OTHER_COMMIT
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"),
+    [
+        (COMMIT, COMMIT),
+        (OTHER_COMMIT, OTHER_COMMIT),
+        (OTHER_COMMIT[:3], OTHER_COMMIT),
+        (COMMIT[:12], COMMIT),
+        ("main", COMMIT),
+        ("refs/pr", OTHER_COMMIT),
+    ],
+)
+def test_a_revision_is_a_prefix_or_a_ref(two_revisions, mlxk2, revision, commit):
+    (two_revisions / "refs" / "refs").mkdir()
+    (two_revisions / "refs" / "refs" / "pr").write_text(OTHER_COMMIT)
+    assert shown(mlxk2("show", f"model@{revision}", "--json"))["hash"] == commit
+    health = mlxk2("health", f"org/model@{revision}", "--json").json["data"]
+    assert health["summary"]["total"] == 1
+
+
+@pytest.mark.parametrize("revision", ["ab", "0", "fff", "develop", COMMIT[:-1] + "9"])
+def test_an_unknown_revision_names_those_there_are(two_revisions, mlxk2, revision):
+    assert two_revisions.is_dir()
+    result = mlxk2("show", f"org/model@{revision}", "--json")
+    assert (result.code, result.json["error"]["type"]) == (1, "hash_not_found")
+    assert sorted(result.json["error"]["available_hashes"]) == [COMMIT, OTHER_COMMIT]
+
+
+def test_a_prefix_of_two_commits_is_ambiguous(hub, mlxk2):
+    commits = ["abc" + "0" * 37, "abc" + "1" * 37]
+    for commit in commits:
+        hub.add("org/model", chat_model(), commit)
+    result = mlxk2("show", "org/model@abc", "--json")
+    assert result.json["error"]["type"] == "ambiguous_match"
+    assert result.json["error"]["matches"] == [f"org/model@{commit}" for commit in commits]
+
+
+# ------------------------------------------------------------------------------------------------------ what is a model
+
+
+def test_only_models_are_listed(filled, mlxk2):
+    for folder in ("datasets--org--data", "spaces--org--space", "blobs/ab", "models", ".locks/models--org--locked"):
+        (filled.path / folder).mkdir(parents=True)
+    (filled.path / "models--org--file").touch()
+    (filled.path / "version.txt").write_text("1")
+    assert len(names(mlxk2("list", "--json"))) == 5
+    assert mlxk2("health", "--json").json["data"]["summary"]["total"] == 5
+
+
+def test_an_absent_cache_is_an_empty_one(mlxk2, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
+    assert mlxk2("list", "--json").json["data"] == {"models": [], "count": 0}
+    assert mlxk2("health").out == "No models found.\n"
+
+
+def test_the_demo_is_no_part_of_list_and_health(filled, mlxk2):
+    filled.add("org/demo-model", chat_model())
+    assert mlxk2("health", "demo", "--json").json["data"]["summary"]["total"] == 0
+    assert shown(mlxk2("show", "demo", "--json"))["name"] == "demo"
+
+
+# -------------------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layouts_are_those_of_the_library(isolated_cache, layout):
+    hub = Hub(isolated_cache, layout)
+    hub.add("org/chat", chat_model())
+    hub.add("org/sharded", sharded_model())
+    found = scan_cache_dir(isolated_cache)
+    assert not [str(warning) for warning in found.warnings if "TEST_SENTINEL" not in str(warning)]
+    assert {repo.repo_id for repo in found.repos} == {"org/chat", "org/sharded"}
+    assert all(revision.refs == {"main"} for repo in found.repos for revision in repo.revisions)
+    assert (isolated_cache / "blobs" / ".huggingface-shared-blobs").exists() == (layout == "shared")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_is_the_same_on_every_layout(isolated_cache, mlxk2, layout):
+    Hub(isolated_cache, layout).add("org/chat", files := chat_model())
+    model = shown(mlxk2("show", "org/chat", "--json"))
+    assert model["size_bytes"] == sum(map(len, files.values()))
+    assert (model["framework"], model["model_type"], model["health"]) == ("MLX", "chat", "healthy")
+
+
+@pytest.mark.parametrize("layout", ["links", "shared"])
+def test_a_blob_that_two_files_share_counts_once(isolated_cache, mlxk2, layout):
+    files = gguf_model("a.gguf", "b.gguf")
+    Hub(isolated_cache, layout).add("org/twice", files)
+    model = shown(mlxk2("show", "org/twice", "--json"))
+    assert model["size_bytes"] == len(files["a.gguf"]) + len(files["README.md"])
+
+
+def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub, mlxk2):
+    blobs = hub.folder("org/broken") / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / ("a" * 64 + ".1234abcd.incomplete")).write_bytes(bytes(5000))
+    (hub.folder("org/broken") / "refs").mkdir()
+    (hub.folder("org/broken") / "refs" / "main").write_text(COMMIT)
+    model = shown(mlxk2("show", "org/broken", "--json"))
+    assert (model["health"], model["hash"], model["size_bytes"]) == ("unhealthy", None, 5040)
+
+
+def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "huge").write_bytes(bytes(4096))
+    hub.folder("org/link").symlink_to(tmp_path / "elsewhere")
+    assert shown(mlxk2("show", "org/link", "--json"))["size_bytes"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------ folders by path
+
+
+@pytest.mark.parametrize("form", ["{}", "./my-model", "../work/my-model", "./my-model/", "./my-model/."])
+def test_a_folder_by_path(mlxk2, tmp_path, monkeypatch, form):
+    folder = tmp_path / "work" / "my-model"
+    folder.mkdir(parents=True)
+    for name, content in base_model().items():
+        (folder / name).write_bytes(content)
+    monkeypatch.chdir(folder.parent)
+    model = shown(mlxk2("show", form.format(folder), "--json"))
+    assert (model["name"], model["hash"], model["health"]) == ("my-model", None, "healthy")
+    health = mlxk2("health", form.format(folder), "--json").json["data"]
+    assert health["healthy"] == [{"name": "my-model", "status": "healthy", "reason": "Model is healthy"}]
+
+
+@pytest.mark.parametrize("command", ["show", "health"])
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "./file"])
+def test_a_path_to_no_folder_is_not_found(mlxk2, tmp_path, monkeypatch, command, path):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    result = mlxk2(command, path, "--json")
+    assert (result.code, result.json["error"]["type"]) == (1, "model_not_found")

@@ -1,0 +1,102 @@
+"""Repo ids, folder names and model arguments."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxk2.cache.naming import MAX_LENGTH, folder_of, is_path, parse, repo_id_of
+from mlxk2.errors import ValidationError
+
+PART = st.text("abcXYZ019._", min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("mlx-community/Phi-3-mini", "models--mlx-community--Phi-3-mini"),
+        ("gpt2", "models--gpt2"),
+        ("org/sub/model", "models--org--sub--model"),
+        ("Org/model.v1_2", "models--Org--model.v1_2"),
+        ("组织/模型", "models--组织--模型"),
+    ],
+)
+def test_names_and_folders_convert_both_ways(name, folder):
+    assert folder_of(name) == folder
+    assert repo_id_of(folder) == name
+
+
+@settings(derandomize=True, database=None, max_examples=300)
+@given(st.lists(PART, min_size=1, max_size=4).map("/".join))
+def test_conversion_is_a_bijection_on_names_without_double_dashes(name):
+    assert repo_id_of(folder_of(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("models--org--x---y", "org/x/-y"),
+        ("models----", "/"),
+        ("models--", ""),
+        ("models--a----b", "a//b"),
+        ("models--org--caf\udce9", "org/caf\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_a_broken_folder_name_is_shown_as_it_converts(folder, name):
+    assert repo_id_of(folder) == name
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "revision"),
+    [
+        ("org/model", "org/model", None),
+        ("model", "model", None),
+        ("org/model@main", "org/model", "main"),
+        ("org/model@0123abc", "org/model", "0123abc"),
+        ("org/model@feature/x", "org/model", "feature/x"),
+        ("org/x/-y", "org/x/-y", None),
+        ("a" * MAX_LENGTH, "a" * MAX_LENGTH, None),
+    ],
+)
+def test_arguments_are_split_at_the_revision(argument, name, revision):
+    assert parse(argument) == (name, revision)
+
+
+BAD_NAMES = [
+    "", " ", "\t", "/", "/model", "model/", "org//model", "../model", "org/..", "a..b", "org\\model", "org/mo\0del",
+    "org/mo\ndel", "org/mo\x1bdel", "org/mo\x7fdel", "org/mo\x9bdel", "a" * (MAX_LENGTH + 1), "@main", " @main",
+]  # fmt: skip
+BAD_REVISIONS = ["org/model@", "org/model@ ", "org/model@../x", "org/model@/main", "org/model@a\\b", "org/model@a\0b"]
+
+
+@pytest.mark.parametrize("argument", BAD_NAMES + BAD_REVISIONS)
+def test_arguments_that_cannot_be_right_are_refused(argument):
+    with pytest.raises(ValidationError) as caught:
+        parse(argument)
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("argument", BAD_NAMES + BAD_REVISIONS)
+def test_a_refused_argument_is_an_envelope(mlxk2, argument):
+    if is_path(argument):
+        pytest.skip("names a folder")
+    result = mlxk2("show", argument, "--json")
+    assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
+    assert result.json["command"] == "show"
+
+
+def test_refusal_comes_before_the_disk(mlxk2, monkeypatch, tmp_path):
+    unreadable = tmp_path / "file"
+    unreadable.touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(unreadable))
+    assert mlxk2("health", "a..b", "--json").json["error"]["type"] == "ValidationError"
+    assert mlxk2("health", "a/b", "--json").json["error"]["type"] == "OperationError"
+
+
+@pytest.mark.parametrize("path", [".", "..", "./x", "../x", "/x/y", "./"])
+def test_paths_are_told_from_names(path):
+    assert is_path(path)
+
+
+@pytest.mark.parametrize("name", ["x", "org/x", ".x", "org/.x", "x/.."])
+def test_names_are_told_from_paths(name):
+    assert not is_path(name)
