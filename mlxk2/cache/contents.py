@@ -7,11 +7,15 @@ import math
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mlxk2.cache import card, safetensors
+from mlxk2.cache import safetensors
 from mlxk2.cache.files import BrokenFile, File, Tree, read, read_whole
 from mlxk2.cache.store import Snapshot
+
+if TYPE_CHECKING:
+    from mlxk2.cache.card import Card
 
 MAX_JSON_BYTES = 1 << 26
 MAX_CARD_BYTES = 1 << 16
@@ -73,14 +77,23 @@ class Contents:
         """What stands in config.json; nothing where it can't be read."""
         return self.config if isinstance(self.config, dict) else {}
 
+    def card(self, *words: str) -> Card | None:
+        """The model card, if one of these words stands in it, else None."""
+        # Importing a YAML parser takes longer than all the rest: most cards have nothing to say that matters here.
+        return self._card if any(word in self._card_text for word in words) else None
+
     @cached_property
-    def card(self) -> card.Card:
-        """What the model card says; nothing where it can't be read."""
+    def _card(self) -> Card:
+        card: Card = import_module("mlxk2.cache.card").parse(self._card_text)
+        return card
+
+    @cached_property
+    def _card_text(self) -> str:
         file = self._by_name.get("README.md")
         try:
-            return card.parse(read(file, MAX_CARD_BYTES).decode("utf-8", "replace")) if file else card.Card()
+            return read(file, MAX_CARD_BYTES).decode("utf-8", "replace") if file else ""
         except BrokenFile:
-            return card.Card()
+            return ""
 
     @cached_property
     def safetensors(self) -> dict[str, dict[str, Any] | BrokenFile]:

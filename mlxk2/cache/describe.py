@@ -77,7 +77,8 @@ def framework_of(contents: Contents) -> Framework:
 def _says_mlx(contents: Contents) -> bool:
     if contents.snapshot.name.startswith(naming.DEFAULT_ORG + "/"):
         return True
-    if "mlx" in contents.card.tags or contents.card.library_name == "mlx":
+    card = contents.card("mlx")
+    if card is not None and ("mlx" in card.tags or card.library_name == "mlx"):
         return True
     headers = contents.safetensors.values()
     return any(isinstance(header, dict) and header.get("format") == "mlx" for header in headers)
@@ -87,8 +88,9 @@ def model_type_of(contents: Contents) -> ModelType:
     """What a model is for, by its config, its card, its chat template and its name."""
     name = contents.snapshot.name
     architectures = " ".join(_architectures(contents))
-    task = contents.card.pipeline_tag
-    if task in _EMBEDDING_TASKS or "embed" in name.lower() or _EMBEDDING_ARCHITECTURE.search(architectures):
+    card = contents.card(*_EMBEDDING_TASKS)
+    embeds = card is not None and card.pipeline_tag in _EMBEDDING_TASKS
+    if embeds or "embed" in name.lower() or _EMBEDDING_ARCHITECTURE.search(architectures):
         return "embedding"
     if _has_chat_template(contents) or _CHAT_NAME.search(name):
         return "chat"

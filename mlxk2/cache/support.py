@@ -1,7 +1,7 @@
 """Whether the installed mlx-lm can run a model, read from mlx-lm's own files without importing it.
 
-Importing mlx-lm costs a second and needs MLX; its package is only located here (`find_spec` of a top-level name runs
-nothing) and its sources are read: the table that maps a `model_type` to a module, and the modules there are.
+Importing mlx-lm costs a second and needs MLX; its package is only located here (finding the spec of a top-level name
+runs nothing) and its sources are read: the table that maps a `model_type` to a module, and the modules there are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import Any
 
 _METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
@@ -67,7 +67,7 @@ class Installation:
 @lru_cache(maxsize=1)
 def installation() -> Installation | None:
     """The installed mlx-lm, or None."""
-    spec = find_spec("mlx_lm")
+    spec = PathFinder.find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
         return None
     return Installation(spec.submodule_search_locations[0])
