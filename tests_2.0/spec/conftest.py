@@ -1,0 +1,100 @@
+"""What the tests of the JSON API share: its schema, its documentation, and the real program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from jsonschema import Draft202012Validator
+from layouts import Hub, chat_model, gguf_model, sharded_model, without
+
+DOCS = Path(__file__).parents[2] / "docs"
+SPECIFICATION = DOCS / "json-api-specification.md"
+SCHEMA = DOCS / "json-api-schema.json"
+
+_EXAMPLE = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+Document = dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """How the program ended, and the one document that it printed."""
+
+    code: int
+    document: Document
+    err: str
+
+
+def documented() -> list[Document]:
+    """Every example of the specification."""
+    return [json.loads(text) for text in _EXAMPLE.findall(SPECIFICATION.read_text(encoding="utf-8"))]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with an argument `example` sees every example of the specification."""
+    if "example" in metafunc.fixturenames:
+        examples = documented()
+        ids = [f"{number}-{example['command']}-{example['status']}" for number, example in enumerate(examples)]
+        metafunc.parametrize("example", examples, ids=ids)
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Document]:
+    """Every example of the specification."""
+    return documented()
+
+
+@pytest.fixture(scope="session")
+def specification() -> str:
+    """The specification's text."""
+    return SPECIFICATION.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def schema() -> Document:
+    """The published schema, which is a valid one."""
+    published: Document = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(published)
+    return published
+
+
+@pytest.fixture(scope="session")
+def problems(schema: Document) -> Callable[[object], list[str]]:
+    """What the schema has against a document."""
+    validator = Draft202012Validator(schema)
+    return lambda document: [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+@pytest.fixture
+def program(isolated_cache: Path, tmp_path: Path) -> Callable[..., Outcome]:  # noqa: ARG001 - isolates
+    """Runs the real program with `--json` at its end, in a process and a folder of its own."""
+
+    def run(*words: str, **environment: str) -> Outcome:
+        command = [sys.executable, "-m", "mlxk2", *words, "--json"]
+        finished = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True
+        )
+        return Outcome(finished.returncode, json.loads(finished.stdout), finished.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def filled(hub: Hub) -> Hub:
+    """A cache with models of all kinds, sound and damaged."""
+    hub.add("mlx-community/Sound-4bit", chat_model(quantization={"bits": 4, "group_size": 64}))
+    hub.add("mlx-community/Sharded-8bit", sharded_model())
+    hub.add("mlx-community/Sharded-broken", without(sharded_model(), "model-00002-of-00003.safetensors"))
+    hub.add("mlx-community/embed-small", chat_model(architectures=["BertModel"]))
+    hub.add("org/model-gguf", gguf_model())
+    hub.add("org/unknown-architecture", chat_model(model_type="nobody-knows"))
+    hub.add("org/f\u00fcr-alle", chat_model())
+    (hub.path / "models--org--x---never").mkdir()
+    return hub

@@ -1,0 +1,66 @@
+"""`--json` belongs to every command: one envelope on stdout, whatever the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import Program
+
+from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS
+
+pytestmark = pytest.mark.spec
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_usage_of_any_command_is_an_envelope_of_that_command(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv(ALPHA_VARIABLE, "1")
+    code, out, err = mlxk2(command, "--no-such-flag", "--json")
+    document = json.loads(out)
+    assert (code, err) == (2, "")
+    assert (document["status"], document["command"]) == ("error", API_NAMES.get(command, command))
+    assert document["error"]["type"] == "CommandError"
+    assert "usage" not in document["error"]["message"].lower()
+
+
+@pytest.mark.parametrize("command", ["show", "pull", "rm", "clone", "push", "run"])
+def test_a_missing_argument_is_named(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv(ALPHA_VARIABLE, "1")
+    result = mlxk2(command, "--json")
+    assert result.code == 2
+    assert "required" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--json", "list"), ("list", "--json"), ("list", "--json", "--all"), ("list", "x", "--json")]
+)
+def test_the_flag_may_stand_anywhere(mlxk2: Program, words: tuple[str, ...]) -> None:
+    result = mlxk2(*words)
+    assert result.code == 0
+    assert result.json == {"status": "success", "command": "list", "data": {"models": [], "count": 0}, "error": None}
+
+
+@pytest.mark.parametrize("words", [("--json",), ("no-such-command", "--json"), ("--no-such-flag", "--json")])
+def test_without_a_command_the_program_itself_answers(mlxk2: Program, words: tuple[str, ...]) -> None:
+    result = mlxk2(*words)
+    assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "version", "CommandError")
+
+
+@pytest.mark.parametrize("command", ALPHA_COMMANDS)
+def test_an_alpha_command_names_the_variable_that_enables_it(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.delenv(ALPHA_VARIABLE, raising=False)
+    result = mlxk2(command, "org/model", "./folder", "--json")
+    assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, command, "CommandError")
+    assert ALPHA_VARIABLE in result.json["error"]["message"]
+
+
+def test_an_error_has_one_line_for_people_and_one_document_for_programs(mlxk2: Program) -> None:
+    for_people = mlxk2("show", "org/none")
+    for_programs = mlxk2("show", "org/none", "--json")
+    assert (for_people.out, for_programs.err) == ("", "")
+    assert for_people.err.startswith(f"Error: {for_programs.json['error']['message']}\n")
+    assert for_people.code == for_programs.code == 1

@@ -1,0 +1,124 @@
+"""What the real program prints is what the schema says, and what scripts for the API 0.1.5 expect."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layouts import COMMIT, Hub
+from previous_api import SHAPES, is_as_before
+
+from mlxk2.cache.store import DEMO_FOLDER
+
+Problems = Callable[[object], list[str]]
+Program = Callable[..., Any]
+
+pytestmark = pytest.mark.spec
+
+SUCCESSES = [
+    ("list",),
+    ("list", "sharded"),
+    ("list", "no-such-model"),
+    ("list", "--all", "--health", "--verbose"),
+    ("show", "Sound-4bit", "--files", "--config"),
+    ("show", "Sound-4bit@" + COMMIT[:7]),
+    ("show", "mlx-community/Sharded-broken", "--files"),
+    ("show", "org/model-gguf", "--config"),
+    ("show", "org/x/-never", "--files", "--config"),
+    ("show", "embed-small"),
+    ("show", "demo", "--files"),
+    ("health",),
+    ("health", "Sound-4bit"),
+    ("health", "no-such-model"),
+    ("health", "--deep"),
+    ("--version",),
+]
+ERRORS = [
+    ((), "version", "CommandError", 2),
+    (("no-such-command",), "version", "CommandError", 2),
+    (("show",), "show", "CommandError", 2),
+    (("list", "--no-such-flag"), "list", "CommandError", 2),
+    (("serve", "--port", "no-number"), "server", "CommandError", 2),
+    (("run", "Sound-4bit", "Hi", "--max-tokens", "many"), "run", "CommandError", 2),
+    (("push", ".", "org/model"), "push", "CommandError", 2),
+    (("show", "org/none"), "show", "model_not_found", 1),
+    (("show", "./no-such-folder"), "show", "model_not_found", 1),
+    (("show", "sharded"), "show", "ambiguous_match", 1),
+    (("health", "sharded"), "health", "ambiguous_match", 1),
+    (("show", "Sound-4bit@ffff"), "show", "hash_not_found", 1),
+    (("show", "org/../model"), "show", "ValidationError", 1),
+    (("health", "org//x"), "health", "ValidationError", 1),
+    (("pull", ""), "pull", None, 1),
+    (("run", "org/none", "Hi"), "run", "model_not_found", 1),
+    (("run", "Sharded-broken", "Hi"), "run", "ModelUnhealthyError", 1),
+    (("run", "org/model-gguf", "Hi"), "run", "ModelNotRunnableError", 1),
+    (("run", "org/unknown-architecture", "Hi"), "run", "ModelNotRunnableError", 1),
+    (("run", "Sound-4bit", ""), "run", "ValidationError", 1),
+]
+
+
+@pytest.mark.parametrize("words", SUCCESSES, ids=" ".join)
+@pytest.mark.usefixtures("filled")
+def test_results(program: Program, problems: Problems, words: tuple[str, ...]) -> None:
+    code, document, err = program(*words)
+    assert (code, document["status"], err) == (0, "success", "")
+    assert problems(document) == []
+    assert is_as_before(document)
+
+
+@pytest.mark.parametrize(("words", "command", "type", "code"), ERRORS)
+@pytest.mark.usefixtures("filled")
+def test_errors(
+    program: Program, problems: Problems, words: tuple[str, ...], command: str, type: str | None, code: int
+) -> None:
+    outcome = program(*words)
+    assert (outcome.code, outcome.document["status"], outcome.document["command"]) == (code, "error", command)
+    assert type in (None, outcome.document["error"]["type"])
+    assert problems(outcome.document) == []
+    assert is_as_before(outcome.document)
+
+
+@pytest.mark.skipif(not (DEMO_FOLDER / "config.json").is_file(), reason="the demo model is not built")
+def test_an_answer_of_the_demo(program: Program, problems: Problems) -> None:
+    code, document, _ = program("run", "demo", "Hello!", "--max-tokens", "8", "--seed", "1")
+    assert (code, document["status"]) == (0, "success")
+    assert problems(document) == []
+    assert is_as_before(document)
+
+
+def test_a_folder_by_path(program: Program, problems: Problems, filled: Hub, tmp_path: Path) -> None:
+    shutil.copytree(filled.folder("mlx-community/Sound-4bit") / "snapshots" / COMMIT, tmp_path / "copy")
+    for words in (("show", "./copy", "--files"), ("health", "./copy")):
+        code, document, _ = program(*words)
+        assert (code, problems(document), is_as_before(document)) == (0, [], True)
+
+
+@pytest.mark.usefixtures("filled")
+def test_the_list_has_every_kind_of_model(program: Program) -> None:
+    models = program("list").document["data"]["models"]
+    assert {model["framework"] for model in models} == {"MLX", "GGUF", "Unknown"}
+    assert {model["model_type"] for model in models} == {"chat", "embedding", "unknown"}
+    assert {(model["health"], model["runtime_compatible"]) for model in models} == {
+        ("healthy", True), ("healthy", False), ("unhealthy", False),
+    }  # fmt: skip
+
+
+def test_an_unreadable_cache(program: Program, problems: Problems, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    code, document, _ = program("list", HF_HUB_CACHE=str(tmp_path / "file"))
+    assert (code, document["error"]["type"]) == (1, "OperationError")
+    assert problems(document) == []
+    assert str(tmp_path) not in str(document)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_types_imply_those_of_0_1_5(schema: dict[str, Any], name: str) -> None:
+    today, before = schema["$defs"][name], SHAPES[name]
+    required_before = before.kinds.keys() - before.optional
+    assert required_before <= set(today["required"])
+    if before.closed:
+        assert today["additionalProperties"] is False
+        assert today["properties"].keys() <= before.kinds.keys()

@@ -1,0 +1,51 @@
+"""The errors of `push`: documents of the schema, whether the program prints them yet or the specification does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Program
+
+from mlxk2.arguments import ALPHA_VARIABLE
+
+Problems = Callable[[object], list[str]]
+
+pytestmark = pytest.mark.spec
+
+TYPES = [
+    "CommandError", "dependency_missing", "auth_error", "workspace_not_found", "repo_not_found", "upload_failed",
+    "push_operation_failed",
+]  # fmt: skip
+
+
+def _failed(type: str) -> dict[str, Any]:
+    return {"status": "error", "command": "push", "data": None, "error": {"type": type, "message": "It failed."}}
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_each_error_is_a_document(problems: Problems, specification: str, type: str) -> None:
+    assert problems(_failed(type)) == []
+    assert f"| `{type}` |" in specification
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_an_error_may_not_look_like_a_success(problems: Problems, type: str) -> None:
+    assert problems(_failed(type) | {"status": "success"})
+    assert problems(_failed(type) | {"error": None})
+    assert problems(_failed(type) | {"error": {"type": type}})
+    assert problems(_failed(type) | {"error": {"message": "It failed."}})
+
+
+@pytest.mark.parametrize(
+    ("words", "enabled"),
+    [(("push",), "1"), (("push", "."), "1"), (("push", ".", "org/model", "--no-such-flag"), "1"), (("push", "."), "")],
+)
+def test_wrong_usage(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, problems: Problems, words: tuple[str, ...], enabled: str
+) -> None:
+    monkeypatch.setenv(ALPHA_VARIABLE, enabled)
+    result = mlxk2(*words, "--json")
+    assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "push", "CommandError")
+    assert problems(result.json) == []
