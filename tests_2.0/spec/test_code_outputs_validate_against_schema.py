@@ -81,7 +81,7 @@ def test_errors(
     assert is_as_before(outcome.document)
 
 
-@pytest.mark.skipif(not (DEMO_FOLDER / "config.json").is_file(), reason="the demo model is not built")
+@pytest.mark.skipif(not Path(DEMO_FOLDER, "config.json").is_file(), reason="the demo model is not built")
 def test_an_answer_of_the_demo(program: Program, problems: Problems) -> None:
     code, document, _ = program("run", "demo", "Hello!", "--max-tokens", "8", "--seed", "1")
     assert (code, document["status"]) == (0, "success")
