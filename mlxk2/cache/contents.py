@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from importlib import import_module
@@ -22,6 +23,9 @@ MAX_CARD_BYTES = 1 << 16
 MAX_JSON_NESTING = 64
 LFS_POINTER_START = b"version https://git-lfs"
 MAX_LFS_POINTER_BYTES = 1024
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+_TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"[^"]|\[\s*\{)')
 
 
 class Contents:
@@ -55,12 +59,17 @@ class Contents:
             raise BrokenFile(f"{name} is a Git LFS pointer, not the file itself")
         return _parse_object(name, text)
 
-    def json_or_empty(self, name: str) -> dict[str, Any]:
-        """As `json`; empty where that can't be had."""
+    @cached_property
+    def has_chat_template(self) -> bool:
+        """Whether a chat template comes with the model, in a file of its own or in the tokenizer's config."""
+        if any(name in self for name in TEMPLATE_FILES):
+            return True
+        file = self._by_name.get("tokenizer_config.json")
         try:
-            return self.json(name)
+            # The key is looked for in the text: such a file can have megabytes of tokens besides.
+            return file is not None and bool(_TEMPLATE_KEY.search(read_whole(file, MAX_JSON_BYTES)))
         except BrokenFile:
-            return {}
+            return False
 
     @cached_property
     def config(self) -> dict[str, Any] | BrokenFile:

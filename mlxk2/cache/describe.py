@@ -29,7 +29,6 @@ _NUMBERS = {
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
 }
 _LAST_SECOND = 253_402_300_799  # of the year 9999: the format has no room for more
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
 _EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
@@ -92,7 +91,7 @@ def model_type_of(contents: Contents) -> ModelType:
     embeds = card is not None and card.pipeline_tag in _EMBEDDING_TASKS
     if embeds or "embed" in name.lower() or _EMBEDDING_ARCHITECTURE.search(architectures):
         return "embedding"
-    if _has_chat_template(contents) or _CHAT_NAME.search(name):
+    if contents.has_chat_template or _CHAT_NAME.search(name):
         return "chat"
     return "base" if _CAUSAL_ARCHITECTURE.search(architectures) else "unknown"
 
@@ -100,12 +99,6 @@ def model_type_of(contents: Contents) -> ModelType:
 def _architectures(contents: Contents) -> Iterable[str]:
     named = contents.config_or_empty.get("architectures")
     return (name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
-
-
-def _has_chat_template(contents: Contents) -> bool:
-    if any(name in contents for name in _TEMPLATE_FILES):
-        return True
-    return bool(contents.json_or_empty("tokenizer_config.json").get("chat_template"))
 
 
 def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
