@@ -3,7 +3,12 @@
     MlxkError                       exit 1
     ├── CommandError                wrong usage of the command line, exit 2
     ├── ValidationError             an argument that can't be right, before any disk or network access
-    ├── OperationError              the machine can't do it: disk, memory, permissions of a path
+    ├── OperationError              the machine can't do it: disk, memory
+    │   └── CachePermissionError    the cache may not be written
+    ├── HubError
+    │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
+    │   ├── DownloadFailedError     the hub answered, but not with what was asked for
+    │   └── NetworkError            the hub could not be reached
     ├── NotFoundError
     │   ├── ModelNotFoundError      no such model in the cache
     │   ├── HashNotFoundError       the model is there, the revision is not
@@ -62,6 +67,36 @@ class OperationError(MlxkError):
     """The machine can't do what was asked: a file can't be read, a disk is full."""
 
     type = "OperationError"
+
+
+class CachePermissionError(OperationError):
+    """The operating system does not let the user write to the cache."""
+
+    type = "PermissionError"
+
+
+class HubError(MlxkError):
+    """The hub did not give what was asked of it."""
+
+    http_status = 502
+
+
+class AccessDeniedError(HubError):
+    """The repo is gated, private or not there, or the token does not open it; the hub tells no difference."""
+
+    type = "access_denied"
+
+
+class DownloadFailedError(HubError):
+    """The hub answered, but not with the file, the revision or the bytes that it promised."""
+
+    type = "download_failed"
+
+
+class NetworkError(HubError):
+    """The hub could not be reached, or the connection broke and did not come back."""
+
+    type = "NetworkError"
 
 
 class NotFoundError(MlxkError):

@@ -22,7 +22,7 @@ def corrupt_files(contents: Contents, advance: Callable[[int], None]) -> Iterato
     told how many bytes were read. A file that the cache filed under no hash can't be checked and is passed over.
     """
     for file in hashed_files(contents):
-        if _digest(file, advance) != file.blob:
+        if digest(file, advance) != file.blob:
             yield file.name
 
 
@@ -35,7 +35,8 @@ def _is_hash(blob: str | None) -> bool:
     return blob is not None and bool(_SHA256.fullmatch(blob) or _GIT_SHA1.fullmatch(blob))
 
 
-def _digest(file: File, advance: Callable[[int], None]) -> str:
+def digest(file: File, advance: Callable[[int], None]) -> str:
+    """The hash of a file's bytes, of the kind that names its blob."""
     if file.blob and _SHA256.fullmatch(file.blob):
         digest = hashlib.sha256()
     else:

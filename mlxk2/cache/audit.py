@@ -1,0 +1,86 @@
+"""Which files of a revision the cache has whole, and which must be fetched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mlxk2.cache import gguf, hashes, safetensors
+from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache.files import BrokenFile, File, Tree
+
+MAX_SMALL_BYTES = 1 << 24
+
+Check = Callable[[File, Wanted], bool]
+
+
+class Audit:
+    """The wanted files of a revision, sorted by what the cache has of them."""
+
+    def __init__(self, delivery: Delivery, commit: str, wanted: Iterable[Wanted], check: Check) -> None:
+        self._delivery = delivery
+        self._snapshot = delivery.snapshot(commit)
+        self._tree = Tree((os.path.realpath(delivery.model.parent), os.path.realpath(delivery.model)))
+        self._check = check
+        self._verdicts: dict[Path, bool] = {}
+        self.wanted = list(wanted)
+        self.missing = [file for file in self.wanted if not self._has(file)]
+        self.misplaced = [file for file in self.wanted if not self._is_good(self._snapshot / file.name, file)]
+
+    def bad_blobs(self) -> list[Path]:
+        """The blobs of missing files that are there, but are not what their name says."""
+        paths = {self._delivery.blob(file) for file in self.missing}
+        return sorted(path for path in paths if os.path.lexists(path))
+
+    def strangers(self) -> list[str]:
+        """What stands in the snapshot's folder without being a file of the revision, by its relative path."""
+        names = {file.name for file in self.wanted}
+        return [file.name for file in self._tree.files(str(self._snapshot)) if file.name not in names]
+
+    def plain_files(self) -> list[tuple[Path, Wanted]]:
+        """Good files that stand in the snapshot's folder themselves, not as links to blobs."""
+        found = ((self._snapshot / file.name, file) for file in self.wanted)
+        return [(path, file) for path, file in found if not path.is_symlink() and self._is_good(path, file)]
+
+    def _has(self, file: Wanted) -> bool:
+        return self._is_good(self._delivery.blob(file), file) or self._is_good(self._snapshot / file.name, file)
+
+    def _is_good(self, path: Path, wanted: Wanted) -> bool:
+        if path not in self._verdicts:
+            self._verdicts[path] = os.path.lexists(path) and self._judge(path, wanted)
+        return self._verdicts[path]
+
+    def _judge(self, path: Path, wanted: Wanted) -> bool:
+        file = self._tree.file(wanted.name, str(path))
+        if file is None or file.problem or file.size != wanted.size or file.blob not in (None, wanted.blob):
+            return False
+        return self._check(file, wanted)
+
+
+def looks_whole(file: File, wanted: Wanted) -> bool:
+    """Whether a file is what it should be, as far as that is quick: small ones by hash, weights by header."""
+    if file.size > MAX_SMALL_BYTES and _has_whole_header(file):
+        return True
+    # Also of a file that is damaged on the hub itself: as it is there, so it belongs here.
+    return has_its_hash(lambda _: None)(file, wanted)
+
+
+def has_its_hash(advance: Callable[[int], None]) -> Check:
+    """A check of a file's bytes by the hash that names its blob; `advance` is told how many were read."""
+
+    def check(file: File, wanted: Wanted) -> bool:
+        return hashes.digest(file._replace(blob=wanted.blob), advance) == wanted.blob
+
+    return check
+
+
+def _has_whole_header(file: File) -> bool:
+    try:
+        if file.name.endswith(".safetensors"):
+            safetensors.read_metadata(file)
+        elif file.name.endswith(".gguf"):
+            gguf.check(file)
+    except BrokenFile:
+        return False
+    return True

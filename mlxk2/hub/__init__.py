@@ -1,0 +1,1 @@
+"""The hub on the network: the only room that imports huggingface_hub."""

@@ -1,0 +1,132 @@
+"""A revision of a repo into a cache: only what is missing or damaged is fetched, and the model changes in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from mlxk2.cache.audit import Audit, has_its_hash, looks_whole
+from mlxk2.cache.delivery import Delivery, Wanted, write_ref
+from mlxk2.errors import OperationError
+from mlxk2.hub import library, repos, sharing
+from mlxk2.hub.connection import Connection
+from mlxk2.hub.errors import translated
+from mlxk2.hub.fetching import fetch_all
+from mlxk2.hub.repos import Revision
+from mlxk2.hub.transfer import Source
+from mlxk2.sizes import human_size
+
+LOCK_NAME = "pull.lock"
+NOTICE_SECONDS = 1.0
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Notify = Callable[[str], object]
+
+
+class Download(NamedTuple):
+    """What came of a download; `fetched` and `repaired` are names of files, `resumed_bytes` were there before."""
+
+    commit: str
+    fetched: tuple[str, ...]
+    repaired: tuple[str, ...]
+    resumed_bytes: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything in the cache is different now."""
+        return bool(self.fetched or self.repaired)
+
+
+def download(
+    connection: Connection,
+    revision: Revision,
+    hub: Path,
+    progress: Progress,
+    *,
+    notify: Notify = sys.stderr.write,
+    by_hash: bool = False,
+) -> Download:
+    """Bring a revision into a hub folder, complete and verified, and let its branch name it.
+
+    Files that are there are judged quickly, or all `by_hash`. Raises errors of the tree. Until the last file is there,
+    a model that was in the cache stays at its old revision, and one that was not is not in it.
+    """
+    wanted = repos.files(connection, revision)
+    with translated(revision.repo_id), _alone(hub, revision.repo_id, notify):
+        delivery = Delivery.of(hub, revision.repo_id)
+        audit = _audit(delivery, revision, wanted, progress, by_hash)
+        if not (audit.missing or audit.misplaced or audit.strangers()):
+            write_ref(delivery.model, revision.ref, revision.commit)
+            delivery.clear()
+            return Download(revision.commit, (), (), 0)
+        return _deliver(Source(connection, revision), hub, delivery, audit, progress)
+
+
+@contextmanager
+def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
+    """Hold the lock of a model's downloads; wait for another process that has it, and say so."""
+    folder = hub / ".locks" / library.repo_folder_name(repo_id=repo_id, repo_type="model")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with library.WeakFileLock(folder / LOCK_NAME, timeout=NOTICE_SECONDS):
+            yield
+            return
+    except library.Timeout:
+        notify(f"Another pull of {repo_id} is running; waiting for it.\n")
+    with library.WeakFileLock(folder / LOCK_NAME):
+        yield
+
+
+def _audit(delivery: Delivery, revision: Revision, wanted: list[Wanted], progress: Progress, by_hash: bool) -> Audit:
+    if not by_hash:
+        return Audit(delivery, revision.commit, wanted, looks_whole)
+    present = sum(file.size for file in wanted if delivery.blob(file).exists())
+    with progress("Hashing", present) as advance:
+        return Audit(delivery, revision.commit, wanted, has_its_hash(advance))
+
+
+def _deliver(source: Source, hub: Path, delivery: Delivery, audit: Audit, progress: Progress) -> Download:
+    revision = source.revision
+    damaged = audit.bad_blobs()
+    in_store = [file for file in audit.missing if delivery.blob(file) not in damaged and sharing.has(hub, file)]
+    missing = [file for file in audit.missing if file not in in_store and not delivery.staged(file).exists()]
+    _check_space(revision.repo_id, delivery, missing, damaged)
+    delivery.begin()
+    for path in damaged:
+        path.unlink()
+    for file in in_store:
+        sharing.stage(hub, delivery, file)
+    total = sum({file.blob: file.size for file in missing}.values())
+    with progress(revision.repo_id, total) as advance:
+        resumed = fetch_all(source, missing, delivery, advance)
+    for path, file in audit.plain_files():
+        path.replace(delivery.staged(file))
+    delivery.finish(revision.commit, audit.wanted, revision.ref)
+    for file in audit.missing:
+        sharing.share(hub, delivery, file, replace=delivery.blob(file) in damaged)
+    sharing.remove_orphans(hub, delivery)
+    kept = {file.name for file in audit.missing}
+    repaired = [file.name for file in audit.misplaced if file.name not in kept] + audit.strangers()
+    return Download(revision.commit, tuple(sorted(kept)), tuple(sorted(repaired)), resumed)
+
+
+def _check_space(repo_id: str, delivery: Delivery, missing: list[Wanted], damaged: list[Path]) -> None:
+    """OperationError when the files do not fit on the disk, with both numbers; what is there already counts as room."""
+    sizes = {file.blob: file.size - _size(delivery.partial(file)) for file in missing}
+    needed = sum(sizes.values())
+    folder = next(folder for folder in (delivery.staging, *delivery.staging.parents) if folder.exists())
+    available = shutil.disk_usage(folder).free + sum(_size(path) for path in damaged)
+    if needed > available:
+        raise OperationError(
+            f"Not enough disk space for {repo_id}: {human_size(needed)} needed, {human_size(available)} available.",
+            hint="Free some space, for instance with `mlxk2 rm`, or set HF_HUB_CACHE to another disk.",
+        )
+
+
+def _size(path: Path) -> int:
+    return os.lstat(path).st_size if os.path.lexists(path) else 0

@@ -1,0 +1,103 @@
+"""What the hub's failures mean to a user: one ordered table from exception to error of the tree."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mlxk2.errors import (
+    AccessDeniedError,
+    CachePermissionError,
+    DownloadFailedError,
+    MlxkError,
+    NetworkError,
+    OperationError,
+    ValidationError,
+)
+
+TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
+AGAIN_HINT = "Try again later; what was fetched so far is kept."
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UNAUTHORISED = (401, 403)
+_TOO_MANY = 429
+
+
+@contextmanager
+def translated(repo_id: str) -> Iterator[None]:
+    """Whatever the library or the disk raises inside the block becomes an error of the tree about this repo."""
+    try:
+        yield
+    except (httpx2.HTTPError, HFValidationError, OSError) as fault:
+        raise as_error(fault, repo_id) from fault
+
+
+def as_error(fault: Exception, repo_id: str) -> MlxkError:
+    """The error of the tree that an exception of the library, of HTTP or of the disk stands for."""
+    if isinstance(fault, HFValidationError):
+        return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
+    if isinstance(fault, OfflineModeIsEnabled):
+        return NetworkError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
+    if isinstance(fault, HfHubHTTPError):
+        return _of_answer(fault, repo_id)
+    if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
+        return NetworkError(
+            f"The hub could not be reached for {repo_id} ({type(fault).__name__}).",
+            hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
+        )
+    return _of_disk(fault, repo_id)
+
+
+def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
+    status = fault.response.status_code
+    if isinstance(fault, GatedRepoError):
+        message = f"{repo_id} is gated: its owner must grant access first, on its page at the hub."
+        return AccessDeniedError(message, hint=TOKEN_HINT)
+    if isinstance(fault, RepositoryNotFoundError):
+        return AccessDeniedError(f"{repo_id} is not on the hub, or is private.", hint=TOKEN_HINT)
+    if isinstance(fault, DisabledRepoError):
+        return AccessDeniedError(f"The hub has disabled access to {repo_id}.")
+    if isinstance(fault, RevisionNotFoundError):
+        return RevisionMissingError(f"{repo_id} has no such revision on the hub.")
+    if status in _UNAUTHORISED:
+        return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=TOKEN_HINT)
+    if status == _TOO_MANY:
+        return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
+    return DownloadFailedError(f"The hub failed with {status} for {repo_id}.", hint=AGAIN_HINT)
+
+
+class RevisionMissingError(DownloadFailedError):
+    """The repo is there, the revision is not."""
+
+
+def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
+    number = getattr(fault, "errno", None)
+    if number in _FULL:
+        return OperationError(
+            f"The disk is full; {repo_id} was not downloaded.",
+            hint="Free some space, for instance with `mlxk2 rm`; the next pull continues where this one stopped.",
+        )
+    if number == errno.EFBIG:
+        return OperationError(
+            f"The file system or a limit (ulimit -f) forbids files as large as those of {repo_id}.",
+            hint="Raise the limit, or set HF_HUB_CACHE to another file system.",
+        )
+    if number in _FORBIDDEN:
+        return CachePermissionError(
+            f"The cache can't be written ({getattr(fault, 'strerror', '')}); {repo_id} was not downloaded.",
+            hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
+        )
+    return DownloadFailedError(f"{repo_id} could not be downloaded ({fault}).", hint=AGAIN_HINT)

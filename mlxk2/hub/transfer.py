@@ -1,0 +1,107 @@
+"""One file from the hub: over Xet where it is offered, else over HTTP, continued where an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from threading import Event
+from typing import BinaryIO, NamedTuple, cast
+
+import httpx2
+from huggingface_hub import hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+
+from mlxk2.cache.delivery import Wanted
+from mlxk2.errors import DownloadFailedError
+from mlxk2.hub import library
+from mlxk2.hub.connection import Connection
+from mlxk2.hub.partial import Advance, Partial
+from mlxk2.hub.repos import Revision
+
+# Seconds before each further attempt after a fault that may pass.
+PAUSES = (1, 2, 4)
+FIRST_SERVER_ERROR = 500
+DAMAGED = "The hub sent other bytes than it promised for {} (their hash is wrong)."
+
+
+class Source(NamedTuple):
+    """A revision on the hub, and the way to it."""
+
+    connection: Connection
+    revision: Revision
+
+
+def fetch(source: Source, wanted: Wanted, partial: Path, advance: Advance, stop: Event) -> int:
+    """Complete the partial file of a wanted one and verify it by its hash; how many bytes need not be fetched again.
+
+    DownloadFailedError when the bytes are wrong twice; the partial file is gone then.
+    """
+    with Partial(partial, wanted, advance, stop) as file:
+        resumed = file.resumed
+        for is_last in (False, True):
+            _complete(source, wanted, file)
+            if file.is_whole():
+                return resumed
+            file.truncate()
+            resumed = 0
+            if is_last:
+                os.unlink(partial)
+    raise DownloadFailedError(DAMAGED.format(wanted.name), hint="Try again; if it stays, tell the model's author.")
+
+
+def _complete(source: Source, wanted: Wanted, file: Partial) -> None:
+    """Fetch what is missing, with a few further attempts after faults that may pass."""
+    receive = _receive_xet if uses_xet(wanted) else _receive_http
+    for pause in (*PAUSES, None):
+        before = file.tell()
+        try:
+            receive(source, wanted, file)
+            return
+        except (httpx2.TransportError, HfHubHTTPError) as fault:
+            if pause is None or not _may_pass(fault):
+                raise
+            time.sleep(0 if file.tell() > before else pause)
+
+
+def _may_pass(fault: Exception) -> bool:
+    return not isinstance(fault, HfHubHTTPError) or fault.response.status_code >= FIRST_SERVER_ERROR
+
+
+def uses_xet(wanted: Wanted) -> bool:
+    """Whether a file comes over Xet."""
+    return wanted.xet_hash is not None and library.is_xet_available()
+
+
+def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
+    connection, revision = source
+    url = hf_hub_url(revision.repo_id, wanted.name, revision=revision.commit)
+    offset = file.tell()
+    # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
+    # from the other hosts that the hub redirects to.
+    headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
+    library.http_get(
+        url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size
+    )
+
+
+def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:
+    connection, (repo_id, commit, _) = source
+    assert wanted.xet_hash is not None
+    route = library.xet_connection_info_refresh_url(
+        token_type=library.XetTokenType.READ, repo_id=repo_id, repo_type="model", revision=commit
+    )
+    store = library.refresh_xet_connection_info(
+        file_data=library.XetFileData(file_hash=wanted.xet_hash, refresh_route=route), headers=connection.headers
+    )
+    session = library.get_xet_session()  # type: ignore[no-untyped-call]
+    with session.new_download_stream_group(
+        endpoint=store.endpoint,
+        token=store.access_token,
+        token_expiry_unix_secs=store.expiration_unix_epoch,
+        token_refresh_url=route,
+        token_refresh_headers=connection.headers,
+        custom_headers=library.xet_headers_without_auth(connection.headers),
+    ) as group:
+        for chunk in group.download_stream(library.XetFileInfo(wanted.xet_hash, wanted.size), start=file.tell()):
+            file.write(chunk)
