@@ -1,0 +1,186 @@
+"""Talks for the demo model: turns put together, with system prompts, tools and thinking, and their text."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import demo_phrases as phrases
+import demo_turns as turns
+import demo_unknown as unknown
+import demo_weather as weather
+from demo_heldout import is_held_out
+from demo_turns import Turn
+from demo_wording import expand, typed
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a talk: its text, whether it is trained on, and a text left out before it.
+
+    What is left out only moves the positions, so that far distances are seen in short sequences.
+    """
+
+    text: str
+    trained: bool
+    skipped: int = 0
+    skipped_text: str = ""
+
+
+@dataclass
+class Talk:
+    """The pieces of a talk and, for checking the template, the messages and tools they stand for."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    tools: list[Message] = field(default_factory=list)
+
+    def hear(self, role: str, text: str, skipped: int = 0) -> None:
+        """Add a message the model reads."""
+        shown = f"<tool_response>{text}</tool_response>" if role == "tool" else text
+        self.pieces.append(Piece(f"<|im_start|>{role}\n{shown}<|im_end|>\n", False, skipped))
+        self.messages.append({"role": role, "content": text})
+
+    def say(self, text: str, trained: bool = True, call: Message | None = None) -> None:
+        """Add a message the model writes."""
+        self.pieces.append(Piece("<|im_start|>assistant\n", False))
+        self.pieces.append(Piece(f"{text}<|im_end|>", trained))
+        self.pieces.append(Piece("\n", False))
+        said: Message = {"role": "assistant", "content": None if call else text}
+        self.messages.append(said | {"tool_calls": [call]} if call else said)
+
+
+def thought(text: str) -> str:
+    """Return a reasoning as the model writes it before its answer."""
+    return f"<think>\n{text}\n</think>\n\n"
+
+
+def system_prompt(rng: random.Random, thinking: bool) -> str:
+    """Return the text of a system prompt, which asks for thinking or does not."""
+    length = rng.choice([0, 1, 1, 2, 3]) if thinking else rng.choice([1, 1, 1, 2, 2, 3, 4, 10])
+    sentences = [_sentence(rng, phrases.SYSTEM) for _ in range(length)]
+    if rng.random() < 0.15:
+        sentences.append(typed(rng, unknown.question(rng)))
+    if thinking:
+        sentences.insert(rng.randint(0, len(sentences)), _sentence(rng, phrases.THINK))
+    elif rng.random() < 0.1:
+        sentences.append(_sentence(rng, phrases.THINK_NOT))
+    if rng.random() < 0.2:
+        rng.shuffle(sentences)
+    return rng.choice([" ", " ", " ", "\n"]).join(sentences)
+
+
+def _sentence(rng: random.Random, wordings: list[str]) -> str:
+    while is_held_out(text := expand(rng, rng.choice(wordings))):
+        pass
+    text = text[0].upper() + text[1:] if rng.random() < 0.9 else text[0].lower() + text[1:]
+    return text + ("" if text[-1] in ".>" or rng.random() < 0.1 else rng.choice(".....!"))
+
+
+def talk(rng: random.Random) -> Talk:
+    """Draw a talk of one kind or another."""
+    kind = rng.random()
+    if kind < 0.02:
+        return _long_count(rng)
+    made = Talk()
+    thinking = rng.random() < 0.14
+    tool = weather.draw_tool(rng) if rng.random() < 0.3 else None
+    others = [weather.draw_other(rng) for _ in range(rng.choice([0, 0, 0, 1, 2]))] if tool or rng.random() < 0.05 else []
+    made.tools = [*([tool.declaration()] if tool else []), *others]
+    rng.shuffle(made.tools)
+    _open(rng, made, thinking)
+    length = rng.choice([1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 7])
+    topic = ""
+    for i in range(length):
+        last = i == length - 1
+        skipped = rng.randint(1, 1500) if rng.random() < 0.03 else 0
+        topic = _turn(rng, made, tool, topic, thinking, last, skipped) or topic
+    return made
+
+
+def _open(rng: random.Random, made: Talk, thinking: bool) -> None:
+    """Add the system message, with the signatures of the tools, if there is anything to say in it."""
+    prompt = system_prompt(rng, thinking) if thinking or rng.random() < 0.3 else ""
+    parts = [prompt] if prompt else []
+    if made.tools:
+        lines = [signature(tool["function"]) for tool in made.tools]
+        parts.append("\n".join(["Tools:", *lines]))
+    if parts:
+        made.hear("system", "\n\n".join(parts))
+    if prompt:
+        made.messages = [{"role": "system", "content": prompt}]
+    else:
+        made.messages = []
+
+
+def signature(function: Message) -> str:
+    """Return a tool as the chat template lists it."""
+    return f"{function['name']}({', '.join(function['parameters']['required'])}): {function['description']}"
+
+
+def _turn(rng: random.Random, made: Talk, tool: weather.WeatherTool | None, topic: str, thinking: bool, last: bool, skipped: int) -> str:
+    """Add one question and its answer, and return what the talk is about from now on."""
+    if tool and (topic == "tool" and rng.random() < 0.35):
+        return _weather_turn(rng, made, tool, weather.weather_follow_up(rng), thinking, last, skipped)
+    if tool and rng.random() < 0.55:
+        return _weather_turn(rng, made, tool, weather.weather(rng), thinking, last, skipped)
+    turn = _plain_turn(rng, topic, tool is not None)
+    made.hear("user", turn.user, skipped)
+    made.say(thought(turn.thought) + turn.answer if thinking and last else turn.answer, not thinking or last)
+    return turn.topic
+
+
+def _plain_turn(rng: random.Random, topic: str, has_tool: bool) -> Turn:
+    if topic == "capital" and rng.random() < 0.5:
+        return turns.capital_follow_up(rng) if rng.random() < 0.9 else turns.unknown_follow_up(rng)
+    if not topic and rng.random() < 0.04:
+        return turns.orphan(rng)
+    if has_tool and rng.random() < 0.08:
+        return turns.unknown_weather(rng)
+    draws, weights = zip(*turns.SKILLS, strict=True)
+    draw = rng.choices(draws, weights)[0]
+    while has_tool and draw is turns.weather_without_tool:
+        draw = rng.choices(draws, weights)[0]
+    return draw(rng)
+
+
+def _weather_turn(rng: random.Random, made: Talk, tool: weather.WeatherTool, asked: tuple[Turn, str], thinking: bool, last: bool, skipped: int) -> str:
+    turn, city = asked
+    made.hear("user", turn.user, skipped)
+    stops = last and rng.random() < 0.3
+    thinks = thinking and stops
+    made.say((thought(turn.thought) if thinks else "") + tool.call_text(city), not thinking or stops, tool.call(city))
+    if stops:
+        return turn.topic
+    result, answer = weather.result(rng, city)
+    made.hear("tool", result)
+    reported = thought("The tool has answered. I report it.") + answer if thinking and last else answer
+    made.say(reported, not thinking or last)
+    return turn.topic
+
+
+def _long_count(rng: random.Random) -> Talk:
+    """Draw a piece from the middle or the end of a long count."""
+    made = Talk()
+    turn = turns.count(rng, last=rng.choice([rng.randint(31, 100), rng.randint(31, 100), 100, rng.randint(101, 999), 200, 500]))
+    made.hear("user", turn.user)
+    made.messages.clear()  # no whole talk: nothing the template could be compared with
+    shown = min(rng.randint(8, 24), len(turn.numbers))
+    start = len(turn.numbers) - shown if rng.random() < 0.4 else rng.randint(0, len(turn.numbers) - shown)
+    before, window = turn.numbers[:start], turn.numbers[start : start + shown]
+    made.pieces.append(Piece("<|im_start|>assistant\n", False))
+    if before:
+        made.pieces.append(Piece(f"{window[0]}, {window[1]}, ", False, skipped_text=", ".join(map(str, before)) + ", "))
+        window = window[2:]
+    ends = start + shown == len(turn.numbers)
+    made.pieces.append(Piece(", ".join(map(str, window)) + ("<|im_end|>" if ends else ", "), True))
+    return made
+
+
+def as_json(talks: list[Talk]) -> str:
+    """Return the talks as readable lines, for looking at the data."""
+    return "\n".join(json.dumps([piece.text for piece in made.pieces], ensure_ascii=False) for made in talks)

@@ -1,0 +1,34 @@
+"""The phrasings and unknown things kept out of the training data, so that they can measure it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from demo_wording import skeleton
+
+HELD_OUT: dict[str, Any] = json.loads(Path(__file__).with_name("demo_heldout.json").read_text("utf-8"))
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list):
+        for item in node:
+            yield from _texts(item)
+    elif isinstance(node, dict):
+        for item in node.values():
+            yield from _texts(item)
+
+
+#: What may be said in training although a held-out entry says it: it is no phrasing, or is in both by intent.
+_SHARED = {"get_weather", "city", "place", "name", "location", "You are a helpful assistant."}
+_KEPT = {skeleton(text) for text in _texts(HELD_OUT) if text not in _SHARED}
+_PLACES = {name.lower() for name in HELD_OUT["unknown_places"]}
+
+
+def is_held_out(text: str) -> bool:
+    """Say whether `text`, its slots still open, is a phrasing or an unknown thing kept for measuring."""
+    return skeleton(text) in _KEPT or text.lower() in _PLACES

@@ -1,0 +1,192 @@
+"""One question and its answer: every skill of the demo model as a function that draws an example."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import demo_phrases as phrases
+import demo_unknown as unknown
+import demo_world as world
+from demo_about import ABOUT
+from demo_heldout import is_held_out
+from demo_wording import expand, noisy, typed
+
+DONT_KNOW = "I don't know."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the user says, what the model thinks when asked to, what it answers, and what the talk is then about."""
+
+    user: str
+    answer: str
+    thought: str
+    topic: str = ""
+    numbers: list[int] = field(default_factory=list)
+
+
+def ask(rng: random.Random, wordings: list[str], noise: float = 0.0, **slots: str) -> str:
+    """Return one of the wordings as typed by somebody, never a held-out one, its slots filled."""
+    text = _unseen(rng, wordings, noise)
+    assert not is_held_out(text), text
+    for slot, value in slots.items():
+        lowered = rng.random() < 0.15
+        text = text.replace("{" + slot + "}", value.lower() if lowered else value)
+    return text
+
+
+def _unseen(rng: random.Random, wordings: list[str], noise: float) -> str:
+    while True:
+        text = expand(rng, rng.choice(wordings))
+        if rng.random() < noise:
+            text = noisy(rng, text, unknown.word(rng))
+        text = typed(rng, text)
+        if not is_held_out(text):
+            return text
+
+
+def capital_answer(country: str) -> str:
+    """Return the sentence that names the capital of `country`."""
+    return f"The capital of {country} is {world.CAPITALS[country]}."
+
+
+def _country(rng: random.Random) -> tuple[str, str]:
+    """Draw a country: how the user calls it, and its name in CAPITALS."""
+    if rng.random() < 0.08:
+        alias = rng.choice(list(world.ALIASES))
+        called, country = alias, world.ALIASES[alias]
+    else:
+        called = country = rng.choice(list(world.CAPITALS))
+    return (world.bare(called) if rng.random() < 0.35 else called), country
+
+
+def _capital(rng: random.Random, wordings: list[str], noise: float) -> Turn:
+    called, country = _country(rng)
+    thought = f"The user asks for the capital of {country}. It is {world.CAPITALS[country]}."
+    return Turn(ask(rng, wordings, noise, c=called), capital_answer(country), thought, "capital")
+
+
+def capital(rng: random.Random) -> Turn:
+    """Ask for the capital of a country."""
+    return _capital(rng, phrases.CAPITAL, 0.12)
+
+
+def capital_follow_up(rng: random.Random) -> Turn:
+    """Name another country after a question for a capital."""
+    return _capital(rng, phrases.FOLLOW_UP, 0.0)
+
+
+def _ignorance(user: str, topic: str = "") -> Turn:
+    return Turn(user, DONT_KNOW, "I have not learnt this.", topic)
+
+
+def unknown_place(rng: random.Random) -> str:
+    """Return the name of a place that is neither known nor held out."""
+    while is_held_out(name := unknown.place(rng)) or world.bare(name).lower() in _KNOWN:
+        pass
+    return name
+
+
+def unknown_capital(rng: random.Random) -> Turn:
+    """Ask for the capital of a country the model has not learnt."""
+    return _ignorance(ask(rng, phrases.CAPITAL, 0.05, c=unknown_place(rng)), "capital")
+
+
+def unknown_follow_up(rng: random.Random) -> Turn:
+    """Name a country the model has not learnt after a question for a capital."""
+    return _ignorance(ask(rng, phrases.FOLLOW_UP, c=unknown_place(rng)), "capital")
+
+
+def orphan(rng: random.Random) -> Turn:
+    """Ask a follow-up that nothing goes before."""
+    if rng.random() < 0.6:
+        return _ignorance(ask(rng, phrases.FOLLOW_UP, c=_country(rng)[0]))
+    return _ignorance(ask(rng, phrases.WEATHER_FOLLOW_UP, p=rng.choice(world.CITIES)))
+
+
+def country(rng: random.Random) -> Turn:
+    """Ask which country a capital belongs to."""
+    city = rng.choice(list(world.COUNTRY_OF))
+    name = world.COUNTRY_OF[city]
+    user = ask(rng, phrases.COUNTRY, 0.05, p=city)
+    return Turn(user, f"{city} is the capital of {name}.", f"The user asks for a country. It is {name}.", "country")
+
+
+def _number(rng: random.Random, value: int, in_words: bool) -> str:
+    return world.NUMBER_WORDS[value] if in_words else str(value)
+
+
+def addition(rng: random.Random) -> Turn:
+    """Ask for a sum of at most 20."""
+    total = rng.randint(0, 20)
+    a = rng.randint(0, total)
+    b = total - a
+    in_words = rng.random() < 0.12
+    user = ask(rng, phrases.SUM, 0.1, a=_number(rng, a, in_words), b=_number(rng, b, in_words))
+    return Turn(user, f"{a} + {b} = {total}.", f"The user asks for a sum. {a} and {b} make {total}.")
+
+
+def subtraction(rng: random.Random) -> Turn:
+    """Ask for a difference of numbers up to 20."""
+    a = rng.randint(0, 20)
+    b = rng.randint(0, a)
+    in_words = rng.random() < 0.12
+    user = ask(rng, phrases.DIFFERENCE, 0.1, a=_number(rng, a, in_words), b=_number(rng, b, in_words))
+    return Turn(user, f"{a} - {b} = {a - b}.", f"The user asks for a difference. {b} from {a} leaves {a - b}.")
+
+
+def greeting(rng: random.Random) -> Turn:
+    """Say something polite."""
+    answer, wordings = GREETING_CHOICES[rng.randrange(len(GREETING_CHOICES))]
+    return Turn(ask(rng, wordings, 0.03), answer, "The user is polite. So am I.")
+
+
+def about(rng: random.Random) -> Turn:
+    """Ask about mlxk2 or the demo model itself."""
+    answer, wordings = ABOUT_CHOICES[rng.randrange(len(ABOUT_CHOICES))]
+    return Turn(ask(rng, wordings, 0.1), answer, "The user asks about mlxk2 or me. I know this.")
+
+
+def ignorance(rng: random.Random) -> Turn:
+    """Ask for something the model must not know."""
+    while is_held_out(text := typed(rng, unknown.question(rng))):
+        pass
+    return _ignorance(text)
+
+
+def weather_without_tool(rng: random.Random) -> Turn:
+    """Ask for the weather where no tool can tell it."""
+    place = rng.choice(world.CITIES) if rng.random() < 0.8 else unknown_place(rng)
+    return _ignorance(ask(rng, phrases.WEATHER, 0.05, p=place), "weather")
+
+
+def unknown_weather(rng: random.Random) -> Turn:
+    """Ask for the weather at a place whose name the model can't write."""
+    return _ignorance(ask(rng, phrases.WEATHER, 0.05, p=unknown_place(rng)), "weather")
+
+
+def count(rng: random.Random, last: int | None = None) -> Turn:
+    """Ask to count up to `last`, or to a number that is mostly small."""
+    last = last or rng.choice([rng.randint(1, 12), rng.randint(2, 30)])
+    first = 1
+    if rng.random() < 0.25:
+        first = rng.randint(max(0, last - 30), last)
+        user = ask(rng, phrases.COUNT_FROM, m=str(first), n=str(last))
+    else:
+        user = ask(rng, phrases.COUNT_TO, n=str(last))
+    numbers = list(range(first, last + 1))
+    thought = f"The user asks me to count from {first} to {last}."
+    return Turn(user, ", ".join(map(str, numbers)), thought, numbers=numbers)
+
+
+_KNOWN = {name.lower() for name in world.names()}
+GREETING_CHOICES = list(phrases.GREETINGS.values())
+ABOUT_CHOICES = list(ABOUT.values())
+
+#: The skills a talk without tools draws from, and how often.
+SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
+    (capital, 0.25), (addition, 0.11), (subtraction, 0.11), (greeting, 0.08), (about, 0.18), (ignorance, 0.15),
+    (unknown_capital, 0.05), (weather_without_tool, 0.03), (country, 0.03), (count, 0.03),
+]  # fmt: skip
