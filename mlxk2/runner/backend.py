@@ -21,12 +21,15 @@ from mlxk2.errors import (
     ValidationError,
 )
 from mlxk2.runner import params
-from mlxk2.runner.batch import Batch
-from mlxk2.runner.runner import FAULTS
+from mlxk2.runner.batch import Batch, Queue, can_batch
+from mlxk2.runner.runner import FAULTS, Rows
 from mlxk2.runner.text import Vocabulary
+from mlxk2.sizes import human_size
 
 # Any type whose tokenizer class is the generic one that reads tokenizer.json.
 _GENERIC_TOKENIZER = "aria"
+# mlx-lm lists every weight that is missing.
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,19 @@ class LoadedModel:
     vocabulary_size: int
     context_length: int
 
-    def batch(self) -> Batch:
+    def batch(self) -> Rows:
         """Return a new, empty batch of rows."""
-        return Batch(self.model, self.vocabulary.end_tokens)
+        kind = Batch if can_batch(self.model) else Queue
+        return kind(self.model, self.vocabulary.end_tokens)
 
 
-def load(folder: str | Path, adapter: str | Path | None = None, *, name: str | None = None) -> LoadedModel:
-    """Load the model of a folder, with a LoRA adapter's folder on top if one is given.
+def load(
+    folder: str | Path, adapter: str | Path | None = None, *, name: str | None = None, memory: int | None = None
+) -> LoadedModel:
+    """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
-    Raises ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
+    Without `name` the folder's is used in messages, without `memory` all that the machine has. Raises
+    ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
     InsufficientMemoryError before any weight is read, ValidationError for a folder that is no adapter.
     """
     folder = Path(folder)
@@ -59,7 +66,7 @@ def load(folder: str | Path, adapter: str | Path | None = None, *, name: str | N
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = _read_config(folder, name)
     tokenizer = _load_tokenizer(folder, name, config)
-    model = _load_weights(folder, name, adapter)
+    model = _load_weights(folder, name, adapter, _memory() if memory is None else memory)
     return LoadedModel(
         name=name,
         model=model,
@@ -98,14 +105,14 @@ def _ships_tokenizer_code(folder: Path) -> bool:
     return False
 
 
-def _load_weights(folder: Path, name: str, adapter: Path | None) -> Any:
+def _load_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:
     try:
         model, _ = load_model(folder, lazy=True)
         if adapter is not None:
             load_adapters(model, str(adapter))
             model.eval()
         _widen(model)
-        _check_memory(model, name)
+        _check_memory(model, name, memory)
         mx.eval(model.parameters())
     except (*FAULTS, ImportError) as fault:
         raise ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder)) from fault
@@ -123,13 +130,13 @@ def _widen(model: Any) -> None:
     model.update(tree_map(widen, model.parameters()))
 
 
-def _check_memory(model: Any, name: str) -> None:
+def _check_memory(model: Any, name: str, available: int) -> None:
+    # Nothing is read yet: MLX knows the sizes from the headers.
     needed = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    available = _memory()
     if needed > available:
         raise InsufficientMemoryError(
-            f"{name} needs {needed / 1e9:.1f} GB of memory for its weights, but this machine offers "
-            f"{available / 1e9:.1f} GB. Choose a smaller or more strongly quantized model."
+            f"The weights of {name} need {human_size(needed)} of memory, but there are only {human_size(available)}. "
+            f"Choose a smaller or more strongly quantized model."
         )
 
 
@@ -165,6 +172,5 @@ def _vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
 
 def _sentence(what: str, fault: BaseException, folder: Path) -> str:
     """Say what went wrong in one line, without the path of the folder."""
-    lines = str(fault).replace(str(folder), folder.name).strip().splitlines()
-    reason = f"{lines[0]}" if lines else type(fault).__name__
-    return f"{what}: {reason}"
+    reason = " ".join(str(fault).replace(str(folder), folder.name).split())
+    return f"{what}: {reason[:_LONGEST_REASON] or type(fault).__name__}"

@@ -1,0 +1,228 @@
+"""A scripted backend: it stands in for a model in memory and says what a test tells it to, byte by byte."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from mlxk2.runner.assistant import Assistant
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.prompt import Prompter
+from mlxk2.runner.runner import Chunk, MLXRunner, Step
+from mlxk2.runner.text import Vocabulary
+
+END = 256
+_MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
+          "<|end|>": 262, "<pad>": 263}  # fmt: skip
+_NAMES = {number: name for name, number in _MARKS.items()}
+SIZE = 300
+
+Script = Callable[[GenerationRequest], Sequence[int | Exception]]
+
+
+def tokens_of(*parts: str | bytes | int) -> list[int]:
+    """The tokens of a script: every byte is one, and so is every mark given as a part of its own."""
+    tokens: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            tokens.append(part)
+        elif part in _MARKS:
+            tokens.append(_MARKS[part])
+        else:
+            tokens.extend(part.encode() if isinstance(part, str) else part)
+    return tokens
+
+
+class ScriptedDetokenizer:
+    """Decodes bytes as they come; an unfinished character waits."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+
+    def add_token(self, token: int) -> None:
+        """Take a byte, or a mark."""
+        self._text += _NAMES.get(token) or self._decoder.decode(bytes([token]))
+
+    def finalize(self) -> None:
+        """Decode what is left."""
+        self._text += self._decoder.decode(b"", final=True)
+
+    @property
+    def last_segment(self) -> str:
+        """The text since the last reading."""
+        text, self._text = self._text, ""
+        return text
+
+
+@dataclass
+class ScriptedTokenizer:
+    """What mlx-lm's tokenizer wrapper says of a tokenizer; its chat template is `role:content;` for every turn."""
+
+    marks: Sequence[str] = ("<end>", "<think>", "</think>")
+    has_chat_template: bool = True
+    template_end: str = ""
+    bos_token: str | None = None
+    eos_token_ids: frozenset[int] = frozenset({END})
+    chat_template: str | None = None
+    structural_markers: tuple[str, ...] = ()
+    response_transitions: Mapping[str, Any] = field(default_factory=dict)
+    response_initial_state: str | None = None
+    think_start: str = "<think>"
+    think_end: str = "</think>"
+
+    @property
+    def has_thinking(self) -> bool:
+        """Whether the marks of reasoning are among the marks."""
+        return "<think>" in self.marks
+
+    @property
+    def detokenizer(self) -> ScriptedDetokenizer:
+        """A new one at each reading."""
+        return ScriptedDetokenizer()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """All marks, which are special but for those of reasoning."""
+        return {_MARKS[mark]: SimpleNamespace(special="think" not in mark) for mark in (*self.marks, "<pad>")}
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of the end and the padding."""
+        return [END, _MARKS["<pad>"]]
+
+    def get_vocab(self) -> dict[str, int]:
+        """The marks and their ids."""
+        return {mark: _MARKS[mark] for mark in self.marks}
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The names of marks."""
+        return [_NAMES[number] for number in ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        return "".join(_NAMES.get(token) or chr(token) for token in tokens)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """One token per byte, after the BOS if there is one and it is asked for."""
+        return tokens_of((self.bos_token or "") if add_special_tokens else "", text)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> list[int]:
+        """All turns, then the template's own end; ValueError where a role stands twice in a row."""
+        assert add_generation_prompt
+        roles = [message["role"] for message in messages]
+        if any(role == following for role, following in zip(roles, roles[1:], strict=False)):
+            raise ValueError("roles must alternate")
+        text = "".join(f"{message['role']}:{message['content']};" for message in messages)
+        return tokens_of(text, self.template_end)
+
+
+class ScriptedRows:
+    """Rows that follow the script, in batches like the real ones; an exception in a script comes out of `next`."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._rows: dict[int, Iterator[int | Exception]] = {}
+        self._left: dict[int, int] = {}
+        self._count = 0
+
+    def insert(self, request: GenerationRequest, max_tokens: int) -> int:
+        """Add a row that will say the script's tokens for this request, then the end."""
+        self._count += 1
+        self._rows[self._count] = iter([*self._script(request), *[END] * 2])
+        self._left[self._count] = max_tokens
+        return self._count
+
+    def next(self) -> list[Step]:
+        """The next token of every row."""
+        return [self._advance(row) for row in list(self._rows)]
+
+    def _advance(self, row: int) -> Step:
+        token = next(self._rows[row])
+        if isinstance(token, Exception):
+            raise token
+        self._left[row] -= 1
+        reason = "stop" if token == END else "length" if self._left[row] == 0 else None
+        if reason:
+            self.remove(row)
+        return Step(row, token, reason)  # type: ignore[arg-type]
+
+    def remove(self, row: int) -> None:
+        """Drop a row; KeyError if it is not there."""
+        del self._rows[row]
+
+    def close(self) -> None:
+        """Nothing is reserved."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class ScriptedBackend:
+    """A model in memory that follows a script."""
+
+    vocabulary_size = SIZE
+
+    def __init__(self, script: Script, context_length: int = 4096, **tokenizer: Any) -> None:
+        self.tokenizer = ScriptedTokenizer(**tokenizer)
+        self.vocabulary = Vocabulary.of(self.tokenizer)
+        self.context_length = context_length
+        self.batches: list[ScriptedRows] = []
+        self.requests: list[GenerationRequest] = []
+        self._script = script
+
+    def batch(self) -> ScriptedRows:
+        """A new batch, which is remembered."""
+        self.batches.append(ScriptedRows(self._say))
+        return self.batches[-1]
+
+    def _say(self, request: GenerationRequest) -> Sequence[int | Exception]:
+        self.requests.append(request)
+        return self._script(request)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The text of all prompts so far."""
+        return [self.tokenizer.decode(request.prompt) for request in self.requests]
+
+
+def saying(*parts: str | bytes | int, **options: Any) -> ScriptedBackend:
+    """A backend that says the same to every request."""
+    return ScriptedBackend(lambda _: tokens_of(*parts), **options)
+
+
+def request(prompt: str = "hello", **options: Any) -> GenerationRequest:
+    """A request with the bytes of a text for its prompt."""
+    return GenerationRequest(tuple(prompt.encode()), **options)
+
+
+def text(chunks: Sequence[Chunk], kind: str = "answer") -> str:
+    """The joined text of one kind."""
+    return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
+
+
+def generate(backend: ScriptedBackend, **options: Any) -> list[Chunk]:
+    """All chunks of one request."""
+    return list(MLXRunner(backend).stream(request(**options)))
+
+
+def assistant(backend: ScriptedBackend, max_tokens: int | None = None) -> Assistant:
+    """An assistant on a scripted backend."""
+    return Assistant(backend, Prompter(backend.tokenizer, backend.vocabulary), Sampling(), max_tokens)
+
+
+class Streams(NamedTuple):
+    """The streams of a program, kept in memory."""
+
+    stdin: io.StringIO
+    stdout: io.StringIO
+    stderr: io.StringIO
+
+
+def streams(stdin: str = "") -> Streams:
+    """New streams with this to read."""
+    return Streams(io.StringIO(stdin), io.StringIO(), io.StringIO())

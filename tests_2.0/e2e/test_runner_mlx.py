@@ -1,0 +1,329 @@
+"""The runner on real MLX with tiny models: batches, seeds, text, faults, architectures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm import stream_generate
+from mlx_lm.utils import load as mlx_lm_load
+from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, say, write_chain, write_random
+
+from mlxk2.errors import (
+    InsufficientMemoryError,
+    ModelError,
+    ModelNotRunnableError,
+    ModelUnhealthyError,
+    ValidationError,
+)
+from mlxk2.runner.backend import LoadedModel, load
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.prompt import Message, Prompter
+from mlxk2.runner.runner import Chunk, MLXRunner, Session
+
+pytestmark = pytest.mark.e2e
+
+_SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 512,
+}  # fmt: skip
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {**_SMALL, "model_type": "llama", "tie_word_embeddings": False},
+    "qwen3": {**_SMALL, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+    "sliding window": {**_SMALL, "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16,
+                       "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    "recurrent": {"model_type": "mamba", "hidden_size": 64, "intermediate_size": 96, "state_size": 8,
+                  "num_hidden_layers": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+                  "time_step_rank": 4},
+    "chunked attention": {"model_type": "llama4", "text_config": {
+        **_SMALL, "model_type": "llama4_text", "num_hidden_layers": 4, "head_dim": 16, "attention_bias": False,
+        "attention_chunk_size": 32, "interleave_moe_layer_step": 3, "intermediate_size_mlp": 96,
+        "num_experts_per_tok": 1, "num_local_experts": 2, "use_qk_norm": True, "rope_scaling": None,
+        "attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model that says random letters for ever."""
+    return load(write_chain(tmp_path_factory.mktemp("models") / "babble", BABBLE))
+
+
+def encode(model: LoadedModel, text: str) -> tuple[int, ...]:
+    """The prompt for a user's message."""
+    return prompter(model).chat([{"role": "user", "content": text}]).tokens
+
+
+def prompter(model: LoadedModel) -> Prompter:
+    """The prompter of a model."""
+    return Prompter(model.tokenizer, model.vocabulary)
+
+
+def answer(model: LoadedModel, **options: Any) -> tuple[str, Chunk]:
+    """The text of the answer to one prompt, and the last chunk."""
+    prompt = prompter(model).chat([{"role": "user", "content": "hello"}])
+    chunks = list(MLXRunner(model).stream(GenerationRequest(prompt.tokens, thinking=prompt.thinking, **options)))
+    return "".join(chunk.text for chunk in chunks if chunk.kind == "answer"), chunks[-1]
+
+
+def together(runner: MLXRunner, sessions: list[Session]) -> list[str]:
+    """The texts of sessions that run in one batch."""
+    texts = dict.fromkeys(range(len(sessions)), "")
+    while any(session.row is not None for session in sessions):
+        for session, chunk in runner.step():
+            texts[sessions.index(session)] += chunk.text
+    return list(texts.values())
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) -> None:
+    asked = [
+        GenerationRequest(encode(babble, "x" * length), 40, Sampling(temperature=1.0, seed=seed, top_p=0.9))
+        for seed, length in ((1, 3), (2, 30), (1, 3), (3, 90))
+    ]
+    alone = ["".join(chunk.text for chunk in MLXRunner(babble).stream(request)) for request in asked]
+    runner = MLXRunner(babble)
+    unseeded = runner.submit(GenerationRequest(encode(babble, "other"), 60, Sampling(temperature=1.0)))
+    runner.step()
+    assert together(runner, [*map(runner.submit, asked), unseeded])[:4] == alone
+    assert alone[0] == alone[2]
+    assert len(set(alone)) == 3
+
+
+def test_without_a_seed_texts_differ(babble: LoadedModel) -> None:
+    assert answer(babble, max_tokens=30)[0] != answer(babble, max_tokens=30)[0]
+
+
+def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> None:
+    runner = MLXRunner(babble)
+    prompt = encode(babble, "hello")
+    only_a = tuple((token, -100.0) for token in babble.tokenizer.encode(LETTERS[1:]))
+    sessions = [
+        runner.submit(GenerationRequest(prompt, 5, Sampling(seed=1))),
+        runner.submit(GenerationRequest(prompt, 9, Sampling(logit_bias=only_a))),
+        runner.submit(GenerationRequest(prompt, 40, Sampling(logit_bias=only_a), stop=("aaa",))),
+        runner.submit(GenerationRequest(prompt, 40, Sampling(presence_penalty=20, seed=5))),
+    ]
+    texts = together(runner, sessions)
+    assert len(texts[0]) == 5
+    assert texts[1:3] == ["a" * 9, ""]
+    # Every letter once, before any comes again.
+    assert set(texts[3][:26]) == set(LETTERS)
+    assert [session.tokens for session in sessions] == [5, 9, 3, 40]
+
+
+def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: LoadedModel) -> None:
+    sampling = Sampling(frequency_penalty=5, temperature=0)
+    prompt = encode(babble, "aaaaaaaaaa")
+    said = "".join(chunk.text for chunk in MLXRunner(babble).stream(GenerationRequest(prompt, 78, sampling)))
+    assert said[0] == "a"
+    assert {letter: said.count(letter) for letter in LETTERS} == dict.fromkeys(LETTERS, 3)
+
+
+def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
+    mine = load(folder)
+    prompt = encode(mine, "hello")
+    said = "".join(c.text for c in MLXRunner(mine).stream(GenerationRequest(prompt, 60, Sampling(temperature=0))))
+    model, tokenizer = mlx_lm_load(str(folder))
+    theirs = "".join(r.text for r in stream_generate(model, tokenizer, list(prompt), max_tokens=60))
+    assert said == theirs.rstrip("\ufffd").replace("</think>", "")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_give_the_same_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
+    model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
+    asked = [
+        GenerationRequest(encode(model, text), 24, Sampling(temperature=0.8, seed=number))
+        for number, text in enumerate(("hi", "a longer prompt, past any window of attention", "third"))
+    ]
+    alone = ["".join(chunk.text for chunk in MLXRunner(model).stream(request)) for request in asked]
+    runner = MLXRunner(model)
+    assert together(runner, [runner.submit(request) for request in asked]) == alone
+
+
+def test_a_cancelled_session_leaves_the_others(babble: LoadedModel) -> None:
+    runner = MLXRunner(babble)
+    asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
+    expected = "".join(chunk.text for chunk in runner.stream(asked))
+    kept, cancelled = runner.submit(asked), runner.submit(GenerationRequest(asked.prompt, 500, Sampling()))
+    waiting = runner.submit(GenerationRequest(asked.prompt, 500, Sampling()))
+    runner.cancel(waiting)
+    for _ in range(3):
+        early = [chunk.text for session, chunk in runner.step() if session is kept]
+    runner.cancel(cancelled)
+    assert expected.endswith("".join(early) + together(runner, [kept])[0])
+    assert runner.step() == []
+
+
+def test_stop_strings_reasoning_and_characters_on_a_real_tokenizer(tmp_path: Path) -> None:
+    emoji = ("ð", "Ł", "ĺ", "Ģ")
+    chain = say("<think>", NEWLINE + "x", "Hm", "</think>", NEWLINE * 2, "Par", "is", *emoji, "!", "Ġmore")
+    model = load(write_chain(tmp_path / "m", chain))
+    assert answer(model)[0] == "Paris😀! more"
+    assert answer(model, stop=("s😀",))[0] == "Pari"
+    assert answer(model, stop=("! m",))[0] == "Paris😀"
+    assert answer(model, max_tokens=9)[0] == "Paris"
+    assert answer(model, max_tokens=9)[1].finish_reason == "length"
+
+
+def test_a_template_that_opens_the_reasoning(tmp_path: Path) -> None:
+    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    chain = say("Hm", "</think>", NEWLINE * 2, "Paris", after="<think>")
+    model = load(write_chain(tmp_path / "m", chain, template=template))
+    assert prompter(model).chat([{"role": "user", "content": "hello"}]).thinking
+    assert answer(model)[0] == "Paris"
+
+
+def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
+    marks = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+    template = CHATML.replace("<|im_start|>assistant\n{% endif", "<|start|>assistant{% endif")
+    said = {
+        "t": ["<|channel|>"], "<|channel|>": ["analysis"], "analysis": ["<|message|>"], "<|message|>": ["Hm"],
+        "Hm": ["<|end|>"], "<|end|>": ["<|start|>"], "<|start|>": ["<|return|>"],
+    }  # fmt: skip
+    model = load(write_chain(tmp_path / "m", said, template=template, special=marks))
+    chunks = list(MLXRunner(model).stream(GenerationRequest(encode(model, "hello"), 7)))
+    assert {chunk.kind: chunk.text for chunk in chunks if chunk.text} == {"reasoning": "Hm"}
+
+
+def test_a_fault_in_the_middle_leaves_the_runner_working(babble: LoadedModel) -> None:
+    runner = MLXRunner(babble)
+    prompt = encode(babble, "hello")
+
+    class Broken(Sampling):
+        """Passes every check, then can't be used."""
+
+        @property
+        def greedy(self) -> bool:
+            return False
+
+    broken = Broken(seed=1)
+    object.__setattr__(broken, "min_p", -1.0)
+    object.__setattr__(broken, "top_p", "no number")
+    good = runner.submit(GenerationRequest(prompt, 30, Sampling(seed=1)))
+    runner.step()
+    bad = runner.submit(GenerationRequest(prompt, 30, broken))
+    together(runner, [good, bad])
+    assert isinstance(bad.error, ModelError)
+    assert len("".join(chunk.text for chunk in runner.stream(good.request))) == 30
+
+
+def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
+    model = load(write_chain(tmp_path / "m", BABBLE, context=20000))
+    runner = MLXRunner(model)
+    session = runner.submit(GenerationRequest(encode(model, "x" * 9000), 5))
+    assert runner.step() == []
+    assert [chunk.finish_reason for chunk in runner.cancel(session)] == ["interrupted"]
+
+
+def test_prompts(tmp_path: Path) -> None:
+    model = load(write_chain(tmp_path / "m", BABBLE, special=("<s>",), config={"bos_token": "<s>"}))
+    bos = model.tokenizer.convert_tokens_to_ids("<s>")
+    assert prompter(model).completion("<s>hi").tokens.count(bos) == 1
+    assert prompter(model).completion("hi").tokens[-2:] == tuple(model.tokenizer.encode("hi", add_special_tokens=False))
+    plain = load(write_chain(tmp_path / "plain", BABBLE, template=None))
+    messages: list[Message] = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
+    assert plain.tokenizer.decode(prompter(plain).chat(messages).tokens) == "be\n\nhi"
+
+
+def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
+    template = "{{ raise_exception('Conversation roles must alternate') }}"
+    model = load(write_chain(tmp_path / "m", BABBLE, template=template))
+    with pytest.raises(ValidationError, match="roles must alternate"):
+        encode(model, "hello")
+
+
+# Loading
+
+
+def edit(folder: Path, name: str, change: Mapping[str, Any]) -> Path:
+    """Change keys of a JSON file of a model."""
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **change}))
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A small sound model, to be damaged."""
+    return write_chain(tmp_path / "sound", BABBLE)
+
+
+def test_code_of_a_repo_is_never_run(model_folder: Path) -> None:
+    trap = model_folder / "trap.py"
+    trap.write_text(f"open({str(model_folder / 'sprung')!r}, 'w')\nModel = ModelArgs = Tok = Config = object\n")
+    auto = {"auto_map": {"AutoTokenizer": ["trap.Tok", "trap.Tok"], "AutoConfig": "trap.Config"}}
+    edit(model_folder, "tokenizer_config.json", {**auto, "tokenizer_class": "TrapTokenizer"})
+    edit(model_folder, "config.json", auto)
+    assert len(answer(load(model_folder), max_tokens=5)[0]) == 5
+    edit(model_folder, "config.json", {"model_file": "trap.py"})
+    with pytest.raises(ModelNotRunnableError, match="model_file"):
+        load(model_folder)
+    assert not (model_folder / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_damaged_files_are_told_in_a_sentence(model_folder: Path, name: str) -> None:
+    (model_folder / name).write_bytes(b'{"broken": [')
+    with pytest.raises((ModelUnhealthyError, ModelNotRunnableError)) as caught:
+        load(model_folder)
+    assert "sound" in caught.value.message
+    assert str(model_folder.parent) not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_weights_that_do_not_fit_the_config(model_folder: Path) -> None:
+    edit(model_folder, "config.json", {"num_hidden_layers": 3})
+    with pytest.raises(ModelNotRunnableError, match="sound"):
+        load(model_folder)
+
+
+def test_weights_larger_than_the_memory_are_an_error_with_both_numbers(model_folder: Path) -> None:
+    needed = (model_folder / "model.safetensors").stat().st_size
+    with pytest.raises(InsufficientMemoryError, match=r"need .*MB .* only 2.0KB"):
+        load(model_folder, memory=2000)
+    assert load(model_folder, memory=needed)
+
+
+def test_half_precision_becomes_float32_on_the_cpu(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path / "half", BABBLE)
+    weights = mx.load(str(folder / "model.safetensors"))
+    half = {name: array.astype(mx.bfloat16) for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), half, metadata={"format": "mlx"})
+    model = load(folder)
+    expected = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+    assert model.model.model.embed_tokens.weight.dtype == expected
+    assert len(answer(model, max_tokens=5)[0]) == 5
+
+
+def test_an_adapter_changes_the_answer(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path / "m", say("Paris"))
+    plain = load(folder)
+    rank, size = 2, plain.vocabulary_size
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": ["mlp.up_proj"]}
+    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": lora}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {
+        "model.layers.0.mlp.up_proj.lora_a": mx.ones((size, rank)),
+        "model.layers.0.mlp.up_proj.lora_b": mx.ones((rank, 4)),
+    }
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), weights)
+    loaded = load(folder, adapter)
+    assert mx.all(loaded.model.model.layers[0].mlp.up_proj.lora_b == 1)
+    assert answer(loaded)[0] == "Paris"
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"adapter_config.json": "{}"}, {"adapter_config.json": "[", "adapters.safetensors": ""}]
+)
+def test_a_folder_that_is_no_adapter_is_told(model_folder: Path, tmp_path: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValidationError, match="adapter"):
+        load(model_folder, tmp_path)
