@@ -35,19 +35,17 @@ def differences(value: object, shape: Any, where: str) -> Iterator[str]:
         yield from _annotated(value, shape, where)
     elif typing.is_typeddict(shape):
         yield from _typed_dict(value, shape, where)
-    elif origin in (Union, types.UnionType):
-        if all(list(differences(value, choice, where)) for choice in get_args(shape)):
-            yield f"{where}: {value!r} is none of {shape}"
-    elif origin is Literal:
-        if value not in get_args(shape):
-            yield f"{where}: {value!r} is none of {get_args(shape)}"
     elif origin is list:
         yield from _list(value, shape, where)
-    elif not _is_instance(value, shape):
+    elif not _is_one(value, shape, where):
         yield f"{where}: {value!r} is no {shape}"
 
 
-def _is_instance(value: object, shape: Any) -> bool:
+def _is_one(value: object, shape: Any, where: str) -> bool:
+    if get_origin(shape) in (Union, types.UnionType):
+        return any(not list(differences(value, choice, where)) for choice in get_args(shape))
+    if get_origin(shape) is Literal:
+        return value in get_args(shape)
     if shape is Any:
         return True
     plain = get_origin(shape) or (type(None) if shape is None else shape)

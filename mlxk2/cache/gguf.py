@@ -13,7 +13,7 @@ import struct
 from mlxk2.cache.files import BrokenFile, File, read
 
 MAX_HEADER_BYTES = 1 << 26  # vocabularies of 262,144 tokens with their merges need a sixth of it
-MAX_ENTRIES = 1 << 17  # tensors, pairs, nested arrays: real files have a few thousand
+MAX_ENTRIES = 1 << 17  # tensors, pairs and nested arrays together: real files have a few thousand
 MAX_NESTING = 4
 MAX_DIMENSIONS = 8
 
@@ -55,6 +55,7 @@ class _Header:
     def __init__(self, file: File) -> None:
         self._file = file
         self._bytes = b""
+        self._entries = 0
         self.position = 0
 
     def take(self, count: int) -> bytes:
@@ -70,8 +71,9 @@ class _Header:
 
     def count(self) -> int:
         value = self.number("<Q")
-        if value > MAX_ENTRIES:
-            raise BrokenFile(f"{self._file.name} has a damaged GGUF header ({value} entries)")
+        self._entries += value
+        if self._entries > MAX_ENTRIES:
+            raise BrokenFile(f"{self._file.name} has a damaged GGUF header ({self._entries} entries)")
         return value
 
     def skip_pairs(self, count: int) -> int:

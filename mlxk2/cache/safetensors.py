@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 from mlxk2.cache.files import BrokenFile, File, read
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
+MAX_DIMENSIONS = 64
+
+_LAST_BYTE = (1 << 63) - 1
 _FIRST_READ = 1 << 16  # most headers are smaller
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
 
@@ -48,7 +52,7 @@ def _header_length(file: File, begin: bytes) -> int:
 
 def _parse(file: File, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode())
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
@@ -57,20 +61,30 @@ def _parse(file: File, text: bytes) -> dict[str, Any]:
 
 
 def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
-    """The tensors must be as large as their shapes say and fill the data exactly."""
+    """The tensors must be as large as their shapes say and fill the data exactly, one after the other."""
     try:
-        end = total = 0
-        for tensor in tensors.values():
-            first, last = tensor["data_offsets"]
-            size = last - first
-            bits = _BITS.get(tensor["dtype"])
-            if first < 0 or size < 0 or (bits and math.prod(tensor["shape"]) * bits != size * 8):
-                raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor's size is wrong)")
-            total += size
-            end = max(end, last)
+        places = sorted([_place(tensor) for tensor in tensors.values()])
     except (TypeError, KeyError, ValueError) as error:
-        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor without its place)") from error
+        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor's place is wrong)") from error
+    end = places[-1][1] if places else 0
     if end > data_size:
         raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
-    if end < data_size or total != data_size:
-        raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {total}")
+    if end < data_size:
+        raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {end}")
+    if any(first != end for (_, end), (first, _) in pairwise([(0, 0), *places])):
+        raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
+
+
+def _place(tensor: dict[str, Any]) -> tuple[int, int]:
+    """Where a tensor begins and ends, in bytes; ValueError when that can't be, or not with its shape."""
+    first, last = tensor["data_offsets"]
+    dtype, shape = tensor["dtype"], tensor["shape"]
+    # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
+    if {type(first), type(last), *map(type, shape)} != {int} or not 0 <= first <= last <= _LAST_BYTE:
+        raise ValueError
+    if len(shape) > MAX_DIMENSIONS or any(not 0 <= length <= _LAST_BYTE for length in shape):
+        raise ValueError
+    bits = _BITS.get(dtype)
+    if bits and math.prod(shape) * bits != (last - first) * 8:
+        raise ValueError
+    return first, last
