@@ -1,0 +1,104 @@
+"""Ctrl-C while generating ends the answer in good order, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from conftest_runner import assistant, saying, streams, text
+
+from mlxk2.runner.chat import Chat
+from mlxk2.runner.console import INTERRUPTED, Interrupt, Printer
+from mlxk2.runner.prompt import Message
+from mlxk2.runner.runner import Chunk
+
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+
+
+def ctrl_c() -> None:
+    """What the terminal does on Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def ctrl_c_after(characters: int, seen: list[Chunk]) -> Callable[[Chunk], None]:
+    """A reader of chunks that presses Ctrl-C after so many."""
+
+    def show(chunk: Chunk) -> None:
+        seen.append(chunk)
+        if len(seen) == characters:
+            ctrl_c()
+
+    return show
+
+
+def test_ctrl_c_ends_the_answer_and_keeps_what_was_said() -> None:
+    seen: list[Chunk] = []
+    answer = assistant(saying("Hello, world.")).reply(HELLO, ctrl_c_after(5, seen))
+    assert (answer.response, answer.finish_reason, answer.tokens) == ("Hello", "interrupted", 5)
+    assert text(seen) == "Hello"
+
+
+def test_ctrl_c_leaves_no_row_behind() -> None:
+    backend = saying("Hello, world.")
+    assistant(backend).reply(HELLO, ctrl_c_after(5, []))
+    assert len(backend.batches[0]) == 0
+
+
+def test_held_back_text_is_said_when_interrupted() -> None:
+    answer = assistant(saying("<think>", "Hm", "</think>", "Paris")).reply(HELLO, ctrl_c_after(3, []))
+    assert (answer.reasoning, answer.response) == ("Hm", "P")
+
+
+def test_the_first_ctrl_c_is_noted_and_the_second_raises() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupted:
+        assert not interrupted()
+        ctrl_c()
+        assert interrupted()
+        ctrl_c()
+
+
+def test_ctrl_c_is_what_it_was_after_an_answer() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assistant(saying("Hello")).reply(HELLO, lambda _: None)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+
+
+def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def fail(_: Chunk) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        assistant(saying("Hello")).reply(HELLO, fail)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
+    out = streams().stdout
+    printer = Printer(out, hide_reasoning=False)
+    printer.show(Chunk("Hel", "answer", 3))
+    printer.end(interrupted=True)
+    assert out.getvalue() == f"Hel\n{INTERRUPTED}\n"
+
+
+def test_in_a_chat_ctrl_c_returns_to_the_prompt() -> None:
+    open_streams = streams()
+    model = assistant(saying("Hello, world."))
+    lines = iter(["hello", "/stats"])
+    chat = Chat(model, open_streams, None, hide_reasoning=False)
+    write = open_streams.stdout.write
+
+    def press(written: str) -> int:
+        if written == "e":
+            ctrl_c()
+        return write(written)
+
+    open_streams.stdout.write = press  # type: ignore[method-assign]
+    chat.run(lambda _: next(lines, "exit"))
+    assert f"He\n{INTERRUPTED}\n" in open_streams.stdout.getvalue()
+    assert "1 turns, 2 tokens" in open_streams.stdout.getvalue()

@@ -1,0 +1,150 @@
+"""The conversation: its commands, its input of several lines, what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest_runner import ScriptedBackend, Streams, assistant, saying, streams, tokens_of
+
+from mlxk2.runner.chat import Chat, read_turn
+
+
+def chat(
+    lines: Sequence[str | BaseException],
+    backend: ScriptedBackend | None = None,
+    system: str | None = None,
+    hide_reasoning: bool = False,
+    max_tokens: int | None = None,
+) -> tuple[Streams, ScriptedBackend]:
+    """Hold a conversation with these lines; at their end Ctrl-D is pressed."""
+    backend = backend or saying("Paris.")
+    given = iter(lines)
+
+    def read(_: str) -> str:
+        line = next(given, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    shown = streams()
+    Chat(assistant(backend, max_tokens), shown, system, hide_reasoning=hide_reasoning).run(read)
+    return shown, backend
+
+
+@pytest.mark.parametrize("leave", ["exit", "quit", EOFError(), KeyboardInterrupt()])
+def test_ways_to_leave(leave: Any) -> None:
+    _, backend = chat([leave, "never asked"])
+    assert backend.requests == []
+
+
+def test_a_conversation_remembers() -> None:
+    shown, backend = chat(["France?", "Sure?"])
+    assert backend.prompts == ["user:France?;", "user:France?;assistant:Paris.;user:Sure?;"]
+    assert shown.stdout.getvalue().count("Paris.\n") == 2
+
+
+def test_the_system_prompt_comes_first_and_can_be_changed() -> None:
+    shown, backend = chat(["/system", "a", "/system be brief", "b", "/system"], system="be kind")
+    assert backend.prompts[0].startswith("system:be kind;user:a;")
+    assert backend.prompts[1].startswith("system:be brief;user:a;")
+    assert "The system prompt is: be brief" in shown.stdout.getvalue()
+
+
+def test_clear_forgets_all_but_the_system_prompt() -> None:
+    _, backend = chat(["a", "/clear", "b"], system="be kind")
+    assert backend.prompts[1] == "system:be kind;user:b;"
+
+
+def test_reasoning_is_shown_and_not_remembered() -> None:
+    thinking = saying("<think>", "Hm.", "</think>", "\n\nParis.")
+    shown, backend = chat(["a", "b"], thinking)
+    assert "[Reasoning]\nHm.\n\n[Answer]\nParis.\n" in shown.stdout.getvalue()
+    assert backend.prompts[1] == "user:a;assistant:Paris.;user:b;"
+
+
+def test_reasoning_can_be_hidden() -> None:
+    shown, _ = chat(["a"], saying("<think>", "Hm.", "</think>", "\n\nParis."), hide_reasoning=True)
+    assert "Hm." not in shown.stdout.getvalue()
+    assert "Paris.\n" in shown.stdout.getvalue()
+
+
+def test_a_backslash_joins_lines() -> None:
+    assert chat(["one\\", "two\\", "three"])[1].prompts == ["user:one\ntwo\nthree;"]
+
+
+def test_a_block_of_lines() -> None:
+    assert chat(['"""one', "", "  two", 'three"""'])[1].prompts == ["user:one\n\n  two\nthree;"]
+    assert chat(['"""one"""'])[1].prompts == ["user:one;"]
+
+
+def test_an_empty_line_asks_nothing() -> None:
+    assert chat(["", "   "])[1].requests == []
+
+
+def test_the_prompt_shows_where_a_turn_goes_on() -> None:
+    shown: list[str] = []
+    lines = iter(["a\\", "b"])
+
+    def read(prompt: str) -> str:
+        shown.append(prompt)
+        return next(lines)
+
+    assert read_turn(read) == "a\nb"
+    assert shown == ["> ", ". "]
+
+
+def test_save_writes_the_conversation_and_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "talk.md"
+    shown, _ = chat(["France?", f"/save {file}", "Sure?", f"/save {file}"], system="be kind")
+    assert file.read_text() == "## System\n\nbe kind\n\n## User\n\nFrance?\n\n## Assistant\n\nParis.\n"
+    assert f"{file} exists and stays as it is" in shown.stdout.getvalue()
+
+
+def test_save_says_what_went_wrong(tmp_path: Path) -> None:
+    shown, _ = chat(["/save", f"/save {tmp_path}/none/talk.md"])
+    assert "needs the name of a file" in shown.stdout.getvalue()
+    assert "No such file or directory" in shown.stdout.getvalue()
+
+
+def test_stats_and_help_and_unknown_commands() -> None:
+    shown, backend = chat(["/stats", "a", "/stats", "/help", "/sing"])
+    said = shown.stdout.getvalue()
+    assert "Nothing was said yet." in said
+    assert "1 turns, 7 tokens generated" in said
+    assert "/save FILE" in said
+    assert "no command /sing" in said
+    assert len(backend.requests) == 1
+
+
+def test_a_path_is_a_question_and_no_command() -> None:
+    assert chat(["/etc/passwd is what?"])[1].prompts == ["user:/etc/passwd is what?;"]
+
+
+def test_a_conversation_past_the_context_loses_nothing() -> None:
+    backend = saying("Paris.", context_length=60)
+    shown, _ = chat(["a", "x" * 80, "b"], backend)
+    assert "context holds 60" in shown.stderr.getvalue()
+    assert "/clear" in shown.stderr.getvalue()
+    assert backend.prompts[-1] == "user:a;assistant:Paris.;user:b;"
+
+
+def test_an_answer_that_is_cut_is_told() -> None:
+    shown, _ = chat(["a"], max_tokens=3)
+    assert "Par\n[The answer was cut" in shown.stdout.getvalue()
+
+
+def test_a_fault_of_the_model_does_not_end_the_conversation() -> None:
+    scripts = iter([[RuntimeError("out of memory")], tokens_of("Paris.")])
+    shown, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
+    assert "out of memory" in shown.stderr.getvalue()
+    assert backend.prompts[-1] == "user:b;"
+    assert "Paris." in shown.stdout.getvalue()
+
+
+def test_a_question_without_an_answer_is_not_remembered() -> None:
+    scripts = iter([tokens_of("<end>"), tokens_of("Paris.")])
+    _, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
+    assert backend.prompts[-1] == "user:b;"

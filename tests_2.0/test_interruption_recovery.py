@@ -1,0 +1,61 @@
+"""An interrupted answer never stands in the way of the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from conftest_runner import ScriptedBackend, assistant, request, saying, text, tokens_of
+
+from mlxk2.runner.prompt import Message
+from mlxk2.runner.runner import Chunk, MLXRunner
+
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+
+
+def interrupt(chunk: Chunk) -> None:
+    """Press Ctrl-C as soon as there is text."""
+    if chunk.text:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_next_answer_is_whole() -> None:
+    model = assistant(saying("Hello."))
+    assert model.reply(HELLO, interrupt).finish_reason == "interrupted"
+    again = model.reply(HELLO, lambda _: None)
+    assert (again.response, again.finish_reason) == ("Hello.", "stop")
+
+
+def test_many_interruptions_in_a_row() -> None:
+    model = assistant(saying("Hello."))
+    answers = [model.reply(HELLO, interrupt) for _ in range(5)]
+    assert [answer.response for answer in answers] == ["H"] * 5
+    assert model.reply(HELLO, lambda _: None).response == "Hello."
+
+
+def test_an_interruption_of_one_request_is_none_of_the_next() -> None:
+    runner = MLXRunner(saying("Hello."))
+    first = list(runner.stream(request(), lambda: True))
+    assert (text(first), first[-1].finish_reason) == ("", "interrupted")
+    assert text(list(runner.stream(request(), lambda: False))) == "Hello."
+
+
+def test_other_sessions_go_on_when_one_is_cancelled() -> None:
+    runner = MLXRunner(ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode())))
+    kept, cancelled = runner.submit(request("kept")), runner.submit(request("cancelled"))
+    said = runner.step()
+    runner.cancel(cancelled)
+    while kept.row is not None:
+        said += runner.step()
+    assert "".join(chunk.text for session, chunk in said if session is kept) == "kept"
+
+
+def test_after_a_fault_an_interruption_still_works() -> None:
+    scripts = iter([[ValueError("broken")], tokens_of("Hello.")])
+    runner = MLXRunner(ScriptedBackend(lambda _: next(scripts)))
+    session = runner.submit(request())
+    runner.step()
+    assert session.error is not None
+    assert runner.cancel(session) == []
+    stopped = iter([False, False, True])
+    assert text(list(runner.stream(request(), lambda: next(stopped)))) == "He"
