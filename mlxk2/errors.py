@@ -4,7 +4,10 @@
     ├── CommandError                wrong usage of the command line, exit 2
     ├── ValidationError             an argument that can't be right, before any disk or network access
     ├── OperationError              the machine can't do it: disk, memory
-    │   └── CachePermissionError    the cache may not be written
+    │   ├── CachePermissionError    the cache may not be written
+    │   └── InvalidTargetError      the folder to be written is not free
+    ├── ConfirmationRequiredError   only the user can say whether this model is meant
+    ├── LocksPresentError           a download of the model is at work
     ├── HubError
     │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
     │   ├── DownloadFailedError     the hub answered, but not with what was asked for
@@ -73,6 +76,30 @@ class CachePermissionError(OperationError):
     """The operating system does not let the user write to the cache."""
 
     type = "PermissionError"
+
+
+class InvalidTargetError(OperationError):
+    """The folder that was to be written is there and not empty, or is no place for a model."""
+
+    type = "InvalidTargetError"
+
+
+class ConfirmationRequiredError(MlxkError):
+    """The name was only part of the model's; nothing was deleted, since nobody confirmed that it is meant."""
+
+    type = "confirmation_required"
+    http_status = 409
+
+
+class LocksPresentError(MlxkError):
+    """A living download holds locks of the model; `lock_files` are their names, relative to the hub folder."""
+
+    type = "locks_present"
+    http_status = 409
+
+    def __init__(self, message: str, lock_files: Sequence[str], *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.lock_files = list(lock_files)
 
 
 class HubError(MlxkError):
