@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from mlxk2.cache import integrity, naming, support
 from mlxk2.cache.contents import Contents
+from mlxk2.cache.files import BrokenFile
 from mlxk2.cache.store import Snapshot
 from mlxk2.spec import Capability, Framework, Metadata, ModelObject, ModelType
 
@@ -30,6 +31,7 @@ _NUMBERS = {
 }
 _LAST_SECOND = 253_402_300_799  # of the year 9999: the format has no room for more
 _CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
+_QUANTIZATION_FILE = "hf_quant_config.json"
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
 _EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
 _CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
@@ -105,10 +107,22 @@ def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
     """Why mlx-lm can't run a model whose files are whole; None when it can."""
     if framework != "MLX":
         return f"Framework {framework} not executable with mlx-lm (requires MLX)"
-    if problem := support.problem(contents.config_or_empty, support.installation()):
+    try:
+        problem = support.problem(_config_to_load(contents), support.installation())
+    except BrokenFile as error:
+        return str(error)
+    if problem:
         return problem
     loadable = (f.name for f in contents.named(".safetensors") if f.name.startswith("model") and "/" not in f.name)
     return None if any(loadable) else "No model*.safetensors, the only weights that mlx-lm loads"
+
+
+def _config_to_load(contents: Contents) -> dict[str, Any]:
+    """The config as mlx-lm completes it: some exports keep their quantisation in a file of its own."""
+    config = contents.config_or_empty
+    if _QUANTIZATION_FILE not in contents or support.quantization_of(config) is not None:
+        return config
+    return {**config, "quantization_config": contents.json(_QUANTIZATION_FILE)}
 
 
 def metadata_of(contents: Contents) -> Metadata | None:

@@ -34,7 +34,7 @@ class Installation:
         )
         self._models_folder = os.path.join(folder, "models")
         # Names are compared exactly, also where the file system does not.
-        self._files = frozenset(os.listdir(self._models_folder))
+        self._files = frozenset(os.listdir(self._models_folder) if os.path.isdir(self._models_folder) else ())
         self._sources: dict[str, str] = {}
         self._has: dict[str, bool] = {}
 
@@ -89,14 +89,14 @@ def problem(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | Non
 
 def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
     """The name of a quantisation that mlx-lm can't load with this architecture."""
-    settings = _quantization_config(config)
-    if settings is None or isinstance(config.get("quantization"), dict):
+    settings = quantization_of(config)
+    if not settings or isinstance(config.get("quantization"), dict):
         return None
     method = settings.get("quant_method")
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         return str(method)
     supported = {
-        "compressed-tensors": settings.get("format") in _COMPRESSED_FORMATS,
+        "compressed-tensors": str(settings.get("format")) in _COMPRESSED_FORMATS,
         "modelopt": _modelopt_algorithm(settings) == "NVFP4",
         "awq": settings.get("bits", 4) == 4,
         "gptq": settings.get("bits", 4) == 4,
@@ -105,7 +105,8 @@ def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
     return None if supported.get(method, True) else _full_name(method, settings)
 
 
-def _quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings by which a config's weights were quantised by other programs than MLX."""
     text_config = config.get("text_config")
     inner = text_config.get("quantization_config") if isinstance(text_config, dict) else None
     settings = config.get("quantization_config", inner)
@@ -140,6 +141,8 @@ def _dictionary(source: str, name: str) -> dict[Any, Any]:
 
 
 def _text(path: str) -> str:
+    if not os.path.isfile(path):
+        return ""
     with open(path, encoding="utf-8") as file:
         return file.read()
 

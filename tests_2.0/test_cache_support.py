@@ -1,0 +1,200 @@
+"""What we say of mlx-lm without importing it, against what its own sources say, read by Python's parser."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from layouts import CONFIG, as_json, chat_model, without
+
+from mlxk2.cache.support import Installation, installation, problem
+
+MLX_LM = Path(find_spec("mlx_lm").submodule_search_locations[0])
+MODULES = sorted(path.stem for path in (MLX_LM / "models").glob("*.py"))
+METHODS = ("bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8")
+
+
+@pytest.fixture(scope="module")
+def installed():
+    return Installation(str(MLX_LM))
+
+
+def bound_names(tree):
+    """The names that a module binds at its top level."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name) for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            yield from (name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+
+
+def table(name):
+    """A dictionary that mlx-lm's utils.py binds at its top level."""
+    tree = ast.parse((MLX_LM / "utils.py").read_text())
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name]
+    return ast.literal_eval(values[0])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_architecture_is_a_module_that_binds_model_and_its_arguments(installed, module):
+    bound = set(bound_names(ast.parse((MLX_LM / "models" / f"{module}.py").read_text())))
+    assert installed.has(module) == ({"Model", "ModelArgs"} <= bound)
+
+
+def test_both_kinds_of_module_are_there(installed):
+    verdicts = {installed.has(module) for module in MODULES}
+    assert verdicts == {True, False}
+
+
+@pytest.mark.parametrize(("model_type", "module"), table("MODEL_REMAPPING").items())
+def test_the_table_of_types_is_mlx_lms(installed, model_type, module):
+    assert installed.module_of({"model_type": model_type}) == module
+
+
+@pytest.mark.parametrize(("key", "module"), table("MODEL_ARCHITECTURE_REMAPPING").items())
+def test_the_table_of_architectures_is_mlx_lms(installed, key, module):
+    model_type, architecture = key
+    assert installed.module_of({"model_type": model_type, "architectures": ["X", architecture]}) == module
+    assert installed.module_of({"model_type": model_type, "architectures": ["X"]}) != module
+
+
+def test_the_version_is_that_of_the_package(installed):
+    assert installed.version in (MLX_LM / "_version.py").read_text()
+    assert installed.version.count(".") == 2
+
+
+@pytest.mark.parametrize("model_type", ["x", "", None, 7, [], {}, "../utils", "Llama", "llama\0", "base"])
+def test_a_type_that_is_none_is_named(installed, model_type):
+    said = problem({"model_type": model_type}, installed)
+    assert said == f"Model architecture {model_type or 'unknown'!r} not supported by mlx-lm {installed.version}"
+
+
+def test_without_mlx_lm_nothing_runs():
+    assert problem(CONFIG, None) == "mlx-lm is not installed"
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_that_is_no_mlx_lm_has_no_architecture(tmp_path, folder):
+    empty = Installation(str(tmp_path / folder))
+    assert problem(CONFIG, empty) == "Model architecture 'llama' not supported by mlx-lm "
+
+
+@pytest.mark.parametrize("model_file", ["model.py", "", [], 0, "../../evil.py"])
+def test_code_of_the_model_is_never_run(installed, model_file):
+    assert "never executed" in problem(CONFIG | {"model_file": model_file}, installed)
+
+
+def test_auto_map_is_ignored(installed):
+    assert problem(CONFIG | {"auto_map": {"AutoModel": "modeling.Model"}}, installed) is None
+
+
+# -------------------------------------------------------------------------------------------------------- quantisation
+
+
+def compared_methods():
+    """The quantisation methods that mlx-lm's `load_model` asks for by name."""
+    tree = ast.parse((MLX_LM / "utils.py").read_text())
+    load = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "load_model")
+    for node in ast.walk(load):
+        if isinstance(node, ast.Compare) and getattr(node.left, "id", "") == "quant_method":
+            yield from (n.value for n in ast.walk(node.comparators[0]) if isinstance(n, ast.Constant))
+
+
+def test_the_methods_are_those_that_mlx_lm_asks_for():
+    assert set(compared_methods()) == set(METHODS)
+
+
+KNOWN = [
+    {"quant_method": "bitnet"},
+    {"quant_method": "mxfp4"},
+    {"quant_method": "mxfp8"},
+    {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+    {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}},
+    {"quant_method": "awq"},
+    {"quant_method": "gptq", "bits": 4},
+    {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [32, 32]},
+]
+UNKNOWN = [
+    ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+    ({"quant_method": "hqq"}, "hqq"),
+    ({"quant_method": None}, "None"),
+    ({"quant_method": []}, "[]"),
+    ({"quant_method": {"a": 1}}, "{'a': 1}"),
+    ({}, "None"),
+    ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors (float-quantized)"),
+    ({"quant_method": "compressed-tensors", "format": []}, "compressed-tensors"),
+    ({"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt (FP8)"),
+    ({"quant_method": "awq", "bits": 8}, "awq (8 bits)"),
+    ({"quant_method": "gptq", "bits": "4"}, "gptq (4 bits)"),
+    ({"quant_method": "fp8"}, "fp8"),
+]
+
+
+@pytest.mark.parametrize("settings", KNOWN)
+def test_a_known_quantisation_runs(installed, settings):
+    inside = {"quantization_config": settings}
+    assert problem(CONFIG | inside, installed) is None
+    assert problem(CONFIG | {"text_config": inside}, installed) is None
+
+
+@pytest.mark.parametrize(("settings", "shown"), UNKNOWN)
+def test_an_unknown_quantisation_is_named(installed, settings, shown):
+    said = problem(CONFIG | {"quantization_config": settings | {"more": 1}}, installed)
+    assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
+
+
+def test_an_empty_quantisation_is_none(installed):
+    assert problem(CONFIG | {"quantization_config": {}}, installed) is None
+
+
+def test_mlxs_own_quantisation_comes_first(installed):
+    settings = {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"quant_method": "hqq"}}
+    assert problem(CONFIG | settings, installed) is None
+
+
+def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed):
+    assert problem({"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}, installed) is None
+
+
+# ---------------------------------------------------------------------------------------------------- through the door
+
+
+def runnable(hub, mlxk2, files):
+    hub.add("org/model", files)
+    model = mlxk2("show", "org/model", "--json").json["data"]["model"]
+    assert model["health"] == "healthy"
+    assert model["runtime_compatible"] == (model["reason"] is None)
+    return model["reason"]
+
+
+def test_a_sound_mlx_model_runs(hub, mlxk2):
+    assert runnable(hub, mlxk2, chat_model()) is None
+
+
+def test_a_quantisation_in_a_file_of_its_own_counts(hub, mlxk2):
+    files = chat_model() | {"hf_quant_config.json": as_json({"quantization": {"quant_algo": "FP8"}})}
+    assert runnable(hub, mlxk2, files) == f"Quantization 'None' not supported by mlx-lm {installation().version}"
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"),
+    [
+        (b'{"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}}', None),
+        (b"{", "hf_quant_config.json is not valid JSON"),
+    ],
+)
+def test_a_quantisation_in_a_file_of_its_own_is_read(hub, mlxk2, sidecar, reason):
+    assert runnable(hub, mlxk2, chat_model() | {"hf_quant_config.json": sidecar}) == reason
+
+
+def test_a_quantisation_in_the_config_comes_first(hub, mlxk2):
+    files = chat_model(quantization_config={"quant_method": "mxfp4"}) | {"hf_quant_config.json": b"{"}
+    assert runnable(hub, mlxk2, files) is None
+
+
+def test_weights_that_mlx_lm_does_not_look_for_do_not_run(hub, mlxk2):
+    files = without(chat_model(), "model.safetensors") | {"weights.safetensors": chat_model()["model.safetensors"]}
+    assert runnable(hub, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
