@@ -1,119 +1,203 @@
-"""What the demo model knows about mlxk2: for each topic the answer and the wordings that ask for it."""
+"""What the demo model knows about mlxk2 and itself: the answers and the wordings that ask for them."""
 
 from __future__ import annotations
 
-_HOW = (
-    "(How (do|can|could|should|would|must|may) (I|we|you|one)|How to|What is the command to|Which command (do I use to|is there to|will|does|can)|"
-    "Tell me how to|Show me how to|Explain how to|I want to|I need to|I would like to|Can you tell me how to|"
-    "Please tell me how to|What do I (type|do|run|enter|need) to|What must I (type|do) to|Can I|Is there a (command|way) to|Help me|"
-    "With (what|which) command do I|Could you (show|tell) me how to|I do not know how to|Do you know how to)"
-)
-_MODEL = "(a|the|my|some|one) (model|language model|MLX model|local model|chat model)"
-_MODELS = "(models|my models|all models|the models|local models|cached models|the cached models|installed models|downloaded models)"
-_WITH = "( with mlxk2| in mlxk2| using mlxk2| by mlxk2| here|||)"
+from demo_commands import COMMANDS
 
 ABOUT: dict[str, tuple[str, list[str]]] = {
-    "what": ("mlxk2 is a command line tool and local server for running language models with MLX.", [
-        "What('s| is| exactly is| does) mlxk2( do| good for| used for| for| mean|)",
-        "(Tell me|Explain|Describe|Say)( something|) (about |what is |what |)mlxk2( is| does| briefly|)",
-        "(Do you know|Have you heard of|I never heard of|Can you explain|Can you describe|What do you know about|What can you say about) mlxk2",
-        "What (kind of|sort of) (program|tool|thing|software) is mlxk2",
-        "What (can|could) (I|one|we|people|you) do with mlxk2",
-        "What('s| is) (MLX Knife|mlx knife|MLX Knife 2|this program|this tool|this software)( for| about| good for|)",
-        "(Why|What for) (should I|do people|would I|would one|do I) (use|need|want) mlxk2", "mlxk2", "(A|Some) word about mlxk2",
-    ]),
-    "who": ("I am the demo model of mlxk2.", [
-        "(Who|What)( exactly| really|) are you( really| exactly|)", "(What's|What is|Tell me|Say|May I know|Can you tell me|Do you have) (your|a) name",
-        "(Who|What|Which model|Which one|With whom) am I (talking|speaking|chatting) (to|with)( here| now|)",
-        "(Introduce|Present|Describe) yourself( please| shortly| briefly|)", "(Tell me|Say) (something |)(about yourself|who you are|what you are)",
-        "(Which|What|What kind of|What sort of) (model|assistant|bot|chatbot|AI|program) are you", "(Do you have|Have you got|Have you) a name",
-        "Are you (a (human|person|robot|bot|machine|model|chatbot|man|woman)|ChatGPT|Claude|real|human|an AI|Siri|Llama|Qwen)",
-        "(What|How) (are you called|do they call you|should I call you|do I call you|can I call you)", "Who (is this|is there|is answering|answers me)",
-    ]),
-    "can": ("I know capitals, small sums, counting, greetings and mlxk2.", [
-        "What (can|do|could) you (do|know|answer|tell me|offer|help with|help me with)( for me| now| here|)", "What are you (able to do|good at|good for|made for)",
-        "(What|Which) (questions|things|topics) (can you answer|do you know|may I ask|can I ask( you|)|do you understand)",
-        "(Tell me|Say|Show me|Explain|List) (what you (can do|know|can)|your (skills|abilities|talents|topics))", "How can you help( me|)", "What (may|can|should|could) I ask( you|)",
-        "(What|Which) (are your skills|are your abilities|skills do you have|abilities do you have)", "Can you help( me| us|)", "(I need|I could use|Give me) (some |)help", "What (is your purpose|is your job|are you for|were you made for|do you do)",
-    ]),
-    "list": ("Use mlxk2 list to see your models.", [
-        _HOW + " (list|see|show|view|display|find|look at|print) " + _MODELS + _WITH,
-        "(Which|What) models (do I have|are there|are cached|are installed|are on this computer|have I got|are here|did I download|are downloaded|do I own)" + _WITH,
-        "(List|Show|Show me|Display|Print|See) (" + _MODELS + "|all my models)" + _WITH, "Where (can|do) I (see|find) " + _MODELS, "What does mlxk2 list do", "Command (for listing|to list|to see) " + _MODELS,
-    ]),
-    "pull": ("Use mlxk2 pull with the name of the model to download it.", [
-        _HOW + " (pull|download|get|fetch|install|load down|obtain) " + "(a|the|some|another|one more|a new) (model|language model|MLX model|new model|chat model)" + _WITH,
-        "(Where|How) do I get (models|a model|new models|more models)( from|)" + _WITH, "What does mlxk2 pull do", "(Download|Pull|Fetch|Install|Get) (a|another|the|some) model" + _WITH, "Command (for downloading|to download|to pull|for pulling) (a model|models)",
-        "(I have no|There is no|I need a|I want a) (model|new model|model yet)", "How (does|do) (pulling|downloading|pull) (a model |models |)work",
-    ]),
-    "run": ("Use mlxk2 run with the name of the model and your prompt.", [
-        _HOW + " (run|start|use|try|chat with|talk to|ask|prompt|execute) " + _MODEL + _WITH,
-        "What does mlxk2 run do", "(Run|Use|Start|Try|Execute) (a|the|my) model" + _WITH, "Command (for running|to run|to use|to chat with) (a model|models)",
-        "How (does|do) (running|run|chatting with) (a model |models |)work", _HOW + " (generate text|chat|start a chat|ask a question|generate an answer)" + _WITH,
-    ]),
-    "serve": ("Use mlxk2 serve to start the server.", [
-        _HOW + " (start|run|launch|open|use|begin|bring up) (a|the|my|your|its|the local|the API|a local|the HTTP|the mlxk2) server" + _WITH, _HOW + " serve (a|the|my) model" + _WITH,
-        "What does mlxk2 (serve|server) do", "(Start|Launch|Run|Open) (the|a) (local |API |)server" + _WITH, "Command (for starting|to start|for|to run|to launch) (the|a) server", "(Is there|Does it have|Has mlxk2|Does mlxk2 have) a server", "How (does|do) (serving|the server) (a model |)(start|work)",
-    ]),
-    "health": ("Use mlxk2 health to check your models.", [
-        _HOW + " (check|test|verify|examine|validate) " + "((the |)(health|integrity) of (a model|my models|models|the models)|(" + _MODELS + "|my model|a model|whether a model is (healthy|intact|whole|complete|broken)))" + _WITH,
-        "(Is|Are) (my model|my models|a model|the models|the model) (healthy|intact|complete|broken|damaged|corrupt|whole|OK)", "What does mlxk2 health do",
-        "Command (for checking|to check|to verify) (models|a model|the health)", "(Check|Verify|Test|Validate) (the health of |)(my models|a model|my model|the models|all models)" + _WITH, _HOW + " find (broken|damaged|corrupt|incomplete|bad) models" + _WITH,
-    ]),
-    "rm": ("Use mlxk2 rm with the name of the model to remove it.", [
-        _HOW + " (remove|delete|erase|uninstall|rm|drop|get rid of|throw away) (a|the|my|some|one|an old|this) (model|language model|MLX model|old model|cached model)" + _WITH,
-        "What does mlxk2 rm do", "(Remove|Delete|Erase|Uninstall|Drop) (a|the|my|an old|this) model" + _WITH, "Command (for removing|to remove|to delete|for deleting) (a model|models)", _HOW + " (free|save|get back|win) (some |)(disk |)space" + _WITH,
-    ]),
-    "show": ("Use mlxk2 show with the name of the model to see its details.", [
-        _HOW + " (see|show|view|get|find|read|look at|inspect|print) (the |)(details|files|config|information|facts|metadata|size|configuration) (of|about|for) (a|the|my|one) model" + _WITH,
-        "What does mlxk2 show do", "(Show|Show me|Give me|Print|Inspect) (the |)(details|files|config|information|metadata) (of|about) (a|the|my) model" + _WITH, "Command (for|to see|to show|to inspect) (the |)(details|files|config|metadata) (of|about) a model", _HOW + " inspect (a|the|my|one) model" + _WITH,
-    ]),
-    "clone": ("Use mlxk2 clone with the name of the model and a folder.", [
-        _HOW + " (clone|copy|duplicate) (a|the|my) (model|MLX model|cached model)( to a folder| into a folder|)" + _WITH, "What does mlxk2 clone do", "(Clone|Copy|Duplicate) (a|the|my) model( to a folder| into a folder|)" + _WITH,
-        _HOW + " (make|get|create) (an editable|a local|a|an) (copy|folder|workspace) of (a|the|my) model", "Command (for cloning|to clone|to copy) (a model|models)",
-    ]),
-    "push": ("Use mlxk2 push with a folder and the name of the repository.", [
-        _HOW + " (push|upload|publish|share) (a|the|my|one) (model|folder|workspace|MLX model)( to the hub| to Hugging Face|)" + _WITH, "What does mlxk2 push do", "(Push|Upload|Publish|Share) (a|the|my) (model|folder|workspace)( to the hub|)" + _WITH, "Command (for pushing|to push|to upload|for uploading) (a model|a folder|models)",
-    ]),
-    "json": ("Add --json to the command.", [
-        _HOW + " (get|have|see|print|produce|obtain|use|switch on|enable) (JSON|json|JSON output|the output as JSON|output in JSON|results as JSON|machine readable output)" + _WITH, "(Is there|Does mlxk2 have|Has mlxk2|Does it have|Can it do) (JSON|JSON output|a JSON API|a JSON mode)",
-        "(Which|What) (flag|option) (gives|prints|is for|makes|turns on|enables) (JSON|JSON output|machine readable output)", "(JSON output|Output as JSON|JSON)" + _WITH, "What does --json do", "(Can|Does|Could) mlxk2 (print|output|speak|give|write) JSON",
-    ]),
-    "version": ("Use mlxk2 --version to see the version.", [
-        _HOW + " (see|find|show|get|check|print|learn|know) (the|my|your|its) version( of mlxk2| number|)", "(What|Which) version (of mlxk2 |)(is this|do I have|is it|is installed|are you|am I using|is running|is there)( of mlxk2|)", "(What is|Tell me|Show) (the|your|its|my) version( of mlxk2| number|)", "mlxk2 version", "What does --version do",
-    ]),
-    "help": ("Use mlxk2 --help to see all commands.", [
-        _HOW + " (get|see|find|read|show|open) (help|the help|all commands|the commands|the options|the manual|all options)" + _WITH, "(Which|What) (commands|options|flags) (are there|does mlxk2 have|exist|has mlxk2|do you have|can I use|does it have|are available)" + _WITH, "(List|Show|Print|Show me) (all |the )(commands|options|help)" + _WITH, "What does --help do", "(Is there|Where is|Where can I find) (a manual|the help|help|a list of commands|the manual)( for mlxk2| of mlxk2|)",
-    ]),
-    "licence": ("mlxk2 is licensed under Apache-2.0.", [
-        "(What|Which) (licence|license) (does mlxk2 have|has mlxk2|is it under|is mlxk2 under|is used|do you have|is that|applies|is this under|does it use|does mlxk2 use)( here|)", "(What is|Tell me|Name|Say|Give me) the (licence|license)( of mlxk2|)", "Under (which|what) (licence|license) is (mlxk2|it|this)( released| published| licensed|)",
-        "Is mlxk2 (free|open source|free software|open|free to use|proprietary)( software|)", "(How|Under what terms) is mlxk2 licensed", "(May|Can) I (use|copy|share|change|sell|modify) mlxk2( freely| for free| at work|)", "(licence|license) of mlxk2", "mlxk2 (licence|license)",
-    ]),
-    "mlx": ("MLX is Apple's framework for machine learning.", [
-        "What('s| is| exactly is) MLX( for| exactly| good for|)", "(Tell me about|Explain|Describe|Do you know|What do you know about|Tell me something about) MLX", "Who (made|makes|wrote|develops|created|built) MLX", "What does MLX (mean|do|stand for)", "(What kind of|Which) (framework|library|thing) is MLX",
-    ]),
-    "port": ("The server listens on port 8000.", [
-        "(Which|What) port (does (the server|it|mlxk2|mlxk2 serve) (use|listen on|have|run on|open|take)|is (the server|it|used|the default|open)( on|))( by default|)", "(On|At) (which|what) port (is|does|can I reach) (the server|it|mlxk2)( listen| run| running| listening|)", "(What is|Tell me|Name|Say) (the|its|your) (default |)port( number|)( of the server|)", "(Where|How) (do|can) I reach the server", "(Which|What) (address|URL) does the server (have|use)", "Port of the server",
-    ]),
-    "api": ("The server speaks the OpenAI API.", [
-        "(Which|What) API (does (the server|mlxk2|it) (have|speak|offer|use|support|provide|understand)|is (it|there|that|supported|offered))", "(Is|Are) (the server|it|mlxk2|the API) (compatible with OpenAI|OpenAI compatible|like OpenAI)", "(Can|May) I use (the OpenAI client|an OpenAI client|OpenAI clients|the openai library)( with the server| with mlxk2|)", "(What|Which) (protocol|interface) does the server (speak|use|have)", "(Does|Can) (the server|mlxk2|it) (speak|support|understand|offer) (OpenAI|the OpenAI API)",
-    ]),
-    "internet": ("I run on your computer, without the internet.", [
-        "(Do you|Does this model|Does the demo|Does the model|Does it|Do I) need (the |an |)(internet|network|internet connection|online connection|Wi-Fi|connection)( to work| to run| for this|)", "(Are you|Is this|Is this model|Is the demo|Is it) (online|offline|in the cloud|local|on the internet|connected|running locally)", "Where (do you|does this model|does the demo|does the model) run", "(Do|Can|Does) you (work|run) (offline|without the internet|locally|without network)", "(Do you|Does mlxk2) send (my |)(data|questions|anything|text|prompts)( anywhere| away| to the cloud|)", "On (which|what|whose) computer do you run", "(Is my data|Are my questions) (private|safe|sent away|secret)",
-    ]),
-    "size": ("I have about one million parameters.", [
-        "(How|So how) (big|large|small|heavy) (are you|is (this|the) model|is the demo( model|))", "How many parameters (do you have|have you|has this model|are there|does the demo have|does this model have|are you)", "(What|Which) size (are you|do you have|has the model|is this model|is the demo)", "(What is|Tell me) your (size|number of parameters|parameter count)", "(Are you|Is this) a (large|small|big|tiny|huge) (language |)model",
-    ]),
-    "stop": ("Press Ctrl-C to stop the answer.", [
-        _HOW + " (stop|interrupt|cancel|end|abort|break|halt) (an answer|the answer|generation|the generation|your answer|generating|the model|the output)" + _WITH, "(Stop|Interrupt|Cancel|Abort|Halt) (the|an) (answer|generation|output)", "(Which|What) key (stops|interrupts|ends|cancels) (the answer|generation|an answer|the output)", "What does Ctrl-C do",
-    ]),
-    "leave": ("Type exit to leave the chat.", [
-        _HOW + " (leave|exit|quit|end|close|finish|get out of) (the|a|this|my) (chat|conversation|session|dialogue)" + _WITH, "(Which|What) word (ends|leaves|closes|quits) the (chat|conversation|session)", "(Leave|Quit|Close|End|Exit) the (chat|conversation|session)", "How does (the|a|this) (chat|conversation|session) end",
-    ]),
-    "python": ("mlxk2 needs Python 3.11 or newer.", [
-        "(Which|What) (Python|python|version of Python|Python version) (does mlxk2 need|is needed|do I need|is required|does it need|must I have|does mlxk2 require|does mlxk2 run on|works)( for mlxk2|)", "(Does|Will) mlxk2 (run|work) (on|with) (Python|my Python|old Python)( 3.9| 3.10| 3.12| 2|)", "(What|Which) Python( version|)( for mlxk2|)", "(Tell me|Name) the Python version( for mlxk2| I need| needed|)",
-    ]),
-    "platform": ("mlxk2 runs on Apple silicon and on Linux.", [
-        "(Which|What) (platforms|computers|systems|machines|operating systems|hardware) (does mlxk2 (run on|support|work on|need)|are supported|can I use)( by mlxk2|)", "(Where|On what|On which computers|On which systems) (does|can|will) mlxk2 (run|work)", "(Does|Will|Can) mlxk2 (run|work) on (Linux|a Mac|my Mac|macOS|Apple silicon|Windows|my computer|my laptop)", "(Do I need|Must I have|Is it only for|Does mlxk2 need) a Mac( for mlxk2|)", "(What|Which) (computer|machine|system|hardware) do I need( for mlxk2|)",
-    ]),
-}  # fmt: skip
+    **COMMANDS,
+    "what": (
+        "mlxk2 is a command line tool and local server for running language models with MLX.",
+        [
+            "What('s| is| exactly is| does) mlxk2( do| good for| used for| for| mean|)",
+            (
+                "(Tell me|Explain|Describe|Say)( something|) (about |what is |what |)mlxk2( is| does| "
+                "briefly|)"
+            ),
+            (
+                "(Do you know|Have you heard of|I never heard of|Can you explain|Can you describe|What "
+                "do you know about|What can you say about) mlxk2"
+            ),
+            "What (kind of|sort of) (program|tool|thing|software) is mlxk2",
+            "What (can|could) (I|one|we|people|you) do with mlxk2",
+            (
+                "What('s| is) (MLX Knife|mlx knife|MLX Knife 2|this program|this tool|this software)( "
+                "for| about| good for|)"
+            ),
+            "(Why|What for) (should I|do people|would I|would one|do I) (use|need|want) mlxk2",
+            "mlxk2",
+            "(A|Some) word about mlxk2",
+        ],
+    ),
+    "who": (
+        "I am the demo model of mlxk2.",
+        [
+            "(Who|What)( exactly| really|) are you( really| exactly|)",
+            "(What's|What is|Tell me|Say|May I know|Can you tell me|Do you have) (your|a) name",
+            (
+                "(Who|What|Which model|Which one|With whom) am I (talking|speaking|chatting) (to|"
+                "with)( here| now|)"
+            ),
+            "(Introduce|Present|Describe) yourself( please| shortly| briefly|)",
+            "(Tell me|Say) (something |)(about yourself|who you are|what you are)",
+            "(Which|What|What kind of|What sort of) (model|assistant|bot|chatbot|AI|program) are you",
+            "(Do you have|Have you got|Have you) a name",
+            (
+                "Are you (a (human|person|robot|bot|machine|model|chatbot|man|woman)|ChatGPT|Claude|"
+                "real|human|an AI|Siri|Llama|Qwen)"
+            ),
+            "(What|How) (are you called|do they call you|should I call you|do I call you|can I call you)",
+            "Who (is this|is there|is answering|answers me)",
+        ],
+    ),
+    "can": (
+        "I know capitals, small sums, counting, greetings and mlxk2.",
+        [
+            (
+                "What (can|do|could) you (do|know|answer|tell me|offer|help with|help me with)( for me|"
+                " now| here|)"
+            ),
+            "What are you (able to do|good at|good for|made for)",
+            (
+                "(What|Which) (questions|things|topics) (can you answer|do you know|may I ask|can I "
+                "ask( you|)|do you understand)"
+            ),
+            (
+                "(Tell me|Say|Show me|Explain|List) (what you (can do|know|can)|your (skills|abilities|"
+                "talents|topics))"
+            ),
+            "How can you help( me|)",
+            "What (may|can|should|could) I ask( you|)",
+            "(What|Which) (are your skills|are your abilities|skills do you have|abilities do you have)",
+            "Can you help( me| us|)",
+            "(I need|I could use|Give me) (some |)help",
+            "What (is your purpose|is your job|are you for|were you made for|do you do)",
+        ],
+    ),
+    "licence": (
+        "mlxk2 is licensed under Apache-2.0.",
+        [
+            (
+                "(What|Which) (licence|license) (does mlxk2 have|has mlxk2|is it under|is mlxk2 under|"
+                "is used|do you have|is that|applies|is this under|does it use|does mlxk2 use)( here|)"
+            ),
+            "(What is|Tell me|Name|Say|Give me) the (licence|license)( of mlxk2|)",
+            "Under (which|what) (licence|license) is (mlxk2|it|this)( released| published| licensed|)",
+            "Is mlxk2 (free|open source|free software|open|free to use|proprietary)( software|)",
+            "(How|Under what terms) is mlxk2 licensed",
+            "(May|Can) I (use|copy|share|change|sell|modify) mlxk2( freely| for free| at work|)",
+            "(licence|license) of mlxk2",
+            "mlxk2 (licence|license)",
+        ],
+    ),
+    "mlx": (
+        "MLX is Apple's framework for machine learning.",
+        [
+            "What('s| is| exactly is) MLX( for| exactly| good for|)",
+            (
+                "(Tell me about|Explain|Describe|Do you know|What do you know about|Tell me something "
+                "about) MLX"
+            ),
+            "Who (made|makes|wrote|develops|created|built) MLX",
+            "What does MLX (mean|do|stand for)",
+            "(What kind of|Which) (framework|library|thing) is MLX",
+        ],
+    ),
+    "port": (
+        "The server listens on port 8000.",
+        [
+            (
+                "(Which|What) port (does (the server|it|mlxk2|mlxk2 serve) (use|listen on|have|run on|"
+                "open|take)|is (the server|it|used|the default|open)( on|))( by default|)"
+            ),
+            (
+                "(On|At) (which|what) port (is|does|can I reach) (the server|it|mlxk2)( listen| run| "
+                "running| listening|)"
+            ),
+            "(What is|Tell me|Name|Say) (the|its|your) (default |)port( number|)( of the server|)",
+            "(Where|How) (do|can) I reach the server",
+            "(Which|What) (address|URL) does the server (have|use)",
+            "Port of the server",
+        ],
+    ),
+    "api": (
+        "The server speaks the OpenAI API.",
+        [
+            (
+                "(Which|What) API (does (the server|mlxk2|it) (have|speak|offer|use|support|provide|"
+                "understand)|is (it|there|that|supported|offered))"
+            ),
+            "(Is|Are) (the server|it|mlxk2|the API) (compatible with OpenAI|OpenAI compatible|like OpenAI)",
+            (
+                "(Can|May) I use (the OpenAI client|an OpenAI client|OpenAI clients|the openai "
+                "library)( with the server| with mlxk2|)"
+            ),
+            "(What|Which) (protocol|interface) does the server (speak|use|have)",
+            "(Does|Can) (the server|mlxk2|it) (speak|support|understand|offer) (OpenAI|the OpenAI API)",
+        ],
+    ),
+    "internet": (
+        "I run on your computer, without the internet.",
+        [
+            (
+                "(Do you|Does this model|Does the demo|Does the model|Does it|Do I) need (the |an |"
+                ")(internet|network|internet connection|online connection|Wi-Fi|connection)( to work| "
+                "to run| for this|)"
+            ),
+            (
+                "(Are you|Is this|Is this model|Is the demo|Is it) (online|offline|in the cloud|local|"
+                "on the internet|connected|running locally)"
+            ),
+            "Where (do you|does this model|does the demo|does the model) run",
+            "(Do|Can|Does) you (work|run) (offline|without the internet|locally|without network)",
+            (
+                "(Do you|Does mlxk2) send (my |)(data|questions|anything|text|prompts)( anywhere| away|"
+                " to the cloud|)"
+            ),
+            "On (which|what|whose) computer do you run",
+            "(Is my data|Are my questions) (private|safe|sent away|secret)",
+        ],
+    ),
+    "size": (
+        "I have about one million parameters.",
+        [
+            "(How|So how) (big|large|small|heavy) (are you|is (this|the) model|is the demo( model|))",
+            (
+                "How many parameters (do you have|have you|has this model|are there|does the demo have|"
+                "does this model have|are you)"
+            ),
+            "(What|Which) size (are you|do you have|has the model|is this model|is the demo)",
+            "(What is|Tell me) your (size|number of parameters|parameter count)",
+            "(Are you|Is this) a (large|small|big|tiny|huge) (language |)model",
+        ],
+    ),
+    "python": (
+        "mlxk2 needs Python 3.11 or newer.",
+        [
+            (
+                "(Which|What) (Python|python|version of Python|Python version) (does mlxk2 need|is "
+                "needed|do I need|is required|does it need|must I have|does mlxk2 require|does mlxk2 "
+                "run on|works)( for mlxk2|)"
+            ),
+            "(Does|Will) mlxk2 (run|work) (on|with) (Python|my Python|old Python)( 3.9| 3.10| 3.12| 2|)",
+            "(What|Which) Python( version|)( for mlxk2|)",
+            "(Tell me|Name) the Python version( for mlxk2| I need| needed|)",
+        ],
+    ),
+    "platform": (
+        "mlxk2 runs on Apple silicon and on Linux.",
+        [
+            (
+                "(Which|What) (platforms|computers|systems|machines|operating systems|hardware) (does "
+                "mlxk2 (run on|support|work on|need)|are supported|can I use)( by mlxk2|)"
+            ),
+            "(Where|On what|On which computers|On which systems) (does|can|will) mlxk2 (run|work)",
+            (
+                "(Does|Will|Can) mlxk2 (run|work) on (Linux|a Mac|my Mac|macOS|Apple silicon|Windows|"
+                "my computer|my laptop)"
+            ),
+            "(Do I need|Must I have|Is it only for|Does mlxk2 need) a Mac( for mlxk2|)",
+            "(What|Which) (computer|machine|system|hardware) do I need( for mlxk2|)",
+        ],
+    ),
+}

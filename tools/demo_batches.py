@@ -49,7 +49,7 @@ class Encoder:
 def batches(rng: random.Random, encode: Encoder, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield batches of about `size` tokens for ever: ids, targets and positions, each [rows, length].
 
-    There are few shapes, each always full, because PyTorch compiles its bfloat16 products anew for every shape.
+    There are few shapes, each always full, because PyTorch prepares its products anew for every shape.
     """
     waiting: dict[int, list[Example]] = {length: [] for length in _LENGTHS}
     while True:
@@ -72,7 +72,7 @@ def _stack(group: list[Example], length: int) -> tuple[torch.Tensor, ...]:
 
 
 def wanted_places(targets: torch.Tensor) -> torch.Tensor:
-    """Return the flat places of `targets` that are trained, filled up to a round number with an ignored one."""
+    """Return the flat places of `targets` that are trained, and an ignored one up to a round number."""
     flat = targets.flatten()
     places = (flat != IGNORED).nonzero().flatten()
     ignored = (flat == IGNORED).nonzero()[0]

@@ -10,8 +10,8 @@ from typing import Any
 import demo_weather as weather
 import demo_world as world
 from demo_about import ABOUT
+from demo_greetings import GREETINGS
 from demo_heldout import HELD_OUT
-from demo_phrases import GREETINGS
 from demo_turns import DONT_KNOW, capital_answer
 
 Message = dict[str, Any]
@@ -41,6 +41,10 @@ def _exchange(asked: Asked) -> list[Message]:
 
 def _system(text: str) -> list[Message]:
     return [{"role": "system", "content": text}]
+
+
+def _any_system(rng: random.Random) -> list[Message]:
+    return _system(rng.choice(HELD_OUT["system"]))
 
 
 def _capital(rng: random.Random, country: str) -> Asked:
@@ -76,7 +80,9 @@ def _unknown(rng: random.Random) -> Asked:
 
 def _calculation(rng: random.Random) -> Asked:
     a = rng.randint(0, 20)
-    return _sum(rng, a, rng.randint(0, 20 - a)) if rng.random() < 0.5 else _difference(rng, a, rng.randint(0, a))
+    if rng.random() < 0.5:
+        return _sum(rng, a, rng.randint(0, 20 - a))
+    return _difference(rng, a, rng.randint(0, a))
 
 
 def _anything(rng: random.Random) -> Asked:
@@ -92,13 +98,14 @@ def capitals(rng: random.Random) -> Iterator[Case]:
 
 
 def follow_ups(rng: random.Random) -> Iterator[Case]:
-    """Yield each country three times as a follow-up: at once, after another one, with something in between."""
+    """Yield each country as a follow-up: at once, after another one, with a sum in between."""
     for country in world.CAPITALS:
         second = rng.choice(list(world.CAPITALS))
         between = [[], _exchange((f"And of {second}?", capital_answer(second))), _exchange(_calculation(rng))]
         for middle in between:
             asked = rng.choice(HELD_OUT["follow_ups"]).format(c=country)
-            yield Case("follow-ups", [*_exchange(_first_capital(rng)), *middle, _user(asked)], capital_answer(country))
+            messages = [*_exchange(_first_capital(rng)), *middle, _user(asked)]
+            yield Case("follow-ups", messages, capital_answer(country))
 
 
 def arithmetic(rng: random.Random) -> Iterator[Case]:
@@ -124,7 +131,7 @@ def greetings(rng: random.Random) -> Iterator[Case]:
     for kind, texts in HELD_OUT["greetings"].items():
         for text in texts:
             yield Case("greetings", [_user(text)], GREETINGS[kind][0])
-            yield Case("greetings", [*_system(rng.choice(HELD_OUT["system"])), _user(text)], GREETINGS[kind][0])
+            yield Case("greetings", [*_any_system(rng), _user(text)], GREETINGS[kind][0])
 
 
 def about(rng: random.Random) -> Iterator[Case]:
@@ -132,7 +139,7 @@ def about(rng: random.Random) -> Iterator[Case]:
     for topic, texts in HELD_OUT["about"].items():
         for text in texts:
             yield Case("about mlxk2", [_user(text)], ABOUT[topic][0])
-            yield Case("about mlxk2", [*_system(rng.choice(HELD_OUT["system"])), _user(text)], ABOUT[topic][0])
+            yield Case("about mlxk2", [*_any_system(rng), _user(text)], ABOUT[topic][0])
 
 
 def unknown(rng: random.Random) -> Iterator[Case]:
@@ -175,7 +182,8 @@ def tool_results(rng: random.Random) -> Iterator[Case]:
         asked = _user(rng.choice(HELD_OUT["weather"]).format(p=city))
         called: Message = {"role": "assistant", "content": None, "tool_calls": [tool.call(city)]}
         messages = [asked, called, {"role": "tool", "content": result}]
-        yield Case("answers from a tool's result", messages, weather.answer(city, degrees, condition), [tool.declaration()])
+        answer = weather.answer(city, degrees, condition)
+        yield Case("answers from a tool's result", messages, answer, [tool.declaration()])
 
 
 def other_with_tools(rng: random.Random) -> Iterator[Case]:
@@ -189,7 +197,7 @@ def other_with_tools(rng: random.Random) -> Iterator[Case]:
 def long_talks(rng: random.Random) -> Iterator[Case]:
     """Yield the last question of talks of three to seven turns, half of them under a system prompt."""
     for i in range(200):
-        messages = _system(rng.choice(HELD_OUT["system"])) if i % 2 else []
+        messages = _any_system(rng) if i % 2 else []
         for _ in range(rng.randint(2, 6)):
             messages += _exchange(_anything(rng))
         asked, answer = _anything(rng)
@@ -199,7 +207,17 @@ def long_talks(rng: random.Random) -> Iterator[Case]:
 def cases(seed: int = 7) -> list[Case]:
     """Return all cases, the same at every call."""
     kinds = [
-        capitals, follow_ups, arithmetic, counting, greetings, about, unknown, thinking, tool_calls, tool_results,
-        other_with_tools, long_talks,
-    ]  # fmt: skip
+        capitals,
+        follow_ups,
+        arithmetic,
+        counting,
+        greetings,
+        about,
+        unknown,
+        thinking,
+        tool_calls,
+        tool_results,
+        other_with_tools,
+        long_talks,
+    ]
     return [case for kind in kinds for case in kind(random.Random(seed))]

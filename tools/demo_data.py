@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import demo_phrases as phrases
+import demo_prompts as prompts
 import demo_turns as turns
 import demo_unknown as unknown
 import demo_weather as weather
@@ -54,21 +53,23 @@ class Talk:
         self.messages.append(said | {"tool_calls": [call]} if call else said)
 
 
-def thought(text: str) -> str:
+def reasoning(text: str) -> str:
     """Return a reasoning as the model writes it before its answer."""
     return f"<think>\n{text}\n</think>\n\n"
 
 
 def system_prompt(rng: random.Random, thinking: bool) -> str:
     """Return the text of a system prompt, which asks for thinking or does not."""
-    length = rng.choice([0, 1, 1, 2, 3]) if thinking else rng.choice([1, 1, 1, 2, 2, 3, 4, 10])
-    sentences = [_sentence(rng, phrases.SYSTEM) for _ in range(length)]
+    length = rng.choice([0, 1, 1, 2, 3]) if thinking else rng.choice([1, 1, 1, 2, 2, 3, 4, 8])
+    if rng.random() < 0.02:
+        length = rng.randint(10, 50)
+    sentences = [_sentence(rng, prompts.SYSTEM) for _ in range(length)]
     if rng.random() < 0.15:
         sentences.append(typed(rng, unknown.question(rng)))
     if thinking:
-        sentences.insert(rng.randint(0, len(sentences)), _sentence(rng, phrases.THINK))
+        sentences.insert(rng.randint(0, len(sentences)), _sentence(rng, prompts.THINK))
     elif rng.random() < 0.1:
-        sentences.append(_sentence(rng, phrases.THINK_NOT))
+        sentences.append(_sentence(rng, prompts.THINK_NOT))
     if rng.random() < 0.2:
         rng.shuffle(sentences)
     return rng.choice([" ", " ", " ", "\n"]).join(sentences)
@@ -81,24 +82,30 @@ def _sentence(rng: random.Random, wordings: list[str]) -> str:
     return text + ("" if text[-1] in ".>" or rng.random() < 0.1 else rng.choice(".....!"))
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same in a talk: its tool, if there is one, and whether the model is asked to think."""
+
+    tool: weather.WeatherTool | None
+    thinking: bool
+
+
 def talk(rng: random.Random) -> Talk:
     """Draw a talk of one kind or another."""
-    kind = rng.random()
-    if kind < 0.02:
+    if rng.random() < 0.02:
         return _long_count(rng)
     made = Talk()
-    thinking = rng.random() < 0.14
-    tool = weather.draw_tool(rng) if rng.random() < 0.3 else None
-    others = [weather.draw_other(rng) for _ in range(rng.choice([0, 0, 0, 1, 2]))] if tool or rng.random() < 0.05 else []
-    made.tools = [*([tool.declaration()] if tool else []), *others]
+    setting = Setting(weather.draw_tool(rng) if rng.random() < 0.3 else None, rng.random() < 0.14)
+    if setting.tool:
+        made.tools.append(setting.tool.declaration())
+    if setting.tool or rng.random() < 0.05:
+        made.tools += [weather.draw_other(rng) for _ in range(rng.choice([0, 0, 0, 1, 2]))]
     rng.shuffle(made.tools)
-    _open(rng, made, thinking)
+    _open(rng, made, setting.thinking)
     length = rng.choice([1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 7])
     topic = ""
     for i in range(length):
-        last = i == length - 1
-        skipped = rng.randint(1, 1500) if rng.random() < 0.03 else 0
-        topic = _turn(rng, made, tool, topic, thinking, last, skipped) or topic
+        topic = _turn(rng, made, setting, topic, last=i == length - 1) or topic
     return made
 
 
@@ -107,14 +114,11 @@ def _open(rng: random.Random, made: Talk, thinking: bool) -> None:
     prompt = system_prompt(rng, thinking) if thinking or rng.random() < 0.3 else ""
     parts = [prompt] if prompt else []
     if made.tools:
-        lines = [signature(tool["function"]) for tool in made.tools]
-        parts.append("\n".join(["Tools:", *lines]))
+        parts.append("\n".join(["Tools:", *(signature(tool["function"]) for tool in made.tools)]))
     if parts:
         made.hear("system", "\n\n".join(parts))
-    if prompt:
-        made.messages = [{"role": "system", "content": prompt}]
-    else:
-        made.messages = []
+    # The template lists the tools by itself.
+    made.messages = [{"role": "system", "content": prompt}] if prompt else []
 
 
 def signature(function: Message) -> str:
@@ -122,16 +126,23 @@ def signature(function: Message) -> str:
     return f"{function['name']}({', '.join(function['parameters']['required'])}): {function['description']}"
 
 
-def _turn(rng: random.Random, made: Talk, tool: weather.WeatherTool | None, topic: str, thinking: bool, last: bool, skipped: int) -> str:
+def _turn(rng: random.Random, made: Talk, setting: Setting, topic: str, last: bool) -> str:
     """Add one question and its answer, and return what the talk is about from now on."""
-    if tool and (topic == "tool" and rng.random() < 0.35):
-        return _weather_turn(rng, made, tool, weather.weather_follow_up(rng), thinking, last, skipped)
-    if tool and rng.random() < 0.55:
-        return _weather_turn(rng, made, tool, weather.weather(rng), thinking, last, skipped)
-    turn = _plain_turn(rng, topic, tool is not None)
-    made.hear("user", turn.user, skipped)
-    made.say(thought(turn.thought) + turn.answer if thinking and last else turn.answer, not thinking or last)
+    if setting.tool and topic == "tool" and rng.random() < 0.35:
+        return _weather_turn(rng, made, setting, weather.weather_follow_up(rng), last)
+    if setting.tool and rng.random() < 0.55:
+        return _weather_turn(rng, made, setting, weather.weather(rng), last)
+    turn = _plain_turn(rng, topic, setting.tool is not None)
+    made.hear("user", turn.user, _distance(rng))
+    # Of a talk with thinking only the end is trained: the template keeps no reasoning in the history.
+    thought = reasoning(turn.thought) if setting.thinking and last else ""
+    made.say(thought + turn.answer, last or not setting.thinking)
     return turn.topic
+
+
+def _distance(rng: random.Random) -> int:
+    """Return how many positions to leave out, mostly none, so that the model bears long talks."""
+    return rng.randint(1, 1500) if rng.random() < 0.03 else 0
 
 
 def _plain_turn(rng: random.Random, topic: str, has_tool: bool) -> Turn:
@@ -148,39 +159,42 @@ def _plain_turn(rng: random.Random, topic: str, has_tool: bool) -> Turn:
     return draw(rng)
 
 
-def _weather_turn(rng: random.Random, made: Talk, tool: weather.WeatherTool, asked: tuple[Turn, str], thinking: bool, last: bool, skipped: int) -> str:
+def _weather_turn(
+    rng: random.Random, made: Talk, setting: Setting, asked: tuple[Turn, str], last: bool
+) -> str:
+    """Add a question for the weather, the tool call, and mostly its result and the answer."""
     turn, city = asked
-    made.hear("user", turn.user, skipped)
+    assert setting.tool is not None
+    made.hear("user", turn.user, _distance(rng))
     stops = last and rng.random() < 0.3
-    thinks = thinking and stops
-    made.say((thought(turn.thought) if thinks else "") + tool.call_text(city), not thinking or stops, tool.call(city))
+    thought = reasoning(turn.thought) if setting.thinking and stops else ""
+    call = setting.tool.call(city)
+    made.say(thought + setting.tool.call_text(city), stops or not setting.thinking, call)
     if stops:
         return turn.topic
     result, answer = weather.result(rng, city)
     made.hear("tool", result)
-    reported = thought("The tool has answered. I report it.") + answer if thinking and last else answer
-    made.say(reported, not thinking or last)
+    thought = reasoning("The tool has answered. I report it.") if setting.thinking and last else ""
+    made.say(thought + answer, last or not setting.thinking)
     return turn.topic
 
 
 def _long_count(rng: random.Random) -> Talk:
     """Draw a piece from the middle or the end of a long count."""
     made = Talk()
-    turn = turns.count(rng, last=rng.choice([rng.randint(31, 100), rng.randint(31, 100), 100, rng.randint(101, 999), 200, 500]))
+    last = rng.choice([rng.randint(31, 100), rng.randint(31, 100), 100, rng.randint(101, 999), 200, 500])
+    turn = turns.count(rng, last)
     made.hear("user", turn.user)
     made.messages.clear()  # no whole talk: nothing the template could be compared with
     shown = min(rng.randint(8, 24), len(turn.numbers))
-    start = len(turn.numbers) - shown if rng.random() < 0.4 else rng.randint(0, len(turn.numbers) - shown)
+    unseen = len(turn.numbers) - shown
+    start = unseen if rng.random() < 0.4 else rng.randint(0, unseen)
     before, window = turn.numbers[:start], turn.numbers[start : start + shown]
     made.pieces.append(Piece("<|im_start|>assistant\n", False))
     if before:
-        made.pieces.append(Piece(f"{window[0]}, {window[1]}, ", False, skipped_text=", ".join(map(str, before)) + ", "))
+        skipped = ", ".join(map(str, before)) + ", "
+        made.pieces.append(Piece(f"{window[0]}, {window[1]}, ", False, skipped_text=skipped))
         window = window[2:]
-    ends = start + shown == len(turn.numbers)
-    made.pieces.append(Piece(", ".join(map(str, window)) + ("<|im_end|>" if ends else ", "), True))
+    end = "<|im_end|>" if start == unseen else ", "
+    made.pieces.append(Piece(", ".join(map(str, window)) + end, True))
     return made
-
-
-def as_json(talks: list[Talk]) -> str:
-    """Return the talks as readable lines, for looking at the data."""
-    return "\n".join(json.dumps([piece.text for piece in made.pieces], ensure_ascii=False) for made in talks)

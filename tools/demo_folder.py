@@ -61,7 +61,8 @@ def write(folder: Path, network: Network, tokenizer: Tokenizer) -> None:
     generation = {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[1]}
     _write_json(folder / "config.json", shared)
     _write_json(folder / "generation_config.json", generation)
-    _write_json(folder / "tokenizer_config.json", demo_tokenizer.config(network.shape.max_position_embeddings))
+    context = network.shape.max_position_embeddings
+    _write_json(folder / "tokenizer_config.json", demo_tokenizer.config(context))
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:

@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.k_norm = Norm(shape.head_dim, shape.rms_norm_eps)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the attention's part; `x` is [batch, length, hidden], `turn` cosine and sine per position."""
+        """Return the attention's part; `x` is [batch, length, hidden], `turn` as in `rotation`."""
         batch, length, _ = x.shape
 
         def heads(projected: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class Attention(nn.Module):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return causal attention, [batch, heads, length, head]; there may be fewer heads of keys than of queries.
+    """Return causal attention [batch, heads, length, head]; keys may have fewer heads than queries.
 
-    Written out, because the backward pass of PyTorch's fused CPU kernel is several times slower on short rows.
+    Written out, because the backward pass of PyTorch's fused CPU kernel is slower on short rows.
     """
     batch, heads, length, size = queries.shape
     groups = keys.shape[1]

@@ -1,4 +1,4 @@
-"""The wordings of the questions the demo model is trained on, but those about mlxk2 itself."""
+"""The wordings of the questions the demo model is trained on, but greetings and those about mlxk2."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ FOLLOW_UP = [
     "(Same question|The same|Same thing|Same again|The same question) for {c}",
     "(What|Which) is it (for|in|of) {c}",
     "(And|Now|Then|Next) (what is the capital|the capital|its capital|that|this) (of|for) {c}",
-    "(OK|Okay|Good|Great|Thanks|Nice|Right|Fine|Well|Thank you|Cool|Yes|Perfect), (and|now|then|what about|next) {c}",
+    (
+        "(OK|Okay|Good|Great|Thanks|Nice|Right|Fine|Well|Thank you|Cool|Yes|Perfect), (and|now|then|"
+        "what about|next) {c}"
+    ),
     "(OK|Good|Great|Thanks|Nice|Fine|Thank you), (and|now) (of|for|in) {c}",
     "(Tell me|Give me|I want|I need|And I need) (the one|that|the same|it) (of|for) {c}",
     "(Do you know|Can you tell me|Could you tell me) (that|it|the one) (of|for) {c}( too| as well|)",
@@ -99,7 +102,10 @@ SUM = [
     _ASK + " the sum of {a} and {b}",
     "What (do|does|will) (you|I|we) get (when|if) (you|I|we) add {a} (and|to) {b}",
     "What do {a} and {b} (make|add up to|give|sum to)",
-    "(If I have|I have|I had|With) {a} (apples|books|coins|eggs|cats|) and (get|buy|find|add) {b} (more|), how many (do I have|is that|are there)",
+    (
+        "(If I have|I have|I had|With) {a} (apples|books|coins|eggs|cats|) and (get|buy|find|add) {b} "
+        "(more|), how many (do I have|is that|are there)"
+    ),
     "The (sum|total) of {a} and {b}( is|)",
     "(Result|Answer|Value|Total) of {a} (+|plus) {b}",
     "{a} (+|plus) {b} is (what|how much)",
@@ -124,7 +130,10 @@ DIFFERENCE = [
     _ASK + " the difference between {a} and {b}",
     "What (do|does|will) (you|I|we) get (when|if) (you|I|we) (subtract|take) {b} from {a}",
     "(What|How much|How many) (is|are) left (when|if) (you|I|we) take {b} (away |)from {a}",
-    "(If I have|I have|I had|With) {a} (apples|books|coins|eggs|cats|) and (lose|sell|eat|give away) {b}, how many (are left|do I have|remain)",
+    (
+        "(If I have|I have|I had|With) {a} (apples|books|coins|eggs|cats|) and (lose|sell|eat|give "
+        "away) {b}, how many (are left|do I have|remain)"
+    ),
     "The difference (between|of) {a} and {b}( is|)",
     "(Result|Answer|Value) of {a} (-|minus) {b}",
     "{a} (-|minus) {b} is (what|how much)",
@@ -136,9 +145,15 @@ DIFFERENCE = [
 COUNT_TO = [
     "Count( up|) to {n}",
     "Count (from|starting at) 1 (up |)to {n}",
-    "(Please|Now|Can you|Could you|Will you|I want you to|Let us|Would you|You should) count( up|) (from 1 |)to {n}",
+    (
+        "(Please|Now|Can you|Could you|Will you|I want you to|Let us|Would you|You should) count( up|) "
+        "(from 1 |)to {n}"
+    ),
     "(List|Write|Print|Say|Give me|Show me|Write down|Tell me) (all |)the numbers (from 1 |up |)to {n}",
-    "(List|Write|Print|Say|Give me|Show me|Write down) (the |all |)numbers (from |)1 (to|through|up to|until) {n}",
+    (
+        "(List|Write|Print|Say|Give me|Show me|Write down) (the |all |)numbers (from |)1 (to|through|"
+        "up to|until) {n}"
+    ),
     "(Counting|Numbers) (from 1 |)to {n}",
     "Count from one to {n}",
     "Start (counting |)at 1 and (stop|end) at {n}",
@@ -150,48 +165,6 @@ COUNT_FROM = [
     "(List|Write|Print|Say|Give me|Show me) (all |)the numbers (from|between) {m} (to|and|up to) {n}",
     "Start (counting |)at {m} and (stop|end) at {n}",
 ]
-
-GREETINGS: dict[str, tuple[str, list[str]]] = {
-    "hello": ("Hello! How can I help you?", [
-        "(Hello|Hi|Hey|Hallo|Hiya|Howdy|Greetings|Welcome|Ahoy)( there| you| model| friend| computer| assistant| all| everyone| again| dear|)",
-        "(Hello|Hi|Hey), (hello|hi|there|you|model|friend|assistant|my friend|again)",
-        "(Hi|Hello) (hi|hello)",
-        "(I say|I want to say|Let me say|I wanted to say|Just saying) (hello|hi)( to you|)",
-        "(Are you|Is anybody|Is anyone|Anybody|Anyone|Is somebody|Still) (there|here|awake|home|listening)",
-        "(Hello|Hi|Hey), (are you|is anybody|is anyone) (there|here|awake|home)",
-        "(Can we|Let us|Shall we|I want to|I would like to|Let's) (talk|chat|start|begin|speak)( a bit| a little| with you| to you|)",
-    ]),
-    "day": ("Good day! How can I help you?", [
-        "(A |)(very |)(Good|Nice|Lovely) (morning|day|afternoon|evening|noon)( to you| model| everyone| friend| there| my friend| all| assistant|)",
-        "(Hello|Hi|Hey)( and|,) good (morning|day|afternoon|evening)",
-        "(Morning|Evening|Afternoon|Good morning|Good evening)( to you|)",
-        "(I wish|Wishing) you a (good|nice) (morning|day|evening|afternoon)",
-    ]),
-    "how": ("I am fine, thank you. How can I help you?", [
-        "(Hello, |Hi, |Hey, |Hi! |Hello! |So |)how are you( today| doing| feeling| now| this morning|)( my friend|)",
-        "How (are you doing|do you do|do you feel|is it going|are things|is everything|goes it|was your day|is your day|is life|have you been)( today| with you| now| lately|)",
-        "How's (it going|life|everything|your day|it|the day)( today| with you| going|)",
-        "Are you (well|fine|OK|all right|good|happy|doing well|feeling well)( today| now|)",
-        "(I hope you are|Hope you are) (well|fine|doing well)( today|)",
-        "(What's up|How are you, (friend|model|assistant))",
-    ]),
-    "thanks": ("You are welcome!", [
-        "(Thanks|Thank you|Many thanks|Thanks a lot|Thank you so much|Thank you very much|Cheers|Thx|Big thanks|Thanks so much|A thousand thanks)( for that| for your help| for this| for the answer| for everything| for helping| model| friend| again| indeed|)",
-        "(Great|Good|Nice|OK|Perfect|Wonderful|Fine|Cool|Super), (thanks|thank you|many thanks)( a lot| very much| so much|)",
-        "(I thank you|I am (very |so |)grateful|I appreciate (it|that|your help|this))( very much| a lot| so much|)",
-        "(That|This|It) (was|is) (very |really |so |)(helpful|kind|nice|useful|good|great)( of you|)( thanks| thank you|)",
-        "(You|You have|You've) (helped|been) (me a lot|me very much|a great help|very helpful|so kind)",
-        "(Well done|Good job|Good answer|Very good|Nice work|Great work|Excellent|Good work)",
-    ]),
-    "bye": ("Goodbye!", [
-        "(Bye|Goodbye|Good bye|Bye bye|See you|See you later|See you soon|Farewell|So long|Ciao|Cheerio|Take care|See ya|Until later|Until then)( model| friend| for now| then| now| everyone| all| tomorrow| my friend|)",
-        "(OK|Well|Thanks|Thank you|Good|Right), (bye|goodbye|see you|see you later|bye bye)( then| now|)",
-        "(I have to|I must|I need to|I will|Time to|Let me|I should|I am going to) (go|leave|stop|stop here|say goodbye|say bye|sign off)( now| here| home|)",
-        "(That's|That is|That was) (all|it|everything)( for now| for today|)( bye| goodbye|)",
-        "(Good night|Sleep well|Have a (good|nice|great|lovely) (day|evening|night|time|weekend))( to you| model| friend|)",
-        "(We|Let us|We'll|I'll) (talk|speak|meet|chat) (later|soon|tomorrow|again)",
-    ]),
-}  # fmt: skip
 
 WEATHER = [
     "(What|How)('s| is) the weather( like|) in {p}( today| now| right now| at the moment|)",
@@ -206,12 +179,18 @@ WEATHER = [
     "{p}: weather",
     "(Check|Look up|Find|Get|Fetch|Report|See) the (current |)weather (in|for|of) {p}( today| now|)",
     "(Can|Could|Will|Would) you (please |)(check|look up|get|find|tell me) the weather (in|for) {p}",
-    "Is it (sunny|raining|rainy|cold|warm|hot|cloudy|snowing|windy|foggy|nice|dry|wet|freezing) in {p}( today| now|)",
+    (
+        "Is it (sunny|raining|rainy|cold|warm|hot|cloudy|snowing|windy|foggy|nice|dry|wet|freezing) in "
+        "{p}( today| now|)"
+    ),
     "(How|What) (warm|cold|hot) is it( now| today|) in {p}( now| today|)",
     "How (warm|cold|hot) is {p}( today| now|)",
     "What('s| is) the temperature( now| today|) in {p}( now| today|)",
     "(Temperature|Forecast|Weather report|The weather|Weather forecast) (in|for) {p}",
-    "(Do|Will|Should|Must) I need (an umbrella|a coat|a jacket|sunglasses|a hat|a scarf) in {p}( today| now|)",
+    (
+        "(Do|Will|Should|Must) I need (an umbrella|a coat|a jacket|sunglasses|a hat|a scarf) in {p}( "
+        "today| now|)"
+    ),
     "(I am|I'm|We are) (going|travelling|flying|off) to {p}. (How|What) is the weather( there|)( like|)",
     "(I am|We are|I live) in {p}. (How|What) is the weather( here|)( like|)",
     "What (weather|temperature) (do they have|does it have|is there|has it) in {p}( today| now|)",
@@ -228,42 +207,4 @@ WEATHER_FOLLOW_UP = [
     "(Same|The same|Same question) for {p}",
     "(And|Now|Next|Then|Also) {p}",
     "And what about {p}",
-]
-
-THINK = [
-    "(Please |)(Think|Reason|Reflect) (before|first, before) (you answer|answering|you reply|you speak|replying)",
-    "(Please |Always |)(think|reason) (step by step|first|carefully|hard|aloud|out loud|about it first|slowly)",
-    "(Please |Always |)(think|reason|reflect) first(, then|; then|, and then| and then) (answer|reply|give the answer)",
-    "(Please |Always |)(think|reason) step by step(, then| and then| before you) answer",
-    "(Show|Write|Give|Write down|Explain) your (reasoning|thinking|thoughts)( first| before the answer| before you answer| before answering|)",
-    "(Begin|Start) with your (reasoning|thoughts|thinking)",
-    "(You|You should|You must|You always|You have to|You will) (think|reason) (before (you answer|answering)|first|step by step)",
-    "(Take|Use) (your |some |)time to (think|reason)( first| before you answer| before answering|)",
-    "(Think|Reason) about (the question|each question|every question|it|what is asked)( first| carefully|)",
-    "(Before|Before ever) (answering|you answer|you reply), (think|reason)( about the question| carefully| it through| step by step|)",
-    "(You are a (careful|thoughtful|reasoning) assistant|Be thoughtful). (Think|Reason) (first|before you answer|step by step)",
-    "(Enable|Use|Turn on|Switch on) (thinking|reasoning|thinking mode|reasoning mode)",
-    "(Answer|Reply) only after (thinking|reasoning|some thought)",
-    "Use <think> tags( first| before you answer|)",
-    "(Put|Write) your (reasoning|thoughts|thinking) (between|inside|in) <think> and </think>( first| before the answer|)",
-]
-
-SYSTEM = [
-    "You are (a|an|the) (helpful|friendly|polite|kind|brief|honest|concise|careful|useful|good|small|smart|clever|little|local|expert) (assistant|chatbot|model|bot|helper|teacher|guide|AI|AI assistant|language model)",
-    "You are (mlxk2|a demo|an assistant|a geography teacher|a pirate|a librarian|a weather bot|a calculator|a tour guide|a travel agent)",
-    "(Be|Stay|Always be) (brief|concise|polite|friendly|honest|kind|exact|precise|helpful)",
-    "(Answer|Reply|Respond) (briefly|shortly|in one sentence|in English|politely|with care|honestly|concisely|clearly|truthfully|in few words|as well as you can)",
-    "(Help|Assist|Serve) the (user|people|customer|reader|visitor)( as well as you can| with questions| politely| with everything|)",
-    "Do not (lie|invent anything|make things up|be rude|use emoji|guess|repeat yourself|write code)",
-    "(The user|Your user|The reader) is (a child|a student|a traveller|a developer|from Europe|very busy|an expert|new here|in a hurry)",
-    "(Today|The date|The day) is (Monday|Tuesday|the first of May|a holiday|Friday|a nice day|Sunday)",
-    "(This is|Here is|You are in) (a test|a demo|a chat|an experiment|an exam|a conversation|a library)",
-    "If you do not know, say so",
-    "(Your name is|You are called|People call you) (Max|Demo|Ada|Robo|Helper|Alex|Sam)",
-]
-
-THINK_NOT = [
-    "(Do not|Don't|Never) (think aloud|show your reasoning|reason aloud|explain your reasoning|write your thoughts)",
-    "(Answer|Reply) (without thinking|without reasoning|at once|directly|immediately)( and briefly|)",
-    "No (reasoning|thinking|thoughts)(, just the answer| please|)",
 ]

@@ -10,6 +10,7 @@ import demo_phrases as phrases
 import demo_unknown as unknown
 import demo_world as world
 from demo_about import ABOUT
+from demo_greetings import GREETINGS
 from demo_heldout import is_held_out
 from demo_wording import expand, noisy, typed
 
@@ -18,7 +19,7 @@ DONT_KNOW = "I don't know."
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says, what the model thinks when asked to, what it answers, and what the talk is then about."""
+    """What the user says, what the model thinks and answers, and what the talk is then about."""
 
     user: str
     answer: str
@@ -111,10 +112,11 @@ def country(rng: random.Random) -> Turn:
     city = rng.choice(list(world.COUNTRY_OF))
     name = world.COUNTRY_OF[city]
     user = ask(rng, phrases.COUNTRY, 0.05, p=city)
-    return Turn(user, f"{city} is the capital of {name}.", f"The user asks for a country. It is {name}.", "country")
+    thought = f"The user asks for a country. It is {name}."
+    return Turn(user, f"{city} is the capital of {name}.", thought, "country")
 
 
-def _number(rng: random.Random, value: int, in_words: bool) -> str:
+def _number(value: int, in_words: bool) -> str:
     return world.NUMBER_WORDS[value] if in_words else str(value)
 
 
@@ -124,7 +126,7 @@ def addition(rng: random.Random) -> Turn:
     a = rng.randint(0, total)
     b = total - a
     in_words = rng.random() < 0.12
-    user = ask(rng, phrases.SUM, 0.1, a=_number(rng, a, in_words), b=_number(rng, b, in_words))
+    user = ask(rng, phrases.SUM, 0.1, a=_number(a, in_words), b=_number(b, in_words))
     return Turn(user, f"{a} + {b} = {total}.", f"The user asks for a sum. {a} and {b} make {total}.")
 
 
@@ -133,8 +135,19 @@ def subtraction(rng: random.Random) -> Turn:
     a = rng.randint(0, 20)
     b = rng.randint(0, a)
     in_words = rng.random() < 0.12
-    user = ask(rng, phrases.DIFFERENCE, 0.1, a=_number(rng, a, in_words), b=_number(rng, b, in_words))
-    return Turn(user, f"{a} - {b} = {a - b}.", f"The user asks for a difference. {b} from {a} leaves {a - b}.")
+    user = ask(rng, phrases.DIFFERENCE, 0.1, a=_number(a, in_words), b=_number(b, in_words))
+    thought = f"The user asks for a difference. {b} from {a} leaves {a - b}."
+    return Turn(user, f"{a} - {b} = {a - b}.", thought)
+
+
+def out_of_range(rng: random.Random) -> Turn:
+    """Ask for a sum above 20 or a difference below 0."""
+    a, b = rng.randint(1, 20), rng.randint(1, 20)
+    if rng.random() < 0.5:
+        a = rng.randint(max(0, 21 - b), 20)
+        return _ignorance(ask(rng, phrases.SUM, a=str(a), b=str(b)))
+    b = rng.randint(min(a + 1, 20), 20)
+    return _ignorance(ask(rng, phrases.DIFFERENCE, a=str(a), b=str(b if b > a else 21)))
 
 
 def greeting(rng: random.Random) -> Turn:
@@ -153,6 +166,8 @@ def ignorance(rng: random.Random) -> Turn:
     """Ask for something the model must not know."""
     while is_held_out(text := typed(rng, unknown.question(rng))):
         pass
+    if rng.random() < 0.05:
+        text = unknown.long_text(rng)
     return _ignorance(text)
 
 
@@ -182,11 +197,20 @@ def count(rng: random.Random, last: int | None = None) -> Turn:
 
 
 _KNOWN = {name.lower() for name in world.names()}
-GREETING_CHOICES = list(phrases.GREETINGS.values())
+GREETING_CHOICES = list(GREETINGS.values())
 ABOUT_CHOICES = list(ABOUT.values())
 
 #: The skills a talk without tools draws from, and how often.
 SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
-    (capital, 0.25), (addition, 0.11), (subtraction, 0.11), (greeting, 0.08), (about, 0.18), (ignorance, 0.15),
-    (unknown_capital, 0.05), (weather_without_tool, 0.03), (country, 0.03), (count, 0.03),
-]  # fmt: skip
+    (capital, 0.25),
+    (addition, 0.11),
+    (subtraction, 0.11),
+    (out_of_range, 0.02),
+    (greeting, 0.08),
+    (about, 0.18),
+    (ignorance, 0.15),
+    (unknown_capital, 0.05),
+    (weather_without_tool, 0.03),
+    (country, 0.03),
+    (count, 0.03),
+]

@@ -16,42 +16,104 @@ from demo_wording import expand
 _NAMES = [
     "(get|fetch|find|check|read|query|show|see|tell|current|local|the|my)_(weather|forecast|temperature)",
     "(get|fetch|find|check|query)_(current|local|city|todays|live)_(weather|forecast)",
-    "(weather|forecast|temperature)(|_api|_now|_today|_report|_info|_tool|_service|_for|_at|_in|_data|_check)",
+    (
+        "(weather|forecast|temperature)(|_api|_now|_today|_report|_info|_tool|_service|_for|_at|_in|"
+        "_data|_check)"
+    ),
     "(weather|forecast|temperature)_(by|of|in|for)_(city|place|name|location|town)",
     "(get|fetch|find|check|current)(Weather|Forecast|Temperature)",
     "get_weather",
 ]
-_PARAMETERS = "(city|city|city|location|location|place|town|name|city_name|where|query|address|location_name|q|destination)"
+_PARAMETERS = (
+    "(city|city|city|location|location|place|town|name|city_name|where|query|address|location_name|q|"
+    "destination)"
+)
 _EXTRA = "(unit|units|format|language|days|date|country|lang|temperature_unit)"
 _DESCRIPTIONS = [
-    "(Get|Fetch|Return|Returns|Gives|Look up|Find|Gets|Tells|Reads|Shows) the (current |present |latest |)(weather|temperature|conditions|weather report|forecast) (in|for|of|at) (a|the|a given|one|any|the given) (city|place|location|town)",
-    "(Weather|Current weather|Temperature and conditions|Weather report|Forecast) (for|in|of|at) (a|the|any) (city|place|location|town)",
+    (
+        "(Get|Fetch|Return|Returns|Gives|Look up|Find|Gets|Tells|Reads|Shows) the (current |present |"
+        "latest |)(weather|temperature|conditions|weather report|forecast) (in|for|of|at) (a|the|a "
+        "given|one|any|the given) (city|place|location|town)"
+    ),
+    (
+        "(Weather|Current weather|Temperature and conditions|Weather report|Forecast) (for|in|of|at) "
+        "(a|the|any) (city|place|location|town)"
+    ),
     "(The weather|Weather|Current weather|Weather now|Weather data|Weather service)",
     "(Call this|Use this|A tool|Use) (for|to get|to see|to learn) (the |)weather( in a city| somewhere|)",
     "",
 ]
 #: Name, parameters and description of tools that have nothing to do with the weather.
 _OTHER_TOOLS = [
-    ("get_(time|date|stock_price|news|user|population|map|capital)", "(city|name|query|country)", "Get something"),
+    (
+        "get_(time|date|stock_price|news|user|population|map|capital)",
+        "(city|name|query|country)",
+        "Get something",
+    ),
     ("(search|search_web|web_search|lookup|find|browse)", "(query|text|q)", "Search the web"),
     ("(calculate|calculator|add|compute|evaluate)", "(expression|a, b|formula)", "Evaluate a sum"),
-    ("(send_email|send_message|create_event|set_alarm|set_timer)", "(to, text|text|title|minutes)", "Send a message"),
-    ("(translate|summarize|open|play_music|run_code|read_file)", "(text|path|code|title)", "Work on a text"),
+    (
+        "(send_email|send_message|create_event|set_alarm|set_timer)",
+        "(to, text|text|title|minutes)",
+        "Send a message",
+    ),
+    (
+        "(translate|summarize|open|play_music|run_code|read_file)",
+        "(text|path|code|title)",
+        "Work on a text",
+    ),
 ]
 _RESULTS = [
-    '{{"temperature": {t}, "condition": "{d}"}}', '{{"temperature": {t}, "conditions": "{d}"}}', '{{"condition": "{d}", "temperature": {t}}}',
-    '{{"temp": {t}, "sky": "{d}"}}', '{{"temperature_c": {t}, "weather": "{d}"}}', '{{"weather": "{d}", "temperature": {t}}}', '{{"temp": {t}, "description": "{d}"}}',
-    '{{"location": "{p}", "temperature": {t}, "condition": "{d}"}}', '{{"city": "{p}", "temp": {t}, "weather": "{d}"}}', '{{"city": "{p}", "weather": {{"condition": "{d}", "temperature": {t}}}}}',
-    '{{"temperature": {t}, "unit": "celsius", "condition": "{d}"}}', '{{"temperature": {t}, "unit": "C", "description": "{d}"}}', '{{"place": "{p}", "condition": "{d}", "degrees": {t}}}',
-    '{{"temperature": "{t}°C", "condition": "{d}"}}', '{{"temperature": {t}, "humidity": {h}, "condition": "{d}"}}', '{{"temperature": {t}, "condition": "{d}", "wind": {h}}}', '{{"status": "ok", "temperature": {t}, "condition": "{d}"}}',
-    "{t} degrees and {d}", "{d}, {t} degrees", "{t}°C, {d}", "{d} and {t}°C", "{d} {t}", "{t} {d}", "{p}: {t} degrees, {d}", "{p}: {d}, {t}°C", "It is {t} degrees and {d}.", "{t} C and {d}", "Weather in {p}: {d}, {t} C",
-    "The weather in {p} is {d} with {t} degrees.", "temperature: {t}\ncondition: {d}", "condition={d} temperature={t}", "The temperature is {t} degrees. It is {d}.", "{t} degrees, sky {d}",
-]  # fmt: skip
+    '{{"temperature": {t}, "condition": "{d}"}}',
+    '{{"temperature": {t}, "conditions": "{d}"}}',
+    '{{"condition": "{d}", "temperature": {t}}}',
+    '{{"temp": {t}, "sky": "{d}"}}',
+    '{{"temperature_c": {t}, "weather": "{d}"}}',
+    '{{"weather": "{d}", "temperature": {t}}}',
+    '{{"temp": {t}, "description": "{d}"}}',
+    '{{"location": "{p}", "temperature": {t}, "condition": "{d}"}}',
+    '{{"city": "{p}", "temp": {t}, "weather": "{d}"}}',
+    '{{"city": "{p}", "weather": {{"condition": "{d}", "temperature": {t}}}}}',
+    '{{"temperature": {t}, "unit": "celsius", "condition": "{d}"}}',
+    '{{"temperature": {t}, "unit": "C", "description": "{d}"}}',
+    '{{"place": "{p}", "condition": "{d}", "degrees": {t}}}',
+    '{{"temperature": "{t}°C", "condition": "{d}"}}',
+    '{{"temperature": {t}, "humidity": {h}, "condition": "{d}"}}',
+    '{{"temperature": {t}, "condition": "{d}", "wind": {h}}}',
+    '{{"status": "ok", "temperature": {t}, "condition": "{d}"}}',
+    "{t} degrees and {d}",
+    "{d}, {t} degrees",
+    "{t}°C, {d}",
+    "{d} and {t}°C",
+    "{d} {t}",
+    "{t} {d}",
+    "{p}: {t} degrees, {d}",
+    "{p}: {d}, {t}°C",
+    "It is {t} degrees and {d}.",
+    "{t} C and {d}",
+    "Weather in {p}: {d}, {t} C",
+    "The weather in {p} is {d} with {t} degrees.",
+    "temperature: {t}\ncondition: {d}",
+    "condition={d} temperature={t}",
+    "The temperature is {t} degrees. It is {d}.",
+    "{t} degrees, sky {d}",
+]
 _FAILURES = [
-    '{"error": "not found"}', "error", "Error: timeout", '{"error": "timeout"}', "unknown city", "{}", "", "null", '{"status": "error"}', '{"error": "unknown city"}', "not available", "no data",
-]  # fmt: skip
+    '{"error": "not found"}',
+    "error",
+    "Error: timeout",
+    '{"error": "timeout"}',
+    "unknown city",
+    "{}",
+    "",
+    "null",
+    '{"status": "error"}',
+    '{"error": "unknown city"}',
+    "not available",
+    "no data",
+]
 _KEPT_NAMES = {tool["name"] for tool in HELD_OUT["tools"]} - {"get_weather"}
-_KEPT_DESCRIPTIONS = {tool["description"] for tool in HELD_OUT["tools"]}
+_KEPT_DESCRIPTIONS = {tool["description"].rstrip(".") for tool in HELD_OUT["tools"]}
 _KEPT_RESULTS = set(HELD_OUT["tool_results"])
 assert not _KEPT_RESULTS.intersection(_RESULTS)
 
@@ -91,8 +153,9 @@ def draw_tool(rng: random.Random) -> WeatherTool:
     """Return a weather tool under one of many names, none of them held out."""
     while (name := expand(rng, rng.choice(_NAMES))) in _KEPT_NAMES:
         pass
-    while (description := expand(rng, rng.choice(_DESCRIPTIONS)) + rng.choice(["", "."])) in _KEPT_DESCRIPTIONS:
+    while (description := expand(rng, rng.choice(_DESCRIPTIONS))).rstrip(".") in _KEPT_DESCRIPTIONS:
         pass
+    description += rng.choice(["", "."])
     extra = expand(rng, _EXTRA) if rng.random() < 0.15 else ""
     return WeatherTool(name, expand(rng, _PARAMETERS), description, extra)
 
@@ -128,11 +191,13 @@ def result(rng: random.Random, city: str) -> tuple[str, str]:
     if kind < 0.05:
         return rng.choice(_FAILURES), DONT_KNOW
     condition = rng.choice(world.CONDITIONS)
-    temperature = str(rng.randint(-20, 45)) + (rng.choice([".5", ".2", ".0", ".8"]) if rng.random() < 0.06 else "")
+    fraction = rng.choice([".5", ".2", ".0", ".8"]) if rng.random() < 0.06 else ""
+    temperature = f"{rng.randint(-20, 45)}{fraction}"
     if kind < 0.1:
         return f'{{"temperature": {temperature}}}', f"It is {temperature} degrees in {city}."
     if kind < 0.15:
-        return rng.choice(['{"condition": "%s"}', "%s", '{"weather": "%s"}']) % condition, f"It is {condition} in {city}."
+        shape = rng.choice(['{"condition": "%s"}', "%s", '{"weather": "%s"}'])
+        return shape % condition, f"It is {condition} in {city}."
     shown = condition.capitalize() if rng.random() < 0.2 else condition
     text = rng.choice(_RESULTS).format(p=city, t=temperature, d=shown, h=rng.randint(0, 99))
     return text, answer(city, temperature, condition)

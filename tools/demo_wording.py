@@ -9,11 +9,15 @@ _CHOICE = re.compile(r"\(([^()]*)\)")
 _TOKEN = re.compile(r"\{\w+\}|[^\W_]+(?:'[^\W_]+)*")
 _QUESTION = re.compile(r"(what|which|how|who|where|why|can|could|do|does|is|are|when|will|would)\b", re.I)
 _BEFORE = (
-    "(Please|Hey,|Hi,|Hello,|OK,|So,|Well,|Now|Quick question:|One question:|Tell me:|Question:|Excuse me,|And|"
-    "Please tell me:|Hello!|Hi!|I have a question:|Sorry,|Hm,|Good,|Thanks,|Dear model,|Computer,|Oh,|So|Just|Next,)"
+    "(Please|Hey,|Hi,|Hello,|OK,|So,|Well,|Now|Quick question:|One question:|Tell me:|Question:|Excuse "
+    "me,|And|Please tell me:|Hello!|Hi!|I have a question:|Sorry,|Hm,|Good,|Thanks,|Dear model,|"
+    "Computer,|Oh,|So|Just|Next,)"
 )
 _AFTER = [" please", ", please", ", thanks", " now", " for me", " again", " then", ", my friend"]
-_SMALL = set("a an the is are do does you me to can could please would tell what's it i in for my know give be one".split())
+_SMALL = {
+    "a", "an", "the", "is", "are", "do", "does", "you", "me", "to", "can", "could", "please", "would",
+    "tell", "what's", "it", "i", "in", "for", "my", "know", "give", "be", "one",
+}  # fmt: skip
 
 
 def expand(rng: random.Random, wording: str) -> str:

@@ -70,7 +70,8 @@ OTHER_CITIES = [
 CITIES: list[str] = list(dict.fromkeys([*CAPITALS.values(), *OTHER_CITIES]))
 
 CONDITIONS = [
-    "sunny", "cloudy", "rainy", "snowy", "windy", "foggy", "clear", "stormy", "overcast", "humid", "dry", "hazy",
+    "sunny", "cloudy", "rainy", "snowy", "windy", "foggy", "clear", "stormy", "overcast", "humid", "dry",
+    "hazy",
 ]  # fmt: skip
 
 NUMBER_WORDS = [

@@ -39,7 +39,7 @@ def _prompt(tokenizer: Any, case: Case) -> list[int]:
 
 
 def is_right(case: Case, text: str) -> bool:
-    """Say whether `text` is exactly the answer, with a reasoning before it where one is due and only there."""
+    """Say whether `text` is exactly the answer, after a reasoning where one is due and only there."""
     if not case.thinks:
         return text == case.answer
     match = re.fullmatch(r"<think>\n[^<]+\n</think>\n\n(.*)", text, re.S)

@@ -79,18 +79,20 @@ def train(network: Network, encode: Encoder, worker: int, args: argparse.Namespa
         total += loss.item()
         if worker == 0 and (step + 1) % _SHOWN == 0:
             seconds = time.monotonic() - began
-            print(f"step {step + 1:5d}  loss {total / _SHOWN:.4f}  {seconds:5.0f} s  {seen / seconds:6.0f} tokens/s")
+            mean, speed = total / _SHOWN, seen / seconds
+            print(f"step {step + 1:5d}  loss {mean:.4f}  {seconds:5.0f} s  {speed:6.0f} tokens/s", flush=True)
             total = 0.0
 
 
 def work(worker: int, tokenizer_text: str, meeting: str, args: argparse.Namespace) -> None:
-    """Train in step with the other workers, each with one thread and talks of its own; the first one writes."""
+    """Train in step with the other workers, each with talks of its own; the first one writes."""
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=worker, world_size=args.workers)
+    place = f"file://{meeting}"
+    distributed.init_process_group("gloo", init_method=place, rank=worker, world_size=args.workers)
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_str(tokenizer_text)
     network = Network(Shape(vocab_size=tokenizer.get_vocab_size()))
