@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if _ships_tokenizer_code(folder) and (folder / "tokenizer.json").is_file():
         options["tokenizer_type"] = _GENERIC_TOKENIZER
+    # What it warns of (long prompts, tokenizer classes) is checked here or changes nothing.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
     except Exception as fault:  # The Rust tokenizers raise bare Exceptions.

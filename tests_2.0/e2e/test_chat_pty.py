@@ -1,0 +1,151 @@
+"""The interactive chat on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from tiny_models import BABBLE, say, write_chain
+
+pytestmark = pytest.mark.e2e
+
+# How prompt_toolkit leaves the cursor behind its prompt.
+PROMPT = r"\x1b\[2C"
+LEFT = "[Generation interrupted by user]"
+
+
+class Terminal:
+    """A chat with a model on a terminal."""
+
+    def __init__(self, model: Path, home: Path, *words: str) -> None:
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "TERM": "xterm",
+            "XDG_STATE_HOME": str(home / "state"), "PROMPT_TOOLKIT_NO_CPR": "1", "LANG": "C.UTF-8",
+        }  # fmt: skip
+        self.child = pexpect.spawn(
+            sys.executable, ["-m", "mlxk2", "run", str(model), *words],
+            env=environment, encoding="utf-8", timeout=60, dimensions=(50, 200),
+        )  # fmt: skip
+        self.child.expect(PROMPT)
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        self.child.sendline(line)
+
+    def ask(self, line: str, answer: str) -> None:
+        """Type a line and wait for an answer and the next prompt."""
+        self.type(line)
+        self.child.expect_exact(answer)
+        self.child.expect(PROMPT)
+
+    def end(self) -> int | None:
+        """Wait for the end of the program; its exit code, None if a signal killed it."""
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        assert self.child.signalstatus is None
+        return self.child.exitstatus
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The home of a user with no files in it."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def babble(tmp_path: Path) -> Path:
+    """A model that never stops."""
+    return write_chain(tmp_path / "babble", BABBLE, context=1_000_000)
+
+
+@pytest.fixture
+def paris(tmp_path: Path) -> Path:
+    """A model that always says Paris."""
+    return write_chain(tmp_path / "paris", say("Par", "is", "!"))
+
+
+def test_a_conversation_with_its_commands(paris: Path, home: Path) -> None:
+    terminal = Terminal(paris, home)
+    terminal.ask("France?", "Paris!\r\n")
+    terminal.ask("/help", "/save FILE")
+    terminal.ask("/stats", "1 turns, 4 tokens generated")
+    terminal.ask("/system Be brief.", "The system prompt is set.")
+    terminal.type("two\\")
+    terminal.child.expect(PROMPT)
+    terminal.ask("lines", "Paris!\r\n")
+    terminal.type('"""')
+    terminal.child.expect(PROMPT)
+    terminal.type("a block")
+    terminal.child.expect(PROMPT)
+    terminal.ask('"""', "Paris!\r\n")
+    file = home / "talk.md"
+    terminal.ask(f"/save {file}", "Saved to")
+    terminal.ask(f"/save {file}", "exists and stays as it is")
+    terminal.ask("/clear", "cleared")
+    terminal.type("exit")
+    assert terminal.end() == 0
+    said = file.read_text()
+    assert said.startswith("## System\n\nBe brief.\n\n## User\n\nFrance?\n\n## Assistant\n\nParis!\n")
+    assert "## User\n\ntwo\nlines\n" in said
+    assert "## User\n\na block\n" in said
+
+
+def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(babble: Path, home: Path) -> None:
+    terminal = Terminal(babble, home)
+    for _ in range(2):
+        terminal.type("talk")
+        terminal.child.expect("[a-z]{100}")
+        terminal.child.sendintr()
+        terminal.child.expect_exact(LEFT)
+        terminal.child.expect(PROMPT)
+    terminal.ask("/stats", "2 turns")
+    terminal.child.sendintr()
+    assert terminal.end() == 0
+
+
+def test_ctrl_d_leaves(paris: Path, home: Path) -> None:
+    terminal = Terminal(paris, home)
+    terminal.child.sendeof()
+    assert terminal.end() == 0
+
+
+def test_what_was_typed_is_there_the_next_time(paris: Path, home: Path) -> None:
+    first = Terminal(paris, home)
+    first.ask("remember me", "Paris!\r\n")
+    first.type("quit")
+    assert first.end() == 0
+    history = home / "state" / "mlxk2" / "history"
+    assert history.stat().st_mode & 0o077 == 0
+    second = Terminal(paris, home)
+    second.child.send("\x1b[A\x1b[A")  # arrow up twice: past `quit`
+    second.child.expect("remember me")
+    second.child.send("\r")
+    second.child.expect_exact("Paris!\r\n")
+    second.type("quit")
+    assert second.end() == 0
+
+
+def test_a_full_context_is_told_and_loses_nothing(tmp_path: Path, home: Path) -> None:
+    model = write_chain(tmp_path / "small", say("Par", "is", "!"), context=100)
+    terminal = Terminal(model, home)
+    terminal.ask("a", "Paris!\r\n")
+    terminal.ask("x" * 90, "/clear starts a new one")
+    terminal.ask("/stats", "1 turns")
+    terminal.type("quit")
+    assert terminal.end() == 0
+
+
+def test_chat_is_no_json(paris: Path, home: Path) -> None:
+    child = pexpect.spawn(
+        sys.executable, ["-m", "mlxk2", "run", str(paris), "--json"],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)}, encoding="utf-8", timeout=60,
+    )  # fmt: skip
+    child.expect_exact('"CommandError"')
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 2
