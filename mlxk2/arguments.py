@@ -118,7 +118,7 @@ def _add_pull(commands: Subparsers) -> None:
 
 def _add_rm(commands: Subparsers) -> None:
     help = "remove a model, or one revision of it, from the cache"
-    parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run", module="coming")
+    parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run")
     parser.add_argument("model", help="org/model, or model@hash for one revision")
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mlxk2.cache.naming import DEFAULT_ORG
 from mlxk2.sizes import human_size
-from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, RunData, ShowData, VersionData
+from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, RmData, RunData, ShowData, VersionData
 
 UNBOUNDED_WIDTH = 100_000
 SHORT_HASH = 7
@@ -145,6 +145,11 @@ def _health_row(entry: HealthEntry) -> Row:
     return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
 
 
+def rm(args: Namespace, data: RmData) -> list[str | Table]:  # noqa: ARG001
+    """What was deleted, or would be, in one line."""
+    return [_printable(data["message"])]
+
+
 def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
     """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
     return []
@@ -191,5 +196,6 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "list": list_models,
     "show": show,
     "health": health,
+    "rm": rm,
     "run": run,
 }

@@ -37,6 +37,11 @@ def readable(file_name: str) -> str:
     return file_name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def candidates(name: str) -> list[str]:
+    """The full names that a name may be or stand for, in the order in which they are tried."""
+    return [name] if "/" in name else [f"{DEFAULT_ORG}/{name}", name]
+
+
 def is_path(argument: str) -> bool:
     """Whether a model argument names a folder rather than a model of the cache."""
     return argument in (".", "..") or argument.startswith(("/", "./", "../"))

@@ -1,0 +1,63 @@
+"""What of a model's folder is there for one revision alone, and goes with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from mlxk2.cache import handles
+
+MAX_REF_BYTES = 256
+
+Parts = tuple[str, ...]
+
+
+def bookkeeping_of(revision: str, model: int) -> Iterator[Parts]:
+    """Where, below its model's folder, stands what the client library notes about a revision: some may be missing."""
+    yield ("trees", f"{revision}.json")
+    yield (".no_exist", revision)
+    yield from _refs_to(revision, model)
+
+
+def blobs_only_of(snapshot: int, model: int, others: Iterable[str]) -> list[str]:
+    """The blobs of a model to which a snapshot links, and none of the `others` in its `snapshots/`."""
+    needed = _linked(snapshot)
+    for other in others:
+        with handles.folder("snapshots", other, below=model) as handle:
+            needed -= set() if handle is None else _linked(handle)
+    return sorted(needed.intersection(handles.names_in("blobs", below=model)))
+
+
+def _linked(snapshot: int) -> set[str]:
+    """The names of all files that a snapshot's links lead to."""
+    targets = (target_of(name, below) for name, below in handles.walk(snapshot))
+    return {os.path.basename(target) for target in targets if target is not None}
+
+
+def target_of(name: str, below: int) -> str | None:
+    """Where a link leads, as it says; None for what is no link."""
+    try:
+        return os.readlink(name, dir_fd=below)
+    except OSError:
+        return None
+
+
+def _refs_to(revision: str, model: int) -> Iterator[Parts]:
+    """The refs that name a revision; a branch with slashes in its name lies in folders."""
+    with handles.folder("refs", below=model) as refs:
+        if refs is None:
+            return
+        for path, _, files, inner in os.fwalk(".", dir_fd=refs):
+            parents = [part for part in path.split(os.sep) if part != "."]
+            yield from (("refs", *parents, name) for name in files if _read(name, inner) == revision)
+
+
+def _read(name: str, below: int) -> str | None:
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=below)
+    except OSError:
+        return None  # a link, or locked away: no download wrote such a ref
+    try:
+        return os.read(handle, MAX_REF_BYTES).decode("ascii", "replace").strip()
+    finally:
+        os.close(handle)

@@ -1,0 +1,108 @@
+"""Folders opened by handle: what is done below one can't be led elsewhere by a link that someone lays meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A handle of the folder at a path, links followed."""
+    handle = os.open(path, _FOLDER)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def folder(*names: str, below: int) -> Iterator[int | None]:
+    """A handle of a folder below another one; None where any step on the way is missing, a link or no folder."""
+    handle = _descend(below, names)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _descend(below: int, names: tuple[str, ...]) -> int | None:
+    handle = os.dup(below)
+    for name in names:
+        try:
+            inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            return None
+        finally:
+            os.close(handle)
+        handle = inner
+    return handle
+
+
+def names_in(*names: str, below: int) -> list[str]:
+    """What is in a folder below another one, by name; nothing where `folder` finds none."""
+    with folder(*names, below=below) as handle:
+        return [] if handle is None else sorted(os.listdir(handle))
+
+
+def walk(handle: int) -> Iterator[tuple[str, int]]:
+    """Everything below a folder, as a name and a handle of the folder that holds it; links are not entered."""
+    for _, folders, files, inner in os.fwalk(".", dir_fd=handle, onerror=_fail):
+        for name in (*folders, *files):
+            yield name, inner
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+class Usage:
+    """The room on the disk that comes free when all of what was added goes.
+
+    It is counted in blocks, not in the files' sizes: a sparse or compressed file takes less than its size, a small
+    one more, and folders take room too. A file with a further link elsewhere frees nothing.
+    """
+
+    def __init__(self) -> None:
+        self._links: dict[tuple[int, int], int] = {}
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes come free."""
+        return self._bytes
+
+    def add(self, name: str, below: int) -> None:
+        """Count a file, or a folder with all that is in it; what is not there counts nothing."""
+        try:
+            status = os.stat(name, dir_fd=below, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        self.add_status(status)
+        with folder(name, below=below) as handle:
+            if handle is not None:
+                for inner, parent in walk(handle):
+                    self.add_status(os.stat(inner, dir_fd=parent, follow_symlinks=False))
+
+    def add_all(self, handle: int) -> None:
+        """Count all that is in a folder, not the folder itself."""
+        for name in os.listdir(handle):
+            self.add(name, handle)
+
+    def add_status(self, status: os.stat_result) -> None:
+        """Count one file, link or folder."""
+        inode = (status.st_dev, status.st_ino)
+        self._links[inode] = self._links.get(inode, 0) + 1
+        # The links of a folder are its subfolders.
+        if stat.S_ISDIR(status.st_mode) or self._links[inode] == status.st_nlink:
+            self._bytes += status.st_blocks * _BLOCK_BYTES

@@ -1,0 +1,162 @@
+"""The lock files of downloads, `hub/.locks/models--…/<etag>.lock`: held by a living process, or left behind.
+
+What counts is flock's word, as for filelock, by which huggingface_hub takes them: a process that dies loses its locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from mlxk2.cache import handles
+from mlxk2.cache.handles import Usage
+
+FOLDER = ".locks"
+PULL_LOCK = "pull.lock"  # held by our own `pull` from its first look at the model to its end
+
+# A pipe that stands in a lock's place must not be waited for.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Locks(NamedTuple):
+    """The lock files of a model, by their names relative to the hub folder."""
+
+    living: tuple[str, ...]
+    stale: tuple[str, ...]
+
+
+def of_model(hub: int, folder: str) -> Locks:
+    """The lock files of the model in a `models--…` folder; `hub` is a handle of the hub folder."""
+    found = [(f"{FOLDER}/{folder}/{name}", is_free) for name, _, is_free in _locks(hub, folder)]
+    return Locks(
+        living=tuple(name for name, is_free in found if not is_free),
+        stale=tuple(name for name, is_free in found if is_free),
+    )
+
+
+def count(hub: int, folder: str, locks: Locks, usage: Usage) -> None:
+    """Count the room that `clean` would free."""
+    with handles.folder(FOLDER, below=hub) as parent:
+        if parent is None:
+            return
+        if not locks.living:
+            usage.add(folder, parent)
+            return
+        with handles.folder(folder, below=parent) as handle:
+            if handle is not None:
+                for name in locks.stale:
+                    usage.add(os.path.basename(name), handle)
+
+
+def clean(hub: int, folder: str, usage: Usage) -> int:
+    """Remove a model's lock files that nobody holds, and count them.
+
+    One that is held stays, whatever is forced: to unlink it would let a second download in beside its holder.
+    """
+    cleaned = 0
+    for name, below, is_free in _locks(hub, folder):
+        if is_free:
+            usage.add(name, below)
+            os.unlink(name, dir_fd=below)
+            cleaned += 1
+    with handles.folder(FOLDER, below=hub) as locks:
+        if locks is not None:
+            _remove_empty(folder, locks, usage)
+    return cleaned
+
+
+@contextmanager
+def claimed(hub: int, folder: str) -> Iterator[bool]:
+    """Keep `pull` from a model as long as the block runs; False when one is at work already."""
+    with _made(FOLDER, hub), handles.folder(FOLDER, below=hub) as parent:
+        if parent is None:
+            yield True  # a link is in its place, behind which nothing of ours is
+            return
+        with _made(folder, parent), handles.folder(folder, below=parent) as locks:
+            if locks is None:
+                yield True
+                return
+            with _pull_lock(locks) as is_ours:
+                yield is_ours
+
+
+@contextmanager
+def _made(name: str, below: int) -> Iterator[None]:
+    """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
+    try:
+        os.mkdir(name, dir_fd=below)
+    except FileExistsError:
+        yield
+        return
+    yield
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=below)
+
+
+@contextmanager
+def _pull_lock(locks: int) -> Iterator[bool]:
+    is_new = PULL_LOCK not in os.listdir(locks)
+    handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
+    try:
+        is_ours = try_lock(handle)
+        yield is_ours
+        if is_ours and is_new:
+            os.unlink(PULL_LOCK, dir_fd=locks)
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Take the lock of an open file or folder; False when another process has it, or nobody can tell."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
+    """Of each lock file its name, its folder's handle, and whether nobody held it: then we do, until the next one."""
+    with handles.folder(FOLDER, folder, below=hub) as locks:
+        if locks is None:
+            return
+        for name in sorted(os.listdir(locks)):
+            with _taken(name, locks) as is_free:
+                if is_free is not None:
+                    yield name, locks, is_free
+
+
+@contextmanager
+def _taken(name: str, below: int) -> Iterator[bool | None]:
+    """Whether the lock was free, which is ours now; None for what is no lock file."""
+    try:
+        handle = os.open(name, _FLAGS, dir_fd=below)
+    except PermissionError:
+        yield False  # another user's, of which nobody can tell
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            raise
+        yield None
+        return
+    try:
+        yield try_lock(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+    finally:
+        os.close(handle)
+
+
+def _remove_empty(folder: str, below: int, usage: Usage) -> None:
+    try:
+        status = os.stat(folder, dir_fd=below, follow_symlinks=False)
+        os.rmdir(folder, dir_fd=below)
+    except OSError as error:
+        # Nothing there, a link, or a lock that is held: all of these stay as they are.
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return
+    usage.add_status(status)

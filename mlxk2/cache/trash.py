@@ -1,0 +1,182 @@
+"""Where removed things wait for their end: folders of the hub that are never listed.
+
+    .trash-model-<random>/models--org--name                          a model's whole folder
+    .trash-revision-<random>/models--org--name/snapshots/<commit>    one revision; what goes with it is beside it, in
+                                                                     `blobs/` and `rest/`
+To rename something into the trash is the moment at which it is gone. All that follows can be done again by anyone who
+finds the trash abandoned, until the last step, which removes the trash itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import product
+from typing import NamedTuple, Protocol
+
+from mlxk2.cache import belongings, handles, locks, naming, scratch
+from mlxk2.cache.delivery import INCOMPLETE
+from mlxk2.cache.handles import Usage
+from mlxk2.cache.scratch import Scratch
+
+MODEL_PREFIX = ".trash-model-"
+REVISION_PREFIX = ".trash-revision-"
+
+_PAYLOAD = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")
+_MADE = ("snapshots", "blobs", "rest")
+
+
+class SharedStore(Protocol):
+    """The blobs that all repos of a hub folder share; their payloads go with the last link to them."""
+
+    def released_with(self, blobs: Iterable[str]) -> list[str]:
+        """The payloads that nobody needs once these links in the repos' `blobs/` are gone."""
+
+    def files_of(self, payload: str) -> list[str]:
+        """The files that go when a payload goes."""
+
+    def sweep(self, payload: str) -> None:
+        """Remove a payload if nothing refers to it any more."""
+
+
+class Remains(NamedTuple):
+    """What a killed removal left: its model, and the revision unless all of the model was to go."""
+
+    name: str
+    revision: str | None
+
+
+class Outcome(NamedTuple):
+    """What a removal did: what the disk gained, and how many stale lock files were among it."""
+
+    freed_bytes: int
+    lock_files_cleaned: int
+
+
+def take_model(entries: Iterable[str], hub: int, trash: Scratch) -> None:
+    """Rename into the trash what the hub folder has of a model: its folder or a link, its unfinished download."""
+    for entry in entries:
+        os.rename(entry, entry, src_dir_fd=hub, dst_dir_fd=trash.handle)
+
+
+def take_revision(folder: str, revision: str, hub: int, trash: Scratch) -> None:
+    """Rename a snapshot into the trash; FileNotFoundError when there is none."""
+    for path in (folder, *(os.path.join(folder, name) for name in _MADE)):
+        os.mkdir(path, dir_fd=trash.handle)
+    _move((folder, "snapshots", revision), hub, (folder, "snapshots", revision), trash.handle)
+
+
+def gather(trash: Scratch, hub: int) -> None:
+    """Take what else goes with what is in the trash; done once more, it finds nothing left."""
+    if _is_of_revision(trash):
+        for folder in _model_folders(trash):
+            _take_rest(folder, hub, trash)
+
+
+def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None) -> Outcome:
+    """Remove all that belongs to what is in the trash, then the trash."""
+    gather(trash, hub)
+    usage, cleaned = Usage(), 0
+    for folder in _model_folders(trash):
+        if store is not None:
+            _sweep(folder, trash, hub_path, store, usage)
+        cleaned += locks.clean(hub, folder, usage)
+    count(trash, usage)
+    # A revision's own folder goes last: while it is there, it tells what the trash is.
+    for folder, name in product(_model_folders(trash), ("rest", "blobs") if _is_of_revision(trash) else ()):
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True, dir_fd=trash.handle)
+    scratch.remove(trash, hub)
+    return Outcome(usage.bytes, cleaned)
+
+
+def abandoned(hub: int) -> Iterator[Scratch]:
+    """The trash that killed removals left; each is ours until the next one is asked for."""
+    for prefix in (MODEL_PREFIX, REVISION_PREFIX):
+        yield from scratch.abandoned(prefix, hub)
+
+
+def count(trash: Scratch, usage: Usage) -> None:
+    """Count what was moved into the trash, not the folders that were made for it."""
+    if not _is_of_revision(trash):
+        usage.add_all(trash.handle)
+        return
+    for folder, name in product(_model_folders(trash), _MADE):
+        with handles.folder(folder, name, below=trash.handle) as handle:
+            if handle is not None:
+                usage.add_all(handle)
+
+
+def remains_in(trash: Scratch) -> list[Remains]:
+    """What was to be removed."""
+    names = [(naming.repo_id_of(folder), _revision_in(folder, trash)) for folder in _model_folders(trash)]
+    return [Remains(*name) for name in names if name[1] or not _is_of_revision(trash)]
+
+
+def _is_of_revision(trash: Scratch) -> bool:
+    return trash.name.startswith(REVISION_PREFIX)
+
+
+def _model_folders(trash: Scratch) -> list[str]:
+    """The folders of the models of which something is in the trash."""
+    entries = set(os.listdir(trash.handle))
+    unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
+    return sorted(name for name in entries | unfinished if name.startswith(naming.FOLDER_PREFIX))
+
+
+def _revision_in(folder: str, trash: Scratch) -> str | None:
+    if not _is_of_revision(trash):
+        return None
+    return next(iter(handles.names_in(folder, "snapshots", below=trash.handle)), None)
+
+
+def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
+    """Move into the trash what was there for the trash's revision alone."""
+    revision = _revision_in(folder, trash)
+    with (
+        handles.folder(folder, below=hub) as model,
+        handles.folder(folder, below=trash.handle) as inside,
+        handles.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
+    ):
+        if revision is None or model is None or inside is None or snapshot is None:
+            return
+        others = handles.names_in("snapshots", below=model)
+        for blob in belongings.blobs_only_of(snapshot, model, others):
+            _move(("blobs", blob), model, ("blobs", blob), inside)
+        # The same revision may have been pulled again since.
+        for parts in belongings.bookkeeping_of(revision, model) if revision not in others else ():
+            with suppress(FileNotFoundError):
+                _move(parts, model, ("rest", secrets.token_hex(8)), inside)
+
+
+def _move(source: belongings.Parts, below: int, target: belongings.Parts, target_below: int) -> None:
+    """Rename below handles; FileNotFoundError where a folder on either way is none, or a link."""
+    with (
+        handles.folder(*source[:-1], below=below) as parent,
+        handles.folder(*target[:-1], below=target_below) as target_parent,
+    ):
+        if parent is None or target_parent is None:
+            raise FileNotFoundError
+        os.rename(source[-1], target[-1], src_dir_fd=parent, dst_dir_fd=target_parent)
+
+
+def _sweep(folder: str, trash: Scratch, hub_path: str, store: SharedStore, usage: Usage) -> None:
+    """Release the shared payloads that the trash's blobs linked to."""
+    with handles.folder(folder, "blobs", below=trash.handle) as blobs:
+        targets = [] if blobs is None else [belongings.target_of(blob, blobs) for blob in sorted(os.listdir(blobs))]
+    for target in filter(None, targets):
+        # As the link read where it stood; the library checks the path once more.
+        payload = os.path.normpath(os.path.join(hub_path, folder, "blobs", target))
+        if _PAYLOAD.fullmatch(os.path.relpath(payload, hub_path)):
+            _sweep_payload(payload, store, usage)
+
+
+def _sweep_payload(payload: str, store: SharedStore, usage: Usage) -> None:
+    before = {path: os.lstat(path) for path in store.files_of(payload) if os.path.lexists(path)}
+    store.sweep(payload)
+    for path, status in before.items():
+        if not os.path.lexists(path):
+            usage.add_status(status)

@@ -1,0 +1,176 @@
+"""`rm`: a model, or one revision of it, out of the cache."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Literal
+
+from mlxk2.cache import naming, removal
+from mlxk2.cache.naming import ModelArgument
+from mlxk2.cache.removal import Removal
+from mlxk2.cache.store import Cache, CachedModel, hub_folder
+from mlxk2.cache.trash import Outcome, Remains, SharedStore
+from mlxk2.errors import (
+    ConfirmationRequiredError,
+    HashNotFoundError,
+    LocksPresentError,
+    ModelNotFoundError,
+    OperationError,
+    ValidationError,
+)
+from mlxk2.sizes import human_size
+from mlxk2.spec import RmData
+
+STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
+SENTINEL = "TEST_SENTINEL"
+SHORT_HASH = 7
+
+Action = Literal["deleted", "planned", "requires_confirmation"]
+
+
+def run(args: Namespace) -> RmData:
+    """Delete what the argument names, after what a killed removal left; with --dry-run only say what would go."""
+    wanted = _wanted(args.model)
+    cache = Cache(hub_folder(os.environ))
+    store = _shared_store(cache.hub)
+    remains, earlier = _settle(cache.hub, store, args.dry_run)
+    try:
+        plan = _plan(cache, wanted, store)
+    except (ModelNotFoundError, HashNotFoundError):
+        meant = next((rest for rest in remains if _is_meant(rest, wanted)), None)
+        if meant is None:
+            raise
+        return _finished(meant, earlier, args.dry_run)
+    if args.dry_run:
+        return _planned(plan)
+    return _deleted(plan, _execute(args, plan, wanted, store), earlier)
+
+
+def _wanted(argument: str) -> ModelArgument:
+    if naming.is_path(argument):
+        raise ValidationError(f"{argument!r} is a folder; `rm` removes models of the cache, by their names.")
+    if argument == naming.DEMO:
+        raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
+    return naming.parse(argument)
+
+
+def _shared_store(hub: str) -> SharedStore | None:
+    """The store of shared blobs; without one, the client library is not even imported."""
+    if not removal.has_shared_store(hub):
+        return None
+    store: SharedStore = import_module("mlxk2.hub.shared_blobs").SharedBlobs(hub)
+    return store
+
+
+def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> tuple[list[Remains], Outcome]:
+    """Finish what killed removals left, or with a dry run only look at it."""
+    if not os.path.isdir(hub):
+        return [], Outcome(0, 0)
+    if dry_run:
+        return removal.interrupted(hub)
+    _check_test_cache(hub, os.environ)
+    return removal.finish_interrupted(hub, store)
+
+
+def _check_test_cache(hub: str, environment: Mapping[str, str]) -> None:
+    """OperationError when only test caches may be deleted from, and this is none."""
+    places = (os.path.join(folder, SENTINEL) for folder in (hub, os.path.dirname(hub)))
+    if environment.get(STRICT_VARIABLE) == "1" and not any(map(os.path.exists, places)):
+        raise OperationError(f"{STRICT_VARIABLE}=1 forbids to delete from a cache without {SENTINEL}.")
+
+
+def _plan(cache: Cache, wanted: ModelArgument, store: SharedStore | None) -> Removal:
+    model = _find(cache, wanted.name)
+    snapshot = None if wanted.revision is None else model.snapshot_at(wanted.revision)
+    return removal.plan(model, snapshot and os.path.basename(snapshot.path), store)
+
+
+def _find(cache: Cache, name: str) -> CachedModel:
+    """The model that a name means; that of an unfinished download comes before what only contains the name."""
+    unfinished = next(filter(None, (removal.unfinished(cache.hub, exact) for exact in naming.candidates(name))), None)
+    if unfinished and not any(model.name in naming.candidates(name) for model in cache.matching(name)):
+        return unfinished
+    return cache.find(name)
+
+
+def _is_meant(rest: Remains, wanted: ModelArgument) -> bool:
+    is_revision = not (wanted.revision and rest.revision) or rest.revision.startswith(wanted.revision)
+    return is_revision and wanted.name.lower() in rest.name.lower()
+
+
+def _execute(args: Namespace, plan: Removal, wanted: ModelArgument, store: SharedStore | None) -> Outcome:
+    try:
+        removal.check_locks(plan, args.force)
+        if not args.force and plan.name not in naming.candidates(wanted.name):
+            _confirm(args, plan, wanted.name)
+        return removal.execute(plan, store, force=args.force)
+    except LocksPresentError as error:
+        described = {"model": plan.name, "message": error.message, "lock_files_cleaned": 0, "freed_bytes": 0}
+        error.data = {**described, "locks_detected": True, "lock_files": error.lock_files}
+        raise
+
+
+def _confirm(args: Namespace, plan: Removal, name: str) -> None:
+    """Ask on a terminal whether the model is meant; ConfirmationRequiredError without a clear yes."""
+    question = f"{name!r} is only part of a name. Delete {_described(plan)}"
+    if args.json or not (args.streams.stdin.isatty() and args.streams.stderr.isatty()):
+        message = f"{question}? Write the whole name, or confirm with --force."
+    else:
+        args.streams.stderr.write(f"{question}? [y/N] ")
+        args.streams.stderr.flush()
+        if args.streams.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        message = "Nothing was deleted."
+    error = ConfirmationRequiredError(message)
+    error.data = {**_data(plan, "requires_confirmation", message, Outcome(plan.freed_bytes, 0))}
+    raise error
+
+
+def _planned(plan: Removal) -> RmData:
+    message = f"Would delete {_described(plan)}; {human_size(plan.freed_bytes)} would be freed."
+    data = _data(plan, "planned", message, Outcome(plan.freed_bytes, 0))
+    if plan.locks.living:
+        data["message"] += " A download of it is at work: that needs --force."
+        data |= {"locks_detected": True, "lock_files": list(plan.locks.living)}
+    return data
+
+
+def _deleted(plan: Removal, outcome: Outcome, earlier: Outcome) -> RmData:
+    freed = outcome.freed_bytes + earlier.freed_bytes
+    cleaned = outcome.lock_files_cleaned + earlier.lock_files_cleaned
+    message = f"Deleted {_described(plan)}; {human_size(freed)} freed."
+    return _data(plan, "deleted", message, Outcome(freed, cleaned))
+
+
+def _finished(rest: Remains, outcome: Outcome, dry_run: bool) -> RmData:
+    what = f"the interrupted removal of {rest.name}" + (f"@{rest.revision[:SHORT_HASH]}" if rest.revision else "")
+    return {
+        "model": rest.name,
+        "action": "planned" if dry_run else "deleted",
+        "message": f"Would finish {what}." if dry_run else f"Finished {what}; {human_size(outcome.freed_bytes)} freed.",
+        "lock_files_cleaned": outcome.lock_files_cleaned,
+        "freed_bytes": outcome.freed_bytes,
+    }
+
+
+def _described(plan: Removal) -> str:
+    """What goes, for people: the model and its revisions."""
+    hashes = ", ".join(revision[:SHORT_HASH] for revision in plan.revisions)
+    if plan.is_link:
+        return f"the link {plan.name} (what it leads to stays)"
+    if plan.revision is not None:
+        return f"revision {hashes} of {plan.name} (its other revisions stay)"
+    return f"{plan.name} ({f'revision {hashes}' if hashes else 'an unfinished download'})"
+
+
+def _data(plan: Removal, action: Action, message: str, outcome: Outcome) -> RmData:
+    return {
+        "model": plan.name,
+        "action": action,
+        "message": message,
+        "lock_files_cleaned": outcome.lock_files_cleaned,
+        "freed_bytes": outcome.freed_bytes,
+    }

@@ -1,0 +1,32 @@
+"""The store `hub/blobs` that all repos share, as the client library keeps it: who needs a payload is for it to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub.utils import _shared_blobs as library
+
+
+class SharedBlobs:
+    """The shared blobs of a hub folder, given by its real path."""
+
+    def __init__(self, hub: str) -> None:
+        self._hub = Path(hub)
+
+    def released_with(self, blobs: Iterable[str]) -> list[str]:
+        """The payloads that nobody needs once these links in the repos' `blobs/` are gone."""
+        links = set(map(Path, blobs))
+        payloads = {library.shared_blob_target(link, self._hub) for link in links} - {None}
+        return sorted(str(payload) for payload in payloads if payload and self._goes_with(links, payload))
+
+    def files_of(self, payload: str) -> list[str]:
+        """The payload and the list of its references, which goes with it."""
+        return [payload, str(library.shared_blob_manifest_path(self._hub, Path(payload).name))]
+
+    def sweep(self, payload: str) -> None:
+        """Remove a payload if nothing refers to it any more; one whose references can't be read stays."""
+        library.sweep_shared_blob(Path(payload), cache_dir=self._hub)
+
+    def _goes_with(self, links: set[Path], payload: Path) -> bool:
+        return library.expected_shared_blob_freed_size(payload, blob_paths_to_delete=links, cache_dir=self._hub) > 0
