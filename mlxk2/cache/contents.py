@@ -35,7 +35,8 @@ class Contents:
         self.snapshot = snapshot
         self._tree = Tree(snapshot.roots)
         self.is_inside = self._tree.contains(snapshot.path)
-        self.files = () if snapshot.is_missing else tuple(self._tree.files(snapshot.path))
+        found = [] if snapshot.is_missing else self._tree.files(snapshot.path)
+        self.files = tuple(file for file in found if not _is_companion(file.name))
         self._by_name = {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:
@@ -127,6 +128,11 @@ class Contents:
         return (file for folder in folders for file in self._tree.files(folder))
 
 
+def _is_companion(name: str) -> bool:
+    """Whether macOS laid this file beside another (`._name`), as it does on disks that are not its own."""
+    return name.startswith("._") or "/._" in name
+
+
 def is_lfs_pointer(text: bytes) -> bool:
     """Whether these bytes are a Git LFS pointer, which stands for a large file that was not fetched."""
     return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
@@ -141,7 +147,7 @@ def _safetensors_metadata(file: File) -> dict[str, Any] | BrokenFile:
 
 def _parse_object(name: str, text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_float=_finite, parse_constant=str)
+        value = json.loads(text.decode("utf-8-sig"), parse_float=_finite, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise BrokenFile(f"{name} is not valid JSON") from error
     if not isinstance(value, dict) or not value:

@@ -107,27 +107,32 @@ def _problem_without_index(contents: Contents) -> str | None:
     if not weights:
         return "No weight files"
     at_the_top = [name for name in weights if "/" not in name and not name.endswith(".gguf")]
-    for missing in _missing_parts(at_the_top):
-        return f"Shards without an index; missing: {', '.join(missing) or 'the index itself'}"
-    return None
+    problems = (_problem_of_shards(contents, *parts) for parts in _parts(at_the_top))
+    return next(filter(None, problems), None)
+
+
+def _problem_of_shards(contents: Contents, index: str, missing: list[str]) -> str | None:
+    if index in contents:
+        return _problem_of_index(contents, index)
+    return f"Shards without an index; missing: {', '.join(missing) or 'the index itself'}"
 
 
 def _problem_of_gguf_parts(contents: Contents) -> str | None:
-    for missing in _missing_parts([file.name for file in contents.named(".gguf")]):
+    for _, missing in _parts([file.name for file in contents.named(".gguf")]):
         if missing:
             return f"Missing parts: {', '.join(missing)}"
     return None
 
 
-def _missing_parts(names: Iterable[str]) -> Iterator[list[str]]:
-    """For each file that comes in parts (`stem-00001-of-00003.ending`), the first of the parts that are not there."""
+def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """For each file that comes in parts (`stem-00001-of-00003.ending`) its index, and the first parts not there."""
     groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for name in names:
         if match := _SHARD.fullmatch(name):
             groups[match["stem"], match["count"], match["ending"]].add(int(match["number"]))
     for (stem, count, ending), numbers in sorted(groups.items()):
         missing = sorted(set(range(1, int(count) + 1)) - numbers)[:MAX_NAMED]
-        yield [f"{stem}-{number:05}-of-{count}.{ending}" for number in missing]
+        yield f"{stem}.{ending}.index.json", [f"{stem}-{number:05}-of-{count}.{ending}" for number in missing]
 
 
 def has_whole_weights(contents: Contents) -> str | None:
@@ -152,11 +157,14 @@ def has_only_finished_files(contents: Contents) -> str | None:
 
 
 def has_tokenizer(contents: Contents) -> str | None:
-    """Rule 7: a tokenizer is there; GGUF files carry their own."""
-    if any(name in contents for name in TOKENIZERS) or contents.named(".tiktoken", ".gguf"):
+    """Rule 7: a tokenizer with content is there; GGUF files carry their own."""
+    files = [file for file in contents.files if file.name in TOKENIZERS or file.name.endswith((".tiktoken", ".gguf"))]
+    if "merges.txt" in contents:
+        files += filter(None, [contents.file("vocab.json")])
+    if any(file.size for file in files):
         return None
-    if "vocab.json" in contents and "merges.txt" in contents:
-        return None
+    if files:
+        return f"{files[0].name} is empty"
     return f"No tokenizer ({', '.join(TOKENIZERS)}, *.tiktoken, or vocab.json with merges.txt)"
 
 
