@@ -9,7 +9,7 @@ from filelock import Timeout
 from hf_xet import XetFileInfo
 from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
-from huggingface_hub.utils import logging, refresh_xet_connection_info
+from huggingface_hub.utils import logging
 from huggingface_hub.utils._fixes import WeakFileLock
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._shared_blobs import (
@@ -23,6 +23,7 @@ from huggingface_hub.utils._xet import (
     XetFileData,
     XetTokenType,
     get_xet_session,
+    refresh_xet_connection_info,
     xet_connection_info_refresh_url,
     xet_headers_without_auth,
 )

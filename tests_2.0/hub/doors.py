@@ -1,0 +1,71 @@
+"""Who may see what: a request's user, and the repo or the refusal that it gets."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from hub.contents import Commit, Contents, Repo
+
+
+class Refusal(Exception):
+    """An answer instead of what was asked for, in the words of the real hub."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {"x-error-code": code, "x-error-message": message} | (headers or {})
+        self.message = message
+
+
+def refuse(_: Request, refusal: Exception) -> Response:
+    """The response that a refusal becomes."""
+    assert isinstance(refusal, Refusal)
+    headers = {name: value for name, value in refusal.headers.items() if value}
+    return JSONResponse({"error": refusal.message}, refusal.status, headers)
+
+
+def user_of(contents: Contents, request: Request) -> str | None:
+    """Whose token came with a request; Refusal when it is nobody's."""
+    token = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if token and token not in contents.tokens:
+        raise Refusal(401, "", "Invalid credentials in Authorization header")
+    return contents.tokens.get(token)
+
+
+def repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+    """The repo, if the user may know of it; a missing and a private one are refused alike."""
+    user = user_of(contents, request)
+    repo = contents.repos.get(repo_id)
+    if new := contents.renamed.get(repo_id):
+        raise Refusal(307, "", "", {"location": str(request.url.replace(path=request.url.path.replace(repo_id, new)))})
+    if repo is None or (repo.private and user not in repo.readers):
+        raise Refusal(404 if user else 401, "RepoNotFound", "Repository not found")
+    return repo
+
+
+def open_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+    """The repo, if the user may read its files."""
+    repo = repo_of(contents, request, repo_id)
+    user = user_of(contents, request)
+    if repo.gated and user not in repo.readers:
+        raise Refusal(403 if user else 401, "GatedRepo", f"Access to model {repo_id} is restricted.")
+    return repo
+
+
+def writable_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+    """The repo, if it is the user's own."""
+    repo = repo_of(contents, request, repo_id)
+    user = user_of(contents, request)
+    if user is None:
+        raise Refusal(401, "", "Invalid username or password.")
+    if user != repo_id.partition("/")[0] and user not in repo.readers:
+        raise Refusal(403, "", "You don't have the rights to push to this repo")
+    return repo
+
+
+def commit_of(repo: Repo, revision: str) -> Commit:
+    """The commit that a revision names."""
+    commit = repo.find(revision)
+    if commit is None:
+        raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+    return commit

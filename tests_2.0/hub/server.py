@@ -1,0 +1,149 @@
+"""The hub's two origins on two ports of the loopback, in a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from threading import Event, Thread
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from hub import reading, writing, xet
+from hub.contents import Blob, Contents, Repo, is_large
+from hub.doors import Refusal, refuse
+from hub.faults import App, Faults, Gate
+from hub.log import Log
+
+HOST = "127.0.0.1"
+START_SECONDS = 10
+
+
+class HubServer:
+    """A hub with what a test puts into it; `folder` is where its Xet content goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.contents = Contents()
+        self.log = Log()
+        self.faults = Faults()
+        self._store = xet.Store(folder / "xet")
+        self._sockets = [_listen(0), _listen(0)]
+        self._ports = [sock.getsockname()[1] for sock in self._sockets]
+        self._servers: list[uvicorn.Server] = []
+        self._thread: Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for HF_ENDPOINT."""
+        return f"http://{HOST}:{self._ports[0]}"
+
+    @property
+    def cdn_url(self) -> str:
+        """The other origin, where large files are."""
+        return f"http://{HOST}:{self._ports[1]}"
+
+    def __enter__(self) -> HubServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def add(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        branch: str = "main",
+        removed: Iterable[str] = (),
+        message: str = "change",
+        private: bool = False,
+        gated: bool = False,
+        readers: Iterable[str] = (),
+        is_xet: bool = False,
+    ) -> str:
+        """Commit files to a branch of a repo, which is made when it is not there; the new commit."""
+        repo = self.contents.repos.setdefault(repo_id, Repo(repo_id))
+        repo.private, repo.gated = private, gated
+        repo.readers |= set(readers)
+        old = repo.find(branch) or repo.find("main")
+        new = dict(old.files) if old else {}
+        new |= {name: self._blob(name, data, is_xet) for name, data in files.items()}
+        return repo.commit({n: b for n, b in new.items() if n not in set(removed)}, branch, message).oid
+
+    def token(self, user: str) -> str:
+        """A new token of a user."""
+        token = f"hf_{secrets.token_hex(16)}"
+        self.contents.tokens[token] = user
+        return token
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a repo another id; the old one leads there."""
+        repo = self.contents.repos.pop(old)
+        repo.repo_id = new
+        self.contents.repos[new] = repo
+        self.contents.renamed[old] = new
+
+    def start(self) -> None:
+        """Answer, on the same ports as before; returns when it does."""
+        started = Event()
+        if not self._sockets:
+            self._sockets = [_listen(port) for port in self._ports]
+        self._thread = Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
+        self._thread.start()
+        if not started.wait(START_SECONDS):
+            raise TimeoutError("the hub did not start")
+
+    def stop(self) -> None:
+        """Refuse all connections from now on and close those that are open."""
+        self._end()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _end(self) -> None:
+        for server in self._servers:
+            server.should_exit = server.force_exit = True
+
+    def _blob(self, name: str, data: bytes, is_xet: bool) -> Blob:
+        large = is_large(name, data)
+        return Blob(data, large, self._store.put(data) if large and is_xet else None)
+
+    async def _serve(self, started: Event) -> None:
+        hub = _app(
+            reading.Reading(self.contents, self.cdn_url).router,
+            writing.Writing(self.contents, self.url, self.cdn_url).router,
+            xet.routes(self.contents, self._store),
+        )
+        cdn = _app(reading.objects(self.contents), writing.uploads(self.contents))
+        gates = [Gate(hub, "hub", self.log, self.faults, self._end), Gate(cdn, "cdn", self.log, self.faults, self._end)]
+        self._servers = [_server(gate) for gate in gates]
+        sockets, self._sockets = self._sockets, []
+        serving = [s.serve([sock]) for s, sock in zip(self._servers, sockets, strict=True)]
+        running = asyncio.gather(*serving)
+        while not all(server.started for server in self._servers):
+            await asyncio.sleep(0.01)
+        started.set()
+        await running
+        for sock in sockets:
+            sock.close()
+
+
+def _listen(port: int) -> socket.socket:
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((HOST, port))
+    return listening
+
+
+def _app(*routers: APIRouter) -> App:
+    app = FastAPI(openapi_url=None, exception_handlers={Refusal: refuse})
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _server(gate: Gate) -> uvicorn.Server:
+    config = uvicorn.Config(gate, log_config=None, log_level="critical", lifespan="off", access_log=False)
+    return uvicorn.Server(config)
