@@ -1,0 +1,92 @@
+"""Ask a model by `mlxk2 run` or `mlx_lm generate`, and time the answer from outside, as it comes out of the pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+PROMPT = "hello there"
+DEMO = Path(__file__).parent.parent / "mlxk2" / "demo"
+# What mlx_lm prints before the answer and after it.
+RULE = b"=" * 10
+
+
+class Answer(NamedTuple):
+    """An answer's text, and when its first and its last character came, in seconds after the process was started."""
+
+    text: str
+    first: float
+    last: float
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """The speed of decoding, from the first of so many tokens to the last."""
+        return (tokens - 1) / (self.last - self.first)
+
+
+class Piece(NamedTuple):
+    """Bytes, and when they came."""
+
+    seconds: float
+    content: bytes
+
+
+def ask_mlxk2(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Answer:
+    """Ask by `mlxk2 run`: greedy, without its repetition penalty, with the kernel cache in a folder."""
+    command = ["mlxk2", "run", str(model), prompt, "--temperature", "0", "--repetition-penalty", "1.0"]
+    pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
+    output = b"".join(piece.content for piece in pieces)
+    return _answer(pieces, 0, len(output.rstrip(b"\n")))
+
+
+def ask_mlx_lm(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Answer:
+    """Ask by `mlx_lm generate`: greedy, with the kernel cache in a folder."""
+    command = ["mlx_lm", "generate", "--model", str(model), "--prompt", prompt, "--temp", "0"]
+    pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
+    output = b"".join(piece.content for piece in pieces)
+    return _answer(pieces, output.index(RULE) + len(RULE) + 1, output.index(b"\n" + RULE))
+
+
+def _listen(module: list[str], kernels: Path) -> list[Piece]:
+    """Run a module as a program; its output, piece by piece as it came. RuntimeError when it fails.
+
+    On the CPU, MLX compiles fused kernels when they are first used, and keeps them in the folder for temporary files.
+    """
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            env={**os.environ, "TMPDIR": str(kernels), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        pieces = []
+        with process:
+            assert process.stdout is not None
+            while content := os.read(process.stdout.fileno(), 1 << 16):
+                pieces.append(Piece(time.perf_counter() - start, content))
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(module)} failed:\n{errors.read().decode(errors='replace')}")
+    return pieces
+
+
+def _answer(pieces: list[Piece], begin: int, end: int) -> Answer:
+    """The answer between two places of the output."""
+    output = b"".join(piece.content for piece in pieces)
+    return Answer(output[begin:end].decode(), _when(pieces, begin), _when(pieces, end - 1))
+
+
+def _when(pieces: list[Piece], place: int) -> float:
+    """When the byte at a place of the output came."""
+    seen = 0
+    for piece in pieces:
+        seen += len(piece.content)
+        if place < seen:
+            return piece.seconds
+    raise RuntimeError("There was no answer.")

@@ -1,0 +1,107 @@
+"""Make a Hugging Face cache of many large chat models: `python benchmarks/big_cache.py HUB COUNT`.
+
+Each model has real configs, a tokenizer of two megabytes and safetensors files with true headers of a few hundred
+tensors; the weights themselves are holes in the files and take no room on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+MODEL_BYTES = 3_500_000_000
+TENSORS = 300
+SHARDS = 3
+TOKENIZER_BYTES = 2_000_000
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "quantization": {"group_size": 64, "bits": 4},
+}
+CARD = "---\nlicense: apache-2.0\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n# A model\n"
+
+
+def build(hub: Path, count: int) -> None:
+    """Fill a hub folder with this many chat models, every second one in shards; their weights are holes."""
+    hub.mkdir(parents=True)
+    tokenizer = hub.parent / "tokenizer.json"
+    vocabulary = {f"token{number:06}": number for number in range(TOKENIZER_BYTES // 21)}
+    tokenizer.write_text(json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": vocabulary}}))
+    for number in range(count):
+        _add_model(hub / f"models--mlx-community--Model-{number:04}-4bit", tokenizer, number % 2 == 1)
+
+
+def _add_model(repo: Path, tokenizer: Path, is_sharded: bool) -> None:
+    snapshot = repo / "snapshots" / COMMIT
+    for folder in (snapshot, repo / "blobs", repo / "refs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    template = "{% for message in messages %}" + "{{ message.content }}" * 200 + "{% endfor %}"
+    _add_text(repo, "config.json", json.dumps(CONFIG))
+    _add_text(repo, "tokenizer_config.json", json.dumps({"chat_template": template}))
+    _add_text(repo, "README.md", CARD)
+    blob = repo / "blobs" / hashlib.sha256(b"tokenizer").hexdigest()
+    os.link(tokenizer, blob)
+    _link(snapshot / "tokenizer.json", blob)
+    _add_weights(repo, SHARDS if is_sharded else 1)
+
+
+def _add_weights(repo: Path, shards: int) -> None:
+    names = [f"model-{number:05}-of-{shards:05}.safetensors" for number in range(1, shards + 1)]
+    if shards == 1:
+        names = ["model.safetensors"]
+    weight_map: dict[str, str] = {}
+    for part, name in enumerate(names):
+        tensors = list(_tensor_names(part))
+        weight_map |= dict.fromkeys(tensors, name)
+        _add_hole(repo, name, tensors, MODEL_BYTES // shards)
+    if shards > 1:
+        index = {"metadata": {"total_size": MODEL_BYTES}, "weight_map": weight_map}
+        _add_text(repo, "model.safetensors.index.json", json.dumps(index, indent=2))
+
+
+def _tensor_names(part: int) -> Iterator[str]:
+    for number in range(TENSORS // 3):
+        for kind in ("weight", "scales", "biases"):
+            yield f"model.layers.{part * 12 + number // 9}.self_attn.projection_{number % 9}.{kind}"
+
+
+def _add_hole(repo: Path, name: str, tensors: list[str], size: int) -> None:
+    """Add a safetensors file whose header is true and whose data takes no room on the disk."""
+    each = size // len(tensors) // 2 * 2
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    for number, tensor in enumerate(tensors):
+        offsets = [number * each, (number + 1) * each]
+        header[tensor] = {"dtype": "BF16", "shape": [each // 2], "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    blob = repo / "blobs" / hashlib.sha256(name.encode()).hexdigest()
+    with blob.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + each * len(tensors))
+    _link(repo / "snapshots" / COMMIT / name, blob)
+
+
+def _add_text(repo: Path, name: str, text: str) -> None:
+    content = text.encode()
+    blob = repo / "blobs" / hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    blob.write_bytes(content)
+    _link(repo / "snapshots" / COMMIT / name, blob)
+
+
+def _link(path: Path, blob: Path) -> None:
+    path.symlink_to(os.path.relpath(blob, path.parent))
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,58 @@
+"""How long `mlxk2 list --json` takes on large caches and how much memory, against `hf cache ls`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import rounds
+
+MODELS = 100
+MANY_MODELS = 1000
+MEGABYTE = 1_000_000
+
+
+def _list(hub: Path) -> rounds.Run:
+    program = str(Path(sys.executable).with_name("mlxk2"))
+    return rounds.run([program, "list", "--json"], {"HF_HUB_CACHE": str(hub)})
+
+
+def _hf(hub: Path) -> float:
+    program = str(Path(sys.executable).with_name("hf"))
+    environment = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return rounds.run([program, "cache", "ls"], environment).seconds
+
+
+def measure(few: Path, many: Path) -> list[rounds.Figure]:
+    """Compare with `hf cache ls` on the few models, and the many models with the few."""
+    against_hf = rounds.paired(lambda: _list(few).seconds, lambda: _hf(few))
+    rounds.tell(f"{MODELS} models", against_hf, "s", ("mlxk2 list --json", "hf cache ls"))
+    growth = rounds.paired(lambda: _list(many).seconds, lambda: _list(few).seconds)
+    rounds.tell("mlxk2 list --json", growth, "s", (f"{MANY_MODELS} models", f"{MODELS} models"))
+    peak = statistics.median(_list(few).peak_bytes for _ in range(rounds.ROUNDS))
+    share = rounds.median_ratio(against_hf)
+    return [
+        rounds.Figure(f"mlxk2 list --json / hf cache ls, {MODELS} models", share, at_most=0.25),
+        rounds.Figure(f"{MANY_MODELS} models / {MODELS} models", rounds.median_ratio(growth), at_most=10),
+        rounds.Figure(f"peak memory, {MODELS} models", peak / MEGABYTE, at_most=30, unit="MB"),
+    ]
+
+
+def main() -> int:
+    """Build the caches, measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", help="make the caches here, or use those that are here")
+    args = parser.parse_args()
+    with rounds.workspace(args.keep) as folder:
+        few, many = (folder / str(count) / "hub" for count in (MODELS, MANY_MODELS))
+        for hub, count in ((few, MODELS), (many, MANY_MODELS)):
+            if not hub.is_dir():
+                # In a process of its own: what this one once held in memory would count as mlxk2's.
+                rounds.run([sys.executable, str(Path(__file__).with_name("big_cache.py")), str(hub), str(count)])
+        return rounds.verdict(measure(few, many))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""How fast `mlxk2 run` generates on the CPU with 4-bit weights and bfloat16 scales, against `mlx_lm generate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import answers
+import generation
+import rounds
+
+TOKENS = 16
+
+
+def main() -> int:
+    """Make the model, measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", help="make the models here, or use those that are here")
+    args = parser.parse_args()
+    with rounds.workspace(args.keep) as folder, tempfile.TemporaryDirectory(prefix="mlxk2-kernels-") as kernels:
+        generation.build(folder)
+        model = folder / "4bit"
+        pairs = rounds.paired(
+            lambda: answers.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
+            lambda: answers.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
+        )
+    rounds.tell("decoding, 4bit", pairs, "tokens/s", generation.NAMES)
+    return rounds.verdict([rounds.Figure("speed of decoding, 4bit", rounds.median_ratio(pairs), at_least=5)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
