@@ -11,7 +11,14 @@
     ├── HubError
     │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
     │   ├── DownloadFailedError     the hub answered, but not with what was asked for
-    │   └── NetworkError            the hub could not be reached
+    │   ├── NetworkError            the hub could not be reached
+    │   └── UploadFailedError       the hub refused an upload, or could not be reached for it
+    ├── PushError                   a folder can't be pushed
+    │   ├── DependencyMissingError  the hub's client library is not installed
+    │   ├── AuthError               no token, or one that the hub does not know
+    │   ├── WorkspaceNotFoundError  there is no such folder
+    │   ├── RepoNotFoundError       there is no such repo, and none may be made
+    │   └── PushFailedError         anything else on the way
     ├── NotFoundError
     │   ├── ModelNotFoundError      no such model in the cache
     │   ├── HashNotFoundError       the model is there, the revision is not
@@ -124,6 +131,46 @@ class NetworkError(HubError):
     """The hub could not be reached, or the connection broke and did not come back."""
 
     type = "NetworkError"
+
+
+class UploadFailedError(HubError):
+    """The hub refused what was to be uploaded, or could not be reached for it; the branch is as it was."""
+
+    type = "upload_failed"
+
+
+class PushError(MlxkError):
+    """A folder can't be pushed, for a reason on this side."""
+
+
+class DependencyMissingError(PushError):
+    """The library that speaks to the hub is not installed."""
+
+    type = "dependency_missing"
+
+
+class AuthError(PushError):
+    """There is no token, or the hub does not know it."""
+
+    type = "auth_error"
+
+
+class WorkspaceNotFoundError(PushError):
+    """There is no such folder to push."""
+
+    type = "workspace_not_found"
+
+
+class RepoNotFoundError(PushError):
+    """The repo is not on the hub, and the user did not ask for it to be made."""
+
+    type = "repo_not_found"
+
+
+class PushFailedError(PushError):
+    """Something else stands in the way: a file that can't be uploaded, a hub that answers nonsense."""
+
+    type = "push_operation_failed"
 
 
 class NotFoundError(MlxkError):

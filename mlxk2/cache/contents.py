@@ -29,14 +29,15 @@ _TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"[^"]|\[\s*\{)')
 
 
 class Contents:
-    """A snapshot's files and what stands in them."""
+    """A snapshot's files, or those of them that are given, and what stands in them."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, files: Iterable[File] | None = None) -> None:
         self.snapshot = snapshot
         self._tree = Tree(snapshot.roots)
         self.is_inside = self._tree.contains(snapshot.path)
-        found = [] if snapshot.is_missing else self._tree.files(snapshot.path)
-        self.files = tuple(file for file in found if not _is_companion(file.name))
+        if files is None:
+            files = [] if snapshot.is_missing else self._tree.files(snapshot.path)
+        self.files = tuple(file for file in files if not _is_companion(file.name))
         self._by_name = {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:

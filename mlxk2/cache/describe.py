@@ -20,6 +20,7 @@ CAPABILITIES: dict[ModelType, list[Capability]] = {
     "embedding": ["embeddings"],
     "unknown": [],
 }
+TEXT_TYPES: tuple[ModelType, ...] = ("chat", "base")  # they generate text, so they need a tokenizer
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
 
 _NUMBERS = {
@@ -47,7 +48,7 @@ def describe_contents(contents: Contents) -> ModelObject:
     snapshot = contents.snapshot
     framework = framework_of(contents)
     model_type = model_type_of(contents)
-    damage = integrity.first_problem(contents, needs_tokenizer=model_type in ("chat", "base"))
+    damage = integrity.first_problem(contents, needs_tokenizer=model_type in TEXT_TYPES)
     reason = damage or why_not_runnable(contents, framework)
     return {
         "name": snapshot.name,

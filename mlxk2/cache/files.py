@@ -35,11 +35,12 @@ class File(NamedTuple):
 class Tree:
     """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere.
 
-    The roots are real paths, as `os.path.realpath` gives them.
+    The roots are real paths, as `os.path.realpath` gives them; `place` is what people call them.
     """
 
-    def __init__(self, roots: tuple[str, ...] | None) -> None:
+    def __init__(self, roots: tuple[str, ...] | None, place: str = "the cache") -> None:
         self._roots = roots
+        self._place = place
         self._real_folders = {root: root for root in roots or ()}
 
     def contains(self, folder: str) -> bool:
@@ -76,7 +77,7 @@ class Tree:
                 folder, base = os.path.split(path)
                 real = self._real_folder(folder)
                 if not self._is_inside(real):
-                    return _broken(name, "is a link that leads outside the cache")
+                    return _broken(name, f"is a link that leads outside {self._place}")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
                 if not stat.S_ISLNK(status.st_mode):

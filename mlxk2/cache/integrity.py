@@ -63,12 +63,13 @@ def has_config(contents: Contents) -> str | None:
 
 def has_weights(contents: Contents) -> str | None:
     """Rules 3 and 4: every shard of the index is there; without an index, weights that need none."""
-    index = _index_name(contents)
+    index = index_name(contents)
     problem = _problem_of_index(contents, index) if index else _problem_without_index(contents)
     return problem or _problem_of_gguf_parts(contents)
 
 
-def _index_name(contents: Contents) -> str | None:
+def index_name(contents: Contents) -> str | None:
+    """The name of the index that says in which files the weights are; None where there is none."""
     if "model.safetensors.index.json" in contents:
         return "model.safetensors.index.json"
     has_safetensors = any("/" not in file.name for file in contents.named(".safetensors"))
@@ -77,16 +78,30 @@ def _index_name(contents: Contents) -> str | None:
 
 
 def _problem_of_index(contents: Contents, index: str) -> str | None:
-    weight_map = contents.json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        return f"{index} has no weight_map"
-    shards = set(map(str, weight_map.values()))
-    problems = (_problem_of_shard(contents, index, shard) for shard in sorted(shards))
+    problems = (_problem_of_shard(contents, index, shard) for shard in _shards_of_index(contents, index))
     return next(filter(None, problems), None)
 
 
+def missing_shards(contents: Contents) -> list[str]:
+    """The shards that the index names and that are not there; BrokenFile when the index can't be read."""
+    index = index_name(contents)
+    shards = _shards_of_index(contents, index) if index else []
+    return [shard for shard in shards if not _leads_out(shard) and shard not in contents]
+
+
+def _shards_of_index(contents: Contents, index: str) -> list[str]:
+    weight_map = contents.json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenFile(f"{index} has no weight_map")
+    return sorted(set(map(str, weight_map.values())))
+
+
+def _leads_out(shard: str) -> bool:
+    return shard.startswith("/") or "\\" in shard or ".." in shard.split("/")
+
+
 def _problem_of_shard(contents: Contents, index: str, shard: str) -> str | None:
-    if shard.startswith("/") or "\\" in shard or ".." in shard.split("/"):
+    if _leads_out(shard):
         return f"{index} names a path outside the snapshot: {shard!r}"
     file = contents.file(shard)
     if file is None:
@@ -122,6 +137,11 @@ def _problem_of_gguf_parts(contents: Contents) -> str | None:
         if missing:
             return f"Missing parts: {', '.join(missing)}"
     return None
+
+
+def missing_parts(names: Iterable[str]) -> list[str]:
+    """Of files that come in numbered parts, the first parts that are not among these names."""
+    return [part for _, missing in _parts(names) for part in missing]
 
 
 def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,105 @@
+"""What a push would change on the hub: a folder's files beside those of a branch, compared by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mlxk2.cache.files import BrokenFile, File
+from mlxk2.cache.hashes import digest
+from mlxk2.errors import PushFailedError
+from mlxk2.spec import ChangeSummary
+from mlxk2.workspace.folder import Workspace
+
+# The hub makes this one itself, in every new repo.
+HUB_MADE = ".gitattributes"
+MAX_NAMED = 5
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class HubFile(NamedTuple):
+    """A file on the hub: its size in bytes and the hash of its content (SHA-256 of large files, else git's SHA-1)."""
+
+    size: int
+    blob: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What makes a branch the same as a folder.
+
+    `modified` holds the files whose content differs, `unclear` those that only the hub itself can compare.
+    """
+
+    added: tuple[File, ...]
+    modified: tuple[File, ...]
+    unclear: tuple[File, ...]
+    deleted: tuple[str, ...]
+
+    @property
+    def uploads(self) -> tuple[File, ...]:
+        """The files that must go to the hub."""
+        return self.added + self.modified + self.unclear
+
+    @property
+    def are_none(self) -> bool:
+        """Whether the branch is known to be the same as the folder."""
+        return not self.uploads and not self.deleted
+
+    @property
+    def summary(self) -> ChangeSummary:
+        """The changes as counts."""
+        modified = None if self.unclear else len(self.modified)
+        return {"added": len(self.added), "modified": modified, "deleted": len(self.deleted)}
+
+
+def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progress) -> Changes:
+    """The changes that a push of this folder makes to a branch with these files.
+
+    Only files of the same size are read. PushFailedError when the folder has no files, or one that can't be read.
+    """
+    files = uploadable(workspace)
+    known = [file for file in files if file.name in on_hub]
+    resized = {file.name for file in known if file.size != on_hub[file.name].size}
+    unclear = {file.name for file in known if on_hub[file.name].blob is None} - resized
+    doubtful = [file for file in known if file.name not in resized | unclear]
+    modified = resized | _differing(doubtful, on_hub, progress)
+    return Changes(
+        added=tuple(file for file in files if file.name not in on_hub),
+        modified=tuple(file for file in known if file.name in modified),
+        unclear=tuple(file for file in known if file.name in unclear),
+        deleted=tuple(_deleted(workspace, {file.name for file in files}, on_hub)),
+    )
+
+
+def uploadable(workspace: Workspace) -> tuple[File, ...]:
+    """The files of a workspace; PushFailedError when there are none, or some that can't be uploaded."""
+    if not workspace.files:
+        raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
+    if problems := [f"{file.name} {file.problem}" for file in workspace.files if file.problem]:
+        more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
+        raise PushFailedError(
+            f"Nothing was pushed: {', '.join(problems[:MAX_NAMED])}{more}.",
+            hint="Only files inside the folder are uploaded. Replace links by the files themselves (`mlxk2 clone` "
+            "makes a folder without links), or name what is to stay at home in .hfignore.",
+        )
+    return workspace.files
+
+
+def _differing(files: Iterable[File], on_hub: Mapping[str, HubFile], progress: Progress) -> set[str]:
+    """The names of the files whose bytes do not have the hash that the hub gives; each is read once."""
+    pairs = [(file, file._replace(blob=on_hub[file.name].blob)) for file in files]
+    try:
+        with progress("Comparing", sum(file.size for file, _ in pairs)) as advance:
+            return {file.name for file, named in pairs if digest(named, advance) != named.blob}
+    except BrokenFile as error:
+        raise PushFailedError(f"Nothing was pushed: {error}.") from error
+
+
+def _deleted(workspace: Workspace, names: set[str], on_hub: Mapping[str, HubFile]) -> Iterable[str]:
+    """The hub's files that the folder has not, but for those that no push ever touches."""
+    gone = sorted(on_hub.keys() - names - {HUB_MADE})
+    return (name for name in gone if not workspace.ignore.covers(name))

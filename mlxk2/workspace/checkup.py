@@ -1,0 +1,114 @@
+"""The check of a folder before it is pushed: the cache's rules of health, every finding with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mlxk2.cache import integrity
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.describe import TEXT_TYPES, model_type_of
+from mlxk2.cache.files import BrokenFile
+from mlxk2.cache.integrity import Rule, is_weight
+from mlxk2.spec import Anomaly, ConfigHealth, IndexHealth, WeightsHealth, WorkspaceHealth
+from mlxk2.workspace.folder import Workspace
+
+CONFIG = "config.json"
+README = "README.md"
+
+_CODES: dict[Rule, str] = {
+    integrity.has_config: "invalid_config",
+    integrity.has_weights: "incomplete_weights",
+    integrity.has_whole_weights: "damaged_weights",
+    integrity.has_only_finished_files: "unfinished_file",
+    integrity.has_tokenizer: "no_tokenizer",
+}
+
+
+def check(workspace: Workspace, repo_id: str) -> WorkspaceHealth:
+    """What the API says of a folder that is to become this model; nothing but the folder is looked at."""
+    contents = workspace.contents(repo_id)
+    anomalies = list(_anomalies(contents))
+    return {
+        "files_count": len(contents.files),
+        "total_bytes": sum(file.size for file in contents.files),
+        "config": _config(contents),
+        "weights": _weights(contents),
+        "anomalies": anomalies,
+        "healthy": not any(anomaly["severity"] == "error" for anomaly in anomalies),
+    }
+
+
+def _config(contents: Contents) -> ConfigHealth:
+    exists = CONFIG in contents
+    return {"exists": exists, "valid_json": isinstance(contents.config, dict), "path": CONFIG if exists else None}
+
+
+def _weights(contents: Contents) -> WeightsHealth:
+    names = [file.name for file in contents.files if is_weight(file.name)]
+    missing = _missing_shards(contents)
+    index: IndexHealth = {"has_index": integrity.index_name(contents) is not None, "missing": missing}
+    return {
+        "count": len(names),
+        "formats": sorted({name.rpartition(".")[2] for name in names}),
+        "index": index,
+        "pattern_complete": not missing and not integrity.missing_parts(names),
+    }
+
+
+def _missing_shards(contents: Contents) -> list[str]:
+    try:
+        return integrity.missing_shards(contents)
+    except BrokenFile:
+        return []  # the rule for weights says what is wrong with the index
+
+
+def _anomalies(contents: Contents) -> Iterator[Anomaly]:
+    if not contents.files:
+        yield _anomaly("empty_folder", "There are no files to push.")
+        return
+    unusable = [file for file in contents.files if file.problem]
+    yield from (_anomaly("unusable_file", f"{file.name} {file.problem}.", file.name) for file in unusable)
+    yield from _broken_rules(contents, {file.name for file in unusable})
+    if README not in contents:
+        yield {"severity": "warning", "code": "no_readme", "message": f"There is no {README}.", "path": None}
+
+
+def _broken_rules(contents: Contents, reported: set[str]) -> Iterator[Anomaly]:
+    """An anomaly for each rule that is broken, less those about files that were reported already."""
+    for rule in _rules(contents):
+        problem = _ask(rule, contents)
+        missing = _missing_shards(contents) if rule is integrity.has_weights else []
+        if problem is None:
+            continue
+        if missing:
+            yield from (_anomaly("missing_shard", f"Missing shard: {shard}.", shard) for shard in missing)
+        elif (path := _named_file(contents, problem)) is None or path not in reported:
+            yield _anomaly(_code(rule, contents), f"{problem}.", path)
+            reported = reported | ({path} if path else set())
+
+
+def _rules(contents: Contents) -> Iterable[Rule]:
+    rules = [rule for rule in integrity.RULES if rule is not integrity.has_snapshot]
+    return [*rules, integrity.has_tokenizer] if model_type_of(contents) in TEXT_TYPES else rules
+
+
+def _ask(rule: Rule, contents: Contents) -> str | None:
+    try:
+        return rule(contents)
+    except BrokenFile as error:
+        return str(error)
+
+
+def _code(rule: Rule, contents: Contents) -> str:
+    return "missing_config" if rule is integrity.has_config and CONFIG not in contents else _CODES[rule]
+
+
+def _named_file(contents: Contents, problem: str) -> str | None:
+    """The file that a problem is about: its text begins or ends with the file's name."""
+    names = [file.name for file in contents.files if problem.startswith(f"{file.name} ")]
+    names += [file.name for file in contents.files if problem.endswith(f": {file.name}")]
+    return max(names, key=len, default=None)
+
+
+def _anomaly(code: str, message: str, path: str | None = None) -> Anomaly:
+    return {"severity": "error", "code": code, "message": message, "path": path}
