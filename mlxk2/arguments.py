@@ -111,7 +111,7 @@ def _add_health(commands: Subparsers) -> None:
 
 def _add_pull(commands: Subparsers) -> None:
     help = "download a model, or repair one"
-    parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit", module="coming")
+    parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit")
     parser.add_argument("model", help="org/model, or a name under mlx-community; @revision for one revision")
     parser.add_argument("--force", action="store_true", help="check every file by hash, fetch again what is bad")
 

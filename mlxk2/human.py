@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mlxk2.cache.naming import DEFAULT_ORG
 from mlxk2.sizes import human_size
-from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, RmData, RunData, ShowData, VersionData
+from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, PullData, RmData, RunData, ShowData, VersionData
 
 UNBOUNDED_WIDTH = 100_000
 SHORT_HASH = 7
@@ -150,6 +150,11 @@ def rm(args: Namespace, data: RmData) -> list[str | Table]:  # noqa: ARG001
     return [_printable(data["message"])]
 
 
+def pull(args: Namespace, data: PullData) -> list[str | Table]:  # noqa: ARG001
+    """What the download did, in a sentence or two."""
+    return [data["message"]]
+
+
 def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
     """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
     return []
@@ -196,6 +201,7 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "list": list_models,
     "show": show,
     "health": health,
+    "pull": pull,
     "rm": rm,
     "run": run,
 }

@@ -58,6 +58,10 @@ class Delivery:
         """The folder of a revision's files."""
         return self.model / "snapshots" / commit
 
+    def has_entry(self, commit: str, wanted: Wanted) -> bool:
+        """Whether anything stands in a revision's folder under a file's name, be it sound or not."""
+        return os.path.lexists(self.snapshot(commit) / wanted.name)
+
     def begin(self) -> None:
         """Make the folder for unfinished files."""
         (self.staging / "blobs").mkdir(parents=True, exist_ok=True)

@@ -29,12 +29,17 @@ Notify = Callable[[str], object]
 
 
 class Download(NamedTuple):
-    """What came of a download; `fetched` and `repaired` are names of files, `resumed_bytes` were there before."""
+    """What came of a download.
+
+    `fetched` and `repaired` are names of files, `resumed_bytes` were there from an earlier attempt, and `left_out` counts
+    the files of the revision that were neither there nor wanted.
+    """
 
     commit: str
     fetched: tuple[str, ...]
     repaired: tuple[str, ...]
     resumed_bytes: int
+    left_out: int = 0
 
     @property
     def changed(self) -> bool:
@@ -50,21 +55,25 @@ def download(
     *,
     notify: Notify = sys.stderr.write,
     by_hash: bool = False,
+    complete: bool = True,
 ) -> Download:
     """Bring a revision into a hub folder, complete and verified, and let its branch name it.
 
-    Files that are there are judged quickly, or all `by_hash`. Raises errors of the tree. Until the last file is there,
+    Files that are there are judged quickly, or all `by_hash`; unless it is to be `complete`, no others are wanted. Raises errors of the tree. Until the last file is there,
     a model that was in the cache stays at its old revision, and one that was not is not in it.
     """
-    wanted = repos.files(connection, revision)
+    files = repos.files(connection, revision)
     with translated(revision.repo_id), _alone(hub, revision.repo_id, notify):
         delivery = Delivery.of(hub, revision.repo_id)
+        wanted = files if complete else [file for file in files if delivery.has_entry(revision.commit, file)]
         audit = _audit(delivery, revision, wanted, progress, by_hash)
-        if not (audit.missing or audit.misplaced or audit.strangers()):
+        if audit.missing or audit.misplaced or audit.strangers():
+            done = _deliver(Source(connection, revision), hub, delivery, audit, progress)
+        else:
             write_ref(delivery.model, revision.ref, revision.commit)
             delivery.clear()
-            return Download(revision.commit, (), (), 0)
-        return _deliver(Source(connection, revision), hub, delivery, audit, progress)
+            done = Download(revision.commit, (), (), 0)
+    return done._replace(left_out=len(files) - len(wanted))
 
 
 @contextmanager
