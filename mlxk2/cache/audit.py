@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mlxk2.cache import gguf, hashes, safetensors
+from mlxk2.cache import gguf, hashes, integrity, safetensors
 from mlxk2.cache.delivery import Delivery, Wanted
 from mlxk2.cache.files import BrokenFile, File, Tree
 
@@ -33,15 +33,11 @@ class Audit:
         paths = {self._delivery.blob(file) for file in self.missing}
         return sorted(path for path in paths if os.path.lexists(path))
 
-    def strangers(self) -> list[str]:
-        """What stands in the snapshot's folder without being a file of the revision, by its relative path."""
+    def remains(self) -> list[str]:
+        """What other downloads left in the snapshot's folder: unfinished files, links that lead nowhere; by name."""
         names = {file.name for file in self.wanted}
-        return [file.name for file in self._tree.files(str(self._snapshot)) if file.name not in names]
-
-    def plain_files(self) -> list[tuple[Path, Wanted]]:
-        """Good files that stand in the snapshot's folder themselves, not as links to blobs."""
-        found = ((self._snapshot / file.name, file) for file in self.wanted)
-        return [(path, file) for path, file in found if not path.is_symlink() and self._is_good(path, file)]
+        files = (file for file in self._tree.files(str(self._snapshot)) if file.name not in names)
+        return [file.name for file in files if file.problem or file.name.endswith(integrity.PARTIAL)]
 
     def _has(self, file: Wanted) -> bool:
         return self._is_good(self._delivery.blob(file), file) or self._is_good(self._snapshot / file.name, file)

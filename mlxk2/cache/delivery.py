@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxk2.cache import naming
+from mlxk2.cache.files import Tree
+from mlxk2.errors import OperationError
 
 INCOMPLETE = ".incomplete"
 PARTIAL = ".partial"
-REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,54 +64,67 @@ class Delivery:
         return os.path.lexists(self.snapshot(commit) / wanted.name)
 
     def begin(self) -> None:
-        """Make the folder for unfinished files."""
+        """Make the folder for unfinished files; OperationError when the model's folders lead out of the cache."""
+        tree = Tree((os.path.realpath(self.model.parent), os.path.realpath(self.model)))
+        name = naming.repo_id_of(self.model.name)
+        for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs", self.staging):
+            if not tree.contains(str(folder)):
+                problem = f"The {folder.name} folder of {name} is a link that leads outside the cache."
+                raise OperationError(problem, hint="Remove that link, then pull again.")
         (self.staging / "blobs").mkdir(parents=True, exist_ok=True)
 
-    def finish(self, commit: str, wanted: Iterable[Wanted], ref: str | None) -> None:
-        """Move a complete revision in: the model changes from the old one to the new in one rename.
+    def finish(self, commit: str, files: Sequence[Wanted], misplaced: Sequence[Wanted], ref: str | None) -> None:
+        """Move a complete revision in: a model changes from the old one to the new in one rename.
 
-        Every wanted file is staged or in the model's blobs. `ref` is the branch that names the commit from now on.
+        All files are staged or in the model's blobs. Where the revision is there already, those that are `misplaced` in
+        its folder are put right one by one, and what else its user keeps there stays. `ref` names the commit then.
         """
-        files = list(wanted)
-        for remains in ("snapshots", "refs", REPLACED):
+        for remains in ("snapshots", "refs"):
             shutil.rmtree(self.staging / remains, ignore_errors=True)
         new = self.staging / "snapshots" / commit
         new.mkdir(parents=True)
-        if self.model.is_dir():
-            self._move_blobs(files)
-            _link_all(new, files, self.model)
-            self._replace_snapshot(commit, new)
-            write_ref(self.model, ref, commit)
-        else:
+        if not self.model.is_dir():
             self._drop_all_but(files)
             _link_all(new, files, self.staging)
             write_ref(self.staging, ref, commit)
             self.staging.rename(self.model)
+        else:
+            self._move_blobs(files)
+            self._place(commit, new, files, misplaced)
+            write_ref(self.model, ref, commit)
         self.clear()
+
+    def _place(self, commit: str, new: Path, files: Sequence[Wanted], misplaced: Sequence[Wanted]) -> None:
+        place = self.snapshot(commit)
+        if place.is_symlink():
+            place.unlink()
+        if not place.exists():
+            _link_all(new, files, self.model)
+            place.parent.mkdir(exist_ok=True)
+            new.rename(place)
+            return
+        _link_all(new, misplaced, self.model)
+        for file in misplaced:
+            target = place / file.name
+            _make_folders(place, target.parent)
+            os.replace(new / file.name, target)
 
     def clear(self) -> None:
         """Remove what is left of unfinished downloads."""
         for folder in (self.staging, self.model / INCOMPLETE, self.model.parent / f".{self.model.name}{INCOMPLETE}"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _move_blobs(self, files: list[Wanted]) -> None:
+    def _move_blobs(self, files: Sequence[Wanted]) -> None:
         (self.model / "blobs").mkdir(exist_ok=True)
         for file in files:
             if os.path.lexists(self.staged(file)):
                 os.replace(self.staged(file), self.blob(file))
 
-    def _drop_all_but(self, files: list[Wanted]) -> None:
+    def _drop_all_but(self, files: Sequence[Wanted]) -> None:
         keep = {file.blob for file in files}
         for entry in list(os.scandir(self.staging / "blobs")):
             if entry.name not in keep:
                 os.unlink(entry.path)
-
-    def _replace_snapshot(self, commit: str, new: Path) -> None:
-        place = self.snapshot(commit)
-        place.parent.mkdir(exist_ok=True)
-        if os.path.lexists(place):
-            place.rename(self.staging / REPLACED)
-        new.rename(place)
 
 
 def write_ref(model: Path, ref: str | None, commit: str) -> None:
@@ -122,6 +136,15 @@ def write_ref(model: Path, ref: str | None, commit: str) -> None:
     new = model / f"{INCOMPLETE}-ref"
     new.write_text(commit, encoding="ascii")
     new.replace(path)
+
+
+def _make_folders(snapshot: Path, folder: Path) -> None:
+    """Make a folder below a snapshot; a link or a file on the way, which no revision has, gives way."""
+    steps = [folder, *folder.parents]
+    for step in reversed(steps[: steps.index(snapshot)]):
+        if os.path.lexists(step) and (step.is_symlink() or not step.is_dir()):
+            step.unlink()
+        step.mkdir(exist_ok=True)
 
 
 def _link_all(snapshot: Path, files: Iterable[Wanted], model: Path) -> None:

@@ -31,7 +31,7 @@ Notify = Callable[[str], object]
 class Download(NamedTuple):
     """What came of a download.
 
-    `fetched` and `repaired` are names of files, `resumed_bytes` were there from an earlier attempt, and `left_out` counts
+    `fetched` and `repaired` are names of files, `resumed_bytes` were there from an earlier attempt. `left_out` counts
     the files of the revision that were neither there nor wanted.
     """
 
@@ -59,15 +59,16 @@ def download(
 ) -> Download:
     """Bring a revision into a hub folder, complete and verified, and let its branch name it.
 
-    Files that are there are judged quickly, or all `by_hash`; unless it is to be `complete`, no others are wanted. Raises errors of the tree. Until the last file is there,
-    a model that was in the cache stays at its old revision, and one that was not is not in it.
+    Files that are there are judged quickly, or all `by_hash`; unless it is to be `complete`, no others are wanted.
+    Raises errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
+    and one that was not is not in it.
     """
     files = repos.files(connection, revision)
     with translated(revision.repo_id), _alone(hub, revision.repo_id, notify):
         delivery = Delivery.of(hub, revision.repo_id)
         wanted = files if complete else [file for file in files if delivery.has_entry(revision.commit, file)]
         audit = _audit(delivery, revision, wanted, progress, by_hash)
-        if audit.missing or audit.misplaced or audit.strangers():
+        if audit.missing or audit.misplaced or audit.remains():
             done = _deliver(Source(connection, revision), hub, delivery, audit, progress)
         else:
             write_ref(delivery.model, revision.ref, revision.commit)
@@ -113,15 +114,16 @@ def _deliver(source: Source, hub: Path, delivery: Delivery, audit: Audit, progre
     total = sum({file.blob: file.size for file in missing}.values())
     with progress(revision.repo_id, total) as advance:
         resumed = fetch_all(source, missing, delivery, advance)
-    for path, file in audit.plain_files():
-        path.replace(delivery.staged(file))
-    delivery.finish(revision.commit, audit.wanted, revision.ref)
+    remains = audit.remains()
+    for name in remains:
+        (delivery.snapshot(revision.commit) / name).unlink()
+    delivery.finish(revision.commit, audit.wanted, audit.misplaced, revision.ref)
     for file in audit.missing:
         sharing.share(hub, delivery, file, replace=delivery.blob(file) in damaged)
     sharing.remove_orphans(hub, delivery)
-    kept = {file.name for file in audit.missing}
-    repaired = [file.name for file in audit.misplaced if file.name not in kept] + audit.strangers()
-    return Download(revision.commit, tuple(sorted(kept)), tuple(sorted(repaired)), resumed)
+    fetched = {file.name for file in audit.missing}
+    repaired = {*remains, *(file.name for file in audit.misplaced)} - fetched
+    return Download(revision.commit, tuple(sorted(fetched)), tuple(sorted(repaired)), resumed)
 
 
 def _check_space(repo_id: str, delivery: Delivery, missing: list[Wanted], damaged: list[Path]) -> None:
