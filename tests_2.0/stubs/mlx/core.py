@@ -1,0 +1,27 @@
+"""The little of mlx.core that the runner touches itself: no arrays are computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+cpu = "cpu"
+float16, bfloat16, float32 = "float16", "bfloat16", "float32"
+array = list
+
+
+def default_device() -> str:
+    """The device of the stand-in."""
+    return cpu
+
+
+def disable_compile() -> None:
+    """Nothing is compiled."""
+
+
+def device_info() -> dict[str, Any]:
+    """Nothing is known of the device."""
+    return {}
+
+
+def eval(*arrays: Any) -> None:
+    """Nothing is lazy."""

@@ -1,0 +1,15 @@
+"""Trees of parameters, of which the stand-in has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def tree_flatten(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The leaves of a flat tree."""
+    return list(tree.items())
+
+
+def tree_map(function: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with its leaves replaced."""
+    return {name: function(leaf) for name, leaf in tree.items()}

@@ -1,0 +1,74 @@
+"""Generation: every row says its prompt, then the end. Text is passed on as it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+END = 256
+
+
+class StopSequences:
+    """Only the end token stops."""
+
+    def __init__(self, sequences: Any) -> None:
+        self.sequences = sequences
+
+
+class BatchGenerator:
+    """Rows side by side, one token of each in every step."""
+
+    def __init__(self, model: Any) -> None:
+        self._rows: dict[int, tuple[list[int], int]] = {}
+        self._count = 0
+
+    def insert(self, prompts: list[list[int]], max_tokens: list[int], **options: Any) -> list[int]:
+        """Add one row."""
+        self._count += 1
+        self._rows[self._count] = ([*prompts[0], END], max_tokens[0])
+        return [self._count]
+
+    def next(self) -> tuple[list[Any], list[Any]]:
+        """The next token of every row."""
+        return [], [self._advance(row) for row in list(self._rows)]
+
+    def _advance(self, row: int) -> SimpleNamespace:
+        (token, *rest), left = self._rows.pop(row)
+        reason = "stop" if token == END else "length" if left == 1 else None
+        if reason is None:
+            self._rows[row] = (rest, left - 1)
+        return SimpleNamespace(uid=row, token=token, finish_reason=reason)
+
+    def remove(self, rows: list[int]) -> None:
+        """Drop rows."""
+        for row in rows:
+            del self._rows[row]
+
+    def close(self) -> None:
+        """Nothing is reserved."""
+
+
+def generate_step(*arguments: Any, **options: Any) -> Any:
+    """Not called: every row can be batched."""
+    raise NotImplementedError
+
+
+class TextStateMachine:
+    """Without marks and stop strings, text is in one state from its beginning to its end."""
+
+    def __init__(self, transitions: Any) -> None:
+        """No transitions are followed."""
+
+    def make_state(self, initial: str) -> str:
+        """The state is its name."""
+        return initial
+
+    @staticmethod
+    def split(state: str, text: str) -> tuple[str, list[tuple[str, str]]]:
+        """All text belongs to the state."""
+        return state, [(state, text)]
+
+    @staticmethod
+    def flush(state: str) -> tuple[str, str, str]:
+        """Nothing is held back."""
+        return state, "", state

@@ -1,0 +1,14 @@
+"""The names that samplers are made of; an echo never samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def greedy_sampler(logprobs: Any) -> Any:
+    """Not called: there are no probabilities."""
+    raise NotImplementedError
+
+
+apply_min_p = apply_top_k = apply_top_p = greedy_sampler
+make_frequency_penalty = make_presence_penalty = make_repetition_penalty = lambda penalty, window: greedy_sampler

@@ -1,0 +1,140 @@
+"""`run` without MLX: what is found before MLX is imported, and the whole way on stand-ins for MLX."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest_runner import generate, saying, streams, text
+from layouts import Hub
+
+from mlxk2.runner.console import Printer
+from mlxk2.runner.offline import import_offline
+from mlxk2.runner.runner import Chunk
+
+STUBS = Path(__file__).parent / "stubs"
+
+Program = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("nonesuch", "hi"), "model_not_found"),
+        (("./nonesuch/x", "hi"), "model_not_found"),
+        (("a//b", "hi"), "ValidationError"),
+        (("demo", "hi", "--top-p", "2"), "ValidationError"),
+        (("demo", "hi", "--max-tokens", "-1"), "ValidationError"),
+        (("demo", "hi", "--seed", "99999999999999999999999"), "ValidationError"),
+        (("demo", "\udcff"), "ValidationError"),
+        (("demo", ""), "ValidationError"),
+    ],
+)
+def test_what_is_wrong_is_found_first(mlxk2: Program, words: tuple[str, ...], kind: str) -> None:
+    result = mlxk2("run", *words, "--json")
+    assert (result.code, result.json["status"], result.json["command"]) == (1, "error", "run")
+    assert result.json["error"]["type"] == kind
+
+
+@pytest.mark.parametrize("words", [("demo", "hi", "--max-tokens", "many"), ("demo", "hi", "--nonesuch"), ()])
+def test_a_wrong_command_line_is_exit_2(mlxk2: Program, words: tuple[str, ...]) -> None:
+    result = mlxk2("run", *words, "--json")
+    assert (result.code, result.json["error"]["type"], result.json["command"]) == (2, "CommandError", "run")
+
+
+def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program, hub: Hub) -> None:
+    hub.add("org/gguf", {"model.gguf": b"GGUF" + b"\0" * 100})
+    result = mlxk2("run", "org/gguf", "hi", "--json")
+    assert result.json["error"]["type"] in ("ModelUnhealthyError", "ModelNotRunnableError")
+    assert "org/gguf" in result.json["error"]["message"]
+    plain = mlxk2("run", "org/gguf", "hi")
+    assert plain.err.startswith("Error: org/gguf ")
+    assert plain.out == ""
+
+
+def test_a_wrong_name_costs_no_import_of_mlx() -> None:
+    code = (
+        "import sys; from mlxk2.cli import main; main(['run', 'nonesuch', 'hi', '--json']);"
+        "sys.exit(sum(name in sys.modules for name in ('mlx', 'mlx.core', 'mlx_lm', 'transformers', 'prompt_toolkit')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0
+
+
+def test_printed_text_is_the_joined_chunks() -> None:
+    chunks = generate(saying("Hello.\n\n  Bye \n"))
+    shown = streams().stdout
+    printer = Printer(shown, hide_reasoning=False)
+    for chunk in chunks:
+        printer.show(chunk)
+    printer.end(interrupted=False)
+    assert shown.getvalue() == text(chunks) == "Hello.\n\n  Bye \n"
+
+
+def test_a_terminal_is_safe_from_control_characters() -> None:
+    class Terminal(type(streams().stdout)):  # type: ignore[misc]
+        def isatty(self) -> bool:
+            return True
+
+    terminal, pipe = Terminal(), streams().stdout
+    for stream in (terminal, pipe):
+        Printer(stream, hide_reasoning=False).show(Chunk("a\x1b[2J\tb\x07\n\x9b", "answer", 1))
+    assert terminal.getvalue() == "a\ufffd[2J\tb\ufffd\n\ufffd"
+    assert pipe.getvalue() == "a\x1b[2J\tb\x07\n\x9b"
+
+
+def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sees_environment.py").write_text("import os\nseen = os.environ['HF_HUB_OFFLINE']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert import_offline("sees_environment").seen == "1"
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Program:
+    """Runs the program in a process with stand-ins for mlx and mlx_lm, on a folder that looks like a model."""
+    folder = tmp_path / "stubbed"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 64}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    (folder / "README.md").write_text("---\ntags: [mlx]\n---\n")
+    header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(STUBS)}
+        return subprocess.run(
+            [sys.executable, "-m", "mlxk2", "run", str(folder), *words],
+            env=environment, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=60, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_whole_way_on_stubs(stubbed: Program) -> None:
+    done = stubbed("Hello", "--json")
+    assert done.stderr == ""
+    data = json.loads(done.stdout)["data"]
+    assert (data["response"], data["finish_reason"]) == ("user:Hello", "stop")
+    assert (data["prompt_tokens"], data["tokens_generated"]) == (10, 11)
+
+
+def test_streaming_and_limits_on_stubs(stubbed: Program) -> None:
+    assert stubbed("Hello").stdout == "user:Hello\n"
+    assert stubbed("Hello", "--max-tokens", "4").stdout == "user\n"
+    assert stubbed("Hello", "--no-chat-template", "--no-stream").stdout == "Hello\n"
+
+
+def test_a_prompt_past_the_context_on_stubs(stubbed: Program) -> None:
+    done = stubbed("x" * 100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "105 tokens" in done.stderr
+    assert "64" in done.stderr
