@@ -126,7 +126,7 @@ def _add_rm(commands: Subparsers) -> None:
 
 def _add_clone(commands: Subparsers) -> None:
     help = "make an editable copy of a model (alpha)"
-    parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model", module="coming")
+    parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model")
     parser.add_argument("model", help="org/model, cached or not")
     parser.add_argument("target_dir", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--branch", help="the branch to clone")

@@ -16,7 +16,18 @@ from rich.text import Text
 
 from mlxk2.cache.naming import DEFAULT_ORG
 from mlxk2.sizes import human_size
-from mlxk2.spec import HealthData, HealthEntry, ListData, ModelObject, PullData, RmData, RunData, ShowData, VersionData
+from mlxk2.spec import (
+    CloneData,
+    HealthData,
+    HealthEntry,
+    ListData,
+    ModelObject,
+    PullData,
+    RmData,
+    RunData,
+    ShowData,
+    VersionData,
+)
 
 UNBOUNDED_WIDTH = 100_000
 SHORT_HASH = 7
@@ -40,7 +51,8 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
         soft_wrap=False,
     )
     for line in lines:
-        console.print(line)
+        # A table fits itself to the width; text is left to the terminal, so that what is copied is what was meant.
+        console.print(line, soft_wrap=isinstance(line, str))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
@@ -155,6 +167,11 @@ def pull(args: Namespace, data: PullData) -> list[str | Table]:  # noqa: ARG001
     return [data["message"]]
 
 
+def clone(args: Namespace, data: CloneData) -> list[str | Table]:  # noqa: ARG001
+    """What was cloned, in one line."""
+    return [_printable(data["message"])]
+
+
 def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
     """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
     return []
@@ -203,5 +220,6 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "health": health,
     "pull": pull,
     "rm": rm,
+    "clone": clone,
     "run": run,
 }

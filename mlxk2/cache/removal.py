@@ -60,13 +60,10 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
     with _explained(model.name), handles.opened(model.hub) as hub:
         folder = _folder_of(model.name, hub)
         is_link = os.path.islink(os.path.join(model.hub, folder))
-        if is_link and revision is not None:
-            raise OperationError(
-                f"The folder of {model.name} is a link to another place, where nothing is removed. "
-                f"To remove the link: mlxk2 rm {model.name}"
-            )
         if revisions == [revision]:
             revision = None
+        if revision is not None:
+            _check_snapshots(model.name, folder, hub)
         entries = [name for name in (folder, _unfinished(folder)) if os.path.lexists(os.path.join(model.hub, name))]
         if not entries:
             raise FileNotFoundError
@@ -76,6 +73,16 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
         locks.count(hub, folder, found, usage)
     going = tuple(revisions) if revision is None else (revision,)
     return Removal(model.hub, model.name, folder, tuple(entries), revision, going, is_link, usage.bytes, found)
+
+
+def _check_snapshots(name: str, folder: str, hub: int) -> None:
+    """OperationError when the model's snapshots are behind a link: nothing is removed there."""
+    with handles.folder(folder, "snapshots", below=hub) as snapshots:
+        if snapshots is None:
+            raise OperationError(
+                f"The revisions of {name} are behind a link, where nothing is removed one by one.",
+                hint=f"To remove the link itself: mlxk2 rm {name}",
+            )
 
 
 def _unfinished(folder: str) -> str:

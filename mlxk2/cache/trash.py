@@ -141,10 +141,10 @@ def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
         handles.folder(folder, below=trash.handle) as inside,
         handles.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
     ):
-        if revision is None or model is None or inside is None or snapshot is None:
+        if revision is None or model is None or inside is None:
             return
         others = handles.names_in("snapshots", below=model)
-        for blob in belongings.blobs_only_of(snapshot, model, others):
+        for blob in belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else ():
             _move(("blobs", blob), model, ("blobs", blob), inside)
         # The same revision may have been pulled again since.
         for parts in belongings.bookkeeping_of(revision, model) if revision not in others else ():

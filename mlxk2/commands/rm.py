@@ -125,7 +125,7 @@ def _confirm(args: Namespace, plan: Removal, name: str) -> None:
             return
         message = "Nothing was deleted."
     error = ConfirmationRequiredError(message)
-    error.data = {**_data(plan, "requires_confirmation", message, Outcome(plan.freed_bytes, 0))}
+    error.data = {**_data(plan, "requires_confirmation", message, Outcome(0, 0))}
     raise error
 
 

@@ -1,0 +1,124 @@
+"""Copies of a model's files: of one piece with the originals where the file system can share blocks, else byte by byte.
+
+Whether it can is found by trying, file by file. A shared copy takes no room and no time, and is the user's own all the
+same: what is written to one is not seen in the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, Literal
+
+from mlxk2.cache.files import File
+from mlxk2.errors import OperationError
+from mlxk2.sizes import human_size
+
+Method = Literal["apfs_clonefile", "reflink", "copy"]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Advance = Callable[[int], None]
+
+CHUNK_BYTES = 1 << 22
+TITLE = "Copying"
+
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+_CLONE_NOFOLLOW = 1  # sys/clonefile.h
+
+
+def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_move: bool = False) -> Method:
+    """Copy files into an empty folder, under their names and writable by the user; how it was done.
+
+    With `may_move` the originals are not needed any more. OperationError when the disk has no room for plain copies,
+    or a file changes meanwhile; OSError for other faults of the disk.
+    """
+    done = 0
+    for file in files:
+        if not _clone(file.path, _place(file, folder)):
+            break
+        done += 1
+    if files and done == len(files):
+        return "apfs_clonefile" if sys.platform == "darwin" else "reflink"
+    _copy_plainly(files[done:], folder, progress, may_move)
+    return "copy"
+
+
+def _place(file: File, folder: str) -> str:
+    """Where a file's copy will be; the folders on the way are made."""
+    path = os.path.join(folder, file.name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return path
+
+
+def _copy_plainly(files: Sequence[File], folder: str, progress: Progress, may_move: bool) -> None:
+    holders = Counter(file.identity for file in files)
+    # Two names of the same bytes become two files: each can be edited alone.
+    movable = [file for file in files if may_move and holders[file.identity] == 1]
+    copied = [file for file in files if file not in movable]
+    _check_space(sum(file.size for file in copied), folder)
+    with progress(TITLE, sum(file.size for file in copied)) as advance:
+        for file in copied:
+            _copy(file, _place(file, folder), advance)
+    for file in movable:
+        os.rename(file.path, _place(file, folder))
+        _make_writable(_place(file, folder))
+
+
+def _check_space(needed: int, folder: str) -> None:
+    status = os.statvfs(folder)
+    available = status.f_bavail * status.f_frsize
+    if needed > available:
+        raise OperationError(
+            f"Not enough disk space: {human_size(needed)} needed, {human_size(available)} available.",
+            hint="Free some space, for instance with `mlxk2 rm`, or clone to another disk.",
+        )
+
+
+def _copy(file: File, path: str, advance: Advance) -> None:
+    copied = 0
+    with _original(file.path) as source, open(path, "xb") as target:
+        while chunk := source.read(CHUNK_BYTES):
+            target.write(chunk)
+            copied += len(chunk)
+            advance(len(chunk))
+    if copied != file.size:
+        raise OperationError(f"{file.name} changed while it was copied; try again.")
+
+
+def _original(path: str) -> IO[bytes]:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(path, flags), "rb", buffering=0)
+
+
+if sys.platform == "darwin":
+    _clonefile = ctypes.CDLL(None, use_errno=True).clonefile
+
+    def _clone(path: str, target: str) -> bool:
+        """Share a file's blocks; False where that can't be, which leaves nothing. See clonefile(2)."""
+        if _clonefile(os.fsencode(path), os.fsencode(target), _CLONE_NOFOLLOW) != 0:
+            return False
+        _make_writable(target)
+        return True
+
+else:
+
+    def _clone(path: str, target: str) -> bool:
+        """Share a file's blocks; False where that can't be, which leaves nothing. See ioctl_ficlone(2)."""
+        with _original(path) as source, open(target, "xb") as copy:
+            try:
+                fcntl.ioctl(copy, _FICLONE, source.fileno())
+            except OSError:
+                # Each file system refuses with a number of its own. What is really wrong, the plain copy will meet too.
+                os.unlink(target)
+                return False
+        return True
+
+
+def _make_writable(path: str) -> None:
+    """Let the user edit what in the cache was made read-only."""
+    os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | stat.S_IRUSR | stat.S_IWUSR)

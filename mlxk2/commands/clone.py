@@ -1,0 +1,185 @@
+"""`clone`: a self-contained, editable copy of a model."""
+
+from __future__ import annotations
+
+import errno
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mlxk2.cache import naming, target
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.copy import Advance, Method, Progress, copy_files
+from mlxk2.cache.describe import describe_contents
+from mlxk2.cache.naming import ModelArgument
+from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder
+from mlxk2.errors import (
+    AccessDeniedError,
+    HashNotFoundError,
+    HubError,
+    MlxkError,
+    ModelNotFoundError,
+    ModelUnhealthyError,
+    OperationError,
+    ValidationError,
+)
+from mlxk2.spec import CloneData
+
+if TYPE_CHECKING:
+    from mlxk2.hub.connection import Connection
+    from mlxk2.hub.repos import Revision
+
+TEMPORARY_HUB = "hub"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAX_NAMED = 5
+
+Status = Literal["success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"]
+
+_STATUS: tuple[tuple[type[MlxkError], Status], ...] = (
+    (AccessDeniedError, "access_denied"),
+    (HubError, "pull_failed"),
+    (ModelUnhealthyError, "health_check_failed"),
+    (OperationError, "filesystem_error"),
+)
+
+
+class OnHub(NamedTuple):
+    """A model that is not in the cache."""
+
+    connection: Connection
+    revision: Revision
+
+
+def run(args: Namespace) -> CloneData:
+    """Copy the model that the arguments name into the target folder, from the cache or, if need be, from the hub."""
+    try:
+        return _clone(args)
+    except MlxkError as error:
+        error.data = {**_data(args, _status_of(error), error.message)}
+        raise
+
+
+def _status_of(error: MlxkError) -> Status:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), "error")
+
+
+def _clone(args: Namespace) -> CloneData:
+    wanted = _wanted(args)
+    cache = Cache(hub_folder(os.environ))
+    path = target.checked(args.target_dir, cache.hub)
+    source = _cached(cache, wanted) or _on_hub(wanted)
+    contents = None if isinstance(source, OnHub) else _checked(source, args)
+    progress: Progress = _silent if args.quiet else args.progress
+    with _explained(args.target_dir), target.built(path) as scratch:
+        if isinstance(source, OnHub):
+            contents = _checked(_pulled(source, scratch, progress, args), args)
+        assert contents is not None
+        files = [file for file in contents.files if not file.problem]
+        place = os.path.join(scratch, target.FINISHED)
+        method = copy_files(files, place, progress, may_move=isinstance(source, OnHub))
+    return _cloned(args, contents, method)
+
+
+def _wanted(args: Namespace) -> ModelArgument:
+    if naming.is_path(args.model):
+        raise ValidationError(f"{args.model!r} is a folder; `clone` copies models of the cache or the hub.")
+    wanted = naming.parse(args.model)
+    if args.branch is None:
+        return wanted
+    if wanted.revision is not None or args.model == naming.DEMO:
+        raise ValidationError(f"--branch can't be combined with {args.model!r}, which is one revision.")
+    return naming.parse(f"{wanted.name}@{args.branch}")
+
+
+def _cached(cache: Cache, wanted: ModelArgument) -> Snapshot | None:
+    """The snapshot in the cache that is meant, or None when it is not there."""
+    if wanted == (naming.DEMO, None):
+        return cache.resolve(naming.DEMO)
+    try:
+        model = _find(cache, wanted.name)
+        return model.snapshot() if wanted.revision is None else model.snapshot_at(wanted.revision)
+    except (ModelNotFoundError, HashNotFoundError):
+        return None
+
+
+def _find(cache: Cache, name: str) -> CachedModel:
+    """As `Cache.find`, but a full name means that model alone: another one that contains it is not what is wanted."""
+    model = cache.find(name)
+    if "/" in name and model.name.lower() != name.lower():
+        raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
+    return model
+
+
+def _on_hub(wanted: ModelArgument) -> OnHub:
+    connection = import_module("mlxk2.hub.connection").connect()
+    return OnHub(connection, import_module("mlxk2.hub.repos").find(connection, wanted.name, wanted.revision))
+
+
+def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) -> Snapshot:
+    """The model's snapshot in a cache of its own, which goes with the scratch folder."""
+    hub = Path(scratch, TEMPORARY_HUB)
+    hub.mkdir()
+    download = import_module("mlxk2.hub.download").download
+    download(source.connection, source.revision, hub, progress, notify=args.streams.stderr.write)
+    return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
+
+
+def _checked(snapshot: Snapshot, args: Namespace) -> Contents:
+    """The contents of a snapshot; ModelUnhealthyError when they are damaged and that matters, or there are none."""
+    contents = Contents(snapshot)
+    model = describe_contents(contents)
+    if not any(not file.problem for file in contents.files):
+        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}")
+    if model["health"] == "unhealthy" and not args.no_health_check:
+        raise ModelUnhealthyError(
+            f"{snapshot.name} is damaged: {model['reason']}",
+            hint=f"Repair it with: mlxk2 pull {snapshot.name}; or clone it as it is with --no-health-check.",
+        )
+    return contents
+
+
+def _silent(title: str, total: int) -> nullcontext[Advance]:  # noqa: ARG001 - the signature of a progress bar
+    return nullcontext(lambda _: None)
+
+
+@contextmanager
+def _explained(typed: str) -> Iterator[None]:
+    """Faults of the disk as errors of the tree."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            message = f"The disk of {typed} is full."
+        elif error.errno == errno.EFBIG:
+            message = f"A file of the model is larger than {typed} may hold (a limit such as `ulimit -f`)."
+        else:
+            message = f"{typed} can't be written: {error.strerror}."
+        raise OperationError(f"{message} Nothing was left there.") from error
+
+
+def _cloned(args: Namespace, contents: Contents, method: Method) -> CloneData:
+    name = contents.snapshot.name
+    message = f"Cloned {name} into {args.target_dir}."
+    broken = [file.name for file in contents.files if file.problem]
+    if broken:
+        more = ", …" if len(broken) > MAX_NAMED else ""
+        message += f" Left out, since there is nothing behind them: {', '.join(broken[:MAX_NAMED])}{more}"
+    is_short = name != args.model.partition("@")[0]
+    return _data(args, "success", message, name if is_short else None, method)
+
+
+def _data(
+    args: Namespace, status: Status, message: str, expanded_name: str | None = None, method: Method | None = None
+) -> CloneData:
+    return {
+        "model": args.model,
+        "clone_status": status,
+        "message": message,
+        "target_dir": args.target_dir,
+        "expanded_name": expanded_name,
+        "method": method,
+    }
