@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
 from layouts import SENTINEL, Hub
 
 from mlxk2.cli import main

@@ -35,6 +35,8 @@ class Audit:
 
     def remains(self) -> list[str]:
         """What other downloads left in the snapshot's folder: unfinished files, links that lead nowhere; by name."""
+        if not self._snapshot.is_dir():
+            return []
         names = {file.name for file in self.wanted}
         files = (file for file in self._tree.files(str(self._snapshot)) if file.name not in names)
         return [file.name for file in files if file.problem or file.name.endswith(integrity.PARTIAL)]

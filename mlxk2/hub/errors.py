@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -100,4 +101,6 @@ def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
             f"The cache can't be written ({getattr(fault, 'strerror', '')}); {repo_id} was not downloaded.",
             hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
         )
-    return DownloadFailedError(f"{repo_id} could not be downloaded ({fault}).", hint=AGAIN_HINT)
+    if number is not None:
+        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {os.strerror(number)}.")
+    return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)

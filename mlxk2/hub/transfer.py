@@ -58,14 +58,17 @@ def _complete(source: Source, wanted: Wanted, file: Partial) -> None:
         try:
             receive(source, wanted, file)
             return
-        except (httpx2.TransportError, HfHubHTTPError) as fault:
+        except (httpx2.TransportError, OSError) as fault:
             if pause is None or not _may_pass(fault):
                 raise
             time.sleep(0 if file.tell() > before else pause)
 
 
 def _may_pass(fault: Exception) -> bool:
-    return not isinstance(fault, HfHubHTTPError) or fault.response.status_code >= FIRST_SERVER_ERROR
+    """Whether the same request may do better soon; a fault of the disk, which has a number, does not pass."""
+    if isinstance(fault, HfHubHTTPError):
+        return fault.response.status_code >= FIRST_SERVER_ERROR
+    return isinstance(fault, (httpx2.TransportError, ConnectionError)) or getattr(fault, "errno", None) is None
 
 
 def uses_xet(wanted: Wanted) -> bool:

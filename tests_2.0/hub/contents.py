@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-LFS_SUFFIXES = (".safetensors", ".gguf", ".bin")
+LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".model", ".tiktoken", "tokenizer.json")
 LFS_SIZE = 10_000_000
 
 Files = Mapping[str, "Blob"]

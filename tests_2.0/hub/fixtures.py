@@ -69,13 +69,13 @@ def ended(process: subprocess.Popen[str]) -> Outcome:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[HubServer]:
+def hub_server(tmp_path: Path) -> Iterator[HubServer]:
     """A local hub, with nothing in it yet."""
     with HubServer(tmp_path / "server") as running:
         yield running
 
 
 @pytest.fixture
-def client(server: HubServer, tmp_path: Path) -> Client:
+def hub_client(hub_server: HubServer, tmp_path: Path) -> Client:
     """The program, as a process that knows the local hub, with an empty cache."""
-    return Client(server, tmp_path / "home")
+    return Client(hub_server, tmp_path / "home")
