@@ -136,11 +136,11 @@ def _add_clone(commands: Subparsers) -> None:
 
 def _add_push(commands: Subparsers) -> None:
     help = "upload a folder as a model to the hub (alpha)"
-    parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private", module="coming")
+    parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
     parser.add_argument("local_dir", metavar="DIR", help="the folder to upload")
     parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
-    parser.add_argument("--private", action="store_true", help="required: the repo is private")
-    parser.add_argument("--create", action="store_true", help="create the repo if there is none")
+    parser.add_argument("--private", action="store_true", help="required to upload: a new repo is private")
+    parser.add_argument("--create", action="store_true", help="create the repo (private), or the branch, if there is none")
     parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
     parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
     parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")

@@ -23,6 +23,7 @@ from mlxk2.spec import (
     ListData,
     ModelObject,
     PullData,
+    PushData,
     RmData,
     RunData,
     ShowData,
@@ -172,6 +173,30 @@ def clone(args: Namespace, data: CloneData) -> list[str | Table]:  # noqa: ARG00
     return [_printable(data["message"])]
 
 
+def push(args: Namespace, data: PushData) -> list[str | Table]:
+    """One line that says what a push did, or would do; with --verbose the commit's URL, or the names of the files."""
+    outcome = data["message"] or ""
+    if data["no_changes"] and not data.get("dry_run"):
+        outcome = "no changes"
+    if data["created_repo"]:
+        outcome = f"repo created, {_uncapitalized(outcome)}"
+    if args.verbose and data["commit_url"]:
+        outcome += f" — {data['commit_url']}"
+    first = f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"
+    return [_printable(line) for line in (first, *_push_details(args, data))]
+
+
+def _push_details(args: Namespace, data: PushData) -> list[str]:
+    if "workspace_health" in data:
+        return [f"  {anomaly['severity']}: {anomaly['message']}" for anomaly in data["workspace_health"]["anomalies"]]
+    signs = {"+": data.get("added_files", []), "-": data.get("deleted_files", [])} if args.verbose else {}
+    return [f"  {sign} {name}" for sign, names in signs.items() for name in names]
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
 def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
     """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
     return []
@@ -221,5 +246,6 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "pull": pull,
     "rm": rm,
     "clone": clone,
+    "push": push,
     "run": run,
 }

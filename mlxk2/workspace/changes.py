@@ -56,6 +56,24 @@ class Changes:
         return {"added": len(self.added), "modified": modified, "deleted": len(self.deleted)}
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a push brings: the changes to a branch that stands at `parent`, the ignore rules, the commit's message."""
+
+    changes: Changes
+    parent: str | None
+    ignored: str
+    message: str
+
+
+def counted(summary: ChangeSummary) -> str:
+    """`+2 ~1 -0`, with `~?` for what only the hub can compare; `no changes`."""
+    added, modified, deleted = summary["added"], summary["modified"], summary["deleted"]
+    if modified == added == deleted == 0:
+        return "no changes"
+    return f"+{added} ~{'?' if modified is None else modified} -{deleted}"
+
+
 def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progress) -> Changes:
     """The changes that a push of this folder makes to a branch with these files.
 

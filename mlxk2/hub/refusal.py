@@ -1,0 +1,103 @@
+"""What it means to a user that an upload did not go well: from the library's exceptions to errors of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
+from mlxk2.hub.errors import as_error
+from mlxk2.hub.logs import without
+
+MAX_TEXT = 300
+
+TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: hf auth login"
+
+_INVALID_REVISION = "invalid rev id"
+_UNAUTHORISED, _FORBIDDEN = 401, 403
+_CONFLICTS = (409, 412)
+
+
+class BranchMissingError(UploadFailedError):
+    """The repo is there, the branch is not."""
+
+
+@contextmanager
+def understood(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
+    """Whatever the library raises inside the block becomes an error about a push to this repo."""
+    try:
+        yield
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
+        raise as_push_error(_first_cause(fault), repo_id, hidden) from fault
+    except (KeyError, TypeError) as fault:
+        # What the library raises when an answer lacks what it must have.
+        raise PushFailedError(f"The hub's answer for {repo_id} makes no sense; is HF_ENDPOINT a hub?") from fault
+
+
+def is_branch_missing(fault: HfHubHTTPError) -> bool:
+    """Whether the hub says that there is no such branch."""
+    return isinstance(fault, RevisionNotFoundError) or _INVALID_REVISION in (fault.server_message or "").lower()
+
+
+def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> MlxkError:
+    """The error that an exception of the library, of HTTP or of the disk stands for."""
+    if isinstance(fault, HFValidationError):
+        return as_error(fault, repo_id)
+    if isinstance(fault, OfflineModeIsEnabled):
+        return UploadFailedError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
+    if isinstance(fault, HfHubHTTPError):
+        return _of_answer(fault, repo_id)
+    text = _shortened(without(hidden, str(fault)))
+    if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
+        return _unreachable(repo_id, text or type(fault).__name__)
+    if isinstance(fault, OSError) and fault.strerror:
+        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({fault.strerror}).")
+    return UploadFailedError(f"The upload to {repo_id} failed: {text or type(fault).__name__}")
+
+
+def _first_cause(fault: BaseException) -> BaseException:
+    """Of an exception that only says where another one happened, that other one."""
+    while isinstance(fault, RuntimeError) and fault.__cause__ is not None:
+        fault = fault.__cause__
+    return fault
+
+
+def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
+    status = fault.response.status_code
+    said = f": {_shortened(fault.server_message)}" if fault.server_message else ""
+    if is_branch_missing(fault):
+        message = f"{repo_id} has no such branch{said}."
+        return BranchMissingError(message, hint="Add --create to have the branch made.")
+    if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+        message = f"{repo_id} is not on the hub, or your token may not see it."
+        return RepoNotFoundError(message, hint="Add --create to have it made, as a private repo.")
+    if status == _UNAUTHORISED:
+        return AuthError(f"The hub does not accept the token ({status}{said}).", hint=TOKEN_HINT)
+    if status == _FORBIDDEN:
+        return UploadFailedError(f"The hub forbids the upload to {repo_id} ({status}{said}).", hint=TOKEN_HINT)
+    if status in _CONFLICTS:
+        message = f"{repo_id} was changed by somebody else meanwhile ({status}{said}); nothing was pushed."
+        return UploadFailedError(message, hint="Look at what has changed there, then push again.")
+    return UploadFailedError(f"The hub failed with {status} for {repo_id}{said}.", hint="Try again later.")
+
+
+def _unreachable(repo_id: str, text: str) -> UploadFailedError:
+    hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
+    if "xet" in text:
+        hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
+    return UploadFailedError(f"The hub could not be reached for {repo_id}: {text}", hint=hint)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_TEXT else line[:MAX_TEXT] + "…"

@@ -1,0 +1,184 @@
+"""A branch on the hub as the place that a folder is pushed to: how it stands, and one commit that changes it.
+
+What a commit needs is uploaded first; only the last request moves the branch. So it is at its old commit or at the
+whole new one, also when this process dies. A commit names its parent, so that nobody's work is undone unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelInfo
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+from mlxk2.errors import AuthError, PushFailedError
+from mlxk2.hub import library, logs
+from mlxk2.hub.connection import Connection, connect
+from mlxk2.hub.refusal import TOKEN_HINT, BranchMissingError, is_branch_missing, understood
+from mlxk2.workspace.changes import Changes, HubFile, Upload
+
+README = "README.md"
+# The library's words for a commit that would change nothing.
+NO_CHANGES = "No files have been modified"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What there is of a branch: its commit and files, or those that it would begin with."""
+
+    has_repo: bool
+    has_branch: bool
+    is_public: bool
+    commit: str | None
+    files: Mapping[str, HubFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """How a push ended: the new commit and its URL, and what the library said meanwhile.
+
+    Where the hub had it all there is no commit, and `remark` is the library's word for it.
+    """
+
+    commit: str | None
+    url: str | None
+    said: list[str]
+    remark: str | None = None
+
+
+class Branch:
+    """A branch of a repo, as the user's token sees it; `hidden` are texts that no message and no log line may hold."""
+
+    def __init__(self, connection: Connection, repo_id: str, name: str, hidden: Sequence[str]) -> None:
+        self._api = connection.api
+        self._repo_id = repo_id
+        self._name = name
+        self._hidden = hidden
+
+    @classmethod
+    def open(cls, repo_id: str, name: str, root: str) -> Branch:
+        """The branch to which the folder at `root` goes; AuthError without a token. Nothing is asked of the hub."""
+        connection = connect()
+        if connection.token is None:
+            raise AuthError("Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`.", hint=TOKEN_HINT)
+        return cls(connection, repo_id, name, (connection.token, root + "/"))
+
+    def look(self) -> Standing:
+        """How the branch stands. AuthError, UploadFailedError when the hub does not say."""
+        with understood(self._repo_id, self._hidden):
+            try:
+                info, has_branch = self._info()
+            except GatedRepoError:
+                raise
+            except RepositoryNotFoundError:
+                return Standing(has_repo=False, has_branch=False, is_public=False, commit=None, files={})
+            return Standing(
+                has_repo=True,
+                has_branch=has_branch,
+                is_public=info.private is False,
+                commit=info.sha,
+                files=dict(self._files(info)),
+            )
+
+    def make_repo(self) -> None:
+        """Make the repo, private."""
+        with understood(self._repo_id, self._hidden):
+            self._api.create_repo(self._repo_id, private=True, exist_ok=True)
+
+    def make(self) -> None:
+        """Make the branch, where `main` is."""
+        with understood(self._repo_id, self._hidden):
+            self._api.create_branch(self._repo_id, branch=self._name, exist_ok=True)
+
+    def push(self, upload: Upload, *, makes: bool, shows: bool, echo: IO[str] | None) -> Pushed:
+        """Change the branch in one commit. `makes` allows to make it, should the hub not know it yet.
+
+        `shows` lets the library draw its bars on stderr, `echo` gets its log lines.
+        """
+        with logs.collected(self._hidden, echo) as said, _bars(shows):
+            try:
+                commit, url = self._commit(upload)
+            except BranchMissingError:
+                if not makes:
+                    raise
+                self.make()
+                commit, url = self._commit(upload)
+        remark = next((line for line in said if line.startswith(NO_CHANGES)), None)
+        if remark or commit == upload.parent:
+            return Pushed(None, None, said, remark or NO_CHANGES)
+        return Pushed(commit, url, said)
+
+    def _info(self) -> tuple[ModelInfo, bool]:
+        timeout = library.constants.HF_HUB_ETAG_TIMEOUT
+        try:
+            return self._api.model_info(self._repo_id, revision=self._name, timeout=timeout), True
+        except HfHubHTTPError as fault:
+            if not is_branch_missing(fault):
+                raise
+        return self._api.model_info(self._repo_id, timeout=timeout), False
+
+    def _files(self, info: ModelInfo) -> Iterator[tuple[str, HubFile]]:
+        for entry in self._api.list_repo_tree(self._repo_id, recursive=True, revision=info.sha):
+            if isinstance(entry, RepoFile):
+                size, blob = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+                yield entry.path, HubFile(size, blob or None)
+
+    def _commit(self, upload: Upload) -> tuple[str, str]:
+        additions = _additions(upload.changes)
+        deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
+        with understood(self._repo_id, self._hidden):
+            self._check_card(additions)
+            if additions:
+                # The rules go along: else the hub would apply its .gitignore and leave files out without a word.
+                self._api.preupload_lfs_files(
+                    self._repo_id,
+                    additions=additions,
+                    revision=self._name,
+                    free_memory=False,
+                    gitignore_content=upload.ignored,
+                )
+            made = self._api.create_commit(
+                self._repo_id,
+                operations=[*deletions, *additions],
+                commit_message=upload.message,
+                revision=self._name,
+                parent_commit=upload.parent,
+            )
+        return made.oid, made.commit_url
+
+    def _check_card(self, additions: Sequence[CommitOperationAdd]) -> None:
+        """Let the hub judge the model card before gigabytes are uploaded beside it."""
+        for addition in additions:
+            if addition.path_in_repo == README:
+                self._api._validate_yaml(_text(addition), repo_type="model")
+
+
+@contextmanager
+def _bars(shows: bool) -> Iterator[None]:
+    """The library's progress bars inside the block, unless the environment forbids them."""
+    if shows and not library.constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        disable_progress_bars()
+
+
+def _additions(changes: Changes) -> list[CommitOperationAdd]:
+    try:
+        return [CommitOperationAdd(file.name, file.path) for file in changes.uploads]
+    except (ValueError, OSError) as error:
+        raise PushFailedError("The folder's files changed while they were looked at; push again.") from error
+
+
+def _text(addition: CommitOperationAdd) -> str:
+    try:
+        return Path(str(addition.path_or_fileobj)).read_text("utf-8")
+    except ValueError as error:
+        raise PushFailedError(f"{addition.path_in_repo} is not UTF-8.") from error
