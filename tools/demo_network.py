@@ -18,7 +18,7 @@ class Shape:
     intermediate_size: int = 384
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
-    num_key_value_heads: int = 2
+    num_key_value_heads: int = 4
     head_dim: int = 32
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0

@@ -142,6 +142,8 @@ DIFFERENCE = [
     "(My teacher|My son|A friend) asks (what|how much) {a} (-|minus) {b} is",
 ]
 
+ECHO = "(Repeat|Say|Echo|Copy|Repeat this|Say this|Repeat after me|repeat|say|echo)"
+
 COUNT_TO = [
     "Count( up|) to {n}",
     "Count (from|starting at) 1 (up |)to {n}",

@@ -200,6 +200,22 @@ _KNOWN = {name.lower() for name in world.names()}
 GREETING_CHOICES = list(GREETINGS.values())
 ABOUT_CHOICES = list(ABOUT.values())
 
+def echo(rng: random.Random) -> Turn:
+    """Ask to repeat a few words: nothing teaches copying as fast, which tool calls need."""
+    kinds: list[Callable[[], str]] = [
+        lambda: rng.choice(world.CITIES),
+        lambda: world.bare(rng.choice(list(world.CAPITALS))),
+        lambda: rng.choice(world.CONDITIONS),
+        lambda: str(rng.randint(0, 120)),
+        lambda: rng.choice(unknown.NOUNS),
+        lambda: unknown.word(rng),
+        lambda: f"{rng.choice(unknown.NOUNS)}_{rng.choice(unknown.NOUNS)}",
+    ]
+    few = rng.sample(kinds, rng.randint(1, 3))
+    text = rng.choice([" ", " ", ", "]).join(rng.choice(few)() for _ in range(rng.randint(1, 7)))
+    return Turn(f"{expand(rng, phrases.ECHO)}: {text}", text, "The user wants to hear this again.")
+
+
 #: The skills a talk without tools draws from, and how often.
 SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
     (capital, 0.25),
@@ -213,4 +229,5 @@ SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
     (weather_without_tool, 0.03),
     (country, 0.03),
     (count, 0.03),
+    (echo, 0.08),
 ]

@@ -108,7 +108,7 @@ _GENERAL = [
     "(Tell me|Talk|Speak|Say something|Give me a lecture|Give me facts) about (the |a |){n}s",
     "Is {w} (alive|dead|{j}|your friend)",
     "(Who|What) (said|means|stands for) {g}",
-    "(Repeat|Spell|Reverse|Pronounce) (the word |){n}",
+    "(Spell|Reverse|Pronounce) (the word |){n}",
 ]
 
 _OF_PLACES = [
