@@ -140,7 +140,7 @@ def _add_push(commands: Subparsers) -> None:
     parser.add_argument("local_dir", metavar="DIR", help="the folder to upload")
     parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
     parser.add_argument("--private", action="store_true", help="required to upload: a new repo is private")
-    parser.add_argument("--create", action="store_true", help="create the repo (private), or the branch, if there is none")
+    parser.add_argument("--create", action="store_true", help="create the (private) repo or the branch, if need be")
     parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
     parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
     parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")
