@@ -107,7 +107,7 @@ class Contents:
             return ""
 
     @cached_property
-    def safetensors(self) -> dict[str, dict[str, Any] | BrokenFile]:
+    def safetensors(self) -> dict[str, dict[str, str] | BrokenFile]:
         """Of every safetensors file its metadata, or what is wrong with it, by name."""
         return {file.name: _safetensors_metadata(file) for file in self.named(".safetensors")}
 
@@ -139,7 +139,7 @@ def is_lfs_pointer(text: bytes) -> bool:
     return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
 
 
-def _safetensors_metadata(file: File) -> dict[str, Any] | BrokenFile:
+def _safetensors_metadata(file: File) -> dict[str, str] | BrokenFile:
     try:
         return safetensors.read_metadata(file)
     except BrokenFile as error:

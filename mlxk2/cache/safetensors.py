@@ -27,16 +27,19 @@ _BITS = {
 }  # fmt: skip
 
 
-def read_metadata(file: File) -> dict[str, Any]:
+def read_metadata(file: File) -> dict[str, str]:
     """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
     begin = read(file, _FIRST_READ)
     length = _header_length(file, begin[:8])
     if 8 + length > len(begin):
         begin += read(file, 8 + length - len(begin), offset=len(begin))
     header = _parse(file, begin[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise BrokenFile(f"{file.name} has a damaged safetensors header (its metadata is not text)")
     _check_offsets(file, header, file.size - 8 - length)
-    return metadata if isinstance(metadata, dict) else {}
+    return metadata
 
 
 def _header_length(file: File, begin: bytes) -> int:
@@ -79,6 +82,8 @@ def _place(tensor: dict[str, Any]) -> tuple[int, int]:
     """Where a tensor begins and ends, in bytes; ValueError when that can't be, or not with its shape."""
     first, last = tensor["data_offsets"]
     dtype, shape = tensor["dtype"], tensor["shape"]
+    if not isinstance(dtype, str):
+        raise ValueError
     # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
     if {type(first), type(last), *map(type, shape)} != {int} or not 0 <= first <= last <= _LAST_BYTE:
         raise ValueError

@@ -1,0 +1,464 @@
+"""Whatever stands on the disk, the answer is a verdict: no traceback, no hang, no read outside, no hidden neighbour."""
+
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+
+import pytest
+import safetensors
+from fuzz import HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layouts import (
+    BITS,
+    COMMIT,
+    CONFIG,
+    README,
+    Hub,
+    as_json,
+    chat_model,
+    gguf,
+    gguf_model,
+    index_of,
+    raw_safetensors,
+    replace,
+    shard_names,
+    sharded_model,
+    tensor,
+    weights,
+)
+from shapes import assert_conforms
+
+from mlxk2 import spec
+from mlxk2.cache import gguf as gguf_header
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.describe import describe_contents, metadata_of
+from mlxk2.cache.files import BrokenFile, Tree
+from mlxk2.cache.store import Cache
+
+SEED = 20_251_122
+CPU_SECONDS = 5
+INDEX = "model.safetensors.index.json"
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@contextmanager
+def deadline():
+    """Fails a case that computes for longer than CPU_SECONDS; one that waits is ended by pytest's own timeout."""
+
+    def expire(*_):
+        raise AssertionError(f"no verdict after {CPU_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, expire)
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def verdict(hub, name="org/model"):
+    """The model object, after it was seen to be one, and strict JSON with all that `show` says beside it."""
+    with deadline():
+        contents = Contents(Cache(hub.path).find(name).snapshot())
+        model = describe_contents(contents)
+        metadata = metadata_of(contents)
+    assert_conforms(model, spec.ModelObject)
+    assert_conforms(metadata, spec.Metadata | None)
+    json.dumps([model, metadata, contents.config_or_empty], allow_nan=False)
+    assert (model["health"] == "healthy") or model["reason"]
+    return model
+
+
+class Victim:
+    """A sound model one file of which is replaced, again and again."""
+
+    def __init__(self, hub, files):
+        self.hub = hub
+        self.snapshot = hub.add("org/model", files)
+        assert verdict(hub)["health"] == "healthy"
+
+    def with_file(self, name, content):
+        replace(self.snapshot / name, content)
+        return verdict(self.hub)
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    """One victim of each kind, shared by all tests here: each test puts back what it replaced."""
+    kinds = {"chat": chat_model(), "sharded": sharded_model(), "gguf": gguf_model()}
+    return {kind: (Victim(Hub(tmp_path_factory.mktemp(kind)), files), files) for kind, files in kinds.items()}
+
+
+@pytest.fixture
+def attack(victims):
+    """Puts every content into one file of a victim, and the sound content back; the verdicts."""
+
+    def run(kind, name, contents):
+        victim, files = victims[kind]
+        try:
+            return [victim.with_file(name, content) for content in contents]
+        finally:
+            assert victim.with_file(name, files[name])["health"] == "healthy"
+
+    return run
+
+
+FILES = [
+    ("chat", "config.json"),
+    ("chat", "README.md"),
+    ("chat", "tokenizer_config.json"),
+    ("chat", "tokenizer.json"),
+    ("chat", "model.safetensors"),
+    ("sharded", INDEX),
+    ("gguf", "model-Q4_0.gguf"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_hostile_bytes(attack, kind, name):
+    attack(kind, name, (*HOSTILE_BYTES, *HOSTILE_JSON))
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_random_mutations_of_sound_files(attack, victims, kind, name):
+    sound = victims[kind][1][name]
+    verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120))
+    if name.endswith((".safetensors", ".gguf", INDEX)):
+        assert any(model["health"] == "unhealthy" for model in verdicts), "no mutation was found"
+
+
+RICH_CONFIG = CONFIG | {
+    "text_config": {"max_position_embeddings": 5, "quantization_config": {"quant_method": "fp8"}},
+    "quantization_config": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "bits": 4, "weight_block_size": [32, 32],
+        "quantization": {"quant_algo": "NVFP4"}, "scale_fmt": "ue8m0",
+    },
+    "quantization": {"group_size": 64, "bits": 4, "mode": "affine"},
+    "auto_map": {"AutoModel": "x"},
+    "model_file": "x.py",
+}  # fmt: skip
+
+
+def rich_configs():
+    """Configs that lead into each branch of what is asked of them."""
+    yield RICH_CONFIG
+    for method in ("compressed-tensors", "modelopt", "awq", "gptq", "fp8"):
+        settings = RICH_CONFIG["quantization_config"] | {"quant_method": method}
+        config = {k: v for k, v in RICH_CONFIG.items() if k not in ("model_file", "quantization")}
+        yield config | {"quantization_config": settings}
+
+
+@pytest.mark.parametrize("config", list(rich_configs()))
+def test_hostile_values_in_a_config(attack, config):
+    attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120))
+
+
+def test_hostile_values_in_an_index(attack):
+    index = json.loads(index_of(shard_names(3)))
+    attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150))
+
+
+def test_hostile_values_in_a_tokenizer_config(attack):
+    config = {"chat_template": "{{ messages }}", "added_tokens": [{"content": "<s>"}], "model_max_length": 10**30}
+    attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100))
+
+
+HEADER = {
+    "__metadata__": {"format": "mlx"},
+    "a": tensor("F16", [2, 4], 0, 16),
+    "b": tensor("U8", [4], 16, 20),
+    "empty": tensor("F32", [0], 20, 20),
+}
+
+
+def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack):
+    contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400)]
+    judged = list(zip(contents, attack("chat", "model.safetensors", contents), strict=True))
+    accepted = [content for content, model in judged if model["health"] == "healthy"]
+    assert 0 < len(accepted) < len(judged) / 2
+    for content in accepted:
+        assert library_takes(content), content
+
+
+def library_takes(content):
+    """Whether the format's own library reads the file, its types aside, which may be newer."""
+    header = json.loads(content[8:-20])
+    tensors = {name: entry if name == "__metadata__" else _of_today(entry) for name, entry in header.items()}
+    with suppress(safetensors.SafetensorError):
+        safetensors.deserialize(raw_safetensors(tensors, content[-20:]))
+        return True
+    return False
+
+
+def _of_today(entry):
+    """A tensor of the same place, with a type that the installed library knows."""
+    begin, end = entry["data_offsets"]
+    return entry if entry["dtype"] in BITS else tensor("U8", [end - begin], begin, end)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+EXAMPLES = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@EXAMPLES
+@given(values=st.dictionaries(st.sampled_from(sorted(RICH_CONFIG)), ANY_JSON, max_size=6))
+def test_any_json_for_a_config(victims, values):
+    victims["chat"][0].with_file("config.json", json.dumps(CONFIG | values).encode("utf-8", "surrogatepass"))
+
+
+@EXAMPLES
+@given(value=st.dictionaries(st.text(max_size=20) | st.just("weight_map"), ANY_JSON, max_size=4))
+def test_any_json_for_an_index(victims, value):
+    model = victims["sharded"][0].with_file(INDEX, json.dumps(value).encode("utf-8", "surrogatepass"))
+    assert model["health"] == "unhealthy"
+
+
+@EXAMPLES
+@given(content=st.binary(max_size=300))
+def test_any_bytes_for_the_front_matter(victims, content):
+    victims["chat"][0].with_file("README.md", b"---\nmlx: &mlx feature-extraction\n" + content + b"\n---\n")
+
+
+@EXAMPLES
+@given(content=st.binary(max_size=200))
+def test_any_bytes_for_weights(victims, content):
+    assert victims["chat"][0].with_file("model.safetensors", content)["health"] == "unhealthy"
+    assert victims["gguf"][0].with_file("model-Q4_0.gguf", b"GGUF\3\0\0\0" + content)["reason"]
+
+
+def test_every_truncation_of_weights_makes_a_model_unhealthy(attack):
+    for kind, name, whole in (("chat", "model.safetensors", weights()), ("gguf", "model-Q4_0.gguf", gguf())):
+        verdicts = attack(kind, name, (whole[:length] for length in range(len(whole))))
+        assert {model["health"] for model in verdicts} == {"unhealthy"}
+
+
+@pytest.mark.parametrize("main", [*HOSTILE_BYTES, b"../" * 90, b"x/../../..", b"." * 40, b"\n" + COMMIT.encode()])
+def test_hostile_refs(hub, main):
+    snapshot = hub.add("org/model", chat_model())
+    (snapshot.parent.parent / "refs" / "main").write_bytes(main)
+    assert verdict(hub)["hash"] == COMMIT
+
+
+def test_gguf_headers_of_every_kind_and_count(tmp_path):
+    source = random.Random(SEED)
+    path = tmp_path / "x.gguf"
+    for _ in range(400):
+        kinds = (source.choice((0, 4, 8, 9, 9, 12, 13)) for _ in range(6))
+        counts = (source.choice((0, 1, 2, 3, 100, 2**17, 2**40, 2**64 - 1)) for _ in range(6))
+        pairs = b"".join(struct.pack("<QIIQ", 0, 9, kind, count) for kind, count in zip(kinds, counts, strict=True))
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, source.choice((0, 1, 2**17)), 6) + pairs + bytes(2000))
+        with deadline(), suppress(BrokenFile):
+            gguf_header.check(Tree(None).file("x.gguf", str(path)))
+
+
+# --------------------------------------------------------------------------------------- links, pipes, sockets, names
+
+
+SECRET = "a secret of somebody else"
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder outside the cache, with files that must never be read."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    for name, content in chat_model().items():
+        (folder / name).write_bytes(content)
+    (folder / "secret").write_text(SECRET)
+    return folder
+
+
+def link(target):
+    return lambda path, _outside: path.symlink_to(target)
+
+
+LINKS = {
+    "passwd": link("/etc/passwd"),
+    "up": link(".."),
+    "far up": link("../" * 40 + "etc/passwd"),
+    "itself": lambda path, _: path.symlink_to(path.name),
+    "a loop": lambda path, _: (path.with_name("other").symlink_to(path.name), path.symlink_to("other")),
+    "a folder": lambda path, _: (path.with_name("folder").mkdir(), path.symlink_to("folder")),
+    "an absolute path outside": lambda path, outside: path.symlink_to(outside / path.name),
+    "a relative path outside": lambda path, out: path.symlink_to(os.path.relpath(out / path.name, path.parent)),
+    "a link to a link outside": lambda path, out: (
+        path.with_name("hop").symlink_to(out), path.symlink_to(f"hop/{path.name}"),
+    ),
+    "nowhere": link("../../blobs/" + "0" * 40),
+    "a link of 4000 characters": link("./" * 1990 + "x"),
+    "a device": link("/dev/zero"),
+    "a process": link("/proc/self/environ"),
+    "a pipe": lambda path, _: os.mkfifo(path),
+    "a folder in its place": lambda path, _: path.mkdir(),
+}  # fmt: skip
+REPLACED = ["config.json", "README.md", "tokenizer_config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
+def test_a_link_or_a_pipe_for_a_file(hub, outside, make, name):
+    snapshot = hub.add("org/model", chat_model())
+    hub.add("org/neighbour", chat_model())
+    (snapshot / name).unlink()
+    make(snapshot / name, outside)
+    model = verdict(hub)
+    assert SECRET not in json.dumps(model)
+    if name != "README.md" or not (snapshot / name).is_dir():
+        assert name == "tokenizer_config.json" and (snapshot / name).is_dir() or model["health"] == "unhealthy"
+    assert verdict(hub, "org/neighbour")["health"] == "healthy"
+
+
+def test_a_link_to_another_models_blob_stays_inside(hub):
+    other = hub.add("org/other", chat_model())
+    snapshot = hub.add("org/model", chat_model())
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to((other / "model.safetensors").resolve())
+    assert verdict(hub)["health"] == "healthy"
+
+
+@pytest.mark.parametrize("folder", ["", "snapshots", f"snapshots/{COMMIT}", "refs", "blobs"])
+@pytest.mark.parametrize("target", ["outside", "/", "/proc/self", "..", "itself", "nowhere"])
+def test_a_link_for_a_folder(hub, outside, tmp_path, folder, target):
+    hub.add("org/model", chat_model())
+    hub.add("org/neighbour", chat_model())
+    path = hub.folder("org/model") / folder if folder else hub.folder("org/model")
+    path.rename(tmp_path / "away")
+    targets = {"outside": outside, "itself": path.name}
+    path.symlink_to(targets.get(target, target))
+    with deadline():
+        names = [model.name for model in Cache(hub.path).scan()]
+    assert "org/neighbour" in names
+    if "org/model" in names:
+        model = verdict(hub)
+        assert SECRET not in json.dumps(model)
+        assert folder == "refs" or model["health"] == "unhealthy"
+    assert verdict(hub, "org/neighbour")["health"] == "healthy"
+
+
+def test_a_socket_is_not_read(hub, monkeypatch):
+    snapshot = hub.add("org/model", chat_model())
+    monkeypatch.chdir(snapshot)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.json")
+        assert verdict(hub)["reason"] == "socket.json is not a regular file"
+
+
+NAMES = [
+    "a\nb", "a\rb", "\x1b[31m", "-rf", "--json", "a b", "'", '"', "`id`", "$(id)", "%s%n", "{}", "CON", "nul.txt", "…",
+    "x" * 255, "é" * 127, "\u202e", "\ufeff", "‮a", "a\u2028b", "🤗.safetensors.d", ".hidden", "..hidden", "a\x7f",
+]  # fmt: skip
+NO_UTF8 = [] if os.uname().sysname == "Darwin" else ["\udcff", "a\udc80b.txt", "\udcc3.json"]
+
+
+@pytest.mark.parametrize("name", NAMES + NO_UTF8)
+def test_a_file_of_any_name(hub, name):
+    hub.add("org/model", chat_model() | {name: b"x", f"folder/{name}": b"y"})
+    assert verdict(hub)["health"] == "healthy"
+
+
+def test_folders_a_thousand_deep(hub):
+    snapshot = hub.add("org/model", chat_model())
+    folder = os.open(snapshot, os.O_RDONLY)
+    for _ in range(1000):
+        os.mkdir("d", dir_fd=folder)
+        folder, above = os.open("d", os.O_RDONLY, dir_fd=folder), folder
+        os.close(above)
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    assert verdict(hub)["health"] == "healthy"
+
+
+def test_folders_deeper_than_any_path(hub, tmp_path):
+    snapshot = hub.add("org/model", chat_model())
+    folder = os.open(snapshot, os.O_RDONLY)
+    for _ in range(40):
+        os.mkdir("d" * 200, dir_fd=folder)
+        folder, above = os.open("d" * 200, os.O_RDONLY, dir_fd=folder), folder
+        os.close(above)
+    os.close(folder)
+    assert "can't be read" in verdict(hub)["reason"]
+    subprocess.run(["rm", "-rf", str(hub.path)], check=True, cwd=tmp_path)
+    (hub.path).mkdir()
+    (hub.path / "TEST_SENTINEL").touch()
+
+
+# ----------------------------------------------------------------------------------------------- nothing read outside
+
+
+WATCH = """
+import os, sys
+seen = []
+def hook(event, args):
+    if event in ("open", "os.listdir", "os.scandir") and args and isinstance(args[0], (str, bytes)):
+        seen.append(os.path.realpath(os.fsdecode(args[0])))
+sys.addaudithook(hook)
+from mlxk2.cli import main
+codes = [main(words) for words in (
+    ["list", "--json"], ["health", "--deep", "--json"], ["list", "--all", "--health"],
+    *(["show", name, "--files", "--config", "--json"] for name in sys.argv[2:]),
+)]
+if sys.argv[1] == "control":
+    open(os.environ["SECRET_FILE"]).close()
+sys.stderr.write("\\n".join(seen))
+"""
+
+
+@pytest.mark.parametrize("mode", ["real", "control"])
+def test_no_file_outside_the_cache_is_ever_opened(hub, outside, tmp_path, mode):
+    names = []
+    for number, make in enumerate(LINKS.values()):
+        for name in REPLACED:
+            names.append(f"org/{number}-{name}")
+            snapshot = hub.add(names[-1], chat_model())
+            (snapshot / name).unlink()
+            make(snapshot / name, outside)
+    for number, folder in enumerate(["snapshots", f"snapshots/{COMMIT}", "refs", "blobs", "refs/main"]):
+        names.append(f"org/folder-{number}")
+        hub.add(names[-1], chat_model())
+        path = hub.folder(names[-1]) / folder
+        path.rename(tmp_path / f"away-{number}")
+        path.symlink_to(outside / "secret" if folder == "refs/main" else outside)
+    environment = os.environ | {"SECRET_FILE": str(outside / "secret")}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, mode, *names], capture_output=True, text=True, env=environment, timeout=60
+    )
+    opened = done.stderr.splitlines()
+    assert any(path.startswith(str(hub.path.resolve())) for path in opened)
+    trespasses = {path for path in opened if path.startswith(str(outside.resolve())) or path == "/etc/passwd"}
+    assert trespasses == ({str(outside.resolve() / "secret")} if mode == "control" else set())
+    assert SECRET not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_one_broken_model_hides_no_other(hub, mlxk2, outside):
+    for number, (make, name) in enumerate((make, name) for make in LINKS.values() for name in REPLACED):
+        snapshot = hub.add(f"broken/{number:03}", chat_model())
+        (snapshot / name).unlink()
+        make(snapshot / name, outside)
+    for number, content in enumerate(HOSTILE_BYTES):
+        hub.add(f"hostile/{number:03}", dict.fromkeys(chat_model(), content))
+    hub.add("org/sound", chat_model() | {"README.md": README, "config.json": as_json(CONFIG)})
+    with deadline():
+        result = mlxk2("health", "--json")
+    healthy = [entry["name"] for entry in result.json["data"]["healthy"]]
+    assert "org/sound" in healthy
+    assert result.json["data"]["summary"]["total"] == len(LINKS) * len(REPLACED) + len(HOSTILE_BYTES) + 1

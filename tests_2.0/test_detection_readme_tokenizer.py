@@ -1,0 +1,178 @@
+"""What a model is: its framework by org, card and weights; its type by config, card, template and name."""
+
+import pytest
+from layouts import CONFIG, README, TOKENIZER_CONFIG, as_json, base_model, chat_model, gguf_model, weights, without
+
+PLAIN_CARD = b"# A model\n"
+
+
+@pytest.fixture
+def described(hub, mlxk2):
+    """Adds a model and says what it is."""
+
+    def describe(files, name="org/model"):
+        hub.add(name, files)
+        return mlxk2("show", name, "--json").json["data"]["model"]
+
+    return describe
+
+
+# ----------------------------------------------------------------------------------------------------------- framework
+
+
+def card(front, newline="\n"):
+    return f"---\n{front}\n---\n# A model\n".replace("\n", newline).encode()
+
+
+MLX_CARDS = {
+    "a tag": card("tags:\n- text\n- mlx"),
+    "a tag in a line": card("tags: [mlx, chat]"),
+    "one tag as text": card("tags: mlx"),
+    "a quoted tag": card("tags: ['mlx']"),
+    "the library": card("library_name: mlx"),
+    "CRLF": card("tags:\n- mlx", newline="\r\n"),
+    "a byte order mark": b"\xef\xbb\xbf" + card("library_name: mlx"),
+    "spaces after the dashes": card("library_name: mlx").replace(b"---\n", b"--- \n"),
+    "an alias": card("words: &words [mlx]\ntags: *words"),
+    "no UTF-8 in the text": card("library_name: mlx") + b"caf\xe9\n",
+    "dates and numbers": card("date: 2024-02-31\nversion: 1.0\nlibrary_name: mlx\nnan: .nan\nbig: 1e999"),
+}
+OTHER_CARDS = {
+    "no front matter": PLAIN_CARD,
+    "an empty file": b"",
+    "not at the beginning": b"# Title\n" + card("tags: [mlx]"),
+    "no end": b"---\ntags: [mlx]\n",
+    "another tag": card("tags: [mlx-audio, gguf]\nlibrary_name: mlx-vlm"),
+    "the word elsewhere": card("description: for mlx\nbase_model: mlx"),
+    "in the text": PLAIN_CARD + b"tags: [mlx]\n",
+    "a list": card("- mlx"),
+    "broken": card("tags: [mlx"),
+    "a tag within a tag": card("tags: {mlx: 1}"),
+    "tabs": card("tags:\n\t- mlx"),
+    "an unknown alias": card("tags: *mlx"),
+    "two documents": card("tags: [x]\n--- \nlibrary_name: mlx"),
+}
+
+
+@pytest.mark.parametrize("readme", MLX_CARDS.values(), ids=MLX_CARDS)
+def test_a_card_can_say_mlx(described, readme):
+    assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
+
+
+@pytest.mark.parametrize("readme", OTHER_CARDS.values(), ids=OTHER_CARDS)
+def test_a_card_that_does_not_say_mlx(described, readme):
+    model = described(base_model() | {"README.md": readme})
+    assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "framework"),
+    [
+        ("mlx-community/x", base_model(), "MLX"),
+        ("mlx-community/x", gguf_model(), "MLX"),
+        ("mlx-communityx/x", base_model(), "PyTorch"),
+        ("org/mlx", base_model(), "PyTorch"),
+        ("org/x", base_model() | {"model.safetensors": weights(mlx=True)}, "MLX"),
+        ("org/x", gguf_model(), "GGUF"),
+        ("org/x", base_model() | gguf_model(), "GGUF"),
+        ("org/x", gguf_model() | {"README.md": README}, "MLX"),
+        ("org/x", without(base_model(), "model.safetensors") | {"pytorch_model.bin": b"PK"}, "PyTorch"),
+        ("org/x", without(base_model(), "model.safetensors") | {"training_args.bin": b"PK"}, "Unknown"),
+        ("org/x", without(base_model(), "model.safetensors") | {"tf_model.h5": b"HDF"}, "Unknown"),
+        ("org/x", {"README.md": PLAIN_CARD}, "Unknown"),
+    ],
+)
+def test_the_framework_follows_org_card_and_weights(described, name, files, framework):
+    model = described(files, name)
+    assert model["framework"] == framework
+    if model["health"] == "healthy" and framework != "MLX":
+        assert model["reason"] == f"Framework {framework} not executable with mlx-lm (requires MLX)"
+
+
+# ---------------------------------------------------------------------------------------------------------------- type
+
+
+def config(**changes):
+    return {"config.json": as_json(CONFIG | changes)}
+
+
+BERT = config(model_type="bert", architectures=["BertModel"])
+VISION = config(model_type="vit", architectures=["ViTForImageClassification"])
+TYPES = [
+    ("org/x", chat_model(), "chat"),
+    ("org/x", base_model(), "base"),
+    ("org/x", base_model() | {"chat_template.jinja": b"{{ messages }}"}, "chat"),
+    ("org/x", base_model() | {"chat_template.json": b'{"chat_template": "{{ messages }}"}'}, "chat"),
+    ("org/x", base_model() | {"tokenizer_config.json": b'{"chat_template": [{"name": "a"}]}'}, "chat"),
+    ("org/x", base_model() | {"tokenizer_config.json": b'{"chat_template": null}'}, "base"),
+    ("org/x", base_model() | {"tokenizer_config.json": b'{"chat_template": ""}'}, "base"),
+    ("org/x", base_model() | {"tokenizer_config.json": rb'{"x": "\"chat_template\": \"y\""}'}, "base"),
+    ("org/x", base_model() | {"tokenizer_config.json": b"{"}, "base"),
+    ("org/x-Instruct", base_model(), "chat"),
+    ("org/x-CHAT-4bit", base_model(), "chat"),
+    ("org/text-embedding-3", base_model(), "embedding"),
+    ("org/text-embedding-3", chat_model(), "embedding"),
+    ("org/x", base_model() | BERT, "embedding"),
+    ("org/x", base_model() | {"README.md": card("pipeline_tag: feature-extraction")}, "embedding"),
+    ("org/x", base_model() | {"README.md": card("pipeline_tag: sentence-similarity")}, "embedding"),
+    ("org/x", base_model() | {"README.md": card("pipeline_tag: text-generation")}, "base"),
+    ("org/x", base_model() | config(architectures=["GPT2LMHeadModel"]), "base"),
+    ("org/x", base_model() | VISION, "unknown"),
+    ("org/x", base_model() | config(architectures=None), "unknown"),
+    ("org/x", base_model() | config(architectures="LlamaForCausalLM"), "unknown"),
+    ("org/x", base_model() | config(architectures=[1, None, {}]), "unknown"),
+    ("org/x", gguf_model(), "unknown"),
+]
+CAPABILITIES = {
+    "chat": ["text-generation", "chat"],
+    "base": ["text-generation", "completion"],
+    "embedding": ["embeddings"],
+    "unknown": [],
+}
+
+
+@pytest.mark.parametrize(("name", "files", "model_type"), TYPES)
+def test_the_type_follows_config_card_template_and_name(described, name, files, model_type):
+    model = described(files, name)
+    assert model["model_type"] == model_type
+    assert model["capabilities"] == CAPABILITIES[model_type]
+
+
+def test_the_tokenizer_itself_is_never_read(described):
+    broken = b'{"model": {"vocab": ' + b"[" * 100_000
+    assert described(chat_model() | {"tokenizer.json": broken})["health"] == "healthy"
+
+
+@pytest.mark.parametrize("padding", [0, 5_000_000])
+def test_a_template_is_found_however_large_the_file_is(described, padding):
+    large = as_json({"added": "x" * padding}).rstrip(b"}") + b"," + TOKENIZER_CONFIG.lstrip(b"{")
+    assert described(base_model() | {"tokenizer_config.json": large})["model_type"] == "chat"
+
+
+# --------------------------------------------------------------------------------------------------- hostile YAML cards
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 500)) + "tags: *a499"
+HOSTILE_CARDS = {
+    "lists in lists": card("tags: " + "[" * 60_000),
+    "lists in lists, closed": card("tags: " + "[" * 20_000 + "]" * 20_000),
+    "dashes in dashes": card("tags:\n" + "- " * 30_000),
+    "maps in maps": card("{tags: " * 8_000),
+    "keys in keys": card("? " * 30_000),
+    "aliases of aliases": card(BOMB),
+    "an alias of itself": card("tags: &mlx [*mlx]"),
+    "a merge of itself": card("tags: &mlx\n  <<: *mlx"),
+    "a merge": card("<<: {library_name: [mlx]}"),
+    "a list for a key": card("? [mlx]\n: x"),
+    "a tag that runs": card("tags: !!python/object/apply:os.system ['exit 1']"),
+    "NUL": card("tags: \0mlx"),
+    "one long line": card("tags: mlx" + "x" * 70_000),
+    "many anchors": card("tags: [" + ", ".join(f"&a{i} mlx{i}" for i in range(5_000)) + "]"),
+    "binary": bytes(range(256)) * 200,
+}
+
+
+@pytest.mark.parametrize("readme", HOSTILE_CARDS.values(), ids=HOSTILE_CARDS)
+@pytest.mark.timeout(20)
+def test_a_hostile_card_says_nothing(described, readme):
+    model = described(base_model() | {"README.md": b"---\nmlx: feature-extraction\n" + readme.removeprefix(b"---\n")})
+    assert (model["framework"], model["health"]) == ("PyTorch", "healthy")

@@ -1,0 +1,188 @@
+"""What people see: tables from the same data that `--json` prints."""
+
+import os
+import re
+import time
+
+import pytest
+from layouts import LFS_POINTER, as_json, base_model, chat_model, gguf_model, without
+
+from mlxk2.sizes import human_size
+
+DAY = 86400
+ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+@pytest.fixture
+def filled(hub):
+    """A model of every kind, as `list` tells them apart."""
+    hub.add("mlx-community/chat-4bit", chat_model())
+    hub.add("org/chat", chat_model())
+    hub.add("mlx-community/base", base_model())
+    hub.add("org/gguf", gguf_model())
+    hub.add("mlx-community/damaged-chat", chat_model() | {"tokenizer.json": LFS_POINTER})
+    hub.add("org/strange-chat", chat_model(model_type="strange"))
+    return hub
+
+
+def rows(result):
+    """The lines of a table by their first word, the heading apart."""
+    assert result.code == 0
+    heading, *lines = (re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip())
+    return heading, {line[0]: line for line in lines}
+
+
+def test_list_shows_mlx_chat_models(filled, mlxk2):
+    assert filled.path.is_dir()
+    heading, lines = rows(mlxk2("list"))
+    assert heading == ["Name", "Hash", "Size", "Modified", "Type"]
+    assert set(lines) == {"chat-4bit", "org/chat", "damaged-chat", "org/strange-chat"}
+    assert lines["org/chat"][1:] == ["0123456", "729B", "just now", "chat"]
+
+
+def test_list_verbose_shows_all_mlx_models_in_full(filled, mlxk2):
+    assert filled.path.is_dir()
+    heading, lines = rows(mlxk2("list", "--verbose"))
+    assert "Framework" in heading
+    assert set(lines) == {
+        "mlx-community/chat-4bit", "mlx-community/base", "mlx-community/damaged-chat", "org/chat", "org/strange-chat",
+    }  # fmt: skip
+
+
+def test_list_all_shows_everything(filled, mlxk2):
+    assert filled.path.is_dir()
+    _, lines = rows(mlxk2("list", "--all"))
+    assert len(lines) == 6
+    assert "GGUF" in lines["org/gguf"]
+
+
+def test_list_health_adds_one_column(filled, mlxk2):
+    assert filled.path.is_dir()
+    heading, lines = rows(mlxk2("list", "--health"))
+    assert heading[-1] == "Health"
+    assert [lines[name][-1] for name in ("org/chat", "org/strange-chat", "damaged-chat")] == [
+        "healthy",
+        "healthy*",
+        "unhealthy",
+    ]
+
+
+def test_list_health_verbose_adds_three(filled, mlxk2):
+    assert filled.path.is_dir()
+    heading, lines = rows(mlxk2("list", "--health", "--verbose"))
+    assert heading[-3:] == ["Integrity", "Runtime", "Reason"]
+    assert lines["org/chat"][-3:] == ["healthy", "yes", "-"]
+    assert lines["org/strange-chat"][-3:-1] == ["healthy", "no"]
+    assert "'strange' not supported" in lines["org/strange-chat"][-1]
+    assert lines["mlx-community/damaged-chat"][-3:-1] == ["unhealthy", "-"]
+    assert lines["mlx-community/damaged-chat"][-1].startswith("tokenizer.json is a Git LFS pointer")
+
+
+def test_an_empty_list_says_what_to_do(hub, mlxk2):
+    assert "mlxk2 pull" in mlxk2("list").out
+    hub.add("org/gguf", gguf_model())
+    assert mlxk2("list").out == "No MLX chat models. To see all 1 models: mlxk2 list --all\n"
+
+
+def test_show_tells_the_facts_in_words(filled, mlxk2):
+    assert filled.path.is_dir()
+    out = mlxk2("show", "org/strange").out
+    facts = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines())
+    assert facts["Model"] == "org/strange-chat"
+    assert (facts["Health"], facts["Runs here"]) == ("healthy", "no")
+    assert facts["Capabilities"] == "text-generation, chat"
+    assert facts["Context length"] == "2048"
+    assert "strange" in facts["Reason"]
+
+
+def test_show_lists_files_and_prints_the_config(filled, mlxk2):
+    assert filled.path.is_dir()
+    out = mlxk2("show", "org/chat", "--files", "--config").out
+    assert re.search(r"model\.safetensors +\d+B +weights\n", out)
+    assert '"num_hidden_layers": 2' in out
+
+
+def test_health_counts_and_gives_reasons(filled, mlxk2):
+    assert filled.path.is_dir()
+    out = mlxk2("health").out
+    assert out.splitlines()[-1] == "5 of 6 healthy"
+    assert re.search(r"damaged-chat +unhealthy +tokenizer\.json is a Git LFS pointer", out)
+
+
+def test_version_is_one_line(mlxk2):
+    assert re.fullmatch(r"mlxk2 \d+\.\d+\.\S+\n", mlxk2("--version").out)
+
+
+# ------------------------------------------------------------------------------------------------------ plain and safe
+
+
+@pytest.mark.parametrize(
+    "words", [("list",), ("list", "--all", "--health", "--verbose"), ("show", "org/chat", "--files"), ("health",)]
+)
+def test_no_line_has_codes_or_trailing_spaces(filled, mlxk2, words):
+    assert filled.path.is_dir()
+    result = mlxk2(*words)
+    assert result.err == ""
+    assert not ESCAPES.search(result.out)
+    assert all(line == line.rstrip() for line in result.out.splitlines())
+
+
+HOSTILE_NAMES = ["org/a\x1b[31mred", "org/a\rb", "org/a\nb", "org/a\x9b5m", "org/a\u202eb", "org/[red]x"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_name_reaches_the_terminal_as_a_command(hub, mlxk2, name):
+    hub.add(name, chat_model() | {name.replace("/", "-"): b"x"})
+    for words in (("list", "--all", "--health"), ("health",), ("show", "org/", "--files")):
+        out = mlxk2(*words).out
+        assert not ESCAPES.search(out)
+        assert "\u202e" not in out
+    assert ("[red]x" in mlxk2("list", "--all").out) == (name == "org/[red]x")
+
+
+def test_no_config_reaches_the_terminal_as_a_command(hub, mlxk2):
+    hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07", title="[bold]a\x1b[31m\u202e\ud800"))
+    out = mlxk2("show", "org/evil", "--config", "--files").out
+    assert not ESCAPES.search(out)
+    assert "[bold]a" in out
+
+
+def test_wide_tables_are_not_cut_outside_a_terminal(hub, mlxk2):
+    name = "org/" + "very-long-name-" * 6
+    hub.add(name, without(chat_model(), "tokenizer.json") | {"x" * 200: b""})
+    assert name in mlxk2("list", "--all", "--health", "--verbose").out
+    assert "x" * 200 in mlxk2("show", name, "--files").out
+
+
+def test_a_long_value_of_a_config_is_one_line(hub, mlxk2):
+    hub.add("org/long", chat_model() | {"config.json": as_json({"model_type": "x", "words": "word " * 50_000})})
+    assert '"words": "' + "word " * 50_000 in mlxk2("show", "org/long", "--config").out
+
+
+# ------------------------------------------------------------------------------------------------------ sizes and times
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0B"), (1, "1B"), (999, "999B"), (1000, "1.0KB"), (1500, "1.5KB"), (999_949, "999.9KB"), (999_950, "1.0MB"),
+        (2_100_000_000, "2.1GB"), (999_950_000_000, "1.0TB"), (5 * 10**15, "5000.0TB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_decimal(count, shown):
+    assert human_size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-DAY, "just now"), (0, "just now"), (50, "just now"), (60, "1m ago"), (3590, "59m ago"), (3600, "1h ago"),
+        (DAY - 1, "23h ago"), (2 * DAY, "2d ago"), (29 * DAY, "29d ago"), (30 * DAY, "1mo ago"),
+        (364 * DAY, "12mo ago"), (365 * DAY, "1y ago"), (4000 * DAY, "10y ago"),
+    ],
+)  # fmt: skip
+def test_times_are_relative(hub, mlxk2, seconds, shown):
+    snapshot = hub.add("org/model", chat_model())
+    moment = time.time() - seconds
+    os.utime(snapshot, (moment, moment))
+    assert shown in mlxk2("list").out

@@ -1,0 +1,144 @@
+"""`list --json`: its shape, its order, and that flags for people do not change it."""
+
+import os
+
+import pytest
+from layouts import COMMIT, base_model, chat_model, gguf_model, sharded_model, without
+from shapes import assert_envelope, differences
+
+from mlxk2 import spec
+
+
+@pytest.fixture
+def filled(hub):
+    """A model of every kind."""
+    hub.add("mlx-community/chat", chat_model())
+    hub.add("Zeta/base", base_model())
+    hub.add("alpha/gguf", gguf_model())
+    hub.add("mlx-community/embed", sharded_model())
+    hub.add("org/damaged", without(chat_model(), "tokenizer.json"))
+    hub.folder("org/nothing").mkdir()
+    return hub
+
+
+def listed(mlxk2, *words):
+    result = mlxk2("list", *words, "--json")
+    assert result.code == 0
+    assert_envelope(result.json, "list")
+    return result.json["data"]
+
+
+def test_the_list_is_what_the_contract_says(filled, mlxk2):
+    data = listed(mlxk2)
+    names = [model["name"] for model in data["models"]]
+    assert names == sorted(names)
+    assert data["count"] == len(names) == len(list(filled.path.glob("models--*")))
+
+
+def test_every_key_of_a_model_is_there_and_no_other(filled, mlxk2):
+    assert filled.path.is_dir()
+    for model in listed(mlxk2)["models"]:
+        assert list(model) == [
+            "name", "hash", "size_bytes", "last_modified", "framework", "model_type", "capabilities", "health",
+            "runtime_compatible", "reason", "cached",
+        ]  # fmt: skip
+        assert model["cached"] is True
+
+
+def test_a_model_in_full(hub, mlxk2):
+    files = chat_model()
+    snapshot = hub.add("mlx-community/chat", files)
+    os.utime(snapshot, (1_700_000_000, 1_700_000_000))
+    assert listed(mlxk2)["models"] == [
+        {
+            "name": "mlx-community/chat",
+            "hash": COMMIT,
+            "size_bytes": sum(map(len, files.values())),
+            "last_modified": "2023-11-14T22:13:20Z",
+            "framework": "MLX",
+            "model_type": "chat",
+            "capabilities": ["text-generation", "chat"],
+            "health": "healthy",
+            "runtime_compatible": True,
+            "reason": None,
+            "cached": True,
+        }
+    ]
+
+
+def test_an_unhealthy_model_never_runs_and_has_a_reason(filled, mlxk2):
+    assert filled.path.is_dir()
+    models = {model["name"]: model for model in listed(mlxk2)["models"]}
+    for model in models.values():
+        assert model["runtime_compatible"] == (model["reason"] is None)
+        assert model["health"] == "healthy" or not model["runtime_compatible"]
+    assert models["org/nothing"]["hash"] is None
+    assert models["alpha/gguf"]["reason"].startswith("Framework GGUF not executable")
+
+
+@pytest.mark.parametrize("flags", [["--all"], ["--health"], ["--verbose"], ["--all", "--health", "--verbose"]])
+def test_flags_for_people_do_not_change_it(filled, mlxk2, flags):
+    assert filled.path.is_dir()
+    assert listed(mlxk2, *flags) == listed(mlxk2)
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("", 6), ("mlx", 2), ("MLX-Community/", 2), ("zeta", 1), ("none", 0)])
+def test_a_pattern_selects(filled, mlxk2, pattern, count):
+    assert filled.path.is_dir()
+    assert listed(mlxk2, pattern)["count"] == count
+
+
+def test_time_is_utc_whatever_the_zone(hub, mlxk2, monkeypatch):
+    os.utime(hub.add("org/model", chat_model()), (0, 0))
+    monkeypatch.setenv("TZ", "America/New_York")
+    assert listed(mlxk2)["models"][0]["last_modified"] == "1970-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("seconds", [-(10**9), 2**31, 2**33, 253_402_300_800])
+def test_times_beyond_the_calendar_are_times(hub, mlxk2, seconds):
+    snapshot = hub.add("org/model", chat_model())
+    os.utime(snapshot, (0, seconds))
+    if os.stat(snapshot).st_mtime != seconds:
+        pytest.skip("this file system does not keep such a time")
+    listed(mlxk2)
+
+
+def test_names_in_any_script_survive(hub, mlxk2):
+    names = ["组织/模型", "org/Ünïcode", "org/🤗"]
+    for name in names:
+        hub.add(name, chat_model())
+    assert [model["name"] for model in listed(mlxk2)["models"]] == sorted(names)
+
+
+@pytest.mark.skipif(os.uname().sysname == "Darwin", reason="this system has no names that are not UTF-8")
+def test_names_that_are_no_utf8_are_shown(hub, mlxk2):
+    hub.add("org/caf\udce9", chat_model() | {"caf\udce9.txt": b"x"})
+    (model,) = listed(mlxk2)["models"]
+    assert (model["name"], model["health"]) == ("org/caf\N{REPLACEMENT CHARACTER}", "healthy")
+    assert "caf\N{REPLACEMENT CHARACTER}.txt" in mlxk2("show", "org/caf", "--files", "--json").out.encode().decode(
+        "unicode_escape"
+    )
+
+
+@pytest.mark.parametrize("folder", ["models--org--x---y", "models--", "models----", "models--a----b", "models--x@y"])
+def test_broken_folder_names_are_listed(hub, mlxk2, folder):
+    (hub.path / folder).mkdir()
+    hub.add("org/sound", chat_model())
+    assert listed(mlxk2)["count"] == 2
+
+
+def test_the_check_of_shapes_finds_what_is_wrong(filled, mlxk2):
+    assert filled.path.is_dir()
+    model = listed(mlxk2)["models"][0]
+    wrong = [
+        model | {"extra": 1},
+        model | {"hash": "x"},
+        model | {"size_bytes": -1},
+        model | {"size_bytes": True},
+        model | {"health": "fine"},
+        model | {"capabilities": ["sing"]},
+        model | {"last_modified": "2023-11-14"},
+        {key: value for key, value in model.items() if key != "cached"},
+    ]
+    assert not list(differences(model, spec.ModelObject, ""))
+    assert all(list(differences(value, spec.ModelObject, "")) for value in wrong)

@@ -1,0 +1,170 @@
+"""`show --json`: the model, its metadata, its files and its config."""
+
+import json
+
+import pytest
+from layouts import CONFIG, LAYOUTS, Hub, as_json, chat_model, gguf_model, shard_names, sharded_model, without
+from shapes import assert_envelope
+
+
+@pytest.fixture
+def show(hub, mlxk2):
+    """Adds a model and shows it."""
+
+    def run(files, *flags):
+        hub.add("org/model", files)
+        result = mlxk2("show", "org/model", *flags, "--json")
+        assert result.code == 0
+        assert_envelope(result.json, "show")
+        return result.json["data"]
+
+    return run
+
+
+def test_files_and_config_come_only_when_asked_for(show):
+    assert set(show(chat_model())) == {"model", "metadata"}
+    assert set(show(chat_model(), "--files")) == {"model", "metadata", "files"}
+    assert set(show(chat_model(), "--config")) == {"model", "metadata", "config"}
+    assert set(show(chat_model(), "--config", "--files")) == {"model", "metadata", "config", "files"}
+
+
+def test_it_is_the_model_of_the_list(show, mlxk2):
+    model = show(chat_model())["model"]
+    assert mlxk2("list", "--json").json["data"]["models"] == [model]
+
+
+# ------------------------------------------------------------------------------------------------------------ metadata
+
+
+def test_metadata_says_what_the_config_says(show):
+    assert show(chat_model(quantization={"group_size": 64, "bits": 4}))["metadata"] == {
+        "architecture": "llama",
+        "context_length": 2048,
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "quantization": "4 bit",
+    }
+
+
+CONTEXT_KEYS = ["max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len"]
+
+
+@pytest.mark.parametrize("key", CONTEXT_KEYS)
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_context_has_several_names_and_places(show, key, inner):
+    config = {"model_type": "x", **({"text_config": {key: 77}} if inner else {key: 77})}
+    assert show(chat_model() | {"config.json": as_json(config)})["metadata"]["context_length"] == 77
+
+
+@pytest.mark.parametrize("value", [None, "2048", -1, 0, True, 1.5, [], {}, "Infinity"])
+def test_what_is_no_count_is_left_out(show, value):
+    files = chat_model(**dict.fromkeys(CONFIG, value))
+    assert set(show(files)["metadata"] or {}) <= {"architecture"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"quantization": {"bits": 4, "mode": "mxfp4"}}, "4 bit mxfp4"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "8 bit gptq"),
+        ({"quantization": {"bits": "4", "mode": 1}}, None),
+        ({"quantization": 4}, None),
+        ({}, None),
+    ],
+)
+def test_the_quantisation_in_words(show, settings, shown):
+    assert show(chat_model(**settings))["metadata"].get("quantization") == shown
+
+
+def test_without_a_config_there_is_no_metadata(show):
+    data = show(gguf_model(), "--config")
+    assert (data["metadata"], data["config"]) == (None, None)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+TYPES = {
+    "config.json": "config",
+    "generation_config.json": "config",
+    "model.safetensors.index.json": "config",
+    "1_Pooling/config.json": "config",
+    "model.safetensors": "weights",
+    "sub/x.gguf": "weights",
+    "pytorch_model.bin": "weights",
+    "training_args.bin": "other",
+    "tokenizer.json": "tokenizer",
+    "tokenizer_config.json": "tokenizer",
+    "tokenizer.model": "tokenizer",
+    "vocab.json": "tokenizer",
+    "merges.txt": "tokenizer",
+    "qwen.tiktoken": "tokenizer",
+    "special_tokens_map.json": "tokenizer",
+    "README.md": "readme",
+    "onnx/model.onnx": "other",
+    ".gitattributes": "other",
+}
+
+
+def test_every_file_has_its_type(show):
+    data = show(dict.fromkeys(TYPES, b"content"), "--files")
+    assert {file["name"]: file["type"] for file in data["files"]} == TYPES
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_have_their_own_size_and_name_on_every_layout(isolated_cache, mlxk2, layout):
+    files = {"config.json": as_json(CONFIG), "deep/er/x.safetensors": b"x" * 1500, "empty": b""}
+    Hub(isolated_cache, layout).add("org/model", files)
+    shown = mlxk2("show", "org/model", "--files", "--json").json["data"]["files"]
+    sizes = {file["name"]: file["size"] for file in shown}
+    assert sizes == {"config.json": f"{len(files['config.json'])}B", "deep/er/x.safetensors": "1.5KB", "empty": "0B"}
+    assert list(sizes) == sorted(sizes)
+
+
+def test_files_of_a_damaged_model_are_shown(hub, mlxk2):
+    snapshot = hub.add("org/model", sharded_model())
+    lost = shard_names(3)[0]
+    (snapshot / lost).resolve().unlink()
+    shown = mlxk2("show", "org/model", "--files", "--json").json["data"]["files"]
+    assert {"name": lost, "size": "0B", "type": "weights"} in shown
+    assert len(shown) == len(sharded_model())
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+
+
+def test_the_config_is_shown_as_it_is(show):
+    config = CONFIG | {"nested": {"list": [1, 2.5, None, True, "text"]}, "unicode": "é模", "empty": {}}
+    assert show(chat_model() | {"config.json": as_json(config)}, "--config")["config"] == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("Infinity", "Infinity"), ("-Infinity", "-Infinity"), ("NaN", "NaN"), ("1e999", "1e999"), ("-1E999", "-1E999")],
+)
+def test_what_json_cannot_say_becomes_text(show, text, value):
+    config = b'{"model_type": "mamba2", "limit": [0.0, ' + text.encode() + b"]}"
+    assert show(chat_model() | {"config.json": config}, "--config")["config"]["limit"] == [0.0, value]
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\udcff x", "\\u0000", "\\u001b[31m", "\\u202e"])
+def test_strange_characters_stay_what_they_are(show, text):
+    config = b'{"model_type": "' + text.encode() + b'"}'
+    assert show(chat_model() | {"config.json": config}, "--config")["config"] == json.loads(config)
+
+
+def test_a_broken_config_is_none(show):
+    data = show(chat_model() | {"config.json": b"{"}, "--config")
+    assert (data["config"], data["metadata"], data["model"]["health"]) == (None, None, "unhealthy")
+
+
+def test_a_config_nested_too_deeply_is_none(show):
+    config = b'{"a":' * 3000 + b"1" + b"}" * 3000
+    assert show(chat_model() | {"config.json": config}, "--config")["config"] is None
+
+
+def test_a_model_without_a_config_is_shown(show):
+    assert show(without(chat_model(), "config.json"), "--config")["model"]["reason"] == "config.json is missing"
