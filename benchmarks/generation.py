@@ -16,7 +16,7 @@ from answers import Answer
 TOKENS = 48
 # Enough to see a first character, few enough not to wait for the rest.
 FIRST_TOKENS = 2
-DEMO_PROMPT = "Tell me about the weather in Paris and what to wear there."
+DEMO_PROMPT = "Count from 1 to 20."
 DEMO_TOKENS = 200
 NAMES = ("mlxk2 run", "mlx_lm generate")
 

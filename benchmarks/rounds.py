@@ -95,7 +95,8 @@ def tell(what: str, pairs: Sequence[Pair], unit: str, names: tuple[str, str]) ->
     ratios = sorted(a / b for a, b in pairs)
     print(
         f"{what}: {names[0]} {first:.3f} {unit}, {names[1]} {second:.3f} {unit}, "
-        f"{len(pairs)} pairs, ratios {ratios[0]:.3f} to {ratios[-1]:.3f}"
+        f"{len(pairs)} pairs, ratios {ratios[0]:.3f} to {ratios[-1]:.3f}",
+        flush=True,
     )
 
 
