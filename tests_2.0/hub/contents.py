@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -82,13 +82,17 @@ class Repo:
 
 @dataclass
 class Contents:
-    """Everything the hub knows. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256."""
+    """Everything the hub knows. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
+
+    `in_store` finds those that were uploaded to the store beside the hub.
+    """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     page_size: int = 1000
+    in_store: Callable[[str], Blob | None] = lambda _: None
 
     def object(self, sha256: str) -> bytes | None:
         """The bytes of a large file."""

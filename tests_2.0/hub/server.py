@@ -29,6 +29,7 @@ class HubServer:
         self.log = Log()
         self.faults = Faults()
         self._store = xet.Store(folder / "xet")
+        self.contents.in_store = self._store.find
         self._sockets = [_listen(0), _listen(0)]
         self._ports = [sock.getsockname()[1] for sock in self._sockets]
         self._servers: list[uvicorn.Server] = []

@@ -147,6 +147,8 @@ def _changed(contents: Contents, files: dict[str, Blob], lines: Iterable[dict[st
 
 
 def _large(contents: Contents, sha256: str) -> Blob:
+    if blob := contents.in_store(sha256):
+        return blob
     data = contents.object(sha256)
     if data is None:
         raise Refusal(400, "", f"LFS object {sha256} was not uploaded")

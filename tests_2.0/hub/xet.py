@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from hf_xet import XetSession
-from hub.contents import Contents
+from hf_xet import XetFileInfo, XetSession
+from hub.contents import Blob, Contents
 from hub.doors import open_repo_of, writable_repo_of
 
 TOKEN_SECONDS = 3600
+RECORD_BYTES = 48
+END_OF_FILES = b"\xff" * 32
+HAS_PROOFS = 1 << 31
+HAS_SHA256 = 1 << 30
 
 
 class Store:
@@ -20,6 +28,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.url = f"local://{folder}"
+        self._folder = folder
 
     def put(self, data: bytes) -> str:
         """Store a file and return its Xet hash."""
@@ -27,24 +36,68 @@ class Store:
             upload = commit.start_upload_bytes(data)
         return str(upload.result().xet_info.hash)
 
+    def find(self, sha256: str) -> Blob | None:
+        """The file with this SHA-256, if a client has uploaded it."""
+        for shard in self._folder.rglob("shards/*.mdb"):
+            for file in _files(shard.read_bytes()):
+                if file.sha256 == sha256:
+                    return Blob(self._get(XetFileInfo(file.xet_hash, file.size)), is_lfs=True, xet_hash=file.xet_hash)
+        return None
+
+    def _get(self, info: XetFileInfo) -> bytes:
+        with XetSession().new_download_stream_group(endpoint=self.url) as group:
+            return b"".join(group.download_stream(info))
+
+
+class StoredFile(NamedTuple):
+    """What a shard says of a file."""
+
+    xet_hash: str
+    sha256: str
+    size: int
+
+
+def _files(shard: bytes) -> Iterator[StoredFile]:
+    """The files of a shard whose SHA-256 it knows: after its header, records of 48 bytes, up to one of all ones.
+
+    A file is a head (hash, flags, number of segments), its segments, as many proofs if a flag says so, and its SHA-256.
+    """
+    offset = RECORD_BYTES
+    while (head := shard[offset : offset + RECORD_BYTES])[:32] != END_OF_FILES:
+        flags, segments = struct.unpack_from("<II", head, 32)
+        sizes = (struct.unpack_from("<I", shard, offset + RECORD_BYTES * (1 + i) + 36)[0] for i in range(segments))
+        size = sum(sizes)
+        offset += RECORD_BYTES * (1 + segments * (2 if flags & HAS_PROOFS else 1))
+        if flags & HAS_SHA256:
+            yield StoredFile(_hex(head), _hex(shard[offset:]), size)
+            offset += RECORD_BYTES
+
+
+def _hex(record: bytes) -> str:
+    """A hash as it is printed: four numbers, each of which lies there with its last byte first."""
+    return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", record))
+
 
 def routes(contents: Contents, store: Store) -> APIRouter:
     """The routes that hand out the way to the store."""
     router = APIRouter()
+    expiration = int(time.time()) + TOKEN_SECONDS
     headers = {
         "x-xet-cas-url": store.url,
         "x-xet-access-token": "xet",
-        "x-xet-token-expiration": str(int(time.time()) + TOKEN_SECONDS),
+        "x-xet-token-expiration": str(expiration),
     }
+    # A download reads the headers, an upload the body.
+    body = json.dumps({"casUrl": store.url, "accessToken": "xet", "exp": expiration})
 
     @router.get("/api/models/{owner}/{name}/xet-read-token/{revision:path}")
     def read_token(request: Request, owner: str, name: str) -> Response:
         open_repo_of(contents, request, f"{owner}/{name}")
-        return Response("{}", headers=headers)
+        return Response(body, headers=headers)
 
     @router.get("/api/models/{owner}/{name}/xet-write-token/{revision:path}")
     def write_token(request: Request, owner: str, name: str) -> Response:
         writable_repo_of(contents, request, f"{owner}/{name}")
-        return Response("{}", headers=headers)
+        return Response(body, headers=headers)
 
     return router
