@@ -28,7 +28,7 @@ def created(prefix: str, below: int) -> Iterator[Scratch]:
         os.mkdir(name, dir_fd=below)
         with handles.folder(name, below=below) as handle:
             # Between the two calls another process may have taken it for an abandoned one.
-            if handle is not None and try_lock(handle) and name in os.listdir(below):
+            if handle is not None and try_lock(handle) and _is_there(name, below):
                 yield Scratch(name, handle)
                 return
 
@@ -45,3 +45,12 @@ def abandoned(prefix: str, below: int) -> Iterator[Scratch]:
 def remove(scratch: Scratch, below: int) -> None:
     """Remove a folder and all that is in it; links in it are removed, not followed."""
     shutil.rmtree(scratch.name, dir_fd=below)
+
+
+def _is_there(name: str, below: int) -> bool:
+    # Not by listing: Btrfs lists of an open folder only what was in it when it was opened.
+    try:
+        os.stat(name, dir_fd=below, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
