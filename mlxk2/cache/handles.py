@@ -51,7 +51,8 @@ def _descend(below: int, names: tuple[str, ...]) -> int | None:
 
 def names_in(*names: str, below: int) -> list[str]:
     """What is in a folder below another one, by name; nothing where `folder` finds none."""
-    with folder(*names, below=below) as handle:
+    # A handle that was open before may show what was there then: btrfs lists no entry that is newer than the handle.
+    with folder(*names, ".", below=below) as handle:
         return [] if handle is None else sorted(os.listdir(handle))
 
 
@@ -96,7 +97,7 @@ class Usage:
 
     def add_all(self, handle: int) -> None:
         """Count all that is in a folder, not the folder itself."""
-        for name in os.listdir(handle):
+        for name in names_in(below=handle):
             self.add(name, handle)
 
     def add_status(self, status: os.stat_result) -> None:

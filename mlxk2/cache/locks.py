@@ -100,10 +100,10 @@ def _made(name: str, below: int) -> Iterator[None]:
 
 @contextmanager
 def _pull_lock(locks: int) -> Iterator[bool]:
-    is_new = PULL_LOCK not in os.listdir(locks)
+    is_new = PULL_LOCK not in handles.names_in(below=locks)
     handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
     try:
-        is_ours = try_lock(handle)
+        is_ours = try_lock(handle) is not False
         yield is_ours
         if is_ours and is_new:
             os.unlink(PULL_LOCK, dir_fd=locks)
@@ -111,12 +111,12 @@ def _pull_lock(locks: int) -> Iterator[bool]:
         os.close(handle)
 
 
-def try_lock(handle: int) -> bool:
-    """Take the lock of an open file or folder; False when another process has it, or nobody can tell."""
+def try_lock(handle: int) -> bool | None:
+    """Take the lock of an open file or folder: False when another process has it, None where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
 
 
@@ -125,7 +125,7 @@ def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
     with handles.folder(FOLDER, folder, below=hub) as locks:
         if locks is None:
             return
-        for name in sorted(os.listdir(locks)):
+        for name in handles.names_in(below=locks):
             with _taken(name, locks) as is_free:
                 if is_free is not None:
                     yield name, locks, is_free
@@ -145,7 +145,8 @@ def _taken(name: str, below: int) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield try_lock(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        # Where nobody can tell whether a lock is held, it may be.
+        yield try_lock(handle) is True if stat.S_ISREG(os.fstat(handle).st_mode) else None
     finally:
         os.close(handle)
 

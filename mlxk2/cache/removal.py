@@ -91,7 +91,7 @@ def _unfinished(folder: str) -> str:
 
 def _folder_of(name: str, hub: int) -> str:
     """The folder of a model. Names that are no UTF-8 may read alike: then nobody can say which is meant."""
-    folders = [entry for entry in os.listdir(hub) if entry.startswith(naming.FOLDER_PREFIX)]
+    folders = [entry for entry in handles.names_in(below=hub) if entry.startswith(naming.FOLDER_PREFIX)]
     found = [folder for folder in folders if naming.repo_id_of(folder) == name]
     if len(found) > 1:
         raise AmbiguousMatchError(f"{len(found)} folders of the cache read as {name!r}.", [name])

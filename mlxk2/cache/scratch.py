@@ -35,7 +35,7 @@ def created(prefix: str, below: int) -> Iterator[Scratch]:
 
 def abandoned(prefix: str, below: int) -> Iterator[Scratch]:
     """The folders of this prefix whose makers are dead; each is ours until the next one is asked for."""
-    for name in sorted(os.listdir(below)):
+    for name in handles.names_in(below=below):
         if name.startswith(prefix):
             with handles.folder(name, below=below) as handle:
                 if handle is not None and try_lock(handle):

@@ -122,7 +122,7 @@ def _is_of_revision(trash: Scratch) -> bool:
 
 def _model_folders(trash: Scratch) -> list[str]:
     """The folders of the models of which something is in the trash."""
-    entries = set(os.listdir(trash.handle))
+    entries = set(handles.names_in(below=trash.handle))
     unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
     return sorted(name for name in entries | unfinished if name.startswith(naming.FOLDER_PREFIX))
 
@@ -166,7 +166,7 @@ def _move(source: belongings.Parts, below: int, target: belongings.Parts, target
 def _sweep(folder: str, trash: Scratch, hub_path: str, store: SharedStore, usage: Usage) -> None:
     """Release the shared payloads that the trash's blobs linked to."""
     with handles.folder(folder, "blobs", below=trash.handle) as blobs:
-        targets = [] if blobs is None else [belongings.target_of(blob, blobs) for blob in sorted(os.listdir(blobs))]
+        targets = [] if blobs is None else [belongings.target_of(blob, blobs) for blob in handles.names_in(below=blobs)]
     for target in filter(None, targets):
         # As the link read where it stood; the library checks the path once more.
         payload = os.path.normpath(os.path.join(hub_path, folder, "blobs", target))
