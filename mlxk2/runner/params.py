@@ -14,6 +14,8 @@ _ABSURD_CONTEXT = 1 << 30
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
 # Below this a temperature only overflows: the most likely token is what it means.
 _COLDEST = 1e-4
+# OpenAI's limit.
+_MOST_LOGPROBS = 20
 # MLX takes a seed as an unsigned 64-bit integer.
 _SEEDS = 1 << 64
 
@@ -57,7 +59,8 @@ class GenerationRequest:
     """One answer to generate from a prompt of token ids.
 
     `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
-    `thinking` says that the prompt ends inside a reasoning block.
+    `thinking` says that the prompt ends inside a reasoning block. `logprobs` is how many of the likeliest tokens to
+    report beside each chosen one; None reports nothing.
     """
 
     prompt: tuple[int, ...]
@@ -65,6 +68,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     thinking: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -72,6 +76,8 @@ class GenerationRequest:
         check_max_tokens(self.max_tokens)
         if "" in self.stop:
             raise ValidationError("stop must not be an empty string.")
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
 
 
 def check_max_tokens(value: int | None) -> None:

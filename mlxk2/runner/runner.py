@@ -16,12 +16,21 @@ FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, Ru
 FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
+class TokenLogprob(NamedTuple):
+    """The natural logarithm of a chosen token's probability, and of those of the likeliest tokens, largest first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Step(NamedTuple):
-    """The next token of a row of the batch, and why it was the last one."""
+    """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it."""
 
     row: int
     token: int
     finish_reason: Literal["stop", "length"] | None
+    logprob: TokenLogprob | None = None
 
 
 class Rows(Protocol):
@@ -61,12 +70,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next part of an answer. `tokens` counts all generated so far, the end token and hidden ones included."""
+    """The next part of an answer.
+
+    `tokens` counts all generated so far, the end token and hidden ones included. `logprobs` are those of the tokens
+    since the chunk before, the end token left out.
+    """
 
     text: str
     kind: Kind
     tokens: int
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Session:
@@ -76,6 +90,7 @@ class Session:
         self.request = request
         self.text = text
         self.tokens = 0
+        self.logprobs: list[TokenLogprob] = []
         self.row: int | None = None
         self.error: MlxkError | None = None
 
@@ -158,10 +173,12 @@ class MLXRunner:
     def _advance(self, step: Step) -> Iterator[tuple[Session, Chunk]]:
         session = self._sessions[step.row]
         session.tokens += 1
+        if step.logprob and step.token not in self._backend.vocabulary.end_tokens:
+            session.logprobs.append(step.logprob)
         pieces = session.text.add(step.token)
         if step.finish_reason is None and not session.text.stopped:
             for kind, text in pieces:
-                yield session, Chunk(text, kind, session.tokens)
+                yield session, _chunk(session, text, kind)
             return
         if step.finish_reason is None and self._rows is not None:
             self._rows.remove(step.row)
@@ -186,5 +203,14 @@ def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) ->
     """Yield these pieces, then the text still held back, then the reason for the end."""
     kind: Kind = "answer"
     for kind, text in [*pieces, *session.text.finish()]:
-        yield Chunk(text, kind, session.tokens)
-    yield Chunk("", kind, session.tokens, reason)
+        yield _chunk(session, text, kind)
+    yield _chunk(session, "", kind, reason)
+
+
+def _chunk(session: Session, text: str, kind: Kind, reason: FinishReason | None = None) -> Chunk:
+    """Return the next chunk, with the logprobs that wait for one."""
+    if not session.logprobs:
+        return Chunk(text, kind, session.tokens, reason)
+    logprobs = tuple(session.logprobs)
+    session.logprobs.clear()
+    return Chunk(text, kind, session.tokens, reason, logprobs)

@@ -123,6 +123,22 @@ def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: 
     assert {letter: said.count(letter) for letter in LETTERS} == dict.fromkeys(LETTERS, 3)
 
 
+@pytest.mark.parametrize("name", ["llama", "chunked attention"])
+def test_logprobs_are_those_of_the_chosen_tokens(name: str, tmp_path: Path) -> None:
+    model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
+    asked = GenerationRequest(encode(model, "hello"), 12, Sampling(seed=1), logprobs=5)
+    chunks = list(MLXRunner(model).stream(asked))
+    told = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert len(told) == chunks[-1].tokens == 12
+    for entry in told:
+        assert len(entry.top) == 5
+        assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
+        assert entry.logprob <= entry.top[0][1] < 0
+        assert entry.logprob == dict(entry.top).get(entry.token, entry.logprob)
+    first = model.model(mx.array([asked.prompt]))[0, -1]
+    assert told[0].logprob == pytest.approx((first - mx.logsumexp(first))[told[0].token].item(), abs=1e-4)
+
+
 def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
     mine = load(folder)

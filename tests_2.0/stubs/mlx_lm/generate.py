@@ -37,7 +37,7 @@ class BatchGenerator:
         reason = "stop" if token == END else "length" if left == 1 else None
         if reason is None:
             self._rows[row] = (rest, left - 1)
-        return SimpleNamespace(uid=row, token=token, finish_reason=reason)
+        return SimpleNamespace(uid=row, token=token, finish_reason=reason, logprobs=None)
 
     def remove(self, rows: list[int]) -> None:
         """Drop rows."""
