@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
 from huggingface_hub.utils import logging
 from huggingface_hub.utils._fixes import WeakFileLock
+from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._shared_blobs import (
     has_shared_blob,
@@ -27,7 +28,7 @@ from huggingface_hub.utils._xet import (
     xet_connection_info_refresh_url,
     xet_headers_without_auth,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 __all__ = [
     "Timeout",
@@ -37,8 +38,13 @@ __all__ = [
     "XetTokenType",
     "are_symlinks_supported",
     "constants",
+    "disable_progress_bars",
+    "disable_xet",
+    "enable_progress_bars",
     "get_xet_session",
     "has_shared_blob",
+    "hf_raise_for_status",
+    "http_backoff",
     "http_get",
     "is_xet_available",
     "publish_blob_to_shared_store",
@@ -63,3 +69,8 @@ def quiet() -> None:
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     disable_progress_bars()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def disable_xet() -> None:
+    """Let the library use plain HTTP in this process."""
+    constants.HF_HUB_DISABLE_XET = True

@@ -26,7 +26,9 @@ def collected(hidden: Sequence[str], echo: IO[str] | None) -> Iterator[list[str]
             echo.writelines(f"{line}\n" for line in new)
 
     with _redirected(logging.getLogger(LIBRARY), _Collector(add)), warnings.catch_warnings():
-        warnings.simplefilter("always")
+        # Of warnings only those to users: others are between libraries.
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning)
         warnings.showwarning = lambda message, *_, **__: add(str(message))
         yield lines
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 from mlxk2.errors import AuthError, PushFailedError
 from mlxk2.hub import library, logs
@@ -26,6 +26,9 @@ from mlxk2.workspace.changes import Changes, HubFile, Upload
 README = "README.md"
 # The library's words for a commit that would change nothing.
 NO_CHANGES = "No files have been modified"
+# What a hub answers that does not know a route; one that knows it names what else is missing.
+ROUTE_MISSING = (404, 405)
+ERROR_CODE = "x-error-code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Branch:
 
     def __init__(self, connection: Connection, repo_id: str, name: str, hidden: Sequence[str]) -> None:
         self._api = connection.api
+        self._headers = connection.headers
         self._repo_id = repo_id
         self._name = name
         self._hidden = hidden
@@ -135,6 +139,7 @@ class Branch:
         with understood(self._repo_id, self._hidden):
             self._check_card(additions)
             if additions:
+                self._choose_transport()
                 # The rules go along: else the hub would apply its .gitignore and leave files out without a word.
                 self._api.preupload_lfs_files(
                     self._repo_id,
@@ -152,6 +157,22 @@ class Branch:
             )
         return made.oid, made.commit_url
 
+    def _choose_transport(self) -> None:
+        """Do without Xet where the hub has none: the library would insist, and not say why it fails."""
+        if not library.is_xet_available():
+            return
+        url = library.xet_connection_info_refresh_url(
+            token_type=library.XetTokenType.WRITE,
+            repo_id=self._repo_id,
+            repo_type="model",
+            revision=quote(self._name, safe=""),
+        )
+        answer = library.http_backoff("GET", url, headers=self._headers)
+        if answer.status_code in ROUTE_MISSING and ERROR_CODE not in answer.headers:
+            library.disable_xet()
+        else:
+            library.hf_raise_for_status(answer)
+
     def _check_card(self, additions: Sequence[CommitOperationAdd]) -> None:
         """Let the hub judge the model card before gigabytes are uploaded beside it."""
         for addition in additions:
@@ -163,11 +184,11 @@ class Branch:
 def _bars(shows: bool) -> Iterator[None]:
     """The library's progress bars inside the block, unless the environment forbids them."""
     if shows and not library.constants.HF_HUB_DISABLE_PROGRESS_BARS:
-        enable_progress_bars()
+        library.enable_progress_bars()
     try:
         yield
     finally:
-        disable_progress_bars()
+        library.disable_progress_bars()
 
 
 def _additions(changes: Changes) -> list[CommitOperationAdd]:
