@@ -15,7 +15,7 @@ from mlxk2.runner.prompt import Prompter
 from mlxk2.runner.runner import Chunk, MLXRunner, Step
 from mlxk2.runner.text import Vocabulary
 
-END = 256
+END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
           "<|end|>": 262, "<pad>": 263}  # fmt: skip
 _NAMES = {number: name for name, number in _MARKS.items()}
@@ -46,6 +46,8 @@ class ScriptedDetokenizer:
 
     def add_token(self, token: int) -> None:
         """Take a byte, or a mark."""
+        if token == BROKEN:
+            raise KeyError(token)
         self._text += _NAMES.get(token) or self._decoder.decode(bytes([token]))
 
     def finalize(self) -> None:
@@ -94,6 +96,9 @@ class ScriptedTokenizer:
     def all_special_ids(self) -> list[int]:
         """The ids of the end and the padding."""
         return [END, _MARKS["<pad>"]]
+
+    def __len__(self) -> int:
+        return 290
 
     def get_vocab(self) -> dict[str, int]:
         """The marks and their ids."""

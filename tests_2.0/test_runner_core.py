@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest_runner import ScriptedBackend, generate, request, saying, text, tokens_of
+from conftest_runner import BROKEN, ScriptedBackend, generate, request, saying, text, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,6 +185,20 @@ def test_a_stream_raises_the_fault() -> None:
     runner = MLXRunner(ScriptedBackend(lambda _: [97, RuntimeError("out of memory")]))
     with pytest.raises(ModelError, match="out of memory"):
         list(runner.stream(request()))
+
+
+def test_a_token_that_can_not_be_decoded_ends_its_own_session_alone() -> None:
+    backend = ScriptedBackend(lambda asked: tokens_of("a", BROKEN, "b") if asked.max_tokens else tokens_of("fine"))
+    runner = MLXRunner(backend)
+    bad, good = runner.submit(request(max_tokens=9)), runner.submit(request())
+    chunks = run_all(runner, [bad, good])
+    assert (text(chunks[0]), chunks[0][-1].finish_reason) == ("a", "error")
+    assert isinstance(bad.error, ModelError)
+    assert text(chunks[1]) == "fine"
+
+
+def test_tokens_that_only_pad_the_output_are_no_text() -> None:
+    assert text(generate(saying("a", 295, "b"))) == "ab"
 
 
 @pytest.mark.parametrize("asked", [{"prompt": (-1,)}, {"prompt": (300,)}])

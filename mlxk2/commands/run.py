@@ -34,7 +34,12 @@ def run(args: Namespace) -> RunData | None:
     snapshot = _runnable(args.model)
     prompt = "" if wants_chat else _prompt(args)
     assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
-        snapshot.path, name=snapshot.name, adapter=args.adapter, sampling=sampling, max_tokens=args.max_tokens
+        snapshot.path,
+        name=snapshot.name,
+        adapter=args.adapter,
+        use_template=not args.no_chat_template,
+        sampling=sampling,
+        max_tokens=args.max_tokens,
     )
     if wants_chat:
         import_module("mlxk2.runner.chat").converse(assistant, args.streams, args.system, args.hide_reasoning)
@@ -81,10 +86,7 @@ def _answer(assistant: Assistant, args: Namespace, prompt: str) -> Answer:
     printer = Printer(args.streams.stdout, hide_reasoning=args.hide_reasoning)
     chunks: list[Chunk] = []
     show = chunks.append if args.json or args.no_stream else printer.show
-    if args.no_chat_template:
-        answer = assistant.complete(prompt, show)
-    else:
-        answer = assistant.reply(_messages(args.system, prompt), show)
+    answer = assistant.reply(_messages(args.system, prompt), show)
     if not args.json:
         for chunk in chunks:
             printer.show(chunk)

@@ -10,7 +10,7 @@ from typing import Literal, cast
 from mlxk2.runner import backend
 from mlxk2.runner.console import Interrupt
 from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.prompt import Message, Prompt, Prompter
+from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.runner import Backend, Chunk, MLXRunner
 from mlxk2.runner.text import Kind
 
@@ -53,22 +53,23 @@ class Assistant:
 
     @classmethod
     def load(
-        cls, folder: str, *, name: str, adapter: str | None, sampling: Sampling, max_tokens: int | None
+        cls,
+        folder: str,
+        *,
+        name: str,
+        adapter: str | None,
+        use_template: bool,
+        sampling: Sampling,
+        max_tokens: int | None,
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
         model = backend.load(folder, adapter, name=name)
-        return cls(model, Prompter(model.tokenizer, model.vocabulary), sampling, max_tokens)
+        prompter = Prompter(model.tokenizer, model.vocabulary, use_template=use_template)
+        return cls(model, prompter, sampling, max_tokens)
 
     def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
-        """Answer a conversation, by the model's chat template."""
-        return self._generate(self._prompter.chat(messages), show)
-
-    def complete(self, text: str, show: Callable[[Chunk], None]) -> Answer:
-        """Continue a text as it is."""
-        return self._generate(self._prompter.completion(text), show)
-
-    def _generate(self, prompt: Prompt, show: Callable[[Chunk], None]) -> Answer:
-        """Show every chunk as it comes; Ctrl-C ends the answer, not the program."""
+        """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
+        prompt = self._prompter.chat(messages)
         request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
         started = time.perf_counter()

@@ -73,7 +73,7 @@ def load(
         model=model,
         tokenizer=tokenizer,
         vocabulary=Vocabulary.of(tokenizer),
-        vocabulary_size=_vocabulary_size(config, tokenizer),
+        vocabulary_size=_vocabulary_size(model, tokenizer),
         context_length=params.context_length(config),
     )
 
@@ -164,13 +164,10 @@ def _checked_adapter(adapter: Path) -> Path:
     return adapter
 
 
-def _vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
-    text_config = config.get("text_config")
-    for part in (config, text_config if isinstance(text_config, dict) else {}):
-        size = part.get("vocab_size")
-        if isinstance(size, int):
-            return size
-    return len(tokenizer)
+def _vocabulary_size(model: Any, tokenizer: Any) -> int:
+    """Return how many token ids the model has embeddings for; its config may say otherwise."""
+    rows = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
+    return max(rows, default=len(tokenizer))
 
 
 def _sentence(what: str, fault: BaseException, folder: Path) -> str:

@@ -30,16 +30,17 @@ class Prompt:
 class Prompter:
     """Makes prompts for one model, from its tokenizer and chat template."""
 
-    def __init__(self, tokenizer: Any, vocabulary: Vocabulary) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, *, use_template: bool = True) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        self._use_template = use_template and tokenizer.has_chat_template
 
     def chat(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a conversation that ends with a user's turn; raise ValidationError if that can't be.
 
-        A model without a chat template gets the contents, separated by blank lines, to continue.
+        Without a chat template the model gets the contents, separated by blank lines, to continue.
         """
-        if not self._tokenizer.has_chat_template:
+        if not self._use_template:
             return self.completion("\n\n".join(message["content"] for message in messages))
         try:
             tokens = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)

@@ -127,7 +127,7 @@ class MLXRunner:
             steps = self._rows.next()
         except FAULTS as fault:
             return self._fail_all(ModelError(f"Generation failed: {fault}"))
-        return [entry for step in steps for entry in self._advance(step)]
+        return [entry for step in steps for entry in self._take(step)]
 
     def cancel(self, session: Session) -> list[Chunk]:
         """End a session now; return its last chunks, or nothing if it has ended already."""
@@ -170,21 +170,32 @@ class MLXRunner:
             if token >= size:
                 raise ValidationError(f"logit_bias names token {token}, but the model has {size} tokens.")
 
-    def _advance(self, step: Step) -> Iterator[tuple[Session, Chunk]]:
+    def _take(self, step: Step) -> list[tuple[Session, Chunk]]:
+        """Give a step's token to its session; a token that can't be turned into text ends that session alone."""
         session = self._sessions[step.row]
+        try:
+            return [(session, chunk) for chunk in self._advance(session, step)]
+        except FAULTS as fault:
+            if step.finish_reason is None and session.row is not None and self._rows is not None:
+                self._rows.remove(session.row)
+            self._forget(session)
+            session.error = ModelError(f"The model's tokens can't be decoded: {fault}")
+            return [(session, Chunk("", "answer", session.tokens, "error"))]
+
+    def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
         session.tokens += 1
         if step.logprob and step.token not in self._backend.vocabulary.end_tokens:
             session.logprobs.append(step.logprob)
         pieces = session.text.add(step.token)
         if step.finish_reason is None and not session.text.stopped:
             for kind, text in pieces:
-                yield session, _chunk(session, text, kind)
+                yield _chunk(session, text, kind)
             return
         if step.finish_reason is None and self._rows is not None:
             self._rows.remove(step.row)
         self._forget(session)
         reason: FinishReason = "stop" if session.text.stopped else step.finish_reason or "stop"
-        yield from ((session, chunk) for chunk in _last_chunks(session, pieces, reason))
+        yield from _last_chunks(session, pieces, reason)
 
     def _forget(self, session: Session) -> None:
         if session.row is not None:

@@ -91,10 +91,14 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
 
 
 def _bias(bias: dict[int, float]) -> Processor:
-    tokens = mx.array(list(bias))
-    values = mx.array(list(bias.values()))
+    @functools.cache
+    def arrays(width: int) -> tuple[mx.array, mx.array]:
+        # MLX writes past the array, and ends the process, where an index is out of range.
+        known = {token: value for token, value in bias.items() if token < width}
+        return mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
 
     def add(_: mx.array, logits: mx.array) -> mx.array:
+        tokens, values = arrays(logits.shape[-1])
         return logits.at[:, tokens].add(values.astype(logits.dtype))
 
     return add

@@ -65,6 +65,7 @@ class Vocabulary:
     """What a model's tokenizer says about text: how to decode it, what ends it, how reasoning is marked."""
 
     tokenizer: Tokenizer
+    size: int
     end_tokens: frozenset[int]
     hidden_tokens: frozenset[int]
     transitions: Transitions
@@ -79,12 +80,17 @@ class Vocabulary:
         end_tokens = frozenset(tokenizer.eos_token_ids)
         return cls(
             tokenizer=tokenizer,
+            size=len(tokenizer),
             end_tokens=end_tokens,
             hidden_tokens=end_tokens | _special_tokens(tokenizer, transitions),
             transitions=transitions,
             initial_state=tokenizer.response_initial_state or "normal",
             think_start=think[0] if think else None,
         )
+
+    def hides(self, token: int) -> bool:
+        """Whether a token is never text: special, or one of those that only pad the model's output to a round size."""
+        return token in self.hidden_tokens or token >= self.size
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt of these token ids ends inside a reasoning block that the template opened."""
@@ -138,7 +144,7 @@ class TextStream:
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, thinking: bool = False) -> None:
         self.stopped = False
-        self._hidden = vocabulary.hidden_tokens
+        self._vocabulary = vocabulary
         self._detokenizer = vocabulary.tokenizer.detokenizer
         initial = "reasoning" if thinking else vocabulary.initial_state
         self._marks = TextStateMachine(vocabulary.transitions).make_state(initial)
@@ -148,7 +154,7 @@ class TextStream:
 
     def add(self, token: int) -> list[Piece]:
         """Take the next token; return the text that is now certain."""
-        if token in self._hidden:
+        if self._vocabulary.hides(token):
             return []
         self._detokenizer.add_token(token)
         return list(self._read(self._detokenizer.last_segment))

@@ -14,3 +14,7 @@ class Model:
 
     def update(self, parameters: dict[str, object]) -> None:
         """Nothing to update."""
+
+    def named_modules(self) -> list[tuple[str, object]]:
+        """None."""
+        return []
