@@ -1,0 +1,73 @@
+"""What tests of the disk share: what a tree holds, what it takes, small file systems, and checked envelopes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from shapes import assert_envelope
+
+SCHEMA = Path(__file__).parent.parent / "docs" / "json-api-schema.json"
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def data_of(result: Any, command: str, *, code: int = 0) -> Any:
+    """The data of a result's envelope, which is what this and the previous API promise."""
+    assert result.code == code, result
+    document = result.json
+    _validator().validate(document)
+    assert_envelope(document, command, "success" if code == 0 else "error")
+    return document["data"]
+
+
+def error_of(result: Any, command: str, *, code: int = 1) -> Any:
+    """The error of a result's envelope, with its data as `data`."""
+    data = data_of(result, command, code=code)
+    return {**result.json["error"], "data": data}
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """All that is below a folder: a file's bytes, a link's target, None for a folder."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        else:
+            found[name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def room(folder: Path) -> int:
+    """How many bytes of the disk all below a folder takes, as du counts them."""
+    return int(subprocess.run(["du", "-s", "-B1", folder], check=True, capture_output=True, text=True).stdout.split()[0])
+
+
+@contextmanager
+def mounted(place: Path, *options: str) -> Iterator[Path]:
+    """A file system of its own at a place; the test is skipped where mounting is not permitted."""
+    place.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", *options, place], capture_output=True).returncode:
+        pytest.skip(f"mount {' '.join(options)} is not permitted or not supported here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def tmpfs(place: Path, size: str) -> Any:
+    """A small disk in memory."""
+    return mounted(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")

@@ -1,0 +1,429 @@
+"""`rm`: exactly what was named goes, the disk gains what is said, and nothing outside the hub folder is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Program
+from filelock import FileLock
+from huggingface_hub.utils import _shared_blobs
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, chat_model
+from places import data_of, error_of, room, tmpfs, tree
+
+from mlxk2.cache.locks import PULL_LOCK
+
+NAME = "org/model"
+FIRST, SECOND = chat_model() | {"a.bin": b"a" * 300_000}, chat_model() | {"b.bin": b"b" * 500_000}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, hub: Hub) -> Hub:
+    """A cache of each layout."""
+    kind: Layout = request.param
+    return Hub(hub.path, kind)
+
+
+@pytest.fixture
+def two(layout: Hub) -> Hub:
+    """A model with two revisions that share most blobs, and another model with the same files."""
+    layout.add(NAME, FIRST)
+    layout.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
+    layout.add("org/other", chat_model())
+    return layout
+
+
+def entries(hub: Path) -> set[str]:
+    """What is in the hub folder, without the store and the locks, which stay."""
+    return {entry.name for entry in hub.iterdir()} - {SENTINEL, "blobs", ".locks"}
+
+
+def healthy(mlxk2: Program) -> dict[str, str | None]:
+    """The hashes of the models that are listed, all of which are healthy."""
+    models = mlxk2("list", "--json").json["data"]["models"]
+    assert all(model["health"] == "healthy" for model in models), models
+    return {model["name"]: model["hash"] for model in models}
+
+
+# --------------------------------------------------------------------------------------------- what goes, what stays
+
+
+def test_rm_removes_a_model_and_frees_what_it_says(two: Hub, mlxk2: Program) -> None:
+    before = room(two.path)
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert (data["model"], data["action"]) == (NAME, "deleted")
+    assert data["freed_bytes"] == before - room(two.path)
+    assert entries(two.path) == {"models--org--other"}
+    assert healthy(mlxk2) == {"org/other": COMMIT}
+
+
+def test_rm_of_one_revision_frees_exactly_its_own(two: Hub, mlxk2: Program) -> None:
+    before = room(two.path)
+    data = data_of(mlxk2("rm", f"{NAME}@{COMMIT[:8]}", "--json"), "rm")
+    assert data["freed_bytes"] == before - room(two.path)
+    assert 300_000 <= data["freed_bytes"] < 400_000
+    assert healthy(mlxk2) == {NAME: OTHER_COMMIT, "org/other": COMMIT}
+    snapshot = two.folder(NAME) / "snapshots" / OTHER_COMMIT
+    assert {str(path.relative_to(snapshot)): path.read_bytes() for path in snapshot.iterdir()} == SECOND
+    assert [path.name for path in (two.folder(NAME) / "refs").iterdir()] == ["dev"]
+
+
+@pytest.mark.parametrize("words", [[NAME], [f"{NAME}@dev"], [f"{NAME}@{COMMIT}"]])
+def test_dry_run_changes_nothing_and_predicts_exactly(two: Hub, mlxk2: Program, words: list[str]) -> None:
+    before = tree(two.path)
+    planned = data_of(mlxk2("rm", *words, "--dry-run", "--json"), "rm")
+    assert planned["action"] == "planned"
+    assert tree(two.path) == before
+    deleted = data_of(mlxk2("rm", *words, "--json"), "rm")
+    assert deleted["freed_bytes"] == planned["freed_bytes"] > 0
+
+
+def test_dry_run_tells_people_what_would_go(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    result = mlxk2("rm", NAME, "--dry-run")
+    assert result.code == 0
+    assert result.out.startswith(f"Would delete {NAME} (revision {COMMIT[:7]}); ")
+    assert "KB would be freed" in result.out
+
+
+def test_rm_of_the_last_revision_removes_the_model(layout: Hub, mlxk2: Program) -> None:
+    layout.add(NAME, FIRST)
+    assert data_of(mlxk2("rm", f"{NAME}@main", "--json"), "rm")["action"] == "deleted"
+    assert entries(layout.path) == set()
+
+
+def test_shared_payload_goes_with_its_last_reference(hub: Hub, mlxk2: Program) -> None:
+    shared = Hub(hub.path, "shared")
+    for name in (NAME, "org/other"):
+        shared.add(name, FIRST)
+    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
+    # What the library would do for the second repo: a link to the payload that is there.
+    for blob in (shared.folder("org/other") / "blobs").iterdir():
+        assert not blob.is_symlink() or len(payloads) == 3
+    first = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert first["freed_bytes"] < 100_000
+    assert _shared_blobs.shared_store_blob_paths(hub.path) == payloads
+    assert healthy(mlxk2) == {"org/other": COMMIT}
+    second = data_of(mlxk2("rm", "org/other", "--json"), "rm")
+    assert second["freed_bytes"] > 300_000
+    assert _shared_blobs.shared_store_blob_paths(hub.path) == set()
+
+
+def test_payload_stays_when_its_references_cannot_be_read(hub: Hub, mlxk2: Program) -> None:
+    Hub(hub.path, "shared").add(NAME, FIRST)
+    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
+    for manifest in (hub.path / "blobs").glob("*/*.refs"):
+        manifest.unlink()
+    before = room(hub.path)
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert data["freed_bytes"] == before - room(hub.path) < 100_000
+    assert _shared_blobs.shared_store_blob_paths(hub.path) == payloads
+
+
+def test_rm_drops_refs_and_notes_of_a_removed_revision(hub: Hub, mlxk2: Program) -> None:
+    for commit, files in ((COMMIT, FIRST), (OTHER_COMMIT, SECOND)):
+        hub.add(NAME, files, commit, ref=f"ref-{commit[:3]}")
+    folder = hub.folder(NAME)
+    for ref in ("feature/x", "feature/y/z", "refs/pr/1"):
+        (folder / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / ref).write_text(COMMIT)
+    (folder / "refs" / "feature" / "kept").write_text(OTHER_COMMIT)
+    (folder / "trees").mkdir()
+    (folder / ".no_exist").mkdir()
+    for commit in (COMMIT, OTHER_COMMIT):
+        (folder / "trees" / f"{commit}.json").write_text("[]")
+        (folder / ".no_exist" / commit).mkdir()
+        (folder / ".no_exist" / commit / "adapter_config.json").touch()
+    data_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")
+    refs = {str(path.relative_to(folder / "refs")) for path in (folder / "refs").rglob("*") if path.is_file()}
+    assert refs == {f"ref-{OTHER_COMMIT[:3]}", "feature/kept"}
+    assert [path.name for path in (folder / "trees").iterdir()] == [f"{OTHER_COMMIT}.json"]
+    assert [path.name for path in (folder / ".no_exist").iterdir()] == [OTHER_COMMIT]
+
+
+def test_rm_of_a_broken_model(hub: Hub, mlxk2: Program) -> None:
+    folder = hub.folder(NAME)
+    (folder / "snapshots").mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    (folder / "blobs" / "abc.incomplete").write_bytes(b"x" * 10_000)
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] >= 10_000
+    assert entries(hub.path) == set()
+
+
+def test_rm_of_an_unfinished_download(hub: Hub, mlxk2: Program) -> None:
+    partial = hub.path / ".models--org--model.incomplete" / "blobs" / "abc.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"x" * 10_000)
+    # It is meant, not the model whose name contains its own.
+    hub.add(NAME + "-2", FIRST)
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] >= 10_000
+    assert entries(hub.path) == {"models--org--model-2"}
+
+
+def test_freed_bytes_is_what_a_disk_gains(hub: Hub, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tmpfs(tmp_path / "disk", "8m") as disk:
+        monkeypatch.setenv("HF_HUB_CACHE", str(disk))
+        (disk / SENTINEL).touch()
+        snapshot = Hub(disk).add(NAME, FIRST)
+        with (snapshot / "sparse.bin").open("wb") as file:
+            file.truncate(1 << 30)
+        (disk / "elsewhere").write_bytes(b"x" * 100_000)
+        os.link(disk / "elsewhere", snapshot / "linked.bin")
+        os.link(snapshot / "README.md", snapshot / "again.md")
+        before = os.statvfs(disk)
+        data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+        after = os.statvfs(disk)
+    assert data["freed_bytes"] == (after.f_bfree - before.f_bfree) * after.f_frsize
+    assert 300_000 <= data["freed_bytes"] < 400_000
+
+
+def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
+    program = "import sys; from mlxk2.cli import main; main(sys.argv[1:]); print('huggingface_hub' in sys.modules)"
+    said = []
+    for layout in ("links", "shared"):
+        Hub(hub.path, layout).add(NAME, FIRST)
+        command = [sys.executable, "-c", program, "rm", NAME]
+        said.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    assert said == ["False", "True"]
+
+
+def test_names_of_the_library_that_rm_stands_on() -> None:
+    for name in (
+        "expected_shared_blob_freed_size", "shared_blob_manifest_path", "shared_blob_target", "sweep_shared_blob",
+    ):  # fmt: skip
+        assert callable(getattr(_shared_blobs, name))
+
+
+# --------------------------------------------------------------------------------------------------- which is meant
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_a_part_of_a_name_needs_confirmation(hub: Hub, mlxk2: Program, words: list[str]) -> None:
+    hub.add(NAME, FIRST)
+    before = tree(hub.path)
+    result = mlxk2("rm", "MOD", *words)
+    assert (result.code, tree(hub.path)) == (1, before)
+    if not words:
+        assert NAME in result.err
+        return
+    error = error_of(result, "rm")
+    assert error["type"] == "confirmation_required"
+    assert (error["data"]["action"], error["data"]["model"]) == ("requires_confirmation", NAME)
+    assert error["data"]["freed_bytes"] == error["data"]["lock_files_cleaned"] == 0
+
+
+def test_force_confirms(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    assert data_of(mlxk2("rm", "mod", "-f", "--json"), "rm")["model"] == NAME
+
+
+def test_default_org_needs_no_confirmation(hub: Hub, mlxk2: Program) -> None:
+    hub.add("mlx-community/model", FIRST)
+    hub.add("org/model", FIRST)
+    assert data_of(mlxk2("rm", "model", "--json"), "rm")["model"] == "mlx-community/model"
+    assert entries(hub.path) == {"models--org--model"}
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("org/", "ValidationError"), ("or", "ambiguous_match"), ("nothing", "model_not_found"), ("demo", "ValidationError"),
+     ("./model", "ValidationError"), ("/tmp", "ValidationError"), ("..", "ValidationError"), ("", "ValidationError"),
+     ("org/../model", "ValidationError"), ("org/model@../x", "ValidationError"), ("org\\model", "ValidationError")],
+)  # fmt: skip
+def test_what_is_no_model_is_refused(hub: Hub, mlxk2: Program, word: str, kind: str) -> None:
+    hub.add(NAME, FIRST)
+    hub.add("org/other", FIRST)
+    before = tree(hub.path)
+    assert error_of(mlxk2("rm", word, "--json", "--force"), "rm")["type"] == kind
+    assert tree(hub.path) == before
+
+
+def test_unknown_hash_names_those_there_are(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    error = error_of(mlxk2("rm", f"{NAME}@ffffff", "--json"), "rm")
+    assert (error["type"], error["available_hashes"]) == ("hash_not_found", [COMMIT])
+
+
+def test_names_that_read_alike_are_ambiguous(hub: Hub, mlxk2: Program) -> None:
+    for number in (b"\xfe", b"\xff"):
+        os.mkdir(os.fsencode(hub.path) + b"/models--org--x" + number)
+    error = error_of(mlxk2("rm", "org/x\N{REPLACEMENT CHARACTER}", "--json"), "rm")
+    assert error["type"] == "ambiguous_match"
+    assert len(entries(hub.path)) == 2
+
+
+def test_strict_variable_refuses_a_cache_that_is_no_tests(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    (hub.path / SENTINEL).unlink()
+    before = tree(hub.path)
+    assert error_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["type"] == "OperationError"
+    assert tree(hub.path) == before
+    (hub.path / SENTINEL).touch()
+    data_of(mlxk2("rm", NAME, "--json"), "rm")
+
+
+def test_empty_and_missing_caches(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub.path / "none"))
+    assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
+    assert not (hub.path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ locks
+
+
+@pytest.fixture
+def locks(hub: Hub) -> Path:
+    """The folder of a model's lock files, with a stale one, beside the model itself."""
+    hub.add(NAME, FIRST)
+    folder = hub.path / ".locks" / "models--org--model"
+    folder.mkdir(parents=True)
+    (folder / "stale.lock").touch()
+    return folder
+
+
+@pytest.fixture(params=["etag.lock", PULL_LOCK])
+def living(request: pytest.FixtureRequest, locks: Path) -> Iterator[Path]:
+    """A lock that is held, by the library or by our own pull."""
+    path = locks / request.param
+    with FileLock(path):
+        yield path
+
+
+def test_stale_locks_are_cleaned_and_counted(locks: Path, mlxk2: Program) -> None:
+    (locks / "other.lock").touch()
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 2
+    assert not locks.exists()
+
+
+def test_living_locks_forbid_removal(hub: Hub, living: Path, mlxk2: Program) -> None:
+    before = tree(hub.path)
+    error = error_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert error["type"] == "locks_present"
+    assert error["data"]["locks_detected"] is True
+    assert error["data"]["lock_files"] == [f".locks/models--org--model/{living.name}"]
+    assert tree(hub.path) == before
+    planned = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
+    assert planned["lock_files"] == error["data"]["lock_files"]
+
+
+def test_force_removes_despite_living_locks_but_not_the_locks(hub: Hub, living: Path, mlxk2: Program) -> None:
+    assert data_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["lock_files_cleaned"] == 1
+    assert (entries(hub.path), list(living.parent.iterdir())) == (set(), [living])
+
+
+def test_locks_of_a_dead_process_are_stale(locks: Path, mlxk2: Program) -> None:
+    program = f"import os, filelock; filelock.FileLock({str(locks / 'dead.lock')!r}).acquire(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 2
+
+
+def test_odd_things_among_the_locks_are_no_locks(locks: Path, tmp_path: Path, mlxk2: Program) -> None:
+    victim = tmp_path / "victim"
+    victim.touch()
+    (locks / "link.lock").symlink_to(victim)
+    os.mkfifo(locks / "pipe.lock")
+    (locks / "folder.lock").mkdir()
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 1
+    assert victim.exists()
+
+
+# ------------------------------------------------------------------------------------- nothing outside the hub folder
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """Somebody's files outside the cache, laid out as a model, which must be there unchanged afterwards."""
+    outside = Hub(tmp_path / "outside")
+    outside.path.mkdir()
+    outside.add(NAME, FIRST)
+    outside.add(NAME, SECOND, OTHER_COMMIT, ref=None)
+    before = tree(outside.path)
+    yield outside.folder(NAME)
+    assert tree(outside.path) == before
+
+
+def test_a_link_in_place_of_a_model_goes_alone(hub: Hub, victim: Path, mlxk2: Program) -> None:
+    hub.folder(NAME).symlink_to(victim)
+    assert error_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")["type"] == "OperationError"
+    assert hub.folder(NAME).is_symlink()
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert "link" in data["message"]
+    assert entries(hub.path) == set()
+
+
+@pytest.mark.parametrize("part", ["snapshots", "blobs", "refs", f"snapshots/{COMMIT}", "trees", ".no_exist"])
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
+def test_links_inside_a_model_are_not_followed(
+    hub: Hub, victim: Path, mlxk2: Program, part: str, argument: str
+) -> None:
+    hub.add(NAME, FIRST)
+    hub.add(NAME, SECOND, OTHER_COMMIT, ref=None)
+    place = hub.folder(NAME) / part
+    if place.exists():
+        place.rename(hub.path / "moved")
+    place.symlink_to(victim / part if (victim / part).exists() else victim)
+    mlxk2("rm", argument, "--json", "--force")
+    if argument == NAME:
+        assert not hub.folder(NAME).exists()
+
+
+def test_shared_blob_links_that_lead_elsewhere_are_not_swept(hub: Hub, victim: Path, mlxk2: Program) -> None:
+    shared = Hub(hub.path, "shared")
+    shared.add(NAME, FIRST)
+    for number, target in enumerate((victim / "refs" / "main", "../../../../etc/hostname", "../../blobs/../../x")):
+        (shared.folder(NAME) / "blobs" / f"{number:064}").symlink_to(target)
+    data_of(mlxk2("rm", NAME, "--json"), "rm")
+
+
+def test_lock_folders_that_are_links_stay(hub: Hub, victim: Path, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    (victim / "stale.lock").touch()
+    (hub.path / ".locks").mkdir()
+    (hub.path / ".locks" / "models--org--model").symlink_to(victim)
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 0
+    (victim / "stale.lock").unlink()
+
+
+def test_a_hub_folder_that_is_a_link_is_the_hub(hub: Hub, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(hub.path, "shared").add(NAME, FIRST)
+    (tmp_path / "alias").symlink_to(hub.path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "alias"))
+    before = room(hub.path)
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert data["freed_bytes"] == before - room(hub.path) > 300_000
+    assert (tmp_path / "alias").is_symlink()
+
+
+def test_hostile_refs_do_no_harm(hub: Hub, victim: Path, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    hub.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
+    refs = hub.folder(NAME) / "refs"
+    (victim / "refs" / "outside").write_text(COMMIT)
+    (refs / "link").symlink_to(victim / "refs" / "outside")
+    (refs / "folder").symlink_to(victim / "refs")
+    os.mkfifo(refs / "pipe")
+    (refs / "up").write_text("../../../outside")
+    (refs / "long").write_text(COMMIT + "x" * 1_000)
+    data_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")
+    assert {path.name for path in refs.iterdir()} == {"link", "folder", "pipe", "up", "long", "dev"}
+    (victim / "refs" / "outside").unlink()
+
+
+def test_abandoned_trash_is_removed_without_following_links(hub: Hub, victim: Path, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    for number, name in enumerate(("models--org--model", "snapshots", "other")):
+        trash = hub.path / f".trash-model-{number}"
+        trash.mkdir()
+        (trash / name).symlink_to(victim)
+    revision = hub.path / ".trash-revision-0" / "models--org--model"
+    revision.mkdir(parents=True)
+    (revision / "snapshots").symlink_to(victim / "snapshots")
+    (revision / "blobs").symlink_to(victim / "blobs")
+    (hub.path / ".trash-model-9").symlink_to(victim)
+    data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert entries(hub.path) == {".trash-model-9"}
