@@ -30,29 +30,45 @@ class Streams(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        # A name in any script must be printable on any terminal.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _prepare_streams()
     try:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone. Nothing is left to say, not even by the interpreter's own flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        _discard_output()
+        return _report(_as_error(error), [])
     return code
+
+
+def _prepare_streams() -> None:
+    # The shell's `>&-` leaves no stream at all.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the program ends
+    sys.stderr = sys.stderr or sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        # A name in any script must be printable on any terminal.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _discard_output() -> None:
+    # The reader has gone, or the disk is full: what is left must not be tried again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: Sequence[str]) -> int:
     try:
         args = arguments.parse(words, os.environ)
         data = _execute(args)
+        text = _rendered(args, data)
     except BrokenPipeError:
         raise
+    except SystemExit:
+        return 0  # argparse has printed its help
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every fault ends here, as one error of the tree
         return _report(_as_error(error), words)
-    if data is not None:
-        _print(args, data)
+    sys.stdout.write(text)
     return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0
 
 
@@ -66,19 +82,19 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
     return result
 
 
-def _print(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
+def _rendered(args: argparse.Namespace, data: Mapping[str, Any] | None) -> str:
+    if data is None:
+        return ""
     if args.json:
-        _print_envelope("success", args.command, data, None)
-    else:
-        sys.stdout.write(import_module("mlxk2.human").render(args, data, sys.stdout))
+        return _envelope("success", args.command, data, None)
+    text: str = import_module("mlxk2.human").render(args, data, sys.stdout)
+    return text
 
 
-def _print_envelope(
-    status: str, command: str, data: Mapping[str, Any] | None, error: Mapping[str, Any] | None
-) -> None:
+def _envelope(status: str, command: str, data: Mapping[str, Any] | None, error: Mapping[str, Any] | None) -> str:
     envelope = {"status": status, "command": command, "data": data, "error": error}
     indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(envelope, indent=indent, allow_nan=False) + "\n")
+    return json.dumps(envelope, indent=indent, allow_nan=False) + "\n"
 
 
 def _report(error: MlxkError, words: Sequence[str]) -> int:
@@ -88,7 +104,7 @@ def _report(error: MlxkError, words: Sequence[str]) -> int:
     if "--json" in words:
         command = getattr(error, "command", None) or arguments.named_command(words) or "version"
         described = {"type": error.type, "message": error.message, **error.details}
-        _print_envelope("error", command, error.data, described)
+        sys.stdout.write(_envelope("error", command, error.data, described))
         return error.exit_code
     usage = error.usage if isinstance(error, CommandError) else ""
     hint = error.details.get("hint")

@@ -375,30 +375,33 @@ def test_a_file_of_any_name(hub, name):
     assert verdict(hub)["health"] == "healthy"
 
 
-def test_folders_a_thousand_deep(hub):
+@pytest.fixture
+def dig(hub):
+    """Adds a sound model with a file as many folders deep as told, and removes them: Python's rmtree recurses."""
     snapshot = hub.add("org/model", chat_model())
-    folder = os.open(snapshot, os.O_RDONLY)
-    for _ in range(1000):
-        os.mkdir("d", dir_fd=folder)
-        folder, above = os.open("d", os.O_RDONLY, dir_fd=folder), folder
-        os.close(above)
-    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
-    os.close(folder)
+
+    def make(name, depth):
+        folder = os.open(snapshot, os.O_RDONLY)
+        for _ in range(depth):
+            os.mkdir(name, dir_fd=folder)
+            below = os.open(name, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+        os.close(folder)
+
+    yield make
+    subprocess.run(["rm", "-rf", str(snapshot)], check=True)
+
+
+def test_folders_a_thousand_deep(hub, dig):
+    dig("d", 1000)
     assert verdict(hub)["health"] == "healthy"
 
 
-def test_folders_deeper_than_any_path(hub, tmp_path):
-    snapshot = hub.add("org/model", chat_model())
-    folder = os.open(snapshot, os.O_RDONLY)
-    for _ in range(40):
-        os.mkdir("d" * 200, dir_fd=folder)
-        folder, above = os.open("d" * 200, os.O_RDONLY, dir_fd=folder), folder
-        os.close(above)
-    os.close(folder)
+def test_folders_deeper_than_any_path(hub, dig):
+    dig("d" * 200, 40)
     assert "can't be read" in verdict(hub)["reason"]
-    subprocess.run(["rm", "-rf", str(hub.path)], check=True, cwd=tmp_path)
-    (hub.path).mkdir()
-    (hub.path / "TEST_SENTINEL").touch()
 
 
 # ----------------------------------------------------------------------------------------------- nothing read outside

@@ -1,0 +1,415 @@
+"""The real program as a subprocess: list, show, health and --version on real caches, pipes and terminals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pexpect
+import pytest
+from layouts import (
+    COMMIT,
+    LAYOUTS,
+    LFS_POINTER,
+    OTHER_COMMIT,
+    Hub,
+    base_model,
+    chat_model,
+    gguf_model,
+    index_of,
+    replace,
+    shard_names,
+    sharded_model,
+    weights,
+)
+from shapes import assert_envelope
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+MLXK2 = [sys.executable, "-m", "mlxk2"]
+SHARDS = shard_names(3)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "fastapi", "pydantic", "uvicorn", "rich", "numpy"}
+
+
+@pytest.fixture
+def environment(isolated_cache):
+    """The variables of a process that sees the isolated cache alone."""
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "PATH", "HOME", "MLXK2_STRICT_TEST_DELETE")
+    assert isolated_cache.is_dir()
+    return {name: os.environ[name] for name in names if name in os.environ} | {"LANG": "C.UTF-8", "TERM": "xterm"}
+
+
+@pytest.fixture
+def run(environment):
+    """Runs the program to its end."""
+
+    def start(*words, **changes):
+        variables = {k: v for k, v in (environment | changes).items() if v is not None}
+        return subprocess.run([*MLXK2, *words], capture_output=True, env=variables, timeout=60, check=False)
+
+    return start
+
+
+@pytest.fixture
+def envelope(run):
+    """Runs the program with `--json` and returns its one document, after its shape was checked."""
+
+    def start(command, *words, status="success", code=None, **changes):
+        done = run(*words, "--json", **changes)
+        document = json.loads(done.stdout, parse_constant=pytest.fail)
+        assert_envelope(document, command, status)
+        assert done.returncode == (code if code is not None else (status == "error")), done
+        assert done.stderr == b""
+        return document
+
+    return start
+
+
+def fill(hub):
+    """A sound model of each framework."""
+    hub.add("mlx-community/chat", chat_model())
+    hub.add("mlx-community/sharded", sharded_model())
+    hub.add("org/base", base_model())
+    hub.add("org/gguf", gguf_model())
+
+
+# ------------------------------------------------------------------------------------------------ the three layouts
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_command_on_every_layout(isolated_cache, run, envelope, layout):
+    fill(Hub(isolated_cache, layout))
+    models = envelope("list", "list")["data"]["models"]
+    assert [(m["name"], m["framework"], m["health"]) for m in models] == [
+        ("mlx-community/chat", "MLX", "healthy"),
+        ("mlx-community/sharded", "MLX", "healthy"),
+        ("org/base", "PyTorch", "healthy"),
+        ("org/gguf", "GGUF", "healthy"),
+    ]
+    assert envelope("health", "health", "--deep")["data"]["summary"]["healthy_count"] == 4
+    shown = envelope("show", "show", "sharded", "--files", "--config")["data"]
+    assert len(shown["files"]) == len(sharded_model())
+    table = run("list", "--all", "--health").stdout.decode()
+    assert len(table.splitlines()) == 5
+    assert "model.safetensors" in run("show", "mlx-community/chat", "--files").stdout.decode()
+    assert run("health", "--deep").stdout.decode().splitlines()[-1] == "4 of 4 healthy"
+
+
+# ----------------------------------------------------------------------------------------------------------- damage
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    replace(path, bytes(content))
+
+
+DAMAGE = {
+    "truncated": (lambda s: replace(s / SHARDS[1], (s / SHARDS[1]).read_bytes()[:-1]), f"{SHARDS[1]} is truncated"),
+    "missing": (lambda s: (s / SHARDS[1]).unlink(), f"Missing shard: {SHARDS[1]}"),
+    "empty": (lambda s: replace(s / SHARDS[1], b""), f"{SHARDS[1]} is empty"),
+    "pointer": (lambda s: replace(s / SHARDS[1], LFS_POINTER), f"{SHARDS[1]} is a Git LFS pointer"),
+    "dangling": (lambda s: (s / SHARDS[1]).resolve().unlink(), f"{SHARDS[1]} is a dangling link"),
+    "broken": (lambda s: replace(s / "config.json", b'{"model_type": "lla'), "config.json is not valid JSON"),
+    "partial": (lambda s: (s / "x.safetensors.incomplete").touch(), "Unfinished download: x.safetensors.incomplete"),
+    "index": (lambda s: replace(s / "model.safetensors.index.json", index_of(["../x"])), "names a path outside"),
+    "tokenizer": (lambda s: (s / "tokenizer.json").unlink(), "No tokenizer"),
+    "flipped": (lambda s: flip(s / SHARDS[1]), f"Corrupt content: {SHARDS[1]}"),
+}
+
+
+@pytest.mark.parametrize("layout", ["links", "shared"])
+def test_every_kind_of_damage_is_found_and_named(isolated_cache, envelope, run, layout):
+    hub = Hub(isolated_cache, layout)
+    for number, (name, (harm, _)) in enumerate(DAMAGE.items()):
+        # In the shared store the same bytes are one blob: each model has a shard of its own to be harmed.
+        harm(hub.add(f"org/{name}", sharded_model() | {SHARDS[1]: weights(shape=(3, 5 + number))}))
+    hub.add("org/sound", chat_model())
+    data = envelope("health", "health", "--deep")["data"]
+    reasons = {entry["name"].removeprefix("org/"): entry["reason"] for entry in data["unhealthy"]}
+    assert set(reasons) >= set(DAMAGE)
+    assert {name: expected in reasons[name] for name, (_, expected) in DAMAGE.items()} == dict.fromkeys(DAMAGE, True)
+    assert [entry["name"] for entry in data["healthy"]] == ["org/sound"]
+    assert b"is truncated" in run("list", "--all", "--health", "--verbose").stdout
+
+
+# ------------------------------------------------------------------------------------------------------- wrong usage
+
+
+WRONG = [
+    ([], "version"),
+    (["--frobnicate"], "version"),
+    (["frobnicate"], "version"),
+    (["lst"], "version"),
+    (["show"], "show"),
+    (["show", "a", "b"], "show"),
+    (["list", "--frobnicate"], "list"),
+    (["list", "--heal"], "list"),
+    (["health", "--deep", "--all"], "health"),
+    (["pull"], "pull"),
+    (["rm"], "rm"),
+    (["run"], "run"),
+    (["run", "demo", "x", "--max-tokens", "many"], "run"),
+    (["run", "demo", "x", "--temperature"], "run"),
+    (["serve", "--port", "x"], "server"),
+    (["server", "--port"], "server"),
+    (["clone", "a", "b"], "clone"),
+    (["push"], "push"),
+]
+
+
+@pytest.mark.parametrize(("words", "command"), WRONG)
+def test_wrong_usage_is_one_document(envelope, words, command):
+    error = envelope(command, *words, status="error", code=2)["error"]
+    assert error["type"] == "CommandError"
+    assert "usage:" not in error["message"].lower()
+
+
+@pytest.mark.parametrize("words", [["list", "--frobnicate"], ["frobnicate"], ["show"]])
+def test_wrong_usage_tells_people_on_stderr(run, words):
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"usage: mlxk2" in done.stderr
+    assert b"Error: " in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["push", "clone"])
+def test_alpha_commands_are_behind_their_variable(envelope, run, command):
+    error = envelope(command, command, "a", "b/c", status="error", code=2)["error"]
+    assert "MLXK2_ENABLE_ALPHA_FEATURES" in error["message"]
+    assert f" {command} ".encode() not in run("--help").stdout
+    assert f" {command} ".encode() in run("--help", MLXK2_ENABLE_ALPHA_FEATURES="1").stdout
+
+
+def test_version_is_known_before_anything_else(envelope, run):
+    data = envelope("version", "--version", HF_HUB_CACHE="/dev/null")["data"]
+    assert run("--version").stdout.decode() == f"mlxk2 {data['cli_version']}\n"
+
+
+@pytest.mark.parametrize("place", [("--json", "list"), ("list", "--json")])
+def test_the_flag_may_stand_before_or_after_the_command(run, place):
+    assert_envelope(json.loads(run(*place).stdout), "list")
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_have_their_type_and_exit_code(isolated_cache, envelope):
+    hub = Hub(isolated_cache)
+    fill(hub)
+    hub.add("org/chat-2", chat_model(), OTHER_COMMIT)
+    hub.add("org/chat-2", chat_model(), COMMIT)
+    cases = {
+        ("show", "nowhere"): "model_not_found",
+        ("show", "org"): "ambiguous_match",
+        ("health", "org"): "ambiguous_match",
+        ("show", "org/chat-2@fff"): "hash_not_found",
+        ("show", "a..b"): "ValidationError",
+        ("show", "./nowhere"): "model_not_found",
+    }
+    for words, kind in cases.items():
+        assert envelope(words[0], *words, status="error")["error"]["type"] == kind
+    assert envelope("show", "show", "org/chat-2@abc")["data"]["model"]["hash"] == OTHER_COMMIT
+    assert envelope("show", "show", "org/chat-2@main")["data"]["model"]["hash"] == COMMIT
+    assert envelope("health", "health", "nowhere")["data"]["summary"]["total"] == 0
+
+
+@pytest.mark.parametrize("command", ["list", "health"])
+def test_an_unreadable_hub_is_an_error(envelope, tmp_path, command):
+    (tmp_path / "file").touch()
+    error = envelope(command, command, status="error", HF_HUB_CACHE=str(tmp_path / "file"))["error"]
+    assert error["type"] == "OperationError"
+    assert str(tmp_path) not in json.dumps(error)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_hub_without_permission_is_an_error(isolated_cache, envelope):
+    isolated_cache.chmod(0)
+    try:
+        assert "denied" in envelope("list", "list", status="error")["error"]["message"]
+    finally:
+        isolated_cache.chmod(0o755)
+
+
+def test_the_variables_take_precedence_as_in_the_library(tmp_path, envelope):
+    for name in ("home/hub", "new", "old"):
+        (tmp_path / name).mkdir(parents=True)
+        Hub(tmp_path / name).add(f"org/{name[:4]}", chat_model())
+    places = {
+        "HF_HUB_CACHE": str(tmp_path / "new"),
+        "HUGGINGFACE_HUB_CACHE": str(tmp_path / "old"),
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    for variable, expected in zip(list(places), ("org/new", "org/old", "org/home"), strict=True):
+        (model,) = envelope("list", "list", **places)["data"]["models"]
+        assert model["name"] == expected
+        places[variable] = None
+    Hub(tmp_path / ".cache" / "huggingface" / "hub").path.mkdir(parents=True)
+    assert envelope("list", "list", HOME=str(tmp_path), **places)["data"]["count"] == 0
+    assert envelope("list", "list", **(places | {"HF_HOME": "$PLACE/home"}), PLACE=str(tmp_path))["data"]["count"] == 1
+
+
+# ------------------------------------------------------------------------------------------------ pipes and signals
+
+
+@pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "health"])
+def test_a_closed_pipe_ends_quietly(isolated_cache, environment, words):
+    hub = Hub(isolated_cache)
+    for number in range(20):
+        hub.add(f"org/model-{number:03}-{'x' * 60}", chat_model())
+    line = f"set -o pipefail; '{sys.executable}' -m mlxk2 {words} | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_the_first_line_is_whole(isolated_cache, environment):
+    fill(Hub(isolated_cache))
+    line = f"'{sys.executable}' -m mlxk2 list --all | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert done.stdout.split() == [b"Name", b"Hash", b"Size", b"Modified", b"Framework", b"Type"]
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_fault(isolated_cache, environment, redirection):
+    fill(Hub(isolated_cache))
+    line = f"'{sys.executable}' -m mlxk2 list --json {redirection}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_full_disk_is_one_line(isolated_cache, environment):
+    fill(Hub(isolated_cache))
+    line = f"'{sys.executable}' -m mlxk2 list --json > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"Error: The operating system refused: No space left on device.\n"
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_an_interrupted_deep_check_exits_with_130(isolated_cache, environment, words):
+    snapshot = Hub(isolated_cache).add("org/model", chat_model())
+    blob = (snapshot / "tokenizer.json").resolve()
+    with blob.open("r+b") as file:
+        file.truncate(60_000_000_000)  # a hole, which still takes a minute to hash
+    command = [*MLXK2, "health", "--deep", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    _wait_until_open(process, blob)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    if words:
+        assert json.loads(out)["error"]["type"] == "interrupted"
+    else:
+        assert (out, err) == (b"", b"Error: Interrupted.\n")
+
+
+def _wait_until_open(process, path):
+    """Wait until a process reads a file; where that can't be seen, long enough."""
+    folder = f"/proc/{process.pid}/fd"
+    for _ in range(400):
+        time.sleep(0.05)
+        if not os.path.isdir(folder):
+            time.sleep(2)
+            return
+        if process.poll() is not None or str(path) in _open_files(folder):
+            return
+
+
+def _open_files(folder):
+    files = []
+    for name in os.listdir(folder):
+        try:
+            files.append(os.readlink(os.path.join(folder, name)))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return files
+
+
+# -------------------------------------------------------------------------------------------------------- terminals
+
+
+@pytest.fixture
+def terminal(isolated_cache, environment):
+    """Runs the program on a terminal of a width; what is seen there, line by line."""
+
+    def start(*words, columns=80, **changes):
+        environment_of_it = environment | {"COLUMNS": "500"} | changes
+        child = pexpect.spawn(
+            MLXK2[0],
+            [*MLXK2[1:], *words],
+            env=environment_of_it,
+            dimensions=(24, columns),
+            encoding="utf-8",
+            timeout=30,
+        )
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+        return child.before.splitlines()
+
+    fill(Hub(isolated_cache))
+    return start
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("words", [("list", "--all", "--health", "--verbose"), ("health",), ("show", "chat")])
+def test_a_terminal_gets_colours_and_tables_that_fit(terminal, columns, words):
+    lines = terminal(*words, columns=columns)
+    assert any(COLOUR.search(line) for line in lines)
+    assert max(len(COLOUR.sub("", line)) for line in lines) <= columns
+    shown = "".join(COLOUR.sub("", line) for line in lines)
+    assert "healthy" in shown or columns == 40
+
+
+def test_no_color_takes_the_colours_away(terminal):
+    lines = terminal("list", "--all", "--health", NO_COLOR="1")
+    assert not any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in lines)
+    assert any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in terminal("list", "--all", "--health"))
+
+
+def test_a_dumb_terminal_gets_no_codes(terminal):
+    assert not any("\x1b" in line for line in terminal("list", "--all", "--health", TERM="dumb"))
+
+
+@pytest.mark.parametrize("forced", ["FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"])
+def test_a_pipe_gets_no_codes(isolated_cache, run, forced):
+    fill(Hub(isolated_cache))
+    for words in (("list", "--all", "--health"), ("show", "chat"), ("health", "--deep")):
+        done = run(*words, **{forced: "1"})
+        assert b"\x1b" not in done.stdout + done.stderr
+        assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("locale", "encoding"), [("C", None), ("C.UTF-8", None), ("POSIX", "ascii"), ("C", "latin-1")])
+def test_names_in_any_script_print_in_any_locale(isolated_cache, run, locale, encoding):
+    hub = Hub(isolated_cache)
+    hub.add("组织/模型-chat", chat_model() | {"données.txt": b"x"})
+    changes = {"LANG": locale, "LC_ALL": locale, "PYTHONIOENCODING": encoding}
+    done = run("list", "--all", **changes)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "模型".encode() in done.stdout or rb"\u6a21\u578b" in done.stdout
+    assert json.loads(run("list", "--json", **changes).stdout)["data"]["models"][0]["name"] == "组织/模型-chat"
+    assert run("show", "组织/模型-chat", "--files", **changes).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize(
+    "words", [["list", "--json"], ["health", "--json"], ["show", "mlx-community/chat", "--json"], ["--version"]]
+)
+def test_nothing_heavy_is_imported(isolated_cache, environment, words):
+    fill(Hub(isolated_cache))
+    command = [sys.executable, "-X", "importtime", "-m", "mlxk2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "mlxk2" in imported
+    assert imported & HEAVY <= ({"rich"} if words == ["--version"] else set())
