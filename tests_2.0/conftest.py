@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
 from layouts import SENTINEL, Hub
+from pushing import pusher  # noqa: F401 - a fixture
 
 from mlxk2.cli import main
 

@@ -35,7 +35,10 @@ def connect() -> Connection:
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
     found = token(os.environ)
     # False stands for none, where None would make the library look for one.
-    return Connection(HfApi(token=found or False, library_name="mlxk2", library_version=__version__), found)
+    api = HfApi(
+        endpoint=os.environ.get("HF_ENDPOINT"), token=found or False, library_name="mlxk2", library_version=__version__
+    )
+    return Connection(api, found)
 
 
 def token(environment: Mapping[str, str]) -> str | None:

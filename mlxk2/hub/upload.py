@@ -166,6 +166,7 @@ class Branch:
             repo_id=self._repo_id,
             repo_type="model",
             revision=quote(self._name, safe=""),
+            endpoint=self._api.endpoint,
         )
         answer = library.http_backoff("GET", url, headers=self._headers)
         if answer.status_code in ROUTE_MISSING and ERROR_CODE not in answer.headers:

@@ -20,6 +20,12 @@ class Blob:
     data: bytes
     is_lfs: bool = False
     xet_hash: str | None = None
+    claimed_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The size that the hub tells; it may lie."""
+        return len(self.data) if self.claimed_size is None else self.claimed_size
 
     @cached_property
     def sha256(self) -> str:
@@ -84,13 +90,14 @@ class Repo:
 class Contents:
     """Everything the hub knows. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
 
-    `in_store` finds those that were uploaded to the store beside the hub.
+    `in_store` finds those that were uploaded to the store beside the hub. `ignore_rules` came along with uploads.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
+    ignore_rules: list[str | None] = field(default_factory=list)
     page_size: int = 1000
     in_store: Callable[[str], Blob | None] = lambda _: None
 

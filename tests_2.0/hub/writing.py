@@ -67,8 +67,9 @@ class Writing:
 
     async def preupload(self, request: Request, owner: str, name: str, revision: str) -> Response:
         present = commit_of(self._repo(request, owner, name), revision).files
-        asked = (await request.json())["files"]
-        return JSONResponse({"files": [_mode(file, present.get(file["path"])) for file in asked]})
+        asked = await request.json()
+        self._contents.ignore_rules.append(asked.get("gitIgnore"))
+        return JSONResponse({"files": [_mode(file, present.get(file["path"])) for file in asked["files"]]})
 
     async def commit(self, request: Request, owner: str, name: str, revision: str) -> Response:
         repo = self._repo(request, owner, name)

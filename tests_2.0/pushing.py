@@ -1,0 +1,179 @@
+"""What the tests of `push` share: a folder, a hub to push it to, and the program between them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub import HubServer, Request
+from hub.contents import Blob, Repo
+from hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
+from jsonschema import Draft202012Validator
+from previous_api import is_as_before
+from shapes import assert_envelope
+
+from mlxk2.cli import main
+
+MODEL = "org/model"
+FOLDER = "./my-model"
+SCHEMA = Path(__file__).parents[1] / "docs" / "json-api-schema.json"
+
+
+class Pusher:
+    """Pushes `folder` to `org/model` on the local hub, as its owner.
+
+    The program runs beside the folder and names it by a relative path, so that no absolute path may be in what it says.
+    It runs in this process, which saves its imports; in one of its own where a test needs that.
+    """
+
+    def __init__(
+        self,
+        server: HubServer,
+        client: Client,
+        beside: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.server = server
+        self.client = client
+        self.beside = beside
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self.folder = beside / FOLDER
+        self.folder.mkdir(parents=True)
+        self.token = server.token("org")
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Put files into the folder."""
+        for name, content in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def add(self, files: Mapping[str, bytes], **settings: Any) -> str:
+        """Put files into a private repo on the hub; the new commit."""
+        return self.server.add(MODEL, files, **{"private": True, "readers": ["org"]} | settings)
+
+    def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
+        """Start the program; an empty setting is none."""
+        return subprocess.Popen(
+            [*PROGRAM, "push", FOLDER, MODEL, *words],
+            cwd=self.beside,
+            env={name: value for name, value in self._environment(settings).items() if value},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def spawn(self, *words: str, **settings: str) -> Outcome:
+        """Run the program as a process of its own."""
+        process = self.start(*words, **settings)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+        return self._checked(Outcome(process.returncode, out, err))
+
+    def run(self, *words: str, **settings: str) -> Outcome:
+        """Run the program."""
+        self._capsys.readouterr()
+        with self._monkeypatch.context() as patch:
+            patch.chdir(self.beside)
+            for name, value in self._environment(settings).items():
+                patch.setenv(name, value)
+            code = main(("push", FOLDER, MODEL, *words))
+        return self._checked(Outcome(code, *self._capsys.readouterr()))
+
+    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        return self.client.environment | {"HF_TOKEN": self.token} | settings
+
+    def _checked(self, outcome: Outcome) -> Outcome:
+        """The outcome, in which nothing is said that is nobody's business."""
+        for secret in (self.token, str(self.beside)):
+            assert secret not in outcome.out + outcome.err
+        return outcome
+
+    def data(self, *words: str, **settings: str) -> dict[str, Any]:
+        """The data of a push that succeeds."""
+        return succeeded(self.run(*words, "--json", **settings))
+
+    def error(self, *words: str, **settings: str) -> dict[str, Any]:
+        """The error of a push that fails."""
+        return failed(self.run(*words, "--json", **settings))
+
+    @property
+    def repo(self) -> Repo:
+        """The repo on the hub."""
+        return self.server.contents.repos[MODEL]
+
+    def on_hub(self, branch: str = "main") -> dict[str, bytes]:
+        """The files of a branch, without the one that the hub made."""
+        commit = self.repo.find(branch)
+        assert commit is not None
+        return {name: blob.data for name, blob in commit.files.items() if name != ".gitattributes"}
+
+    def here(self) -> dict[str, bytes]:
+        """The files of the folder."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+    def writes(self) -> list[Request]:
+        """The requests that could change something on the hub."""
+        harmless = ("validate-yaml", "preupload")
+        found = [request for request in self.server.log.requests if request.method not in ("GET", "HEAD")]
+        return [request for request in found if not any(word in request.path for word in harmless)]
+
+
+class UnnamedBlob(Blob):
+    """A file whose hash the hub does not tell in its listing, only when it is uploaded."""
+
+    @property
+    def oid(self) -> str:  # type: ignore[override]
+        return ""
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.is_lfs else Blob(self.data).oid
+
+
+def succeeded(outcome: Outcome) -> dict[str, Any]:
+    """The data of a push that succeeded."""
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert_document(outcome.json, "success")
+    data: dict[str, Any] = outcome.json["data"]
+    return data
+
+
+def failed(outcome: Outcome) -> dict[str, Any]:
+    """The error of a push that failed."""
+    assert (outcome.code, outcome.err) == (1, ""), outcome
+    assert_document(outcome.json, "error")
+    error: dict[str, Any] = outcome.json["error"]
+    return error
+
+
+def assert_document(document: Any, status: str) -> None:
+    """The document is one of the schema, of the types, and of the API 0.1.5."""
+    assert [error.message for error in _validator().iter_errors(document)] == []
+    assert_envelope(document, "push", status)
+    assert is_as_before(document)
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def pusher(
+    hub_server: HubServer,
+    hub_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Pusher:
+    """A folder with nothing in it, and a hub with no repo."""
+    return Pusher(hub_server, hub_client, tmp_path.resolve() / "work", monkeypatch, capsys)
