@@ -1,0 +1,173 @@
+"""`rm` as a process: killed at any moment, asked on a terminal, beside other processes; what stays still runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pexpect
+import pytest
+from conftest import Program, Result
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model
+from places import data_of, tree
+from tiny_models import say, write_chain
+
+pytestmark = pytest.mark.e2e
+
+NAME, OTHER = "org/model", "org/other"
+COMMAND = (sys.executable, "-m", "mlxk2", "rm")
+MOMENTS = 10
+WAIT_SECONDS = 60
+
+COMMON = chat_model() | {f"common-{i:03}.txt": b"common %d" % i for i in range(20)}
+OWN: dict[str, Files] = {
+    commit: {f"{commit[0]}-{i:03}.txt": b"%s %d" % (commit.encode(), i) for i in range(100)}
+    | {f"{commit[0]}-{i}.bin": commit.encode() * 500 + b"%d" % i for i in range(4)}
+    for commit in (COMMIT, OTHER_COMMIT)
+}
+
+
+class Template(NamedTuple):
+    """A cache that is copied for every kill, how an unkilled removal leaves it, and how many seconds that takes."""
+
+    hub: Path
+    after: dict[str, dict[str, Any]]
+    seconds: float
+    trash_seconds: float
+
+
+def start(hub: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `rm` on a cache."""
+    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "MLXK2_STRICT_TEST_DELETE": "1"}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *words, "--json"], env=environment, text=True, **streams)
+
+
+def ended(process: subprocess.Popen[str]) -> Result:
+    """How a started `rm` ended."""
+    out, err = process.communicate(timeout=WAIT_SECONDS)
+    return Result(process.returncode, out, err)
+
+
+def wait_for_trash(hub: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a process has begun to remove, or has ended."""
+    while process.poll() is None and not any(name.startswith(".trash-") for name in os.listdir(hub)):
+        time.sleep(0.0005)
+
+
+def copied(hub: Path, place: Path) -> Path:
+    """A copy of a cache, at a path as deep."""
+    shutil.copytree(hub, place, symlinks=True)
+    return place
+
+
+def outcome(hub: Path) -> dict[str, Any]:
+    """What is in a cache, without what the library leaves in its store: its lock files, and half a list when killed."""
+    return {name: value for name, value in tree(hub).items() if not name.endswith((".lock", ".tmp"))}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Template:
+    folder = tmp_path_factory.mktemp(request.param)
+    hub = Hub(folder / "hub", request.param)
+    hub.path.mkdir()
+    (hub.path / "TEST_SENTINEL").touch()
+    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
+    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    hub.add(OTHER, COMMON | {"0-1.bin": OWN[COMMIT]["0-1.bin"]})
+    (hub.path / ".locks" / "models--org--model").mkdir(parents=True)
+    (hub.path / ".locks" / "models--org--model" / "stale.lock").touch()
+    after = {}
+    for number, argument in enumerate(ARGUMENTS):
+        place = copied(hub.path, folder / f"after-{number}")
+        begin = time.monotonic()
+        process = start(place, argument)
+        wait_for_trash(place, process)
+        trash = time.monotonic()
+        data_of(ended(process), "rm")
+        end = time.monotonic()
+        after[argument] = outcome(place)
+    return Template(hub.path, after, end - begin, end - trash)
+
+
+ARGUMENTS = (NAME, f"{NAME}@{COMMIT}")
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_at_any_moment_and_called_again(
+    template: Template, moment: int, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = copied(template.hub, tmp_path / "hub")
+    chance = random.Random()
+    argument = ARGUMENTS[moment % 2]
+    process = start(hub, argument)
+    # Most of a run is Python's start: every other two kills are aimed at the removal itself.
+    if moment % 4 < 2:
+        wait_for_trash(hub, process)
+        time.sleep(chance.uniform(0, template.trash_seconds))
+    else:
+        time.sleep(chance.uniform(0, template.seconds))
+    process.kill()
+    process.communicate()
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    assert_whole_or_gone(hub, mlxk2, argument)
+    again = ended(start(hub, argument))
+    if again.code == 0:
+        assert data_of(again, "rm")["action"] == "deleted"
+    else:  # it was killed when all was done
+        assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
+    assert outcome(hub) == template.after[argument]
+    assert_whole_or_gone(hub, mlxk2, argument)
+
+
+def assert_whole_or_gone(hub: Path, mlxk2: Program, argument: str) -> None:
+    """All that is listed is healthy, and each of its revisions is complete."""
+    models = {model["name"]: model for model in mlxk2("list", "--json").json["data"]["models"]}
+    assert models.keys() - {NAME} == {OTHER}
+    if argument != NAME:
+        assert NAME in models
+    assert all(model["health"] == "healthy" for model in models.values())
+    assert mlxk2("health", "--json").json["data"]["unhealthy"] == []
+    snapshots = hub / "models--org--model" / "snapshots"
+    for snapshot in snapshots.iterdir() if snapshots.exists() else ():
+        content = {path.name: path.read_bytes() for path in snapshot.iterdir()}
+        assert content == COMMON | OWN[snapshot.name]
+
+
+def test_other_revision_still_runs(hub: Hub, tmp_path: Path, mlxk2: Program) -> None:
+    folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add(NAME, files)
+    hub.add(NAME, files | {"README.md": b"# Another\n"}, OTHER_COMMIT, ref="dev")
+    data_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")
+    command = [sys.executable, "-m", "mlxk2", "run", NAME, "Capital?", "--temperature", "0"]
+    said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (said.returncode, said.stdout.strip()) == (0, "Paris!"), said
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
+def test_asks_on_a_terminal(hub: Hub, answer: str, code: int) -> None:
+    hub.add(NAME, chat_model())
+    child = pexpect.spawn(sys.executable, ["-m", "mlxk2", "rm", "mod"], encoding="utf-8", timeout=WAIT_SECONDS)
+    child.expect_exact("[y/N] ")
+    assert NAME in child.before
+    child.sendline(answer)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert (child.exitstatus, hub.folder(NAME).exists()) == (code, code == 1)
+
+
+def test_many_at_once_remove_once(hub: Hub) -> None:
+    Hub(hub.path, "shared").add(NAME, COMMON | OWN[COMMIT])
+    results = [ended(process) for process in [start(hub.path, NAME) for _ in range(4)]]
+    kinds = sorted("deleted" if result.code == 0 else result.json["error"]["type"] for result in results)
+    assert kinds.count("deleted") == 1, results
+    assert set(kinds) <= {"deleted", "model_not_found", "locks_present"}
+    assert {entry.name for entry in hub.path.iterdir()} <= {"TEST_SENTINEL", "blobs", ".locks"}
