@@ -1,0 +1,44 @@
+"""List and health on the user's own cache; nothing is written there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.wet, pytest.mark.live_list]
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "mlxk2", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """What `list --all` says of the user's cache."""
+    done = run("list", "--all", "--verbose")
+    assert (done.returncode, done.stderr) == (0, "")
+    if not any(line.split()[-1] == "chat" for line in done.stdout.splitlines()[1:]):
+        pytest.skip(f"no chat model in the cache of {os.environ['HF_HOME']}")
+    return done.stdout
+
+
+def names(table):
+    return {line.split()[0] for line in table.splitlines()[1:]}
+
+
+def test_the_plain_list_is_a_part_of_the_whole_one(everything):
+    done = run("list")
+    assert done.returncode == 0
+    shown = {name if "/" in name else f"mlx-community/{name}" for name in names(done.stdout)}
+    assert shown <= names(everything)
+
+
+def test_verbose_shows_more_than_chat_models(everything):
+    assert names(run("list", "--verbose").stdout) <= names(everything)
+
+
+def test_health_has_a_verdict_on_every_model(everything):
+    done = run("health")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].endswith(f" of {len(names(everything))} healthy")

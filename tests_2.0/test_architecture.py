@@ -1,0 +1,167 @@
+"""The shape of the package, read from its imports: they point downward only, and heavy parts have one room each."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mlxk2
+
+PACKAGE = Path(mlxk2.__file__).parent
+FOUNDATION = {"errors", "spec", "sizes", "progress"}
+
+# What each room may import of the others; every room may import itself.
+BELOW = {
+    "errors": set(),
+    "spec": set(),
+    "sizes": set(),
+    "progress": set(),
+    "arguments": {"errors"},
+    "cache": FOUNDATION,
+    "workspace": FOUNDATION | {"cache"},
+    "hub": FOUNDATION | {"cache", "workspace"},
+    "runner": FOUNDATION | {"cache"},
+    "server": FOUNDATION | {"cache", "runner"},
+    "human": FOUNDATION | {"cache"},
+    "commands": FOUNDATION | {"cache", "workspace", "hub", "runner", "server"},
+    "cli": FOUNDATION | {"arguments", "human", "commands"},
+    "__main__": {"cli"},
+    "__init__": set(),
+    "demo": set(),
+}
+
+# The only rooms that may import these packages.
+ROOMS_OF = {
+    "mlx": {"runner"},
+    "mlx_lm": {"runner"},
+    "transformers": {"runner"},
+    "huggingface_hub": {"hub"},
+    "hf_xet": {"hub"},
+    "fastapi": {"server"},
+    "starlette": {"server"},
+    "uvicorn": {"server"},
+    "pydantic": {"server"},
+    "prompt_toolkit": {"runner"},
+    "rich": {"human", "progress", "runner"},
+    "yaml": {"cache", "workspace"},
+}
+
+TALKERS = {"print", "input", "exit", "quit", "breakpoint"}
+STREAMS = {("sys", "stdout"), ("sys", "stderr"), ("sys", "stdin"), ("sys", "exit"), ("os", "_exit")}
+MAY_TALK = {
+    "mlxk2.cli",
+    "mlxk2.__main__",
+    "mlxk2.hub.download",  # names the stream of its warnings where no caller passes a writer
+}
+
+
+def modules():
+    """Every module of the package with its text."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        # A package speaks for the room of its folder; the root's own `__init__` is a room.
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+        yield name, path.read_text(encoding="utf-8")
+
+
+def imported(tree):
+    """The full names of what a module imports, wherever in it, `import_module` with a text included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+            # `from mlxk2 import cache` names a room only by its alias.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "mlxk2")
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
+            yield _beginning(node.args[0])
+
+
+def _beginning(argument):
+    """The constant beginning of a text: a dispatch by name says at least which room it goes to."""
+    first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+    return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else ""
+
+
+def room_of(name):
+    """`mlxk2.cache.store` → `cache`."""
+    return name.split(".")[1]
+
+
+def faults(name, source):
+    """What a module does against the architecture."""
+    tree = ast.parse(source)
+    found = [fault for target in imported(tree) if (fault := _fault_of_import(room_of(name), target))]
+    return found if name in MAY_TALK else found + list(_talk(tree))
+
+
+def _fault_of_import(room, target):
+    if target.startswith("."):
+        return f"relative import {target}"
+    top, _, rest = target.partition(".")
+    if top != "mlxk2":
+        return None if room in ROOMS_OF.get(top, {room}) else f"{room} imports {top}"
+    wanted = rest.split(".")[0]
+    if wanted not in BELOW or wanted == room or wanted in BELOW[room]:
+        return None  # itself, a room below, or a name of the package's root such as __version__
+    return f"{room} imports {wanted}"
+
+
+def _talk(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in TALKERS:
+            yield f"calls {node.func.id}"
+        if isinstance(node, ast.Attribute) and (getattr(node.value, "id", ""), node.attr) in STREAMS:
+            yield f"uses {node.value.id}.{node.attr}"
+        if isinstance(node, ast.Raise) and "SystemExit" in ast.unparse(node):
+            yield "raises SystemExit"
+
+
+@pytest.mark.parametrize(("name", "source"), [pytest.param(*module, id=module[0]) for module in modules()])
+def test_a_module_keeps_to_the_architecture(name, source):
+    assert room_of(name) in BELOW, f"{room_of(name)} is no room that is known here"
+    assert not faults(name, source)
+
+
+def test_the_table_has_no_way_up():
+    for room, below in BELOW.items():
+        assert not [lower for lower in below if room in BELOW[lower]]
+
+
+def test_the_rooms_that_are_spoken_of_are_there():
+    there = {room_of(name) for name, _ in modules()}
+    assert {"cli", "commands", "cache", "runner", "errors", "spec", "human"} <= there
+
+
+WRONG = [
+    ("mlxk2.cache.x", "from mlxk2.commands import list", "cache imports commands"),
+    ("mlxk2.cache.x", "import mlxk2.runner.runner", "cache imports runner"),
+    ("mlxk2.cache.x", "from mlxk2 import cli", "cache imports cli"),
+    ("mlxk2.cache.x", "def f():\n    from mlxk2.hub import download", "cache imports hub"),
+    ("mlxk2.cache.x", "from importlib import import_module\nimport_module('mlxk2.human')", "cache imports human"),
+    ("mlxk2.cache.x", "import importlib\nimportlib.import_module(f'mlxk2.commands.{x}')", "cache imports commands"),
+    ("mlxk2.cache.x", "from ..commands import list", "relative import ..commands"),
+    ("mlxk2.cache.x", "import huggingface_hub.utils", "cache imports huggingface_hub"),
+    ("mlxk2.commands.x", "from huggingface_hub import HfApi", "commands imports huggingface_hub"),
+    ("mlxk2.commands.x", "import mlx.core as mx", "commands imports mlx"),
+    ("mlxk2.server.x", "from mlx_lm import load", "server imports mlx_lm"),
+    ("mlxk2.runner.x", "import fastapi", "runner imports fastapi"),
+    ("mlxk2.runner.x", "from mlxk2.server import app", "runner imports server"),
+    ("mlxk2.errors", "from mlxk2.spec import Error", "errors imports spec"),
+    ("mlxk2.human", "print('x')", "calls print"),
+    ("mlxk2.commands.x", "import sys\nsys.exit(1)", "uses sys.exit"),
+    ("mlxk2.commands.x", "import sys\nsys.stdout.write('x')", "uses sys.stdout"),
+    ("mlxk2.commands.x", "raise SystemExit(1)", "raises SystemExit"),
+]
+
+
+@pytest.mark.parametrize(("name", "source", "fault"), WRONG)
+def test_a_wrong_module_is_found(name, source, fault):
+    assert fault in faults(name, source)
+
+
+def test_no_test_patches_the_package():
+    tests = Path(__file__).parent
+    patches = ("patch(" + '"mlxk2', "patch(" + "'mlxk2", "setattr(" + '"mlxk2', "setattr(" + "mlxk2")
+    guilty = [str(path) for path in tests.rglob("*.py") if any(word in path.read_text() for word in patches)]
+    assert not guilty

@@ -1,0 +1,156 @@
+"""The rules of health on real models: a part of one is copied out of the user's cache and then damaged.
+
+`MLXK2_USER_HF_HOME` or `HF_HOME` names the user's cache, which is only read. `MLXK2_ISSUE27_MODEL` is a model there,
+`MLXK2_ISSUE27_INDEX_MODEL` one with an index; without them the first that fits is taken. `MLXK2_SUBSET_COUNT` shards
+(1) are copied if `MLXK2_MIN_FREE_MB` (512) stay free. With `MLXK2_BOOTSTRAP_INDEX=1` a missing index is downloaded.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import hf_hub_download
+from layouts import LFS_POINTER
+
+from mlxk2.cache.store import Cache
+
+pytestmark = pytest.mark.issue27
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def user_hub():
+    home = os.environ.get("MLXK2_USER_HF_HOME") or os.environ["HF_HOME"]
+    hub = Path(home).expanduser() / "hub"
+    return hub if hub.is_dir() else Path(home).expanduser()
+
+
+def wanted_or_first(variable, fits):
+    """The snapshot of the model that a variable names, else of the first one that fits."""
+    cache, name = Cache(user_hub()), os.environ.get(variable)
+    models = [model for model in cache.scan() if name in (None, "", model.name)]
+    snapshots = (Path(model.snapshot().path) for model in models if not model.snapshot().is_missing)
+    found = next((path for path in snapshots if name or fits(path)), None)
+    if found is None:
+        pytest.skip(f"User model not found: {name or 'none that fits'} in {user_hub()}")
+    return found
+
+
+def index_in(snapshot):
+    return next((snapshot / name for name in INDEXES if (snapshot / name).is_file()), None)
+
+
+@pytest.fixture
+def real_model(user_cache_is_known):
+    """The snapshot of a real model."""
+    assert user_cache_is_known
+    return wanted_or_first("MLXK2_ISSUE27_MODEL", lambda path: (path / "config.json").is_file())
+
+
+@pytest.fixture
+def user_cache_is_known():
+    if not user_hub().is_dir():
+        pytest.skip(f"no cache at {user_hub()}")
+    return True
+
+
+@pytest.fixture
+def part(user_cache_is_known, isolated_cache):
+    """A part of a real model with an index in the isolated cache: config, index and the smallest shards."""
+    assert user_cache_is_known
+    variable = "MLXK2_ISSUE27_INDEX_MODEL" if os.environ.get("MLXK2_ISSUE27_INDEX_MODEL") else "MLXK2_ISSUE27_MODEL"
+    source = wanted_or_first(variable, lambda path: index_in(path) is not None)
+    index = index_in(source) or bootstrapped_index(source)
+    shards = sorted({source / name for name in json.loads(index.read_text())["weight_map"].values()}, key=size_of)
+    chosen = [shard for shard in shards if shard.is_file()][: int(os.environ.get("MLXK2_SUBSET_COUNT", "1"))]
+    if not chosen:
+        pytest.skip(f"no shard of {source} is there")
+    need_room(isolated_cache, chosen)
+    snapshot = isolated_cache / "models--part--model" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    small = [path for path in source.iterdir() if path.suffix in (".json", ".txt", ".model", ".jinja")]
+    for path in (*small, *chosen):
+        shutil.copyfile(path, snapshot / path.name)
+    shutil.copyfile(index, snapshot / index.name)
+    return snapshot, snapshot / index.name, [snapshot / shard.name for shard in chosen]
+
+
+def size_of(path):
+    return path.stat().st_size if path.is_file() else 0
+
+
+def bootstrapped_index(source):
+    if os.environ.get("MLXK2_BOOTSTRAP_INDEX") != "1":
+        pytest.skip("No safetensors index found; MLXK2_BOOTSTRAP_INDEX=1 would download one")
+    repo = source.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return Path(hf_hub_download(repo, INDEXES[0], local_dir=os.environ["HF_HOME"]))
+
+
+def need_room(folder, files):
+    spare = int(os.environ.get("MLXK2_MIN_FREE_MB", "512")) << 20
+    needed = sum(map(size_of, files)) + spare
+    if shutil.disk_usage(folder).free < needed:
+        pytest.skip(f"Not enough free space: {needed >> 20} MB are needed")
+
+
+def restrict_to(index, shards):
+    """Make the index one of these shards alone, so that the part is a whole."""
+    content = json.loads(index.read_text())
+    names = {shard.name for shard in shards}
+    content["weight_map"] = {key: name for key, name in content["weight_map"].items() if name in names}
+    index.write_text(json.dumps(content))
+
+
+def reason(mlxk2):
+    data = mlxk2("health", "part/model", "--json").json["data"]
+    return (data["healthy"] + data["unhealthy"])[0]["reason"]
+
+
+def test_a_real_model_is_healthy(real_model, mlxk2):
+    entry = mlxk2("health", str(real_model), "--json").json["data"]
+    assert entry["summary"]["healthy_count"] == 1, entry
+
+
+def test_a_subset_is_never_healthy(part, mlxk2):
+    _, index, shards = part
+    if len(set(json.loads(index.read_text())["weight_map"].values())) == len(shards):
+        pytest.skip("all shards of this model were copied")
+    assert reason(mlxk2).startswith("Missing shard")
+
+
+def test_all_that_the_index_names_is_healthy(part, mlxk2):
+    _, index, shards = part
+    restrict_to(index, shards)
+    assert reason(mlxk2) == "Model is healthy"
+
+
+def test_a_deleted_shard_is_found(part, mlxk2):
+    _, index, shards = part
+    restrict_to(index, shards)
+    shards[0].unlink()
+    assert reason(mlxk2) == f"Missing shard: {shards[0].name}"
+
+
+def test_a_truncated_shard_is_found(part, mlxk2):
+    _, index, shards = part
+    if shards[0].suffix != ".safetensors":
+        pytest.skip("only safetensors files tell their length")
+    restrict_to(index, shards)
+    with shards[0].open("r+b") as file:
+        file.truncate(size_of(shards[0]) - 1)
+    assert reason(mlxk2) == f"{shards[0].name} is truncated: 1 bytes are missing"
+
+
+def test_a_pointer_for_a_shard_is_found(part, mlxk2):
+    _, index, shards = part
+    restrict_to(index, shards)
+    shards[0].write_bytes(LFS_POINTER)
+    assert "Git LFS pointer" in reason(mlxk2)
+
+
+def test_a_broken_index_is_found(part, mlxk2):
+    _, index, _ = part
+    index.write_text("{")
+    assert reason(mlxk2) == f"{index.name} is not valid JSON"
