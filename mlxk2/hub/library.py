@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from filelock import Timeout
-from hf_xet import XetFileInfo
 from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
 from huggingface_hub.utils import logging
@@ -34,7 +33,6 @@ __all__ = [
     "Timeout",
     "WeakFileLock",
     "XetFileData",
-    "XetFileInfo",
     "XetTokenType",
     "are_symlinks_supported",
     "constants",

@@ -72,6 +72,9 @@ def _revision(connection: Connection, repo_id: str, revision: str | None) -> Rev
 def _commit(connection: Connection, repo_id: str, revision: str | None) -> str:
     with translated(repo_id):
         info = connection.api.model_info(repo_id, revision=revision, timeout=library.constants.HF_HUB_ETAG_TIMEOUT)
+        if info.gated:
+            # Everybody may read of a gated repo; who may read its files, the hub says only when asked.
+            connection.api.auth_check(repo_id)
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise DownloadFailedError(f"The hub names no commit of {repo_id}; is HF_ENDPOINT the address of a hub?")
     return info.sha

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, NamedTuple, cast
@@ -68,6 +69,9 @@ def _may_pass(fault: Exception) -> bool:
     """Whether the same request may do better soon; a fault of the disk, which has a number, does not pass."""
     if isinstance(fault, HfHubHTTPError):
         return fault.response.status_code >= FIRST_SERVER_ERROR
+    # These the library has tried five times more, already.
+    if isinstance(fault, (httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
+        return False
     return isinstance(fault, (httpx2.TransportError, ConnectionError)) or getattr(fault, "errno", None) is None
 
 
@@ -89,22 +93,5 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
 
 
 def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:
-    connection, (repo_id, commit, _) = source
-    assert wanted.xet_hash is not None
-    route = library.xet_connection_info_refresh_url(
-        token_type=library.XetTokenType.READ, repo_id=repo_id, repo_type="model", revision=commit
-    )
-    store = library.refresh_xet_connection_info(
-        file_data=library.XetFileData(file_hash=wanted.xet_hash, refresh_route=route), headers=connection.headers
-    )
-    session = library.get_xet_session()  # type: ignore[no-untyped-call]
-    with session.new_download_stream_group(
-        endpoint=store.endpoint,
-        token=store.access_token,
-        token_expiry_unix_secs=store.expiration_unix_epoch,
-        token_refresh_url=route,
-        token_refresh_headers=connection.headers,
-        custom_headers=library.xet_headers_without_auth(connection.headers),
-    ) as group:
-        for chunk in group.download_stream(library.XetFileInfo(wanted.xet_hash, wanted.size), start=file.tell()):
-            file.write(chunk)
+    # Its client opens a log file as soon as it is imported.
+    import_module("mlxk2.hub.xet").receive(*source, wanted, file)

@@ -61,6 +61,13 @@ class Client:
             text=True,
         )
 
+    def python(self, code: str, **settings: str) -> str:
+        """Run Python code in the program's environment; what it printed."""
+        environment = self.environment | settings
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
 
 def ended(process: subprocess.Popen[str]) -> Outcome:
     """What a started program said, when it has ended."""

@@ -25,6 +25,7 @@ class Reading:
         self.router = router = APIRouter()
         router.get("/api/whoami-v2")(self.whoami)
         router.get(MODEL)(self.info)
+        router.get("/api/models/{name}")(self.no_owner)
         router.get(MODEL + "/revision/{revision:path}")(self.revision_info)
         router.get(MODEL + "/auth-check")(self.auth_check)
         router.get(MODEL + "/refs")(self.refs)
@@ -44,6 +45,9 @@ class Reading:
 
     def info(self, request: Request, owner: str, name: str) -> Any:
         return self.revision_info(request, owner, name, "main")
+
+    def no_owner(self, request: Request, name: str) -> Any:
+        return _info(repo := repo_of(self._contents, request, name), commit_of(repo, "main"))
 
     def revision_info(self, request: Request, owner: str, name: str, revision: str) -> Any:
         repo = self._repo(request, owner, name)
@@ -116,7 +120,7 @@ def _resolved(request: Request, commit: Commit, blob: Blob, cdn_url: str, repo_i
 
 def _info(repo: Repo, commit: Commit) -> dict[str, Any]:
     files = [
-        {"rfilename": name, "size": len(blob.data), "blobId": blob.oid} | _lfs(blob, "sha256")
+        {"rfilename": name, "size": blob.size, "blobId": blob.oid} | _lfs(blob, "sha256")
         for name, blob in sorted(commit.files.items())
     ]
     return {
@@ -136,11 +140,11 @@ def _tree(commit: Commit, folder: str) -> list[dict[str, Any]]:
 
 def _entry(name: str, blob: Blob) -> dict[str, Any]:
     xet = {"xetHash": blob.xet_hash} if blob.xet_hash else {}
-    return {"type": "file", "path": name, "size": len(blob.data), "oid": blob.oid} | _lfs(blob, "oid") | xet
+    return {"type": "file", "path": name, "size": blob.size, "oid": blob.oid} | _lfs(blob, "oid") | xet
 
 
 def _lfs(blob: Blob, key: str) -> dict[str, Any]:
-    return {"lfs": {key: blob.sha256, "size": len(blob.data), "pointerSize": 130}} if blob.is_lfs else {}
+    return {"lfs": {key: blob.sha256, "size": blob.size, "pointerSize": 130}} if blob.is_lfs else {}
 
 
 def _page(request: Request, entries: list[dict[str, Any]], size: int) -> Response:

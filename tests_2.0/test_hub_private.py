@@ -1,0 +1,66 @@
+"""What mlxk2 uses of huggingface_hub beyond its documentation is still there, and as it was."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_xet import XetFileInfo, XetSession
+
+from mlxk2.hub import library
+
+PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
+    (library.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
+    (library.are_symlinks_supported, {"cache_dir"}),
+    (library.repo_folder_name, {"repo_id", "repo_type"}),
+    (library.WeakFileLock, {"lock_file", "timeout"}),
+    (library.is_xet_available, set()),
+    (library.shared_blobs_enabled, set()),
+    (library.shared_blob_path, {"cache_dir", "xet_hash"}),
+    (library.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
+    (library.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
+    (
+        library.publish_blob_to_shared_store,
+        {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
+    ),
+    (library.refresh_xet_connection_info, {"file_data", "headers"}),
+    (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision"}),
+    (library.xet_headers_without_auth, {"headers"}),
+    (library.XetFileData, {"file_hash", "refresh_route"}),
+    (library.get_xet_session, set()),
+]
+
+
+@pytest.mark.parametrize(("function", "parameters"), PARAMETERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_functions_take_what_we_give_them(function: Callable[..., Any], parameters: set[str]) -> None:
+    assert parameters <= set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    "name", ["DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DISABLE_XET"]
+)
+def test_constants_are_where_we_look_for_them(name: str) -> None:
+    assert hasattr(library.constants, name)
+
+
+def test_settings_are_read_when_they_are_used() -> None:
+    source = inspect.getsource(library.http_get)
+    assert "constants.DOWNLOAD_CHUNK_SIZE" in source
+    # What `Partial` offers of a file.
+    assert set(re.findall(r"temp_file\.(\w+)\(", source)) == {"write", "tell", "seek", "truncate"}
+
+
+def test_xet_streams_begin_where_they_are_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "cache"))
+    data = bytes(range(256)) * 1000
+    session = XetSession()
+    with session.new_upload_commit(endpoint=f"local://{tmp_path}") as commit:
+        upload = commit.start_upload_bytes(data)
+    xet_hash = upload.result().xet_info.hash
+    with session.new_download_stream_group(endpoint=f"local://{tmp_path}") as group:
+        got = b"".join(group.download_stream(XetFileInfo(xet_hash, len(data)), start=1234))
+    assert got == data[1234:]
