@@ -17,7 +17,7 @@ HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 def run_all(runner: MLXRunner, sessions: list[Session]) -> dict[int, list[Chunk]]:
     """Step until all sessions have ended; their chunks by position."""
     chunks: dict[int, list[Chunk]] = {number: [] for number in range(len(sessions))}
-    while any(session.row is not None for session in sessions):
+    while not all(session.ended for session in sessions):
         for session, chunk in runner.step():
             chunks[sessions.index(session)].append(chunk)
     return chunks

@@ -94,6 +94,11 @@ class Session:
         self.row: int | None = None
         self.error: MlxkError | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more chunks will come."""
+        return self.row is None
+
 
 class MLXRunner:
     """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own."""
@@ -146,7 +151,7 @@ class MLXRunner:
         """
         session = self.submit(request)
         try:
-            while session.row is not None:
+            while not session.ended:
                 steps = [(session, chunk) for chunk in self.cancel(session)] if interrupted() else self.step()
                 if session.error is not None:
                     raise session.error

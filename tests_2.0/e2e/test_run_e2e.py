@@ -96,9 +96,9 @@ def test_a_seed_decides(environment: dict[str, str], tmp_path: Path) -> None:
 def test_reasoning_is_apart(environment: dict[str, str], tmp_path: Path) -> None:
     chain = say("<think>", NEWLINE + "x", "Hm", "</think>", NEWLINE * 2, "Paris", ".")
     model = str(write_chain(tmp_path / "thinker", chain))
-    assert run(environment, model, "hi").stdout == "[Reasoning]\nxHm\n\n[Answer]\nParis.\n"
+    for words in ((), ("--no-stream",)):
+        assert run(environment, model, "hi", *words).stdout == "[Reasoning]\nxHm\n\n[Answer]\nParis.\n"
     assert run(environment, model, "hi", "--hide-reasoning").stdout == "Paris.\n"
-    assert run(environment, model, "hi", "--no-stream").stdout == "[Reasoning]\nxHm\n\n[Answer]\nParis.\n"
     answer = data(environment, model, "hi")
     assert (answer["reasoning"], answer["response"], answer["finish_reason"]) == ("xHm", "Paris.", "stop")
     assert answer["tokens_generated"] == 8

@@ -73,7 +73,7 @@ def answer(model: LoadedModel, **options: Any) -> tuple[str, Chunk]:
 def together(runner: MLXRunner, sessions: list[Session]) -> list[str]:
     """The texts of sessions that run in one batch."""
     texts = dict.fromkeys(range(len(sessions)), "")
-    while any(session.row is not None for session in sessions):
+    while not all(session.ended for session in sessions):
         for session, chunk in runner.step():
             texts[sessions.index(session)] += chunk.text
     return list(texts.values())
