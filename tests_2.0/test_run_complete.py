@@ -14,6 +14,7 @@ import pytest
 from conftest_runner import generate, saying, streams, text
 from layouts import Hub
 
+from mlxk2.errors import ModelNotRunnableError
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.runner import Chunk
@@ -95,6 +96,13 @@ def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.Mon
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert import_offline("sees_environment").seen == "1"
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_without_mlx_the_user_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "needs_mlx.py").write_text("import nonesuch_mlx\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelNotRunnableError, match="nonesuch_mlx can't be imported"):
+        import_offline("needs_mlx")
 
 
 @pytest.fixture

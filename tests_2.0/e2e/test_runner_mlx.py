@@ -9,6 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
 from mlx_lm.utils import load as mlx_lm_load
 from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, say, write_chain, write_random
@@ -316,7 +318,21 @@ def test_half_precision_becomes_float32_on_the_cpu(tmp_path: Path) -> None:
     assert len(answer(model, max_tokens=5)[0]) == 5
 
 
-def test_an_adapter_changes_the_answer(tmp_path: Path) -> None:
+def test_quantized_weights_stay_packed_and_their_scales_are_widened_on_the_cpu(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
+    model = load(folder).model
+    nn.quantize(model, group_size=32, bits=4)
+    model.set_dtype(mx.bfloat16)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    edit(folder, "config.json", {"quantization": {"group_size": 32, "bits": 4}})
+    loaded = load(folder)
+    layer = loaded.model.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == mx.uint32
+    assert layer.scales.dtype == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
+    assert answer(loaded, max_tokens=4)[1].tokens > 0
+
+
+def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", say("Paris"))
     plain = load(folder)
     rank, size = 2, plain.vocabulary_size
@@ -332,6 +348,7 @@ def test_an_adapter_changes_the_answer(tmp_path: Path) -> None:
     mx.save_safetensors(str(adapter / "adapters.safetensors"), weights)
     loaded = load(folder, adapter)
     assert mx.all(loaded.model.model.layers[0].mlp.up_proj.lora_b == 1)
+    assert not hasattr(plain.model.model.layers[0].mlp.up_proj, "lora_b")
     assert answer(loaded)[0] == "Paris"
 
 
