@@ -13,7 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-MODEL_BYTES = 3_500_000_000
+# No two models are of the same size, so no two headers are the same.
+MODEL_BYTES = 3_300_000_000
+MORE_BYTES = 4_000_000
+WIDTH = 512
 TENSORS = 300
 SHARDS = 3
 TOKENIZER_BYTES = 2_000_000
@@ -39,10 +42,12 @@ def build(hub: Path, count: int) -> None:
     vocabulary = {f"token{number:06}": number for number in range(TOKENIZER_BYTES // 21)}
     tokenizer.write_text(json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": vocabulary}}))
     for number in range(count):
-        _add_model(hub / f"models--mlx-community--Model-{number:04}-4bit", tokenizer, number % 2 == 1)
+        repo = hub / f"models--mlx-community--Model-{number:04}-4bit"
+        _add_model(repo, tokenizer)
+        _add_weights(repo, SHARDS if number % 2 else 1, MODEL_BYTES + number * MORE_BYTES)
 
 
-def _add_model(repo: Path, tokenizer: Path, is_sharded: bool) -> None:
+def _add_model(repo: Path, tokenizer: Path) -> None:
     snapshot = repo / "snapshots" / COMMIT
     for folder in (snapshot, repo / "blobs", repo / "refs"):
         folder.mkdir(parents=True)
@@ -54,10 +59,9 @@ def _add_model(repo: Path, tokenizer: Path, is_sharded: bool) -> None:
     blob = repo / "blobs" / hashlib.sha256(b"tokenizer").hexdigest()
     os.link(tokenizer, blob)
     _link(snapshot / "tokenizer.json", blob)
-    _add_weights(repo, SHARDS if is_sharded else 1)
 
 
-def _add_weights(repo: Path, shards: int) -> None:
+def _add_weights(repo: Path, shards: int, size: int) -> None:
     names = [f"model-{number:05}-of-{shards:05}.safetensors" for number in range(1, shards + 1)]
     if shards == 1:
         names = ["model.safetensors"]
@@ -65,9 +69,9 @@ def _add_weights(repo: Path, shards: int) -> None:
     for part, name in enumerate(names):
         tensors = list(_tensor_names(part))
         weight_map |= dict.fromkeys(tensors, name)
-        _add_hole(repo, name, tensors, MODEL_BYTES // shards)
+        _add_hole(repo, name, tensors, size // shards)
     if shards > 1:
-        index = {"metadata": {"total_size": MODEL_BYTES}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _add_text(repo, "model.safetensors.index.json", json.dumps(index, indent=2))
 
 
@@ -79,12 +83,15 @@ def _tensor_names(part: int) -> Iterator[str]:
 
 def _add_hole(repo: Path, name: str, tensors: list[str], size: int) -> None:
     """Add a safetensors file whose header is true and whose data takes no room on the disk."""
-    each = size // len(tensors) // 2 * 2
+    rows = size // len(tensors) // WIDTH // 2
+    each = rows * WIDTH * 2
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     for number, tensor in enumerate(tensors):
         offsets = [number * each, (number + 1) * each]
-        header[tensor] = {"dtype": "BF16", "shape": [each // 2], "data_offsets": offsets}
-    text = json.dumps(header).encode()
+        header[tensor] = {"dtype": "BF16", "shape": [rows, WIDTH], "data_offsets": offsets}
+    # Compact, and padded to eight bytes, as the format's own library writes it.
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     blob = repo / "blobs" / hashlib.sha256(name.encode()).hexdigest()
     with blob.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

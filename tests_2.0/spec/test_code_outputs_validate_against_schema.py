@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
-from layouts import COMMIT, Hub
+from hub import HubServer
+from hub.fixtures import Client
+from layouts import COMMIT, Hub, chat_model
 from previous_api import SHAPES, is_as_before
-
-from mlxk2.cache.store import DEMO_FOLDER
 
 Problems = Callable[[object], list[str]]
 Program = Callable[..., Any]
@@ -81,7 +82,6 @@ def test_errors(
     assert is_as_before(outcome.document)
 
 
-@pytest.mark.skipif(not Path(DEMO_FOLDER, "config.json").is_file(), reason="the demo model is not built")
 def test_an_answer_of_the_demo(program: Program, problems: Problems) -> None:
     code, document, _ = program("run", "demo", "Hello!", "--max-tokens", "8", "--seed", "1")
     assert (code, document["status"]) == (0, "success")
@@ -89,11 +89,38 @@ def test_an_answer_of_the_demo(program: Program, problems: Problems) -> None:
     assert is_as_before(document)
 
 
+def test_models_from_the_hub(hub_server: HubServer, hub_client: Client, problems: Problems, tmp_path: Path) -> None:
+    hub_server.add("org/model", chat_model())
+    hub_server.add("org/secret", chat_model(), private=True)
+    expected = [
+        (("pull", "org/model"), 0, "success"),
+        (("pull", "org/model"), 0, "already_exists"),
+        (("pull", "org/secret"), 1, "access_denied"),
+        (("clone", "org/model", str(tmp_path / "copy")), 0, "success"),
+        (("clone", "org/model", str(tmp_path / "copy")), 1, "filesystem_error"),
+        (("rm", "org/mod"), 1, "requires_confirmation"),
+        (("rm", "org/model", "--dry-run"), 0, "planned"),
+        (("rm", "org/model"), 0, "deleted"),
+    ]
+    for words, code, ended in expected:
+        outcome = hub_client.run(*words, "--json")
+        assert (outcome.code, problems(outcome.json)) == (code, []), words
+        assert is_as_before(outcome.json)
+        assert ended in outcome.json["data"].values()
+
+
 def test_a_folder_by_path(program: Program, problems: Problems, filled: Hub, tmp_path: Path) -> None:
     shutil.copytree(filled.folder("mlx-community/Sound-4bit") / "snapshots" / COMMIT, tmp_path / "copy")
     for words in (("show", "./copy", "--files"), ("health", "./copy")):
         code, document, _ = program(*words)
         assert (code, problems(document), is_as_before(document)) == (0, [], True)
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_document_is_ascii(mlxk2: conftest.Program) -> None:
+    result = mlxk2("list", "--json")
+    assert "org/f\u00fcr-alle" in [model["name"] for model in result.json["data"]["models"]]
+    assert result.out.isascii()
 
 
 @pytest.mark.usefixtures("filled")

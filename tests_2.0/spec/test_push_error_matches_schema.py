@@ -1,4 +1,4 @@
-"""The errors of `push`: documents of the schema, whether the program prints them yet or the specification does."""
+"""The errors of `push`: each is a document of the schema, and described in the specification."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
+from pushing import Pusher
 
 from mlxk2.arguments import ALPHA_VARIABLE
 
@@ -49,3 +50,15 @@ def test_wrong_usage(
     result = mlxk2(*words, "--json")
     assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "push", "CommandError")
     assert problems(result.json) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "type"), [({}, "repo_not_found"), ({"HF_TOKEN": ""}, "auth_error"), ({"HF_TOKEN": "no"}, "auth_error")]
+)
+def test_what_a_push_that_fails_prints(
+    pusher: Pusher, problems: Problems, settings: dict[str, str], type: str
+) -> None:
+    pusher.write({"config.json": b"{}"})
+    outcome = pusher.run("--private", "--json", **settings)
+    assert (outcome.code, outcome.json["error"]["type"]) == (1, type)
+    assert problems(outcome.json) == []

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from layouts import chat_model
+from pushing import Pusher
 
 Document = dict[str, Any]
 Problems = Callable[[object], list[str]]
@@ -52,6 +54,7 @@ OPTIONAL: Document = {
     "added_files": ["a"],
     "deleted_files": ["b"],
 }
+DRY_RUN = OPTIONAL.keys() - {"hf_logs", "workspace_health"}
 NULLABLE = ("commit_sha", "commit_url", "uploaded_files_count", "local_files_count", "message")
 
 
@@ -111,6 +114,20 @@ def test_a_value_of_another_kind_is_refused(problems: Problems, path: Path) -> N
 @pytest.mark.parametrize("key", ["uploaded_files_count", "local_files_count"])
 def test_a_count_below_zero_is_refused(problems: Problems, key: str) -> None:
     assert problems(_push(COMMITTED | {key: -1}))
+
+
+def test_what_a_push_prints(pusher: Pusher, problems: Problems) -> None:
+    pusher.write(chat_model())
+    expected = [
+        (("--check-only",), {"workspace_health"}),
+        (("--dry-run",), DRY_RUN),
+        (("--private", "--create"), {"hf_logs", "change_summary"}),
+        (("--private",), {"hf_logs"}),
+    ]
+    for words, optional in expected:
+        document = pusher.run(*words, "--json").json
+        assert problems(document) == [], words
+        assert document["data"].keys() - COMMITTED.keys() == optional, words
 
 
 def test_the_specification_shows_every_way_to_push(examples: list[Document]) -> None:
