@@ -1,0 +1,77 @@
+"""`.hfignore` means what a `.gitignore` means: the patterns that are supported are compared with git's own reading."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlxk2.workspace import folder
+from mlxk2.workspace.ignore import DEFAULTS, Ignore
+
+PATHS = [
+    "a", "a.txt", "b.txt", "a/b", "a/b.txt", "a/c/b.txt", "a/c/d/b.txt", "c/a/b", "c/a.txt", "notes.ipynb",
+    "sub/notes.ipynb", "sub/a/x", "x y", "[a]", "a]", "!a", "#a", "ab", "aab", "a*b", "abc", "deep/er/abc/file",
+    ".hidden", "sub/.hidden/x", "foo/bar/baz", "bar/foo", "ä.txt", "a-b", "a^b", "trailing ", "back\\slash",
+]  # fmt: skip
+PATTERNS = [
+    "a", "a/", "/a", "/a/", "a/b", "*.txt", "/*.txt", "*", "a/*", "a/**", "**/b.txt", "a/**/b.txt", "**/a/**", "**",
+    "*.ipynb", "sub", "sub/*", "?", "a?", "?b", "[ab]", "[!a]b", "[^a]b", "[a-c]*", "a[b-c]", "\\[a]", "[[]a]", "[]]",
+    "a]", "\\!a", "\\#a", "# a", "", "   ", "a   ", "trailing\\ ", "x y", ".*", ".hidden", "a\\*b", "a*b", "foo/*/baz",
+    "foo/**", "*/foo", "foo", "*\n!a.txt", "*.txt\n!a.txt", "a/\n!a/b", "a/*\n!a/b", "!a", "/", "//a", "a//b", "**a",
+    "a**b", "[", "[a", "a\\", "ä*", "[a^b]*", "a[-]b", "a[*]b", "/sub/*\n!/sub/a/", "*\r", "a.txt\r\nb.txt",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository whose ignore file is `.hfignore`."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    path = tmp_path_factory.mktemp("repository")
+    subprocess.run(["git", "init", "-q", str(path)], check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize("lines", PATTERNS)
+def test_patterns_mean_what_they_mean_to_git(repository: Path, lines: str) -> None:
+    exclude = repository / ".git" / "info" / "exclude"
+    exclude.write_bytes("\n".join([*DEFAULTS, lines, ".git", ".cache/", ""]).encode())
+    command = ["git", "-c", "core.ignoreCase=false", "check-ignore", "--no-index", "--stdin", "-z"]
+    asked = "".join(f"{path}\0" for path in PATHS).encode()
+    answer = subprocess.run(command, cwd=repository, input=asked, capture_output=True)
+    ignored = set(answer.stdout.decode().split("\0")) - {""}
+    ours = Ignore.of(lines)
+    assert {path for path in PATHS if ours.covers(path)} == ignored
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".git/config", "sub/.git/HEAD", ".DS_Store", "a/.DS_Store", "__pycache__/x.pyc", ".venv/bin/python", "poetry.lock",
+     ".cache/huggingface/x", "a/.cache/b", "._model.safetensors", ".env"],
+)  # fmt: skip
+def test_defaults(name: str) -> None:
+    assert Ignore.of("").covers(name)
+
+
+@pytest.mark.parametrize(("line", "name", "stays"), [
+    ("!*.lock", "poetry.lock", False), ("!.env", ".env", False), ("!.git", ".git/config", True),
+    ("!.cache/", ".cache/x", True), ("!.git/\n!.git/**", ".git/config", True),
+])  # fmt: skip
+def test_defaults_can_be_taken_back_but_for_what_the_hub_forbids(line: str, name: str, stays: bool) -> None:
+    assert Ignore.of(line).covers(name) is stays
+
+
+def test_the_rules_as_text_are_the_rules() -> None:
+    ignore = Ignore.of("a\n!b")
+    assert Ignore((*ignore.text.splitlines(),)).lines == ignore.lines
+    assert ignore.text.splitlines()[len(DEFAULTS) : len(DEFAULTS) + 2] == ["a", "!b"]
+
+
+def test_folders_that_stay_at_home_are_not_even_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "pipe").symlink_to("/nowhere")
+    (tmp_path / ".hfignore").write_bytes(b"\xef\xbb\xbfclosed/\n")
+    assert [file.name for file in folder.find(str(tmp_path)).files] == [".hfignore"]
