@@ -53,7 +53,8 @@ def tree(folder: Path) -> dict[str, Any]:
 
 def room(folder: Path) -> int:
     """How many bytes of the disk all below a folder takes, as du counts them."""
-    return int(subprocess.run(["du", "-s", "-B1", folder], check=True, capture_output=True, text=True).stdout.split()[0])
+    said = subprocess.run(["du", "-s", "-k", folder], check=True, capture_output=True, text=True).stdout
+    return int(said.split()[0]) * 1024
 
 
 @contextmanager

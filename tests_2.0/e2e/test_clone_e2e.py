@@ -1,0 +1,208 @@
+"""`clone` as a process: killed or interrupted at any moment, from the cache and from the hub; what it makes runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program, Result
+from hub import Fault, HubServer
+from hub.fixtures import PROGRAM, Client, ended
+from layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
+from places import data_of, error_of, tree
+from tiny_models import say, write_chain
+
+pytestmark = pytest.mark.e2e
+
+NAME = "org/model"
+MOMENTS = 10
+LARGE = 16 << 20
+COPY_SECONDS = 0.04
+MODEL = chat_model() | {f"file-{i}.txt": b"%d" % i for i in range(50)} | {"big.bin": bytes(range(256)) * (LARGE >> 8)}
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """The files of a folder."""
+    return {name: value for name, value in tree(folder).items() if value is not None}
+
+
+def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a process has begun to build in a folder, or has ended."""
+    while process.poll() is None and not os.listdir(folder):
+        time.sleep(0.0005)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """An empty folder in which the clones are made."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the model in its cache, in each layout."""
+    home = tmp_path_factory.mktemp(request.param)
+    (home / "hub").mkdir()
+    (home / "hub" / SENTINEL).touch()
+    layout: Layout = request.param
+    Hub(home / "hub", layout).add(NAME, MODEL)
+    return home
+
+
+def start(home: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a clone of what is in a home's cache, without a hub."""
+    settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment = {**os.environ, **settings, "MLXK2_ENABLE_ALPHA_FEATURES": "1"}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*PROGRAM, "clone", *words, "--json"], env=environment, text=True, **streams)
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_at_any_moment_and_called_again(
+    cached: Path, moment: int, work: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(cached)
+    target = work / "mine"
+    begin = time.monotonic()
+    process = start(cached, NAME, str(target))
+    wait_for(work, process)
+    if moment % 3 == 0:
+        # Every third kill is anywhere in a run: this one was only to learn how long its start takes.
+        until_begun = time.monotonic() - begin
+        process.kill()
+        process.communicate()
+        process = start(cached, NAME, str(target))
+        time.sleep(random.uniform(0, 1.5 * until_begun))
+    else:
+        time.sleep(random.uniform(0, COPY_SECONDS))
+    process.kill()
+    process.communicate()
+
+    assert tree(cached) == before
+    monkeypatch.setenv("HF_HUB_CACHE", str(cached / "hub"))
+    assert mlxk2("health", "--json").json["data"]["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
+    assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
+    again = ended(start(cached, NAME, str(target)))
+    if again.code:  # it was killed when all was done
+        assert error_of(again, "clone")["type"] == "InvalidTargetError"
+    else:
+        assert list(work.iterdir()) == [target]
+    assert content(target) == MODEL
+    assert tree(cached) == before
+
+
+@pytest.mark.parametrize("is_xet", [False, True])
+def test_uncached_model_is_pulled_aside(
+    hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool
+) -> None:
+    hub_server.add(NAME, MODEL, is_xet=is_xet)
+    data = data_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
+    assert (data["clone_status"], data["method"] in ("copy", "reflink", "apfs_clonefile")) == ("success", True)
+    assert content(work / "mine") == MODEL
+    assert all(path.stat().st_nlink == 1 and os.access(path, os.W_OK) for path in (work / "mine").iterdir())
+    assert list(work.iterdir()) == [work / "mine"]
+    assert not hub_client.hub.exists()
+
+
+def test_uncached_revision_of_a_cached_model(hub_server: HubServer, hub_client: Client, work: Path) -> None:
+    hub_server.add(NAME, MODEL)
+    hub_server.add(NAME, {"new.txt": b"new"}, branch="dev")
+    assert hub_client.run("pull", NAME).code == 0
+    before = tree(hub_client.hub)
+    data_of(hub_client.run("clone", NAME, str(work / "mine"), "--branch", "dev", "--json"), "clone")
+    assert content(work / "mine") == MODEL | {"new.txt": b"new"}
+    assert tree(hub_client.hub) == before
+
+
+def test_unhealthy_on_the_hub(hub_server: HubServer, hub_client: Client, work: Path) -> None:
+    hub_server.add(NAME, MODEL | {"config.json": b"{"})
+    error = error_of(hub_client.run("clone", NAME, str(work / "a" / "b"), "--json"), "clone")
+    assert (error["type"], error["data"]["clone_status"]) == ("ModelUnhealthyError", "health_check_failed")
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "status"),
+    [
+        (None, "access_denied", "access_denied"),
+        (Fault("/api/models/", status=500, times=99), "download_failed", "pull_failed"),
+        (Fault("", status=404, times=99, after=0), "download_failed", "pull_failed"),
+        (Fault("", cut_after=1000, dies=True), "NetworkError", "pull_failed"),
+    ],
+)
+def test_what_cannot_be_pulled_leaves_nothing(
+    hub_server: HubServer, hub_client: Client, work: Path, fault: Fault | None, kind: str, status: str
+) -> None:
+    if fault is not None:
+        hub_server.add(NAME, MODEL)
+        hub_server.faults.add(fault)
+    error = error_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
+    assert (error["type"], error["data"]["clone_status"]) == (kind, status)
+    assert list(work.iterdir()) == []
+    assert not hub_client.hub.exists()
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_killed_while_pulling_and_called_again(
+    hub_server: HubServer, hub_client: Client, work: Path, moment: int
+) -> None:
+    hub_server.add(NAME, MODEL)
+    hub_server.faults.add(Fault("", rate=LARGE * 2, times=99))
+    process = hub_client.start("clone", NAME, str(work / "mine"), "--json")
+    wait_for(work, process)
+    time.sleep(random.uniform(0, 0.1 + 0.2 * moment))
+    process.kill()
+    process.communicate()
+    hub_server.faults.clear()
+    if not (work / "mine").exists():
+        data_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
+        assert list(work.iterdir()) == [work / "mine"]
+    assert content(work / "mine") == MODEL
+    assert not hub_client.hub.exists()
+
+
+@pytest.mark.parametrize("source", ["hub", "cache"])
+def test_interrupted_clone_leaves_nothing(hub_server: HubServer, hub_client: Client, work: Path, source: str) -> None:
+    if source == "hub":
+        hub_server.add(NAME, MODEL)
+        hub_server.faults.add(Fault("", rate=LARGE // 20, times=99))
+    else:
+        hub_client.hub.mkdir(parents=True)
+        Hub(hub_client.hub).add(NAME, MODEL | {f"{i}.bin": b"%d" % i * LARGE for i in range(4)})
+    process = hub_client.start("clone", NAME, str(work / "deep" / "mine"), "--json")
+    wait_for(work, process)
+    time.sleep(COPY_SECONDS / 2)
+    process.send_signal(signal.SIGINT)
+    result = ended(process)
+    assert error_of(result, "clone", code=130)["type"] == "interrupted"
+    assert list(work.iterdir()) == []
+
+
+def test_many_clones_to_one_target(cached: Path, work: Path) -> None:
+    results = [ended(process) for process in [start(cached, NAME, str(work / "mine")) for _ in range(3)]]
+    assert sorted(result.code for result in results) == [0, 1, 1]
+    assert {error_of(result, "clone")["type"] for result in results if result.code} == {"InvalidTargetError"}
+    assert content(work / "mine") == MODEL
+    assert list(work.iterdir()) == [work / "mine"]
+
+
+def test_clone_runs(hub: Hub, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Program) -> None:
+    folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))
+    Hub(hub.path, "shared").add(NAME, {path.name: path.read_bytes() for path in folder.iterdir()})
+    monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
+    monkeypatch.chdir(work)
+    data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
+    shutil.rmtree(hub.folder(NAME))
+    command = [sys.executable, "-m", "mlxk2", "run", "./mine", "Capital?", "--temperature", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert Result(done.returncode, done.stdout.strip(), "") == Result(0, "Paris!", ""), done

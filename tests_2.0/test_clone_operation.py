@@ -1,0 +1,257 @@
+"""`clone`: a whole, editable folder or nothing at all; the cache stays as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Program
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, sharded_model, without
+from places import data_of, error_of, mounted, tmpfs, tree
+
+NAME = "org/model"
+MODEL = sharded_model() | {"sub/folder/notes.txt": b"notes", "twin.txt": b"same", "twin-2.txt": b"same"}
+METHOD = "apfs_clonefile" if sys.platform == "darwin" else "copy"
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, with alpha commands on and no hub within reach."""
+    monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, hub: Hub) -> Hub:
+    """A cache of each layout."""
+    kind: Layout = request.param
+    return Hub(hub.path, kind)
+
+
+def content(folder: Path) -> dict[str, bytes | str]:
+    """The files of a folder, and the targets of the links that should not be there."""
+    return {name: value for name, value in tree(folder).items() if value is not None}
+
+
+def test_clone_is_self_contained_editable_and_healthy(layout: Hub, mlxk2: Program, workplace: Path) -> None:
+    layout.add(NAME, MODEL)
+    before = tree(layout.path)
+    data = data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
+    assert (data["model"], data["clone_status"], data["target_dir"]) == (NAME, "success", "./mine")
+    assert (data["expanded_name"], data["method"] in ("reflink", METHOD)) == (None, True)
+    assert content(workplace / "mine") == MODEL
+    for path in (workplace / "mine").rglob("*"):
+        assert not path.is_symlink()
+        assert path.is_dir() or (path.stat().st_nlink == 1 and path.stat().st_mode & 0o600 == 0o600)
+    shown = data_of(mlxk2("show", "./mine", "--json"), "show")["model"]
+    assert (shown["health"], shown["framework"]) == ("healthy", "MLX")
+    (workplace / "mine" / "twin.txt").write_bytes(b"edited")
+    assert (workplace / "mine" / "twin-2.txt").read_bytes() == b"same"
+    assert tree(layout.path) == before
+    assert [path.name for path in workplace.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("word", "full"), [("mod", NAME), ("ORG/MODEL", NAME), ("small", "mlx-community/small")])
+def test_short_names_are_expanded(hub: Hub, mlxk2: Program, word: str, full: str) -> None:
+    hub.add(NAME, MODEL)
+    hub.add("mlx-community/small", MODEL)
+    data = data_of(mlxk2("clone", word, "mine", "--json"), "clone")
+    assert (data["model"], data["expanded_name"]) == (word, full)
+
+
+def test_full_name_never_means_a_longer_one(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME + "-4bit", MODEL)
+    error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+    assert (error["type"], error["data"]["clone_status"]) == ("NetworkError", "pull_failed")
+    assert list(workplace.iterdir()) == []
+
+
+def test_revisions_and_branches(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME, MODEL)
+    hub.add(NAME, MODEL | {"twin.txt": b"other"}, OTHER_COMMIT, ref="dev")
+    for number, (words, twin) in enumerate({
+        (NAME,): b"same", (f"{NAME}@{OTHER_COMMIT[:6]}",): b"other", (NAME, "--branch", "dev"): b"other",
+        (f"{NAME}@{COMMIT}",): b"same",
+    }.items()):  # fmt: skip
+        data_of(mlxk2("clone", *words, f"mine-{number}", "--json"), "clone")
+        assert (workplace / f"mine-{number}" / "twin.txt").read_bytes() == twin
+    both = error_of(mlxk2("clone", f"{NAME}@dev", "x", "--branch", "main", "--json"), "clone")
+    assert both["type"] == "ValidationError"
+    # A revision that is not cached would have to be pulled.
+    assert error_of(mlxk2("clone", NAME, "x", "--branch", "new", "--json"), "clone")["type"] == "NetworkError"
+
+
+def test_existing_empty_folder_is_filled(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME, MODEL)
+    (workplace / "mine").mkdir(mode=0o700)
+    data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+    assert content(workplace / "mine") == MODEL
+    assert (workplace / "mine").stat().st_mode & 0o777 == 0o700
+
+
+def test_link_to_an_empty_folder_stays_a_link(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME, MODEL)
+    (workplace / "disk" / "there").mkdir(parents=True)
+    (workplace / "mine").symlink_to("disk/there")
+    data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+    assert (workplace / "mine").is_symlink()
+    assert content(workplace / "disk" / "there") == MODEL
+
+
+@pytest.mark.parametrize("target", ["full", "file", ".", "", "full/file/x", "hub"])
+def test_targets_that_are_none(hub: Hub, mlxk2: Program, workplace: Path, target: str) -> None:
+    hub.add(NAME, MODEL)
+    (workplace / "full").mkdir()
+    (workplace / "full" / "file").write_bytes(b"x")
+    (workplace / "file").write_bytes(b"x")
+    before = tree(workplace.parent)
+    typed = str(hub.path / "mine") if target == "hub" else target
+    error = error_of(mlxk2("clone", NAME, typed, "--json"), "clone")
+    assert (error["data"]["clone_status"], error["data"]["target_dir"]) == ("filesystem_error", typed)
+    assert error["type"] == ("OperationError" if target == "full/file/x" else "InvalidTargetError")
+    assert tree(workplace.parent) == before
+
+
+@pytest.mark.parametrize("source", ["./full", "/tmp", "..", "a//b", "a\\b", ""])
+def test_sources_that_are_no_names(mlxk2: Program, workplace: Path, source: str) -> None:
+    error = error_of(mlxk2("clone", source, "mine", "--json"), "clone")
+    assert (error["type"], error["data"]["clone_status"]) == ("ValidationError", "error")
+    assert list(workplace.iterdir()) == []
+
+
+def test_damaged_models_are_cloned_only_on_request(layout: Hub, mlxk2: Program, workplace: Path) -> None:
+    snapshot = layout.add(NAME, without(MODEL, "model-00002-of-00003.safetensors"))
+    (snapshot / "dangling.txt").symlink_to("../../blobs/none")
+    error = error_of(mlxk2("clone", NAME, "deep/mine", "--json"), "clone")
+    assert (error["type"], error["data"]["clone_status"]) == ("ModelUnhealthyError", "health_check_failed")
+    assert list(workplace.iterdir()) == []
+    data = data_of(mlxk2("clone", NAME, "deep/mine", "--no-health-check", "--json"), "clone")
+    assert "dangling.txt" in data["message"]
+    assert content(workplace / "deep" / "mine") == without(MODEL, "model-00002-of-00003.safetensors")
+
+
+def test_links_out_of_the_cache_are_not_cloned(hub: Hub, mlxk2: Program, workplace: Path, tmp_path: Path) -> None:
+    snapshot = hub.add(NAME, MODEL)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (snapshot / "secret.txt").symlink_to(tmp_path / "secret")
+    assert error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")["type"] == "ModelUnhealthyError"
+    data_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
+    assert content(workplace / "mine") == MODEL
+
+
+def test_nothing_to_clone(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    (hub.folder(NAME) / "snapshots").mkdir(parents=True)
+    error = error_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
+    assert error["type"] == "ModelUnhealthyError"
+    assert list(workplace.iterdir()) == []
+
+
+def test_for_people(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, MODEL)
+    assert mlxk2("clone", "mod", "mine")[:2] == (0, f"Cloned {NAME} into mine.\n")
+    failed = mlxk2("clone", NAME, "mine", "--quiet")
+    assert failed == (1, "", "Error: mine exists and is not empty; name a new or an empty folder.\n")
+
+
+def test_clone_is_hidden_without_its_variable(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(NAME, MODEL)
+    monkeypatch.delenv("MLXK2_ENABLE_ALPHA_FEATURES")
+    error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone", code=2)
+    assert (error["type"], "MLXK2_ENABLE_ALPHA_FEATURES" in error["message"]) == ("CommandError", True)
+
+
+def test_leftovers_of_the_same_target_are_removed(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME, MODEL)
+    command = [sys.executable, "-c", KILLED_WHILE_BUILDING, str(workplace / "mine")]
+    assert subprocess.run(command).returncode == -9
+    (left,) = workplace.iterdir()
+    assert left.name.startswith(".mlxk2-clone-")
+    data_of(mlxk2("clone", NAME, "other", "--json"), "clone")
+    assert left.exists()
+    data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+    assert {path.name for path in workplace.iterdir()} == {"mine", "other"}
+
+
+KILLED_WHILE_BUILDING = """
+import os, sys
+from mlxk2.cache import target
+with target.built(sys.argv[1]) as folder:
+    open(os.path.join(folder, "model", "half"), "w").write("x")
+    os.kill(os.getpid(), 9)
+"""
+
+
+# ------------------------------------------------------------------------------------------------------------- disks
+
+
+def test_room_is_checked_before_a_byte_is_written(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+    hub.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
+    with tmpfs(tmp_path / "disk", "2m") as disk:
+        error = error_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")
+        assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
+        assert "3.0MB needed, 2.1MB available" in error["message"]
+        assert list(disk.iterdir()) == []
+
+
+def test_full_disk_leaves_nothing(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+    hub.add(NAME, MODEL)
+    # Bytes would be free, but the disk can hold no more files, which no check foresees.
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=8", "tmpfs") as disk:
+        error = error_of(mlxk2("clone", NAME, str(disk / "a" / "mine"), "--json"), "clone")
+        assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
+        assert "full" in error["message"]
+        assert list(disk.iterdir()) == []
+
+
+def test_limit_of_file_sizes_leaves_nothing(hub: Hub, workplace: Path) -> None:
+    hub.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
+    command = f"ulimit -f 100; exec {sys.executable} -m mlxk2 clone {NAME} mine"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "larger than mine may hold" in done.stderr
+    assert list(workplace.iterdir()) == []
+
+
+def test_mount_points_are_no_targets(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+    hub.add(NAME, MODEL)
+    with tmpfs(tmp_path / "disk", "2m") as disk:
+        assert error_of(mlxk2("clone", NAME, str(disk), "--json"), "clone")["type"] == "InvalidTargetError"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reflinks are Linux's; elsewhere every clone tries clonefile")
+@pytest.mark.parametrize("system", ["btrfs", "xfs"])
+def test_copy_on_write(
+    system: str, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    make = shutil.which(f"mkfs.{system}")
+    if make is None:
+        pytest.skip(f"mkfs.{system} is not installed")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run([make, "-q", image], check=True, capture_output=True)
+    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
+        (disk / "hub").mkdir()
+        (disk / "hub" / SENTINEL).touch()
+        monkeypatch.setenv("HF_HUB_CACHE", str(disk / "hub"))
+        Hub(disk / "hub", "shared").add(NAME, MODEL | {"big.bin": os.urandom(30_000_000)})
+        os.sync()
+        before = shutil.disk_usage(disk).free
+        data = data_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")
+        os.sync()
+        assert data["method"] == "reflink"
+        assert before - shutil.disk_usage(disk).free < 5_000_000
+        (disk / "mine" / "big.bin").write_bytes(b"edited")
+        assert data_of(mlxk2("health", "--deep", "--json"), "health")["summary"]["healthy_count"] == 1
+        # To another file system the same model is copied.
+        data = data_of(mlxk2("clone", NAME, str(workplace / "mine"), "--json"), "clone")
+        assert data["method"] == "copy"
+        assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] > 30_000_000
