@@ -134,7 +134,7 @@ class NetworkError(HubError):
 
 
 class UploadFailedError(HubError):
-    """The hub refused what was to be uploaded, or could not be reached for it; the branch is as it was."""
+    """The hub refused what was to be uploaded, or could not be reached for it; never is half of it there."""
 
     type = "upload_failed"
 

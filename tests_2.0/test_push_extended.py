@@ -1,0 +1,226 @@
+"""`push` beyond the plain case: branches, retries, ignore rules, the hub's log, and hubs that are not as usual."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hub import Fault
+from hub.contents import Repo
+from layouts import weights
+from pushing import FOLDER, MODEL, Pusher, failed, succeeded
+
+from mlxk2.workspace.ignore import ALWAYS, DEFAULTS
+
+LINE = f"push (experimental): {MODEL}@main — "
+UNKNOWN_REVISION = {"x-error-code": "RevisionNotFound", "x-error-message": "Invalid rev id: dev"}
+
+
+# ------------------------------------------------------------------------------------------------------------- branches
+
+
+def test_push_creates_the_branch_upfront_even_for_nothing(pusher: Pusher) -> None:
+    head = pusher.add({"a": b"1"})
+    pusher.write({"a": b"1"})
+    data = pusher.data("--private", "--create", "--branch", "dev")
+    assert (data["no_changes"], data["created_repo"], data["uploaded_files_count"]) == (True, False, 0)
+    assert pusher.repo.branches == {"main": head, "dev": head}
+
+
+def test_push_to_a_new_branch_begins_where_main_is(pusher: Pusher) -> None:
+    head = pusher.add({"a": b"1", "old": b"2"})
+    pusher.write({"a": b"1", "new": b"3"})
+    data = pusher.data("--private", "--create", "--branch", "dev")
+    assert data["change_summary"] == {"added": 1, "modified": 0, "deleted": 1}
+    assert pusher.repo.commits[pusher.repo.branches["dev"]].parent == head == pusher.repo.branches["main"]
+    assert pusher.on_hub("dev") == pusher.here()
+
+
+def test_push_to_a_missing_branch_is_tried_and_refused_by_the_hub(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    error = pusher.error("--private", "--branch", "dev")
+    assert error["type"] == "upload_failed"
+    assert "--create" in error["hint"]
+    assert pusher.server.log.count("POST", "/preupload/dev") == 1
+    assert set(pusher.repo.branches) == {"main"}
+
+
+def test_push_creates_repo_and_branch(pusher: Pusher) -> None:
+    pusher.write({"a": b"1"})
+    data = pusher.data("--private", "--create", "--branch", "dev")
+    assert (data["created_repo"], pusher.repo.private) == (True, True)
+    assert (pusher.on_hub("dev"), pusher.on_hub()) == ({"a": b"1"}, {})
+
+
+@pytest.mark.parametrize("part", ["/preupload/dev", "/commit/dev"])
+@pytest.mark.parametrize(
+    "answer", [(404, UNKNOWN_REVISION), (400, {"x-error-message": "Invalid rev id: dev"})], ids=["404", "400"]
+)
+def test_push_retry_creates_branch_on_upload_revision_error(
+    pusher: Pusher, part: str, answer: tuple[int, dict[str, str]]
+) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    pusher.server.faults.add(Fault(part, "POST", status=answer[0], headers=answer[1]))
+    data = pusher.data("--private", "--create", "--branch", "dev")
+    assert (data["change_summary"]["modified"], pusher.on_hub("dev")) == (1, {"a": b"2"})
+    assert pusher.server.log.count("POST", "/branch/dev") == 2
+    assert pusher.server.log.count("POST", part) == 2
+
+
+def test_push_retries_once_only(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    pusher.server.faults.add(Fault("/preupload/", "POST", status=404, headers=UNKNOWN_REVISION, times=9))
+    assert pusher.error("--private", "--create", "--branch", "dev")["type"] == "upload_failed"
+    assert pusher.server.log.count("POST", "/preupload/") == 2
+
+
+def test_push_does_not_retry_what_it_may_not_make(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    pusher.server.faults.add(Fault("/commit/", "POST", status=404, headers=UNKNOWN_REVISION))
+    assert pusher.error("--private")["type"] == "upload_failed"
+    assert pusher.server.log.count("POST", "/branch/") == 0
+
+
+# -------------------------------------------------------------------------------------------------------- ignored files
+
+
+def test_hfignore_is_merged_with_the_defaults_and_forwarded(pusher: Pusher) -> None:
+    rules = b"# my notes\n*.ipynb\n/drafts/\n!keep.ipynb\n"
+    keep = {"a.txt": b"1", "keep.ipynb": b"2", "sub/drafts/x": b"3", ".hfignore": rules}
+    stay = {"b.ipynb": b"4", "drafts/y": b"5", ".DS_Store": b"6", "__pycache__/z.pyc": b"7", ".git/config": b"8"}
+    pusher.add({})
+    pusher.write(keep | stay)
+    data = pusher.data("--private")
+    assert pusher.on_hub() == keep
+    assert data["local_files_count"] == data["uploaded_files_count"] == len(keep)
+    (forwarded,) = pusher.server.contents.ignore_rules
+    assert (forwarded or "").splitlines() == [*DEFAULTS, *rules.decode().splitlines(), *ALWAYS]
+
+
+def test_what_stays_at_home_is_left_alone_on_the_hub(pusher: Pusher) -> None:
+    pusher.add({"notes.ipynb": b"1", "poetry.lock": b"2", "gone.txt": b"3"})
+    pusher.write({"a": b"4", ".hfignore": b"*.ipynb"})
+    assert pusher.data("--private")["change_summary"]["deleted"] == 1
+    assert pusher.on_hub() == {"notes.ipynb": b"1", "poetry.lock": b"2", "a": b"4", ".hfignore": b"*.ipynb"}
+
+
+def test_the_attributes_of_the_hub_stay_unless_the_folder_has_its_own(pusher: Pusher) -> None:
+    pusher.add({".gitattributes": b"made by the hub"})
+    pusher.write({"a": b"1"})
+    pusher.data("--private")
+    assert pusher.repo.commits[pusher.repo.branches["main"]].files[".gitattributes"].data == b"made by the hub"
+    pusher.write({".gitattributes": b"my own"})
+    assert pusher.data("--private")["change_summary"] == {"added": 0, "modified": 1, "deleted": 0}
+    assert pusher.repo.commits[pusher.repo.branches["main"]].files[".gitattributes"].data == b"my own"
+
+
+# -------------------------------------------------------------------------------------------------------------- the log
+
+
+def test_the_log_of_the_hub_is_data(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2", "m.gguf": b"3"})
+    pusher.server.faults.add(Fault("/preupload/", "POST", status=503))
+    data = succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    assert [line for line in data["hf_logs"] if "503" in line or "Retrying" in line]
+
+
+def test_the_log_is_printed_only_when_asked_for(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"1"})
+    assert pusher.run("--private", "--json").err == pusher.run("--private").err == ""
+    for words in (("--json",), ()):
+        outcome = pusher.run("--private", "--verbose", *words)
+        assert outcome.err == "No files have been modified since last commit. Skipping to prevent empty commit.\n"
+    assert pusher.run("--private", "--verbose", "--json").json["data"] == pusher.data("--private")
+
+
+def test_a_warning_of_the_library_is_part_of_its_log(pusher: Pusher) -> None:
+    pusher.add({})
+    pusher.write({"table.parquet": b"1"})
+    (line,) = pusher.data("--private")["hf_logs"]
+    assert "table.parquet" in line
+
+
+# --------------------------------------------------------------------------------------------------------- other people
+
+
+def test_a_branch_that_moves_meanwhile_is_not_overwritten(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    pusher.server.faults.add(Fault("/preupload/", "POST", after=2))
+    process = pusher.start("--private", "--json")
+    while not pusher.server.log.count("POST", "/preupload/"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    pusher.add({"theirs": b"3"})
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert '"upload_failed"' in out
+    assert "somebody else" in out
+    assert pusher.on_hub() == {"a": b"1", "theirs": b"3"}
+
+
+def test_a_public_repo_is_named_as_one(pusher: Pusher) -> None:
+    pusher.add({}, private=False)
+    pusher.write({"a": b"1"})
+    assert pusher.data("--private")["message"] == "Pushed: +1 ~0 -0; the repo is public"
+
+
+def test_a_gated_repo_of_others_is_not_taken_for_a_missing_one(pusher: Pusher) -> None:
+    pusher.server.contents.repos[MODEL] = Repo(MODEL, gated=True)
+    pusher.server.add(MODEL, {"a": b"1"}, gated=True)
+    pusher.write({"a": b"2"})
+    error = pusher.error("--private", "--create", HF_TOKEN=pusher.server.token("stranger"))
+    assert error["type"] == "upload_failed"
+    assert pusher.on_hub() == {"a": b"1"}
+
+
+# ---------------------------------------------------------------------------------------------------------- other hubs
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
+    pusher.add({})
+    pusher.write({"model.safetensors": weights()})
+    pusher.server.faults.add(Fault("/xet-write-token/", status=status, times=9))
+    succeeded(pusher.spawn("--private", "--json"))
+    assert pusher.on_hub() == {"model.safetensors": weights()}
+    assert pusher.server.log.count("PUT", "/upload/") == 1
+
+
+def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
+    pusher.add({})
+    pusher.write({"model.safetensors": weights()})
+    pusher.server.faults.add(Fault("/xet-write-token/", status=403, times=9))
+    assert pusher.error("--private")["type"] == "upload_failed"
+    assert pusher.on_hub() == {}
+
+
+def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Pusher) -> None:
+    pusher.add({})
+    pusher.write({"README.md": b"---\n!invalid\n---\n", "model.safetensors": weights()})
+    error = failed(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    assert error["type"] == "upload_failed"
+    assert "README.md" in error["message"]
+    assert pusher.server.log.count("POST", "/preupload/") == 0
+
+
+def test_a_model_card_that_is_no_text(pusher: Pusher) -> None:
+    pusher.add({})
+    pusher.write({"README.md": b"\xff\xfe"})
+    assert pusher.error("--private")["message"] == "README.md is not UTF-8."
+
+
+def test_people_see_that_nothing_was_done(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    pusher.server.faults.add(Fault("/commit/", "POST", status=403))
+    outcome = pusher.run("--private")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("Error: The hub forbids the upload to org/model (403")
+    assert FOLDER not in outcome.out
