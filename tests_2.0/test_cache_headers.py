@@ -131,6 +131,7 @@ DAMAGED = {
     "no type": raw_safetensors({"a": {"shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
     "a type that is a number": raw_safetensors({"a": {"dtype": 0.5, "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
     "a type that is a list": raw_safetensors({"a": {"dtype": [], "shape": [4], "data_offsets": [0, 4]}}, bytes(4)),
+    "a shape that is a text": raw_safetensors({"a": {"dtype": "U8", "shape": "", "data_offsets": [0, 1]}}, bytes(1)),
     "no shape": raw_safetensors({"a": {"dtype": "U8", "data_offsets": [0, 4]}}, bytes(4)),
     "a tensor that is a number": raw_safetensors({"a": 4}, bytes(4)),
     "metadata that is no text": raw_safetensors({"__metadata__": {"format": 1}}),

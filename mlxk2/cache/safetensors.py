@@ -8,17 +8,13 @@ The tensors fill the rest of the file without a gap (https://huggingface.co/docs
 from __future__ import annotations
 
 import json
-import math
-from itertools import pairwise
 from typing import Any
 
 from mlxk2.cache.files import BrokenFile, File, read
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
-MAX_DIMENSIONS = 64
-
-_LAST_BYTE = (1 << 63) - 1
+_MOST = 1 << 63
 _FIRST_READ = 1 << 16  # most headers are smaller
 
 _BITS = {
@@ -74,22 +70,27 @@ def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
         raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
     if end < data_size:
         raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {end}")
-    if any(first != end for (_, end), (first, _) in pairwise([(0, 0), *places])):
-        raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
+    end = 0
+    for first, last in places:
+        if first != end:
+            raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
+        end = last
 
 
 def _place(tensor: dict[str, Any]) -> tuple[int, int]:
     """Where a tensor begins and ends, in bytes; ValueError when that can't be, or not with its shape."""
     first, last = tensor["data_offsets"]
     dtype, shape = tensor["dtype"], tensor["shape"]
-    if not isinstance(dtype, str):
+    if not isinstance(dtype, str) or not isinstance(shape, list):
         raise ValueError
+    bits = size = _BITS.get(dtype, 0)
     # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
-    if {type(first), type(last), *map(type, shape)} != {int} or not 0 <= first <= last <= _LAST_BYTE:
+    for length in shape:
+        if type(length) is not int or not 0 <= length <= _MOST or size > _MOST:
+            raise ValueError
+        size *= length
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last <= _MOST:
         raise ValueError
-    if len(shape) > MAX_DIMENSIONS or any(not 0 <= length <= _LAST_BYTE for length in shape):
-        raise ValueError
-    bits = _BITS.get(dtype)
-    if bits and math.prod(shape) * bits != (last - first) * 8:
+    if bits and size != (last - first) * 8:
         raise ValueError
     return first, last
