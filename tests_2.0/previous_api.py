@@ -47,7 +47,7 @@ def _count(value: object) -> bool:
     return isinstance(value, int) and not _flag(value) and value >= 0
 
 
-def _anything(value: object) -> bool:
+def _object(value: object) -> bool:
     return isinstance(value, dict)
 
 
@@ -99,12 +99,10 @@ _RUN_KINDS: dict[str, Kind] = {
     **{"tokens_generated": _integer, "generation_time_s": _number},
 }
 _DATA: dict[str, Kind] = {
-    "version": Shape(
-        {"cli_version": _text, "json_api_spec_version": _like(r"\d+\.\d+\.\d+")}, closed=True
-    ),
+    "version": Shape({"cli_version": _text, "json_api_spec_version": _like(r"\d+\.\d+\.\d+")}, closed=True),
     "list": Shape({"models": _array(_MODEL), "count": _count}, closed=True),
     "show": Shape(
-        {"model": _MODEL, "metadata": _or_null(_anything), "files": _array(_FILE), "config": _or_null(_anything)},
+        {"model": _MODEL, "metadata": _or_null(_object), "files": _array(_FILE), "config": _or_null(_object)},
         frozenset({"metadata", "files", "config"}),
     ),
     "health": Shape({"healthy": _array(_ENTRY), "unhealthy": _array(_ENTRY), "summary": _SUMMARY}, closed=True),
@@ -124,7 +122,7 @@ _ENVELOPE = Shape(
     {
         "status": _one_of("success error"),
         "command": _one_of("list show health pull rm clone version push run server"),
-        "data": _or_null(_anything),
+        "data": _or_null(_object),
         "error": _or_null(_ERROR),
         "api_version": _like(r"json-\d+\.\d+\.\d+"),
     },
@@ -143,5 +141,5 @@ def is_as_before(document: Any) -> bool:
     """Whether a document is one that a strict reader of the API 0.1.5 takes."""
     if not _ENVELOPE(document):
         return False
-    data = _DATA.get(document["command"], _anything)
+    data = _DATA.get(document["command"], _object)
     return document["status"] == "error" or data(document["data"])

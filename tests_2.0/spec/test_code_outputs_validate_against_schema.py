@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
+from conftest import Program
 from hub import HubServer
 from hub.fixtures import Client
 from layouts import COMMIT, Hub, chat_model
 from previous_api import SHAPES, is_as_before
 
 Problems = Callable[[object], list[str]]
-Program = Callable[..., Any]
+Run = Callable[..., Any]
 
 pytestmark = pytest.mark.spec
 
@@ -63,7 +63,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("words", SUCCESSES, ids=" ".join)
 @pytest.mark.usefixtures("filled")
-def test_results(program: Program, problems: Problems, words: tuple[str, ...]) -> None:
+def test_results(program: Run, problems: Problems, words: tuple[str, ...]) -> None:
     code, document, err = program(*words)
     assert (code, document["status"], err) == (0, "success", "")
     assert problems(document) == []
@@ -73,7 +73,7 @@ def test_results(program: Program, problems: Problems, words: tuple[str, ...]) -
 @pytest.mark.parametrize(("words", "command", "type", "code"), ERRORS)
 @pytest.mark.usefixtures("filled")
 def test_errors(
-    program: Program, problems: Problems, words: tuple[str, ...], command: str, type: str | None, code: int
+    program: Run, problems: Problems, words: tuple[str, ...], command: str, type: str | None, code: int
 ) -> None:
     outcome = program(*words)
     assert (outcome.code, outcome.document["status"], outcome.document["command"]) == (code, "error", command)
@@ -82,7 +82,7 @@ def test_errors(
     assert is_as_before(outcome.document)
 
 
-def test_an_answer_of_the_demo(program: Program, problems: Problems) -> None:
+def test_an_answer_of_the_demo(program: Run, problems: Problems) -> None:
     code, document, _ = program("run", "demo", "Hello!", "--max-tokens", "8", "--seed", "1")
     assert (code, document["status"]) == (0, "success")
     assert problems(document) == []
@@ -109,7 +109,7 @@ def test_models_from_the_hub(hub_server: HubServer, hub_client: Client, problems
         assert ended in outcome.json["data"].values()
 
 
-def test_a_folder_by_path(program: Program, problems: Problems, filled: Hub, tmp_path: Path) -> None:
+def test_a_folder_by_path(program: Run, problems: Problems, filled: Hub, tmp_path: Path) -> None:
     shutil.copytree(filled.folder("mlx-community/Sound-4bit") / "snapshots" / COMMIT, tmp_path / "copy")
     for words in (("show", "./copy", "--files"), ("health", "./copy")):
         code, document, _ = program(*words)
@@ -117,14 +117,14 @@ def test_a_folder_by_path(program: Program, problems: Problems, filled: Hub, tmp
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_document_is_ascii(mlxk2: conftest.Program) -> None:
+def test_a_document_is_ascii(mlxk2: Program) -> None:
     result = mlxk2("list", "--json")
     assert "org/f\u00fcr-alle" in [model["name"] for model in result.json["data"]["models"]]
     assert result.out.isascii()
 
 
 @pytest.mark.usefixtures("filled")
-def test_the_list_has_every_kind_of_model(program: Program) -> None:
+def test_the_list_has_every_kind_of_model(program: Run) -> None:
     models = program("list").document["data"]["models"]
     assert {model["framework"] for model in models} == {"MLX", "GGUF", "Unknown"}
     assert {model["model_type"] for model in models} == {"chat", "embedding", "unknown"}
@@ -133,12 +133,25 @@ def test_the_list_has_every_kind_of_model(program: Program) -> None:
     }  # fmt: skip
 
 
-def test_an_unreadable_cache(program: Program, problems: Problems, tmp_path: Path) -> None:
+def test_an_unreadable_cache(program: Run, problems: Problems, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     code, document, _ = program("list", HF_HUB_CACHE=str(tmp_path / "file"))
     assert (code, document["error"]["type"]) == (1, "OperationError")
     assert problems(document) == []
     assert str(tmp_path) not in str(document)
+
+
+def _samples(value: dict[str, Any]) -> list[object]:
+    """Values that a schema allows; none for those that have a pattern or are described elsewhere."""
+    if "anyOf" in value:
+        return [sample for choice in value["anyOf"] for sample in _samples(choice)]
+    if "pattern" in value or "$ref" in value:
+        return []
+    ready: dict[str, list[object]] = {"string": ["", "x"], "boolean": [True, False], "null": [None], "object": [{}]}
+    numbers: dict[str, list[object]] = {"integer": [value.get("minimum", -1), 7], "number": [0.5, 7]}
+    if value.get("type") == "array":
+        return [[], *([sample] for sample in _samples(value["items"]))]
+    return list(value["enum"]) if "enum" in value else (ready | numbers)[value["type"]]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -149,3 +162,6 @@ def test_the_types_imply_those_of_0_1_5(schema: dict[str, Any], name: str) -> No
     if before.closed:
         assert today["additionalProperties"] is False
         assert today["properties"].keys() <= before.kinds.keys()
+    for key in before.kinds.keys() & today["properties"].keys():
+        refused = [sample for sample in _samples(today["properties"][key]) if not before.kinds[key](sample)]
+        assert not refused, key
