@@ -53,6 +53,8 @@ def fetch(source: Source, wanted: Wanted, partial: Path, advance: Advance, stop:
 
 def _complete(source: Source, wanted: Wanted, file: Partial) -> None:
     """Fetch what is missing, with a few further attempts after faults that may pass."""
+    if file.tell() == wanted.size:
+        return
     receive = _receive_xet if uses_xet(wanted) else _receive_http
     for pause in (*PAUSES, None):
         before = file.tell()

@@ -52,8 +52,12 @@ class Client:
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
         """Start the program with these words, and these variables besides."""
+        return self.start_command(*PROGRAM, *words, **settings)
+
+    def start_command(self, *command: str, **settings: str) -> subprocess.Popen[str]:
+        """Start any command in the program's environment."""
         return subprocess.Popen(
-            [*PROGRAM, *words],
+            command,
             env=self.environment | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
