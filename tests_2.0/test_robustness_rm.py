@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -193,11 +194,33 @@ def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
     assert said == ["False", "True"]
 
 
-def test_names_of_the_library_that_rm_stands_on() -> None:
-    for name in (
-        "expected_shared_blob_freed_size", "shared_blob_manifest_path", "shared_blob_target", "sweep_shared_blob",
-    ):  # fmt: skip
-        assert callable(getattr(_shared_blobs, name))
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (_shared_blobs.expected_shared_blob_freed_size, ["store_path", "blob_paths_to_delete", "cache_dir"]),
+        (_shared_blobs.shared_blob_manifest_path, ["cache_dir", "xet_hash"]),
+        (_shared_blobs.shared_blob_target, ["blob_path", "cache_dir"]),
+        (_shared_blobs.sweep_shared_blob, ["store_path", "cache_dir"]),
+    ],
+)
+def test_functions_of_the_library_that_rm_stands_on(function: Callable[..., object], parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    stuck = hub.path / ".trash-model-1" / "models--org--stuck"
+    stuck.mkdir(parents=True)
+    if subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
+        pytest.skip("chattr +i is not permitted here")
+    try:
+        data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    finally:
+        subprocess.run(["chattr", "-i", stuck], check=True)
+    assert "earlier removal" in data["message"]
+    assert entries(hub.path) == {".trash-model-1"}
+    assert data_of(mlxk2("rm", "org/stuck", "--json"), "rm")["action"] == "deleted"
+    assert entries(hub.path) == set()
 
 
 # --------------------------------------------------------------------------------------------------- which is meant
