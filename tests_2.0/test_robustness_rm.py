@@ -407,6 +407,18 @@ def test_shared_blob_links_that_lead_elsewhere_are_not_swept(hub: Hub, victim: P
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
 
+def test_a_folder_of_the_store_that_is_a_link_is_not_swept(hub: Hub, tmp_path: Path, mlxk2: Program) -> None:
+    Hub(hub.path, "shared").add(NAME, FIRST)
+    payloads = sorted(_shared_blobs.shared_store_blob_paths(hub.path))
+    for payload in payloads:
+        if not payload.parent.is_symlink():
+            payload.parent.rename(tmp_path / payload.parent.name)
+            payload.parent.symlink_to(tmp_path / payload.parent.name)
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert data["freed_bytes"] < 100_000
+    assert all(payload.is_file() for payload in payloads)
+
+
 def test_lock_folders_that_are_links_stay(hub: Hub, victim: Path, mlxk2: Program) -> None:
     hub.add(NAME, FIRST)
     (victim / "stale.lock").touch()
