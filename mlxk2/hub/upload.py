@@ -136,8 +136,8 @@ class Branch:
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
         additions = _additions(upload.changes)
-        deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
         with understood(self._repo_id, self._hidden):
+            deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
             self._check_card(additions)
             if additions:
                 self._choose_transport()
