@@ -166,6 +166,12 @@ class RepoNotFoundError(PushError):
 
     type = "repo_not_found"
 
+    def __init__(self, repo_id: str) -> None:
+        super().__init__(
+            f"{repo_id} is not on the hub, or your token may not see it.",
+            hint="Add --create to have it made, as a private repo.",
+        )
+
 
 class PushFailedError(PushError):
     """Something else stands in the way: a file that can't be uploaded, a hub that answers nonsense."""

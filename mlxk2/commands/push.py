@@ -122,10 +122,7 @@ def _prepared(args: Namespace, branch: Branch) -> tuple[Standing, bool]:
     creates_repo = not standing.has_repo
     if creates_repo:
         if not args.create:
-            raise RepoNotFoundError(
-                f"{args.repo_id} is not on the hub, or your token may not see it.",
-                hint="Add --create to have it made, as a private repo.",
-            )
+            raise RepoNotFoundError(args.repo_id)
         branch.make_repo()
         standing = branch.look()
     if args.create and not standing.has_branch:

@@ -79,8 +79,7 @@ def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
         message = f"{repo_id} has no such branch{said}."
         return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
     if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
-        message = f"{repo_id} is not on the hub, or your token may not see it."
-        return RepoNotFoundError(message, hint="Add --create to have it made, as a private repo.")
+        return RepoNotFoundError(repo_id)
     if status == _UNAUTHORISED:
         return AuthError(f"The hub does not accept the token ({status}{said}).", hint=TOKEN_HINT)
     if status == _FORBIDDEN:
