@@ -29,7 +29,7 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
     (library.refresh_xet_connection_info, {"file_data", "headers"}),
-    (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision"}),
+    (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision", "endpoint"}),
     (library.xet_headers_without_auth, {"headers"}),
     (library.XetFileData, {"file_hash", "refresh_route"}),
     (library.get_xet_session, set()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Event
@@ -25,6 +26,8 @@ PAUSES = (1, 2, 4)
 FIRST_SERVER_ERROR = 500
 DAMAGED = "The hub sent other bytes than it promised for {} (their hash is wrong)."
 
+Receive = Callable[["Source", Wanted, Partial], None]
+
 
 class Source(NamedTuple):
     """A revision on the hub, and the way to it."""
@@ -40,31 +43,29 @@ def fetch(source: Source, wanted: Wanted, partial: Path, advance: Advance, stop:
     """
     with Partial(partial, wanted, advance, stop) as file:
         resumed = file.resumed
-        for is_last in (False, True):
-            _complete(source, wanted, file)
+        for receive in (_receive_xet if uses_xet(wanted) else _receive_http, _receive_http):
+            _complete(source, wanted, file, receive)
             if file.is_whole():
                 return resumed
             file.truncate()
             resumed = 0
-            if is_last:
-                os.unlink(partial)
+        os.unlink(partial)
     raise DownloadFailedError(DAMAGED.format(wanted.name), hint="Try again; if it stays, tell the model's author.")
 
 
-def _complete(source: Source, wanted: Wanted, file: Partial) -> None:
-    """Fetch what is missing, with a few further attempts after faults that may pass."""
-    if file.tell() == wanted.size:
-        return
-    receive = _receive_xet if uses_xet(wanted) else _receive_http
-    for pause in (*PAUSES, None):
-        before = file.tell()
+def _complete(source: Source, wanted: Wanted, file: Partial, receive: Receive) -> None:
+    """Fetch what is missing; after a fault that may pass again, as long as that brings further or a few times more."""
+    pauses = iter(PAUSES)
+    while (before := file.tell()) < wanted.size:
         try:
             receive(source, wanted, file)
             return
         except (httpx2.TransportError, OSError) as fault:
+            pauses = iter(PAUSES) if file.tell() > before else pauses
+            pause = next(pauses, None)
             if pause is None or not _may_pass(fault):
                 raise
-            time.sleep(0 if file.tell() > before else pause)
+            time.sleep(pause)
 
 
 def _may_pass(fault: Exception) -> bool:
@@ -84,7 +85,8 @@ def uses_xet(wanted: Wanted) -> bool:
 
 def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     connection, revision = source
-    url = hf_hub_url(revision.repo_id, wanted.name, revision=revision.commit)
+    endpoint = connection.api.endpoint
+    url = hf_hub_url(revision.repo_id, wanted.name, revision=revision.commit, endpoint=endpoint)
     offset = file.tell()
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
@@ -95,5 +97,12 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
 
 
 def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:
-    # Its client opens a log file as soon as it is imported.
-    import_module("mlxk2.hub.xet").receive(*source, wanted, file)
+    """Receive a file over Xet; what is missing then, because a hub offers what it has not, over HTTP."""
+    try:
+        # Its client opens a log file as soon as it is imported.
+        import_module("mlxk2.hub.xet").receive(*source, wanted, file)
+    except (OSError, RuntimeError, ValueError) as fault:
+        if getattr(fault, "errno", None) is not None:
+            raise
+    if file.tell() < wanted.size:
+        _receive_http(source, wanted, file)

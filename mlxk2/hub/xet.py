@@ -22,6 +22,7 @@ def receive(connection: Connection, revision: Revision, wanted: Wanted, file: Pa
         repo_id=revision.repo_id,
         repo_type="model",
         revision=revision.commit,
+        endpoint=connection.api.endpoint,
     )
     store = library.refresh_xet_connection_info(
         file_data=library.XetFileData(file_hash=wanted.xet_hash, refresh_route=route), headers=connection.headers

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,6 +248,19 @@ def test_after_a_fault_the_next_pull_ends_well(hub_server: HubServer, hub_client
     hub_server.stop()
     hub_server.faults.clear()
     hub_server.start()
+    assert hub_client.run("pull", MODEL).code == 0
+    assert_healthy(hub_client, commit)
+
+
+@pytest.mark.parametrize("fault", ["no token", "no content"])
+def test_xet_that_is_offered_but_not_there(
+    hub_server: HubServer, hub_client: Client, tmp_path: Path, fault: str
+) -> None:
+    commit = hub_server.add(MODEL, big_model(2 * MIB), is_xet=True)
+    if fault == "no token":
+        hub_server.faults.add(Fault("xet-read-token", times=ALWAYS, status=404))
+    else:
+        shutil.rmtree(tmp_path / "server" / "xet")
     assert hub_client.run("pull", MODEL).code == 0
     assert_healthy(hub_client, commit)
 
