@@ -216,6 +216,14 @@ def test_a_model_card_that_is_no_text(pusher: Pusher) -> None:
     assert pusher.error("--private")["message"] == "README.md is not UTF-8."
 
 
+def test_a_hub_that_repeats_the_token_is_not_quoted(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"2"})
+    said = {"x-error-message": f"the token {pusher.token} may not"}
+    pusher.server.faults.add(Fault("/commit/", "POST", status=403, headers=said))
+    assert "(403: the token  may not)" in pusher.error("--private")["message"]
+
+
 def test_people_see_that_nothing_was_done(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})

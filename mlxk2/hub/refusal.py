@@ -56,7 +56,7 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
     if isinstance(fault, OfflineModeIsEnabled):
         return UploadFailedError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
     if isinstance(fault, HfHubHTTPError):
-        return _of_answer(fault, repo_id)
+        return _of_answer(fault, repo_id, without(hidden, fault.server_message or ""))
     text = _shortened(without(hidden, str(fault)))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         return _unreachable(repo_id, text or type(fault).__name__)
@@ -72,9 +72,9 @@ def _first_cause(fault: BaseException) -> BaseException:
     return fault
 
 
-def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
+def _of_answer(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
     status = fault.response.status_code
-    said = f": {_shortened(fault.server_message)}" if fault.server_message else ""
+    said = f": {_shortened(text)}" if text else ""
     if is_branch_missing(fault):
         message = f"{repo_id} has no such branch{said}."
         return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")

@@ -90,6 +90,20 @@ def test_ctrl_c_ends_it_and_nothing_has_changed(
     assert pusher.on_hub() == OLD
 
 
+@pytest.mark.parametrize("settings", [PLAIN_HTTP, {}], ids=["http", "xet"])
+def test_a_file_that_vanishes_meanwhile(pusher: Pusher, new: dict[str, bytes], settings: Mapping[str, str]) -> None:
+    pusher.server.faults.add(Fault("/preupload/", "POST", after=SLOW))
+    process = pusher.start("--private", "--json", **settings)
+    wait_for(pusher, process, "/preupload/")
+    (pusher.folder / min(new)).unlink()
+    (pusher.folder / "model-1.safetensors").unlink()
+    out, err = process.communicate(timeout=WAIT_SECONDS)
+    assert (process.returncode, err) == (1, "")
+    assert_document(json.loads(out), "error")
+    assert str(pusher.beside) not in out
+    assert pusher.on_hub() == OLD
+
+
 def test_an_answer_that_is_lost_can_be_asked_for_again(pusher: Pusher, new: dict[str, bytes]) -> None:
     pusher.server.faults.add(Fault("/commit/", "POST", cut_after=1))
     assert pusher.error("--private")["type"] == "upload_failed"
