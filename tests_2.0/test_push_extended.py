@@ -221,7 +221,7 @@ def test_a_hub_that_repeats_the_token_is_not_quoted(pusher: Pusher) -> None:
     pusher.write({"a": b"2"})
     said = {"x-error-message": f"the token {pusher.token} may not"}
     pusher.server.faults.add(Fault("/commit/", "POST", status=403, headers=said))
-    assert "(403: the token  may not)" in pusher.error("--private")["message"]
+    assert "(403: the token may not)" in pusher.error("--private")["message"]
 
 
 def test_people_see_that_nothing_was_done(pusher: Pusher) -> None:
