@@ -28,6 +28,11 @@ class Audit:
         self.missing = [file for file in self.wanted if not self._has(file)]
         self.misplaced = [file for file in self.wanted if not self._is_good(self._snapshot / file.name, file)]
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all wanted files are in their places, and nothing else is there that does not belong."""
+        return not (self.missing or self.misplaced or self.remains())
+
     def bad_blobs(self) -> list[Path]:
         """The blobs of missing files that are there, but are not what their name says."""
         paths = {self._delivery.blob(file) for file in self.missing}

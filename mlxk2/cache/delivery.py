@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Delivery:
     def of(cls, hub: Path, repo_id: str) -> Delivery:
         """The delivery of a model to a hub folder; nothing is written."""
         model = hub / naming.folder_of(repo_id)
-        return cls(model, model / INCOMPLETE if model.is_dir() else hub / f".{model.name}{INCOMPLETE}")
+        return cls(model, model / INCOMPLETE if model.is_dir() else model.with_name(f".{model.name}{INCOMPLETE}"))
 
     def staged(self, wanted: Wanted) -> Path:
         """Where a file waits that was fetched and verified."""
@@ -92,7 +93,6 @@ class Delivery:
             self._move_blobs(files)
             self._place(commit, new, files, misplaced)
             write_ref(self.model, ref, commit)
-        self.clear()
 
     def _place(self, commit: str, new: Path, files: Sequence[Wanted], misplaced: Sequence[Wanted]) -> None:
         place = self.snapshot(commit)
@@ -109,10 +109,17 @@ class Delivery:
             _make_folders(place, target.parent)
             os.replace(new / file.name, target)
 
+    def has_remains(self) -> bool:
+        """Whether anything is left of unfinished downloads, ours or others'."""
+        return any(map(os.path.lexists, self._stagings())) or any((self.model / "blobs").glob(f"*{INCOMPLETE}"))
+
     def clear(self) -> None:
-        """Remove what is left of unfinished downloads."""
-        for folder in (self.staging, self.model / INCOMPLETE, self.model.parent / f".{self.model.name}{INCOMPLETE}"):
+        """Remove what is left of our unfinished downloads."""
+        for folder in self._stagings():
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _stagings(self) -> tuple[Path, Path]:
+        return self.model / INCOMPLETE, self.model.with_name(f".{self.model.name}{INCOMPLETE}")
 
     def _move_blobs(self, files: Sequence[Wanted]) -> None:
         (self.model / "blobs").mkdir(exist_ok=True)
@@ -127,9 +134,15 @@ class Delivery:
                 os.unlink(entry.path)
 
 
+def read_ref(model: Path, ref: str) -> str | None:
+    """The commit that a branch names; None where there is no such branch."""
+    path = model / "refs" / ref
+    return path.read_text(encoding="ascii", errors="replace").strip() if path.is_file() else None
+
+
 def write_ref(model: Path, ref: str | None, commit: str) -> None:
-    """Let a branch name a commit; without a branch nothing is written."""
-    if ref is None:
+    """Let a branch name a commit, if there is a branch and it does not yet."""
+    if ref is None or read_ref(model, ref) == commit:
         return
     path = model / "refs" / ref
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,17 +160,16 @@ def _make_folders(snapshot: Path, folder: Path) -> None:
         step.mkdir(exist_ok=True)
 
 
-def _link_all(snapshot: Path, files: Iterable[Wanted], model: Path) -> None:
+def _link_all(snapshot: Path, files: Sequence[Wanted], model: Path) -> None:
+    uses = Counter(file.blob for file in files)
     for file in files:
+        uses[file.blob] -= 1
         path = snapshot / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         up = [".."] * (2 + file.name.count("/"))
-        _link(os.path.join(*up, "blobs", file.blob), path, model / "blobs" / file.blob)
-
-
-def _link(target: str, path: Path, blob: Path) -> None:
-    try:
-        path.symlink_to(target)
-    except OSError:
-        # A file system without links, as on many external disks: the bytes themselves stand in the snapshot.
-        shutil.copyfile(blob, path)
+        try:
+            path.symlink_to(os.path.join(*up, "blobs", file.blob))
+        except OSError:
+            # A file system without links, as on many external disks: the bytes themselves stand in the snapshot.
+            put = shutil.copyfile if uses[file.blob] else os.replace
+            put(model / "blobs" / file.blob, path)

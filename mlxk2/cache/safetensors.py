@@ -11,16 +11,12 @@ import json
 from typing import Any
 
 from mlxk2.cache.files import BrokenFile, File, read
+from mlxk2.cache.plain_header import BITS, metadata_of
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 _MOST = 1 << 63
 _FIRST_READ = 1 << 16  # most headers are smaller
-
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
 
 
 def read_metadata(file: File) -> dict[str, str]:
@@ -29,12 +25,18 @@ def read_metadata(file: File) -> dict[str, str]:
     length = _header_length(file, begin[:8])
     if 8 + length > len(begin):
         begin += read(file, 8 + length - len(begin), offset=len(begin))
-    header = _parse(file, begin[8 : 8 + length])
+    text = begin[8 : 8 + length]
+    metadata = metadata_of(text, file.size - 8 - length)
+    return _parsed_metadata(file, text) if metadata is None else metadata
+
+
+def _parsed_metadata(file: File, text: bytes) -> dict[str, str]:
+    header = _parse(file, text)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise BrokenFile(f"{file.name} has a damaged safetensors header (its metadata is not text)")
-    _check_offsets(file, header, file.size - 8 - length)
+    _check_offsets(file, header, file.size - 8 - len(text))
     return metadata
 
 
@@ -83,7 +85,7 @@ def _place(tensor: dict[str, Any]) -> tuple[int, int]:
     dtype, shape = tensor["dtype"], tensor["shape"]
     if not isinstance(dtype, str) or not isinstance(shape, list):
         raise ValueError
-    bits = size = _BITS.get(dtype, 0)
+    bits = size = BITS.get(dtype, 0)
     # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
     for length in shape:
         if type(length) is not int or not 0 <= length <= _MOST or size > _MOST:

@@ -1,0 +1,104 @@
+"""The quick judgement of a usual safetensors header never says more than the parser does."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from mlxk2.cache.files import BrokenFile, File
+from mlxk2.cache.plain_header import metadata_of
+from mlxk2.cache.safetensors import read_metadata
+
+CASES = 150
+MUTATIONS = 6
+
+
+def _header(rng: random.Random, of_mlx: bool) -> tuple[bytes, int]:
+    """A header in the order of keys of MLX or of the format's own library, and the size of its data."""
+    tensors, end = {}, 0
+    for number in range(rng.randint(1, 12)):
+        shape = [rng.randint(1, 9) for _ in range(rng.randint(0, 3))]
+        dtype, width = rng.choice([("F32", 4), ("BF16", 2), ("U8", 1), ("I64", 8)])
+        size = width
+        for length in shape:
+            size *= length
+        tensor = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        tensors[f"layers.{number}.weight"] = dict(sorted(tensor.items())) if of_mlx else tensor
+        end += size
+    items = list(tensors.items())
+    if rng.random() < 0.3:
+        rng.shuffle(items)
+    metadata = {"__metadata__": {"format": "mlx", "a": 'b"\\'}} if rng.random() < 0.5 else {}
+    text = json.dumps({**metadata, **dict(items)}, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), end
+
+
+def _mutated(rng: random.Random, text: bytes) -> bytes:
+    changed = bytearray(text)
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(changed))
+        kind = rng.random()
+        if kind < 0.5:
+            changed[place] = rng.choice(b'0123456789,:"{}[]\\ x\x00\xff')
+        elif kind < 0.75:
+            del changed[place]
+        else:
+            changed.insert(place, rng.choice(b'019,"}] '))
+    return bytes(changed)
+
+
+def _parsed(tmp_path, text: bytes, size: int) -> dict[str, str] | None:
+    """What the parser says: the first character is a space, so that only the parser can judge."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((len(text) + 1).to_bytes(8, "little") + b" " + text + b"\0" * size)
+    try:
+        return read_metadata(File("x.safetensors", str(path), 9 + len(text) + size, (0, 0)))
+    except BrokenFile:
+        return None
+
+
+@pytest.mark.parametrize("of_mlx", [False, True])
+def test_usual_headers_are_judged_without_the_parser(of_mlx):
+    rng = random.Random(1)
+    for _ in range(CASES):
+        text, size = _header(rng, of_mlx)
+        assert metadata_of(text, size) == json.loads(text).get("__metadata__", {})
+        assert metadata_of(text, size + 1) is None
+        assert metadata_of(text, size - 1) is None
+
+
+@pytest.mark.parametrize("of_mlx", [False, True])
+def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path, of_mlx):
+    rng = random.Random(2)
+    agreed = 0
+    for _ in range(CASES):
+        text, size = _header(rng, of_mlx)
+        for _ in range(MUTATIONS):
+            changed = _mutated(rng, text)
+            found = metadata_of(changed, size)
+            if found is not None:
+                agreed += 1
+                assert found == _parsed(tmp_path, changed, size), changed
+    assert agreed > 8  # else the mutations never reach a header that is still whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},}',
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}x',
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,01]}}',
+        b'{"a":{"dtype":"U8","shape":[01],"data_offsets":[0,1]}}',
+        b'{"a":{"dtype":"Q8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"b":5,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"__metadata__":{"format":5},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"__metadata__":{},"b":1,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'[{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+    ],
+)
+def test_the_unusual_is_left_to_the_parser(text):
+    assert metadata_of(text, 1) is None
