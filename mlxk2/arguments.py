@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from mlxk2.errors import CommandError
 
 COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server")
 ALPHA_COMMANDS = ("clone", "push")
+DEFAULT_COLUMNS = 100
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
 # `server` is the name that the JSON API knows; all other commands are called what they are typed as.
 API_NAMES = {"serve": "server"}
@@ -19,6 +22,10 @@ Subparsers = Any  # argparse keeps the type of what add_subparsers returns to it
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser that raises CommandError where argparse would print its usage and exit."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # One is made for every argument; asked for the terminal's width itself, it imports half of the library.
+        return argparse.HelpFormatter(self.prog, width=_columns())
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
@@ -59,7 +66,7 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.set_defaults(command=None, module=None)
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, prog="mlxk2")
     _add_list(commands)
     _add_show(commands)
     _add_health(commands)
@@ -72,6 +79,15 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
     _add_serve(commands, "server", help="the same as serve")
     return parser
+
+
+@lru_cache(maxsize=1)
+def _columns() -> int:
+    """The width of help, in characters: the terminal's, where there is one."""
+    try:
+        return os.get_terminal_size().columns - 2
+    except OSError:
+        return DEFAULT_COLUMNS
 
 
 def _command(commands: Subparsers, name: str, help: str, example: str, module: str | None = None) -> _Parser:

@@ -6,13 +6,15 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mlxk2.cache import integrity, naming, support
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.files import BrokenFile
 from mlxk2.cache.store import Snapshot
-from mlxk2.spec import Capability, Framework, Metadata, ModelObject, ModelType
+
+if TYPE_CHECKING:
+    from mlxk2.spec import Capability, Framework, Metadata, ModelObject, ModelType
 
 CAPABILITIES: dict[ModelType, list[Capability]] = {
     "chat": ["text-generation", "chat"],
@@ -136,7 +138,7 @@ def metadata_of(contents: Contents) -> Metadata | None:
         **{key: first_number(config, names) for key, names in _NUMBERS.items()},
         "quantization": _quantization(config),
     }
-    return cast(Metadata, {key: value for key, value in found.items() if value is not None})
+    return cast("Metadata", {key: value for key, value in found.items() if value is not None})
 
 
 def first_number(config: Mapping[str, Any], names: Iterable[str]) -> int | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from mlxk2.cache.describe import describe
 from mlxk2.cache.store import Cache, hub_folder
-from mlxk2.spec import ListData
+
+if TYPE_CHECKING:
+    from mlxk2.spec import ListData
 
 
 def run(args: Namespace) -> ListData:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from mlxk2.cache.audit import Audit, has_its_hash, looks_whole
-from mlxk2.cache.delivery import Delivery, Wanted, write_ref
+from mlxk2.cache.delivery import Delivery, Wanted, read_ref, write_ref
+from mlxk2.cache.locks import PULL_LOCK
 from mlxk2.errors import OperationError
 from mlxk2.hub import library, repos, sharing
 from mlxk2.hub.connection import Connection
@@ -21,7 +21,6 @@ from mlxk2.hub.repos import Revision
 from mlxk2.hub.transfer import Source
 from mlxk2.sizes import human_size
 
-LOCK_NAME = "pull.lock"
 NOTICE_SECONDS = 1.0
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -53,7 +52,7 @@ def download(
     hub: Path,
     progress: Progress,
     *,
-    notify: Notify = sys.stderr.write,
+    notify: Notify,
     by_hash: bool = False,
     complete: bool = True,
 ) -> Download:
@@ -63,18 +62,29 @@ def download(
     Raises errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
     and one that was not is not in it.
     """
+    source = Source(connection, revision)
     files = repos.files(connection, revision)
-    with translated(revision.repo_id), _alone(hub, revision.repo_id, notify):
+    with translated(revision.repo_id):
         delivery = Delivery.of(hub, revision.repo_id)
         wanted = files if complete else [file for file in files if delivery.has_entry(revision.commit, file)]
-        audit = _audit(delivery, revision, wanted, progress, by_hash)
-        if audit.missing or audit.misplaced or audit.remains():
-            done = _deliver(Source(connection, revision), hub, delivery, audit, progress)
-        else:
+        done = Download(revision.commit, (), (), 0, left_out=len(files) - len(wanted))
+        if not by_hash and _is_settled(delivery, revision, Audit(delivery, revision.commit, wanted, looks_whole)):
+            return done  # without a lock, which could not be taken in a cache that may only be read
+        with _alone(hub, revision.repo_id, notify):
+            delivery = Delivery.of(hub, revision.repo_id)
+            audit = _audit(delivery, revision, wanted, progress, by_hash)
+            if not audit.is_sound:
+                done = _deliver(source, hub, delivery, audit, progress, by_hash)._replace(left_out=done.left_out)
             write_ref(delivery.model, revision.ref, revision.commit)
             delivery.clear()
-            done = Download(revision.commit, (), (), 0)
-    return done._replace(left_out=len(files) - len(wanted))
+            sharing.remove_orphans(hub, delivery)
+    return done
+
+
+def _is_settled(delivery: Delivery, revision: Revision, audit: Audit) -> bool:
+    """Whether nothing is left to do: no file, no branch, no remains of a download."""
+    has_ref = revision.ref is None or read_ref(delivery.model, revision.ref) == revision.commit
+    return audit.is_sound and has_ref and not delivery.has_remains()
 
 
 @contextmanager
@@ -82,13 +92,12 @@ def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
     """Hold the lock of a model's downloads; wait for another process that has it, and say so."""
     folder = hub / ".locks" / library.repo_folder_name(repo_id=repo_id, repo_type="model")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with library.WeakFileLock(folder / LOCK_NAME, timeout=NOTICE_SECONDS):
-            yield
-            return
-    except library.Timeout:
-        notify(f"Another pull of {repo_id} is running; waiting for it.\n")
-    with library.WeakFileLock(folder / LOCK_NAME):
+    with ExitStack() as held:
+        try:
+            held.enter_context(library.WeakFileLock(folder / PULL_LOCK, timeout=NOTICE_SECONDS))
+        except library.Timeout:
+            notify(f"Another pull of {repo_id} is running; waiting for it.")
+            held.enter_context(library.WeakFileLock(folder / PULL_LOCK))
         yield
 
 
@@ -100,10 +109,13 @@ def _audit(delivery: Delivery, revision: Revision, wanted: list[Wanted], progres
         return Audit(delivery, revision.commit, wanted, has_its_hash(advance))
 
 
-def _deliver(source: Source, hub: Path, delivery: Delivery, audit: Audit, progress: Progress) -> Download:
+def _deliver(
+    source: Source, hub: Path, delivery: Delivery, audit: Audit, progress: Progress, by_hash: bool
+) -> Download:
     revision = source.revision
     damaged = audit.bad_blobs()
-    in_store = [file for file in audit.missing if delivery.blob(file) not in damaged and sharing.has(hub, file)]
+    trusted = [] if by_hash else [file for file in audit.missing if delivery.blob(file) not in damaged]
+    in_store = [file for file in trusted if sharing.has(hub, file)]
     missing = [file for file in audit.missing if file not in in_store and not delivery.staged(file).exists()]
     _check_space(revision.repo_id, delivery, missing, damaged)
     delivery.begin()
@@ -119,8 +131,7 @@ def _deliver(source: Source, hub: Path, delivery: Delivery, audit: Audit, progre
         (delivery.snapshot(revision.commit) / name).unlink()
     delivery.finish(revision.commit, audit.wanted, audit.misplaced, revision.ref)
     for file in audit.missing:
-        sharing.share(hub, delivery, file, replace=delivery.blob(file) in damaged)
-    sharing.remove_orphans(hub, delivery)
+        sharing.share(hub, delivery, file, replace=by_hash or delivery.blob(file) in damaged)
     fetched = {file.name for file in audit.missing}
     repaired = {*remains, *(file.name for file in audit.misplaced)} - fetched
     return Download(revision.commit, tuple(sorted(fetched)), tuple(sorted(repaired)), resumed)

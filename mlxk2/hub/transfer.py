@@ -20,6 +20,7 @@ from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
 from mlxk2.hub.partial import Advance, Partial
 from mlxk2.hub.repos import Revision
+from mlxk2.sizes import human_size
 
 # Seconds before each further attempt after a fault that may pass.
 PAUSES = (1, 2, 4)
@@ -88,6 +89,9 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     endpoint = connection.api.endpoint
     url = hf_hub_url(revision.repo_id, wanted.name, revision=revision.commit, endpoint=endpoint)
     offset = file.tell()
+    if wanted.size > library.constants.MAX_HTTP_DOWNLOAD_SIZE and not offset:
+        limit = human_size(library.constants.MAX_HTTP_DOWNLOAD_SIZE)
+        raise DownloadFailedError(f"{wanted.name} is larger than {limit}, so that it comes only over Xet (hf_xet).")
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
