@@ -48,7 +48,7 @@ def test_functions_take_what_we_give_them(function: Callable[..., Any], paramete
 
 
 @pytest.mark.parametrize(
-    "name", ["DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DISABLE_XET"]
+    "name", ["DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT", "MAX_HTTP_DOWNLOAD_SIZE"]
 )
 def test_constants_are_where_we_look_for_them(name: str) -> None:
     assert hasattr(library.constants, name)

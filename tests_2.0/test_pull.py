@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -283,6 +284,23 @@ def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_cl
     assert data["download_status"] == "success"
     assert not orphan.exists()
     assert health(hub_client) == "Model is healthy"
+
+
+def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    blobs = hub_client.hub / FOLDER / "blobs"
+    dead, alive = (blobs / f"{digit * 64}.12345678.incomplete" for digit in "ab")
+    ours = hub_client.hub / FOLDER / ".incomplete" / "blobs" / f"{'c' * 64}.partial"
+    ours.parent.mkdir(parents=True)
+    for orphan in (dead, alive, ours):
+        orphan.write_bytes(b"x" * 1000)
+    with (hub_client.hub / ".locks" / FOLDER / f"{'b' * 64}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert pulled(hub_client)["download_status"] == "already_exists"
+        assert (dead.exists(), alive.exists(), ours.exists()) == (False, True, False)
+    assert pulled(hub_client)["download_status"] == "already_exists"
+    assert not alive.exists()
 
 
 def test_files_that_were_never_wanted_come_only_with_force(hub_server: HubServer, hub_client: Client) -> None:
