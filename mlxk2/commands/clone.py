@@ -124,7 +124,10 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     hub = Path(scratch, TEMPORARY_HUB)
     hub.mkdir()
     download = import_module("mlxk2.hub.download").download
-    download(source.connection, source.revision, hub, progress, notify=args.streams.stderr.write)
+    def notify(text: str) -> None:
+        args.streams.stderr.write(f"{text}\n")
+
+    download(source.connection, source.revision, hub, progress, notify=notify)
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 
 

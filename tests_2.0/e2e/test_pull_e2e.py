@@ -3,74 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pexpect
 import pytest
 from hub import Fault, HubServer
-from hub.fixtures import PROGRAM, Client, ended
-from layouts import chat_model, raw_safetensors, shard_names, tensor
+from hub.fixtures import Client, ended
+from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
 from shapes import assert_envelope
 
 from mlxk2.sizes import human_size
 
 pytestmark = pytest.mark.e2e
 
-MODEL = "org/model"
-FOLDER = "models--org--model"
-MIB = 1 << 20
-ALWAYS = float("inf")
 LOST_BYTES = 10 * MIB  # what a kill may cost of each file
-WEIGHTS = "model.safetensors"
-
-
-def big_model(*sizes: int) -> dict[str, bytes]:
-    """A sound chat model whose files of weights have about these sizes, in bytes; no two bytes repeat each other."""
-    rolls = random.Random(1)
-    files = chat_model()
-    del files[WEIGHTS]
-    shards = shard_names(len(sizes)) if sizes[1:] else [WEIGHTS]
-    for name, size in zip(shards, sizes, strict=True):
-        data = b"".join(rolls.randbytes(MIB) for _ in range(size // MIB)) + rolls.randbytes(size % MIB)
-        header = {"__metadata__": {"format": "mlx"}, name: tensor("U8", (len(data),), 0, len(data))}
-        files[name] = raw_safetensors(header, data)
-    if sizes[1:]:
-        files["model.safetensors.index.json"] = json.dumps({"weight_map": {name: name for name in shards}}).encode()
-    return {name: data for name, data in files.items() if isinstance(data, bytes)}
-
-
-def listed(client: Client) -> list[dict[str, Any]]:
-    """The models that `list` shows."""
-    models: list[dict[str, Any]] = client.run("list", "--json").json["data"]["models"]
-    return models
-
-
-def assert_healthy(client: Client, commit: str) -> None:
-    """The model is in the cache at this commit, every byte of it right, and nothing else is left."""
-    data = client.run("health", MODEL, "--deep", "--json").json["data"]
-    assert data["unhealthy"] == [] and len(data["healthy"]) == 1
-    assert (client.hub / FOLDER / "refs" / "main").read_text() == commit
-    assert sorted(path.name for path in client.hub.iterdir() if "incomplete" in path.name) == []
-    assert not list(client.hub.rglob("*.partial"))
 
 
 # ------------------------------------------------------------------------------------------------------------- kills
-
-
-def _wait_until_sent(server: HubServer, process: subprocess.Popen[str], count: int) -> None:
-    while process.poll() is None and server.log.sent("/objects/") < count:
-        time.sleep(0.005)
 
 
 def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -> None:
@@ -83,7 +36,7 @@ def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -
     for _ in range(10):
         hub_server.log.clear()
         process = hub_client.start("pull", MODEL, "--json")
-        _wait_until_sent(hub_server, process, rolls.randrange(total // 6))
+        wait_until_sent(hub_server, process, rolls.randrange(total // 6))
         process.send_signal(signal.SIGKILL)
         ended(process)
         _assert_continued(hub_server, reached)
@@ -111,7 +64,7 @@ def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_clie
     hub_server.faults.add(Fault("/objects/", times=1, rate=20 * MIB))
     hub_server.log.clear()
     process = hub_client.start("pull", MODEL)
-    _wait_until_sent(hub_server, process, 12 * MIB)
+    wait_until_sent(hub_server, process, 12 * MIB)
     process.kill()
     ended(process)
     assert [(model["hash"], model["health"]) for model in listed(hub_client)] == [(old, "healthy")]
@@ -125,7 +78,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_clie
     commit = hub_server.add(MODEL, big_model(8 * MIB))
     hub_server.faults.add(Fault("/objects/", rate=2 * MIB))
     process = hub_client.start("pull", MODEL, "--json")
-    _wait_until_sent(hub_server, process, 3 * MIB)
+    wait_until_sent(hub_server, process, 3 * MIB)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     outcome = ended(process)
@@ -272,7 +225,7 @@ def test_two_pulls_of_one_model_both_succeed(hub_server: HubServer, hub_client: 
     commit = hub_server.add(MODEL, big_model(24 * MIB))
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=8 * MIB))
     first = hub_client.start("pull", MODEL, "--json")
-    _wait_until_sent(hub_server, first, MIB)
+    wait_until_sent(hub_server, first, MIB)
     second = hub_client.start("pull", MODEL, "--json")
     outcomes = ended(first), ended(second)
     assert [outcome.code for outcome in outcomes] == [0, 0]
@@ -293,95 +246,3 @@ def test_list_beside_a_pull_shows_it_whole_or_not_at_all(hub_server: HubServer, 
     assert ended(process).code == 0
     assert seen[0] == []
     assert all(models in ([], [(MODEL, "healthy")]) for models in seen)
-
-
-# -------------------------------------------------------------------------------------------------------------- room
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with 16 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True
-    ) if sys.platform == "linux" else None  # fmt: skip
-    if mount is None or mount.returncode:
-        pytest.skip("a small file system can't be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_room_is_checked_before_a_byte_is_fetched(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
-    hub_server.add(MODEL, big_model(30 * MIB))
-    outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_CACHE=str(small_disk / "hub"))
-    assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
-    assert "31.5MB needed" in outcome.json["error"]["message"]
-    assert "16.8MB available" in outcome.json["error"]["message"]
-    assert hub_server.log.count("GET", "/resolve/") == 0
-
-
-def test_only_what_is_missing_needs_room(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
-    cache = {"HF_HUB_CACHE": str(small_disk / "hub")}
-    files = big_model(11 * MIB)
-    hub_server.add(MODEL, files)
-    assert hub_client.run("pull", MODEL, **cache).code == 0
-    commit = hub_server.add(MODEL, {"notes.txt": b"new"})
-    assert hub_client.run("pull", MODEL, **cache).code == 0
-    # A damaged file makes room for the sound one.
-    weights = small_disk / "hub" / FOLDER / "snapshots" / commit / WEIGHTS
-    weights.resolve().write_bytes(b"x" * len(files[WEIGHTS]))
-    outcome = hub_client.run("pull", MODEL, **cache)
-    assert (outcome.code, weights.read_bytes() == files[WEIGHTS]) == (0, True)
-
-
-def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
-    cache = {"HF_HUB_CACHE": str(small_disk / "hub")}
-    hub_server.add(MODEL, big_model(12 * MIB))
-    hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=12 * MIB))
-    process = hub_client.start("pull", MODEL, "--json", **cache)
-    _wait_until_sent(hub_server, process, 2 * MIB)
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * 8 * MIB)
-    outcome = ended(process)
-    assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
-    assert "disk is full" in outcome.json["error"]["message"]
-    assert not list((small_disk / "hub").glob("models--*"))
-    filler.unlink()
-    hub_server.log.clear()
-    assert hub_client.run("pull", MODEL, **cache).code == 0
-    assert any(request.start for request in hub_server.log.of("GET", "/objects/"))
-
-
-def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> None:
-    hub_server.add(MODEL, big_model(8 * MIB))
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({4 * MIB}, {resource.RLIM_INFINITY}));"
-    code = f"{limit} import sys; from mlxk2.cli import main; sys.exit(main(['pull', '{MODEL}', '--json']))"
-    outcome = ended(hub_client.start_command(sys.executable, "-c", code))
-    assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
-    assert "ulimit" in outcome.json["error"]["message"]
-    assert not list(hub_client.hub.glob("models--*"))
-
-
-@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a folder that even root can't write to")
-def test_a_cache_that_may_not_be_written(hub_server: HubServer, hub_client: Client) -> None:
-    hub_server.add(MODEL, chat_model())
-    outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_CACHE="/sys/kernel/hub")
-    assert (outcome.code, outcome.json["error"]["type"]) == (1, "PermissionError")
-    assert "/sys" not in outcome.out
-
-
-# ----------------------------------------------------------------------------------------------------------- progress
-
-
-def test_people_see_how_far_it_is(hub_server: HubServer, hub_client: Client) -> None:
-    hub_server.add(MODEL, big_model(8 * MIB))
-    hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=4 * MIB))
-    environment = hub_client.environment | {"TERM": "xterm", "COLUMNS": "120"}
-    command, *words = (*PROGRAM, "pull", MODEL)
-    child = pexpect.spawn(command, words, env=environment, encoding="utf-8", timeout=60, dimensions=(20, 120))
-    child.expect(r"org/model.*/8\.4 MB.*MB/s")
-    child.expect("Downloaded org/model")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
