@@ -76,7 +76,7 @@ def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_clie
 
 def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, big_model(8 * MIB))
-    hub_server.faults.add(Fault("/objects/", rate=2 * MIB))
+    hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=2 * MIB))
     process = hub_client.start("pull", MODEL, "--json")
     wait_until_sent(hub_server, process, 3 * MIB)
     start = time.monotonic()
@@ -154,7 +154,7 @@ class Case(NamedTuple):
 CASES = {
     "cut once": Case(Fault("/objects/", cut_after=5 * MIB), None),
     "cut again and again": Case(Fault("/objects/", times=ALWAYS, cut_after=100_000), "NetworkError", "connection"),
-    "dies half-way": Case(Fault("/objects/", cut_after=3 * MIB, dies=True), "NetworkError", "connection"),
+    "dies half-way": Case(Fault("/objects/", times=ALWAYS, cut_after=3 * MIB, dies=True), "NetworkError", "connection"),
     "one 429": Case(Fault("/objects/", status=429, headers={"ratelimit": '"api";r=0;t=0'}), None),
     "429 always": Case(
         Fault("/objects/", times=ALWAYS, status=429, headers={"ratelimit": '"api";r=0;t=0'}), "download_failed", "later"
