@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -193,11 +194,33 @@ def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
     assert said == ["False", "True"]
 
 
-def test_names_of_the_library_that_rm_stands_on() -> None:
-    for name in (
-        "expected_shared_blob_freed_size", "shared_blob_manifest_path", "shared_blob_target", "sweep_shared_blob",
-    ):  # fmt: skip
-        assert callable(getattr(_shared_blobs, name))
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (_shared_blobs.expected_shared_blob_freed_size, ["store_path", "blob_paths_to_delete", "cache_dir"]),
+        (_shared_blobs.shared_blob_manifest_path, ["cache_dir", "xet_hash"]),
+        (_shared_blobs.shared_blob_target, ["blob_path", "cache_dir"]),
+        (_shared_blobs.sweep_shared_blob, ["store_path", "cache_dir"]),
+    ],
+)
+def test_functions_of_the_library_that_rm_stands_on(function: Callable[..., object], parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, FIRST)
+    stuck = hub.path / ".trash-model-1" / "models--org--stuck"
+    stuck.mkdir(parents=True)
+    if subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
+        pytest.skip("chattr +i is not permitted here")
+    try:
+        data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    finally:
+        subprocess.run(["chattr", "-i", stuck], check=True)
+    assert "earlier removal" in data["message"]
+    assert entries(hub.path) == {".trash-model-1"}
+    assert data_of(mlxk2("rm", "org/stuck", "--json"), "rm")["action"] == "deleted"
+    assert entries(hub.path) == set()
 
 
 # --------------------------------------------------------------------------------------------------- which is meant
@@ -382,6 +405,18 @@ def test_shared_blob_links_that_lead_elsewhere_are_not_swept(hub: Hub, victim: P
     for number, target in enumerate((victim / "refs" / "main", "../../../../etc/hostname", "../../blobs/../../x")):
         (shared.folder(NAME) / "blobs" / f"{number:064}").symlink_to(target)
     data_of(mlxk2("rm", NAME, "--json"), "rm")
+
+
+def test_a_folder_of_the_store_that_is_a_link_is_not_swept(hub: Hub, tmp_path: Path, mlxk2: Program) -> None:
+    Hub(hub.path, "shared").add(NAME, FIRST)
+    payloads = sorted(_shared_blobs.shared_store_blob_paths(hub.path))
+    for payload in payloads:
+        if not payload.parent.is_symlink():
+            payload.parent.rename(tmp_path / payload.parent.name)
+            payload.parent.symlink_to(tmp_path / payload.parent.name)
+    data = data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert data["freed_bytes"] < 100_000
+    assert all(payload.is_file() for payload in payloads)
 
 
 def test_lock_folders_that_are_links_stay(hub: Hub, victim: Path, mlxk2: Program) -> None:

@@ -16,6 +16,9 @@ from demo_turns import DONT_KNOW, capital_answer
 
 Message = dict[str, Any]
 
+#: Beyond what the model is made for; measured to be honest about it.
+UNSEEN_TOOLS = "tool calls, names of tools never seen"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -166,11 +169,13 @@ def _tool(rng: random.Random) -> weather.WeatherTool:
 
 
 def tool_calls(rng: random.Random) -> Iterator[Case]:
-    """Yield a question for the weather in each city."""
-    for city in world.CITIES:
-        tool = _tool(rng)
-        asked = rng.choice(HELD_OUT["weather"]).format(p=city)
-        yield Case("tool calls", [_user(asked)], tool.call_text(city), [tool.declaration()])
+    """Yield a question for the weather in each city, with tools of names seen in training and of others."""
+    drawn = [("tool calls", weather.draw_tool), (UNSEEN_TOOLS, _tool)]
+    for category, draw in drawn:
+        for city in world.CITIES:
+            tool = draw(rng)
+            asked = rng.choice(HELD_OUT["weather"]).format(p=city)
+            yield Case(category, [_user(asked)], tool.call_text(city), [tool.declaration()])
 
 
 def tool_results(rng: random.Random) -> Iterator[Case]:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -57,14 +57,18 @@ def names_in(*names: str, below: int) -> list[str]:
 
 
 def walk(handle: int) -> Iterator[tuple[str, int]]:
-    """Everything below a folder, as a name and a handle of the folder that holds it; links are not entered."""
+    """Everything below a folder, as a name and a handle of the folder that holds it; links are not entered.
+
+    OSError when a folder can't be read; one that vanishes meanwhile is passed over.
+    """
     for _, folders, files, inner in os.fwalk(".", dir_fd=handle, onerror=_fail):
         for name in (*folders, *files):
             yield name, inner
 
 
 def _fail(error: OSError) -> None:
-    raise error
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 class Usage:
@@ -85,15 +89,15 @@ class Usage:
 
     def add(self, name: str, below: int) -> None:
         """Count a file, or a folder with all that is in it; what is not there counts nothing."""
-        try:
-            status = os.stat(name, dir_fd=below, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        self.add_status(status)
+        self._add_entry(name, below)
         with folder(name, below=below) as handle:
             if handle is not None:
                 for inner, parent in walk(handle):
-                    self.add_status(os.stat(inner, dir_fd=parent, follow_symlinks=False))
+                    self._add_entry(inner, parent)
+
+    def _add_entry(self, name: str, below: int) -> None:
+        with suppress(FileNotFoundError):
+            self.add_status(os.stat(name, dir_fd=below, follow_symlinks=False))
 
     def add_all(self, handle: int) -> None:
         """Count all that is in a folder, not the folder itself."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxk2.cache import belongings, handles, locks, naming, scratch, trash
 from mlxk2.cache.delivery import INCOMPLETE
@@ -39,6 +40,14 @@ class Removal:
     is_link: bool
     freed_bytes: int
     locks: Locks
+
+
+class Earlier(NamedTuple):
+    """What killed removals left, what was gained by finishing it, and why some of it could not be finished."""
+
+    remains: list[Remains]
+    outcome: Outcome
+    problem: str | None = None
 
 
 def has_shared_store(hub: str) -> bool:
@@ -173,7 +182,7 @@ def check_locks(removal: Removal, force: bool, further: Iterable[str] = ()) -> N
         )
 
 
-def interrupted(hub_path: str) -> tuple[list[Remains], Outcome]:
+def interrupted(hub_path: str) -> Earlier:
     """What killed removals left to be done, and the room that it takes."""
     usage = Usage()
     remains: list[Remains] = []
@@ -181,19 +190,25 @@ def interrupted(hub_path: str) -> tuple[list[Remains], Outcome]:
         for bin in trash.abandoned(hub):
             remains += trash.remains_in(bin)
             trash.count(bin, usage)
-    return remains, Outcome(usage.bytes, 0)
+    return Earlier(remains, Outcome(usage.bytes, 0))
 
 
-def finish_interrupted(hub_path: str, store: SharedStore | None) -> tuple[list[Remains], Outcome]:
-    """Do what killed removals left to be done."""
-    finished: list[Remains] = []
+def finish_interrupted(hub_path: str, store: SharedStore | None) -> Earlier:
+    """Do what killed removals left to be done, as far as that is possible: the rest is the next one's."""
+    remains: list[Remains] = []
     freed = cleaned = 0
+    problem = None
     with _explained("The cache"), handles.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
-            finished += trash.remains_in(bin)
-            outcome = trash.finish(bin, hub, hub_path, store)
+            found = trash.remains_in(bin)
+            try:
+                outcome = trash.finish(bin, hub, hub_path, store)
+            except OSError as error:
+                problem = error.strerror
+                continue
+            remains += found
             freed, cleaned = freed + outcome.freed_bytes, cleaned + outcome.lock_files_cleaned
-    return finished, Outcome(freed, cleaned)
+    return Earlier(remains, Outcome(freed, cleaned), problem)
 
 
 @contextmanager

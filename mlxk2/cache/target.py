@@ -25,17 +25,17 @@ def checked(typed: str, hub: str) -> str:
     path = os.path.realpath(typed)
     if (path + os.sep).startswith(os.path.realpath(hub) + os.sep):
         raise InvalidTargetError(f"{typed} is in the cache, which a clone never changes; name a folder elsewhere.")
-    if os.path.lexists(path):
-        _check_existing(typed, path)
+    try:
+        _check_existing(typed, path, os.listdir(path))
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise InvalidTargetError(f"{typed} can't be the target: {error.strerror}.") from error
     return path
 
 
-def _check_existing(typed: str, path: str) -> None:
-    try:
-        is_empty = not os.listdir(path)
-    except OSError as error:
-        raise InvalidTargetError(f"{typed} can't be the target: {error.strerror}.") from error
-    if not is_empty:
+def _check_existing(typed: str, path: str, content: list[str]) -> None:
+    if content:
         raise InvalidTargetError(f"{typed} exists and is not empty; name a new or an empty folder.")
     # The new folder takes the place of the empty one, which these can't give up.
     if os.path.ismount(path) or os.path.samefile(path, os.curdir):
@@ -74,7 +74,8 @@ def _folders(path: str) -> Iterator[None]:
         path = os.path.dirname(path)
     try:
         for folder in reversed(missing):
-            os.mkdir(folder)
+            with suppress(FileExistsError):
+                os.mkdir(folder)
         yield
     except BaseException:
         for folder in missing:

@@ -83,7 +83,7 @@ def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None) -
     usage, cleaned = Usage(), 0
     for folder in _model_folders(trash):
         if store is not None:
-            _sweep(folder, trash, hub_path, store, usage)
+            _sweep(folder, trash, hub, hub_path, store, usage)
         cleaned += locks.clean(hub, folder, usage)
     count(trash, usage)
     # A revision's own folder goes last: while it is there, it tells what the trash is.
@@ -163,15 +163,20 @@ def _move(source: belongings.Parts, below: int, target: belongings.Parts, target
         os.rename(source[-1], target[-1], src_dir_fd=parent, dst_dir_fd=target_parent)
 
 
-def _sweep(folder: str, trash: Scratch, hub_path: str, store: SharedStore, usage: Usage) -> None:
+def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore, usage: Usage) -> None:
     """Release the shared payloads that the trash's blobs linked to."""
     with handles.folder(folder, "blobs", below=trash.handle) as blobs:
         targets = [] if blobs is None else [belongings.target_of(blob, blobs) for blob in handles.names_in(below=blobs)]
     for target in filter(None, targets):
-        # As the link read where it stood; the library checks the path once more.
+        # As the link read where it stood.
         payload = os.path.normpath(os.path.join(hub_path, folder, "blobs", target))
-        if _PAYLOAD.fullmatch(os.path.relpath(payload, hub_path)):
-            _sweep_payload(payload, store, usage)
+        place = os.path.relpath(payload, hub_path)
+        if not _PAYLOAD.fullmatch(place):
+            continue
+        # The library looks at the store and at the payload, not at the folder between them.
+        with handles.folder(*place.split(os.sep)[:-1], below=hub) as parent:
+            if parent is not None:
+                _sweep_payload(payload, store, usage)
 
 
 def _sweep_payload(payload: str, store: SharedStore, usage: Usage) -> None:

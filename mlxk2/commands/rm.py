@@ -10,7 +10,7 @@ from typing import Literal
 
 from mlxk2.cache import naming, removal
 from mlxk2.cache.naming import ModelArgument
-from mlxk2.cache.removal import Removal
+from mlxk2.cache.removal import Earlier, Removal
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
 from mlxk2.cache.trash import Outcome, Remains, SharedStore
 from mlxk2.errors import (
@@ -36,14 +36,14 @@ def run(args: Namespace) -> RmData:
     wanted = _wanted(args.model)
     cache = Cache(hub_folder(os.environ))
     store = _shared_store(cache.hub)
-    remains, earlier = _settle(cache.hub, store, args.dry_run)
+    earlier = _settle(cache.hub, store, args.dry_run)
     try:
         plan = _plan(cache, wanted, store)
     except (ModelNotFoundError, HashNotFoundError):
-        meant = next((rest for rest in remains if _is_meant(rest, wanted)), None)
+        meant = next((rest for rest in earlier.remains if _is_meant(rest, wanted)), None)
         if meant is None:
             raise
-        return _finished(meant, earlier, args.dry_run)
+        return _finished(meant, earlier.outcome, args.dry_run)
     if args.dry_run:
         return _planned(plan)
     return _deleted(plan, _execute(args, plan, wanted, store), earlier)
@@ -65,10 +65,10 @@ def _shared_store(hub: str) -> SharedStore | None:
     return store
 
 
-def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> tuple[list[Remains], Outcome]:
-    """Finish what killed removals left, or with a dry run only look at it."""
+def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> Earlier:
+    """What killed removals left: finished, or with a dry run only looked at."""
     if not os.path.isdir(hub):
-        return [], Outcome(0, 0)
+        return Earlier([], Outcome(0, 0))
     if dry_run:
         return removal.interrupted(hub)
     _check_test_cache(hub, os.environ)
@@ -138,10 +138,12 @@ def _planned(plan: Removal) -> RmData:
     return data
 
 
-def _deleted(plan: Removal, outcome: Outcome, earlier: Outcome) -> RmData:
-    freed = outcome.freed_bytes + earlier.freed_bytes
-    cleaned = outcome.lock_files_cleaned + earlier.lock_files_cleaned
+def _deleted(plan: Removal, outcome: Outcome, earlier: Earlier) -> RmData:
+    freed = outcome.freed_bytes + earlier.outcome.freed_bytes
+    cleaned = outcome.lock_files_cleaned + earlier.outcome.lock_files_cleaned
     message = f"Deleted {_described(plan)}; {human_size(freed)} freed."
+    if earlier.problem:
+        message += f" What an earlier removal left could not be deleted ({earlier.problem})."
     return _data(plan, "deleted", message, Outcome(freed, cleaned))
 
 

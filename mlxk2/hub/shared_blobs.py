@@ -1,4 +1,7 @@
-"""The store `hub/blobs` that all repos share, as the client library keeps it: who needs a payload is for it to say."""
+"""The store `hub/blobs` that all repos share, as the client library keeps it: who needs a payload is for it to say.
+
+`rm` needs no more of the library than this, and does not wait for the import of the rest.
+"""
 
 from __future__ import annotations
 
