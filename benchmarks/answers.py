@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+NAMES = ("mlxk2 run", "mlx_lm generate")
 PROMPT = "hello there"
 DEMO = Path(__file__).parent.parent / "mlxk2" / "demo"
 # What mlx_lm prints before the answer and after it.

@@ -1,4 +1,4 @@
-"""Make a Hugging Face cache of many large chat models: `python benchmarks/big_cache.py HUB COUNT`.
+"""Make a Hugging Face cache of many large chat models: `python benchmarks/big_cache.py FOLDER COUNT`.
 
 Each model has real configs, a tokenizer of two megabytes and safetensors files with true headers of a few hundred
 tensors; the weights themselves are holes in the files and take no room on the disk.
@@ -111,4 +111,4 @@ def _link(path: Path, blob: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), int(sys.argv[2]))
+    build(Path(sys.argv[1], "hub"), int(sys.argv[2]))

@@ -18,15 +18,8 @@ TOKENS = 48
 FIRST_TOKENS = 2
 DEMO_PROMPT = "Count from 1 to 20."
 DEMO_TOKENS = 200
-NAMES = ("mlxk2 run", "mlx_lm generate")
 
 Ask = Callable[[Path, int, Path], Answer]
-
-
-def build(folder: Path) -> None:
-    """Make the models of these benchmarks, once; in a process of its own, which leaves nothing behind in this one."""
-    if not (folder / "4bit").is_dir():
-        rounds.run([sys.executable, str(Path(__file__).with_name("small_models.py")), str(folder)])
 
 
 def speed(model: Path, kernels: Path) -> list[rounds.Figure]:
@@ -37,8 +30,8 @@ def speed(model: Path, kernels: Path) -> list[rounds.Figure]:
     )
     speeds = [(ours.tokens_per_second(TOKENS), theirs.tokens_per_second(TOKENS)) for ours, theirs in pairs]
     firsts = [(ours.first, theirs.first) for ours, theirs in pairs]
-    rounds.tell(f"decoding, {model.name}", speeds, "tokens/s", NAMES)
-    rounds.tell(f"first character, {model.name}, warm kernels", firsts, "s", NAMES)
+    rounds.tell(f"decoding, {model.name}", speeds, "tokens/s", answers.NAMES)
+    rounds.tell(f"first character, {model.name}, warm kernels", firsts, "s", answers.NAMES)
     print(f"the same text in {sum(ours.text == theirs.text for ours, theirs in pairs)} of {len(pairs)} pairs")
     return [
         rounds.Figure(f"speed of decoding, {model.name}", rounds.median_ratio(speeds), at_least=0.97),
@@ -52,7 +45,7 @@ def first_character(model: Path, kernels: Path) -> rounds.Figure:
         lambda: _first(answers.ask_mlxk2, model, kernels),
         lambda: _first(answers.ask_mlx_lm, model, kernels),
     )
-    rounds.tell(f"first character, {model.name}, cold kernels", pairs, "s", NAMES)
+    rounds.tell(f"first character, {model.name}, cold kernels", pairs, "s", answers.NAMES)
     return rounds.Figure("first character, cold kernels", rounds.median_ratio(pairs), at_most=1.05)
 
 
@@ -84,8 +77,7 @@ def main() -> int:
         kernels = Path(temporary)
         for side in ("mlxk2", "mlx_lm"):
             (kernels / side).mkdir()
-        build(folder)
-        model = folder / "float32"
+        model = rounds.made(folder / "models", "small_models.py") / "float32"
         return rounds.verdict([*speed(model, kernels), first_character(model, kernels), demo(kernels)])
 
 

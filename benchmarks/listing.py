@@ -46,11 +46,8 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", help="make the caches here, or use those that are here")
     args = parser.parse_args()
     with rounds.workspace(args.keep) as folder:
-        few, many = (folder / str(count) / "hub" for count in (MODELS, MANY_MODELS))
-        for hub, count in ((few, MODELS), (many, MANY_MODELS)):
-            if not hub.is_dir():
-                # In a process of its own: what this one once held in memory would count as mlxk2's.
-                rounds.run([sys.executable, str(Path(__file__).with_name("big_cache.py")), str(hub), str(count)])
+        counts = (str(MODELS), str(MANY_MODELS))
+        few, many = (rounds.made(folder / count, "big_cache.py", count) / "hub" for count in counts)
         return rounds.verdict(measure(few, many))
 
 

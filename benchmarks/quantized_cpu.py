@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import answers
-import generation
 import rounds
 
 TOKENS = 16
@@ -20,13 +19,12 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", help="make the models here, or use those that are here")
     args = parser.parse_args()
     with rounds.workspace(args.keep) as folder, tempfile.TemporaryDirectory(prefix="mlxk2-kernels-") as kernels:
-        generation.build(folder)
-        model = folder / "4bit"
+        model = rounds.made(folder / "models", "small_models.py") / "4bit"
         pairs = rounds.paired(
             lambda: answers.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
             lambda: answers.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
         )
-    rounds.tell("decoding, 4bit", pairs, "tokens/s", generation.NAMES)
+    rounds.tell("decoding, 4bit", pairs, "tokens/s", answers.NAMES)
     return rounds.verdict([rounds.Figure("speed of decoding, 4bit", rounds.median_ratio(pairs), at_least=5)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -108,6 +109,19 @@ def verdict(figures: Sequence[Figure]) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0 if all(figure.is_met for figure in figures) else 1
+
+
+def made(folder: Path, program: str, *words: str) -> Path:
+    """The folder that a program beside this one makes: made once, and whole or not at all.
+
+    The program runs in a process of its own, so that nothing of it stays in the memory of this one.
+    """
+    if not folder.is_dir():
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        run([sys.executable, str(Path(__file__).with_name(program)), str(unfinished), *words])
+        unfinished.rename(folder)
+    return folder
 
 
 def _machine() -> str:

@@ -135,9 +135,9 @@ def _add_clone(commands: Subparsers) -> None:
 
 
 def _add_push(commands: Subparsers) -> None:
-    help = "upload a folder as a model to the hub (alpha)"
+    help = "make a branch on the hub a mirror of a folder (alpha)"
     parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
-    parser.add_argument("local_dir", metavar="DIR", help="the folder to upload")
+    parser.add_argument("local_dir", metavar="DIR", help="the folder; what it lacks is deleted from the branch")
     parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
     parser.add_argument("--private", action="store_true", help="required to upload: a new repo is private")
     parser.add_argument("--create", action="store_true", help="create the (private) repo or the branch, if need be")

@@ -62,8 +62,9 @@ def _run(words: Sequence[str]) -> int:
         args = arguments.parse(words, os.environ)
         data = _execute(args)
         text = _rendered(args, data)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        sys.stdout.flush()  # breaks again if it was the reader of stdout that has gone
+        return _report(_as_error(error), words)
     except SystemExit:
         return 0  # argparse has printed its help
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every fault ends here, as one error of the tree

@@ -73,7 +73,7 @@ def imported(tree):
             yield "." * node.level + (node.module or "")
             # `from mlxk2 import cache` names a room only by its alias.
             yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "mlxk2")
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
             yield _beginning(node.args[0])
 
 

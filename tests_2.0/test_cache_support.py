@@ -1,7 +1,8 @@
 """What we say of mlx-lm without importing it, against what its own sources say, read by Python's parser."""
 
 import ast
-from importlib.util import find_spec
+import sys
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,25 @@ def test_a_type_that_is_none_is_named(installed, model_type):
 
 def test_without_mlx_lm_nothing_runs():
     assert problem(CONFIG, None) == "mlx-lm is not installed"
+
+
+class EditableFinder:
+    """Finds mlx-lm as the import hook of an editable installation does."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):  # noqa: ARG004 - the signature of import hooks
+        if name == "mlx_lm":
+            return spec_from_file_location(name, MLX_LM / "__init__.py", submodule_search_locations=[str(MLX_LM)])
+        return None
+
+
+@pytest.mark.parametrize("hooks", [[], [EditableFinder]])
+def test_an_editable_installation_is_found(monkeypatch, hooks):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != MLX_LM.parent])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, *hooks])
+    monkeypatch.delitem(sys.modules, "mlx_lm", raising=False)
+    found = installation.__wrapped__()
+    assert (found is not None and found.has("llama")) == bool(hooks)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hf_xet import XetFileInfo, XetSession
+from huggingface_hub import HfApi
 
 from mlxk2.hub import library
 
@@ -32,6 +33,12 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (library.xet_headers_without_auth, {"headers"}),
     (library.XetFileData, {"file_hash", "refresh_route"}),
     (library.get_xet_session, set()),
+    (library.http_backoff, {"method", "url", "kwargs"}),
+    (library.hf_raise_for_status, {"response"}),
+    (library.enable_progress_bars, set()),
+    (library.disable_progress_bars, set()),
+    (HfApi._validate_yaml, {"content", "repo_type"}),
+    (HfApi.preupload_lfs_files, {"additions", "revision", "free_memory", "gitignore_content"}),
 ]
 
 

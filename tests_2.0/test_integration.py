@@ -216,6 +216,29 @@ def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_pat
     assert shown(mlxk2("show", "org/link", "--json"))["size_bytes"] == 0
 
 
+# ----------------------------------------------------------------------------------------------------------- the edge
+
+
+class BrokenStream:
+    """A standard input whose other end has gone."""
+
+    @staticmethod
+    def isatty():
+        return False
+
+    @staticmethod
+    def read():
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(hub, mlxk2, monkeypatch):
+    hub.add("org/model", chat_model())
+    monkeypatch.setattr("sys.stdin", BrokenStream())
+    result = mlxk2("run", "org/model", "-", "--json")
+    assert (result.code, result.json["status"]) == (1, "error")
+    assert "Broken pipe" in result.json["error"]["message"]
+
+
 # ------------------------------------------------------------------------------------------------------ folders by path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlxk2.workspace import folder
-from mlxk2.workspace.ignore import DEFAULTS, Ignore
+from mlxk2.workspace.ignore import ALWAYS, DEFAULTS, Ignore
 
 PATHS = [
     "a", "a.txt", "b.txt", "a/b", "a/b.txt", "a/c/b.txt", "a/c/d/b.txt", "c/a/b", "c/a.txt", "notes.ipynb",
@@ -38,7 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("lines", PATTERNS)
 def test_patterns_mean_what_they_mean_to_git(repository: Path, lines: str) -> None:
     exclude = repository / ".git" / "info" / "exclude"
-    exclude.write_bytes("\n".join([*DEFAULTS, lines, ".git", ".cache/", ""]).encode())
+    exclude.write_bytes("\n".join([*DEFAULTS, lines, *ALWAYS, ""]).encode())
     command = ["git", "-c", "core.ignoreCase=false", "check-ignore", "--no-index", "--stdin", "-z"]
     asked = "".join(f"{path}\0" for path in PATHS).encode()
     answer = subprocess.run(command, cwd=repository, input=asked, capture_output=True)
@@ -50,7 +50,7 @@ def test_patterns_mean_what_they_mean_to_git(repository: Path, lines: str) -> No
 @pytest.mark.parametrize(
     "name",
     [".git/config", "sub/.git/HEAD", ".DS_Store", "a/.DS_Store", "__pycache__/x.pyc", ".venv/bin/python", "poetry.lock",
-     ".cache/huggingface/x", "a/.cache/b", "._model.safetensors", ".env"],
+     ".cache/huggingface/x", "a/.cache/b", ".cache", "._model.safetensors", ".env"],
 )  # fmt: skip
 def test_defaults(name: str) -> None:
     assert Ignore.of("").covers(name)

@@ -66,6 +66,15 @@ def test_only_what_differs_is_uploaded(pusher: Pusher) -> None:
     assert pusher.on_hub() == pusher.here()
 
 
+def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> None:
+    old, new = weights(), weights()[:-1] + b"\0"
+    pusher.add({"model.safetensors": old})
+    pusher.write({"model.safetensors": new})
+    data = succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    assert (data["change_summary"]["modified"], data["hf_logs"]) == (1, [])
+    assert pusher.on_hub() == {"model.safetensors": new}
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [((), "mlx-knife push"), (("--commit", "My wörds\nand more"), "My wörds\nand more")]
 )

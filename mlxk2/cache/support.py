@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -67,7 +68,8 @@ class Installation:
 @lru_cache(maxsize=1)
 def installation() -> Installation | None:
     """The installed mlx-lm, or None."""
-    spec = PathFinder.find_spec("mlx_lm")
+    # Asked first, since it is at hand: the whole search, which editable installations need, is slow to import.
+    spec = PathFinder.find_spec("mlx_lm") or import_module("importlib.util").find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
         return None
     return Installation(spec.submodule_search_locations[0])

@@ -77,7 +77,7 @@ def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
     said = f": {_shortened(fault.server_message)}" if fault.server_message else ""
     if is_branch_missing(fault):
         message = f"{repo_id} has no such branch{said}."
-        return BranchMissingError(message, hint="Add --create to have the branch made.")
+        return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
     if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
         message = f"{repo_id} is not on the hub, or your token may not see it."
         return RepoNotFoundError(message, hint="Add --create to have it made, as a private repo.")

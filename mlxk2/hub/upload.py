@@ -20,6 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from mlxk2.errors import AuthError, PushFailedError
 from mlxk2.hub import library, logs
 from mlxk2.hub.connection import Connection, connect
+from mlxk2.hub.partial import SHA256_LENGTH
 from mlxk2.hub.refusal import TOKEN_HINT, BranchMissingError, is_branch_missing, understood
 from mlxk2.workspace.changes import Changes, HubFile, Upload
 
@@ -135,11 +136,12 @@ class Branch:
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
         additions = _additions(upload.changes)
-        deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
         with understood(self._repo_id, self._hidden):
+            deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
             self._check_card(additions)
             if additions:
                 self._choose_transport()
+                _hand_on_hashes(upload.changes, additions)
                 # The rules go along: else the hub would apply its .gitignore and leave files out without a word.
                 self._api.preupload_lfs_files(
                     self._repo_id,
@@ -197,6 +199,18 @@ def _additions(changes: Changes) -> list[CommitOperationAdd]:
         return [CommitOperationAdd(file.name, file.path) for file in changes.uploads]
     except (ValueError, OSError) as error:
         raise PushFailedError("The folder's files changed while they were looked at; push again.") from error
+
+
+def _hand_on_hashes(changes: Changes, additions: Sequence[CommitOperationAdd]) -> None:
+    """Spare the library to read large files once more that were compared already.
+
+    Over Xet it hashes what it uploads while it reads it, which is as cheap, and true even if a file changes meanwhile.
+    """
+    if library.is_xet_available():
+        return
+    for file, addition in zip(changes.uploads, additions, strict=True):
+        if file.blob is not None and len(file.blob) == SHA256_LENGTH:
+            addition.upload_info.sha256 = bytes.fromhex(file.blob)
 
 
 def _text(addition: CommitOperationAdd) -> str:

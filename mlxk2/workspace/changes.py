@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,7 +31,8 @@ class HubFile(NamedTuple):
 class Changes:
     """What makes a branch the same as a folder.
 
-    `modified` holds the files whose content differs, `unclear` those that only the hub itself can compare.
+    `modified` holds the files whose content differs, `unclear` those that only the hub itself can compare. A file that
+    was hashed has its hash as `blob`.
     """
 
     added: tuple[File, ...]
@@ -81,14 +82,13 @@ def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progr
     """
     files = uploadable(workspace)
     known = [file for file in files if file.name in on_hub]
-    resized = {file.name for file in known if file.size != on_hub[file.name].size}
-    unclear = {file.name for file in known if on_hub[file.name].blob is None} - resized
-    doubtful = [file for file in known if file.name not in resized | unclear]
-    modified = resized | _differing(doubtful, on_hub, progress)
+    resized = [file for file in known if file.size != on_hub[file.name].size]
+    same_size = [file for file in known if file.size == on_hub[file.name].size]
+    comparable = [file for file in same_size if on_hub[file.name].blob is not None]
     return Changes(
         added=tuple(file for file in files if file.name not in on_hub),
-        modified=tuple(file for file in known if file.name in modified),
-        unclear=tuple(file for file in known if file.name in unclear),
+        modified=(*resized, *_differing(comparable, on_hub, progress)),
+        unclear=tuple(file for file in same_size if on_hub[file.name].blob is None),
         deleted=tuple(_deleted(workspace, {file.name for file in files}, on_hub)),
     )
 
@@ -107,14 +107,15 @@ def uploadable(workspace: Workspace) -> tuple[File, ...]:
     return workspace.files
 
 
-def _differing(files: Iterable[File], on_hub: Mapping[str, HubFile], progress: Progress) -> set[str]:
-    """The names of the files whose bytes do not have the hash that the hub gives; each is read once."""
-    pairs = [(file, file._replace(blob=on_hub[file.name].blob)) for file in files]
+def _differing(files: Sequence[File], on_hub: Mapping[str, HubFile], progress: Progress) -> list[File]:
+    """The files whose bytes do not have the hash that the hub gives; each is read once."""
+    named = [file._replace(blob=on_hub[file.name].blob) for file in files]
     try:
-        with progress("Comparing", sum(file.size for file, _ in pairs)) as advance:
-            return {file.name for file, named in pairs if digest(named, advance) != named.blob}
+        with progress("Comparing", sum(file.size for file in files)) as advance:
+            hashed = [file._replace(blob=digest(file, advance)) for file in named]
     except BrokenFile as error:
         raise PushFailedError(f"Nothing was pushed: {error}.") from error
+    return [file for file in hashed if file.blob != on_hub[file.name].blob]
 
 
 def _deleted(workspace: Workspace, names: set[str], on_hub: Mapping[str, HubFile]) -> Iterable[str]:

@@ -73,13 +73,15 @@ class Workspace:
     def _file(self, name: str, entry: os.DirEntry[str]) -> File:
         if not name.endswith(entry.name):
             return _unusable(name, "has a name that is not UTF-8")
-        return self._tree.file(name, entry.path) or _unusable(name, "is a link to a folder")
+        file = self._tree.file(name, entry.path) or _unusable(name, "is a link to a folder")
+        # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
+        return file._replace(blob=None)
 
 
 def find(name: str) -> Workspace:
     """The workspace in a folder that the user named; WorkspaceNotFoundError when there is no such folder."""
     if not os.path.isdir(name):
-        problem = "is not a folder" if os.path.lexists(name.replace("\0", "")) else "does not exist"
+        problem = "is not a folder" if os.path.lexists(name) else "does not exist"
         raise WorkspaceNotFoundError(f"The folder {name!r} {problem}.")
     return Workspace(name, os.path.realpath(name))
 

@@ -20,8 +20,8 @@ DEFAULTS = (
     ".DS_Store", "._*", "Thumbs.db", "__pycache__/", "*.pyc", ".ipynb_checkpoints/", ".venv/", "venv/", ".env",
     "*.lock",
 )  # fmt: skip
-# The hub takes nothing in these folders.
-ALWAYS = (".git", ".cache/")
+# The hub takes nothing of these names.
+ALWAYS = (".git", ".cache")
 
 
 class _Rule(NamedTuple):

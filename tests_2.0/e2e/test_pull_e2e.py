@@ -161,8 +161,8 @@ def _partial(client: Client, data: bytes) -> Path:
 REMAINS = {
     "a beginning": (lambda data: data[:MIB], MIB),
     "all of it": (lambda data: data, None),
-    "nothing": (lambda data: b"", 0),
-    "a wrong beginning": (lambda data: b"x" * MIB, 0),
+    "nothing": (lambda data: data[:0], 0),
+    "a wrong beginning": (lambda data: b"x" * (len(data) // 2), 0),
     "wrong, all of it": (lambda data: b"x" * len(data), 0),
     "more than all": (lambda data: data + b"x", 0),
 }

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 import pexpect
 import pytest
 from conftest import Program, Result
+from hub import Fault, HubServer, fixtures
+from hub.fixtures import Client
 from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model
-from places import data_of, tree
+from places import data_of, error_of, tree
 from tiny_models import say, write_chain
+
+from mlxk2.hub import download
 
 pytestmark = pytest.mark.e2e
 
@@ -171,3 +175,21 @@ def test_many_at_once_remove_once(hub: Hub) -> None:
     assert kinds.count("deleted") == 1, results
     assert set(kinds) <= {"deleted", "model_not_found", "locks_present"}
     assert {entry.name for entry in hub.path.iterdir()} <= {"TEST_SENTINEL", "blobs", ".locks"}
+
+
+def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(NAME, COMMON)
+    assert hub_client.run("pull", NAME).code == 0
+    hub_server.add(NAME, {"big.bin": b"x" * 1_000_000})
+    hub_server.faults.add(Fault("/resolve/", after=2, times=99))
+    pull = hub_client.start("pull", NAME, "--json")
+    lock = hub_client.hub / ".locks" / "models--org--model" / download.LOCK_NAME
+    while not (hub_client.hub / "models--org--model" / ".incomplete").exists():
+        assert pull.poll() is None
+        time.sleep(0.005)
+    error = error_of(hub_client.run("rm", NAME, "--json"), "rm")
+    assert (error["type"], error["data"]["lock_files"]) == ("locks_present", [str(lock.relative_to(hub_client.hub))])
+    hub_server.faults.clear()
+    assert data_of(fixtures.ended(pull), "pull")["download_status"] == "success"
+    data_of(hub_client.run("rm", NAME, "--json"), "rm")
+    assert not lock.parent.exists()

@@ -26,10 +26,10 @@ class Reading:
         router.get("/api/whoami-v2")(self.whoami)
         router.get(MODEL)(self.info)
         router.get("/api/models/{name}")(self.no_owner)
-        router.get(MODEL + "/revision/{revision:path}")(self.revision_info)
+        router.get(MODEL + "/revision/{revision}")(self.revision_info)
         router.get(MODEL + "/auth-check")(self.auth_check)
         router.get(MODEL + "/refs")(self.refs)
-        router.get(MODEL + "/commits/{revision:path}")(self.commits)
+        router.get(MODEL + "/commits/{revision}")(self.commits)
         router.get(MODEL + "/tree/{revision}")(self.tree)
         router.get(MODEL + "/tree/{revision}/{folder:path}")(self.tree)
         router.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])(self.resolve)
@@ -51,7 +51,7 @@ class Reading:
 
     def revision_info(self, request: Request, owner: str, name: str, revision: str) -> Any:
         repo = self._repo(request, owner, name)
-        return _info(repo, commit_of(repo, revision))
+        return _info(repo, commit_of(repo, unquote(revision)))
 
     def auth_check(self, request: Request, owner: str, name: str) -> Any:
         open_repo_of(self._contents, request, f"{owner}/{name}")
@@ -64,17 +64,17 @@ class Reading:
 
     def commits(self, request: Request, owner: str, name: str, revision: str) -> Any:
         repo = self._repo(request, owner, name)
-        history = repo.history(commit_of(repo, revision))
+        history = repo.history(commit_of(repo, unquote(revision)))
         return [{"id": c.oid, "title": c.message, "message": "", "date": DATE, "authors": []} for c in history]
 
     def tree(self, request: Request, owner: str, name: str, revision: str, folder: str = "") -> Any:
         commit = commit_of(self._repo(request, owner, name), unquote(revision))
-        return _page(request, _tree(commit, folder), self._contents.page_size)
+        return _page(request, _tree(commit, unquote(folder)), self._contents.page_size)
 
     def resolve(self, request: Request, owner: str, name: str, revision: str, path: str) -> Response:
         repo = open_repo_of(self._contents, request, f"{owner}/{name}")
         commit = commit_of(repo, unquote(revision))
-        blob = commit.files.get(path)
+        blob = commit.files.get(unquote(path))
         if blob is None:
             raise Refusal(404, "EntryNotFound", "Entry not found", {"x-repo-commit": commit.oid})
         return _resolved(request, commit, blob, self._cdn_url, repo.repo_id)

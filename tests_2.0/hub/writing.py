@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -30,9 +31,9 @@ class Writing:
         self.router = router = APIRouter()
         router.post("/api/repos/create")(self.create)
         router.post("/api/validate-yaml")(self.validate)
-        router.post(MODEL + "/branch/{branch:path}")(self.branch)
-        router.post(MODEL + "/preupload/{revision:path}")(self.preupload)
-        router.post(MODEL + "/commit/{revision:path}")(self.commit)
+        router.post(MODEL + "/branch/{branch}")(self.branch)
+        router.post(MODEL + "/preupload/{revision}")(self.preupload)
+        router.post(MODEL + "/commit/{revision}")(self.commit)
         router.post(LFS + "/objects/batch")(self.batch)
         router.post(LFS + "/verify")(self.verify)
 
@@ -60,13 +61,14 @@ class Writing:
     async def branch(self, request: Request, owner: str, name: str, branch: str) -> Response:
         repo = self._repo(request, owner, name)
         asked = json.loads(await request.body() or b"{}")
+        branch = unquote(branch)
         if branch in repo.branches:
             return JSONResponse({"error": f"Reference already exists: {branch}"}, 409)
         repo.branches[branch] = commit_of(repo, asked.get("startingPoint", "main")).oid
         return JSONResponse({})
 
     async def preupload(self, request: Request, owner: str, name: str, revision: str) -> Response:
-        present = commit_of(self._repo(request, owner, name), revision).files
+        present = commit_of(self._repo(request, owner, name), unquote(revision)).files
         asked = await request.json()
         self._contents.ignore_rules.append(asked.get("gitIgnore"))
         return JSONResponse({"files": [_mode(file, present.get(file["path"])) for file in asked["files"]]})
@@ -75,6 +77,7 @@ class Writing:
         repo = self._repo(request, owner, name)
         lines = [json.loads(line) for line in (await request.body()).splitlines() if line.strip()]
         header = lines[0]["value"]
+        revision = unquote(revision)
         parent = commit_of(repo, revision)
         if header.get("parentCommit") not in (None, parent.oid):
             raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")

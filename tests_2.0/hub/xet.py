@@ -90,12 +90,12 @@ def routes(contents: Contents, store: Store) -> APIRouter:
     # A download reads the headers, an upload the body.
     body = json.dumps({"casUrl": store.url, "accessToken": "xet", "exp": expiration})
 
-    @router.get("/api/models/{owner}/{name}/xet-read-token/{revision:path}")
+    @router.get("/api/models/{owner}/{name}/xet-read-token/{revision}")
     def read_token(request: Request, owner: str, name: str) -> Response:
         open_repo_of(contents, request, f"{owner}/{name}")
         return Response(body, headers=headers)
 
-    @router.get("/api/models/{owner}/{name}/xet-write-token/{revision:path}")
+    @router.get("/api/models/{owner}/{name}/xet-write-token/{revision}")
     def write_token(request: Request, owner: str, name: str) -> Response:
         writable_repo_of(contents, request, f"{owner}/{name}")
         return Response(body, headers=headers)
