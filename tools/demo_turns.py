@@ -228,6 +228,6 @@ SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
     (unknown_capital, 0.05),
     (weather_without_tool, 0.03),
     (country, 0.03),
-    (count, 0.05),
+    (count, 0.03),
     (echo, 0.08),
 ]

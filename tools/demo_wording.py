@@ -56,7 +56,7 @@ def noisy(rng: random.Random, text: str, junk: str) -> str:
     small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
     kind = rng.random()
     if kind < 0.3:
-        return f"{junk}{rng.choice([':', ',', '!', '.', ' -', ' time:', ' again:'])} {text}"
+        return f"{junk}{rng.choice([':', ',', '!', '.', ' -', ' again:'])} {text}"
     if kind < 0.5 and small and len(words) > 3:
         del words[rng.choice(small)]
     elif kind < 0.7 and small:
