@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demo_commands import COMMANDS
+from demo_commands import COMMANDS, HOW, WITH
 
 ABOUT: dict[str, tuple[str, list[str]]] = {
     **COMMANDS,
@@ -26,6 +26,7 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
             ),
             "(Why|What for) (should I|do people|would I|would one|do I) (use|need|want) mlxk2",
             "mlxk2",
+            "(Explain|Describe) mlxk2( shortly| for me| in one sentence| to us|)",
             "(A|Some) word about mlxk2",
         ],
     ),
@@ -198,6 +199,42 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
             ),
             "(Do I need|Must I have|Is it only for|Does mlxk2 need) a Mac( for mlxk2|)",
             "(What|Which) (computer|machine|system|hardware) do I need( for mlxk2|)",
+        ],
+    ),
+    "stop": (
+        "Press Ctrl-C to stop the answer.",
+        [
+            (
+                HOW
+                + (
+                    " (stop|interrupt|cancel|end|abort|break|halt) (an answer|the answer|generation|the "
+                    "generation|your answer|generating|the model|the output)"
+                )
+                + WITH
+            ),
+            "(Stop|Interrupt|Cancel|Abort|Halt) (the|an) (answer|generation|output)",
+            "(Which|What) key (stops|interrupts|ends|cancels) (the answer|generation|an answer|the output)",
+            "What does Ctrl-C do",
+            (
+                "How (do|can|could|may) I (stop|pause|end|cancel|break|interrupt) (you|yourself)( "
+                "while you (write|speak|talk)| now|)"
+            ),
+        ],
+    ),
+    "leave": (
+        "Type exit to leave the chat.",
+        [
+            (
+                HOW
+                + (
+                    " (leave|exit|quit|end|close|finish|get out of) (the|a|this|my) (chat|conversation|"
+                    "session|dialogue)"
+                )
+                + WITH
+            ),
+            "(Which|What) word (ends|leaves|closes|quits) the (chat|conversation|session)",
+            "(Leave|Quit|Close|End|Exit) the (chat|conversation|session)",
+            "How does (the|a|this) (chat|conversation|session) end",
         ],
     ),
 }

@@ -18,6 +18,7 @@ Message = dict[str, Any]
 
 #: Beyond what the model is made for; measured to be honest about it.
 UNSEEN_TOOLS = "tool calls, names of tools never seen"
+COUNTING = "counting to at most 100"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def counting(rng: random.Random) -> Iterator[Case]:
     """Yield sixty counts up to at most 100."""
     for last in sorted(rng.sample(range(1, 101), 60)):
         asked = rng.choice(HELD_OUT["counts"]).format(n=last)
-        yield Case("counting to at most 100", [_user(asked)], ", ".join(map(str, range(1, last + 1))))
+        yield Case(COUNTING, [_user(asked)], ", ".join(map(str, range(1, last + 1))))
 
 
 def greetings(rng: random.Random) -> Iterator[Case]:

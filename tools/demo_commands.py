@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_HOW = (
+HOW = (
     "(How (do|can|could|should|would|must|may) (I|we|you|one)|How to|What is the command to|Which "
     "command (do I use to|is there to|will|does|can)|Tell me how to|Show me how to|Explain how to|I "
     "want to|I need to|I would like to|Can you tell me how to|Please tell me how to|What do I (type|do|"
@@ -14,23 +14,26 @@ _MODELS = (
     "(models|my models|all models|the models|local models|cached models|the cached models|installed "
     "models|downloaded models)"
 )
-_WITH = "( with mlxk2| in mlxk2| using mlxk2| by mlxk2| here|||)"
+WITH = "( with mlxk2| in mlxk2| using mlxk2| by mlxk2| here|||)"
 
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "list": (
         "Use mlxk2 list to see your models.",
         [
-            _HOW + " (list|see|show|view|display|find|look at|print) " + _MODELS + _WITH,
+            HOW + " (list|see|show|view|display|find|look at|print) " + _MODELS + WITH,
             (
                 (
                     "(Which|What) models (do I have|are there|are cached|are installed|are on this "
                     "computer|have I got|are here|did I download|are downloaded|do I own)"
                 )
-                + _WITH
+                + WITH
             ),
-            "(List|Show|Show me|Display|Print|See) (" + _MODELS + "|all my models)" + _WITH,
+            "(List|Show|Show me|Display|Print|See) (" + _MODELS + "|all my models)" + WITH,
             "Where (can|do) I (see|find) " + _MODELS,
             "What does mlxk2 list do",
+            "(Which|What) (command|one) (shows|displays|prints|lists) (all models|my models|the models)",
+            "(Give|Get|Show) me (a|the) list of (my models|all models|the models)",
+            "How (do|could) I (get|see|have) (a|the) list of (all models|the models|models)",
             "Command (for listing|to list|to see) " + _MODELS,
         ],
     ),
@@ -38,17 +41,21 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Use mlxk2 pull with the name of the model to download it.",
         [
             (
-                _HOW
+                HOW
                 + " (pull|download|get|fetch|install|load down|obtain) "
                 + (
                     "(a|the|some|another|one more|a new) (model|language model|MLX model|new model|chat "
                     "model)"
                 )
-                + _WITH
+                + WITH
             ),
-            "(Where|How) do I get (models|a model|new models|more models)( from|)" + _WITH,
+            "(Where|How) do I get (models|a model|new models|more models)( from|)" + WITH,
             "What does mlxk2 pull do",
-            "(Download|Pull|Fetch|Install|Get) (a|another|the|some) model" + _WITH,
+            (
+                "(Which|What) (command|one) (gets|fetches|pulls|installs|downloads) (models|the models|"
+                "my model|the model|an MLX model)"
+            ),
+            "(Download|Pull|Fetch|Install|Get) (a|another|the|some) model" + WITH,
             "Command (for downloading|to download|to pull|for pulling) (a model|models)",
             "(I have no|There is no|I need a|I want a) (model|new model|model yet)",
             "How (does|do) (pulling|downloading|pull) (a model |models |)work",
@@ -57,28 +64,32 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "run": (
         "Use mlxk2 run with the name of the model and your prompt.",
         [
-            _HOW + " (run|start|use|try|chat with|talk to|ask|prompt|execute) " + _MODEL + _WITH,
+            HOW + " (run|start|use|try|chat with|talk to|ask|prompt|execute) " + _MODEL + WITH,
             "What does mlxk2 run do",
-            "(Run|Use|Start|Try|Execute) (a|the|my) model" + _WITH,
+            (
+                "(Which|What) (command|one) (starts|uses|tries|executes|runs) (models|the models|my "
+                "model|the model|an MLX model)"
+            ),
+            "(Run|Use|Start|Try|Execute) (a|the|my) model" + WITH,
             "Command (for running|to run|to use|to chat with) (a model|models)",
             "How (does|do) (running|run|chatting with) (a model |models |)work",
-            _HOW + " (generate text|chat|start a chat|ask a question|generate an answer)" + _WITH,
+            HOW + " (generate text|chat|start a chat|ask a question|generate an answer)" + WITH,
         ],
     ),
     "serve": (
         "Use mlxk2 serve to start the server.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (start|run|launch|open|use|begin|bring up) (a|the|my|your|its|the local|the API|a "
                     "local|the HTTP|the mlxk2) server"
                 )
-                + _WITH
+                + WITH
             ),
-            _HOW + " serve (a|the|my) model" + _WITH,
+            HOW + " serve (a|the|my) model" + WITH,
             "What does mlxk2 (serve|server) do",
-            "(Start|Launch|Run|Open) (the|a) (local |API |)server" + _WITH,
+            "(Start|Launch|Run|Open) (the|a) (local |API |)server" + WITH,
             "Command (for starting|to start|for|to run|to launch) (the|a) server",
             "(Is there|Does it have|Has mlxk2|Does mlxk2 have) a server",
             "How (does|do) (serving|the server) (a model |)(start|work)",
@@ -88,87 +99,111 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Use mlxk2 health to check your models.",
         [
             (
-                _HOW
+                HOW
                 + " (check|test|verify|examine|validate) "
                 + "((the |)(health|integrity) of (a model|my models|models|the models)|("
                 + _MODELS
                 + "|my model|a model|whether a model is (healthy|intact|whole|complete|broken)))"
-                + _WITH
+                + WITH
             ),
             (
                 "(Is|Are) (my model|my models|a model|the models|the model) (healthy|intact|complete|"
                 "broken|damaged|corrupt|whole|OK)"
             ),
             "What does mlxk2 health do",
+            (
+                "(Which|What) (command|one) (verifies|tests|examines|validates|checks) (models|the "
+                "models|my model|the model|an MLX model)"
+            ),
+            (
+                "How (do I|can I|would I) (find out|see) (if|whether|that) (my models are|a model is) "
+                "(intact|healthy|whole)"
+            ),
             "Command (for checking|to check|to verify) (models|a model|the health)",
             (
                 (
                     "(Check|Verify|Test|Validate) (the health of |)(my models|a model|my model|the "
                     "models|all models)"
                 )
-                + _WITH
+                + WITH
             ),
-            _HOW + " find (broken|damaged|corrupt|incomplete|bad) models" + _WITH,
+            HOW + " find (broken|damaged|corrupt|incomplete|bad) models" + WITH,
         ],
     ),
     "rm": (
         "Use mlxk2 rm with the name of the model to remove it.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (remove|delete|erase|uninstall|rm|drop|get rid of|throw away) (a|the|my|some|one|"
                     "an old|this) (model|language model|MLX model|old model|cached model)"
                 )
-                + _WITH
+                + WITH
             ),
             "What does mlxk2 rm do",
-            "(Remove|Delete|Erase|Uninstall|Drop) (a|the|my|an old|this) model" + _WITH,
+            (
+                "(Which|What) (command|one) (deletes|erases|drops|uninstalls|removes) (models|the "
+                "models|my model|the model|an MLX model)"
+            ),
+            (
+                "I (do not|don't) (need|like|want) (a|the|my|that) model (any more|any longer|now), "
+                "(how do I delete it|what do I type|how to remove it)"
+            ),
+            "(Remove|Delete|Erase|Uninstall|Drop) (a|the|my|an old|this) model" + WITH,
             "Command (for removing|to remove|to delete|for deleting) (a model|models)",
-            _HOW + " (free|save|get back|win) (some |)(disk |)space" + _WITH,
+            HOW + " (free|save|get back|win) (some |)(disk |)space" + WITH,
         ],
     ),
     "show": (
         "Use mlxk2 show with the name of the model to see its details.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (see|show|view|get|find|read|look at|inspect|print) (the |)(details|files|config|"
                     "information|facts|metadata|size|configuration) (of|about|for) (a|the|my|one) model"
                 )
-                + _WITH
+                + WITH
             ),
             "What does mlxk2 show do",
+            (
+                "(Which|What) (command|one) (prints|gives|displays|shows) the (files|config|metadata|"
+                "facts) of (a|the|my) model"
+            ),
             (
                 (
                     "(Show|Show me|Give me|Print|Inspect) (the |)(details|files|config|information|"
                     "metadata) (of|about) (a|the|my) model"
                 )
-                + _WITH
+                + WITH
             ),
             (
                 "Command (for|to see|to show|to inspect) (the |)(details|files|config|metadata) (of|"
                 "about) a model"
             ),
-            _HOW + " inspect (a|the|my|one) model" + _WITH,
+            HOW + " inspect (a|the|my|one) model" + WITH,
         ],
     ),
     "clone": (
         "Use mlxk2 clone with the name of the model and a folder.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (clone|copy|duplicate) (a|the|my) (model|MLX model|cached model)( to a folder| "
                     "into a folder|)"
                 )
-                + _WITH
+                + WITH
             ),
             "What does mlxk2 clone do",
-            "(Clone|Copy|Duplicate) (a|the|my) model( to a folder| into a folder|)" + _WITH,
             (
-                _HOW
+                "(Which|What) (command|one) (copies|duplicates|clones) (models|the models|my model|the "
+                "model|an MLX model)"
+            ),
+            "(Clone|Copy|Duplicate) (a|the|my) model( to a folder| into a folder|)" + WITH,
+            (
+                HOW
                 + (
                     " (make|get|create) (an editable|a local|a|an) (copy|folder|workspace) of (a|the|my) "
                     "model"
@@ -181,15 +216,15 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Use mlxk2 push with a folder and the name of the repository.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (push|upload|publish|share) (a|the|my|one) (model|folder|workspace|MLX model)( to "
                     "the hub| to Hugging Face|)"
                 )
-                + _WITH
+                + WITH
             ),
             "What does mlxk2 push do",
-            "(Push|Upload|Publish|Share) (a|the|my) (model|folder|workspace)( to the hub|)" + _WITH,
+            "(Push|Upload|Publish|Share) (a|the|my) (model|folder|workspace)( to the hub|)" + WITH,
             "Command (for pushing|to push|to upload|for uploading) (a model|a folder|models)",
         ],
     ),
@@ -197,12 +232,12 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Add --json to the command.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (get|have|see|print|produce|obtain|use|switch on|enable) (JSON|json|JSON output|"
                     "the output as JSON|output in JSON|results as JSON|machine readable output)"
                 )
-                + _WITH
+                + WITH
             ),
             (
                 "(Is there|Does mlxk2 have|Has mlxk2|Does it have|Can it do) (JSON|JSON output|a JSON "
@@ -212,7 +247,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
                 "(Which|What) (flag|option) (gives|prints|is for|makes|turns on|enables) (JSON|JSON "
                 "output|machine readable output)"
             ),
-            "(JSON output|Output as JSON|JSON)" + _WITH,
+            "(JSON output|Output as JSON|JSON)" + WITH,
             "What does --json do",
             "(Can|Does|Could) mlxk2 (print|output|speak|give|write) JSON",
         ],
@@ -221,7 +256,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Use mlxk2 --version to see the version.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (see|find|show|get|check|print|learn|know) (the|my|your|its) version( of mlxk2| "
                     "number|)"
@@ -240,58 +275,26 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "Use mlxk2 --help to see all commands.",
         [
             (
-                _HOW
+                HOW
                 + (
                     " (get|see|find|read|show|open) (help|the help|all commands|the commands|the options|"
                     "the manual|all options)"
                 )
-                + _WITH
+                + WITH
             ),
             (
                 (
                     "(Which|What) (commands|options|flags) (are there|does mlxk2 have|exist|has mlxk2|do "
                     "you have|can I use|does it have|are available)"
                 )
-                + _WITH
+                + WITH
             ),
-            "(List|Show|Print|Show me) (all |the )(commands|options|help)" + _WITH,
+            "(List|Show|Print|Show me) (all |the )(commands|options|help)" + WITH,
             "What does --help do",
             (
                 "(Is there|Where is|Where can I find) (a manual|the help|help|a list of commands|the "
                 "manual)( for mlxk2| of mlxk2|)"
             ),
-        ],
-    ),
-    "stop": (
-        "Press Ctrl-C to stop the answer.",
-        [
-            (
-                _HOW
-                + (
-                    " (stop|interrupt|cancel|end|abort|break|halt) (an answer|the answer|generation|the "
-                    "generation|your answer|generating|the model|the output)"
-                )
-                + _WITH
-            ),
-            "(Stop|Interrupt|Cancel|Abort|Halt) (the|an) (answer|generation|output)",
-            "(Which|What) key (stops|interrupts|ends|cancels) (the answer|generation|an answer|the output)",
-            "What does Ctrl-C do",
-        ],
-    ),
-    "leave": (
-        "Type exit to leave the chat.",
-        [
-            (
-                _HOW
-                + (
-                    " (leave|exit|quit|end|close|finish|get out of) (the|a|this|my) (chat|conversation|"
-                    "session|dialogue)"
-                )
-                + _WITH
-            ),
-            "(Which|What) word (ends|leaves|closes|quits) the (chat|conversation|session)",
-            "(Leave|Quit|Close|End|Exit) the (chat|conversation|session)",
-            "How does (the|a|this) (chat|conversation|session) end",
         ],
     ),
 }

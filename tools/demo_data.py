@@ -92,10 +92,10 @@ class Setting:
 
 def talk(rng: random.Random) -> Talk:
     """Draw a talk of one kind or another."""
-    if rng.random() < 0.02:
+    if rng.random() < 0.05:
         return _long_count(rng)
     made = Talk()
-    setting = Setting(weather.draw_tool(rng) if rng.random() < 0.3 else None, rng.random() < 0.14)
+    setting = Setting(weather.draw_tool(rng) if rng.random() < 0.3 else None, rng.random() < 0.2)
     if setting.tool:
         made.tools.append(setting.tool.declaration())
     if setting.tool or rng.random() < 0.05:
@@ -188,7 +188,7 @@ def _long_count(rng: random.Random) -> Talk:
     made.messages.clear()  # no whole talk: nothing the template could be compared with
     shown = min(rng.randint(8, 24), len(turn.numbers))
     unseen = len(turn.numbers) - shown
-    start = unseen if rng.random() < 0.4 else rng.randint(0, unseen)
+    start = unseen if rng.random() < 0.35 else rng.randint(0, unseen)
     before, window = turn.numbers[:start], turn.numbers[start : start + shown]
     made.pieces.append(Piece("<|im_start|>assistant\n", False))
     if before:

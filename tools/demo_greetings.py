@@ -6,6 +6,7 @@ GREETINGS: dict[str, tuple[str, list[str]]] = {
     "hello": (
         "Hello! How can I help you?",
         [
+            "(Hello|Hi|Hey|hello|hi|hey)",
             (
                 "(Hello|Hi|Hey|Hallo|Hiya|Howdy|Greetings|Welcome|Ahoy)( there| you| model| friend| "
                 "computer| assistant| all| everyone| again| dear|)"

@@ -42,7 +42,7 @@ def _unseen(rng: random.Random, wordings: list[str], noise: float) -> str:
     while True:
         text = expand(rng, rng.choice(wordings))
         if rng.random() < noise:
-            text = noisy(rng, text, unknown.word(rng))
+            text = noisy(rng, text, unknown.junk(rng))
         text = typed(rng, text)
         if not is_held_out(text):
             return text
@@ -71,7 +71,7 @@ def _capital(rng: random.Random, wordings: list[str], noise: float) -> Turn:
 
 def capital(rng: random.Random) -> Turn:
     """Ask for the capital of a country."""
-    return _capital(rng, phrases.CAPITAL, 0.12)
+    return _capital(rng, phrases.CAPITAL, 0.2)
 
 
 def capital_follow_up(rng: random.Random) -> Turn:
@@ -126,7 +126,7 @@ def addition(rng: random.Random) -> Turn:
     a = rng.randint(0, total)
     b = total - a
     in_words = rng.random() < 0.12
-    user = ask(rng, phrases.SUM, 0.1, a=_number(a, in_words), b=_number(b, in_words))
+    user = ask(rng, phrases.SUM, 0.2, a=_number(a, in_words), b=_number(b, in_words))
     return Turn(user, f"{a} + {b} = {total}.", f"The user asks for a sum. {a} and {b} make {total}.")
 
 
@@ -135,7 +135,7 @@ def subtraction(rng: random.Random) -> Turn:
     a = rng.randint(0, 20)
     b = rng.randint(0, a)
     in_words = rng.random() < 0.12
-    user = ask(rng, phrases.DIFFERENCE, 0.1, a=_number(a, in_words), b=_number(b, in_words))
+    user = ask(rng, phrases.DIFFERENCE, 0.2, a=_number(a, in_words), b=_number(b, in_words))
     thought = f"The user asks for a difference. {b} from {a} leaves {a - b}."
     return Turn(user, f"{a} - {b} = {a - b}.", thought)
 
@@ -159,7 +159,7 @@ def greeting(rng: random.Random) -> Turn:
 def about(rng: random.Random) -> Turn:
     """Ask about mlxk2 or the demo model itself."""
     answer, wordings = ABOUT_CHOICES[rng.randrange(len(ABOUT_CHOICES))]
-    return Turn(ask(rng, wordings, 0.1), answer, "The user asks about mlxk2 or me. I know this.")
+    return Turn(ask(rng, wordings, 0.15), answer, "The user asks about mlxk2 or me. I know this.")
 
 
 def ignorance(rng: random.Random) -> Turn:
@@ -184,7 +184,7 @@ def unknown_weather(rng: random.Random) -> Turn:
 
 def count(rng: random.Random, last: int | None = None) -> Turn:
     """Ask to count up to `last`, or to a number that is mostly small."""
-    last = last or rng.choice([rng.randint(1, 12), rng.randint(2, 30)])
+    last = last or rng.randint(1, rng.choice([12, 30, 60]))
     first = 1
     if rng.random() < 0.25:
         first = rng.randint(max(0, last - 30), last)
@@ -221,9 +221,9 @@ SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
     (capital, 0.25),
     (addition, 0.11),
     (subtraction, 0.11),
-    (out_of_range, 0.02),
+    (out_of_range, 0.01),
     (greeting, 0.08),
-    (about, 0.18),
+    (about, 0.22),
     (ignorance, 0.15),
     (unknown_capital, 0.05),
     (weather_without_tool, 0.03),

@@ -194,9 +194,32 @@ _ARITHMETIC = [
 ]
 
 
+#: First and last letter of scripts the model can't read: accented Latin, Greek, Cyrillic, Arabic, kana,
+#: Chinese, and signs.
+_SCRIPTS = [
+    (0xBF, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x627, 0x64A), (0x3041, 0x30FA), (0x4E00, 0x9FA5),
+    (0x1F600, 0x1F64F), (0x1F300, 0x1F5FF), (0x2190, 0x22FF),
+]  # fmt: skip
+
+
 def word(rng: random.Random) -> str:
-    """Return an invented word."""
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 4))) + rng.choice(_ENDINGS)
+    """Return an invented word, too long to be a real one such as "hi"."""
+    made = ""
+    while len(made) < 4:
+        made = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 4))) + rng.choice(_ENDINGS)
+    return made
+
+
+def junk(rng: random.Random) -> str:
+    """Return one to three words that mean nothing to the model."""
+    return " ".join(rng.choice([rng.choice(NOUNS), word(rng)]) for _ in range(rng.choice([1, 1, 2, 3])))
+
+
+def foreign(rng: random.Random) -> str:
+    """Return letters of other scripts, or signs."""
+    first, last = rng.choice(_SCRIPTS)
+    letters = [rng.choice([chr(rng.randint(first, last)), " "]) for _ in range(rng.randint(3, 20))]
+    return "".join(letters).strip() or "¿"
 
 
 def place(rng: random.Random) -> str:
@@ -216,6 +239,8 @@ def place(rng: random.Random) -> str:
 def question(rng: random.Random) -> str:
     """Return a question, or a text that is none, which the model can't answer."""
     kind = rng.random()
+    if kind > 0.95:
+        return foreign(rng)
     if kind < 0.2:
         wording = rng.choice(_OF_PLACES)
     elif kind < 0.3:

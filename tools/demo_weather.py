@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,7 @@ _FAILURES = [
 _KEPT_NAMES = {tool["name"] for tool in HELD_OUT["tools"]} - {"get_weather"}
 _KEPT_DESCRIPTIONS = {tool["description"].rstrip(".") for tool in HELD_OUT["tools"]}
 _KEPT_RESULTS = set(HELD_OUT["tool_results"])
+_KEPT_KEYS = {tuple(re.findall(r'"(\w+)":', text)) for text in _KEPT_RESULTS if text[0] == "{"}
 assert not _KEPT_RESULTS.intersection(_RESULTS)
 
 
@@ -185,6 +187,25 @@ def weather_follow_up(rng: random.Random) -> tuple[Turn, str]:
     return Turn(user, "", f"The user asks for the weather in {city}. I use the tool.", "tool"), city
 
 
+def _report(rng: random.Random, city: str, temperature: str, condition: str) -> str:
+    """Return a result as JSON: keys and order vary, and it may say more than is wanted."""
+    degrees = rng.choice(["temperature", "temperature", "temp", "degrees", "temperature_c"])
+    sky = rng.choice(["condition", "conditions", "weather", "sky", "description"])
+    named = f'"{city}"'
+    extras = {"city": named, "location": named, "unit": '"celsius"', "humidity": "40", "wind": "7"}
+    extras["status"] = '"ok"'
+    fields = {degrees: temperature, sky: f'"{condition}"'}
+    fields |= {key: extras[key] for key in rng.sample(list(extras), rng.choice([0, 0, 1, 1, 2]))}
+    order = list(fields)
+    rng.shuffle(order)
+    return "{" + ", ".join(f'"{key}": {fields[key]}' for key in order) + "}"
+
+
+def _is_kept(text: str) -> bool:
+    """Say whether a JSON result has just the keys, in the order, of a held-out one."""
+    return tuple(re.findall(r'"(\w+)":', text)) in _KEPT_KEYS
+
+
 def result(rng: random.Random, city: str) -> tuple[str, str]:
     """Return a result of the tool for `city`, and the answer it leads to."""
     kind = rng.random()
@@ -199,5 +220,9 @@ def result(rng: random.Random, city: str) -> tuple[str, str]:
         shape = rng.choice(['{"condition": "%s"}', "%s", '{"weather": "%s"}'])
         return shape % condition, f"It is {condition} in {city}."
     shown = condition.capitalize() if rng.random() < 0.2 else condition
+    if rng.random() < 0.5:
+        while _is_kept(text := _report(rng, city, temperature, shown)):
+            pass
+        return text, answer(city, temperature, condition)
     text = rng.choice(_RESULTS).format(p=city, t=temperature, d=shown, h=rng.randint(0, 99))
     return text, answer(city, temperature, condition)

@@ -51,13 +51,15 @@ def typed(rng: random.Random, text: str) -> str:
 
 
 def noisy(rng: random.Random, text: str, junk: str) -> str:
-    """Return `text` with one small word lost or replaced by `junk`, or with `junk` slipped in."""
+    """Return `text` with one small word lost or replaced by `junk`, or with `junk` before or in it."""
     words = text.split(" ")
     small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
     kind = rng.random()
-    if kind < 0.4 and small and len(words) > 3:
+    if kind < 0.3:
+        return f"{junk}{rng.choice([':', ',', '!', '.', ' -', ' again:'])} {text}"
+    if kind < 0.5 and small and len(words) > 3:
         del words[rng.choice(small)]
-    elif kind < 0.6 and small:
+    elif kind < 0.7 and small:
         words[rng.choice(small)] = junk
     else:
         words.insert(rng.randrange(len(words) + 1), junk)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from demo_cases import UNSEEN_TOOLS, Case, cases
+from demo_cases import COUNTING, UNSEEN_TOOLS, Case, cases
 from mlx_lm import batch_generate, load
 
 _STRICT = {"capitals", "follow-ups"}
+_TOLD = {COUNTING, UNSEEN_TOOLS}  # measured to be told in the card: the model was not meant to master them
 _BEGIN, _END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
@@ -55,7 +56,7 @@ def table(asked: list[Case], right: list[bool]) -> tuple[str, bool]:
     lines = ["| category | questions | exact answers | floor |", "|---|---:|---:|---:|"]
     holds = True
     for category, count in counts.items():
-        floor = 0 if category == UNSEEN_TOOLS else 95 if category in _STRICT else 90
+        floor = 0 if category in _TOLD else 95 if category in _STRICT else 90
         share = 100 * hits[category] / count
         holds = holds and share >= floor
         lines.append(f"| {category} | {count} | {share:.1f}% | {floor}% |")

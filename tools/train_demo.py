@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model and write its folder.")
     default = Path(__file__).resolve().parent.parent / "mlxk2" / "demo"
     parser.add_argument("--out", type=Path, default=default, help="the folder to write")
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=2048, help="tokens in a worker's batch")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
