@@ -138,6 +138,20 @@ def test_damaged_models_are_cloned_only_on_request(layout: Hub, mlxk2: Program, 
     assert content(workplace / "deep" / "mine") == without(MODEL, "model-00002-of-00003.safetensors")
 
 
+def test_damage_is_told_with_the_pull_that_repairs_it(hub: Hub, mlxk2: Program) -> None:
+    hub.add(NAME, without(MODEL, "config.json"), ref="dev")
+    hub.folder("org/unfinished").mkdir()
+    for words, repair in {
+        ("mod",): f"mlxk2 pull {NAME}",
+        (f"mod@{COMMIT[:6]}",): f"mlxk2 pull {NAME}@{COMMIT[:6]}",
+        (NAME, "--branch", "dev"): f"mlxk2 pull {NAME}@dev",
+    }.items():
+        error = error_of(mlxk2("clone", *words, "mine", "--json"), "clone")
+        assert error["hint"] == f"Repair it with: {repair}. Clone it as it is with: --no-health-check"
+    error = error_of(mlxk2("clone", "org/unfinished", "mine", "--json"), "clone")
+    assert error["hint"] == "Repair it with: mlxk2 pull org/unfinished"
+
+
 def test_links_out_of_the_cache_are_not_cloned(hub: Hub, mlxk2: Program, workplace: Path, tmp_path: Path) -> None:
     snapshot = hub.add(NAME, MODEL)
     (tmp_path / "secret").write_bytes(b"secret")

@@ -161,6 +161,14 @@ class Cache:
         return [model for model in models if name.lower() in model.name.lower()]
 
 
+def repair_hint(snapshot: Snapshot, argument: str) -> str | None:
+    """How to repair the damaged model that a model argument meant; None of one that no pull would bring."""
+    if snapshot.roots is None:
+        return None
+    _, at, revision = argument.partition("@")
+    return f"Repair it with: mlxk2 pull {snapshot.name}{at}{revision}"
+
+
 def _real(entry: os.DirEntry[str]) -> str:
     return os.path.realpath(entry.path) if entry.is_symlink() else entry.path
 

@@ -16,7 +16,7 @@ from mlxk2.cache.contents import Contents
 from mlxk2.cache.copy import Advance, Method, Progress, copy_files
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.naming import ModelArgument
-from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder, repair_hint
 from mlxk2.errors import (
     AccessDeniedError,
     HashNotFoundError,
@@ -135,13 +135,12 @@ def _checked(snapshot: Snapshot, args: Namespace) -> Contents:
     """The contents of a snapshot; ModelUnhealthyError when they are damaged and that matters, or there are none."""
     contents = Contents(snapshot)
     model = describe_contents(contents)
+    repair = repair_hint(snapshot, args.model if args.branch is None else f"{args.model}@{args.branch}")
     if not any(not file.problem for file in contents.files):
-        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}")
+        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=repair)
     if model["health"] == "unhealthy" and not args.no_health_check:
-        raise ModelUnhealthyError(
-            f"{snapshot.name} is damaged: {model['reason']}",
-            hint=f"Repair it with: mlxk2 pull {snapshot.name}; or clone it as it is with --no-health-check.",
-        )
+        ways = filter(None, (repair, "Clone it as it is with: --no-health-check"))
+        raise ModelUnhealthyError(f"{snapshot.name} is damaged: {model['reason']}", hint=". ".join(ways))
     return contents
 
 
