@@ -68,9 +68,10 @@ def test_short_names_are_expanded(hub: Hub, mlxk2: Program, word: str, full: str
 
 
 def test_full_name_never_means_a_longer_one(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME + "-4bit", MODEL)
-    error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
-    assert (error["type"], error["data"]["clone_status"]) == ("NetworkError", "pull_failed")
+    for ending in ("-4bit", "-8bit"):
+        hub.add(NAME + ending, MODEL)
+        error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+        assert (error["type"], error["data"]["clone_status"]) == ("NetworkError", "pull_failed")
     assert list(workplace.iterdir()) == []
 
 

@@ -108,10 +108,12 @@ def _cached(cache: Cache, wanted: ModelArgument) -> Snapshot | None:
 
 def _find(cache: Cache, name: str) -> CachedModel:
     """As `Cache.find`, but a full name means that model alone: another one that contains it is not what is wanted."""
-    model = cache.find(name)
-    if "/" in name and model.name.lower() != name.lower():
+    if "/" not in name:
+        return cache.find(name)
+    exact = [model for model in cache.matching(name) if model.name.lower() == name.lower()]
+    if len(exact) != 1:
         raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-    return model
+    return exact[0]
 
 
 def _on_hub(wanted: ModelArgument) -> OnHub:
@@ -124,10 +126,11 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     hub = Path(scratch, TEMPORARY_HUB)
     hub.mkdir()
     download = import_module("mlxk2.hub.download").download
-    def notify(text: str) -> None:
-        args.streams.stderr.write(f"{text}\n")
 
-    download(source.connection, source.revision, hub, progress, notify=notify)
+    def warn(text: str) -> None:
+        args.streams.stderr.write(f"Warning: {text}\n")
+
+    download(source.connection, source.revision, hub, progress, notify=warn)
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 
 
