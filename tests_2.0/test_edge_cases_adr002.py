@@ -66,6 +66,14 @@ def test_the_demo_is_never_matched_by_a_part_of_a_name(hub, mlxk2):
     assert mlxk2("list", "demo", "--json").json["data"]["count"] == 1
 
 
+@pytest.mark.parametrize("command", ["show", "health", "run", "pull", "rm"])
+def test_the_demo_has_no_revisions(hub, mlxk2, command):
+    hub.add("org/demo-2", chat_model())
+    prompt = ["hello"] if command == "run" else []
+    error = mlxk2(command, "demo@main", *prompt, "--json").json["error"]
+    assert (error["type"], "has no revisions" in error["message"]) == ("ValidationError", True)
+
+
 @pytest.mark.parametrize("made", [[], ["refs"], ["snapshots"], ["blobs"], ["refs", "blobs", "snapshots"]])
 def test_a_half_made_model_is_unhealthy(hub, mlxk2, made):
     for folder in ("", *made):
