@@ -196,8 +196,8 @@ class HashNotFoundError(NotFoundError):
 
     type = "hash_not_found"
 
-    def __init__(self, message: str, available_hashes: Sequence[str]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, available_hashes: Sequence[str], *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
         self.details["available_hashes"] = list(available_hashes)
 
 

@@ -133,6 +133,17 @@ def test_an_unknown_revision_names_those_there_are(two_revisions, mlxk2, revisio
     result = mlxk2("show", f"org/model@{revision}", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "hash_not_found")
     assert sorted(result.json["error"]["available_hashes"]) == [COMMIT, OTHER_COMMIT]
+    assert result.json["error"]["hint"] == f"If the hub has it: mlxk2 pull org/model@{revision}"
+
+
+@pytest.mark.parametrize(("word", "full"), [("org/new", "org/new"), ("new", "mlx-community/new")])
+@pytest.mark.parametrize("revision", ["", "@dev", "@0123abc"])
+def test_a_missing_model_is_told_with_the_pull_that_brings_it(mlxk2, word, full, revision):
+    error = mlxk2("show", word + revision, "--json").json["error"]
+    assert (error["type"], error["message"].rpartition("download it: ")[2]) == (
+        "model_not_found",
+        f"mlxk2 pull {full}{revision}",
+    )
 
 
 def test_a_prefix_of_two_commits_is_ambiguous(hub, mlxk2):

@@ -84,6 +84,7 @@ class CachedModel(NamedTuple):
                 f"{self.name} has no revision {revision!r} in the cache "
                 f"(a branch, or at least {MIN_HASH_LENGTH} characters of a hash).",
                 available_hashes=revisions,
+                hint=f"If the hub has it: mlxk2 pull {self.name}@{revision}",
             )
         if len(matches) > 1:
             raise AmbiguousMatchError(
@@ -132,14 +133,17 @@ class Cache:
         if naming.is_path(argument):
             return folder_snapshot(argument)
         name, revision = naming.parse(argument)
-        model = self.find(name)
+        model = self.find(name, revision)
         return model.snapshot() if revision is None else model.snapshot_at(revision)
 
-    def find(self, name: str) -> CachedModel:
-        """The one model of the cache that a name means: its default org first, then exactly, then by substring."""
+    def find(self, name: str, revision: str | None = None) -> CachedModel:
+        """The one model of the cache that a name means: its default org first, then exactly, then by substring.
+
+        The `revision` is not looked for; it is part of the command that downloads a model which is not there.
+        """
         matches = self.matching(name)
         if not matches:
-            wanted = name if "/" in name else f"{naming.DEFAULT_ORG}/{name}"
+            wanted = naming.candidates(name)[0] + ("" if revision is None else f"@{revision}")
             raise ModelNotFoundError(
                 f"Model {name!r} is not in the cache. To download it: mlxk2 pull {wanted}",
                 hint="`mlxk2 list --all` shows what is in the cache.",
