@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 
 from mlxk2 import arguments
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
+from mlxk2.printable import printable
 
 DEBUG_VARIABLE = "MLXK2_DEBUG"
 
@@ -108,11 +109,12 @@ def _report(error: MlxkError, words: Sequence[str]) -> int:
         sys.stdout.write(_envelope("error", command, error.data, described))
         return error.exit_code
     usage = error.usage if isinstance(error, CommandError) else ""
-    hint = error.details.get("hint")
-    sys.stderr.write(f"{usage}Error: {error.message}\n" + (f"{hint}\n" if hint else ""))
+    sys.stderr.write(usage + printable(f"Error: {error.message}\n", keep="\n"))
+    if hint := error.details.get("hint"):
+        sys.stderr.write(printable(f"{hint}\n", keep="\n"))
     matches = error.details.get("matches") or error.details.get("available_hashes")
     if isinstance(matches, list):
-        sys.stderr.writelines(f"  {match}\n" for match in matches)
+        sys.stderr.writelines(f"  {printable(str(match))}\n" for match in matches)
     return error.exit_code
 
 

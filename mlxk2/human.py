@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxk2.cache.naming import DEFAULT_ORG
+from mlxk2.printable import printable
 from mlxk2.sizes import human_size
 from mlxk2.spec import (
     CloneData,
@@ -121,7 +122,7 @@ def show(args: Namespace, data: ShowData) -> list[str | Table]:  # noqa: ARG001
         rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
         lines += ["", _table(["File", "Size", "Type"], rows)]
     if "config" in data:
-        lines += ["", _printable(json.dumps(data["config"], indent=2, ensure_ascii=False), keep="\n")]
+        lines += ["", printable(json.dumps(data["config"], indent=2, ensure_ascii=False), keep="\n")]
     return lines
 
 
@@ -160,17 +161,17 @@ def _health_row(entry: HealthEntry) -> Row:
 
 def rm(args: Namespace, data: RmData) -> list[str | Table]:  # noqa: ARG001
     """What was deleted, or would be, in one line."""
-    return [_printable(data["message"])]
+    return [printable(data["message"])]
 
 
 def pull(args: Namespace, data: PullData) -> list[str | Table]:  # noqa: ARG001
     """What the download did, in a sentence or two."""
-    return [data["message"]]
+    return [printable(data["message"])]
 
 
 def clone(args: Namespace, data: CloneData) -> list[str | Table]:  # noqa: ARG001
     """What was cloned, in one line."""
-    return [_printable(data["message"])]
+    return [printable(data["message"])]
 
 
 def push(args: Namespace, data: PushData) -> list[str | Table]:
@@ -183,7 +184,7 @@ def push(args: Namespace, data: PushData) -> list[str | Table]:
     if args.verbose and data["commit_url"]:
         outcome += f" — {data['commit_url']}"
     first = f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"
-    return [_printable(line) for line in (first, *_push_details(args, data))]
+    return [printable(line) for line in (first, *_push_details(args, data))]
 
 
 def _push_details(args: Namespace, data: PushData) -> list[str]:
@@ -230,12 +231,7 @@ def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
 
 
 def _cell(value: str) -> Text:
-    return Text(_printable(value), style=_STYLES.get(value, ""))
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """The text without what would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return Text(printable(value), style=_STYLES.get(value, ""))
 
 
 _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {

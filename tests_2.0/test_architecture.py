@@ -8,13 +8,14 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "spec", "sizes", "progress"}
+FOUNDATION = {"errors", "spec", "sizes", "printable", "progress"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
     "errors": set(),
     "spec": set(),
     "sizes": set(),
+    "printable": set(),
     "progress": set(),
     "arguments": {"errors"},
     "cache": FOUNDATION,

@@ -148,6 +148,17 @@ def test_no_config_reaches_the_terminal_as_a_command(hub, mlxk2):
     assert "[bold]a" in out
 
 
+def test_no_error_reaches_the_terminal_as_a_command(hub, mlxk2):
+    hub.add("org/a\x1b[31mred", chat_model())
+    hub.add("org/a\x9b5m", chat_model())
+    hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07"))
+    ambiguous, idle = mlxk2("show", "org/a"), mlxk2("run", "org/evil", "hi")
+    assert (ambiguous.code, idle.code) == (1, 1)
+    assert "org/a\ufffd[31mred" in ambiguous.err
+    assert "]0;evil" in idle.err
+    assert not ESCAPES.search(ambiguous.err + idle.err)
+
+
 def test_wide_tables_are_not_cut_outside_a_terminal(hub, mlxk2):
     name = "org/" + "very-long-name-" * 6
     hub.add(name, without(chat_model(), "tokenizer.json") | {"x" * 200: b""})

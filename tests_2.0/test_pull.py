@@ -54,6 +54,15 @@ def test_people_read_one_sentence(hub_server: HubServer, hub_client: Client) -> 
     assert (outcome.code, outcome.out, outcome.err) == (0, f"org/model is up to date ({commit[:7]}).\n", "")
 
 
+def test_nothing_of_the_hub_reaches_the_terminal_as_a_command(hub_server: HubServer, hub_client: Client) -> None:
+    index = {"weight_map": {"x": "\x1b]0;evil\x07.safetensors"}}
+    hub_server.add(MODEL, chat_model() | {"model.safetensors.index.json": json.dumps(index).encode()})
+    outcome = hub_client.run("pull", MODEL)
+    assert outcome.code == 0
+    assert "]0;evil" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
 def test_what_the_hub_has_unsound_is_downloaded_and_said(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, {"README.md": b"nothing yet"})
     data = pulled(hub_client)

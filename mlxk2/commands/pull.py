@@ -16,6 +16,7 @@ from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, download
 from mlxk2.hub.errors import RevisionMissingError
 from mlxk2.hub.repos import Revision
+from mlxk2.printable import printable
 from mlxk2.sizes import human_size
 from mlxk2.spec import PullData
 
@@ -87,7 +88,7 @@ class _Pull(NamedTuple):
         except RevisionMissingError:
             raise
         except _PASSING as fault:
-            local = next(filter(None, (self._local(repo_id, revision) for repo_id in repos.candidates(name))), None)
+            local = next(filter(None, (self._local(repo_id, revision) for repo_id in naming.candidates(name))), None)
             self._warn(fault.message)
             if local is not None and local.is_healthy and not self.args.force:
                 return local
@@ -155,7 +156,7 @@ class _Pull(NamedTuple):
         }
 
     def _warn(self, text: str) -> None:
-        self.args.streams.stderr.write(f"Warning: {text}\n")
+        self.args.streams.stderr.write(f"Warning: {printable(text)}\n")
 
 
 def _commit_of(model: CachedModel, revision: str) -> str | None:

@@ -11,6 +11,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from mlxk2.errors import ContextLengthError, MlxkError
+from mlxk2.printable import printable
 from mlxk2.runner.assistant import Answer, Assistant
 from mlxk2.runner.console import Printer
 from mlxk2.runner.prompt import Message
@@ -98,7 +99,8 @@ class Chat:
             answer = self._assistant.reply(self._conversation(question), printer.show)
         except MlxkError as error:
             again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
-            self._err.write(f"Error: {error.message}{again if isinstance(error, ContextLengthError) else ''}\n")
+            said = printable(error.message, keep="\n")
+            self._err.write(f"Error: {said}{again if isinstance(error, ContextLengthError) else ''}\n")
             return
         printer.end(interrupted=answer.finish_reason == "interrupted")
         if answer.finish_reason == "length":
