@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 import rounds
@@ -14,9 +15,15 @@ MANY_MODELS = 1000
 MEGABYTE = 1_000_000
 
 
-def _list(hub: Path) -> rounds.Run:
+def _list(hub: Path, memory: Path | None = None) -> rounds.Run:
     program = str(Path(sys.executable).with_name("mlxk2"))
-    return rounds.run([program, "list", "--json"], {"HF_HUB_CACHE": str(hub)})
+    environment = {"HF_HUB_CACHE": str(hub), "XDG_CACHE_HOME": str(memory or hub.parent / "memory")}
+    return rounds.run([program, "list", "--json"], environment)
+
+
+def _list_for_the_first_time(hub: Path) -> rounds.Run:
+    with tempfile.TemporaryDirectory() as memory:
+        return _list(hub, Path(memory))
 
 
 def _hf(hub: Path) -> float:
@@ -29,9 +36,11 @@ def measure(few: Path, many: Path) -> list[rounds.Figure]:
     """Compare with `hf cache ls` on the few models, and the many models with the few."""
     against_hf = rounds.paired(lambda: _list(few).seconds, lambda: _hf(few))
     rounds.tell(f"{MODELS} models", against_hf, "s", ("mlxk2 list --json", "hf cache ls"))
+    first_time = rounds.paired(lambda: _list_for_the_first_time(few).seconds, lambda: _hf(few))
+    rounds.tell(f"{MODELS} models, never listed before", first_time, "s", ("mlxk2 list --json", "hf cache ls"))
     growth = rounds.paired(lambda: _list(many).seconds, lambda: _list(few).seconds)
     rounds.tell("mlxk2 list --json", growth, "s", (f"{MANY_MODELS} models", f"{MODELS} models"))
-    peak = statistics.median(_list(few).peak_bytes for _ in range(rounds.ROUNDS))
+    peak = statistics.median(_list_for_the_first_time(few).peak_bytes for _ in range(rounds.ROUNDS))
     share = rounds.median_ratio(against_hf)
     return [
         rounds.Figure(f"mlxk2 list --json / hf cache ls, {MODELS} models", share, at_most=0.25),

@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from mlxk2.cache.describe import describe
+from mlxk2.cache.memory import Memory, memory_file
 from mlxk2.cache.store import Cache, hub_folder
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> ListData:
     """All models whose name contains the pattern, by name, with their health and whether they run here."""
     pattern = (args.pattern or "").lower()
-    cached = Cache(hub_folder(os.environ)).scan()
+    cache = Cache(hub_folder(os.environ))
+    memory = Memory(memory_file(cache.hub, os.environ))
     # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
     gc.disable()
     try:
-        models = [describe(model.snapshot()) for model in cached if pattern in model.name.lower()]
+        models = [memory.describe(model.snapshot()) for model in cache.scan() if pattern in model.name.lower()]
     finally:
         gc.enable()
+    if not pattern:
+        memory.save()
     return {"models": models, "count": len(models)}

@@ -1,0 +1,107 @@
+"""What `list` found out about snapshots before, for as long as nothing in them changes.
+
+Judging a model means reading a thousand tensors' places out of headers; that nothing has changed since is told by a
+few `stat` calls. A snapshot is recognised by the inode, the size and the time of the last change (ctime, which no
+program can set) of all its files and folders. Only `list` remembers: `health`, `show` and `run` always look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
+
+from mlxk2 import __version__
+from mlxk2.cache.store import Snapshot
+
+if TYPE_CHECKING:
+    from mlxk2.spec import ModelObject
+
+# A file that changes twice within one tick of the file system's clock shows one time: what is as young as this may
+# still change unseen, and is not remembered.
+SETTLED_NS = 2_000_000_000
+
+
+class Memory:
+    """The verdicts on a hub folder's snapshots, kept in a file of their own outside the hub folder."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._stamp = _stamp()
+        self._known = self._load()
+        self._seen: dict[str, list[Any]] = {}
+
+    def describe(self, snapshot: Snapshot) -> ModelObject:
+        """As `describe.describe`, from memory where the snapshot has not changed."""
+        fingerprint = _fingerprint(snapshot.path)
+        known = self._known.get(snapshot.path)
+        if fingerprint is None or known is None or known[0] != fingerprint:
+            # To import the judges takes as long as to remember a hundred models.
+            known = [fingerprint, import_module("mlxk2.cache.describe").describe(snapshot)]
+        if fingerprint is not None:
+            self._seen[snapshot.path] = known
+        model: ModelObject = known[1]
+        return model
+
+    def save(self) -> None:
+        """Remember what was described since; what can't be written is found out again the next time."""
+        if self._seen == self._known:
+            return
+        unfinished = f"{self._file}.{os.getpid()}"
+        with suppress(OSError):
+            os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
+            with open(unfinished, "w", encoding="utf-8") as file:
+                json.dump({"stamp": self._stamp, "snapshots": self._seen}, file)
+            os.replace(unfinished, self._file)
+
+    def _load(self) -> dict[str, list[Any]]:
+        try:
+            with open(self._file, encoding="utf-8") as file:
+                content = json.load(file)
+            known = content["snapshots"] if content["stamp"] == self._stamp else {}
+            return {path: [fingerprint, dict(model)] for path, (fingerprint, model) in known.items()}
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return {}  # there is none yet, or it was cut short
+
+
+def memory_file(hub: str, environment: Mapping[str, str]) -> str:
+    """Where the verdicts on a hub folder are kept."""
+    caches = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(caches, "mlxk2", f"list-{zlib.crc32(os.fsencode(hub)):08x}.json")
+
+
+def _stamp() -> str:
+    """What the verdicts depend on besides the files: this program, and the mlx-lm that would run a model."""
+    spec = PathFinder.find_spec("mlx_lm")
+    folder = (spec.submodule_search_locations or [""])[0] if spec else ""
+    try:
+        times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
+    except OSError:
+        times = []
+    return f"{__version__} {folder} {times}"
+
+
+def _fingerprint(folder: str) -> str | None:
+    """By what an unchanged folder is recognised; None for one that just changed, or has what can't be looked at."""
+    marks: list[str] = []
+    newest = 0
+    pending = [folder]
+    try:
+        while pending:
+            folder = pending.pop()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for path in (folder, *(entry.path for entry in entries if entry.path not in folders)):
+                status = os.stat(path)
+                newest = max(newest, status.st_ctime_ns)
+                marks.append(f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_ctime_ns}")
+            pending += folders
+    except (OSError, ValueError):
+        return None
+    return " ".join(marks) if newest < time.time_ns() - SETTLED_NS else None

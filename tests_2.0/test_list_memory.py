@@ -1,0 +1,148 @@
+"""`list` remembers what it found out, and notices every change."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from layouts import COMMIT, chat_model, gguf_model
+
+from mlxk2.cache.memory import SETTLED_NS, memory_file
+
+FROM_MEMORY = "remembered/not-looked-at"
+
+
+def settle():
+    """Let the cache grow older than what a file system's clock could confuse."""
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
+
+
+def remembered(hub):
+    return Path(memory_file(os.path.realpath(hub.path), os.environ))
+
+
+def names(mlxk2):
+    return [model["name"] for model in mlxk2("list", "--json").json["data"]["models"]]
+
+
+def verdicts(mlxk2):
+    return {model["name"]: model["health"] for model in mlxk2("list", "--json").json["data"]["models"]}
+
+
+@pytest.fixture
+def known(hub, mlxk2):
+    """A cache that `list` has seen; in its memory, every model has another name, by which recalling shows."""
+    snapshot = hub.add("org/chat", chat_model())
+    hub.add("org/gguf", gguf_model())
+    settle()
+    assert names(mlxk2) == ["org/chat", "org/gguf"]
+    file = remembered(hub)
+    content = json.loads(file.read_text())
+    for _, model in content["snapshots"].values():
+        model["name"] = FROM_MEMORY
+    file.write_text(json.dumps(content))
+    return snapshot
+
+
+def test_what_has_not_changed_is_remembered(known, mlxk2):
+    assert known.is_dir()
+    assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
+
+
+def _flip(snapshot):
+    path = os.path.realpath(snapshot / "model.safetensors")
+    content = bytearray(Path(path).read_bytes())
+    content[12] ^= 1
+    with open(path, "r+b") as file:
+        file.write(content)
+
+
+def _rewrite_with_its_old_time(snapshot):
+    path = os.path.realpath(snapshot / "model.safetensors")
+    before = os.stat(path)
+    _flip(snapshot)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _relink(snapshot):
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("../../blobs/gone")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _flip,
+        _rewrite_with_its_old_time,
+        _relink,
+        lambda snapshot: (snapshot / "tokenizer.json").unlink(),
+        lambda snapshot: (snapshot / "x.incomplete").touch(),
+        lambda snapshot: os.truncate(os.path.realpath(snapshot / "model.safetensors"), 20),
+    ],
+)
+def test_a_change_is_seen_at_once(known, mlxk2, change):
+    change(known)
+    found = verdicts(mlxk2)
+    assert found == {"org/chat": "unhealthy", FROM_MEMORY: "healthy"}
+
+
+def test_another_revision_is_seen_at_once(known, hub, mlxk2):
+    other = COMMIT[::-1]
+    shutil.copytree(known, known.parent / other, symlinks=True)
+    (hub.folder("org/chat") / "refs" / "main").write_text(other)
+    hashes = {model["hash"] for model in mlxk2("list", "--json").json["data"]["models"]}
+    assert other in hashes
+
+
+def test_health_and_show_always_look(known, mlxk2):
+    assert known.is_dir()
+    assert [entry["name"] for entry in mlxk2("health", "--json").json["data"]["healthy"]] == ["org/chat", "org/gguf"]
+    assert mlxk2("show", "org/chat", "--json").json["data"]["model"]["name"] == "org/chat"
+
+
+def test_a_pattern_forgets_nothing(known, hub, mlxk2):
+    before = remembered(hub).read_bytes()
+    assert known.is_dir()
+    assert mlxk2("list", "chat", "--json").code == 0
+    assert remembered(hub).read_bytes() == before
+
+
+def test_what_is_gone_is_forgotten(known, hub, mlxk2):
+    shutil.rmtree(known.parent.parent)
+    names(mlxk2)
+    assert str(known) not in remembered(hub).read_text()
+
+
+def test_what_has_just_changed_is_not_remembered(hub, mlxk2):
+    hub.add("org/chat", chat_model())
+    names(mlxk2)
+    assert not remembered(hub).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"stamp": 1}', b'{"stamp": "other", "snapshots": {}}', b"\xff\xfe", b"[" * 99_999],
+)
+def test_a_damaged_memory_is_none(hub, mlxk2, content):
+    hub.add("org/chat", chat_model())
+    remembered(hub).parent.mkdir(parents=True)
+    remembered(hub).write_bytes(content)
+    assert names(mlxk2) == ["org/chat"]
+
+
+@pytest.mark.parametrize("snapshots", [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}])
+def test_a_memory_of_another_shape_is_none(known, hub, mlxk2, snapshots):
+    assert known.is_dir()
+    content = json.loads(remembered(hub).read_text())
+    remembered(hub).write_text(json.dumps({**content, "snapshots": snapshots}))
+    assert names(mlxk2) == ["org/chat", "org/gguf"]
+
+
+def test_where_nothing_can_be_written_list_works_all_the_same(hub, mlxk2):
+    hub.add("org/chat", chat_model())
+    settle()
+    remembered(hub).parent.parent.mkdir(parents=True, exist_ok=True)
+    remembered(hub).parent.touch()
+    assert names(mlxk2) == ["org/chat"]
