@@ -58,6 +58,11 @@ def test_the_context_has_several_names_and_places(show, key, inner):
     assert show(chat_model() | {"config.json": as_json(config)})["metadata"]["context_length"] == 77
 
 
+def test_a_context_without_limit_is_left_out(show):
+    assert "context_length" not in show(chat_model(max_position_embeddings=10**30))["metadata"]
+    assert show(chat_model(max_position_embeddings=10**30, seq_len=7))["metadata"]["context_length"] == 7
+
+
 @pytest.mark.parametrize("value", [None, "2048", -1, 0, True, 1.5, [], {}, "Infinity"])
 def test_what_is_no_count_is_left_out(show, value):
     files = chat_model(**dict.fromkeys(CONFIG, value))

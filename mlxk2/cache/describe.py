@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxk2.cache import integrity, naming, support
@@ -23,10 +23,10 @@ CAPABILITIES: dict[ModelType, list[Capability]] = {
     "unknown": [],
 }
 TEXT_TYPES: tuple[ModelType, ...] = ("chat", "base")  # they generate text, so they need a tokenizer
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
-
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
+# No model that exists goes near this; configs write absurd numbers for "no limit".
+_ABSURD_CONTEXT = 1 << 30
 _NUMBERS = {
-    "context_length": CONTEXT_NAMES,
     "vocab_size": ("vocab_size",),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
@@ -135,18 +135,24 @@ def metadata_of(contents: Contents) -> Metadata | None:
         return None
     found: dict[str, object] = {
         "architecture": config.get("model_type") if isinstance(config.get("model_type"), str) else None,
-        **{key: first_number(config, names) for key, names in _NUMBERS.items()},
+        "context_length": context_length(config),
+        **{key: next(_numbers(config, names), None) for key, names in _NUMBERS.items()},
         "quantization": _quantization(config),
     }
     return cast("Metadata", {key: value for key, value in found.items() if value is not None})
 
 
-def first_number(config: Mapping[str, Any], names: Iterable[str]) -> int | None:
-    """The first positive whole number that a config, or the `text_config` inside it, has under one of these names."""
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model of this config can hold; None where it does not say."""
+    return next((number for number in _numbers(config, _CONTEXT_NAMES) if number < _ABSURD_CONTEXT), None)
+
+
+def _numbers(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[int]:
+    """The positive whole numbers that a config, then the `text_config` inside it, has under these names."""
     inner = config.get("text_config")
     sources = (config, inner) if isinstance(inner, dict) else (config,)
     values = (source.get(name) for source in sources for name in names)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
+    return (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _quantization(config: dict[str, object]) -> str | None:

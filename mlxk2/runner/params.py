@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlxk2.cache import describe
 from mlxk2.errors import ContextLengthError, ValidationError
 
 DEFAULT_CONTEXT = 4096
-# No model that exists goes near this; tokenizers and configs write absurd numbers for "no limit".
-_ABSURD_CONTEXT = 1 << 30
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
 # Below this a temperature only overflows: the most likely token is what it means.
 _COLDEST = 1e-4
 # OpenAI's limit.
@@ -88,13 +86,7 @@ def check_max_tokens(value: int | None) -> None:
 
 def context_length(config: Mapping[str, object]) -> int:
     """Return how many tokens the model of this config can hold, 4096 where the config does not say."""
-    text_config = config.get("text_config")
-    for part in (config, text_config if isinstance(text_config, Mapping) else {}):
-        for key in _CONTEXT_KEYS:
-            value = part.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _ABSURD_CONTEXT:
-                return value
-    return DEFAULT_CONTEXT
+    return describe.context_length(config) or DEFAULT_CONTEXT
 
 
 def token_budget(request: GenerationRequest, context: int) -> int:
