@@ -1,4 +1,7 @@
-"""The program: parse, dispatch, and turn data or an error into an envelope or text. Nothing else prints or exits."""
+"""The program: parse, dispatch, and turn data or an error into an envelope or text.
+
+Nothing else prints or exits, but for `__main__`, which prints the version without importing this.
+"""
 
 from __future__ import annotations
 

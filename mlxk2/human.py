@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlxk2 import VERSION_LINE
 from mlxk2.cache.naming import DEFAULT_ORG
 from mlxk2.printable import printable
 from mlxk2.sizes import human_size
@@ -61,7 +62,7 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
 
 def version(args: Namespace, data: VersionData) -> list[str | Table]:  # noqa: ARG001 - every renderer has this signature
     """`mlxk2 2.0.0`."""
-    return [f"mlxk2 {data['cli_version']}"]
+    return [VERSION_LINE]
 
 
 def list_models(args: Namespace, data: ListData) -> list[str | Table]:

@@ -257,7 +257,7 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path, envelope):
 # ------------------------------------------------------------------------------------------------ pipes and signals
 
 
-@pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "health"])
+@pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "--version", "health"])
 def test_a_closed_pipe_ends_quietly(isolated_cache, environment, words):
     hub = Hub(isolated_cache)
     for number in range(20):
@@ -276,17 +276,19 @@ def test_the_first_line_is_whole(isolated_cache, environment):
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_closed_streams_are_no_fault(isolated_cache, environment, redirection):
+@pytest.mark.parametrize("words", ["list --json", "--version"])
+def test_closed_streams_are_no_fault(isolated_cache, environment, words, redirection):
     fill(Hub(isolated_cache))
-    line = f"'{sys.executable}' -m mlxk2 list --json {redirection}"
+    line = f"'{sys.executable}' -m mlxk2 {words} {redirection}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
-def test_a_full_disk_is_one_line(isolated_cache, environment):
+@pytest.mark.parametrize("words", ["list --json", "--version"])
+def test_a_full_disk_is_one_line(isolated_cache, environment, words):
     fill(Hub(isolated_cache))
-    line = f"'{sys.executable}' -m mlxk2 list --json > /dev/full"
+    line = f"'{sys.executable}' -m mlxk2 {words} > /dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == b"Error: The operating system refused: No space left on device.\n"
