@@ -158,8 +158,7 @@ class Cache:
     def matching(self, name: str) -> list[CachedModel]:
         """The models that a name may mean, by name; more than one when it is ambiguous."""
         models = self.scan()
-        exact = [name] if "/" in name else [f"{naming.DEFAULT_ORG}/{name}", name]
-        for wanted in exact:
+        for wanted in naming.candidates(name):
             if found := [model for model in models if model.name == wanted]:
                 return found[:1]
         return [model for model in models if name.lower() in model.name.lower()]

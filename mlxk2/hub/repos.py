@@ -16,7 +16,6 @@ from mlxk2.hub.connection import Connection
 from mlxk2.hub.errors import RevisionMissingError, translated
 
 DEFAULT_REF = "main"
-MIN_HASH_LENGTH = 3
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH_START = re.compile(r"[0-9a-f]{3,40}")
@@ -31,19 +30,14 @@ class Revision(NamedTuple):
     ref: str | None
 
 
-def candidates(name: str) -> list[str]:
-    """The repo ids that a model name may mean, in the order in which they are tried; never by substring."""
-    return [name] if "/" in name else [f"{naming.DEFAULT_ORG}/{name}", name]
-
-
 def find(connection: Connection, name: str, revision: str | None) -> Revision:
-    """The revision that a model name means on the hub.
+    """The revision that a model name, never a part of one, means on the hub.
 
     AccessDeniedError when no such repo is open to the user, DownloadFailedError when the revision is not in it,
     NetworkError when the hub can't be reached.
     """
     denied = None
-    for repo_id in candidates(name):
+    for repo_id in naming.candidates(name):
         try:
             return _revision(connection, repo_id, revision)
         except AccessDeniedError as error:
