@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare_streams() -> None:
     # The shell's `>&-` leaves no stream at all.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the program ends
-    sys.stderr = sys.stderr or sys.stdout
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open until the program ends
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A name in any script must be printable on any terminal.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -284,6 +284,20 @@ def test_closed_streams_are_no_fault(isolated_cache, environment, words, redirec
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_closed_stdin_is_an_empty_prompt(isolated_cache, environment):
+    assert isolated_cache.is_dir()
+    line = f"'{sys.executable}' -m mlxk2 run demo --json <&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert (json.loads(done.stdout)["error"]["message"], done.returncode) == ("The prompt is empty.", 1)
+
+
+def test_a_closed_stderr_leaves_stdout_to_the_document(isolated_cache, environment):
+    assert isolated_cache.is_dir()
+    line = f"'{sys.executable}' -m mlxk2 show nonesuch 2>&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 1)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
 @pytest.mark.parametrize("words", ["list --json", "--version"])
 def test_a_full_disk_is_one_line(isolated_cache, environment, words):
