@@ -129,11 +129,18 @@ def _as_error(error: BaseException) -> MlxkError:
     if isinstance(error, KeyboardInterrupt):
         mapped: MlxkError = InterruptedByUser("Interrupted.")
     elif isinstance(error, OSError) and error.strerror:
-        mapped = OperationError(f"The operating system refused: {error.strerror}.")
+        mapped = OperationError(f"The operating system refused{_thing(error)}: {error.strerror}.")
     else:
         mapped = OperationError(f"Unexpected {type(error).__name__}; set {DEBUG_VARIABLE}=1 to see where.")
     mapped.__cause__ = error
     return mapped
+
+
+def _thing(error: OSError) -> str:
+    """The last name in the path that an error is about; the folders before it are no business of an envelope's."""
+    path = error.filename
+    name = os.path.basename(os.fsdecode(path).rstrip("/")) if isinstance(path, str | bytes | os.PathLike) else ""
+    return f" {name!r}" if name else ""
 
 
 def _bar(title: str, total: int) -> AbstractContextManager[Advance]:

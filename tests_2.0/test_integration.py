@@ -231,23 +231,34 @@ def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_pat
 
 
 class BrokenStream:
-    """A standard input whose other end has gone."""
+    """A standard input that can't be read."""
+
+    def __init__(self, fault):
+        self._fault = fault
 
     @staticmethod
     def isatty():
         return False
 
-    @staticmethod
-    def read():
-        raise BrokenPipeError(32, "Broken pipe")
+    def read(self):
+        raise self._fault
 
 
 def test_a_broken_pipe_that_is_not_stdout_is_an_error(hub, mlxk2, monkeypatch):
     hub.add("org/model", chat_model())
-    monkeypatch.setattr("sys.stdin", BrokenStream())
+    monkeypatch.setattr("sys.stdin", BrokenStream(BrokenPipeError(32, "Broken pipe")))
     result = mlxk2("run", "org/model", "-", "--json")
     assert (result.code, result.json["status"]) == (1, "error")
     assert "Broken pipe" in result.json["error"]["message"]
+
+
+def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(hub, mlxk2, monkeypatch):
+    hub.add("org/model", chat_model())
+    for path in ("/home/me/secret/notes", b"/home/me/secret/notes", "/home/me/secret/notes/"):
+        monkeypatch.setattr("sys.stdin", BrokenStream(PermissionError(13, "Permission denied", path)))
+        result = mlxk2("run", "org/model", "-", "--json")
+        assert result.json["error"]["message"] == "The operating system refused 'notes': Permission denied."
+        assert "secret" not in result.out
 
 
 # ------------------------------------------------------------------------------------------------------ folders by path
