@@ -49,13 +49,14 @@ def make_cache(hub: Path) -> None:
     for name, commit, size in (("models--me--tiny-chat", "a", None), ("models--me--half-done", "b", 1_000_000)):
         snapshot = hub / name / "snapshots" / (commit * 40)
         shutil.copytree(ROOT / "mlxk2" / "demo", snapshot)
+        os.utime(snapshot)
         if size is not None:
             os.truncate(snapshot / "model.safetensors", size)
 
 
 def output(command: str, home: str) -> str:
     """What a command prints on a terminal, colours included."""
-    environment = {**os.environ, "HF_HOME": home, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
+    environment = {**os.environ, "HF_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     printed = str(pexpect.run(command, env=environment, dimensions=(40, COLUMNS), encoding="utf-8", timeout=60))
     return printed.replace("\r\n", "\n")
