@@ -174,6 +174,19 @@ def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, h
     assert failed(hub_client, MODEL)["type"] == "NetworkError"
 
 
+def test_a_revision_that_is_not_clear_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
+    commit = hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    hub_server.stop()
+    data = pulled(hub_client, f"{MODEL}@{commit[:3]}")
+    assert (data["download_status"], data["commit_hash"]) == ("already_exists", commit)
+    assert failed(hub_client, f"{MODEL}@{commit[:2]}")["type"] == "NetworkError"
+    other = commit[:3] + "0" * 37
+    snapshots = hub_client.hub / FOLDER / "snapshots"
+    (snapshots / other).mkdir()
+    assert failed(hub_client, f"{MODEL}@{commit[:3]}")["type"] == "NetworkError"
+
+
 def test_a_missing_model_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     error = failed(hub_client, MODEL, HF_HUB_OFFLINE="1")

@@ -10,7 +10,16 @@ from typing import Literal, NamedTuple
 from mlxk2.cache import naming
 from mlxk2.cache.describe import describe
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
-from mlxk2.errors import AccessDeniedError, DownloadFailedError, HubError, MlxkError, NetworkError, ValidationError
+from mlxk2.errors import (
+    AccessDeniedError,
+    AmbiguousMatchError,
+    DownloadFailedError,
+    HashNotFoundError,
+    HubError,
+    MlxkError,
+    NetworkError,
+    ValidationError,
+)
 from mlxk2.hub import repos
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, download
@@ -160,9 +169,10 @@ class _Pull(NamedTuple):
 
 
 def _commit_of(model: CachedModel, revision: str) -> str | None:
-    revisions = model.revisions()
-    named = model.ref(revision)
-    return named if named in revisions else next((r for r in revisions if r.startswith(revision)), None)
+    try:
+        return model.snapshot_at(revision).commit
+    except (HashNotFoundError, AmbiguousMatchError):
+        return None
 
 
 def _told(found: Revision, before: Local | None, done: Download) -> str:
