@@ -150,7 +150,15 @@ def test_nothing_is_written_outside_the_cache(
     assert tree(outside) == before
 
 
-def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client: Client) -> None:
-    hub_server.add(MODEL, chat_model() | {"../../../escaped.txt": b"x"})
+@pytest.mark.parametrize("name", ["../../../escaped.txt", "a\\escaped.txt", "\x1b]0;escaped.txt", "\nescaped.txt"])
+def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client: Client, name: str) -> None:
+    hub_server.add(MODEL, chat_model() | {name: b"x"})
     assert failed(hub_client, MODEL)["type"] == "download_failed"
-    assert not list(hub_client.home.parent.rglob("escaped.txt"))
+    assert not list(hub_client.home.parent.rglob("*escaped.txt"))
+
+
+def test_a_repo_without_files_is_no_model(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(MODEL, {})
+    error = failed(hub_client, MODEL)
+    assert (error["type"], "no files" in error["message"]) == ("download_failed", True)
+    assert not list(hub_client.home.rglob("*org--model*"))

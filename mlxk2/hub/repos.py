@@ -19,6 +19,8 @@ DEFAULT_REF = "main"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH_START = re.compile(r"[0-9a-f]{3,40}")
+# A backslash, and control characters, which would speak to the terminal that shows the name.
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -47,10 +49,13 @@ def find(connection: Connection, name: str, revision: str | None) -> Revision:
 
 
 def files(connection: Connection, revision: Revision) -> list[Wanted]:
-    """The files of a revision; DownloadFailedError when one of them would lead outside the model's folder."""
+    """The files of a revision; DownloadFailedError when there are none, or one would lead out of the model's folder."""
     with translated(revision.repo_id):
         entries = connection.api.list_repo_tree(revision.repo_id, recursive=True, revision=revision.commit)
-        return [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
+        found = [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
+    if not found:
+        raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({revision.commit[:7]}).")
+    return found
 
 
 def _revision(connection: Connection, repo_id: str, revision: str | None) -> Revision:
@@ -92,6 +97,6 @@ def _commits(connection: Connection, repo_id: str, start: str) -> Iterator[str]:
 def _wanted(repo_id: str, entry: RepoFile) -> Wanted:
     blob, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
     parts = entry.path.split("/")
-    if not _BLOB.fullmatch(blob) or "\\" in entry.path or "\0" in entry.path or {"", ".", ".."} & set(parts):
+    if not _BLOB.fullmatch(blob) or _FORBIDDEN.search(entry.path) or {"", ".", ".."} & set(parts):
         raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {entry.path!r}.")
     return Wanted(entry.path, blob, size, entry.xet_hash if entry.lfs else None)
