@@ -27,6 +27,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.printable import printable
 from mlxk2.spec import CloneData
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     download = import_module("mlxk2.hub.download").download
 
     def warn(text: str) -> None:
-        args.streams.stderr.write(f"Warning: {text}\n")
+        args.streams.stderr.write(f"Warning: {printable(text)}\n")
 
     download(source.connection, source.revision, hub, progress, notify=warn)
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
