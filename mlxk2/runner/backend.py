@@ -112,14 +112,21 @@ def _load_weights(folder: Path, name: str, adapter: Path | None, memory: int) ->
     try:
         model, _ = load_model(folder, lazy=True)
         if adapter is not None:
-            load_adapters(model, str(adapter))
-            model.eval()
+            _lay_over(model, adapter, name)
         _widen(model)
         _check_memory(model, name, memory)
         mx.eval(model.parameters())
     except (*FAULTS, ImportError) as fault:
         raise ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder)) from fault
     return model
+
+
+def _lay_over(model: Any, adapter: Path, name: str) -> None:
+    try:
+        load_adapters(model, str(adapter))
+        model.eval()
+    except FAULTS as fault:
+        raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
 
 
 def _widen(model: Any) -> None:

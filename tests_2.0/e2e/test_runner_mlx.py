@@ -360,3 +360,15 @@ def test_a_folder_that_is_no_adapter_is_told(model_folder: Path, tmp_path: Path,
         (tmp_path / name).write_text(content)
     with pytest.raises(ValidationError, match="adapter"):
         load(model_folder, tmp_path)
+
+
+@pytest.mark.parametrize("settings", ["{}", '{"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1}}'])
+def test_an_adapter_that_can_not_be_loaded_is_not_blamed_on_the_model(
+    model_folder: Path, tmp_path: Path, settings: str
+) -> None:
+    adapter = tmp_path / "mine"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(settings)
+    (adapter / "adapters.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValidationError, match=r"The adapter .*mine does not fit .+: \S"):
+        load(model_folder, adapter)
