@@ -34,6 +34,7 @@ Program = Callable[..., Any]
         (("demo", "hi", "--max-tokens", "-1"), "ValidationError"),
         (("demo", "hi", "--seed", "99999999999999999999999"), "ValidationError"),
         (("demo", "\udcff"), "ValidationError"),
+        (("demo", "hi", "--system", "\udcff"), "ValidationError"),
         (("demo", ""), "ValidationError"),
     ],
 )

@@ -32,6 +32,7 @@ def run(args: Namespace) -> RunData | None:
     if wants_chat and args.json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
     snapshot = _runnable(args.model)
+    _check_system(args.system)
     prompt = "" if wants_chat else _prompt(args)
     assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
         snapshot.path,
@@ -80,6 +81,13 @@ def _prompt(args: Namespace) -> str:
     if not prompt.strip():
         raise ValidationError("The prompt is empty.")
     return prompt
+
+
+def _check_system(system: str | None) -> None:
+    try:
+        (system or "").encode()
+    except UnicodeError as fault:
+        raise ValidationError("The system prompt is not UTF-8 text.") from fault
 
 
 def _answer(assistant: Assistant, args: Namespace, prompt: str) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from jinja2.exceptions import TemplateError
 
 from mlxk2.errors import ValidationError
+from mlxk2.runner.runner import FAULTS
 from mlxk2.runner.text import Vocabulary
 
 
@@ -44,7 +45,7 @@ class Prompter:
             return self.completion("\n\n".join(message["content"] for message in messages))
         try:
             tokens = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, LookupError) as fault:
+        except (TemplateError, *FAULTS) as fault:
             raise ValidationError(f"The model's chat template refuses this conversation: {fault}") from fault
         return self._prompt(tokens)
 

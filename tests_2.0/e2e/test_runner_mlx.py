@@ -248,6 +248,21 @@ def test_prompts(tmp_path: Path) -> None:
     assert plain.tokenizer.decode(prompter(plain).chat(messages).tokens) == "be\n\nhi"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'x' * 10 ** 20 }}",
+        "{{ 1 | xmlattr }}",
+    ],
+)
+def test_a_template_that_fails_is_an_error_of_the_model(tmp_path: Path, template: str) -> None:
+    model = load(write_chain(tmp_path / "m", BABBLE, template=template))
+    with pytest.raises(ValidationError, match=r"chat template refuses this conversation: \S"):
+        prompter(model).chat([{"role": "user", "content": "hi"}])
+
+
 def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
     template = "{{ raise_exception('Conversation roles must alternate') }}"
     model = load(write_chain(tmp_path / "m", BABBLE, template=template))
