@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest_runner import generate, saying, streams, text
-from layouts import Hub
+from layouts import Hub, chat_model, without
 
 from mlxk2.errors import ModelNotRunnableError
 from mlxk2.runner.console import Printer
@@ -58,6 +58,20 @@ def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program,
     plain = mlxk2("run", "org/gguf", "hi")
     assert plain.err.startswith("Error: org/gguf ")
     assert plain.out == ""
+
+
+def test_the_hint_repairs_what_was_named(mlxk2: Program, hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/whole", without(chat_model(), "tokenizer.json"), ref="v1")
+    (hub.folder("org/begun") / "blobs").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    for argument, hint in (
+        ("org/whole", "Repair it with: mlxk2 pull org/whole"),
+        ("whole@v1", "Repair it with: mlxk2 pull org/whole@v1"),
+        ("org/begun", "Repair it with: mlxk2 pull org/begun"),
+        (str(tmp_path / "mine"), None),
+    ):
+        error = mlxk2("run", argument, "hi", "--json").json["error"]
+        assert (error["type"], error.get("hint")) == ("ModelUnhealthyError", hint)
 
 
 def test_a_wrong_name_costs_no_import_of_mlx() -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mlxk2.cache.describe import describe
-from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.cache.store import Cache, Snapshot, hub_folder, repair_hint
 from mlxk2.errors import CommandError, ModelNotRunnableError, ModelUnhealthyError, ValidationError
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
@@ -64,8 +64,8 @@ def _runnable(argument: str) -> Snapshot:
     snapshot = Cache(hub_folder(os.environ)).resolve(argument)
     model = describe(snapshot)
     if model["health"] == "unhealthy":
-        repair = f"Repair it with: mlxk2 pull {model['name']}" if snapshot.commit else None
-        raise ModelUnhealthyError(f"{model['name']} is damaged: {model['reason']}", hint=repair)
+        hint = repair_hint(snapshot, argument)
+        raise ModelUnhealthyError(f"{model['name']} is damaged: {model['reason']}", hint=hint)
     if not model["runtime_compatible"]:
         raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
     return snapshot
