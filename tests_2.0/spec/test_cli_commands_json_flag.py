@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import Program
 
 from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS
+
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "json-api-specification.md"
 
 pytestmark = pytest.mark.spec
 
@@ -40,6 +43,13 @@ def test_the_flag_may_stand_anywhere(mlxk2: Program, words: tuple[str, ...]) -> 
     result = mlxk2(*words)
     assert result.code == 0
     assert result.json == {"status": "success", "command": "list", "data": {"models": [], "count": 0}, "error": None}
+
+
+@pytest.mark.parametrize("words", [("list", "--help", "--json"), ("--json", "list", "--help"), ("--json", "--help")])
+def test_help_is_text_as_the_specification_says(mlxk2: Program, words: tuple[str, ...]) -> None:
+    code, out, err = mlxk2(*words)
+    assert (code, out[:13], err) == (0, "usage: mlxk2 ", "")
+    assert "`--help` is the one exception to `--json`" in SPECIFICATION.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [("--json",), ("no-such-command", "--json"), ("--no-such-flag", "--json")])
