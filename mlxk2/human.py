@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -69,7 +70,7 @@ def list_models(args: Namespace, data: ListData) -> list[str | Table]:
     """A table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
     models = [model for model in data["models"] if _is_listed(args, model)]
     if not models:
-        return [_nothing_listed(data)]
+        return [_nothing_listed(args, data)]
     return [_table(_list_columns(args), [_list_row(args, model) for model in models])]
 
 
@@ -79,10 +80,15 @@ def _is_listed(args: Namespace, model: ModelObject) -> bool:
     return model["framework"] == "MLX" and (args.verbose or model["model_type"] == "chat")
 
 
-def _nothing_listed(data: ListData) -> str:
-    if not data["count"]:
-        return "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
-    return f"No MLX chat models. To see all {data['count']} models: mlxk2 list --all"
+def _nothing_listed(args: Namespace, data: ListData) -> str:
+    count = data["count"]
+    if not count:
+        download = "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
+        return printable(f"No model's name contains '{args.pattern}'.") if args.pattern else download
+    kind = "MLX models" if args.verbose else "MLX chat models"
+    named, pattern = (f" named '{args.pattern}'", f" {shlex.quote(args.pattern)}") if args.pattern else ("", "")
+    rest = "the other model" if count == 1 else f"all {count} models"
+    return printable(f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all")
 
 
 def _list_columns(args: Namespace) -> list[str]:

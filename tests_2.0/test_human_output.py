@@ -81,7 +81,17 @@ def test_list_health_verbose_adds_three(filled, mlxk2):
 def test_an_empty_list_says_what_to_do(hub, mlxk2):
     assert "mlxk2 pull" in mlxk2("list").out
     hub.add("org/gguf", gguf_model())
-    assert mlxk2("list").out == "No MLX chat models. To see all 1 models: mlxk2 list --all\n"
+    assert mlxk2("list").out == "No MLX chat models. To see the other model: mlxk2 list --all\n"
+    hub.add("org/gguf-2", gguf_model())
+    assert mlxk2("list").out == "No MLX chat models. To see all 2 models: mlxk2 list --all\n"
+    assert mlxk2("list", "--verbose").out == "No MLX models. To see all 2 models: mlxk2 list --all\n"
+
+
+def test_an_empty_list_tells_of_its_pattern(hub, mlxk2):
+    assert mlxk2("list", "nosuch").out == "No model's name contains 'nosuch'.\n"
+    hub.add("org/a gguf", gguf_model())
+    assert mlxk2("list", "nosuch\x1b").out == "No model's name contains 'nosuch\ufffd'.\n"
+    assert mlxk2("list", "a g").out == "No MLX chat models named 'a g'. To see the other model: mlxk2 list 'a g' --all\n"
 
 
 def test_show_tells_the_facts_in_words(filled, mlxk2):
