@@ -23,7 +23,7 @@ class Audit:
         self._snapshot = delivery.snapshot(commit)
         self._tree = Tree((os.path.realpath(delivery.model.parent), os.path.realpath(delivery.model)))
         self._check = check
-        self._verdicts: dict[Path, bool] = {}
+        self._verdicts: dict[tuple[tuple[int, int], str], bool] = {}
         self.wanted = list(wanted)
         self.missing = [file for file in self.wanted if not self._has(file)]
         self.misplaced = [file for file in self.wanted if not self._is_good(self._snapshot / file.name, file)]
@@ -50,15 +50,14 @@ class Audit:
         return self._is_good(self._delivery.blob(file), file) or self._is_good(self._snapshot / file.name, file)
 
     def _is_good(self, path: Path, wanted: Wanted) -> bool:
-        if path not in self._verdicts:
-            self._verdicts[path] = os.path.lexists(path) and self._judge(path, wanted)
-        return self._verdicts[path]
-
-    def _judge(self, path: Path, wanted: Wanted) -> bool:
-        file = self._tree.file(wanted.name, str(path))
+        file = self._tree.file(wanted.name, str(path)) if os.path.lexists(path) else None
         if file is None or file.problem or file.size != wanted.size or file.blob not in (None, wanted.blob):
             return False
-        return self._check(file, wanted)
+        # A blob and the entries that lead to it are one file, which is read once.
+        key = file.identity, wanted.blob
+        if key not in self._verdicts:
+            self._verdicts[key] = self._check(file, wanted)
+        return self._verdicts[key]
 
 
 def looks_whole(file: File, wanted: Wanted) -> bool:

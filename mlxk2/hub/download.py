@@ -104,8 +104,8 @@ def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
 def _audit(delivery: Delivery, revision: Revision, wanted: list[Wanted], progress: Progress, by_hash: bool) -> Audit:
     if not by_hash:
         return Audit(delivery, revision.commit, wanted, looks_whole)
-    present = sum(file.size for file in wanted if delivery.blob(file).exists())
-    with progress("Hashing", present) as advance:
+    present = {file.blob: file.size for file in wanted if delivery.blob(file).exists()}
+    with progress("Hashing", sum(present.values())) as advance:
         return Audit(delivery, revision.commit, wanted, has_its_hash(advance))
 
 
