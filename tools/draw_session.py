@@ -56,7 +56,8 @@ def make_cache(hub: Path) -> None:
 
 def output(command: str, home: str) -> str:
     """What a command prints on a terminal, colours included."""
-    environment = {**os.environ, "HF_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
+    environment = {**os.environ, "HF_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color"}
+    environment["COLUMNS"] = str(COLUMNS)
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     printed = str(pexpect.run(command, env=environment, dimensions=(40, COLUMNS), encoding="utf-8", timeout=60))
     return printed.replace("\r\n", "\n")
