@@ -341,5 +341,16 @@ def test_deep_keeps_the_first_problem(hub, mlxk2):
 
 
 def test_deep_passes_over_what_has_no_hash(isolated_cache, mlxk2):
-    Hub(isolated_cache, "copies").add("org/model", chat_model() | {"tokenizer.json": TOKENIZER})
-    assert mlxk2("health", "--deep", "--json").json["data"]["summary"]["healthy_count"] == 1
+    files = chat_model() | {"tokenizer.json": TOKENIZER}
+    Hub(isolated_cache, "copies").add("org/model", files)
+    for words in ((), ("--json",)):
+        result = mlxk2("health", "--deep", *words)
+        assert result.err == f"Note: {len(files)} files have no hash to compare with; the content was not checked.\n"
+    assert result.json["data"]["summary"]["healthy_count"] == 1
+
+
+def test_deep_tells_of_a_single_file_without_a_hash(hub, mlxk2):
+    snapshot = hub.add("org/model", chat_model())
+    assert mlxk2("health", "--deep").err == ""
+    (snapshot / "notes.txt").write_text("mine")
+    assert mlxk2("health", "--deep").err.startswith("Note: 1 file has no hash ")

@@ -58,8 +58,12 @@ def _entry(contents: Contents) -> HealthEntry:
 def _deepen(args: Namespace, contents: list[Contents], entries: list[HealthEntry]) -> list[HealthEntry]:
     """The verdicts after the files of all models that look healthy were hashed."""
     pairs = list(zip(contents, entries, strict=True))
-    total = sum(file.size for content, entry in pairs if _is_healthy(entry) for file in hashed_files(content))
-    with args.progress("Hashing", total) as advance:
+    intact = [content for content, entry in pairs if _is_healthy(entry)]
+    hashed = [file for content in intact for file in hashed_files(content)]
+    if unknown := sum(len(content.files) for content in intact) - len(hashed):
+        files = "1 file has" if unknown == 1 else f"{unknown} files have"
+        args.streams.stderr.write(f"Note: {files} no hash to compare with; the content was not checked.\n")
+    with args.progress("Hashing", sum(file.size for file in hashed)) as advance:
         return [_hashed(content, entry, advance) if _is_healthy(entry) else entry for content, entry in pairs]
 
 
