@@ -41,13 +41,20 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Names
     try:
         args, unknown = parser.parse_known_args(argv)
         if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            raise _unrecognized(args, unknown)
         if args.command is None and not args.version:
             parser.error("a command is needed; `mlxk2 --help` lists them")
     except CommandError as error:
         error.command = command
         raise
     return args
+
+
+def _unrecognized(args: argparse.Namespace, words: Sequence[str]) -> CommandError:
+    error = CommandError(f"Unrecognized arguments: {' '.join(words)}", usage=args.usage())
+    if args.command == "run" and not any(word.startswith("-") for word in words):
+        error.details["hint"] = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
+    return error
 
 
 def named_command(argv: Sequence[str]) -> str | None:
@@ -65,7 +72,7 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    parser.set_defaults(command=None, module=None)
+    parser.set_defaults(command=None, module=None, usage=parser.format_usage)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, prog="mlxk2")
     _add_list(commands)
     _add_show(commands)
@@ -100,7 +107,7 @@ def _command(commands: Subparsers, name: str, help: str, example: str, module: s
     )
     # Without a default of its own, so that a --json before the command stays.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
-    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name)
+    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name, usage=parser.format_usage)
     return parser
 
 

@@ -50,6 +50,17 @@ def test_a_wrong_command_line_is_exit_2(mlxk2: Program, words: tuple[str, ...]) 
     assert (result.code, result.json["error"]["type"], result.json["command"]) == (2, "CommandError", "run")
 
 
+def test_a_prompt_without_quotes_is_told_how_to_quote(mlxk2: Program) -> None:
+    plain, flagged = mlxk2("run", "demo", "a", "b", "c"), mlxk2("run", "demo", "a", "--nonesuch")
+    assert plain.err.startswith("usage: mlxk2 run ")
+    hint = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
+    assert plain.err.endswith(f"Error: Unrecognized arguments: b c\n{hint}\n")
+    assert "quotes" in mlxk2("run", "demo", "a", "b", "--json").json["error"]["hint"]
+    assert (flagged.code, "quotes" in flagged.err) == (2, False)
+    assert mlxk2("list", "a", "b").err.startswith("usage: mlxk2 list ")
+    assert mlxk2("--version", "--nonesuch").err.startswith("usage: mlxk2 [")
+
+
 def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program, hub: Hub) -> None:
     hub.add("org/gguf", {"model.gguf": b"GGUF" + b"\0" * 100})
     result = mlxk2("run", "org/gguf", "hi", "--json")
