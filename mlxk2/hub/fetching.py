@@ -20,7 +20,7 @@ class Fetched(NamedTuple):
 
     wanted: Wanted
     resumed: int
-    fault: Exception | None = None
+    fault: BaseException | None = None
 
 
 def fetch_all(source: Source, files: Iterable[Wanted], delivery: Delivery, advance: Advance) -> int:
@@ -61,7 +61,7 @@ def _work(
             return
         try:
             done.put(Fetched(file, stage(file)))
-        except Exception as fault:  # noqa: BLE001 - it is raised where the results are collected
+        except BaseException as fault:  # noqa: BLE001 - also a panic in Rust: it is raised where the results are collected
             done.put(Fetched(file, 0, fault))
             return
 
