@@ -86,12 +86,22 @@ def test_the_hint_repairs_what_was_named(mlxk2: Program, hub: Hub, tmp_path: Pat
 
 
 def test_a_wrong_name_costs_no_import_of_mlx() -> None:
-    code = (
-        "import sys; from mlxk2.cli import main; main(['run', 'nonesuch', 'hi', '--json']);"
-        "sys.exit(sum(name in sys.modules for name in ('mlx', 'mlx.core', 'mlx_lm', 'transformers', 'prompt_toolkit')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
-    assert done.returncode == 0
+    assert not imported("run", "nonesuch", "hi", "--json") & {
+        "mlx", "mlx.core", "mlx_lm", "transformers", "prompt_toolkit",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("isolated_cache")
+@pytest.mark.parametrize("words", [("list",), ("health",), ("run", "nonesuch", "hi")])
+def test_json_costs_no_import_of_what_people_see_and_of_types(words: tuple[str, ...]) -> None:
+    assert not imported(*words, "--json") & {"rich", "mlxk2.human", "mlxk2.spec"}
+
+
+def imported(*words: str) -> set[str]:
+    """The modules that a run of the program imports."""
+    code = f"import sys; from mlxk2.cli import main; main({words!r}); sys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stderr.split())
 
 
 def test_printed_text_is_the_joined_chunks() -> None:

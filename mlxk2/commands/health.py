@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
@@ -14,7 +15,9 @@ from mlxk2.cache.hashes import corrupt_files, hashed_files
 from mlxk2.cache.integrity import HEALTHY
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError
-from mlxk2.spec import HealthData, HealthEntry
+
+if TYPE_CHECKING:
+    from mlxk2.spec import HealthData, HealthEntry
 
 Advance = Callable[[int], None]
 

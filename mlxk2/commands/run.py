@@ -13,12 +13,12 @@ from mlxk2.errors import CommandError, ModelNotRunnableError, ModelUnhealthyErro
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import Sampling, check_max_tokens
-from mlxk2.spec import RunData
 
 if TYPE_CHECKING:
     from mlxk2.runner.assistant import Answer, Assistant
     from mlxk2.runner.prompt import Message
     from mlxk2.runner.runner import Chunk
+    from mlxk2.spec import RunData
 
 
 def run(args: Namespace) -> RunData | None:
