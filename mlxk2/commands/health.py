@@ -63,7 +63,8 @@ def _deepen(args: Namespace, contents: list[Contents], entries: list[HealthEntry
     pairs = list(zip(contents, entries, strict=True))
     intact = [content for content, entry in pairs if _is_healthy(entry)]
     hashed = [file for content in intact for file in hashed_files(content)]
-    if unknown := sum(len(content.files) for content in intact) - len(hashed):
+    unknown = sum(len(content.files) for content in intact) - len(hashed)
+    if unknown and not args.json:
         files = "1 file has" if unknown == 1 else f"{unknown} files have"
         args.streams.stderr.write(f"Note: {files} no hash to compare with; the content was not checked.\n")
     with args.progress("Hashing", sum(file.size for file in hashed)) as advance:
