@@ -53,11 +53,10 @@ class Local(NamedTuple):
 def run(args: Namespace) -> PullData:
     """Download what is missing or damaged of a model; what the hub or the disk refuses is raised."""
     name, revision = _argument(args.model)
-    pull = _Pull(args, connect(), Cache(hub_folder(os.environ)))
     try:
-        return pull.run(name, revision)
+        return _Pull(args, connect(), Cache(hub_folder(os.environ))).run(name, revision)
     except MlxkError as error:
-        error.data = {**pull.data(_status(error), error.message)}
+        error.data = {**_data(args, _status(error), error.message)}
         raise
 
 
@@ -150,22 +149,25 @@ class _Pull(NamedTuple):
 
     def _stays(self, local: Local) -> PullData:
         message = f"{local.repo_id} is in the cache and healthy ({_short(local.commit)}); the hub did not answer."
-        return self.data("already_exists", message, local.repo_id, local.commit)
+        return _data(self.args, "already_exists", message, local.repo_id, local.commit)
 
     def _done(self, status: Status, found: Revision, message: str) -> PullData:
-        return self.data(status, message, found.repo_id, found.commit)
-
-    def data(self, status: Status, message: str, name: str | None = None, commit: str | None = None) -> PullData:
-        return {
-            "model": self.args.model,
-            "download_status": status,
-            "message": message,
-            "expanded_name": name,
-            "commit_hash": commit,
-        }
+        return _data(self.args, status, message, found.repo_id, found.commit)
 
     def _warn(self, text: str) -> None:
         self.args.streams.stderr.write(f"Warning: {printable(text)}\n")
+
+
+def _data(
+    args: Namespace, status: Status, message: str, name: str | None = None, commit: str | None = None
+) -> PullData:
+    return {
+        "model": args.model,
+        "download_status": status,
+        "message": message,
+        "expanded_name": name,
+        "commit_hash": commit,
+    }
 
 
 def _commit_of(model: CachedModel, revision: str) -> str | None:

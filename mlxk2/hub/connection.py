@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, get_token
 
 from mlxk2 import __version__
+from mlxk2.errors import ValidationError
 from mlxk2.hub import library
 
+DEFAULT_ENDPOINT = "https://huggingface.co"
 # It decides in Rust, when its first session starts.
 XET_TELEMETRY_VARIABLE = "HF_XET_TELEMETRY_ENABLED"
 
@@ -30,15 +33,30 @@ class Connection:
 
 
 def connect() -> Connection:
-    """The connection that the environment describes; nothing is asked of the hub yet."""
+    """The connection that the environment describes; nothing is asked of the hub yet.
+
+    ValidationError when HF_ENDPOINT is no address.
+    """
     library.quiet()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
     found = token(os.environ)
     # False stands for none, where None would make the library look for one.
     api = HfApi(
-        endpoint=os.environ.get("HF_ENDPOINT"), token=found or False, library_name="mlxk2", library_version=__version__
+        endpoint=_endpoint(os.environ), token=found or False, library_name="mlxk2", library_version=__version__
     )
     return Connection(api, found)
+
+
+def _endpoint(environment: Mapping[str, str]) -> str:
+    endpoint = environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ValidationError("HF_ENDPOINT is not the address of a hub, such as https://huggingface.co.")
+    return endpoint
 
 
 def token(environment: Mapping[str, str]) -> str | None:

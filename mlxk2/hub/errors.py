@@ -31,6 +31,9 @@ from mlxk2.errors import (
 TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
 AGAIN_HINT = "Try again later; what was fetched so far is kept."
 
+# What the library raises when an answer is no JSON, or lacks what it must have, and for a URL that is none.
+NONSENSE = (AttributeError, KeyError, TypeError, ValueError, httpx2.InvalidURL)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED = (401, 403)
@@ -44,6 +47,21 @@ def translated(repo_id: str) -> Iterator[None]:
         yield
     except (httpx2.HTTPError, HFValidationError, OSError) as fault:
         raise as_error(fault, repo_id) from fault
+
+
+@contextmanager
+def answered(repo_id: str) -> Iterator[None]:
+    """As `translated`, around questions to the hub: an answer that the library can't make sense of is a failure too."""
+    try:
+        with translated(repo_id):
+            yield
+    except NONSENSE as fault:
+        raise DownloadFailedError(nonsense(repo_id)) from fault
+
+
+def nonsense(repo_id: str) -> str:
+    """What to say of an answer that no hub would give."""
+    return f"The hub's answer for {repo_id} makes no sense; is HF_ENDPOINT the address of a hub?"
 
 
 def as_error(fault: Exception, repo_id: str) -> MlxkError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 import httpx2
 from huggingface_hub.errors import (
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
-from mlxk2.hub.errors import as_error
+from mlxk2.hub.errors import NONSENSE, as_error, nonsense
 from mlxk2.hub.logs import without
 
 MAX_TEXT = 300
@@ -25,6 +26,8 @@ TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: 
 
 _INVALID_REVISION = "invalid rev id"
 _UNAUTHORISED, _FORBIDDEN = 401, 403
+# Other values that are wrong may be the fault of a file.
+_NONSENSE = tuple(kind for kind in NONSENSE if kind is not ValueError)
 _CONFLICTS = (409, 412)
 
 
@@ -37,11 +40,10 @@ def understood(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
     """Whatever the library raises inside the block becomes an error about a push to this repo."""
     try:
         yield
+    except (JSONDecodeError, *_NONSENSE) as fault:
+        raise PushFailedError(nonsense(repo_id)) from fault
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
         raise as_push_error(_first_cause(fault), repo_id, hidden) from fault
-    except (KeyError, TypeError) as fault:
-        # What the library raises when an answer lacks what it must have.
-        raise PushFailedError(f"The hub's answer for {repo_id} makes no sense; is HF_ENDPOINT a hub?") from fault
 
 
 def is_branch_missing(fault: HfHubHTTPError) -> bool:

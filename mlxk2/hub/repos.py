@@ -13,7 +13,7 @@ from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import AccessDeniedError, DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
-from mlxk2.hub.errors import RevisionMissingError, translated
+from mlxk2.hub.errors import RevisionMissingError, answered, nonsense
 
 DEFAULT_REF = "main"
 
@@ -50,7 +50,7 @@ def find(connection: Connection, name: str, revision: str | None) -> Revision:
 
 def files(connection: Connection, revision: Revision) -> list[Wanted]:
     """The files of a revision; DownloadFailedError when there are none, or one would lead out of the model's folder."""
-    with translated(revision.repo_id):
+    with answered(revision.repo_id):
         entries = connection.api.list_repo_tree(revision.repo_id, recursive=True, revision=revision.commit)
         found = [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
     if not found:
@@ -69,13 +69,13 @@ def _revision(connection: Connection, repo_id: str, revision: str | None) -> Rev
 
 
 def _commit(connection: Connection, repo_id: str, revision: str | None) -> str:
-    with translated(repo_id):
+    with answered(repo_id):
         info = connection.api.model_info(repo_id, revision=revision, timeout=library.constants.HF_HUB_ETAG_TIMEOUT)
         if info.gated:
             # Everybody may read of a gated repo; who may read its files, the hub says only when asked.
             connection.api.auth_check(repo_id)
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise DownloadFailedError(f"The hub names no commit of {repo_id}; is HF_ENDPOINT the address of a hub?")
+        raise DownloadFailedError(nonsense(repo_id))
     return info.sha
 
 
@@ -89,7 +89,7 @@ def _commit_that_begins(connection: Connection, repo_id: str, start: str) -> str
 
 
 def _commits(connection: Connection, repo_id: str, start: str) -> Iterator[str]:
-    with translated(repo_id):
+    with answered(repo_id):
         commits = connection.api.list_repo_commits(repo_id)
         yield from (commit.commit_id for commit in commits if commit.commit_id.startswith(start))
 

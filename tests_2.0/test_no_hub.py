@@ -1,0 +1,74 @@
+"""HF_ENDPOINT leads to something that is no hub: pull and push say so, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from hub.fixtures import Client
+from pulling import MODEL
+from pushing import Pusher
+from shapes import assert_envelope
+
+QUESTION = "is HF_ENDPOINT the address of a hub?"
+ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""]
+NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://"]
+
+
+@contextmanager
+def web_server(answer: str) -> Iterator[str]:
+    """The address of a server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_pull_asks_whether_it_is_a_hub(hub_client: Client, answer: str) -> None:
+    with web_server(answer) as address:
+        outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address)
+    assert outcome.code == 1
+    assert_envelope(outcome.json, "pull", "error")
+    assert outcome.json["error"]["type"] == "download_failed"
+    assert QUESTION in outcome.json["error"]["message"]
+    assert outcome.json["data"]["download_status"] == "failed"
+    assert not hub_client.hub.exists()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_push_asks_whether_it_is_a_hub(pusher: Pusher, answer: str) -> None:
+    pusher.write({"config.json": b"{}"})
+    with web_server(answer) as address:
+        error = pusher.error("--dry-run", HF_ENDPOINT=address)
+    assert error["type"] == "push_operation_failed"
+    assert QUESTION in error["message"]
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_pull_refuses_what_is_no_address(hub_client: Client, address: str) -> None:
+    outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address)
+    assert (outcome.code, outcome.json["error"]["type"]) == (1, "ValidationError")
+    assert "HF_ENDPOINT" in outcome.json["error"]["message"]
+    assert outcome.json["data"]["download_status"] == "error"
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_push_refuses_what_is_no_address(pusher: Pusher, address: str) -> None:
+    pusher.write({"config.json": b"{}"})
+    error = pusher.error("--dry-run", HF_ENDPOINT=address)
+    assert (error["type"], "HF_ENDPOINT" in error["message"]) == ("ValidationError", True)
