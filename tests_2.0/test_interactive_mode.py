@@ -137,9 +137,9 @@ def test_an_answer_that_is_cut_is_told() -> None:
 
 
 def test_a_fault_of_the_model_does_not_end_the_conversation() -> None:
-    scripts = iter([[RuntimeError("out of memory")], tokens_of("Paris.")])
+    scripts = iter([[RuntimeError("out of memory\x1b[2J")], tokens_of("Paris.")])
     shown, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
-    assert "out of memory" in shown.stderr.getvalue()
+    assert "out of memory\ufffd[2J" in shown.stderr.getvalue()
     assert backend.prompts[-1] == "user:b;"
     assert "Paris." in shown.stdout.getvalue()
 
