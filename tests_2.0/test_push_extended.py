@@ -193,6 +193,19 @@ def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
     assert pusher.server.log.count("PUT", "/upload/") == 1
 
 
+def test_a_hub_without_xet_decides_for_itself_only(pusher: Pusher) -> None:
+    pusher.add({})
+    pusher.write({"model.safetensors": weights()})
+    pusher.server.faults.add(Fault("/xet-write-token/", status=404, times=9))
+    pusher.data("--private")
+    pusher.server.faults.clear()
+    pusher.server.log.clear()
+    pusher.write({"model.safetensors": weights("F32")})
+    pusher.data("--private")
+    assert pusher.server.log.count("GET", "/xet-write-token/") > 0
+    assert pusher.server.log.count("PUT", "/upload/") == 0
+
+
 def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"model.safetensors": weights()})

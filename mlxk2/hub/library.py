@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from filelock import Timeout
 from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
@@ -37,7 +40,6 @@ __all__ = [
     "are_symlinks_supported",
     "constants",
     "disable_progress_bars",
-    "disable_xet",
     "enable_progress_bars",
     "get_xet_session",
     "has_shared_blob",
@@ -52,6 +54,7 @@ __all__ = [
     "shared_blob_path",
     "shared_blobs_enabled",
     "try_link_from_shared_store",
+    "without_xet",
     "xet_connection_info_refresh_url",
     "xet_headers_without_auth",
 ]
@@ -69,6 +72,12 @@ def quiet() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def disable_xet() -> None:
-    """Let the library use plain HTTP in this process."""
+@contextmanager
+def without_xet() -> Iterator[None]:
+    """Let the library use plain HTTP inside the block."""
+    before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before

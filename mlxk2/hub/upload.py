@@ -7,7 +7,7 @@ whole new one, also when this process dies. A commit names its parent, so that n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -136,11 +136,11 @@ class Branch:
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
         additions = _additions(upload.changes)
-        with understood(self._repo_id, self._hidden):
+        with understood(self._repo_id, self._hidden), ExitStack() as transport:
             deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
             self._check_card(additions)
             if additions:
-                self._choose_transport()
+                transport.enter_context(self._transport())
                 _hand_on_hashes(upload.changes, additions)
                 # The rules go along: else the hub would apply its .gitignore and leave files out without a word.
                 self._api.preupload_lfs_files(
@@ -159,10 +159,10 @@ class Branch:
             )
         return made.oid, made.commit_url
 
-    def _choose_transport(self) -> None:
-        """Do without Xet where the hub has none: the library would insist, and not say why it fails."""
+    def _transport(self) -> AbstractContextManager[None]:
+        """Inside it is done without Xet where the hub has none: the library would insist, and not say why it fails."""
         if not library.is_xet_available():
-            return
+            return nullcontext()
         url = library.xet_connection_info_refresh_url(
             token_type=library.XetTokenType.WRITE,
             repo_id=self._repo_id,
@@ -172,9 +172,9 @@ class Branch:
         )
         answer = library.http_backoff("GET", url, headers=self._headers)
         if answer.status_code in ROUTE_MISSING and ERROR_CODE not in answer.headers:
-            library.disable_xet()
-        else:
-            library.hf_raise_for_status(answer)
+            return library.without_xet()
+        library.hf_raise_for_status(answer)
+        return nullcontext()
 
     def _check_card(self, additions: Sequence[CommitOperationAdd]) -> None:
         """Let the hub judge the model card before gigabytes are uploaded beside it."""
