@@ -21,6 +21,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.printable import printable
 from mlxk2.sizes import human_size
 from mlxk2.spec import RmData
 
@@ -119,7 +120,7 @@ def _confirm(args: Namespace, plan: Removal, name: str) -> None:
     if args.json or not (args.streams.stdin.isatty() and args.streams.stderr.isatty()):
         message = f"{question}? Write the whole name, or confirm with --force."
     else:
-        args.streams.stderr.write(f"{question}? [y/N] ")
+        args.streams.stderr.write(f"{printable(question)}? [y/N] ")
         args.streams.stderr.flush()
         if args.streams.stdin.readline().strip().lower() in ("y", "yes"):
             return

@@ -20,7 +20,7 @@ from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model
 from places import data_of, error_of, tree
 from tiny_models import say, write_chain
 
-from mlxk2.hub import download
+from mlxk2.cache import locks
 
 pytestmark = pytest.mark.e2e
 
@@ -183,7 +183,7 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     hub_server.add(NAME, {"big.bin": b"x" * 1_000_000})
     hub_server.faults.add(Fault("/resolve/", after=2, times=99))
     pull = hub_client.start("pull", NAME, "--json")
-    lock = hub_client.hub / ".locks" / "models--org--model" / download.LOCK_NAME
+    lock = hub_client.hub / ".locks" / "models--org--model" / locks.PULL_LOCK
     while not (hub_client.hub / "models--org--model" / ".incomplete").exists():
         assert pull.poll() is None
         time.sleep(0.005)
