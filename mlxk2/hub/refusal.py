@@ -40,7 +40,7 @@ def understood(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
     """Whatever the library raises inside the block becomes an error about a push to this repo."""
     try:
         yield
-    except (JSONDecodeError, *_NONSENSE) as fault:
+    except _NONSENSE as fault:
         raise PushFailedError(nonsense(repo_id)) from fault
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
         raise as_push_error(_first_cause(fault), repo_id, hidden) from fault
@@ -59,6 +59,8 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         return UploadFailedError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
     if isinstance(fault, HfHubHTTPError):
         return _of_answer(fault, repo_id, without(hidden, fault.server_message or ""))
+    if isinstance(fault, JSONDecodeError):
+        return UploadFailedError(nonsense(repo_id))
     text = _shortened(without(hidden, str(fault)))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         return _unreachable(repo_id, text or type(fault).__name__)
