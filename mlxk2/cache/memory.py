@@ -89,6 +89,8 @@ def _stamp() -> str:
 
 def _fingerprint(folder: str) -> str | None:
     """By what an unchanged folder is recognised; None for one that just changed, or has what can't be looked at."""
+    if os.path.islink(folder) or os.path.islink(os.path.dirname(folder)):
+        return None  # it may lead anywhere, and is not entered before that is known
     marks: list[str] = []
     newest = 0
     pending = [folder]
