@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ _NEEDED = {
         "MLXK2_LIVE_CLONE_WORKSPACE",
     ),
 }  # fmt: skip
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C: what a shell starts in the background is deaf to it, and so would be all programs under test."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
