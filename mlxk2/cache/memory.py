@@ -54,11 +54,14 @@ class Memory:
         if self._seen == self._known:
             return
         unfinished = f"{self._file}.{os.getpid()}"
-        with suppress(OSError):
+        try:
             os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
             with open(unfinished, "w", encoding="utf-8") as file:
                 json.dump({"stamp": self._stamp, "snapshots": self._seen}, file)
             os.replace(unfinished, self._file)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(unfinished)
 
     def _load(self) -> dict[str, list[Any]]:
         try:
