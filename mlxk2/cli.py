@@ -83,7 +83,8 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
         args.command = "version"
         args.module = "version"
     args.streams = Streams(sys.stdin, sys.stdout, sys.stderr)
-    args.progress = _silent if args.json or not sys.stderr.isatty() else _bar
+    is_quiet = args.json or getattr(args, "quiet", False)
+    args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
     result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
     return result
 

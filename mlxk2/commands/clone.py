@@ -6,14 +6,14 @@ import errno
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxk2.cache import naming, target
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.copy import Advance, Method, Progress, copy_files
+from mlxk2.cache.copy import Method, Progress, copy_files
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.naming import ModelArgument
 from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder, repair_hint
@@ -74,7 +74,7 @@ def _clone(args: Namespace) -> CloneData:
     path = target.checked(args.target_dir, cache.hub)
     source = _cached(cache, wanted) or _on_hub(wanted)
     contents = None if isinstance(source, OnHub) else _checked(source, args)
-    progress: Progress = _silent if args.quiet else args.progress
+    progress: Progress = args.progress
     with _explained(args.target_dir), target.built(path) as scratch:
         if isinstance(source, OnHub):
             contents = _checked(_pulled(source, scratch, progress, args), args)
@@ -146,10 +146,6 @@ def _checked(snapshot: Snapshot, args: Namespace) -> Contents:
         ways = filter(None, (repair, "Clone it as it is with: --no-health-check"))
         raise ModelUnhealthyError(f"{snapshot.name} is damaged: {model['reason']}", hint=". ".join(ways))
     return contents
-
-
-def _silent(title: str, total: int) -> nullcontext[Advance]:  # noqa: ARG001 - the signature of a progress bar
-    return nullcontext(lambda _: None)
 
 
 @contextmanager
