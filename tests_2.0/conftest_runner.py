@@ -180,8 +180,9 @@ class ScriptedBackend:
         self.requests: list[GenerationRequest] = []
         self._script = script
 
-    def batch(self) -> ScriptedRows:
-        """A new batch, which is remembered."""
+    def batch(self, max_rows: int) -> ScriptedRows:
+        """A new batch of any number of rows, which is remembered."""
+        assert max_rows > 0
         self.batches.append(ScriptedRows(self._say))
         return self.batches[-1]
 

@@ -44,10 +44,11 @@ class LoadedModel:
     vocabulary_size: int
     context_length: int
 
-    def batch(self) -> Rows:
-        """Return a new, empty batch of rows."""
-        kind = Batch if can_batch(self.model) else Queue
-        return kind(self.model, self.vocabulary.end_tokens)
+    def batch(self, max_rows: int) -> Rows:
+        """Return a new, empty batch, which decodes at most that many rows together."""
+        if can_batch(self.model):
+            return Batch(self.model, self.vocabulary.end_tokens, max_rows)
+        return Queue(self.model, self.vocabulary.end_tokens)
 
 
 def load(

@@ -14,6 +14,11 @@ from mlxk2.runner import sampling
 from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.runner import Step, TokenLogprob
 
+# How many prompts are read together.
+_PROMPTS = 8
+# How many tokens of each prompt are read at a time: between them other rows get a token, and a cancel is heard.
+_PIECE = 512
+
 
 def can_batch(model: Any) -> bool:
     """Whether mlx-lm can put several rows of this model into one cache; chunked attention, for one, it can't."""
@@ -38,8 +43,13 @@ def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> Toke
 class Batch:
     """The rows that are generated together, each with its own sampler, processors and limits."""
 
-    def __init__(self, model: Any, end_tokens: Collection[int]) -> None:
-        self._generator = BatchGenerator(model)
+    def __init__(self, model: Any, end_tokens: Collection[int], max_rows: int) -> None:
+        self._generator = BatchGenerator(
+            model,
+            completion_batch_size=max_rows,
+            prefill_batch_size=min(max_rows, _PROMPTS),
+            prefill_step_size=_PIECE,
+        )
         self._ends = StopSequences([(token,) for token in end_tokens])
         self._requests: dict[int, GenerationRequest] = {}
 

@@ -13,6 +13,9 @@ from mlxk2.runner.text import Kind, Piece, TextStream, Vocabulary
 # What Python code around MLX raises, MLX itself included.
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
+# As many as mlx-lm decodes together when nobody says otherwise.
+MAX_ROWS = 32
+
 FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
@@ -64,8 +67,8 @@ class Backend(Protocol):
     def context_length(self) -> int:
         """How many tokens the model can hold, prompt and answer together."""
 
-    def batch(self) -> Rows:
-        """Return a new, empty batch."""
+    def batch(self, max_rows: int) -> Rows:
+        """Return a new, empty batch, which decodes at most that many rows together."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,24 @@ class Chunk:
 
 
 class Session:
-    """One request on its way; `error` says why it failed when it ended with the reason `error`."""
+    """One request on its way; `error` says why it failed when it ended with the reason `error`.
+
+    `tokens` counts those of the answer so far, `cached_tokens` those of the prompt that did not have to be computed.
+    """
 
     def __init__(self, request: GenerationRequest, text: TextStream) -> None:
         self.request = request
         self.text = text
         self.tokens = 0
+        self.cached_tokens = 0
         self.logprobs: list[TokenLogprob] = []
         self.row: int | None = None
         self.error: MlxkError | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.request.prompt)
 
     @property
     def ended(self) -> bool:
@@ -101,10 +113,15 @@ class Session:
 
 
 class MLXRunner:
-    """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own."""
+    """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own.
 
-    def __init__(self, backend: Backend) -> None:
+    At most `max_rows` answers are generated together; the requests beyond them wait.
+    """
+
+    def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_rows: int = MAX_ROWS) -> None:
         self._backend = backend
+        self._max_rows = max_rows
+        self._prompt_cache_bytes = prompt_cache_bytes
         self._rows: Rows | None = None
         self._sessions: dict[int, Session] = {}
 
@@ -115,7 +132,7 @@ class MLXRunner:
         text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking)
         session = Session(request, text)
         if self._rows is None:
-            self._rows = self._backend.batch()
+            self._rows = self._backend.batch(self._max_rows)
         session.row = self._rows.insert(request, max_tokens)
         self._sessions[session.row] = session
         return session
