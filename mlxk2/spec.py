@@ -7,24 +7,13 @@ the command line asked for it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
+
+from mlxk2.constraints import Commit, Count, Measure, Pattern, Port, Timestamp, Version
 
 JSON_API_SPEC_VERSION = "0.2.0"
 
 _T = TypeVar("_T", bound=type)
-
-
-class Pattern(NamedTuple):
-    """A string that matches this regular expression."""
-
-    regex: str
-
-
-class Minimum(NamedTuple):
-    """A number that is at least this."""
-
-    value: int
-
 
 CLOSED: set[type] = set()
 
@@ -35,12 +24,6 @@ def closed(shape: _T) -> _T:
     return shape
 
 
-Count = Annotated[int, Minimum(0)]
-Measure = Annotated[float, Minimum(0)]
-Port = Annotated[int, Minimum(1)]
-Commit = Annotated[str, Pattern("^[A-Za-z0-9]{40}$")]
-Timestamp = Annotated[str, Pattern("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
-Version = Annotated[str, Pattern("^[0-9]+\\.[0-9]+\\.[0-9]+$")]
 Command = Literal["list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server"]
 Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]
 ModelType = Literal["chat", "embedding", "base", "unknown"]

@@ -8,12 +8,13 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "spec", "sizes", "printable", "progress"}
+FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
     "errors": set(),
-    "spec": set(),
+    "constraints": set(),
+    "spec": {"constraints"},
     "sizes": set(),
     "printable": set(),
     "progress": set(),
@@ -45,6 +46,7 @@ ROOMS_OF = {
     "prompt_toolkit": {"runner"},
     "rich": {"human", "progress", "runner"},
     "yaml": {"cache", "workspace"},
+    "shtab": {"commands"},
 }
 
 TALKERS = {"print", "input", "exit", "quit", "breakpoint"}
