@@ -9,18 +9,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mlxk2 import arguments
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
 from mlxk2.printable import printable
 
-DEBUG_VARIABLE = "MLXK2_DEBUG"
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
-Advance = Callable[[int], None]
+DEBUG_VARIABLE = "MLXK2_DEBUG"
 
 
 class Streams(NamedTuple):
@@ -29,6 +30,10 @@ class Streams(NamedTuple):
     stdin: IO[str]
     stdout: IO[str]
     stderr: IO[str]
+
+    def warn(self, text: str) -> None:
+        """Tell the user, in a line, what does not end the command."""
+        self.stderr.write(f"Warning: {printable(text)}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxk2 import VERSION_LINE
-from mlxk2.cache.naming import DEFAULT_ORG
+from mlxk2.cache.naming import DEFAULT_ORG, short_hash
 from mlxk2.printable import printable
 from mlxk2.sizes import human_size
 from mlxk2.spec import (
     CloneData,
+    CompletionData,
     HealthData,
     HealthEntry,
     ListData,
@@ -34,7 +35,6 @@ from mlxk2.spec import (
 )
 
 UNBOUNDED_WIDTH = 100_000
-SHORT_HASH = 7
 
 Row = Sequence[str]
 
@@ -102,7 +102,7 @@ def _list_columns(args: Namespace) -> list[str]:
 
 def _list_row(args: Namespace, model: ModelObject) -> Row:
     name = model["name"] if args.verbose else model["name"].removeprefix(DEFAULT_ORG + "/")
-    row = [name, (model["hash"] or "-")[:SHORT_HASH], human_size(model["size_bytes"])]
+    row = [name, short_hash(model["hash"] or "-"), human_size(model["size_bytes"])]
     row += [ago(model["last_modified"], datetime.now(UTC)), model["model_type"]]
     if args.verbose or args.all:
         row.insert(4, model["framework"])
@@ -210,6 +210,11 @@ def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
     return []
 
 
+def completion(args: Namespace, data: CompletionData) -> list[str | Table]:  # noqa: ARG001
+    """The script as it is."""
+    return [data["script"].rstrip("\n")]
+
+
 def ago(timestamp: str, now: datetime) -> str:
     """How long before `now` a UTC timestamp was: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
     then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
@@ -251,4 +256,5 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "clone": clone,
     "push": push,
     "run": run,
+    "completion": completion,
 }

@@ -17,7 +17,6 @@ from mlxk2.hub import library
 PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (library.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
     (library.are_symlinks_supported, {"cache_dir"}),
-    (library.repo_folder_name, {"repo_id", "repo_type"}),
     (library.WeakFileLock, {"lock_file", "timeout"}),
     (library.is_xet_available, set()),
     (library.shared_blobs_enabled, set()),

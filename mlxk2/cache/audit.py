@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlxk2.cache import gguf, hashes, integrity, safetensors
 from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.cache.files import BrokenFile, File, Tree
+from mlxk2.cache.files import BrokenFile, File
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 MAX_SMALL_BYTES = 1 << 24
 
@@ -21,7 +25,7 @@ class Audit:
     def __init__(self, delivery: Delivery, commit: str, wanted: Iterable[Wanted], check: Check) -> None:
         self._delivery = delivery
         self._snapshot = delivery.snapshot(commit)
-        self._tree = Tree((os.path.realpath(delivery.model.parent), os.path.realpath(delivery.model)))
+        self._tree = delivery.tree
         self._check = check
         self._verdicts: dict[tuple[tuple[int, int], str], bool] = {}
         self.wanted = list(wanted)
@@ -68,7 +72,7 @@ def looks_whole(file: File, wanted: Wanted) -> bool:
     return has_its_hash(lambda _: None)(file, wanted)
 
 
-def has_its_hash(advance: Callable[[int], None]) -> Check:
+def has_its_hash(advance: Advance) -> Check:
     """A check of a file's bytes by the hash that names its blob; `advance` is told how many were read."""
 
     def check(file: File, wanted: Wanted) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from mlxk2.cache import handles
-
-MAX_REF_BYTES = 256
+from mlxk2.cache import handles, refs
 
 Parts = tuple[str, ...]
 
@@ -16,7 +14,7 @@ def bookkeeping_of(revision: str, model: int) -> Iterator[Parts]:
     """Where, below its model's folder, stands what the client library notes about a revision: some may be missing."""
     yield ("trees", f"{revision}.json")
     yield (".no_exist", revision)
-    yield from _refs_to(revision, model)
+    yield from refs.to(revision, model)
 
 
 def blobs_only_of(snapshot: int, model: int, others: Iterable[str]) -> list[str]:
@@ -40,24 +38,3 @@ def target_of(name: str, below: int) -> str | None:
         return os.readlink(name, dir_fd=below)
     except OSError:
         return None
-
-
-def _refs_to(revision: str, model: int) -> Iterator[Parts]:
-    """The refs that name a revision; a branch with slashes in its name lies in folders."""
-    with handles.folder("refs", below=model) as refs:
-        if refs is None:
-            return
-        for path, _, files, inner in os.fwalk(".", dir_fd=refs):
-            parents = [part for part in path.split(os.sep) if part != "."]
-            yield from (("refs", *parents, name) for name in files if _read(name, inner) == revision)
-
-
-def _read(name: str, below: int) -> str | None:
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=below)
-    except OSError:
-        return None  # a link, or locked away: no download wrote such a ref
-    try:
-        return os.read(handle, MAX_REF_BYTES).decode("ascii", "replace").strip()
-    finally:
-        os.close(handle)

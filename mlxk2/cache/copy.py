@@ -12,20 +12,19 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import IO, Literal
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Literal
 
+from mlxk2.cache import space
 from mlxk2.cache.files import File
 from mlxk2.errors import OperationError
-from mlxk2.sizes import human_size
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance, Progress
 
 Method = Literal["apfs_clonefile", "reflink", "copy"]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-Advance = Callable[[int], None]
 
 CHUNK_BYTES = 1 << 22
-TITLE = "Copying"
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _CLONE_NOFOLLOW = 1  # sys/clonefile.h
@@ -60,23 +59,14 @@ def _copy_plainly(files: Sequence[File], folder: str, progress: Progress, may_mo
     # Two names of the same bytes become two files: each can be edited alone.
     movable = [file for file in files if may_move and holders[file.identity] == 1]
     copied = [file for file in files if file not in movable]
-    _check_space(sum(file.size for file in copied), folder)
-    with progress(TITLE, sum(file.size for file in copied)) as advance:
+    total = sum(file.size for file in copied)
+    space.check("the copy", total, folder, alternative="clone to another disk")
+    with progress("Copying", total) as advance:
         for file in copied:
             _copy(file, _place(file, folder), advance)
     for file in movable:
         os.rename(file.path, _place(file, folder))
         _make_writable(_place(file, folder))
-
-
-def _check_space(needed: int, folder: str) -> None:
-    status = os.statvfs(folder)
-    available = status.f_bavail * status.f_frsize
-    if needed > available:
-        raise OperationError(
-            f"Not enough disk space: {human_size(needed)} needed, {human_size(available)} available.",
-            hint="Free some space, for instance with `mlxk2 rm`, or clone to another disk.",
-        )
 
 
 def _copy(file: File, path: str, advance: Advance) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxk2.cache import naming
+from mlxk2.cache import naming, refs
 from mlxk2.cache.files import Tree
 from mlxk2.errors import OperationError
 
@@ -42,7 +42,12 @@ class Delivery:
     def of(cls, hub: Path, repo_id: str) -> Delivery:
         """The delivery of a model to a hub folder; nothing is written."""
         model = hub / naming.folder_of(repo_id)
-        return cls(model, model / INCOMPLETE if model.is_dir() else model.with_name(f".{model.name}{INCOMPLETE}"))
+        return cls(model, model / INCOMPLETE if model.is_dir() else hub / unfinished(model.name))
+
+    @property
+    def tree(self) -> Tree:
+        """What may be read for it: the hub folder, and the model's own, which may be a link that its user laid."""
+        return Tree((os.path.realpath(self.model.parent), os.path.realpath(self.model)))
 
     def staged(self, wanted: Wanted) -> Path:
         """Where a file waits that was fetched and verified."""
@@ -66,8 +71,7 @@ class Delivery:
 
     def begin(self) -> None:
         """Make the folder for unfinished files; OperationError when the model's folders lead out of the cache."""
-        tree = Tree((os.path.realpath(self.model.parent), os.path.realpath(self.model)))
-        name = naming.repo_id_of(self.model.name)
+        tree, name = self.tree, naming.repo_id_of(self.model.name)
         for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs", self.staging):
             if not tree.contains(str(folder)):
                 problem = f"The {folder.name} folder of {name} is a link that leads outside the cache."
@@ -87,12 +91,22 @@ class Delivery:
         if not self.model.is_dir():
             self._drop_all_but(files)
             _link_all(new, files, self.staging)
-            write_ref(self.staging, ref, commit)
+            if ref is not None:
+                refs.write(ref, commit, str(self.staging))
             self.staging.rename(self.model)
         else:
             self._move_blobs(files)
             self._place(commit, new, files, misplaced)
-            write_ref(self.model, ref, commit)
+            self.point(ref, commit)
+
+    def points(self, ref: str | None, commit: str) -> bool:
+        """Whether the ref, if there is one, names the commit."""
+        return ref is None or refs.commit_of(ref, str(self.model), self.tree) == commit
+
+    def point(self, ref: str | None, commit: str) -> None:
+        """Let the ref, if there is one, name the commit; nothing is written where it does."""
+        if ref is not None and not self.points(ref, commit):
+            refs.write(ref, commit, str(self.model))
 
     def _place(self, commit: str, new: Path, files: Sequence[Wanted], misplaced: Sequence[Wanted]) -> None:
         place = self.snapshot(commit)
@@ -119,7 +133,7 @@ class Delivery:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _stagings(self) -> tuple[Path, Path]:
-        return self.model / INCOMPLETE, self.model.with_name(f".{self.model.name}{INCOMPLETE}")
+        return self.model / INCOMPLETE, self.model.with_name(unfinished(self.model.name))
 
     def _move_blobs(self, files: Sequence[Wanted]) -> None:
         (self.model / "blobs").mkdir(exist_ok=True)
@@ -134,21 +148,9 @@ class Delivery:
                 os.unlink(entry.path)
 
 
-def read_ref(model: Path, ref: str) -> str | None:
-    """The commit that a branch names; None where there is no such branch."""
-    path = model / "refs" / ref
-    return path.read_text(encoding="ascii", errors="replace").strip() if path.is_file() else None
-
-
-def write_ref(model: Path, ref: str | None, commit: str) -> None:
-    """Let a branch name a commit, if there is a branch and it does not yet."""
-    if ref is None or read_ref(model, ref) == commit:
-        return
-    path = model / "refs" / ref
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = model / f"{INCOMPLETE}-ref"
-    new.write_text(commit, encoding="ascii")
-    new.replace(path)
+def unfinished(folder: str) -> str:
+    """The folder beside a model's in which the first download of it waits."""
+    return f".{folder}{INCOMPLETE}"
 
 
 def _make_folders(snapshot: Path, folder: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.files import File, read
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 CHUNK_BYTES = 1 << 20
 
@@ -15,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
-def corrupt_files(contents: Contents, advance: Callable[[int], None]) -> Iterator[str]:
+def corrupt_files(contents: Contents, advance: Advance) -> Iterator[str]:
     """The names of the files whose bytes do not have the hash that the cache filed them under.
 
     Large files are filed by SHA-256, small ones by git's blob SHA-1 (`blob <size>\\0` and the bytes). `advance` is
@@ -32,17 +36,26 @@ def hashed_files(contents: Contents) -> list[File]:
 
 
 def _is_hash(blob: str | None) -> bool:
-    return blob is not None and bool(_SHA256.fullmatch(blob) or _GIT_SHA1.fullmatch(blob))
+    return is_sha256(blob) or (blob is not None and _GIT_SHA1.fullmatch(blob) is not None)
 
 
-def digest(file: File, advance: Callable[[int], None]) -> str:
+def digest(file: File, advance: Advance) -> str:
     """The hash of a file's bytes, of the kind that names its blob."""
-    if file.blob and _SHA256.fullmatch(file.blob):
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    hashed = begun(file.blob, file.size)
     for offset in range(0, file.size, CHUNK_BYTES):
         chunk = read(file, CHUNK_BYTES, offset)
-        digest.update(chunk)
+        hashed.update(chunk)
         advance(len(chunk))
-    return digest.hexdigest()
+    return hashed.hexdigest()
+
+
+def begun(blob: str | None, size: int) -> hashlib._Hash:
+    """A hash, of no bytes yet, of the kind that names this blob of `size` bytes."""
+    if is_sha256(blob):
+        return hashlib.sha256()
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+
+def is_sha256(blob: str | None) -> bool:
+    """Whether a blob is named by SHA-256, as large files are."""
+    return blob is not None and _SHA256.fullmatch(blob) is not None

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from mlxk2 import __version__
+from mlxk2.cache import installed
 from mlxk2.cache.store import Snapshot
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def memory_file(hub: str, environment: Mapping[str, str]) -> str:
 
 def _stamp() -> str:
     """What the verdicts depend on besides the files: this program, and the mlx-lm that would run a model."""
-    spec = PathFinder.find_spec("mlx_lm")
-    folder = (spec.submodule_search_locations or [""])[0] if spec else ""
+    folder = installed.mlx_lm() or ""
     try:
         times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
     except OSError:

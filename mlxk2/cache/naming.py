@@ -6,12 +6,14 @@ import re
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
+from mlxk2.printable import cut
 
 FOLDER_PREFIX = "models--"
 DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 MAX_LENGTH = 96
 
+_SHORT_HASH = 7
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -40,6 +42,11 @@ def readable(file_name: str) -> str:
 def candidates(name: str) -> list[str]:
     """The full names that a name may be or stand for, in the order in which they are tried."""
     return [name] if "/" in name else [f"{DEFAULT_ORG}/{name}", name]
+
+
+def short_hash(commit: str) -> str:
+    """As much of a commit as people need to tell it from others."""
+    return commit[:_SHORT_HASH]
 
 
 def is_path(argument: str) -> bool:
@@ -88,4 +95,4 @@ def _forbidden_part(text: str) -> str | None:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= MAX_LENGTH else text[:MAX_LENGTH] + "…")
+    return repr(cut(text, MAX_LENGTH))

@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mlxk2.cache import belongings, handles, locks, naming, scratch, trash
-from mlxk2.cache.delivery import INCOMPLETE
+from mlxk2.cache import belongings, delivery, handles, locks, naming, scratch, trash
 from mlxk2.cache.handles import Usage
 from mlxk2.cache.locks import Locks
 from mlxk2.cache.store import CachedModel
@@ -58,7 +57,7 @@ def has_shared_store(hub: str) -> bool:
 def unfinished(hub: str, name: str) -> CachedModel | None:
     """The model of which the hub folder has nothing but a download that was never finished."""
     folder = naming.folder_of(name)
-    if not os.path.isdir(os.path.join(hub, _unfinished(folder))):
+    if not os.path.isdir(os.path.join(hub, delivery.unfinished(folder))):
         return None
     return CachedModel(name, os.path.join(hub, folder), hub)
 
@@ -73,7 +72,8 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
             revision = None
         if revision is not None:
             _check_snapshots(model.name, folder, hub)
-        entries = [name for name in (folder, _unfinished(folder)) if os.path.lexists(os.path.join(model.hub, name))]
+        own = (folder, delivery.unfinished(folder))
+        entries = [name for name in own if os.path.lexists(os.path.join(model.hub, name))]
         if not entries:
             raise FileNotFoundError
         usage, found = Usage(), locks.of_model(hub, folder)
@@ -92,10 +92,6 @@ def _check_snapshots(name: str, folder: str, hub: int) -> None:
                 f"The revisions of {name} are behind a link, where nothing is removed one by one.",
                 hint=f"To remove the link itself: mlxk2 rm {name}",
             )
-
-
-def _unfinished(folder: str) -> str:
-    return f".{folder}{INCOMPLETE}"
 
 
 def _folder_of(name: str, hub: int) -> str:

@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mlxk2.cache import naming
-from mlxk2.cache.files import BrokenFile, Tree, read
+from mlxk2.cache import naming, refs
+from mlxk2.cache.files import Tree
 from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError
 
 DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
 MIN_HASH_LENGTH = 3
-MAX_REF_BYTES = 256
 
 _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
 
@@ -57,13 +56,7 @@ class CachedModel(NamedTuple):
 
     def ref(self, name: str) -> str | None:
         """The commit that a ref such as `main` names."""
-        folder = os.path.join(self.path, "refs")
-        path = os.path.join(folder, name)
-        file = Tree((self.hub, self.path)).file(name, path)
-        try:
-            return read(file, MAX_REF_BYTES).decode("ascii", "replace").strip() if file else None
-        except BrokenFile:
-            return None
+        return refs.commit_of(name, self.path, Tree(self._roots))
 
     def snapshot(self) -> Snapshot:
         """The snapshot that `refs/main` names, else the newest."""

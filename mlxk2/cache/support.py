@@ -1,7 +1,7 @@
 """Whether the installed mlx-lm can run a model, read from mlx-lm's own files without importing it.
 
-Importing mlx-lm costs a second and needs MLX; its package is only located here (finding the spec of a top-level name
-runs nothing) and its sources are read: the table that maps a `model_type` to a module, and the modules there are.
+Importing mlx-lm costs a second and needs MLX; here only its sources are read: the table that maps a `model_type` to a
+module, and the modules there are.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import import_module
-from importlib.machinery import PathFinder
 from typing import Any
+
+from mlxk2.cache import installed
 
 _METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
 _COMPRESSED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
@@ -68,11 +68,8 @@ class Installation:
 @lru_cache(maxsize=1)
 def installation() -> Installation | None:
     """The installed mlx-lm, or None."""
-    # Asked first, since it is at hand: the whole search, which editable installations need, is slow to import.
-    spec = PathFinder.find_spec("mlx_lm") or import_module("importlib.util").find_spec("mlx_lm")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Installation(spec.submodule_search_locations[0])
+    folder = installed.mlx_lm()
+    return None if folder is None else Installation(folder)
 
 
 def problem(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | None:

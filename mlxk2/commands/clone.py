@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mlxk2.cache import naming, target
+from mlxk2.cache import naming, space, target
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.copy import Method, Progress, copy_files
+from mlxk2.cache.copy import Method, copy_files
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.naming import ModelArgument
 from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder, repair_hint
@@ -27,16 +27,15 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
-from mlxk2.printable import printable
+from mlxk2.printable import listed
 from mlxk2.spec import CloneData
 
 if TYPE_CHECKING:
     from mlxk2.hub.connection import Connection
     from mlxk2.hub.repos import Revision
+    from mlxk2.progress import Progress
 
 TEMPORARY_HUB = "hub"
-FULL = (errno.ENOSPC, errno.EDQUOT)
-MAX_NAMED = 5
 
 Status = Literal["success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"]
 
@@ -127,11 +126,7 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     hub = Path(scratch, TEMPORARY_HUB)
     hub.mkdir()
     download = import_module("mlxk2.hub.download").download
-
-    def warn(text: str) -> None:
-        args.streams.stderr.write(f"Warning: {printable(text)}\n")
-
-    download(source.connection, source.revision, hub, progress, notify=warn)
+    download(source.connection, source.revision, hub, progress, notify=args.streams.warn)
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 
 
@@ -154,7 +149,7 @@ def _explained(typed: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in space.FULL:
             message = f"The disk of {typed} is full."
         elif error.errno == errno.EFBIG:
             message = f"A file of the model is larger than {typed} may hold (a limit such as `ulimit -f`)."
@@ -168,8 +163,7 @@ def _cloned(args: Namespace, contents: Contents, method: Method) -> CloneData:
     message = f"Cloned {name} into {args.target_dir}."
     broken = [file.name for file in contents.files if file.problem]
     if broken:
-        more = ", …" if len(broken) > MAX_NAMED else ""
-        message += f" Left out, since there is nothing behind them: {', '.join(broken[:MAX_NAMED])}{more}"
+        message += f" Left out, since there is nothing behind them: {listed(broken)}."
     is_short = name != args.model.partition("@")[0]
     return _data(args, "success", message, name if is_short else None, method)
 

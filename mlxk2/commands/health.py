@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlxk2.cache import naming
@@ -17,9 +16,8 @@ from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
+    from mlxk2.progress import Advance
     from mlxk2.spec import HealthData, HealthEntry
-
-Advance = Callable[[int], None]
 
 
 def run(args: Namespace) -> HealthData:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from mlxk2.cache import naming
 from mlxk2.cache.describe import describe
+from mlxk2.cache.naming import short_hash
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
 from mlxk2.errors import (
     AccessDeniedError,
@@ -25,12 +26,9 @@ from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, download
 from mlxk2.hub.errors import RevisionMissingError
 from mlxk2.hub.repos import Revision
-from mlxk2.printable import printable
+from mlxk2.printable import listed
 from mlxk2.sizes import human_size
 from mlxk2.spec import PullData
-
-SHORT_HASH = 7
-MAX_NAMED = 5
 
 Status = Literal["success", "already_exists", "access_denied", "failed", "error"]
 # What may pass: until then, a model that is there is good enough.
@@ -97,7 +95,7 @@ class _Pull(NamedTuple):
             raise
         except _PASSING as fault:
             local = next(filter(None, (self._local(repo_id, revision) for repo_id in naming.candidates(name))), None)
-            self._warn(fault.message)
+            self.args.streams.warn(fault.message)
             if local is not None and local.is_healthy and not self.args.force:
                 return local
             # It may pass meanwhile, and if it does not, this says why.
@@ -111,12 +109,12 @@ class _Pull(NamedTuple):
             local = self._local(found.repo_id, found.commit)
             if local is None or not local.is_healthy:
                 raise
-            self._warn(fault.message)
+            self.args.streams.warn(fault.message)
             return self._stays(local)
         if done.changed:
             return self._done("success", found, _told(found, before, done))
         rest = f" {done.left_out} further files are on the hub; --force fetches them." if done.left_out else ""
-        return self._done("already_exists", found, f"{found.repo_id} is up to date ({_short(found.commit)}).{rest}")
+        return self._done("already_exists", found, f"{found.repo_id} is up to date ({short_hash(found.commit)}).{rest}")
 
     def _fetch(self, found: Revision, before: Local | None) -> PullData:
         done = self._download(found, complete=True)
@@ -124,7 +122,7 @@ class _Pull(NamedTuple):
         flaw = f" As it is on the hub it is not healthy: {after.problem}." if after and after.problem else ""
         if done.changed:
             return self._done("success", found, _told(found, before, done) + flaw)
-        return self._done("already_exists", found, f"{found.repo_id} is complete ({_short(found.commit)}).{flaw}")
+        return self._done("already_exists", found, f"{found.repo_id} is complete ({short_hash(found.commit)}).{flaw}")
 
     def _download(self, found: Revision, complete: bool) -> Download:
         return download(
@@ -132,7 +130,7 @@ class _Pull(NamedTuple):
             found,
             Path(self.cache.hub),
             self.args.progress,
-            notify=self._warn,
+            notify=self.args.streams.warn,
             by_hash=self.args.force,
             complete=complete,
         )
@@ -148,14 +146,11 @@ class _Pull(NamedTuple):
         return Local(repo_id, commit, verdict["reason"] if verdict["health"] == "unhealthy" else None)
 
     def _stays(self, local: Local) -> PullData:
-        message = f"{local.repo_id} is in the cache and healthy ({_short(local.commit)}); the hub did not answer."
+        message = f"{local.repo_id} is in the cache and healthy ({short_hash(local.commit or "")}); the hub did not answer."
         return _data(self.args, "already_exists", message, local.repo_id, local.commit)
 
     def _done(self, status: Status, found: Revision, message: str) -> PullData:
         return _data(self.args, status, message, found.repo_id, found.commit)
-
-    def _warn(self, text: str) -> None:
-        self.args.streams.stderr.write(f"Warning: {printable(text)}\n")
 
 
 def _data(
@@ -179,24 +174,15 @@ def _commit_of(model: CachedModel, revision: str) -> str | None:
 
 def _told(found: Revision, before: Local | None, done: Download) -> str:
     """What a download did, in one or two sentences."""
-    new = _short(found.commit)
+    new = short_hash(found.commit)
     kept = f" {human_size(done.resumed_bytes)} were there from an earlier attempt." if done.resumed_bytes else ""
     if before is None or (before.commit is None and before.problem is None):
         return f"Downloaded {found.repo_id} ({new}).{kept}"
-    if before.commit not in (None, found.commit):
-        return f"Updated {found.repo_id} from {_short(before.commit)} to {new}: {_changes(done)}.{kept}"
+    if before.commit is not None and before.commit != found.commit:
+        return f"Updated {found.repo_id} from {short_hash(before.commit)} to {new}: {_changes(done)}.{kept}"
     return f"Repaired {found.repo_id} ({new}): {_changes(done)}.{kept}"
 
 
 def _changes(done: Download) -> str:
     parts = (("fetched", done.fetched), ("put right", done.repaired))
-    return "; ".join(f"{verb} {_listed(names)}" for verb, names in parts if names) or "no file had to be fetched"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
-def _short(commit: str | None) -> str:
-    return (commit or "")[:SHORT_HASH]
+    return "; ".join(f"{verb} {listed(names)}" for verb, names in parts if names) or "no file had to be fetched"

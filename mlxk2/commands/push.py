@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxk2.cache import naming
 from mlxk2.errors import CommandError, DependencyMissingError, RepoNotFoundError, ValidationError
+from mlxk2.printable import cut
 from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
 from mlxk2.workspace import changes, checkup, folder
 from mlxk2.workspace.changes import Upload, counted
@@ -41,7 +42,7 @@ def _check_usage(args: Namespace) -> None:
             "While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).", command="push"
         )
     if "@" in args.repo_id or args.repo_id.count("/") != 1:
-        shown = args.repo_id[: naming.MAX_LENGTH]
+        shown = cut(args.repo_id, naming.MAX_LENGTH)
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
     naming.parse(f"{args.repo_id}@{args.branch}")
     if not args.commit.strip():

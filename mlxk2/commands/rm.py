@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Literal
 
 from mlxk2.cache import naming, removal
-from mlxk2.cache.naming import ModelArgument
+from mlxk2.cache.naming import ModelArgument, short_hash
 from mlxk2.cache.removal import Earlier, Removal
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
 from mlxk2.cache.trash import Outcome, Remains, SharedStore
@@ -27,7 +27,6 @@ from mlxk2.spec import RmData
 
 STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
 SENTINEL = "TEST_SENTINEL"
-SHORT_HASH = 7
 
 Action = Literal["deleted", "planned", "requires_confirmation"]
 
@@ -149,7 +148,7 @@ def _deleted(plan: Removal, outcome: Outcome, earlier: Earlier) -> RmData:
 
 
 def _finished(rest: Remains, outcome: Outcome, dry_run: bool) -> RmData:
-    what = f"the interrupted removal of {rest.name}" + (f"@{rest.revision[:SHORT_HASH]}" if rest.revision else "")
+    what = f"the interrupted removal of {rest.name}" + (f"@{short_hash(rest.revision)}" if rest.revision else "")
     return {
         "model": rest.name,
         "action": "planned" if dry_run else "deleted",
@@ -161,7 +160,7 @@ def _finished(rest: Remains, outcome: Outcome, dry_run: bool) -> RmData:
 
 def _described(plan: Removal) -> str:
     """What goes, for people: the model and its revisions."""
-    hashes = ", ".join(revision[:SHORT_HASH] for revision in plan.revisions)
+    hashes = ", ".join(map(short_hash, plan.revisions))
     if plan.is_link:
         return f"the link {plan.name} (what it leads to stays)"
     if plan.revision is not None:

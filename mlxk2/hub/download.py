@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from mlxk2.cache import locks, naming, space
 from mlxk2.cache.audit import Audit, has_its_hash, looks_whole
-from mlxk2.cache.delivery import Delivery, Wanted, read_ref, write_ref
-from mlxk2.cache.locks import PULL_LOCK
-from mlxk2.errors import OperationError
+from mlxk2.cache.delivery import Delivery, Wanted
 from mlxk2.hub import library, repos, sharing
 from mlxk2.hub.connection import Connection
 from mlxk2.hub.errors import translated
 from mlxk2.hub.fetching import fetch_all
 from mlxk2.hub.repos import Revision
 from mlxk2.hub.transfer import Source
-from mlxk2.sizes import human_size
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Progress
 
 NOTICE_SECONDS = 1.0
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Notify = Callable[[str], object]
 
 
@@ -75,7 +74,7 @@ def download(
             audit = _audit(delivery, revision, wanted, progress, by_hash)
             if not audit.is_sound:
                 done = _deliver(source, hub, delivery, audit, progress, by_hash)._replace(left_out=done.left_out)
-            write_ref(delivery.model, revision.ref, revision.commit)
+            delivery.point(revision.ref, revision.commit)
             delivery.clear()
             sharing.remove_orphans(hub, delivery)
     return done
@@ -83,21 +82,20 @@ def download(
 
 def _is_settled(delivery: Delivery, revision: Revision, audit: Audit) -> bool:
     """Whether nothing is left to do: no file, no branch, no remains of a download."""
-    has_ref = revision.ref is None or read_ref(delivery.model, revision.ref) == revision.commit
-    return audit.is_sound and has_ref and not delivery.has_remains()
+    return audit.is_sound and delivery.points(revision.ref, revision.commit) and not delivery.has_remains()
 
 
 @contextmanager
 def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
     """Hold the lock of a model's downloads; wait for another process that has it, and say so."""
-    folder = hub / ".locks" / library.repo_folder_name(repo_id=repo_id, repo_type="model")
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = hub / locks.FOLDER / naming.folder_of(repo_id) / locks.PULL_LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            held.enter_context(library.WeakFileLock(folder / PULL_LOCK, timeout=NOTICE_SECONDS))
+            held.enter_context(library.WeakFileLock(lock, timeout=NOTICE_SECONDS))
         except library.Timeout:
             notify(f"Another pull of {repo_id} is running; waiting for it.")
-            held.enter_context(library.WeakFileLock(folder / PULL_LOCK))
+            held.enter_context(library.WeakFileLock(lock))
         yield
 
 
@@ -138,16 +136,12 @@ def _deliver(
 
 
 def _check_space(repo_id: str, delivery: Delivery, missing: list[Wanted], damaged: list[Path]) -> None:
-    """OperationError when the files do not fit on the disk, with both numbers; what is there already counts as room."""
-    sizes = {file.blob: file.size - _size(delivery.partial(file)) for file in missing}
-    needed = sum(sizes.values())
+    """OperationError when the files do not fit on the disk; what is there already counts as room."""
+    needed = {file.blob: file.size - _size(delivery.partial(file)) for file in missing}
     folder = next(folder for folder in (delivery.staging, *delivery.staging.parents) if folder.exists())
-    available = shutil.disk_usage(folder).free + sum(_size(path) for path in damaged)
-    if needed > available:
-        raise OperationError(
-            f"Not enough disk space for {repo_id}: {human_size(needed)} needed, {human_size(available)} available.",
-            hint="Free some space, for instance with `mlxk2 rm`, or set HF_HUB_CACHE to another disk.",
-        )
+    gained = sum(_size(path) for path in damaged)
+    alternative = "set HF_HUB_CACHE to another disk"
+    space.check(repo_id, sum(needed.values()), folder, gained=gained, alternative=alternative)
 
 
 def _size(path: Path) -> int:

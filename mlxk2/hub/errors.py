@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mlxk2.cache import space
 from mlxk2.errors import (
     AccessDeniedError,
     CachePermissionError,
@@ -34,7 +35,6 @@ AGAIN_HINT = "Try again later; what was fetched so far is kept."
 # What the library raises when an answer is no JSON, or lacks what it must have, and for a URL that is none.
 NONSENSE = (AttributeError, KeyError, TypeError, ValueError, httpx2.InvalidURL)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED = (401, 403)
 _TOO_MANY = 429
@@ -104,7 +104,7 @@ class RevisionMissingError(DownloadFailedError):
 
 def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
     number = getattr(fault, "errno", None)
-    if number in _FULL:
+    if number in space.FULL:
         return OperationError(
             f"The disk is full; {repo_id} was not downloaded.",
             hint="Free some space, for instance with `mlxk2 rm`; the next pull continues where this one stopped.",

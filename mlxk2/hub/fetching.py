@@ -6,11 +6,13 @@ import os
 import queue
 from collections.abc import Callable, Iterable
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.hub.partial import Advance
 from mlxk2.hub.transfer import Source, fetch
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 WORKERS = 8
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from filelock import Timeout
 from huggingface_hub import constants
-from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
+from huggingface_hub.file_download import are_symlinks_supported, http_get
 from huggingface_hub.utils import logging
 from huggingface_hub.utils._fixes import WeakFileLock
 from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
@@ -50,7 +50,6 @@ __all__ = [
     "publish_blob_to_shared_store",
     "quiet",
     "refresh_xet_connection_info",
-    "repo_folder_name",
     "shared_blob_path",
     "shared_blobs_enabled",
     "try_link_from_shared_store",

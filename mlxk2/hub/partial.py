@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
+from mlxk2.cache import hashes
 from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub.library import CHUNK_BYTES
 
-SHA256_LENGTH = 64
-
-Advance = Callable[[int], None]
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 
 class Stopped(Exception):
@@ -77,11 +76,7 @@ class Partial:
 
     def _restart(self) -> None:
         self._size = 0
-        if len(self._wanted.blob) == SHA256_LENGTH:
-            self._digest = hashlib.sha256()
-        else:
-            header = f"blob {self._wanted.size}\0".encode()  # as git names its blobs
-            self._digest = hashlib.sha1(header, usedforsecurity=False)
+        self._digest = hashes.begun(self._wanted.blob, self._wanted.size)
 
     def _read_back(self) -> int:
         if os.fstat(self._handle).st_size > self._wanted.size:

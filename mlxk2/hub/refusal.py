@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
 from mlxk2.hub.errors import NONSENSE, as_error, nonsense
 from mlxk2.hub.logs import without
+from mlxk2.printable import cut
 
 MAX_TEXT = 300
 
@@ -102,5 +103,4 @@ def _unreachable(repo_id: str, text: str) -> UploadFailedError:
 
 
 def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_TEXT else line[:MAX_TEXT] + "…"
+    return cut(" ".join(text.split()), MAX_TEXT)

@@ -54,7 +54,7 @@ def files(connection: Connection, revision: Revision) -> list[Wanted]:
         entries = connection.api.list_repo_tree(revision.repo_id, recursive=True, revision=revision.commit)
         found = [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
     if not found:
-        raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({revision.commit[:7]}).")
+        raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({naming.short_hash(revision.commit)}).")
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache import locks
+from mlxk2.cache.delivery import INCOMPLETE, Delivery, Wanted
 from mlxk2.hub import library
 
-_LIBRARY_REMAINS = ".incomplete"
 _LOCK_WAIT_SECONDS = 0.01
 
 
@@ -48,9 +48,9 @@ def share(hub: Path, delivery: Delivery, file: Wanted, *, replace: bool) -> None
 
 def remove_orphans(hub: Path, delivery: Delivery) -> None:
     """Remove what killed downloads of the library left of this model, unless one of them is still alive."""
-    locks = hub / ".locks" / delivery.model.name
-    for path in (delivery.model / "blobs").glob(f"*{_LIBRARY_REMAINS}"):
-        lock = locks / f"{path.name.partition('.')[0]}.lock"
+    folder = hub / locks.FOLDER / delivery.model.name
+    for path in (delivery.model / "blobs").glob(f"*{INCOMPLETE}"):
+        lock = folder / f"{path.name.partition('.')[0]}.lock"
         try:
             with library.WeakFileLock(lock, timeout=_LOCK_WAIT_SECONDS):
                 path.unlink(missing_ok=True)

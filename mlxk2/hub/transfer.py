@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -18,9 +18,12 @@ from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
-from mlxk2.hub.partial import Advance, Partial
+from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
 from mlxk2.sizes import human_size
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 # Seconds before each further attempt after a fault that may pass.
 PAUSES = (1, 2, 4)

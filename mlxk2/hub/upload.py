@@ -17,10 +17,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from mlxk2.cache import hashes
 from mlxk2.errors import AuthError, PushFailedError
 from mlxk2.hub import library, logs
 from mlxk2.hub.connection import Connection, connect
-from mlxk2.hub.partial import SHA256_LENGTH
 from mlxk2.hub.refusal import TOKEN_HINT, BranchMissingError, is_branch_missing, understood
 from mlxk2.workspace.changes import Changes, HubFile, Upload
 
@@ -209,7 +209,7 @@ def _hand_on_hashes(changes: Changes, additions: Sequence[CommitOperationAdd]) -
     if library.is_xet_available():
         return
     for file, addition in zip(changes.uploads, additions, strict=True):
-        if file.blob is not None and len(file.blob) == SHA256_LENGTH:
+        if file.blob is not None and hashes.is_sha256(file.blob):
             addition.upload_info.sha256 = bytes.fromhex(file.blob)
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache.files import BrokenFile, File
 from mlxk2.cache.hashes import digest
 from mlxk2.errors import PushFailedError
+from mlxk2.printable import listed
 from mlxk2.spec import ChangeSummary
 from mlxk2.workspace.folder import Workspace
 
+if TYPE_CHECKING:
+    from mlxk2.progress import Progress
+
 # The hub makes this one itself, in every new repo.
 HUB_MADE = ".gitattributes"
-MAX_NAMED = 5
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class HubFile(NamedTuple):
@@ -98,9 +98,8 @@ def uploadable(workspace: Workspace) -> tuple[File, ...]:
     if not workspace.files:
         raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
     if problems := [f"{file.name} {file.problem}" for file in workspace.files if file.problem]:
-        more = f" (and {len(problems) - MAX_NAMED} more)" if len(problems) > MAX_NAMED else ""
         raise PushFailedError(
-            f"Nothing was pushed: {', '.join(problems[:MAX_NAMED])}{more}.",
+            f"Nothing was pushed: {listed(problems)}.",
             hint="Only files inside the folder are uploaded. Replace links by the files themselves (`mlxk2 clone` "
             "makes a folder without links), or name what is to stay at home in .hfignore.",
         )

@@ -1,0 +1,16 @@
+"""Where mlx-lm is installed, found without running any of it: only a submodule's search would import the package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.machinery import PathFinder
+
+
+def mlx_lm() -> str | None:
+    """The folder of the installed mlx-lm, or None."""
+    # Asked first, since it is at hand: the whole search, which editable installations need, is slow to import.
+    spec = PathFinder.find_spec("mlx_lm") or import_module("importlib.util").find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder: str = spec.submodule_search_locations[0]
+    return folder

@@ -1,0 +1,61 @@
+"""A model's refs: small files below `refs/`, by which its branches and tags name commits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from mlxk2.cache import handles
+from mlxk2.cache.files import BrokenFile, Tree, read
+
+MAX_BYTES = 256
+FOLDER = "refs"
+
+_UNFINISHED = ".incomplete-ref"
+
+
+def commit_of(ref: str, model: str, tree: Tree) -> str | None:
+    """The commit that a ref of the model in this folder names; None where no ref can be read inside the tree."""
+    file = tree.file(ref, os.path.join(model, FOLDER, ref))
+    try:
+        return _commit_in(read(file, MAX_BYTES)) if file else None
+    except BrokenFile:
+        return None
+
+
+def write(ref: str, commit: str, model: str) -> None:
+    """Let a ref name a commit; whoever reads it meanwhile finds the old one or the new."""
+    path = os.path.join(model, FOLDER, ref)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    new = os.path.join(model, _UNFINISHED)
+    with open(new, "w", encoding="ascii") as file:
+        file.write(commit)
+    os.replace(new, path)
+
+
+def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
+    """The places of the refs that name a commit, below a handle of their model's folder.
+
+    A branch with slashes in its name lies in folders. A link is no ref, and leads nowhere.
+    """
+    with handles.folder(FOLDER, below=model) as refs:
+        if refs is None:
+            return
+        for path, _, files, inner in os.fwalk(".", dir_fd=refs):
+            parents = [part for part in path.split(os.sep) if part != "."]
+            yield from ((FOLDER, *parents, name) for name in files if _read_below(name, inner) == commit)
+
+
+def _read_below(name: str, below: int) -> str | None:
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=below)
+    except OSError:
+        return None  # a link, or locked away: no download wrote such a ref
+    try:
+        return _commit_in(os.read(handle, MAX_BYTES))
+    finally:
+        os.close(handle)
+
+
+def _commit_in(text: bytes) -> str:
+    return text.decode("ascii", "replace").strip()
