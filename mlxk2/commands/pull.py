@@ -146,7 +146,8 @@ class _Pull(NamedTuple):
         return Local(repo_id, commit, verdict["reason"] if verdict["health"] == "unhealthy" else None)
 
     def _stays(self, local: Local) -> PullData:
-        message = f"{local.repo_id} is in the cache and healthy ({short_hash(local.commit or "")}); the hub did not answer."
+        commit = short_hash(local.commit or "")
+        message = f"{local.repo_id} is in the cache and healthy ({commit}); the hub did not answer."
         return _data(self.args, "already_exists", message, local.repo_id, local.commit)
 
     def _done(self, status: Status, found: Revision, message: str) -> PullData:
