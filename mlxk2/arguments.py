@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from mlxk2.errors import CommandError
 
-COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server")
+COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server", "completion")
 ALPHA_COMMANDS = ("clone", "push")
 DEFAULT_COLUMNS = 100
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
@@ -85,6 +85,7 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     _add_run(commands)
     _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
     _add_serve(commands, "server", help="the same as serve")
+    _add_completion(commands, parser)
     return parser
 
 
@@ -210,3 +211,11 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--log-level", default="info", help="how much to log (default: info)")
     parser.add_argument("--reload", action="store_true", help="start again when the code changes")
     parser.add_argument("--verbose", action="store_true", help="log every request")
+
+
+def _add_completion(commands: Subparsers, grammar: _Parser) -> None:
+    help = "print a script that completes commands and models in a shell"
+    example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
+    parser = _command(commands, "completion", help, example)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
+    parser.set_defaults(grammar=grammar)

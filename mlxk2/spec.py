@@ -24,7 +24,8 @@ def closed(shape: _T) -> _T:
     return shape
 
 
-Command = Literal["list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server"]
+Command = Literal["list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server", "completion"]
+Shell = Literal["bash", "zsh", "fish"]
 Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]
 ModelType = Literal["chat", "embedding", "base", "unknown"]
 Capability = Literal["text-generation", "chat", "embeddings", "completion"]
@@ -277,7 +278,15 @@ class ServerData(TypedDict):
     model: str | None
 
 
+class CompletionData(TypedDict):
+    """What a shell reads to complete command lines."""
+
+    shell: Shell
+    script: str
+
+
 DATA_OF_COMMAND: dict[Command, Any] = {
     "version": VersionData, "list": ListData, "show": ShowData, "health": HealthData, "pull": PullData,
     "rm": RmData, "clone": CloneData, "push": PushData, "run": RunData, "server": ServerData,
+    "completion": CompletionData,
 }

@@ -137,8 +137,14 @@ SHAPES: dict[str, Shape] = {
 """The objects of the API 0.1.5, by the names that their types have today."""
 
 
+NEW_COMMANDS = {"completion"}
+"""Commands that the API 0.1.5 did not have: no script for it can ask for them."""
+
+
 def is_as_before(document: Any) -> bool:
-    """Whether a document is one that a strict reader of the API 0.1.5 takes."""
+    """Whether a document is one that a strict reader of the API 0.1.5 takes, if a script for it can ask for it."""
+    if document["command"] in NEW_COMMANDS:
+        return True
     if not _ENVELOPE(document):
         return False
     data = _DATA.get(document["command"], _object)

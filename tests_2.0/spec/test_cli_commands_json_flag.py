@@ -28,7 +28,7 @@ def test_wrong_usage_of_any_command_is_an_envelope_of_that_command(
     assert "usage" not in document["error"]["message"].lower()
 
 
-@pytest.mark.parametrize("command", ["show", "pull", "rm", "clone", "push", "run"])
+@pytest.mark.parametrize("command", ["show", "pull", "rm", "clone", "push", "run", "completion"])
 def test_a_missing_argument_is_named(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     result = mlxk2(command, "--json")

@@ -36,6 +36,8 @@ SUCCESSES = [
     ("health", "no-such-model"),
     ("health", "--deep"),
     ("--version",),
+    ("completion", "bash"),
+    ("completion", "fish"),
 ]
 ERRORS = [
     ((), "version", "CommandError", 2),
@@ -45,6 +47,7 @@ ERRORS = [
     (("serve", "--port", "no-number"), "server", "CommandError", 2),
     (("run", "Sound-4bit", "Hi", "--max-tokens", "many"), "run", "CommandError", 2),
     (("push", ".", "org/model"), "push", "CommandError", 2),
+    (("completion", "tcsh"), "completion", "CommandError", 2),
     (("show", "org/none"), "show", "model_not_found", 1),
     (("show", "./no-such-folder"), "show", "model_not_found", 1),
     (("show", "sharded"), "show", "ambiguous_match", 1),

@@ -1,0 +1,93 @@
+"""`completion`: a script that makes a shell complete our command lines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import shtab
+
+if TYPE_CHECKING:
+    from mlxk2.spec import CompletionData
+
+# The hub's alphabet only: what else a folder may be called could be a command to the shell that it is typed into.
+_AWK = "NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
+_POSIX_NAMES = f"""
+# $1: the word typed; the models of the cache, by the names that list shows unless the word begins with a full one
+_mlxk2_names() {{
+  mlxk2 list --all $([[ $1 == mlx-* ]] && echo --verbose) 2>/dev/null | awk '{_AWK}'
+}}"""
+_PREAMBLE = {
+    "bash": _POSIX_NAMES
+    + """
+_mlxk2_cached() { compgen -W "$(_mlxk2_names "$1")" -- "$1"; }
+_mlxk2_model() { compgen -W "demo $(_mlxk2_names "$1")" -- "$1"; }
+""",
+    "zsh": _POSIX_NAMES
+    + """
+_mlxk2_cached() { compadd "$@" -- ${(f)"$(_mlxk2_names "$PREFIX")"} }
+_mlxk2_model() {
+  if [[ $PREFIX == [./~]* ]]; then _files -/; else compadd "$@" -- demo ${(f)"$(_mlxk2_names "$PREFIX")"}; fi
+}
+""",
+    "fish": f"""
+function _mlxk2_cached
+  set -l flags --all
+  string match -q 'mlx-*' -- (commandline -ct); and set -a flags --verbose
+  mlxk2 list $flags 2>/dev/null | awk '{_AWK}'
+end
+function _mlxk2_model
+  if string match -qr '^[./~]' -- (commandline -ct)
+    __fish_complete_directories
+  else
+    echo demo
+    _mlxk2_cached
+  end
+end
+""",
+}
+_MODEL = {"bash": "_mlxk2_model", "zsh": "_mlxk2_model", "fish": "(_mlxk2_model)", "preamble": _PREAMBLE}
+_CACHED = {"bash": "_mlxk2_cached", "zsh": "_mlxk2_cached", "fish": "(_mlxk2_cached)", "preamble": _PREAMBLE}
+# bash falls back to folders by itself, and knows how to quote them.
+_FOLDER = {"zsh": "_files -/", "fish": "(__fish_complete_directories)"}
+
+_OF_ARGUMENT = {
+    "model": _MODEL, "pattern": _CACHED, "adapter": _FOLDER, "target_dir": _FOLDER, "local_dir": _FOLDER,
+}  # fmt: skip
+_CACHE_ONLY = ("pull", "rm", "clone")
+
+# The program has two names, and zsh may be given its script by `source` as well as by `eval` or from its path.
+_ZSH_CHANGES = {
+    "#compdef mlxk2\n": "#compdef mlxk2 mlxk-json\n",
+    "$zsh_eval_context[-1] == eval ]]": "$zsh_eval_context[-1] == (eval|file) ]]",
+    "compdef _shtab_mlxk2 -N mlxk2\n": "compdef _shtab_mlxk2 -N mlxk2 mlxk-json\n",
+}
+_ENDINGS = {
+    "bash": "\ncomplete -o bashdefault -o dirnames -F _shtab_mlxk2 mlxk2 mlxk-json\n",
+    "fish": "complete -c mlxk-json -w mlxk2\n",
+}
+
+
+def run(args: argparse.Namespace) -> CompletionData:
+    """The script of a shell, for the commands that are enabled now."""
+    _mark(args.grammar, _OF_ARGUMENT)
+    return {"shell": args.shell, "script": _script(args.grammar, args.shell)}
+
+
+def _mark(parser: argparse.ArgumentParser, completers: Mapping[str, object]) -> None:
+    """Tell every argument of a parser and of its commands how it is completed."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                _mark(command, {**completers, "model": _CACHED} if name in _CACHE_ONLY else completers)
+        elif action.dest in completers:
+            action.complete = completers[action.dest]  # type: ignore[attr-defined]
+
+
+def _script(grammar: argparse.ArgumentParser, shell: str) -> str:
+    script: str = shtab.complete(grammar, shell)
+    if shell == "zsh":
+        for found, wanted in _ZSH_CHANGES.items():
+            script = script.replace(found, wanted)
+    return script + _ENDINGS.get(shell, "")
