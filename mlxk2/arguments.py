@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -20,12 +20,28 @@ API_NAMES = {"serve": "server"}
 Subparsers = Any  # argparse keeps the type of what add_subparsers returns to itself
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose first line fits one: the options are listed below it, with what they mean."""
+
+    _SOME = argparse.Action([], "options", nargs="?")
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        arguments = [action for action in actions if not action.option_strings]
+        super().add_usage(usage, [self._SOME, *arguments], groups, prefix)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that raises CommandError where argparse would print its usage and exit."""
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         # One is made for every argument; asked for the terminal's width itself, it imports half of the library.
-        return argparse.HelpFormatter(self.prog, width=_columns())
+        return _Help(self.prog, width=_columns())
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())

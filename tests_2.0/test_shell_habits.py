@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from conftest import Program
 from shapes import assert_envelope
 
-from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE
+from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -50,3 +52,25 @@ def test_only_this_command_pays_for_its_library(isolated_cache: Path) -> None:
     for words, pays in ((["list"], False), (["--help"], False), (["completion", "bash"], True)):
         done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, env=os.environ)
         assert done.returncode == pays
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_every_command_is_one(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv(ALPHA_VARIABLE, "1")
+    (example,) = re.findall(r"^Example: (.*)", mlxk2(command, "--help").out, re.MULTILINE | re.DOTALL)
+    program, *words = shlex.split(example.partition(">")[0])
+    assert (program, words[0]) == ("mlxk2", command)
+    assert parse(words, {ALPHA_VARIABLE: "1"}).command == API_NAMES.get(command, command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_usage_is_short_enough_to_stand_before_an_error(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv(ALPHA_VARIABLE, "1")
+    usage, error = mlxk2(command, "--no-such-option", "one", "two", "three").err.splitlines()
+    assert usage.startswith(f"usage: mlxk2 {command} [options]")
+    assert error.startswith("Error: ")

@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 from layouts import Hub, chat_model
 
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.arguments import ALPHA_VARIABLE, COMMANDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -130,3 +131,33 @@ def test_tab_knows_no_alpha_command_otherwise(environment: dict[str, str], tmp_p
     shell = Shell(name, tmp_path / "work", environment)
     shell.run(READ[name])
     assert shell.complete("mlxk2 pus") == "mlxk2 pus"
+
+
+# -------------------------------------------------------------------------------------------------------- terminals
+
+
+Terminal = Callable[..., list[str]]
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str]) -> Terminal:
+    """Runs the program on a terminal of a width; what is seen there, line by line."""
+
+    def start(*words: str, columns: int = 80, **changes: str) -> list[str]:
+        program, size = str(BIN / "mlxk2"), (24, columns)
+        child = pexpect.spawn(program, [*words], env=environment | changes, dimensions=size, encoding="utf-8")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+        return str(child.before).splitlines()
+
+    return start
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_the_terminal(terminal: Terminal, columns: int, command: str | None) -> None:
+    words = [command] if command else []
+    lines = terminal(*words, "--help", columns=columns, **{ALPHA_VARIABLE: "1"})
+    assert max(map(len, lines)) <= columns
+    assert max(map(len, lines)) > columns / 4
