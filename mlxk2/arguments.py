@@ -213,7 +213,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(commands: Subparsers, name: str, help: str) -> None:
-    parser = _command(commands, name, help, f"mlxk2 {name} --model demo", module="coming")
+    parser = _command(commands, name, help, f"mlxk2 {name} --model demo", module="serve")
     parser.add_argument("--model", help="load this model at the start")
     parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
@@ -221,10 +221,13 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer (default: half the context)")
     parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
     parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
-    parser.add_argument("--max-concurrent", type=int, metavar="N", help="how many answers at the same time")
-    parser.add_argument("--max-queue", type=int, metavar="N", help="how many requests may wait")
-    parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help="memory for prompts already read, such as 2GB")
-    parser.add_argument("--log-level", default="info", help="how much to log (default: info)")
+    parser.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="answers at a time (default: 64)")
+    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="requests that wait (default: 256)")
+    help = "memory for prompts already read, such as 2GB (default: an eighth of the machine's)"
+    parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help=help)
+    levels = ("critical", "error", "warning", "info", "debug")
+    help = f"{', '.join(levels)} (default: info)"
+    parser.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=help)
     parser.add_argument("--reload", action="store_true", help="start again when the code changes")
     parser.add_argument("--verbose", action="store_true", help="log every request")
 

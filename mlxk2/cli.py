@@ -90,8 +90,15 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
     args.streams = Streams(sys.stdin, sys.stdout, sys.stderr)
     is_quiet = args.json or getattr(args, "quiet", False)
     args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
+    args.announce = lambda data: _announce(args, data)
     result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
     return result
+
+
+def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
+    """Print the data of a command that goes on after it has them."""
+    sys.stdout.write(_rendered(args, data))
+    sys.stdout.flush()
 
 
 def _rendered(args: argparse.Namespace, data: Mapping[str, Any] | None) -> str:
@@ -113,6 +120,8 @@ def _report(error: MlxkError, words: Sequence[str]) -> int:
     """Say what went wrong, as an envelope or as lines on stderr; the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
         sys.excepthook(type(error), error, error.__traceback__)
+    if error.is_told:
+        return error.exit_code
     if "--json" in words:
         command = getattr(error, "command", None) or arguments.named_command(words) or "version"
         described = {"type": error.type, "message": error.message, **error.details}

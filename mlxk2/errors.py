@@ -28,10 +28,13 @@
     │   ├── ModelNotRunnableError   the files are fine, but MLX can't run them here
     │   └── InsufficientMemoryError the weights are larger than the memory
     ├── ContextLengthError          the prompt does not fit the model's context
+    ├── ServerBusyError             as many requests wait as may
+    ├── ServerStoppingError         the server is shutting down
     └── InterruptedByUser           Ctrl-C, exit 130
 
 An error knows its `type` (the `error.type` of the JSON envelope), its `exit_code` and its `http_status`. `details` are
-further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`).
+further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`). `param` is the field of a request
+to the server that it is about. One that `is_told` ends the command with its exit code and no more words.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ class MlxkError(Exception):
         self.message = message
         self.details: dict[str, object] = {} if hint is None else {"hint": hint}
         self.data: dict[str, object] | None = None
+        self.param: str | None = None
+        self.is_told = False
 
 
 class CommandError(MlxkError):
@@ -71,6 +76,10 @@ class ValidationError(MlxkError):
 
     type = "ValidationError"
     http_status = 400
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
 
 
 class OperationError(MlxkError):
@@ -219,6 +228,7 @@ class ModelUnhealthyError(ModelError):
     """The model's files are damaged or incomplete."""
 
     type = "ModelUnhealthyError"
+    http_status = 400
 
 
 class ModelNotRunnableError(ModelError):
@@ -232,7 +242,7 @@ class InsufficientMemoryError(ModelError):
     """The model's weights are larger than the memory of this machine."""
 
     type = "InsufficientMemoryError"
-    http_status = 503
+    http_status = 400
 
 
 class ContextLengthError(MlxkError):
@@ -240,6 +250,26 @@ class ContextLengthError(MlxkError):
 
     type = "context_length_exceeded"
     http_status = 400
+
+
+class ServerBusyError(MlxkError):
+    """As many requests wait already as may; one that comes a little later can be served."""
+
+    type = "server_busy"
+    http_status = 503
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"The server is busy: {waiting} requests wait already. Try again in a moment.")
+
+
+class ServerStoppingError(MlxkError):
+    """The server is shutting down: it takes no more requests, and answers under way end here."""
+
+    type = "shutting_down"
+    http_status = 503
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down.")
 
 
 class InterruptedByUser(MlxkError):

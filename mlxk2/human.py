@@ -30,6 +30,7 @@ from mlxk2.spec import (
     PushData,
     RmData,
     RunData,
+    ServerData,
     ShowData,
     VersionData,
 )
@@ -246,6 +247,12 @@ def _cell(value: str) -> Text:
     return Text(printable(value), style=_STYLES.get(value, ""))
 
 
+def server(args: Namespace, data: ServerData) -> list[str | Table]:  # noqa: ARG001
+    """Where the server answers, and how to end it."""
+    model = f" with {data['model']}" if data["model"] else ""
+    return [f"Serving{model} on {data['url']} (chat page and OpenAI API at /v1). Ctrl-C ends it."]
+
+
 _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "version": version,
     "list": list_models,
@@ -257,4 +264,5 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "push": push,
     "run": run,
     "completion": completion,
+    "server": server,
 }

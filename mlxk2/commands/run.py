@@ -7,9 +7,9 @@ from argparse import Namespace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mlxk2.cache.describe import describe
-from mlxk2.cache.store import Cache, Snapshot, hub_folder, repair_hint
-from mlxk2.errors import CommandError, ModelNotRunnableError, ModelUnhealthyError, ValidationError
+from mlxk2.cache.runnable import runnable
+from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.errors import CommandError, ValidationError
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import Sampling, check_max_tokens
@@ -31,7 +31,7 @@ def run(args: Namespace) -> RunData | None:
     wants_chat = args.prompt is None and args.streams.stdin.isatty()
     if wants_chat and args.json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
-    snapshot = _runnable(args.model)
+    snapshot = runnable(Cache(hub_folder(os.environ)), args.model)
     _check_system(args.system)
     prompt = "" if wants_chat else _prompt(args)
     assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
@@ -57,18 +57,6 @@ def _sampling(args: Namespace) -> Sampling:
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
     )
-
-
-def _runnable(argument: str) -> Snapshot:
-    """Return the snapshot that the argument names, if its files are whole and mlx-lm knows what to do with them."""
-    snapshot = Cache(hub_folder(os.environ)).resolve(argument)
-    model = describe(snapshot)
-    if model["health"] == "unhealthy":
-        hint = repair_hint(snapshot, argument)
-        raise ModelUnhealthyError(f"{model['name']} is damaged: {model['reason']}", hint=hint)
-    if not model["runtime_compatible"]:
-        raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
-    return snapshot
 
 
 def _prompt(args: Namespace) -> str:

@@ -1,0 +1,88 @@
+"""`serve`: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from mlxk2.cache.runnable import runnable
+from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.errors import CommandError, InterruptedByUser, ValidationError
+from mlxk2.runner.offline import import_offline
+from mlxk2.runner.params import check_max_tokens
+from mlxk2.server.listener import LOOPBACK, bind, url_of
+
+if TYPE_CHECKING:
+    from mlxk2.cache.store import Snapshot
+    from mlxk2.spec import ServerData
+
+KEY_VARIABLE = "MLXK2_API_KEY"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def run(args: Namespace) -> None:
+    """Serve until Ctrl-C, which is told as InterruptedByUser, or SIGTERM.
+
+    Whatever can be known to be wrong is found before the server's libraries are imported, which takes a second.
+    """
+    _check(args)
+    snapshot = runnable(Cache(hub_folder(os.environ)), args.model) if args.model is not None else None
+    listener = bind(args.host, args.port)
+    data: ServerData = {
+        "host": args.host,
+        "port": listener.getsockname()[1],
+        "url": url_of(listener),
+        "model": snapshot.name if snapshot else None,
+    }
+    _warn_if_open(args)
+    serving = import_offline("mlxk2.server.serving")
+    settings = _settings(args, snapshot, serving)
+    if serving.serve(settings, listener, lambda: args.announce(data)) == signal.SIGINT:
+        # The proper end of a server, of which nothing more is to be said.
+        stopped = InterruptedByUser("Stopped.")
+        stopped.is_told = True
+        raise stopped
+
+
+def _check(args: Namespace) -> None:
+    check_max_tokens(args.max_tokens)
+    if args.adapter is not None and args.model is None:
+        raise CommandError("--adapter needs the --model that it belongs to.", command="server")
+    if not 0 <= args.port < 1 << 16:
+        raise CommandError(f"--port must be from 0 to 65535, not {args.port}.", command="server")
+    if args.max_concurrent < 1 or args.max_queue < 0:
+        raise CommandError("--max-concurrent must be at least 1, and --max-queue at least 0.", command="server")
+
+
+def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
+    pinned = (args.model, serving.Target(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
+    return serving.Settings(
+        access=serving.Access(args.host, args.api_key or os.environ.get(KEY_VARIABLE), tuple(args.cors_origin or ())),
+        limits=serving.Limits(args.max_concurrent, args.max_queue),
+        prompt_cache_bytes=_bytes(args.prompt_cache_bytes),
+        pinned=pinned,
+        max_tokens=args.max_tokens,
+        log_level=args.log_level,
+        logs_requests=args.verbose,
+    )
+
+
+def _bytes(size: str | None) -> int:
+    """Return a size such as 2GB in bytes; by default an eighth of the machine's memory."""
+    if size is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise ValidationError(f"--prompt-cache-bytes must be a size such as 500MB or 2GB, not {size!r}.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _warn_if_open(args: Namespace) -> None:
+    if args.host not in LOOPBACK and not (args.api_key or os.environ.get(KEY_VARIABLE)):
+        args.streams.stderr.write(
+            f"Warning: whoever reaches {args.host} can use this server. Set {KEY_VARIABLE} to ask for a key.\n"
+        )

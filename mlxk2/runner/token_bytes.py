@@ -1,0 +1,29 @@
+"""The bytes that a token stands for, which need not be whole characters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_lm.tokenizer_utils import _byte_decoder
+
+from mlxk2.runner.text import Tokenizer
+
+# How SentencePiece writes a space.
+_SPACE = "\u2581".encode()
+
+
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """Return the bytes of one token, as mlx-lm's detokenizer for this kind of vocabulary maps them."""
+    names: Any = getattr(tokenizer.detokenizer, "tokenmap", ())
+    if token >= len(names):
+        return tokenizer.decode([token]).encode()
+    name = names[token]
+    if isinstance(name, bytes):
+        return name.replace(_SPACE, b" ")
+    return _byte_level(name)
+
+
+def _byte_level(name: str) -> bytes:
+    """Return the bytes of a byte-level token: GPT-2's alphabet has a character for every byte."""
+    alphabet = _byte_decoder()
+    return b"".join(bytes([alphabet[char]]) if char in alphabet else char.encode() for char in name)

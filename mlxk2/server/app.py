@@ -1,0 +1,177 @@
+"""The routes: OpenAI's API, the state of the server, and the chat page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from mlxk2 import __version__
+from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
+from mlxk2.server import faults, guard, openapi, plan, stream
+from mlxk2.server.catalog import Catalog
+from mlxk2.server.engine import Engine, Plan, Target
+from mlxk2.server.presence import EventStream, while_connected
+from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
+from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
+
+PAGE = Path(__file__).parent / "page"
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes work with; `max_tokens` limits an answer whose request does not say."""
+
+    engine: Engine
+    catalog: Catalog
+    max_tokens: int | None = None
+
+
+def create_app(service: Service, access: guard.Access) -> FastAPI:
+    """Return the ASGI application."""
+    app = FastAPI(title="mlxk2", version=__version__, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.openapi = partial(openapi.description, app)  # type: ignore[method-assign] # FastAPI's documented way
+    _add_routes(app)
+    _add_handlers(app)
+    app.add_middleware(guard.Guard, access=access)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    app.get("/health", **openapi.HEALTH)(_health)
+    app.get("/v1/models", **openapi.MODELS)(_models)
+    app.get("/v1/models/{model:path}", **openapi.MODEL)(_model)
+    app.post("/v1/chat/completions", **openapi.CHAT)(_chat)
+    app.post("/v1/completions", **openapi.COMPLETIONS)(_complete)
+    app.get("/", include_in_schema=False)(_page)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+def _add_handlers(app: FastAPI) -> None:
+    handlers: dict[type[Exception], Callable[[Request, Any], JSONResponse | Response]] = {
+        MlxkError: lambda _, error: faults.response_of(error),
+        pydantic.ValidationError: lambda _, error: JSONResponse(faults.of_invalid(error), 400),
+        HTTPException: lambda _, error: faults.of_http(error),
+        ClientDisconnect: lambda *_: Response(status_code=499),  # nobody is left to read it
+        guard.BodyTooLarge: lambda *_: guard.too_large(),
+        Exception: lambda *_: faults.refusal("The server made a mistake; its log says more.", 500),
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _health(request: Request) -> JSONResponse:
+    engine = _service(request).engine
+    loading = engine.loading.name if engine.loading else None
+    is_ready = engine.target is not None or loading is None
+    state = {
+        "status": "ok" if is_ready else "loading",
+        "model": engine.target.name if engine.target else None,
+        "loading": loading,
+        "active": engine.active,
+        "queued": engine.queued,
+        "version": __version__,
+    }
+    return JSONResponse(state, 200 if is_ready else 503)
+
+
+async def _models(request: Request) -> JSONResponse:
+    entries = await asyncio.to_thread(_service(request).catalog.entries)
+    return JSONResponse({"object": "list", "data": entries})
+
+
+async def _model(request: Request, model: str) -> JSONResponse:
+    return JSONResponse(await asyncio.to_thread(_service(request).catalog.entry, model))
+
+
+async def _page() -> FileResponse:
+    return FileResponse(PAGE / "index.html")
+
+
+async def _chat(request: Request) -> Response:
+    body = await _body(request, ChatBody)
+    service = _service(request)
+    requests = partial(_planned, plan.chat_requests, body, "messages", service.max_tokens)
+    slots = body.n or 1
+    shape = partial(ChatShape, logprobs=body.wanted_logprobs is not None)
+    return await _answer(request, body, slots, requests, shape)
+
+
+async def _complete(request: Request) -> Response:
+    body = await _body(request, CompletionBody)
+    service = _service(request)
+    requests = partial(_planned, plan.completion_requests, body, "prompt", service.max_tokens)
+    slots = (body.n or 1) * len(body.prompts)
+    shape = partial(CompletionShape, logprobs=body.logprobs is not None)
+    return await _answer(request, body, slots, requests, shape)
+
+
+def _planned(make: Callable[..., Any], body: GenerationBody, field: str, limit: int | None, model: Any) -> Any:
+    """Make the requests; what is wrong with them is told to be the field's fault."""
+    try:
+        return make(body, model, limit)
+    except (ContextLengthError, ValidationError) as error:
+        error.param = error.param or field
+        raise
+
+
+async def _answer(
+    request: Request, body: GenerationBody, slots: int, requests: Plan, make_shape: Callable[..., Shape]
+) -> Response:
+    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status."""
+    service = _service(request)
+    most = service.engine.limits.max_concurrent
+    if slots > most:
+        raise _too_many(slots, most)
+    async with while_connected(request.receive), AsyncExitStack() as held:
+        reply = await service.engine.generate(await _target(service, body.model), slots, requests)
+        held.callback(reply.close)
+        shape = make_shape(reply.vocabulary)
+        if not body.stream:
+            return JSONResponse(await stream.fold(reply, shape))
+        first = await stream.first_parts(reply)
+        held.pop_all()
+        return EventStream(reply, stream.frames(reply, shape, first, includes_usage=body.includes_usage))
+
+
+def _too_many(slots: int, most: int) -> ValidationError:
+    error = ValidationError(f"{slots} answers are asked for, but this server gives at most {most} at once.")
+    error.param = "n"
+    return error
+
+
+async def _target(service: Service, name: str | None) -> Target:
+    loaded = service.engine.target
+    if name is None:
+        return service.catalog.default(loaded)
+    if target := service.catalog.known(name, loaded):
+        return target
+    return await asyncio.to_thread(service.catalog.find, name)
+
+
+async def _body(request: Request, kind: type[B]) -> B:
+    return kind.model_validate_json(await request.body())
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

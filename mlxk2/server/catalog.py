@@ -1,0 +1,96 @@
+"""The models that requests may name: those of the cache, the demo, and the one that the server was started with."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import TypedDict
+
+from mlxk2.cache import naming
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.describe import describe_contents
+from mlxk2.cache.runnable import runnable
+from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.errors import ModelNotFoundError, ValidationError
+from mlxk2.runner import params
+from mlxk2.server.engine import Target
+
+# Names that led to the model in memory, and save the next request a look at the disk.
+_MOST_NAMES = 256
+
+
+class ModelEntry(TypedDict):
+    """A model as `/v1/models` tells it; `context_length` in tokens, `created` in seconds since 1970."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    context_length: int
+
+
+class Catalog:
+    """Finds models by name; `pinned` is the model the server was started with, under the name that was typed for it."""
+
+    def __init__(self, pinned: tuple[str, Target] | None = None) -> None:
+        self._pinned = pinned
+        self._names: dict[str, Target] = {}
+
+    def default(self, loaded: Target | None) -> Target:
+        """Return the model for a request that names none: the one of the start, else the one in memory."""
+        if target := (self._pinned[1] if self._pinned else loaded):
+            return target
+        error = ValidationError("The request names no model, and none is loaded.")
+        error.param = "model"
+        raise error
+
+    def known(self, name: str, loaded: Target | None) -> Target | None:
+        """Return the target of a name if no disk is needed to tell."""
+        if self._pinned and name in (self._pinned[0], self._pinned[1].name):
+            return self._pinned[1]
+        target = self._names.get(name)
+        return target if target is not None and target == loaded else None
+
+    def find(self, name: str) -> Target:
+        """Return the model that a name means; raise NotFoundError, or ModelError for one that can't run."""
+        if naming.is_path(name):
+            # A client may not look around on the disk.
+            raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
+        snapshot = runnable(Cache(hub_folder(os.environ)), name)
+        target = Target(snapshot.name, snapshot.path)
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        self._names[name] = target
+        return target
+
+    def entries(self) -> list[ModelEntry]:
+        """Return all models that can run here, the demo first, then by name."""
+        cache = Cache(hub_folder(os.environ))
+        snapshots = [cache.resolve(naming.DEMO), *(model.snapshot() for model in cache.scan())]
+        found = {entry["id"]: entry for snapshot in snapshots if (entry := _entry(snapshot))}
+        if self._pinned and self._pinned[1].name not in found:
+            pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
+            found.update({pinned["id"]: pinned} if pinned else {})
+        return list(found.values())
+
+    def entry(self, name: str) -> ModelEntry:
+        """Return one model by its exact name; raise ModelNotFoundError."""
+        for entry in self.entries():
+            if entry["id"] == name:
+                return entry
+        raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
+
+
+def _entry(snapshot: Snapshot) -> ModelEntry | None:
+    contents = Contents(snapshot)
+    model = describe_contents(contents)
+    if not model["runtime_compatible"]:
+        return None
+    owner, _, _ = snapshot.name.rpartition("/")
+    return ModelEntry(
+        id=snapshot.name,
+        object="model",
+        created=int(datetime.fromisoformat(model["last_modified"]).timestamp()),
+        owned_by=owner or "mlxk2",
+        context_length=params.context_length(contents.config_or_empty),
+    )

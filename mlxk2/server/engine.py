@@ -1,0 +1,181 @@
+"""The engine: which model is in memory, whose turn it is, and the answers on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mlxk2.errors import MlxkError, ModelError, ServerBusyError, ServerStoppingError
+from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.runner import Backend
+from mlxk2.server.reply import Reply
+from mlxk2.server.worker import Worker
+
+
+class Target(NamedTuple):
+    """A model to load: its name, the folder of its files, and a LoRA adapter's. Equal ones are the same model."""
+
+    name: str
+    path: str
+    adapter: str | None = None
+
+
+# Loads a target; calls the function it is given before it needs the memory of the model before.
+Load = Callable[[Target, Callable[[], None]], Backend]
+# Turns what a client asked into requests, for a model that is in memory.
+Plan = Callable[[Any], Sequence[GenerationRequest]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many answers are generated at the same time, and how many requests may wait for that."""
+
+    max_concurrent: int
+    max_queue: int
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A request that waits for its model and its slots; the future gives the model."""
+
+    target: Target
+    slots: int
+    admitted: asyncio.Future[Backend]
+
+
+class Engine:
+    """Admits requests in the order they came, and swaps models when the requests of the one before are through.
+
+    All its methods are for the thread of the event loop.
+    """
+
+    def __init__(self, load: Load, worker: Worker, limits: Limits) -> None:
+        self.limits = limits
+        self.target: Target | None = None
+        self.loading: Target | None = None
+        self._load = load
+        self._worker = worker
+        self._prompts = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._model: Backend | None = None
+        self._waiting: deque[_Ticket] = deque()
+        self._replies: dict[Reply, int] = {}
+        self._active = 0
+        self._swap_task: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def active(self) -> int:
+        """How many answers are being generated."""
+        return self._active
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    async def preload(self, target: Target) -> None:
+        """Load a model before anyone asks for it; raise what makes that fail."""
+        await self._admitted(target, 0)
+
+    async def generate(self, target: Target, slots: int, plan: Plan) -> Reply:
+        """Wait for the model and for that many slots, then begin to generate what `plan` makes of the request.
+
+        Raises ServerBusyError when the queue is full, ServerStoppingError at the end, and what loading the model,
+        `plan` and `MLXRunner.submit` raise. The reply must be closed.
+        """
+        model = await self._admitted(target, slots)
+        reply = Reply(target.name, model.vocabulary, slots, self._release)
+        self._replies[reply] = slots
+        try:
+            loop = asyncio.get_running_loop()
+            requests = await loop.run_in_executor(self._prompts, plan, model)
+            await self._worker.submit(reply, requests)
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def stop(self) -> None:
+        """Take no more work and end all that is under way with an error."""
+        self._is_stopping = True
+        error = ServerStoppingError()
+        for ticket in self._waiting:
+            _refuse(ticket, error)
+        for reply in list(self._replies):
+            reply.fail(error)
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing now."""
+        self._worker.stop()
+        self._prompts.shutdown(wait=False, cancel_futures=True)
+
+    async def _admitted(self, target: Target, slots: int) -> Backend:
+        if self._is_stopping:
+            raise ServerStoppingError
+        ticket = _Ticket(target, slots, asyncio.get_running_loop().create_future())
+        self._waiting.append(ticket)
+        self._admit()
+        if not ticket.admitted.done() and len(self._waiting) > self.limits.max_queue and slots:
+            self._waiting.remove(ticket)
+            raise ServerBusyError(len(self._waiting))
+        try:
+            return await ticket.admitted
+        except asyncio.CancelledError:
+            self._withdraw(ticket)
+            raise
+
+    def _withdraw(self, ticket: _Ticket) -> None:
+        """Forget a ticket whose client has gone, and free its slots if it had got them at the same moment."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        elif not ticket.admitted.cancelled() and ticket.admitted.exception() is None:
+            self._active -= ticket.slots
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let in whoever may, from the head of the queue: nobody overtakes, so nobody waits for ever."""
+        while self._waiting and self._swap_task is None:
+            ticket = self._waiting[0]
+            if self._model is None or ticket.target != self.target:
+                if not self._active:
+                    self._swap_task = asyncio.get_running_loop().create_task(self._swap(ticket.target))
+                return
+            if self._active and self._active + ticket.slots > self.limits.max_concurrent:
+                return
+            self._waiting.popleft()
+            if not ticket.admitted.done():
+                self._active += ticket.slots
+                ticket.admitted.set_result(self._model)
+
+    async def _swap(self, target: Target) -> None:
+        self.loading = target
+        try:
+            self._model = await self._worker.load(lambda unload: self._load(target, unload))
+            self.target = target
+        except Exception as fault:  # noqa: BLE001 - handed to all who wait for this model
+            error = fault if isinstance(fault, MlxkError) else ModelError(f"{target.name} can't be loaded: {fault}")
+            self._refuse_all(target, error)
+        finally:
+            if not self._worker.is_loaded:
+                self._model = self.target = None
+            self.loading = self._swap_task = None
+        self._admit()
+
+    def _refuse_all(self, target: Target, error: MlxkError) -> None:
+        for ticket in [ticket for ticket in self._waiting if ticket.target == target]:
+            self._waiting.remove(ticket)
+            _refuse(ticket, error)
+
+    def _release(self, reply: Reply) -> None:
+        self._worker.cancel(reply)
+        self._active -= self._replies.pop(reply)
+        self._admit()
+
+
+def _refuse(ticket: _Ticket, error: MlxkError) -> None:
+    if not ticket.admitted.done():
+        ticket.admitted.set_exception(error)

@@ -1,0 +1,129 @@
+"""What stands before every route: who may ask, from where, and how much they may send."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlxk2.server.faults import refusal
+from mlxk2.server.listener import LOOPBACK
+
+MOST_BODY_BYTES = 32 << 20
+WILDCARDS = ("0.0.0.0", "::", "")
+# The page asks for the key itself, and whether the server lives is no secret.
+OPEN_PATHS = ("/", "/health")
+OPEN_FOLDER = "/page/"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server: the address it is bound to, the key if one is needed, web pages of other origins."""
+
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    origins: Collection[str] = ()
+
+    def knows_host(self, header: str) -> bool:
+        """Whether a Host header names this server; a foreign name that leads here (DNS rebinding) does not."""
+        name = _host_name(header)
+        return name in LOOPBACK or name == self.host.lower() or (self.host in WILDCARDS and _is_address(name))
+
+    def knows_origin(self, origin: str, host: str) -> bool:
+        """Whether a page of this origin may call: the server's own, or one that was allowed."""
+        return origin in self.origins or "*" in self.origins or urlsplit(origin).netloc == host
+
+    def knows_key(self, authorization: str) -> bool:
+        """Whether an Authorization header carries the key."""
+        scheme, _, key = authorization.partition(" ")
+        if self.api_key is None:
+            return True
+        return scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), self.api_key.encode())
+
+
+def _host_name(header: str) -> str:
+    try:
+        return (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    # A page can't rebind an address: only names are looked up.
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Guard:
+    """An ASGI layer that refuses strangers and bodies that are too large."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer with the reason why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        answer = self._refused(scope["path"], headers) or _too_large(headers)
+        if answer is not None:
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, _limited(receive), send)
+
+    def _refused(self, path: str, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if not self._access.knows_host(host):
+            return refusal(f"This server does not answer to the name {host!r}.", 403, code="invalid_host")
+        origin = headers.get("origin")
+        if origin and not self._access.knows_origin(origin, host):
+            message = f"Pages of {origin} may not call this server; --cors-origin allows it."
+            return refusal(message, 403, code="invalid_origin")
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+        if not is_open and not self._access.knows_key(headers.get("authorization", "")):
+            return refusal(
+                "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.",
+                401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return None
+
+
+class BodyTooLarge(Exception):
+    """More came than a request may have."""
+
+
+def too_large() -> Response:
+    """Return the response to a body that is too large."""
+    return refusal(f"The body is larger than {MOST_BODY_BYTES >> 20} MB.", 413, headers={"Connection": "close"})
+
+
+def _too_large(headers: Headers) -> Response | None:
+    length = headers.get("content-length", "")
+    return too_large() if length.isdigit() and int(length) > MOST_BODY_BYTES else None
+
+
+def _limited(receive: Receive) -> Receive:
+    """Return a `receive` that raises BodyTooLarge past the limit, whatever length was announced."""
+    left = MOST_BODY_BYTES
+
+    async def limited() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise BodyTooLarge
+        return message
+
+    return limited

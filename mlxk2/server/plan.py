@@ -1,0 +1,71 @@
+"""From a checked body to the requests that the runner understands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlxk2.errors import ValidationError
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.prompt import Message, Prompt, Prompter
+from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
+
+_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+)  # fmt: skip
+_SEEDS = 1 << 64
+
+
+def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
+    """Return one request for each of the `n` answers to a conversation."""
+    messages: list[Message] = [{"role": _role(message.role), "content": message.text} for message in body.messages]
+    prompt = _prompter(model).chat(messages)
+    return _requests(body, prompt, body.limit or _limit(model, default_limit), body.wanted_logprobs)
+
+
+def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
+    """Return one request for each of the `n` continuations of every prompt, prompt by prompt."""
+    limit = body.max_tokens or _limit(model, default_limit)
+    prompts = [_completion_prompt(model, prompt) for prompt in body.prompts]
+    return [request for prompt in prompts for request in _requests(body, prompt, limit, body.logprobs)]
+
+
+def _role(role: str) -> str:
+    # The newer name of the same role; chat templates know the older one.
+    return "system" if role == "developer" else role
+
+
+def _prompter(model: Any) -> Prompter:
+    return Prompter(model.tokenizer, model.vocabulary)
+
+
+def _completion_prompt(model: Any, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, str):
+        return _prompter(model).completion(prompt)
+    return Prompt(tuple(prompt), thinking=False)
+
+
+def _limit(model: Any, default: int | None) -> int:
+    """Return how many tokens an answer may have if the client does not say: half of the context."""
+    return default or max(1, model.context_length // 2)
+
+
+def _requests(body: GenerationBody, prompt: Prompt, limit: int, logprobs: int | None) -> list[GenerationRequest]:
+    if not prompt.tokens:
+        raise ValidationError("The prompt is empty.")
+    request = GenerationRequest(prompt.tokens, limit, _sampling(body), body.stops, prompt.thinking, logprobs)
+    return [replace(request, sampling=_variant(request.sampling, number)) for number in range(body.n or 1)]
+
+
+def _sampling(body: GenerationBody) -> Sampling:
+    given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+    bias = tuple((int(token), value) for token, value in (body.logit_bias or {}).items())
+    return Sampling(**given, logit_bias=bias)
+
+
+def _variant(sampling: Sampling, number: int) -> Sampling:
+    """Return the sampling of the answer with this number: the same seed for all would give the same text."""
+    if sampling.seed is None or number == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + number) % _SEEDS)

@@ -1,0 +1,85 @@
+"""The chunks of a reply, folded into one response or sent as server-sent events while they come.
+
+Both read the same chunks, so an answer is the same either way.
+Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from mlxk2.errors import MlxkError
+from mlxk2.runner.runner import TokenLogprob
+from mlxk2.runner.text import Kind
+from mlxk2.server import faults
+from mlxk2.server.reply import Part, Reply
+from mlxk2.server.shapes import JSON, Answer, Envelope, Shape, usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def fold(reply: Reply, shape: Shape) -> JSON:
+    """Wait for all answers; return the response object. Raises what made one fail."""
+    answers = [Answer() for _ in reply.sessions]
+    async for parts in reply:
+        for number, chunk in parts:
+            answer = answers[number]
+            answer.texts[chunk.kind] += chunk.text
+            answer.logprobs += chunk.logprobs
+            answer.finish_reason = chunk.finish_reason
+    choices = [shape.choice(number, answer) for number, answer in enumerate(answers)]
+    return Envelope(shape, reply.name).whole(choices, reply)
+
+
+async def first_parts(reply: Reply) -> list[Part]:
+    """Wait for the first chunks; an error that comes instead can still become a status."""
+    return await anext(reply, [])
+
+
+async def frames(reply: Reply, shape: Shape, first: list[Part], *, includes_usage: bool) -> AsyncIterator[bytes]:
+    """Yield the events of a stream; an error on the way becomes an event of its own before the end."""
+    envelope = Envelope(shape, reply.name)
+    extra: JSON = {"usage": None} if includes_usage else {}
+    opened: set[int] = set()
+    parts = first
+    try:
+        while parts:
+            yield b"".join(_event(envelope.chunk(choice) | extra) for choice in _choices(shape, parts, opened))
+            parts = await anext(reply, [])
+        if includes_usage:
+            yield _event(envelope.chunk() | {"usage": usage(reply)})
+    except MlxkError as error:
+        yield _event(faults.of_error(error))
+    yield DONE
+
+
+def _choices(shape: Shape, parts: Sequence[Part], opened: set[int]) -> Iterator[JSON]:
+    for number, kind, text, logprobs, reason in _joined(parts):
+        if number not in opened:
+            opened.add(number)
+            if opening := shape.opening(number):
+                yield opening
+        if text or logprobs:
+            yield shape.delta(number, kind, text, logprobs)
+        if reason is not None:
+            yield shape.ending(number, reason)
+
+
+_Joined = tuple[int, Kind, str, tuple[TokenLogprob, ...], str | None]
+
+
+def _joined(parts: Sequence[Part]) -> list[_Joined]:
+    """Join the parts that follow each other in the same text, so that a client that lags gets fewer events."""
+    found: list[_Joined] = []
+    for number, chunk in parts:
+        text, logprobs = chunk.text, chunk.logprobs
+        if found and found[-1][:2] == (number, chunk.kind):
+            _, _, before, logprobs_before, _ = found.pop()
+            text, logprobs = before + text, logprobs_before + logprobs
+        found.append((number, chunk.kind, text, logprobs, chunk.finish_reason))
+    return found
+
+
+def _event(data: JSON) -> bytes:
+    return b"data: %s\n\n" % json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
