@@ -187,7 +187,11 @@ def test_what_can_not_be_uploaded_is_an_anomaly(checked: Checked, folder: Path, 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take only UTF-8")
 def test_a_name_that_is_not_utf_8(checked: Checked, folder: Path) -> None:
     (Path(os.fsdecode(os.fsencode(folder) + b"/\xff"))).touch()
-    assert codes(checked(chat_model())) == [("unusable_file", "\N{REPLACEMENT CHARACTER}")]
+    inside = Path(os.fsdecode(os.fsencode(folder) + b"/\xfe"))
+    inside.mkdir()
+    (inside / "notes").touch()
+    names = ["\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}/notes"]
+    assert codes(checked(chat_model())) == [("unusable_file", name) for name in names]
 
 
 def test_links_inside_the_folder_are_its_files(checked: Checked, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mlxk2.cache.naming import readable
@@ -32,6 +32,14 @@ class File(NamedTuple):
     problem: str | None = None
 
 
+class Entry(NamedTuple):
+    """What stands below a folder: its name relative to it, with `/`, its path, and why a folder can't be entered."""
+
+    name: str
+    path: str
+    problem: str | None = None
+
+
 class Tree:
     """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere.
 
@@ -51,23 +59,10 @@ class Tree:
         """All files below a folder, by name; links to folders are not entered."""
         if not self.contains(folder):
             return []
-        return sorted(self._walk(folder), key=lambda file: file.name)
+        return sorted(filter(None, map(self._file, walk(folder))), key=lambda file: file.name)
 
-    def _walk(self, folder: str) -> Iterator[File]:
-        pending = [(folder, "")]
-        while pending:
-            folder, prefix = pending.pop()
-            try:
-                entries = list(os.scandir(folder))
-            except OSError as error:
-                yield _broken(prefix or ".", f"can't be read ({error.strerror})")
-                continue
-            for entry in entries:
-                name = prefix + readable(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, name + "/"))
-                elif (file := self.file(name, entry.path)) is not None:
-                    yield file
+    def _file(self, entry: Entry) -> File | None:
+        return broken(entry.name, entry.problem) if entry.problem else self.file(entry.name, entry.path)
 
     def file(self, name: str, path: str) -> File | None:
         """The file behind a path, or None for a link to a folder."""
@@ -77,7 +72,7 @@ class Tree:
                 folder, base = os.path.split(path)
                 real = self._real_folder(folder)
                 if not self._is_inside(real):
-                    return _broken(name, f"is a link that leads outside {self._place}")
+                    return broken(name, f"is a link that leads outside {self._place}")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
                 if not stat.S_ISLNK(status.st_mode):
@@ -85,10 +80,10 @@ class Tree:
                 path = _joined(real, os.readlink(path))
                 blob = blob or _blob_name(path)
         except FileNotFoundError:
-            return _broken(name, "is a dangling link")
+            return broken(name, "is a dangling link")
         except (OSError, ValueError) as error:
-            return _broken(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
-        return _broken(name, "is a link without an end")
+            return broken(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
+        return broken(name, "is a link without an end")
 
     def _real_folder(self, folder: str) -> str:
         """As `os.path.realpath`, but each folder is looked at once: a snapshot's files share theirs."""
@@ -103,6 +98,29 @@ class Tree:
         if self._roots is None:
             return True
         return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots)
+
+
+def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False) -> Iterator[Entry]:
+    """All that stands below a folder, less the folders; links are not entered.
+
+    `leaves_out` is asked with a name and whether it is a folder's, which is not entered then.
+    """
+    pending = [(folder, "")]
+    while pending:
+        folder, prefix = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            yield Entry(prefix.rstrip("/") or ".", folder, f"can't be read ({error.strerror})")
+            continue
+        for entry in entries:
+            name, is_folder = prefix + readable(entry.name), entry.is_dir(follow_symlinks=False)
+            if leaves_out(name, is_folder):
+                continue
+            if is_folder:
+                pending.append((entry.path, name + "/"))
+            else:
+                yield Entry(name, entry.path)
 
 
 def read(file: File, limit: int, offset: int = 0) -> bytes:
@@ -139,7 +157,7 @@ def _found(name: str, path: str, status: os.stat_result, blob: str | None) -> Fi
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):
-        return _broken(name, "is not a regular file")
+        return broken(name, "is not a regular file")
     return File(name, path, status.st_size, (status.st_dev, status.st_ino), blob)
 
 
@@ -148,5 +166,6 @@ def _blob_name(path: str) -> str | None:
     return name if os.path.basename(folder) == "blobs" else None
 
 
-def _broken(name: str, problem: str) -> File:
+def broken(name: str, problem: str) -> File:
+    """A file of which there is only to say why it can't be read."""
     return File(name, "", 0, (0, 0), None, problem)

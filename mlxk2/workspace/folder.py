@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import BrokenFile, File, Tree, read_whole
-from mlxk2.cache.naming import readable
+from mlxk2.cache.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
 from mlxk2.cache.store import Snapshot
 from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
@@ -32,7 +30,7 @@ class Workspace:
         path = os.path.join(self.root, IGNORE_FILE)
         if not os.path.lexists(path):
             return Ignore.of("")
-        file = self._tree.file(IGNORE_FILE, path) or _unusable(IGNORE_FILE, "is a link to a folder")
+        file = self._tree.file(IGNORE_FILE, path) or broken(IGNORE_FILE, "is a link to a folder")
         try:
             return Ignore.of(read_whole(file, MAX_IGNORE_BYTES).decode("utf-8-sig", "replace"))
         except BrokenFile as error:
@@ -41,7 +39,8 @@ class Workspace:
     @cached_property
     def files(self) -> tuple[File, ...]:
         """The files to be uploaded, by name; one that can't be has a `problem`."""
-        return tuple(sorted(self._walk(), key=lambda file: file.name))
+        entries = walk(self.root, self.ignore.matches)
+        return tuple(sorted(map(self._file, entries), key=lambda file: file.name))
 
     def contents(self, name: str) -> Contents:
         """The files as those of a model of this name, for the rules of health."""
@@ -51,29 +50,13 @@ class Workspace:
     def _tree(self) -> Tree:
         return Tree((self.root,), _PLACE)
 
-    def _walk(self) -> Iterator[File]:
-        pending = [(self.root, "")]
-        while pending:
-            folder, prefix = pending.pop()
-            try:
-                entries = list(os.scandir(folder))
-            except OSError as error:
-                yield _unusable(prefix.rstrip("/") or ".", f"can't be read ({error.strerror})")
-                continue
-            for entry in entries:
-                name = prefix + readable(entry.name)
-                is_folder = entry.is_dir(follow_symlinks=False)
-                if self.ignore.matches(name, is_folder):
-                    continue
-                if is_folder:
-                    pending.append((entry.path, name + "/"))
-                else:
-                    yield self._file(name, entry)
-
-    def _file(self, name: str, entry: os.DirEntry[str]) -> File:
-        if not name.endswith(entry.name):
-            return _unusable(name, "has a name that is not UTF-8")
-        file = self._tree.file(name, entry.path) or _unusable(name, "is a link to a folder")
+    def _file(self, entry: Entry) -> File:
+        name, path, problem = entry
+        if problem is not None:
+            return broken(name, problem)
+        if not path.endswith(name):
+            return broken(name, "has a name that is not UTF-8")
+        file = self._tree.file(name, path) or broken(name, "is a link to a folder")
         # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
         return file._replace(blob=None)
 
@@ -84,7 +67,3 @@ def find(name: str) -> Workspace:
         problem = "is not a folder" if os.path.lexists(name) else "does not exist"
         raise WorkspaceNotFoundError(f"The folder {name!r} {problem}.")
     return Workspace(name, os.path.realpath(name))
-
-
-def _unusable(name: str, problem: str) -> File:
-    return File(name, "", 0, (0, 0), None, problem)
