@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import sys
 import time
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from layouts import COMMIT, chat_model, gguf_model
@@ -33,17 +36,22 @@ def verdicts(mlxk2):
 
 @pytest.fixture
 def known(hub, mlxk2):
-    """A cache that `list` has seen; in its memory, every model has another name, by which recalling shows."""
+    """A cache that `list` has seen; in its memory, every model has another name."""
     snapshot = hub.add("org/chat", chat_model())
     hub.add("org/gguf", gguf_model())
     settle()
     assert names(mlxk2) == ["org/chat", "org/gguf"]
+    rename_remembered(hub)
+    return snapshot
+
+
+def rename_remembered(hub):
+    """Give every model in the memory another name, by which recalling shows."""
     file = remembered(hub)
     content = json.loads(file.read_text())
     for _, model in content["snapshots"].values():
         model["name"] = FROM_MEMORY
     file.write_text(json.dumps(content))
-    return snapshot
 
 
 def test_what_has_not_changed_is_remembered(known, mlxk2):
@@ -94,6 +102,24 @@ def test_another_revision_is_seen_at_once(known, hub, mlxk2):
     (hub.folder("org/chat") / "refs" / "main").write_text(other)
     hashes = {model["hash"] for model in mlxk2("list", "--json").json["data"]["models"]}
     assert other in hashes
+
+
+@pytest.mark.usefixtures("known")
+def test_a_change_of_mlx_lm_is_seen_at_once(hub, mlxk2, tmp_path, monkeypatch):
+    """Also where mlx-lm is installed as editable: an import hook knows where it is, no folder of `sys.path`."""
+    installed = tmp_path / "src" / "mlx_lm"
+    (installed / "models").mkdir(parents=True)
+    (installed / "utils.py").touch()
+    spec = spec_from_file_location("mlx_lm", installed / "__init__.py", submodule_search_locations=[str(installed)])
+    hook = SimpleNamespace(find_spec=lambda name, *_: spec if name == "mlx_lm" else None)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "mlx_lm").is_dir()])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, hook])
+    monkeypatch.delitem(sys.modules, "mlx_lm", raising=False)
+    assert names(mlxk2) == ["org/chat", "org/gguf"]
+    rename_remembered(hub)
+    assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
+    (installed / "utils.py").write_text("changed = True")
+    assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
 def test_health_and_show_always_look(known, mlxk2):
