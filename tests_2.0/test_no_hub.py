@@ -15,7 +15,7 @@ from shapes import assert_envelope
 
 QUESTION = "is HF_ENDPOINT the address of a hub?"
 ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""]
-NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://"]
+NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://", "http://[::1", "http://localhost:port"]
 
 
 @contextmanager

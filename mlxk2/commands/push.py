@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxk2.cache import naming
 from mlxk2.errors import CommandError, DependencyMissingError, RepoNotFoundError, ValidationError
+from mlxk2.hub import endpoint
 from mlxk2.printable import cut
 from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
 from mlxk2.workspace import changes, checkup, folder
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mlxk2.hub.upload import Branch, Pushed, Standing
 
 DEFAULT_BRANCH = "main"
-DEFAULT_ENDPOINT = "https://huggingface.co"
 DISCLAIMER = (
     "Alpha feature: the branch becomes a mirror of the folder, deletions included. Review the result on the hub."
 )
@@ -146,13 +146,12 @@ def _add_commit(data: PushData, pushed: Pushed, summary: ChangeSummary) -> None:
 
 def _nothing_done(args: Namespace, workspace: Workspace, message: str) -> PushData:
     """What there is to say of a push that changed nothing."""
-    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
     return {
         "repo_id": args.repo_id,
         "branch": args.branch,
         "commit_sha": None,
         "commit_url": None,
-        "repo_url": f"{endpoint.rstrip('/')}/{args.repo_id}",
+        "repo_url": f"{endpoint.of(os.environ).rstrip('/')}/{args.repo_id}",
         "uploaded_files_count": 0,
         "local_files_count": len(workspace.files),
         "no_changes": False,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, get_token
 
 from mlxk2 import __version__
-from mlxk2.errors import ValidationError
-from mlxk2.hub import library
+from mlxk2.hub import endpoint, library
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 # It decides in Rust, when its first session starts.
 XET_TELEMETRY_VARIABLE = "HF_XET_TELEMETRY_ENABLED"
 
@@ -42,21 +39,9 @@ def connect() -> Connection:
     found = token(os.environ)
     # False stands for none, where None would make the library look for one.
     api = HfApi(
-        endpoint=_endpoint(os.environ), token=found or False, library_name="mlxk2", library_version=__version__
+        endpoint=endpoint.of(os.environ), token=found or False, library_name="mlxk2", library_version=__version__
     )
     return Connection(api, found)
-
-
-def _endpoint(environment: Mapping[str, str]) -> str:
-    endpoint = environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    try:
-        parts = urlsplit(endpoint)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise ValidationError("HF_ENDPOINT is not the address of a hub, such as https://huggingface.co.")
-    return endpoint
 
 
 def token(environment: Mapping[str, str]) -> str | None:
