@@ -2,7 +2,8 @@
 
 `MLXK2_USER_HF_HOME` or `HF_HOME` names the user's cache, which is only read. `MLXK2_ISSUE27_MODEL` is a model there,
 `MLXK2_ISSUE27_INDEX_MODEL` one with an index; without them the first that fits is taken. `MLXK2_SUBSET_COUNT` shards
-(1) are copied if `MLXK2_MIN_FREE_MB` (512) stay free. With `MLXK2_BOOTSTRAP_INDEX=1` a missing index is downloaded.
+(1; 0 copies the index alone) are copied if `MLXK2_MIN_FREE_MB` (512) stay free. With `MLXK2_BOOTSTRAP_INDEX=1` a
+missing index is downloaded.
 """
 
 import json
@@ -64,9 +65,7 @@ def part(user_cache_is_known, isolated_cache):
     source = wanted_or_first(variable, lambda path: index_in(path) is not None)
     index = index_in(source) or bootstrapped_index(source)
     shards = sorted({source / name for name in json.loads(index.read_text())["weight_map"].values()}, key=size_of)
-    chosen = [shard for shard in shards if shard.is_file()][: int(os.environ.get("MLXK2_SUBSET_COUNT", "1"))]
-    if not chosen:
-        pytest.skip(f"no shard of {source} is there")
+    chosen = [shard for shard in shards if shard.is_file()][: subset_count()]
     need_room(isolated_cache, chosen)
     snapshot = isolated_cache / "models--part--model" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
@@ -75,6 +74,20 @@ def part(user_cache_is_known, isolated_cache):
         shutil.copyfile(path, snapshot / path.name)
     shutil.copyfile(index, snapshot / index.name)
     return snapshot, snapshot / index.name, [snapshot / shard.name for shard in chosen]
+
+
+@pytest.fixture
+def whole_part(part):
+    """The part of a real model, with an index of its shards alone: a whole."""
+    snapshot, index, shards = part
+    if not shards:
+        pytest.skip("no shard of the model is there" if subset_count() else "MLXK2_SUBSET_COUNT=0 copies no shard")
+    restrict_to(index, shards)
+    return snapshot, index, shards
+
+
+def subset_count():
+    return int(os.environ.get("MLXK2_SUBSET_COUNT", "1"))
 
 
 def size_of(path):
@@ -120,32 +133,28 @@ def test_a_subset_is_never_healthy(part, mlxk2):
     assert reason(mlxk2).startswith("Missing shard")
 
 
-def test_all_that_the_index_names_is_healthy(part, mlxk2):
-    _, index, shards = part
-    restrict_to(index, shards)
+def test_all_that_the_index_names_is_healthy(whole_part, mlxk2):
+    assert whole_part
     assert reason(mlxk2) == "Model is healthy"
 
 
-def test_a_deleted_shard_is_found(part, mlxk2):
-    _, index, shards = part
-    restrict_to(index, shards)
+def test_a_deleted_shard_is_found(whole_part, mlxk2):
+    _, _, shards = whole_part
     shards[0].unlink()
     assert reason(mlxk2) == f"Missing shard: {shards[0].name}"
 
 
-def test_a_truncated_shard_is_found(part, mlxk2):
-    _, index, shards = part
+def test_a_truncated_shard_is_found(whole_part, mlxk2):
+    _, _, shards = whole_part
     if shards[0].suffix != ".safetensors":
         pytest.skip("only safetensors files tell their length")
-    restrict_to(index, shards)
     with shards[0].open("r+b") as file:
         file.truncate(size_of(shards[0]) - 1)
     assert reason(mlxk2) == f"{shards[0].name} is truncated: 1 bytes are missing"
 
 
-def test_a_pointer_for_a_shard_is_found(part, mlxk2):
-    _, index, shards = part
-    restrict_to(index, shards)
+def test_a_pointer_for_a_shard_is_found(whole_part, mlxk2):
+    _, _, shards = whole_part
     shards[0].write_bytes(LFS_POINTER)
     assert "Git LFS pointer" in reason(mlxk2)
 

@@ -1,0 +1,155 @@
+"""Count the tests as pytest collects them, for TESTING.md.
+
+    python tools/count_tests.py           print the tables
+    python tools/count_tests.py --write   put them into TESTING.md
+    python tools/count_tests.py --check   exit 1 when TESTING.md is no longer true
+
+The check is made for a suite that grows: a number may be off by a tenth, but every file of tests must be in its table,
+no other, and every `pytest` command on the page must select a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "TESTING.md"
+
+KINDS = {
+    "the JSON API": "pytest -m spec",
+    "units and commands": 'pytest -m "not (spec or e2e or wet or issue27 or server_real)"',
+    "end to end": "pytest -m e2e",
+    "opt-in": 'pytest -m "wet or issue27 or server_real"',
+    "all": "pytest",
+}
+TOLERANCE = 0.1
+
+_TABLE = "<!-- {name}: python tools/count_tests.py --write -->\n\n{table}\n\n<!-- end -->"
+# Inline code, or a line of a block up to its comment.
+_COMMAND = re.compile(r"`((?:\w+=\S+ )*pytest[^`]*)`|^((?:\w+=\S+ )*pytest[^#\n]*)", re.MULTILINE)
+
+
+class Suite:
+    """The collected tests."""
+
+    def __init__(self) -> None:
+        self.items: list[pytest.Item] = []
+        self._select: Callable[[list[pytest.Item]], None]
+        self._options: argparse.Namespace
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Keep what was collected, and pytest's own way to select by -m and -k."""
+        plugin = session.config.pluginmanager.getplugin("mark")
+        self._select = lambda items: plugin.pytest_collection_modifyitems(items, session.config)
+        self._options = session.config.option
+        self.items = list(session.items)
+
+    def count(self, command: str) -> int:
+        """How many tests a command selects, which names them by -m, by -k or by where they are."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("-m", default="")
+        parser.add_argument("-k", default="")
+        wanted, rest = parser.parse_known_args(shlex.split(command.partition("pytest")[2]))
+        self._options.markexpr, self._options.keyword = wanted.m, wanted.k
+        selected = list(self.items)
+        self._select(selected)
+        places = tuple(word for word in rest if word.startswith("tests_2.0"))
+        return sum(item.nodeid.startswith(places or "") for item in selected)
+
+    def files(self) -> dict[str, int]:
+        """The files of tests, with how many each has."""
+        return dict(sorted(Counter(item.nodeid.partition("::")[0] for item in self.items).items()))
+
+
+def collect() -> Suite:
+    """Collect the tests, as `pytest` without arguments would."""
+    suite, said = Suite(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[suite])
+    if code:
+        sys.exit(said.getvalue())
+    return suite
+
+
+def kinds(suite: Suite) -> str:
+    """The table of the kinds."""
+    rows = [f"| {kind} | {suite.count(command):,} | `{command}` |" for kind, command in KINDS.items()]
+    return "\n".join(["| kind | tests | only these |", "|---|---:|---|", *rows])
+
+
+def files(suite: Suite) -> str:
+    """The table of the files."""
+    rows = [f"| `{name.partition('/')[2]}` | {count} | {promise(name)} |" for name, count in suite.files().items()]
+    return "\n".join(["| file | tests | what it is about |", "|---|---:|---|", *rows])
+
+
+def promise(name: str) -> str:
+    """The first line of a file's docstring."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.search(r'^"""(.+?)("""|$)', text, re.MULTILINE)
+    return found.group(1).removesuffix(".").replace("|", "\\|") if found else ""
+
+
+TABLES: dict[str, Callable[[Suite], str]] = {"kinds": kinds, "files": files}
+
+
+def _place(name: str) -> re.Pattern[str]:
+    """Where a table stands on the page."""
+    return re.compile(re.escape(_TABLE.format(name=name, table="\0")).replace("\0", "(.*?)"), re.DOTALL)
+
+
+def written(page: str, suite: Suite) -> str:
+    """The page with its tables as they should be."""
+    for name, table in TABLES.items():
+        text = _TABLE.format(name=name, table=table(suite))
+        page = _place(name).sub(lambda _, text=text: text, page)  # type: ignore[misc]
+    return page
+
+
+def faults(page: str, suite: Suite) -> Iterator[str]:
+    """What on the page is not true."""
+    tables = {name: found.group(1) if (found := _place(name).search(page)) else "" for name in TABLES}
+    for kind, command in KINDS.items():
+        said = re.search(rf"^\| {re.escape(kind)} \| ([\d,]+) \|", tables["kinds"], re.MULTILINE)
+        count = suite.count(command)
+        if not said or abs(int(said[1].replace(",", "")) - count) > TOLERANCE * count:
+            yield f"{kind}: there are {count} tests, {said[1] if said else 'no number'} is said"
+    listed = {f"tests_2.0/{name}" for name in re.findall(r"^\| `([^`]+)` \|", tables["files"], re.MULTILINE)}
+    yield from (f"{name} is not in the table or not in the tree" for name in sorted(listed ^ set(suite.files())))
+    for match in _COMMAND.finditer(page):
+        command = (match[1] or match[2]).strip()
+        if not suite.count(command):
+            yield f"no test is selected by: {command}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print, write or check the tables; the exit code."""
+    parser = argparse.ArgumentParser(description="Count the tests, for TESTING.md.")
+    parser.add_argument("--write", action="store_true", help="put the tables into TESTING.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when TESTING.md is no longer true")
+    args = parser.parse_args(argv)
+    suite = collect()
+    page = GUIDE.read_text(encoding="utf-8")
+    if args.check:
+        found = list(faults(page, suite))
+        print(*found, sep="\n", end="\n" if found else "")
+        return 1 if found else 0
+    if args.write:
+        GUIDE.write_text(written(page, suite), encoding="utf-8")
+    else:
+        print(*(table(suite) for table in TABLES.values()), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
