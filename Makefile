@@ -15,6 +15,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_schema.py --check
+	$(BIN)/python tools/measure_style.py --check
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks

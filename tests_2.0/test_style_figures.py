@@ -1,0 +1,118 @@
+"""The tool that measures how the package is written, run on packages of which the figures are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[1] / "tools" / "measure_style.py"
+MARKED = "# Page\n\n<!-- figures of tools/measure_style.py -->\n<!-- end of figures -->\n\nThe end.\n"
+
+
+class Project:
+    """A package of one module, its page, and the tool beside them."""
+
+    def __init__(self, root: Path) -> None:
+        self.tool = root / "tools" / TOOL.name
+        self.page = root / "CONTRIBUTING.md"
+        self._module = root / "mlxk2" / "room" / "module.py"
+        for folder in (self.tool.parent, self._module.parent):
+            folder.mkdir(parents=True)
+        self.tool.write_bytes(TOOL.read_bytes())
+        self.page.write_text(MARKED)
+
+    def write(self, *parts: str) -> None:
+        """Let the module have these parts."""
+        self._module.write_text("".join(f"{part}\n" for part in parts))
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """The tool's exit code, stdout and stderr."""
+        done = subprocess.run([sys.executable, self.tool, *words], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def function(lines: int, name: str = "f") -> str:
+    """A function of so many lines from its `def` on, below a decorator, which does not count."""
+    return "\n".join(["@cache", f"def {name}():", *["    pass"] * (lines - 1)])
+
+
+def handler(clause: str, *body: str) -> str:
+    return "\n".join(["try:", "    pass", f"{clause}:", *(f"    {line}" for line in body)])
+
+
+def test_figures(project: Project) -> None:
+    project.write(*(function(lines) for lines in (2, 3, 4, 5, 6, 7, 8, 9, 10, 41)), handler("except", "raise"))
+    code, out, _ = project.run()
+    lines = [line.strip("| ").split(" | ") for line in out.splitlines()[2:]]
+    assert code == 0
+    assert [line[1:] for line in lines] == [["6 / 10 / 41", "8 / 25 / 40"], ["109", "300"], ["9.2"], ["0", "0"]]
+
+
+def test_written_figures_pass_the_check_until_the_code_changes(project: Project) -> None:
+    project.write(function(5))
+    assert project.run("--check")[0] == 1
+    assert project.run("--write")[0] == 0
+    page = project.page.read_text()
+    assert page.startswith("# Page\n\n") and page.endswith("\n\nThe end.\n") and "| 5 / 5 / 5 |" in page
+    assert project.run("--check") == (0, "", "")
+    project.write(function(6))
+    code, _, told = project.run("--check")
+    assert code == 1
+    assert "CONTRIBUTING.md has other figures" in told and "--write" in told
+
+
+def test_a_page_without_the_mark_fails(project: Project) -> None:
+    project.write(function(5))
+    project.page.write_text("# Page\n")
+    assert project.run("--check")[0] == 1
+
+
+MISSED = {
+    "50% of the functions have up to 9 lines": [function(9)] * 9,
+    "90% of the functions have up to 26 lines": [*[function(2)] * 8, function(26), function(26)],
+    "mlxk2/room/module.py:29 long has 41 lines": [*[function(2)] * 9, function(41, "long")],
+    "mlxk2/room/module.py has 301 lines": [function(2), *["pass"] * 298],
+    "mlxk2/room/module.py:3 goes on silently": [handler("except Exception", "pass"), function(2)],
+}
+
+
+@pytest.mark.parametrize("fault", MISSED)
+def test_a_missed_aim_is_named_with_its_place(project: Project, fault: str) -> None:
+    project.write(*MISSED[fault])
+    project.run("--write")
+    code, _, told = project.run("--check")
+    assert (code, told.count("\n")) == (1, 1)
+    assert fault in told
+
+
+SILENT = [
+    handler("except", "pass"),
+    handler("except BaseException", "print('oh')"),
+    handler("except (OSError, Exception) as error", "pass"),
+    "with suppress(Exception): pass",
+    "with contextlib.suppress(OSError, BaseException): pass",
+]
+HEARD = [
+    handler("except", "raise"),
+    handler("except Exception as error", "if error:", "    raise Other from error"),
+    handler("except Exception as error", "report(error)"),
+]
+NARROW = [handler("except (OSError, ValueError)", "pass"), "with suppress(OSError): pass"]
+
+
+@pytest.mark.parametrize(
+    ("part", "blanket", "silent"),
+    [*((p, 1, 1) for p in SILENT), *((p, 1, 0) for p in HEARD), *((p, 0, 0) for p in NARROW)],
+)
+def test_what_catches_everything(project: Project, part: str, blanket: int, silent: int) -> None:
+    project.write(function(2), part)
+    rate, goes_on = (line.strip("| ").split(" | ") for line in project.run()[1].splitlines()[-2:])
+    assert (rate[1] != "0.0", int(goes_on[1])) == (bool(blanket), silent)
