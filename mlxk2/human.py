@@ -167,18 +167,8 @@ def _health_row(entry: HealthEntry) -> Row:
     return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
 
 
-def rm(args: Namespace, data: RmData) -> list[str | Table]:  # noqa: ARG001
-    """What was deleted, or would be, in one line."""
-    return [printable(data["message"])]
-
-
-def pull(args: Namespace, data: PullData) -> list[str | Table]:  # noqa: ARG001
-    """What the download did, in a sentence or two."""
-    return [printable(data["message"])]
-
-
-def clone(args: Namespace, data: CloneData) -> list[str | Table]:  # noqa: ARG001
-    """What was cloned, in one line."""
+def message(args: Namespace, data: PullData | RmData | CloneData) -> list[str | Table]:  # noqa: ARG001
+    """What the command did, in its own words."""
     return [printable(data["message"])]
 
 
@@ -258,9 +248,9 @@ _RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
     "list": list_models,
     "show": show,
     "health": health,
-    "pull": pull,
-    "rm": rm,
-    "clone": clone,
+    "pull": message,
+    "rm": message,
+    "clone": message,
     "push": push,
     "run": run,
     "completion": completion,

@@ -54,7 +54,6 @@ STREAMS = {("sys", "stdout"), ("sys", "stderr"), ("sys", "stdin"), ("sys", "exit
 MAY_TALK = {
     "mlxk2.cli",
     "mlxk2.__main__",
-    "mlxk2.hub.download",  # names the stream of its warnings where no caller passes a writer
 }
 
 

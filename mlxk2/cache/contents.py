@@ -23,6 +23,7 @@ MAX_CARD_BYTES = 1 << 16
 MAX_JSON_NESTING = 64
 LFS_POINTER_START = b"version https://git-lfs"
 MAX_LFS_POINTER_BYTES = 1024
+IS_LFS_POINTER = "is a Git LFS pointer, not the file itself"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 _TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"[^"]|\[\s*\{)')
@@ -58,7 +59,7 @@ class Contents:
             raise BrokenFile(f"{name} is missing")
         text = read_whole(file, MAX_JSON_BYTES)
         if is_lfs_pointer(text):
-            raise BrokenFile(f"{name} is a Git LFS pointer, not the file itself")
+            raise BrokenFile(f"{name} {IS_LFS_POINTER}")
         return _parse_object(name, text)
 
     @cached_property

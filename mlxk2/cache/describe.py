@@ -73,9 +73,7 @@ def framework_of(contents: Contents) -> Framework:
         return "MLX"
     if contents.named(".gguf"):
         return "GGUF"
-    if any(integrity.is_weight(file.name) for file in contents.files):
-        return "PyTorch"
-    return "Unknown"
+    return "PyTorch" if integrity.weight_names(contents) else "Unknown"
 
 
 def _says_mlx(contents: Contents) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from mlxk2.cache import gguf
-from mlxk2.cache.contents import Contents
+from mlxk2.cache.contents import IS_LFS_POINTER, Contents
 from mlxk2.cache.files import BrokenFile, File
 
 HEALTHY = "Model is healthy"
-MAX_NAMED = 5
+MAX_NAMED = 5  # of the missing parts: what a file's name says may be a hundred thousand
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
@@ -41,6 +42,11 @@ def is_weight(name: str) -> bool:
     )
 
 
+def weight_names(contents: Contents) -> list[str]:
+    """The names of the files that hold a model's weights."""
+    return [file.name for file in contents.files if is_weight(file.name)]
+
+
 def has_snapshot(contents: Contents) -> str | None:
     """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
     if contents.snapshot.is_missing:
@@ -54,10 +60,9 @@ def has_snapshot(contents: Contents) -> str | None:
 
 def has_config(contents: Contents) -> str | None:
     """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
-    if "config.json" not in contents:
-        weights = [file.name for file in contents.files if is_weight(file.name)]
-        if weights and all(name.endswith(".gguf") for name in weights):
-            return None
+    weights = weight_names(contents)
+    if "config.json" not in contents and weights and all(name.endswith(".gguf") for name in weights):
+        return None
     return str(contents.config) if isinstance(contents.config, BrokenFile) else None
 
 
@@ -113,12 +118,12 @@ def _problem_of_size(contents: Contents, file: File) -> str | None:
     if file.size == 0:
         return f"{file.name} is empty"
     if file.name in contents.lfs_pointers:
-        return f"{file.name} is a Git LFS pointer, not the file itself"
+        return f"{file.name} {IS_LFS_POINTER}"
     return None
 
 
 def _problem_without_index(contents: Contents) -> str | None:
-    weights = [file.name for file in contents.files if is_weight(file.name)]
+    weights = weight_names(contents)
     if not weights:
         return "No weight files"
     at_the_top = [name for name in weights if "/" not in name and not name.endswith(".gguf")]
@@ -151,8 +156,9 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         if match := _SHARD.fullmatch(name):
             groups[match["stem"], match["count"], match["ending"]].add(int(match["number"]))
     for (stem, count, ending), numbers in sorted(groups.items()):
-        missing = sorted(set(range(1, int(count) + 1)) - numbers)[:MAX_NAMED]
-        yield f"{stem}.{ending}.index.json", [f"{stem}-{number:05}-of-{count}.{ending}" for number in missing]
+        missing = (number for number in range(1, int(count) + 1) if number not in numbers)
+        names = (f"{stem}-{number:05}-of-{count}.{ending}" for number in missing)
+        yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED))
 
 
 def has_whole_weights(contents: Contents) -> str | None:
@@ -171,7 +177,7 @@ def has_whole_weights(contents: Contents) -> str | None:
 def has_only_finished_files(contents: Contents) -> str | None:
     """Rule 6: no Git LFS pointer anywhere, and no file of an unfinished download."""
     if contents.lfs_pointers:
-        return f"{min(contents.lfs_pointers)} is a Git LFS pointer, not the file itself"
+        return f"{min(contents.lfs_pointers)} {IS_LFS_POINTER}"
     partial = contents.named(*PARTIAL)
     return f"Unfinished download: {partial[0].name}" if partial else None
 

@@ -125,13 +125,13 @@ def _confirm(args: Namespace, plan: Removal, name: str) -> None:
             return
         message = "Nothing was deleted."
     error = ConfirmationRequiredError(message)
-    error.data = {**_data(plan, "requires_confirmation", message, Outcome(0, 0))}
+    error.data = {**_data(plan.name, "requires_confirmation", message, Outcome(0, 0))}
     raise error
 
 
 def _planned(plan: Removal) -> RmData:
     message = f"Would delete {_described(plan)}; {human_size(plan.freed_bytes)} would be freed."
-    data = _data(plan, "planned", message, Outcome(plan.freed_bytes, 0))
+    data = _data(plan.name, "planned", message, Outcome(plan.freed_bytes, 0))
     if plan.locks.living:
         data["message"] += " A download of it is at work: that needs --force."
         data |= {"locks_detected": True, "lock_files": list(plan.locks.living)}
@@ -144,18 +144,14 @@ def _deleted(plan: Removal, outcome: Outcome, earlier: Earlier) -> RmData:
     message = f"Deleted {_described(plan)}; {human_size(freed)} freed."
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
-    return _data(plan, "deleted", message, Outcome(freed, cleaned))
+    return _data(plan.name, "deleted", message, Outcome(freed, cleaned))
 
 
 def _finished(rest: Remains, outcome: Outcome, dry_run: bool) -> RmData:
     what = f"the interrupted removal of {rest.name}" + (f"@{short_hash(rest.revision)}" if rest.revision else "")
-    return {
-        "model": rest.name,
-        "action": "planned" if dry_run else "deleted",
-        "message": f"Would finish {what}." if dry_run else f"Finished {what}; {human_size(outcome.freed_bytes)} freed.",
-        "lock_files_cleaned": outcome.lock_files_cleaned,
-        "freed_bytes": outcome.freed_bytes,
-    }
+    if dry_run:
+        return _data(rest.name, "planned", f"Would finish {what}.", outcome)
+    return _data(rest.name, "deleted", f"Finished {what}; {human_size(outcome.freed_bytes)} freed.", outcome)
 
 
 def _described(plan: Removal) -> str:
@@ -168,9 +164,9 @@ def _described(plan: Removal) -> str:
     return f"{plan.name} ({f'revision {hashes}' if hashes else 'an unfinished download'})"
 
 
-def _data(plan: Removal, action: Action, message: str, outcome: Outcome) -> RmData:
+def _data(name: str, action: Action, message: str, outcome: Outcome) -> RmData:
     return {
-        "model": plan.name,
+        "model": name,
         "action": action,
         "message": message,
         "lock_files_cleaned": outcome.lock_files_cleaned,

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from typing import Literal
 
-from mlxk2.cache.contents import Contents
+from mlxk2.cache.contents import TEMPLATE_FILES, Contents
 from mlxk2.cache.describe import describe_contents, metadata_of
 from mlxk2.cache.files import File
 from mlxk2.cache.integrity import TOKENIZERS, is_weight
@@ -16,8 +16,8 @@ from mlxk2.spec import FileEntry, ShowData
 
 FileType = Literal["config", "weights", "tokenizer", "readme", "other"]
 
-_TOKENIZER_FILES = {*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-_TOKENIZER_FILES |= {"vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+_TOKENIZER_FILES = {*TOKENIZERS, *TEMPLATE_FILES, "tokenizer_config.json", "special_tokens_map.json"}
+_TOKENIZER_FILES |= {"added_tokens.json", "vocab.json", "merges.txt"}
 _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
 

@@ -98,9 +98,7 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
-    library.http_get(
-        url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size
-    )
+    library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
 
 
 def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:

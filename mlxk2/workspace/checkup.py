@@ -8,7 +8,7 @@ from mlxk2.cache import integrity
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import TEXT_TYPES, model_type_of
 from mlxk2.cache.files import BrokenFile
-from mlxk2.cache.integrity import Rule, is_weight
+from mlxk2.cache.integrity import Rule
 from mlxk2.spec import Anomaly, ConfigHealth, IndexHealth, WeightsHealth, WorkspaceHealth
 from mlxk2.workspace.folder import Workspace
 
@@ -44,7 +44,7 @@ def _config(contents: Contents) -> ConfigHealth:
 
 
 def _weights(contents: Contents) -> WeightsHealth:
-    names = [file.name for file in contents.files if is_weight(file.name)]
+    names = integrity.weight_names(contents)
     missing = _missing_shards(contents)
     index: IndexHealth = {"has_index": integrity.index_name(contents) is not None, "missing": missing}
     return {

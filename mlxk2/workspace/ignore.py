@@ -23,6 +23,17 @@ DEFAULTS = (
 # The hub takes nothing of these names.
 ALWAYS = (".git", ".cache")
 
+_TOKEN = re.compile(
+    r"""(?P<folders>(?:(?<=/)|^)\*\*/)   # any number of folders, none too
+      | (?P<rest>(?<=/)\*\*$)            # all that is inside
+      | (?P<stars>\*+)
+      | (?P<one>\?)
+      | \[(?P<not>[!^]?)(?P<class>\]?(?:\\.|[^\]\\])*)\]
+      | \\(?P<escaped>.)
+      | (?P<plain>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
 
 class _Rule(NamedTuple):
     pattern: re.Pattern[str]
@@ -92,18 +103,6 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
         return re.compile(regex, re.DOTALL)
     except re.error:
         return None
-
-
-_TOKEN = re.compile(
-    r"""(?P<folders>(?:(?<=/)|^)\*\*/)   # any number of folders, none too
-      | (?P<rest>(?<=/)\*\*$)            # all that is inside
-      | (?P<stars>\*+)
-      | (?P<one>\?)
-      | \[(?P<not>[!^]?)(?P<class>\]?(?:\\.|[^\]\\])*)\]
-      | \\(?P<escaped>.)
-      | (?P<plain>.)""",
-    re.VERBOSE | re.DOTALL,
-)
 
 
 def _translated(token: re.Match[str]) -> str:
