@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from mlxk2.runner.assistant import Assistant
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Prompter
-from mlxk2.runner.runner import Chunk, MLXRunner, Step
+from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.rows import Place, Step
+from mlxk2.runner.runner import Chunk, MLXRunner
 from mlxk2.runner.text import Vocabulary
 
 END, BROKEN = 256, 289
@@ -135,12 +137,12 @@ class ScriptedRows:
         self._left: dict[int, int] = {}
         self._count = 0
 
-    def insert(self, request: GenerationRequest, max_tokens: int) -> int:
-        """Add a row that will say the script's tokens for this request, then the end."""
+    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
+        """Add a row that will say the script's tokens for this request, from there on, then the end."""
         self._count += 1
-        self._rows[self._count] = iter([*self._script(request), *[END] * 2])
-        self._left[self._count] = max_tokens
-        return self._count
+        self._rows[self._count] = iter([*self._script(request), *[END] * 2][len(answered) :])
+        self._left[self._count] = max_tokens - len(answered)
+        return Place(self._count)
 
     def next(self) -> list[Step]:
         """The next token of every row."""
@@ -172,18 +174,21 @@ class ScriptedBackend:
 
     vocabulary_size = SIZE
 
-    def __init__(self, script: Script, context_length: int = 4096, **tokenizer: Any) -> None:
+    def __init__(
+        self, script: Script, context_length: int = 4096, rows: type[ScriptedRows] = ScriptedRows, **tokenizer: Any
+    ) -> None:
         self.tokenizer = ScriptedTokenizer(**tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer)
         self.context_length = context_length
         self.batches: list[ScriptedRows] = []
         self.requests: list[GenerationRequest] = []
         self._script = script
+        self._kind = rows
 
-    def batch(self, max_rows: int) -> ScriptedRows:
+    def batch(self, max_rows: int, prompts: PromptCache) -> ScriptedRows:
         """A new batch of any number of rows, which is remembered."""
-        assert max_rows > 0
-        self.batches.append(ScriptedRows(self._say))
+        assert max_rows > 0 and not prompts.nbytes
+        self.batches.append(self._kind(self._say))
         return self.batches[-1]
 
     def _say(self, request: GenerationRequest) -> Sequence[int | Exception]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from mlx_lm import sample_utils, tokenizer_utils, utils
 from mlx_lm.models import cache
 
+from mlxk2.runner.decoding import Decoding
+
 # The package binds the name to a function.
 generate = import_module("mlx_lm.generate")
 
@@ -18,11 +21,14 @@ generate = import_module("mlx_lm.generate")
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
+        (generate.BatchGenerator, ["model", "completion_batch_size", "prefill_batch_size", "prefill_step_size"]),
         (
-            generate.BatchGenerator.insert,
-            ["prompts", "max_tokens", "samplers", "logits_processors", "stop_sequences"],
+            generate.BatchGenerator.insert_segments,
+            ["segments", "max_tokens", "caches", "all_tokens", "samplers", "logits_processors", "stop_sequences"],
         ),
-        (generate.BatchGenerator.remove, ["uids"]),
+        (generate.BatchGenerator.remove, ["uids", "return_prompt_caches"]),
+        (generate.BatchGenerator.extract_cache, ["uids"]),
+        (generate.GenerationBatch.empty, ["model", "fallback_sampler"]),
         (generate.BatchGenerator.next, []),
         (generate.StopSequences, ["stop_sequences"]),
         (generate.TextStateMachine, ["transitions"]),
@@ -35,10 +41,11 @@ generate = import_module("mlx_lm.generate")
         (utils.load_adapters, ["model", "adapter_path"]),
         (utils.load_config, ["model_path"]),
         (cache.make_prompt_cache, ["model"]),
+        (cache.can_trim_prompt_cache, ["cache"]),
+        (cache.trim_prompt_cache, ["cache", "num_tokens"]),
         (sample_utils.apply_top_p, ["logprobs", "top_p"]),
         (sample_utils.apply_min_p, ["logprobs", "min_p"]),
         (sample_utils.apply_top_k, ["logprobs", "top_k"]),
-        (sample_utils.greedy_sampler, ["logprobs"]),
         (sample_utils.make_repetition_penalty, ["penalty", "context_size"]),
         (sample_utils.make_presence_penalty, ["penalty", "context_size"]),
         (sample_utils.make_frequency_penalty, ["penalty", "context_size"]),
@@ -61,4 +68,23 @@ def test_the_tokenizer_wrapper_knows(name: str) -> None:
 
 def test_the_responses_of_a_batch() -> None:
     fields = set(inspect.signature(generate.GenerationBatch.Response).parameters)
-    assert {"uid", "token", "logprobs", "finish_reason"} <= fields
+    assert {"uid", "token", "logprobs", "finish_reason", "prompt_cache", "all_tokens"} <= fields
+    fields = set(inspect.signature(generate.PromptProcessingBatch.Response).parameters)
+    assert {"uid", "end_of_segment", "end_of_prompt"} <= fields
+
+
+def test_the_batch_whose_step_is_our_own() -> None:
+    ours = _fields(Decoding._step) | _fields(Decoding._process) | _fields(Decoding._report)
+    # Every row has a sampler, and there are as many samplers as rows.
+    theirs = _fields(generate.GenerationBatch._step) - {"fallback_sampler", "uids"}
+    assert ours - {"_process", "_report"} == theirs
+    assert isinstance(generate.BatchGenerator(_NoModel())._generation_batch, generate.GenerationBatch)
+
+
+class _NoModel:
+    """Enough of a model for a batch without rows."""
+
+
+def _fields(method: Callable[..., Any]) -> set[str]:
+    """What a method names of its object."""
+    return set(re.findall(r"\bself\.(\w+)", inspect.getsource(method)))

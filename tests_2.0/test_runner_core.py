@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
-from conftest_runner import BROKEN, ScriptedBackend, generate, request, saying, text, tokens_of
+from conftest_runner import BROKEN, ScriptedBackend, ScriptedRows, generate, request, saying, text, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.rows import Step
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
 
 HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
@@ -169,16 +172,112 @@ def test_closing_a_stream_cancels_it() -> None:
     assert len(backend.batches[0]) == 0
 
 
-def test_a_fault_of_the_batch_ends_every_session_and_the_next_request_works() -> None:
-    def script(asked: GenerationRequest) -> list[int | Exception]:
-        return [ValueError("shape mismatch")] if asked.prompt[0] == ord("x") else tokens_of("fine")
+def failing(asked: GenerationRequest) -> list[int | Exception]:
+    """A script: the prompt in capitals, with a fault where it has an x."""
+    said: list[int | Exception] = list(tokens_of(bytes(asked.prompt).decode().upper()))
+    return [ValueError("shape mismatch") if token == ord("X") else token for token in said]
+
+
+def test_a_fault_ends_the_session_it_belongs_to_and_no_other() -> None:
+    runner = MLXRunner(ScriptedBackend(failing))
+    sessions = [runner.submit(request(prompt)) for prompt in ("one", "tax", "three", "x")]
+    chunks = run_all(runner, sessions)
+    assert [text(chunks[number]) for number in range(4)] == ["ONE", "TA", "THREE", ""]
+    assert [session.error is not None for session in sessions] == [False, True, False, True]
+    assert str(sessions[1].error) == "Generation failed: shape mismatch"
+    assert [chunks[number][-1].finish_reason for number in range(4)] == ["stop", "error", "stop", "error"]
+    assert text(list(runner.stream(request("fine")))) == "FINE"
+
+
+def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
+    class Crowded(ScriptedRows):
+        """Has no room for three."""
+
+        def next(self) -> list[Step]:
+            if len(self) > 2:
+                raise MemoryError
+            return super().next()
+
+    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("fine"), rows=Crowded))
+    sessions = [runner.submit(request()) for _ in range(4)]
+    chunks = run_all(runner, sessions)
+    assert [text(chunks[number]) for number in range(2)] == ["fine", "fine"]
+    assert [str(session.error) for session in sessions[2:]] == ["Generation failed: MemoryError"] * 2
+
+
+def test_a_session_that_comes_while_others_are_tried_is_not_blamed() -> None:
+    runner = MLXRunner(ScriptedBackend(failing))
+    sessions = [runner.submit(request("xa")), runner.submit(request("good"))]
+    early = runner.step()
+    sessions.append(runner.submit(request("late")))
+    chunks = run_all(runner, sessions)
+    assert early == []
+    assert [text(chunks[number]) for number in range(3)] == ["", "GOOD", "LATE"]
+    assert [session.error is None for session in sessions] == [False, True, True]
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_sessions_can_be_cancelled_while_they_are_tried(which: int) -> None:
+    runner = MLXRunner(ScriptedBackend(failing))
+    sessions = [runner.submit(request(prompt)) for prompt in ("good", "fine", "x")]
+    assert runner.step() == []
+    sessions.append(runner.submit(request("late")))
+    assert runner.cancel(sessions[which])[-1].finish_reason == "interrupted"
+    chunks = run_all(runner, sessions)
+    expected = ["GOOD", "FINE", "", "LATE"]
+    assert [text(chunks[number]) for number in range(4) if number != which] == [
+        said for number, said in enumerate(expected) if number != which
+    ]
+    assert sessions[which].ended and sessions[which].error is None
+    assert runner.step() == []
+
+
+def test_close_ends_sessions_that_are_tried() -> None:
+    runner = MLXRunner(ScriptedBackend(failing))
+    sessions = [runner.submit(request("good")), runner.submit(request("x"))]
+    runner.step()
+    runner.close()
+    assert all(session.ended for session in sessions)
+    assert runner.step() == []
+    assert text(list(runner.stream(request("good")))) == "GOOD"
+
+
+@given(
+    st.lists(st.text(alphabet="abx", min_size=1, max_size=5), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=12),
+)
+def test_whatever_comes_goes_and_fails_each_session_ends_as_it_would_alone(
+    prompts: list[str], events: list[tuple[int, bool]]
+) -> None:
+    runner = MLXRunner(ScriptedBackend(failing))
+    waiting = [request(prompt) for prompt in prompts]
+    sessions: list[Session] = []
+    said: dict[Session, str] = defaultdict(str)
+    for number, comes in [*events, *[(0, True)] * len(prompts), *[(8, False)] * 150]:
+        if comes and waiting:
+            sessions.append(runner.submit(waiting.pop()))
+        elif not comes and number < len(sessions):
+            runner.cancel(sessions[number])
+        for session, chunk in runner.step():
+            said[session] += chunk.text
+    assert all(session.ended for session in sessions)
+    for session in sessions:
+        before, fault, _ = bytes(session.request.prompt).decode().upper().partition("X")
+        assert said[session] == before if session.error else before.startswith(said[session])
+        assert fault or not session.error
+
+
+def test_a_request_that_can_not_be_queued_raises_and_leaves_the_others() -> None:
+    def script(asked: GenerationRequest) -> list[int]:
+        if asked.max_tokens == 1:
+            raise TypeError("no such sampler")
+        return tokens_of("fine")
 
     runner = MLXRunner(ScriptedBackend(script))
-    good, bad = runner.submit(request("good")), runner.submit(request("x"))
-    ended = runner.step()
-    assert [(session, chunk.finish_reason) for session, chunk in ended] == [(good, "error"), (bad, "error")]
-    assert isinstance(good.error, ModelError)
-    assert text(list(runner.stream(request("good")))) == "fine"
+    good = runner.submit(request())
+    with pytest.raises(ModelError, match="no such sampler"):
+        runner.submit(request(max_tokens=1))
+    assert text(run_all(runner, [good])[0]) == "fine"
 
 
 def test_a_stream_raises_the_fault() -> None:

@@ -11,7 +11,8 @@ from mlxk2.runner import backend
 from mlxk2.runner.console import Interrupt
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
-from mlxk2.runner.runner import Backend, Chunk, MLXRunner
+from mlxk2.runner.rows import Backend
+from mlxk2.runner.runner import Chunk, MLXRunner
 from mlxk2.runner.text import Kind
 
 Reason = Literal["stop", "length", "interrupted"]

@@ -23,7 +23,8 @@ from mlxk2.errors import (
 )
 from mlxk2.runner import params
 from mlxk2.runner.batch import Batch, Queue, can_batch
-from mlxk2.runner.runner import FAULTS, Rows
+from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.rows import FAULTS, Rows
 from mlxk2.runner.text import Vocabulary
 from mlxk2.sizes import human_size
 
@@ -44,10 +45,10 @@ class LoadedModel:
     vocabulary_size: int
     context_length: int
 
-    def batch(self, max_rows: int) -> Rows:
-        """Return a new, empty batch, which decodes at most that many rows together."""
+    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
+        """Return a new, empty batch, which decodes at most that many rows together and keeps prompts there."""
         if can_batch(self.model):
-            return Batch(self.model, self.vocabulary.end_tokens, max_rows)
+            return Batch(self.model, self.vocabulary.end_tokens, max_rows, prompts)
         return Queue(self.model, self.vocabulary.end_tokens)
 
 

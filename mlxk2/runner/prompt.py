@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from jinja2.exceptions import TemplateError
 
 from mlxk2.errors import ValidationError
-from mlxk2.runner.runner import FAULTS
+from mlxk2.runner.rows import FAULTS
 from mlxk2.runner.text import Vocabulary
 
 

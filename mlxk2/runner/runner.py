@@ -4,71 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 from mlxk2.errors import MlxkError, ModelError, ValidationError
 from mlxk2.runner.params import GenerationRequest, token_budget
-from mlxk2.runner.text import Kind, Piece, TextStream, Vocabulary
-
-# What Python code around MLX raises, MLX itself included.
-FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.rows import FAULTS, Rows, Step
+from mlxk2.runner.rows import Backend as Backend
+from mlxk2.runner.rows import TokenLogprob as TokenLogprob
+from mlxk2.runner.text import Kind, Piece, TextStream
+from mlxk2.runner.trial import Trial
 
 # As many as mlx-lm decodes together when nobody says otherwise.
 MAX_ROWS = 32
 
+_FAILED = "Generation failed"
+
 FinishReason = Literal["stop", "length", "interrupted", "error"]
-
-
-class TokenLogprob(NamedTuple):
-    """The natural logarithm of a chosen token's probability, and of those of the likeliest tokens, largest first."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-class Step(NamedTuple):
-    """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it."""
-
-    row: int
-    token: int
-    finish_reason: Literal["stop", "length"] | None
-    logprob: TokenLogprob | None = None
-
-
-class Rows(Protocol):
-    """The rows that are generated together; `batch.Batch` on MLX, a script in tests."""
-
-    def insert(self, request: GenerationRequest, max_tokens: int) -> int:
-        """Add a row; return its number."""
-
-    def next(self) -> list[Step]:
-        """Do the next piece of work; return the tokens it gave, at most one for each row."""
-
-    def remove(self, row: int) -> None:
-        """Drop a row."""
-
-    def close(self) -> None:
-        """Give back what the rows have reserved."""
-
-
-class Backend(Protocol):
-    """A model in memory; `backend.LoadedModel` on MLX, a script in tests."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """How tokens become text."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many tokens the model knows; ids are below it."""
-
-    @property
-    def context_length(self) -> int:
-        """How many tokens the model can hold, prompt and answer together."""
-
-    def batch(self, max_rows: int) -> Rows:
-        """Return a new, empty batch, which decodes at most that many rows together."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +41,18 @@ class Chunk:
 class Session:
     """One request on its way; `error` says why it failed when it ended with the reason `error`.
 
-    `tokens` counts those of the answer so far, `cached_tokens` those of the prompt that did not have to be computed.
+    `cached_tokens` of the prompt did not have to be computed.
     """
 
-    def __init__(self, request: GenerationRequest, text: TextStream) -> None:
+    def __init__(self, request: GenerationRequest, text: TextStream, max_tokens: int) -> None:
         self.request = request
         self.text = text
-        self.tokens = 0
+        self.max_tokens = max_tokens
         self.cached_tokens = 0
+        self.answered: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.row: int | None = None
+        self.ended = False
         self.error: MlxkError | None = None
 
     @property
@@ -107,57 +61,72 @@ class Session:
         return len(self.request.prompt)
 
     @property
-    def ended(self) -> bool:
-        """Whether no more chunks will come."""
-        return self.row is None
+    def tokens(self) -> int:
+        """How many tokens the answer has so far."""
+        return len(self.answered)
+
+
+Outcome = tuple[Session, Chunk]
 
 
 class MLXRunner:
     """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own.
 
-    At most `max_rows` answers are generated together; the requests beyond them wait.
+    At most `max_rows` answers are generated together; the requests beyond them wait. What was computed is kept in at
+    most `prompt_cache_bytes`, for prompts that begin the same.
     """
 
     def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_rows: int = MAX_ROWS) -> None:
         self._backend = backend
         self._max_rows = max_rows
-        self._prompt_cache_bytes = prompt_cache_bytes
+        self._prompts = PromptCache(prompt_cache_bytes)
         self._rows: Rows | None = None
         self._sessions: dict[int, Session] = {}
+        self._trial: Trial[Session] | None = None
 
     def submit(self, request: GenerationRequest) -> Session:
         """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
         self._check_tokens(request)
         max_tokens = token_budget(request, self._backend.context_length)
         text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking)
-        session = Session(request, text)
-        if self._rows is None:
-            self._rows = self._backend.batch(self._max_rows)
-        session.row = self._rows.insert(request, max_tokens)
-        self._sessions[session.row] = session
+        session = Session(request, text, max_tokens)
+        if self._trial is not None:
+            self._trial.join(session)
+            return session
+        try:
+            self._place(session)
+        except FAULTS as fault:
+            raise _error(fault) from fault
         return session
 
-    def step(self) -> list[tuple[Session, Chunk]]:
+    def step(self) -> list[Outcome]:
         """Do the next piece of work for all sessions; return what it gave, in the order of each one's text.
 
-        An empty list with sessions left means that prompts are still being read. A fault that no row can be blamed for
-        ends all sessions with an error; the next request starts on a new batch.
+        An empty list with sessions left means that prompts are still being read. A fault ends the session that it
+        belongs to: which one that is, is found out by trying each of them alone.
         """
+        ended = self._try_next() if self._trial is not None and not self._sessions else []
         if self._rows is None or not self._sessions:
-            return []
+            return ended
         try:
             steps = self._rows.next()
         except FAULTS as fault:
-            return self._fail_all(ModelError(f"Generation failed: {fault}"))
-        return [entry for step in steps for entry in self._take(step)]
+            return [*ended, *self._suspect(fault)]
+        given = [entry for step in steps for entry in self._take(step)]
+        if self._trial is not None and steps:
+            self._acquit()
+        return [*ended, *given]
 
     def cancel(self, session: Session) -> list[Chunk]:
         """End a session now; return its last chunks, or nothing if it has ended already."""
-        if session.row is None:
+        if session.ended:
             return []
-        if self._rows is not None:
+        if session.row is not None and self._rows is not None:
             self._rows.remove(session.row)
+        if self._trial is not None:
+            self._trial.discard(session)
         self._forget(session)
+        session.ended = True
         return list(_last_chunks(session, [], "interrupted"))
 
     def stream(self, request: GenerationRequest, interrupted: Callable[[], bool] = bool) -> Iterator[Chunk]:
@@ -178,10 +147,11 @@ class MLXRunner:
 
     def close(self) -> None:
         """Drop all sessions and what the batch has reserved."""
-        self._sessions.clear()
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
+        for session in [*self._sessions.values(), *(self._trial.sessions if self._trial else ())]:
+            session.ended = True
+        self._trial = None
+        self._drop_rows()
+        self._prompts.clear()
 
     def _check_tokens(self, request: GenerationRequest) -> None:
         # MLX reads past its arrays when an index is out of range: a wrong answer at best.
@@ -192,20 +162,67 @@ class MLXRunner:
             if token >= size:
                 raise ValidationError(f"logit_bias names token {token}, but the model has {size} tokens.")
 
-    def _take(self, step: Step) -> list[tuple[Session, Chunk]]:
+    def _place(self, session: Session) -> None:
+        """Add a session to the batch."""
+        if self._rows is None:
+            self._rows = self._backend.batch(self._max_rows, self._prompts)
+        place = self._rows.insert(session.request, session.max_tokens, session.answered)
+        session.row = place.row
+        if not session.answered:
+            session.cached_tokens = place.cached_tokens
+        self._sessions[place.row] = session
+
+    def _suspect(self, fault: Exception) -> list[Outcome]:
+        """Drop the batch; blame its session if there is only one, else begin to try each alone."""
+        suspects = list(self._sessions.values())
+        self._drop_rows()
+        if len(suspects) > 1:
+            self._trial = Trial(suspects, fault)
+            return []
+        return [self._fail(session, fault) for session in suspects]
+
+    def _try_next(self) -> list[Outcome]:
+        """Begin to try the next session, or end the trial: those that are left go on together."""
+        trial = self._trial
+        assert trial is not None
+        session = trial.next()
+        if session is not None:
+            return self._try_to_place([session])
+        self._trial = None
+        newest = trial.unexplained()
+        ended = [] if newest is None else [self._fail(newest, trial.fault)]
+        return [*ended, *self._try_to_place(trial.sessions)]
+
+    def _try_to_place(self, sessions: list[Session]) -> list[Outcome]:
+        """Add sessions to the batch; those for which that fails end."""
+        ended = []
+        for session in sessions:
+            try:
+                self._place(session)
+            except FAULTS as fault:
+                ended.append(self._fail(session, fault))
+        return ended
+
+    def _acquit(self) -> None:
+        """Take the session that was tried alone, and got a token, out of the batch until all have been tried."""
+        assert self._trial is not None
+        for session in list(self._sessions.values()):
+            self._withdraw(session)
+            self._trial.acquit(session)
+
+    def _take(self, step: Step) -> list[Outcome]:
         """Give a step's token to its session; a token that can't be turned into text ends that session alone."""
         session = self._sessions[step.row]
+        if step.finish_reason is not None:
+            self._forget(session)
         try:
             return [(session, chunk) for chunk in self._advance(session, step)]
         except FAULTS as fault:
-            if step.finish_reason is None and session.row is not None and self._rows is not None:
-                self._rows.remove(session.row)
-            self._forget(session)
-            session.error = ModelError(f"The model's tokens can't be decoded: {fault}")
-            return [(session, Chunk("", "answer", session.tokens, "error"))]
+            self._withdraw(session)
+            return [self._fail(session, fault, "The model's tokens can't be decoded")]
 
     def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
-        session.tokens += 1
+        session.answered.append(step.token)
         if step.logprob and step.token not in self._backend.vocabulary.end_tokens:
             session.logprobs.append(step.logprob)
         pieces = session.text.add(step.token)
@@ -213,23 +230,36 @@ class MLXRunner:
             for kind, text in pieces:
                 yield _chunk(session, text, kind)
             return
-        if step.finish_reason is None and self._rows is not None:
-            self._rows.remove(step.row)
-        self._forget(session)
+        self._withdraw(session)
+        session.ended = True
         reason: FinishReason = "stop" if session.text.stopped else step.finish_reason or "stop"
         yield from _last_chunks(session, pieces, reason)
 
+    def _withdraw(self, session: Session) -> None:
+        """Take a session out of the batch, if it is still in it."""
+        if session.row is not None and self._rows is not None:
+            self._rows.remove(session.row)
+        self._forget(session)
+
     def _forget(self, session: Session) -> None:
         if session.row is not None:
-            self._sessions.pop(session.row, None)
+            del self._sessions[session.row]
             session.row = None
 
-    def _fail_all(self, error: MlxkError) -> list[tuple[Session, Chunk]]:
-        failed = list(self._sessions.values())
-        self.close()
-        for session in failed:
-            session.row, session.error = None, error
-        return [(session, Chunk("", "answer", session.tokens, "error")) for session in failed]
+    def _fail(self, session: Session, fault: Exception, what: str = _FAILED) -> Outcome:
+        session.ended, session.error = True, _error(fault, what)
+        return session, Chunk("", "answer", session.tokens, "error")
+
+    def _drop_rows(self) -> None:
+        for session in list(self._sessions.values()):
+            self._forget(session)
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+
+def _error(fault: Exception, what: str = _FAILED) -> ModelError:
+    return ModelError(f"{what}: {str(fault) or type(fault).__name__}")
 
 
 def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) -> Iterator[Chunk]:

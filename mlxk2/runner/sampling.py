@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 from mlx_lm.sample_utils import (
     apply_min_p,
     apply_top_k,
     apply_top_p,
-    greedy_sampler,
     make_frequency_penalty,
     make_presence_penalty,
     make_repetition_penalty,
@@ -18,8 +19,6 @@ from mlx_lm.sample_utils import (
 
 from mlxk2.runner.params import Sampling
 
-# logprobs [rows, vocabulary] → tokens [rows]
-Sampler = Callable[[mx.array], mx.array]
 # tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
 Processor = Callable[[mx.array, mx.array], mx.array]
 
@@ -27,49 +26,70 @@ Processor = Callable[[mx.array, mx.array], mx.array]
 _REPETITION_WINDOW = 64
 
 
-def sampler(sampling: Sampling) -> Sampler:
-    """Return the sampler for these parameters; without a seed, equal parameters give the same object.
+class Cut(NamedTuple):
+    """How the unlikely tokens are dropped and the rest flattened, by the parameters of `Sampling`."""
 
-    mlx-lm samples all rows that share one sampler object in one call. With a seed the sampler holds a random state of
-    its own, so a row's tokens do not depend on the rows beside it.
-    """
-    if sampling.greedy:
-        return greedy_sampler  # type: ignore[no-any-return]
-    cut = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-    if sampling.seed is None:
-        return _shared_sampler(*cut)
-    return _seeded_sampler(sampling.seed, *cut)
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
 
-
-@functools.lru_cache(maxsize=64)
-def _shared_sampler(temperature: float, top_p: float, top_k: int, min_p: float) -> Sampler:
-    def sample(logprobs: mx.array) -> mx.array:
-        return mx.random.categorical(_cut(logprobs, temperature, top_p, top_k, min_p))
-
-    return sample
+    def scores(self, logits: mx.array) -> mx.array:
+        """Return logits [rows, vocabulary] cut in mlx-lm's order; in float32, which can't overflow."""
+        logits = logits.astype(mx.float32)
+        if self.top_p < 1:
+            logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), self.top_p)
+        if self.min_p > 0:
+            logits = apply_min_p(logits, self.min_p)
+        if 0 < self.top_k < logits.shape[-1]:
+            logits = apply_top_k(logits, self.top_k)
+        return logits * (1 / self.temperature)
 
 
-def _seeded_sampler(seed: int, temperature: float, top_p: float, top_k: int, min_p: float) -> Sampler:
-    key = mx.random.key(seed % (1 << 64))
+class Sampler:
+    """Chooses the tokens of one row: a seed and a token's position decide alone, whatever rows are beside it."""
 
-    def sample(logprobs: mx.array) -> mx.array:
-        nonlocal key
-        key, now = mx.random.split(key)
-        return mx.random.categorical(_cut(logprobs, temperature, top_p, top_k, min_p), key=now)
+    def __init__(self, sampling: Sampling, position: int = 0) -> None:
+        self.cut = None if sampling.greedy else _cut(sampling)
+        seed = random.SystemRandom().getrandbits(64) if sampling.seed is None else sampling.seed % (1 << 64)
+        self._draws = random.Random(seed)
+        for _ in range(position):
+            self.draw()
 
-    return sample
+    def draw(self) -> tuple[int, int]:
+        """Return the key of the next token's randomness, as MLX wants it: two halves."""
+        return self._draws.getrandbits(32), self._draws.getrandbits(32)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Choose from logits or logprobs [1, vocabulary]; return the token [1]."""
+        return choose([self], logits)
 
 
-def _cut(logprobs: mx.array, temperature: float, top_p: float, top_k: int, min_p: float) -> mx.array:
-    """Drop the unlikely tokens in mlx-lm's order, then flatten by the temperature; in float32, which can't overflow."""
-    logprobs = logprobs.astype(mx.float32)
-    if top_p < 1:
-        logprobs = apply_top_p(logprobs, top_p)
-    if min_p > 0:
-        logprobs = apply_min_p(logprobs, min_p)
-    if 0 < top_k < logprobs.shape[-1]:
-        logprobs = apply_top_k(logprobs, top_k)
-    return logprobs * (1 / temperature)
+def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Return a token for each row of logits [rows, vocabulary], in one go for all rows with the same parameters."""
+    groups: dict[Cut | None, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        groups.setdefault(sampler.cut, []).append(row)
+    if len(groups) == 1:
+        return _choose_alike(samplers, logits)
+    chosen = [_choose_alike([samplers[row] for row in rows], logits[mx.array(rows)]) for rows in groups.values()]
+    order = [row for rows in groups.values() for row in rows]
+    return mx.concatenate(chosen)[mx.array(sorted(range(len(order)), key=order.__getitem__))]
+
+
+def _choose_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    cut = samplers[0].cut
+    if cut is None:
+        return mx.argmax(logits, axis=-1)
+    scores = cut.scores(logits)
+    keys = mx.array([sampler.draw() for sampler in samplers], dtype=mx.uint32)
+    # The likeliest after adding Gumbel noise is a draw from the softmax (https://arxiv.org/abs/1611.01144, eq. 1).
+    noise = mx.vmap(lambda key: mx.random.gumbel(scores.shape[1:], key=key))(keys)
+    return mx.argmax(scores + noise, axis=-1)
+
+
+def _cut(sampling: Sampling) -> Cut:
+    return Cut(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
 
 
 def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from architectures import ARCHITECTURES
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
@@ -28,26 +30,6 @@ from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
 
 pytestmark = pytest.mark.e2e
-
-_SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 512,
-}  # fmt: skip
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {**_SMALL, "model_type": "llama", "tie_word_embeddings": False},
-    "qwen3": {**_SMALL, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
-    "sliding window": {**_SMALL, "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16,
-                       "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
-    "recurrent": {"model_type": "mamba", "hidden_size": 64, "intermediate_size": 96, "state_size": 8,
-                  "num_hidden_layers": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
-                  "time_step_rank": 4},
-    "chunked attention": {"model_type": "llama4", "text_config": {
-        **_SMALL, "model_type": "llama4_text", "num_hidden_layers": 4, "head_dim": 16, "attention_bias": False,
-        "attention_chunk_size": 32, "interleave_moe_layer_step": 3, "intermediate_size_mlp": 96,
-        "num_experts_per_tok": 1, "num_local_experts": 2, "use_qk_norm": True, "rope_scaling": None,
-        "attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}},
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
@@ -208,7 +190,58 @@ def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
     assert {chunk.kind: chunk.text for chunk in chunks if chunk.text} == {"reasoning": "Hm"}
 
 
-def test_a_fault_in_the_middle_leaves_the_runner_working(babble: LoadedModel) -> None:
+class Faulty:
+    """A model that fails where it is given a token, or more rows than it can hold."""
+
+    def __init__(self, model: Any, poison: int = 10**6, most_rows: int = 100) -> None:
+        self._model, self._poison, self._most_rows = model, poison, most_rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        if inputs.shape[0] > self._most_rows:
+            raise RuntimeError("no room")
+        if mx.any(inputs == self._poison):
+            raise ValueError("poisoned")
+        return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+
+
+def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -> None:
+    poison = babble.tokenizer.convert_tokens_to_ids("~")
+    model = dataclasses.replace(babble, model=Faulty(babble.model, poison))
+    asked = [
+        GenerationRequest(encode(babble, "x" * number), 20 + number, Sampling(temperature=number % 3, seed=number))
+        for number in range(1, 8)
+    ]
+    alone = ["".join(chunk.text for chunk in MLXRunner(babble).stream(request)) for request in asked]
+    # One is poisoned by the first token of its answer, one by its prompt.
+    sure = Sampling(logit_bias=((poison, 100.0),), seed=1)
+    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    sessions = [runner.submit(request) for request in asked]
+    texts = ["" for _ in sessions]
+    for _ in range(9):
+        for session, chunk in runner.step():
+            texts[sessions.index(session)] += chunk.text
+    bad = [runner.submit(GenerationRequest(encode(babble, "x"), 30, sure))]
+    bad.append(runner.submit(GenerationRequest(encode(babble, "x~"), 30)))
+    later = together(runner, [*sessions, *bad])
+    assert [early + late for early, late in zip(texts, later[:7], strict=True)] == alone
+    assert [str(session.error) for session in bad] == ["Generation failed: poisoned"] * 2
+    assert all(session.error is None for session in sessions)
+    assert "".join(chunk.text for chunk in runner.stream(asked[0])) == alone[0]
+
+
+def test_a_fault_that_only_the_batch_has_ends_the_newest(babble: LoadedModel) -> None:
+    runner = MLXRunner(dataclasses.replace(babble, model=Faulty(babble.model, most_rows=2)))
+    asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
+    sessions = [runner.submit(asked) for _ in range(4)]
+    texts = together(runner, sessions)
+    assert [len(text) for text in texts[:2]] == [20, 20]
+    assert [session.error is None for session in sessions] == [True, True, False, False]
+
+
+def test_a_sampler_that_fails_is_its_own_request_s(babble: LoadedModel) -> None:
     runner = MLXRunner(babble)
     prompt = encode(babble, "hello")
 
@@ -220,14 +253,14 @@ def test_a_fault_in_the_middle_leaves_the_runner_working(babble: LoadedModel) ->
             return False
 
     broken = Broken(seed=1)
-    object.__setattr__(broken, "min_p", -1.0)
-    object.__setattr__(broken, "top_p", "no number")
+    object.__setattr__(broken, "top_p", 0.5)
+    object.__setattr__(broken, "min_p", "no number")
     good = runner.submit(GenerationRequest(prompt, 30, Sampling(seed=1)))
     runner.step()
     bad = runner.submit(GenerationRequest(prompt, 30, broken))
     together(runner, [good, bad])
     assert isinstance(bad.error, ModelError)
-    assert len("".join(chunk.text for chunk in runner.stream(good.request))) == 30
+    assert (good.error, good.tokens) == (None, 30)
 
 
 def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:

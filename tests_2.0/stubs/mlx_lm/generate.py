@@ -15,17 +15,28 @@ class StopSequences:
         self.sequences = sequences
 
 
+class GenerationBatch:
+    """The rows that get tokens; those of the echo are kept elsewhere."""
+
+    @classmethod
+    def empty(cls, model: Any, sampler: Any) -> GenerationBatch:
+        """A batch without rows."""
+        return cls()
+
+
 class BatchGenerator:
     """Rows side by side, one token of each in every step."""
 
-    def __init__(self, model: Any) -> None:
+    sampler = None
+
+    def __init__(self, model: Any, **settings: int) -> None:
         self._rows: dict[int, tuple[list[int], int]] = {}
         self._count = 0
 
-    def insert(self, prompts: list[list[int]], max_tokens: list[int], **options: Any) -> list[int]:
+    def insert_segments(self, segments: list[list[list[int]]], max_tokens: list[int], **options: Any) -> list[int]:
         """Add one row."""
         self._count += 1
-        self._rows[self._count] = ([*prompts[0], END], max_tokens[0])
+        self._rows[self._count] = ([*sum(segments[0], []), END], max_tokens[0])
         return [self._count]
 
     def next(self) -> tuple[list[Any], list[Any]]:
@@ -39,10 +50,11 @@ class BatchGenerator:
             self._rows[row] = (rest, left - 1)
         return SimpleNamespace(uid=row, token=token, finish_reason=reason, logprobs=None)
 
-    def remove(self, rows: list[int]) -> None:
+    def remove(self, rows: list[int], return_prompt_caches: bool) -> dict[int, Any]:
         """Drop rows."""
         for row in rows:
             del self._rows[row]
+        return {}
 
     def close(self) -> None:
         """Nothing is reserved."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def greedy_sampler(logprobs: Any) -> Any:
+def apply_top_p(logprobs: Any, top_p: float) -> Any:
     """Not called: there are no probabilities."""
     raise NotImplementedError
 
 
-apply_min_p = apply_top_k = apply_top_p = greedy_sampler
-make_frequency_penalty = make_presence_penalty = make_repetition_penalty = lambda penalty, window: greedy_sampler
+apply_min_p = apply_top_k = apply_top_p
+make_frequency_penalty = make_presence_penalty = make_repetition_penalty = lambda penalty, window: apply_top_p

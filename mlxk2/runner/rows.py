@@ -1,0 +1,75 @@
+"""What the runner asks of a model in memory: rows that are generated together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.text import Vocabulary
+
+# What Python code around MLX raises, MLX itself included.
+FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+    ValueError,
+)
+
+
+class TokenLogprob(NamedTuple):
+    """The natural logarithm of a chosen token's probability, and of those of the likeliest tokens, largest first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Place(NamedTuple):
+    """A row of the batch, and how many tokens of its prompt need not be computed."""
+
+    row: int
+    cached_tokens: int = 0
+
+
+class Step(NamedTuple):
+    """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it."""
+
+    row: int
+    token: int
+    finish_reason: Literal["stop", "length"] | None
+    logprob: TokenLogprob | None = None
+
+
+class Rows(Protocol):
+    """The rows that are generated together; `batch.Batch` on MLX, a script in tests."""
+
+    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
+        """Add a row that goes on after these tokens of its answer, up to `max_tokens` in all."""
+
+    def next(self) -> list[Step]:
+        """Do the next piece of work; return the tokens it gave, at most one for each row."""
+
+    def remove(self, row: int) -> None:
+        """Drop a row."""
+
+    def close(self) -> None:
+        """Give back what the rows have reserved."""
+
+
+class Backend(Protocol):
+    """A model in memory; `backend.LoadedModel` on MLX, a script in tests."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How tokens become text."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the model knows; ids are below it."""
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model can hold, prompt and answer together."""
+
+    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
+        """Return a new, empty batch, which decodes at most that many rows together and keeps prompts there."""

@@ -1,0 +1,142 @@
+"""The prompt cache: what it finds, what it keeps, and in how many bytes."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
+
+from mlxk2.runner.prompt_cache import PromptCache, State
+
+_SENTENCES = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
+_PLENTY = 1 << 30
+
+
+def trimmable(tokens: tuple[int, ...]) -> State:
+    """The state of a model with plain attention: each token's key is the token itself."""
+    cache = KVCache()
+    keys = mx.array(tokens, dtype=mx.float32).reshape(1, 1, -1, 1)
+    cache.update_and_fetch(keys, keys)
+    # As it comes out of a batch, without room for more tokens.
+    cache.keys, cache.values = cache.keys_and_values()
+    return [cache]
+
+
+def recurrent(tokens: tuple[int, ...]) -> State:
+    """The state of a recurrent model: one number that stands for all tokens."""
+    cache = ArraysCache(1)
+    cache[0] = mx.array([float(sum(tokens))])
+    return [cache]
+
+
+def seen(state: State) -> list[float]:
+    """The tokens that a trimmable state has seen."""
+    keys, _ = state[0].keys_and_values()
+    return keys.flatten().tolist()  # type: ignore[no-any-return]
+
+
+def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens they share, counted the plain way."""
+    count = 0
+    while count < min(len(one), len(other)) and one[count] == other[count]:
+        count += 1
+    return count
+
+
+@given(st.lists(_SENTENCES, max_size=12), _SENTENCES)
+def test_the_longest_common_prefix_of_any_entry_is_found(kept: list[tuple[int, ...]], prompt: tuple[int, ...]) -> None:
+    cache = PromptCache(_PLENTY)
+    for tokens in kept:
+        cache.keep(tokens, trimmable(tokens))
+    prefix = cache.find(prompt)
+    assert prefix.length == max((common(tokens, prompt[:-1]) for tokens in kept), default=0)
+    assert (seen(prefix.state) if prefix.state else []) == list(prompt[: prefix.length])
+
+
+@given(st.lists(_SENTENCES, max_size=12), _SENTENCES)
+def test_a_state_that_can_not_be_cut_serves_only_as_a_whole(
+    kept: list[tuple[int, ...]], prompt: tuple[int, ...]
+) -> None:
+    cache = PromptCache(_PLENTY)
+    for tokens in kept:
+        cache.keep(tokens, recurrent(tokens))
+    prefix = cache.find(prompt)
+    whole = [tokens for tokens in kept if common(tokens, prompt[:-1]) == len(tokens)]
+    assert prefix.length == max(map(len, whole), default=0)
+    assert prefix.shared == max((common(tokens, prompt[:-1]) for tokens in kept), default=0)
+    if prefix.state:
+        assert prefix.state[0][0].item() == sum(prompt[: prefix.length])
+    assert len(cache) == len(set(kept))
+
+
+@given(st.lists(_SENTENCES, max_size=12))
+def test_no_entry_is_the_beginning_of_another_where_one_serves_both(kept: list[tuple[int, ...]]) -> None:
+    cache = PromptCache(_PLENTY)
+    for tokens in kept:
+        cache.keep(tokens, trimmable(tokens))
+    longest = [one for one in set(kept) if not any(one != other and one == other[: len(one)] for other in kept)]
+    assert len(cache) == len(longest)
+    assert cache.nbytes == sum(8 * len(tokens) for tokens in longest)
+
+
+@given(st.lists(_SENTENCES, max_size=20), st.integers(0, 80))
+def test_the_limit_in_bytes_holds_always(kept: list[tuple[int, ...]], limit: int) -> None:
+    cache = PromptCache(limit)
+    for tokens in kept:
+        cache.keep(tokens, trimmable(tokens))
+        assert cache.nbytes <= limit
+        if 8 * len(tokens) <= limit:
+            assert cache.find((*tokens, 9)).length == len(tokens)
+
+
+def test_the_least_recently_used_goes_first_and_a_hit_is_a_use() -> None:
+    cache = PromptCache(3 * 16)
+    for first in (1, 2, 3):
+        cache.keep((first, 0), trimmable((first, 0)))
+    assert cache.find((1, 0, 5)).length == 2
+    cache.keep((4, 0), trimmable((4, 0)))
+    assert [cache.find((first, 0, 5)).length for first in (1, 2, 3, 4)] == [2, 0, 2, 2]
+
+
+def test_a_state_that_was_found_is_the_finders_own() -> None:
+    cache = PromptCache(_PLENTY)
+    cache.keep((1, 2, 3), trimmable((1, 2, 3)))
+    state = cache.find((1, 2, 9)).state
+    assert state is not None
+    more = mx.full((1, 1, 4, 1), 7.0)
+    state[0].update_and_fetch(more, more)
+    again = cache.find((1, 2, 3, 4)).state
+    assert again is not None and seen(again) == [1, 2, 3]
+
+
+def test_the_last_token_of_a_prompt_is_always_computed() -> None:
+    cache = PromptCache(_PLENTY)
+    cache.keep((1, 2, 3), trimmable((1, 2, 3)))
+    assert cache.find((1, 2, 3)).length == 2
+    assert cache.find((1,)).length == 0
+
+
+def test_clear_forgets_everything() -> None:
+    cache = PromptCache(_PLENTY)
+    cache.keep((1, 2), trimmable((1, 2)))
+    cache.clear()
+    assert (len(cache), cache.nbytes, cache.find((1, 2, 3)).length) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_an_entry_does_not_hold_the_memory_of_the_batch_it_comes_from(heads: int) -> None:
+    batch = BatchKVCache([0] * 64)
+    keys = mx.zeros((64, heads, 256, 32))
+    batch.update_and_fetch(keys, keys)
+    sums = ArraysCache(1)
+    sums[0] = mx.zeros((64, 1 << 16))
+    mx.eval(batch.state, sums.state)
+    cache = PromptCache(_PLENTY)
+    cache.keep((1,) * 256, [batch.extract(3), sums.extract(3)])
+    del batch, sums, keys
+    before = mx.get_active_memory()
+    held = cache.nbytes
+    cache.clear()
+    assert held <= before - mx.get_active_memory() <= held + (1 << 16)
