@@ -46,8 +46,9 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
     """What a command's data says, ready for a stream: fitted to a terminal, plain elsewhere."""
     lines = _RENDERERS[args.command](args, data)
     is_terminal = stream.isatty()
+    text = io.StringIO()
     console = Console(
-        file=io.StringIO(),
+        file=text,
         force_terminal=is_terminal,
         width=os.get_terminal_size(stream.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
         highlight=False,
@@ -58,8 +59,7 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
     for line in lines:
         # A table fits itself to the width; text is left to the terminal, so that what is copied is what was meant.
         console.print(line, soft_wrap=isinstance(line, str))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "".join(line.rstrip() + "\n" for line in text.splitlines())
+    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
 def version(args: Namespace, data: VersionData) -> list[str | Table]:  # noqa: ARG001 - every renderer has this signature

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.files import File, read
@@ -56,6 +56,6 @@ def begun(blob: str | None, size: int) -> hashlib._Hash:
     return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
 
 
-def is_sha256(blob: str | None) -> bool:
+def is_sha256(blob: str | None) -> TypeGuard[str]:
     """Whether a blob is named by SHA-256, as large files are."""
     return blob is not None and _SHA256.fullmatch(blob) is not None

@@ -30,6 +30,8 @@ from mlxk2.errors import (
 )
 
 TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
+OFFLINE = "Offline mode is on (HF_HUB_OFFLINE)."
+OFFLINE_HINT = "Unset HF_HUB_OFFLINE to reach the hub."
 AGAIN_HINT = "Try again later; what was fetched so far is kept."
 
 # What the library raises when an answer is no JSON, or lacks what it must have, and for a URL that is none.
@@ -69,7 +71,7 @@ def as_error(fault: Exception, repo_id: str) -> MlxkError:
     if isinstance(fault, HFValidationError):
         return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
     if isinstance(fault, OfflineModeIsEnabled):
-        return NetworkError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
+        return NetworkError(OFFLINE, hint=OFFLINE_HINT)
     if isinstance(fault, HfHubHTTPError):
         return _of_answer(fault, repo_id)
     if isinstance(fault, (httpx2.HTTPError, ConnectionError)):

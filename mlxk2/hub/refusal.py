@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
-from mlxk2.hub.errors import NONSENSE, as_error, nonsense
+from mlxk2.hub.errors import NONSENSE, OFFLINE, OFFLINE_HINT, as_error, nonsense
 from mlxk2.hub.logs import without
 from mlxk2.printable import cut
 
@@ -57,7 +57,7 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
     if isinstance(fault, HFValidationError):
         return as_error(fault, repo_id)
     if isinstance(fault, OfflineModeIsEnabled):
-        return UploadFailedError("Offline mode is on (HF_HUB_OFFLINE).", hint="Unset HF_HUB_OFFLINE to reach the hub.")
+        return UploadFailedError(OFFLINE, hint=OFFLINE_HINT)
     if isinstance(fault, HfHubHTTPError):
         return _of_answer(fault, repo_id, without(hidden, fault.server_message or ""))
     if isinstance(fault, JSONDecodeError):

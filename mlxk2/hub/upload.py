@@ -209,7 +209,7 @@ def _hand_on_hashes(changes: Changes, additions: Sequence[CommitOperationAdd]) -
     if library.is_xet_available():
         return
     for file, addition in zip(changes.uploads, additions, strict=True):
-        if file.blob is not None and hashes.is_sha256(file.blob):
+        if hashes.is_sha256(file.blob):
             addition.upload_info.sha256 = bytes.fromhex(file.blob)
 
 
