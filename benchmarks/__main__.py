@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup.py", "listing.py", "generation.py", "quantized_cpu.py", "download.py")
+SCRIPTS = ("startup.py", "listing.py", "generation.py", "quantized_cpu.py", "download.py", "serving.py")
 
 
 def main() -> int:

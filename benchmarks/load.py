@@ -1,0 +1,105 @@
+"""A client that asks a server for many streams at once, and notes when what came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# No answer takes that many seconds.
+PATIENCE = 300.0
+DONE = b"data: [DONE]\n"
+
+Body = dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """A streamed answer: its text and tokens, and the seconds from the request to the first text and to the end."""
+
+    text: str
+    tokens: int
+    first: float
+    last: float
+
+
+class Request(NamedTuple):
+    """What to ask, after how many seconds, and after how many events to hang up, if at all."""
+
+    body: Body
+    delay: float = 0.0
+    hang_up_after: int | None = None
+
+
+def ask(port: int, body: Body) -> Answer:
+    """Ask for one answer; ConnectionError where the server refuses, resets or answers with an error."""
+    (answer,) = together(port, [Request(body)])
+    return whole(answer)
+
+
+def together(port: int, requests: Sequence[Request]) -> list[Answer | BaseException]:
+    """Ask for all answers from the same moment on; what came of each."""
+
+    async def all_of_them() -> list[Answer | BaseException]:
+        return await asyncio.gather(*(_ask(port, request) for request in requests), return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+def whole(answer: Answer | BaseException) -> Answer:
+    """Return the answer, or raise what happened instead."""
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+async def _ask(port: int, request: Request) -> Answer:
+    await asyncio.sleep(request.delay)
+    start = time.perf_counter()
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await _send(writer, {"stream": True, "stream_options": {"include_usage": True}, **request.body})
+            await _check(reader)
+            events = await _events(reader, start, request.hang_up_after)
+        finally:
+            writer.close()
+    return _answer(events, time.perf_counter() - start)
+
+
+async def _send(writer: asyncio.StreamWriter, body: Body) -> None:
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + content)
+    await writer.drain()
+
+
+async def _check(reader: asyncio.StreamReader) -> None:
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise ConnectionError(f"the server answered {status.decode(errors='replace').strip() or 'nothing'}")
+    while (await reader.readline()).strip():
+        pass
+
+
+async def _events(reader: asyncio.StreamReader, start: float, most: int | None) -> list[tuple[float, bytes]]:
+    """Read to the end, or so many events; they are looked at later, when no server waits for the processor."""
+    events = []
+    while (line := await reader.readline()) != DONE and (most is None or len(events) < most):
+        if not line:
+            raise ConnectionError("the stream broke")
+        if line.startswith(b"data: {"):
+            events.append((time.perf_counter() - start, line))
+    return events
+
+
+def _answer(events: Sequence[tuple[float, bytes]], last: float) -> Answer:
+    text, tokens, first = "", 0, last
+    for seconds, line in events:
+        event = json.loads(line.removeprefix(b"data: "))
+        tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+        part = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+        first = seconds if part and not text else first
+        text += part
+    return Answer(text, tokens, first, last)

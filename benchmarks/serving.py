@@ -1,0 +1,230 @@
+"""How fast `mlxk2 serve` answers one and many clients, against `mlx_lm.server` with the same model and requests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import load
+import rounds
+import servers
+from answers import DEMO
+from load import Answer, Body, Request
+from servers import NAMES, Server
+
+ROUNDS = 5
+MANY = 8
+CROWD = 64
+CROWD_TOKENS = 32
+LONG = 400
+# Words of a long first turn: each is a token, roughly.
+WORDS = 1_950
+WARM_REQUESTS, STEADY_REQUESTS, AT_ONCE = 200, 2_000, 20
+# A token that the demo never chooses.
+NEVER = "<tool_response>"
+GREEDY: Body = {"temperature": 0.0}
+SAMPLED: Body = {"temperature": 0.8}
+SEEDED: Body = {"temperature": 0.8, "seed": 1}
+
+
+class Load(NamedTuple):
+    """A number of streams with the same options, and what ours must reach of theirs."""
+
+    name: str
+    streams: int
+    options: Body
+    at_least: float
+
+
+class Subject(NamedTuple):
+    """A model, how many tokens its answers have, and the loads it is measured with."""
+
+    name: str
+    folder: Path
+    tokens: int
+    loads: Sequence[Load]
+
+
+def subjects(folder: Path) -> list[Subject]:
+    """The demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
+    large = rounds.made(folder / "models", "small_models.py") / "float32"
+    return [
+        Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0)),
+        Subject("float32", large, 48, _loads(0.97, 0.97, 0.97)),
+    ]
+
+
+def _loads(greedy: float, sampled: float, seeded: float) -> list[Load]:
+    return [
+        Load("one stream", 1, GREEDY, 0.97),
+        Load("eight greedy streams", MANY, GREEDY, greedy),
+        Load("eight sampled streams", MANY, SAMPLED, sampled),
+        Load("eight seeded streams", MANY, SEEDED, seeded),
+    ]
+
+
+def endless(folder: Path) -> Path:
+    """The demo with an end token that it never chooses: whoever is asked gives as many tokens as were asked for."""
+    shutil.copytree(DEMO, folder, dirs_exist_ok=True)
+    tokens = _read(folder / "tokenizer.json")["added_tokens"]
+    number = next(token["id"] for token in tokens if token["content"] == NEVER)
+    _change(folder / "config.json", {"eos_token_id": number})
+    _change(folder / "generation_config.json", {"eos_token_id": number})
+    _change(folder / "tokenizer_config.json", {"eos_token": NEVER})
+    return folder
+
+
+def _change(path: Path, values: Body) -> None:
+    path.write_text(json.dumps(_read(path) | values))
+
+
+def _read(path: Path) -> Body:
+    content: Body = json.loads(path.read_text())
+    return content
+
+
+def _question(text: str, tokens: int, **options: object) -> Body:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, **options}
+
+
+def speeds(subject: Subject, us: Server, them: Server) -> list[rounds.Figure]:
+    """Tokens per second of each load, ours and theirs in turn."""
+    return [_speed(subject, wanted, us, them) for wanted in subject.loads]
+
+
+def _speed(subject: Subject, wanted: Load, us: Server, them: Server) -> rounds.Figure:
+    requests = [
+        # Each has a prompt and, if any, a seed of its own.
+        Request(_question(f"Count from {number} to 100.", subject.tokens, **_numbered(wanted.options, number)))
+        for number in range(1, wanted.streams + 1)
+    ]
+    pairs = rounds.paired(
+        lambda: _tokens_per_second(us, requests), lambda: _tokens_per_second(them, requests), ROUNDS
+    )
+    rounds.tell(f"{wanted.name}, {subject.name}", pairs, "tokens/s", NAMES)
+    name = f"tokens/s, {wanted.name}, {subject.name}"
+    return rounds.Figure(name, rounds.median_ratio(pairs), at_least=wanted.at_least)
+
+
+def _numbered(options: Body, number: int) -> Body:
+    return {**options, "seed": number} if "seed" in options else options
+
+
+def _tokens_per_second(server: Server, requests: Sequence[Request]) -> float:
+    """All tokens by the time from the first request to the last token."""
+    answers = [load.whole(answer) for answer in load.together(server.port, requests)]
+    return sum(answer.tokens for answer in answers) / max(answer.last for answer in answers)
+
+
+def crowd(us: Server, them: Server) -> list[rounds.Figure]:
+    """64 connections at once: how many were refused, and the longest wait for a first token."""
+    requests = [Request(_question(f"Count from {number} to 100.", CROWD_TOKENS, **GREEDY)) for number in range(CROWD)]
+    refused = {us: 0, them: 0}
+
+    def longest_wait(server: Server) -> float:
+        answers = load.together(server.port, requests)
+        served = [answer for answer in answers if isinstance(answer, Answer)]
+        refused[server] += len(answers) - len(served)
+        return max(answer.first for answer in served)
+
+    pairs = rounds.paired(lambda: longest_wait(us), lambda: longest_wait(them), ROUNDS)
+    what = f"{CROWD} connections at once, longest wait for a first token"
+    rounds.tell(what, pairs, "s", NAMES)
+    print(f"refused or reset, of {CROWD * (ROUNDS + 1)}: {refused[us]} by ours, {refused[them]} by theirs")
+    return [
+        rounds.Figure(f"{CROWD} connections at once, refused or reset", refused[us], at_most=0, unit="of them"),
+        rounds.Figure(what, rounds.median_ratio(pairs), at_most=0.5),
+    ]
+
+
+def late_comer(us: Server) -> rounds.Figure:
+    """A short request while long ones stream: the decode steps it waits beyond the time that it takes alone."""
+    waits = [_waited_steps(us) for _ in range(ROUNDS + 1)][1:]
+    print(f"a short request among {MANY - 1} long ones: {min(waits):.2f} to {max(waits):.2f} steps more than alone")
+    return rounds.Figure("a short request among long ones waits", statistics.median(waits), at_most=5, unit="steps")
+
+
+def _waited_steps(us: Server) -> float:
+    short = _question("Hello", 2, **GREEDY)
+    alone = load.ask(us.port, short).first
+    long = [Request(_question(f"Count from {number} to 100.", LONG, **GREEDY)) for number in range(1, MANY)]
+    answers = [load.whole(answer) for answer in load.together(us.port, [Request(short, delay=0.3), *long])]
+    late, *streams = answers
+    step = statistics.median((stream.last - stream.first) / stream.tokens for stream in streams)
+    return (late.first - alone) / step
+
+
+def second_turn(subject: Subject, us: Server) -> rounds.Figure:
+    """The wait for the first token of the second turn of a long conversation, by that of its first turn."""
+    ratios = [_second_by_first(us, number) for number in range(ROUNDS + 1)][1:]
+    print(f"second turn, {subject.name}: waits {min(ratios):.3f} to {max(ratios):.3f} of the first turn's wait")
+    return rounds.Figure(f"first token of a second turn, {subject.name}", statistics.median(ratios), at_most=0.2)
+
+
+def _second_by_first(us: Server, number: int) -> float:
+    # A conversation that was not had before, so that its first turn is computed in full.
+    words = random.Random(number).choices(("one", "two", "three", "four", "five", "six"), k=WORDS)
+    body = _question(" ".join(words), 16, **GREEDY)
+    first = load.ask(us.port, body)
+    turns = [*body["messages"], {"role": "assistant", "content": first.text}, {"role": "user", "content": "And then?"}]
+    return load.ask(us.port, {**body, "messages": turns}).first / first.first
+
+
+def steady(us: Server) -> rounds.Figure:
+    """The memory after 2,000 requests of mixed sizes, some of which hang up, by that after the first 200."""
+    chance = random.Random(0)
+    _serve(us, WARM_REQUESTS, chance)
+    before = us.resident_bytes()
+    _serve(us, STEADY_REQUESTS - WARM_REQUESTS, chance)
+    after = us.resident_bytes()
+    print(f"memory: {before / 1e6:.0f} MB after {WARM_REQUESTS} requests, {after / 1e6:.0f} MB after {STEADY_REQUESTS}")
+    return rounds.Figure(f"memory after {STEADY_REQUESTS} requests", after / before, at_most=1.05)
+
+
+def _serve(us: Server, count: int, chance: random.Random) -> None:
+    for _ in range(count // AT_ONCE):
+        load.together(us.port, [_any_request(chance) for _ in range(AT_ONCE)])
+
+
+def _any_request(chance: random.Random) -> Request:
+    text = " ".join(chance.choices(("one", "two", "three", "four"), k=chance.choice((2, 20, 200))))
+    body = _question(text, chance.choice((1, 8, 64)), temperature=chance.choice((0.0, 0.8)))
+    return Request(body, hang_up_after=chance.choice((None, None, None, 3)))
+
+
+def measure(subject: Subject) -> list[rounds.Figure]:
+    """Start both servers with a model and measure all that is asked of it."""
+    with ExitStack() as running:
+        us, them = (running.enter_context(start(subject.folder)) for start in (servers.ours, servers.theirs))
+        figures = [*speeds(subject, us, them), second_turn(subject, us)]
+        if subject.name == "demo":
+            figures += [*crowd(us, them), late_comer(us)]
+    return figures
+
+
+def measure_memory(subject: Subject) -> rounds.Figure:
+    """Start a server with a small prompt cache, which 200 requests fill, and measure its memory."""
+    with servers.ours(subject.folder, "--prompt-cache-bytes", "20MB") as us:
+        return steady(us)
+
+
+def main() -> int:
+    """Make the models, measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", help="make the models here, or use those that are here")
+    args = parser.parse_args()
+    with rounds.workspace(args.keep) as folder:
+        demo, large = subjects(folder)
+        return rounds.verdict([*measure(demo), measure_memory(demo), *measure(large)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
