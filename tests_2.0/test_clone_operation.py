@@ -139,6 +139,14 @@ def test_damaged_models_are_cloned_only_on_request(layout: Hub, mlxk2: Program, 
     assert content(workplace / "deep" / "mine") == without(MODEL, "model-00002-of-00003.safetensors")
 
 
+def test_of_many_files_that_are_left_out_the_first_are_named(hub: Hub, mlxk2: Program) -> None:
+    snapshot = hub.add(NAME, MODEL)
+    for number in range(7):
+        (snapshot / f"{number}.txt").symlink_to("../../blobs/none")
+    data = data_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
+    assert "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more" in data["message"]
+
+
 def test_damage_is_told_with_the_pull_that_repairs_it(hub: Hub, mlxk2: Program) -> None:
     hub.add(NAME, without(MODEL, "config.json"), ref="dev")
     hub.folder("org/unfinished").mkdir()

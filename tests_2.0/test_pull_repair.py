@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,32 @@ from hub import HubServer
 from hub.fixtures import Client
 from layouts import LFS_POINTER, chat_model, weights
 from pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
+
+REFS: dict[str, Callable[[Path, str], object]] = {
+    "missing": lambda ref, commit: None,  # noqa: ARG005
+    "of another commit": lambda ref, commit: ref.write_text(commit[::-1]),
+    "a link out of the cache": lambda ref, commit: ref.symlink_to(_outside(ref, commit)),
+    "a pipe": lambda ref, commit: os.mkfifo(ref),  # noqa: ARG005
+}
+
+
+def _outside(ref: Path, commit: str) -> Path:
+    """A file beside the hub folder that names the commit."""
+    outside = ref.parents[3] / "outside"
+    outside.write_text(commit)
+    return outside
+
+
+@pytest.mark.parametrize("ref", REFS)
+def test_a_ref_that_is_none_is_put_right(hub_server: HubServer, hub_client: Client, ref: str) -> None:
+    commit = hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    path = hub_client.hub / FOLDER / "refs" / "main"
+    path.unlink()
+    REFS[ref](path, commit)
+    assert pulled(hub_client)["commit_hash"] == commit
+    assert (path.is_symlink(), path.read_text()) == (False, commit)
+
 
 # ---------------------------------------------------------------------------------------------------------- repairs
 

@@ -16,6 +16,16 @@ LINE = f"push (experimental): {MODEL}@main — "
 UNKNOWN_REVISION = {"x-error-code": "RevisionNotFound", "x-error-message": "Invalid rev id: dev"}
 
 
+def test_of_many_files_that_can_not_be_pushed_the_first_are_named(pusher: Pusher) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write({"a": b"1"})
+    for number in range(7):
+        (pusher.folder / f"{number}.txt").symlink_to("nowhere")
+    message = pusher.error("--dry-run")["message"]
+    assert message.startswith("Nothing was pushed: 0.txt is a dangling link, 1.txt is")
+    assert message.endswith("4.txt is a dangling link and 2 more.")
+
+
 # ------------------------------------------------------------------------------------------------------------- branches
 
 
