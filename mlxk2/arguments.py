@@ -43,6 +43,11 @@ class _Parser(argparse.ArgumentParser):
         # One is made for every argument; asked for the terminal's width itself, it imports half of the library.
         return _Help(self.prog, width=_columns())
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Without a word of it, argparse would let a disk be full.
+        if file:
+            file.write(message)
+
     def error(self, message: str) -> NoReturn:
         raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
         return 0
     except OSError as error:
-        _discard_output()
+        _discard(sys.stdout)
         return _report(_as_error(error), [])
     return code
 
@@ -62,9 +63,16 @@ def _prepare_streams() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def _discard_output() -> None:
+def _discard(stream: IO[str]) -> None:
     # The reader has gone, or the disk is full: what is left must not be tried again when the interpreter ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _has_reader(stream: IO[str]) -> bool:
+    """Whether a stream still goes anywhere; a write would tell too, but might arrive."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _run(words: Sequence[str]) -> int:
@@ -72,8 +80,10 @@ def _run(words: Sequence[str]) -> int:
         args = arguments.parse(words, os.environ)
         data = _execute(args)
         text = _rendered(args, data)
-    except BrokenPipeError as error:
-        sys.stdout.flush()  # breaks again if it was the reader of stdout that has gone
+    except OSError as error:
+        sys.stdout.flush()  # fails again if it was stdout that failed
+        if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
+            raise
         return _report(_as_error(error), words)
     except SystemExit:
         return 0  # argparse has printed its help
@@ -91,6 +101,7 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
     is_quiet = args.json or getattr(args, "quiet", False)
     args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
     args.announce = lambda data: _announce(args, data)
+    args.leave = leave
     result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
     return result
 
@@ -99,6 +110,11 @@ def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
     """Print the data of a command that goes on after it has them."""
     sys.stdout.write(_rendered(args, data))
     sys.stdout.flush()
+
+
+def leave(code: int) -> None:
+    """End the process at once, for a command some thread of which can't be waited for."""
+    os._exit(code)
 
 
 def _rendered(args: argparse.Namespace, data: Mapping[str, Any] | None) -> str:
@@ -127,14 +143,24 @@ def _report(error: MlxkError, words: Sequence[str]) -> int:
         described = {"type": error.type, "message": error.message, **error.details}
         sys.stdout.write(_envelope("error", command, error.data, described))
         return error.exit_code
-    usage = error.usage if isinstance(error, CommandError) else ""
-    sys.stderr.write(usage + printable(f"Error: {error.message}\n", keep="\n"))
+    try:
+        sys.stderr.writelines(f"{line}\n" for line in _lines(error))
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)  # nobody is left to be told, and the exit code still tells
+    return error.exit_code
+
+
+def _lines(error: MlxkError) -> Iterator[str]:
+    """An error as people read it."""
+    if isinstance(error, CommandError) and error.usage:
+        yield error.usage.rstrip("\n")
+    yield printable(f"Error: {error.message}", keep="\n")
     if hint := error.details.get("hint"):
-        sys.stderr.write(printable(f"{hint}\n", keep="\n"))
+        yield printable(str(hint), keep="\n")
     matches = error.details.get("matches") or error.details.get("available_hashes")
     if isinstance(matches, list):
-        sys.stderr.writelines(f"  {printable(str(match))}\n" for match in matches)
-    return error.exit_code
+        yield from (f"  {printable(str(match))}" for match in matches)
 
 
 def _as_error(error: BaseException) -> MlxkError:

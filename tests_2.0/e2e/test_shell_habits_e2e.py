@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pexpect
 import pytest
-from layouts import Hub, chat_model
+from layouts import Hub, chat_model, without
 
 from mlxk2.arguments import ALPHA_VARIABLE, COMMANDS
 
@@ -161,3 +163,141 @@ def test_help_fits_the_terminal(terminal: Terminal, columns: int, command: str |
     lines = terminal(*words, "--help", columns=columns, **{ALPHA_VARIABLE: "1"})
     assert max(map(len, lines)) <= columns
     assert max(map(len, lines)) > columns / 4
+
+
+@pytest.fixture
+def model(isolated_cache: Path) -> None:
+    """A cache of one model that is sound and one that is not."""
+    Hub(isolated_cache).add("org/Beta", chat_model())
+    Hub(isolated_cache).add("org/broken", without(chat_model(), "config.json"))
+
+
+COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*[349][0-8][;m]")
+LISTINGS = ["list --health", "show Beta", "health", "health --deep"]
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("line", LISTINGS)
+def test_colours_are_as_the_user_has_them(terminal: Terminal, line: str) -> None:
+    def shown(**changes: str) -> str:
+        return "\n".join(terminal(*line.split(), **changes))
+
+    assert COLOUR.search(shown())
+    assert COLOUR.search(shown(NO_COLOR=""))
+    assert COLOUR.search(shown(FORCE_COLOR="1"))
+    assert not COLOUR.search(shown(NO_COLOR="1"))
+    assert not COLOUR.search(shown(NO_COLOR="1", FORCE_COLOR="1"))
+    assert "\x1b" not in shown(TERM="dumb")
+    assert "\x1b" not in shown(TERM="dumb", FORCE_COLOR="1")
+
+
+@pytest.mark.parametrize("changes", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}])
+def test_an_answer_is_never_coloured(terminal: Terminal, changes: dict[str, str]) -> None:
+    lines = terminal("run", "demo", "Hello!", "--seed", "1", "--max-tokens", "5", "--verbose", **changes)
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("changes", "codes"), [({}, True), ({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
+def test_a_chat_edits_lines_where_the_terminal_can(
+    environment: dict[str, str], changes: dict[str, str], codes: bool
+) -> None:
+    variables = environment | {"PROMPT_TOOLKIT_NO_CPR": "1"} | changes
+    child = pexpect.spawn(str(BIN / "mlxk2"), ["run", "demo"], env=variables, encoding="utf-8", timeout=60)
+    child.expect("to leave.\r\n")
+    child.sendline("/stats")
+    child.expect("Nothing was said yet")
+    child.sendline("exit")
+    seen = str(child.before) + str(child.after) + str(child.read())
+    child.close()
+    assert child.exitstatus == 0
+    assert ("\x1b[" in seen) == codes
+    assert not COLOUR.search(seen)
+
+
+# ------------------------------------------------------------------------------------------------------------ pipes
+
+
+# What each command line prints on, and its exit code.
+ANSWERS = [
+    "list", "list --json", "show Beta --files --config", "health --deep", "rm org/Beta --dry-run",
+    "clone org/Beta copy", "push . org/x --check-only", "run demo Hi --max-tokens 9", "run demo Hi --json",
+    "completion zsh", "--help", "run --help", "--version",
+]  # fmt: skip
+FAULTS = {"show nonesuch": 1, "run nonesuch Hi": 1, "list --nonesuch": 2, "nonesuch": 2}
+
+Piped = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def piped(environment: dict[str, str], tmp_path: Path) -> Piped:
+    """Runs the program in a new folder, with streams of the test's making."""
+
+    def start(line: str, unbuffered: str = "", **streams: int) -> subprocess.CompletedProcess[str]:
+        variables = environment | {ALPHA_VARIABLE: "1", "PYTHONUNBUFFERED": unbuffered}
+        with TemporaryDirectory(dir=tmp_path) as folder:
+            return subprocess.run(
+                [BIN / "mlxk2", *line.split()], cwd=folder, env=variables, timeout=60, text=True,
+                **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
+            )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def gone() -> Iterator[int]:
+    """A pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """A disk that is full."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no full device")
+    device = os.open("/dev/full", os.O_WRONLY)
+    yield device
+    os.close(device)
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ANSWERS)
+def test_a_reader_that_has_gone_is_no_fault(piped: Piped, gone: int, line: str, unbuffered: str) -> None:
+    done = piped(line, unbuffered, stdout=gone)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ANSWERS)
+def test_a_full_disk_is_one_line(piped: Piped, full: int, line: str, unbuffered: str) -> None:
+    done = piped(line, unbuffered, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "Error: The operating system refused: No space left on device.\n")
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("line", "code"), FAULTS.items())
+def test_errors_that_nobody_reads_keep_their_exit_code(
+    piped: Piped, gone: int, full: int, line: str, code: int, unbuffered: str
+) -> None:
+    for stream in (gone, full):
+        assert piped(line, unbuffered, stderr=stream).returncode == code
+        assert piped(line, unbuffered, stderr=stream, stdout=stream).returncode == code
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(("line", "code"), [*FAULTS.items(), *((line, 0) for line in ANSWERS)])
+def test_closed_streams_change_no_exit_code(environment: dict[str, str], tmp_path: Path, line: str, code: int) -> None:
+    for number, closed in enumerate((">&-", "2>&-", "<&-", ">&- 2>&- <&-")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        command = ["bash", "-c", f"{BIN / 'mlxk2'} {line} {closed}"]
+        variables = environment | {ALPHA_VARIABLE: "1"}
+        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, closed
+        assert bool(done.stderr) == (code > 0 and "2>&-" not in closed)
+        assert bool(done.stdout) == (code == 0 and ">&-" not in closed.replace("2>&-", ""))
