@@ -7,27 +7,23 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
-from mlxk2.server import faults, guard, openapi, plan, stream
+from mlxk2.server import chat_page, faults, guard, openapi, plan, stream
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Plan, Target
 from mlxk2.server.presence import EventStream, while_connected
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
-
-PAGE = Path(__file__).parent / "page"
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -62,8 +58,8 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/v1/models/{model:path}", **openapi.MODEL)(_model)
     app.post("/v1/chat/completions", **openapi.CHAT)(_chat)
     app.post("/v1/completions", **openapi.COMPLETIONS)(_complete)
-    app.get("/", include_in_schema=False)(_page)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    app.get("/", include_in_schema=False)(chat_page.page)
+    app.mount("/page", chat_page.Files(), name="page")
 
 
 def _add_handlers(app: FastAPI) -> None:
@@ -101,10 +97,6 @@ async def _models(request: Request) -> JSONResponse:
 
 async def _model(request: Request, model: str) -> JSONResponse:
     return JSONResponse(await asyncio.to_thread(_service(request).catalog.entry, model))
-
-
-async def _page() -> FileResponse:
-    return FileResponse(PAGE / "index.html")
 
 
 async def _chat(request: Request) -> Response:

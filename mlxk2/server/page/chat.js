@@ -1,0 +1,280 @@
+// The chat page: which conversation is open, and what the user does to it.
+
+import { Api } from "./api.js";
+import { newAnswer, requestFor, Run } from "./answering.js";
+import { byId, element, pause } from "./dom.js";
+import { DEFAULTS, newConversation, Store } from "./store.js";
+import { Transcript } from "./transcript.js";
+
+const SETTINGS = { system: "system", temperature: "temperature", "max-tokens": "maxTokens" };
+// Milliseconds between two writes of an answer that is still growing, and how long a notice stays.
+const SAVE_EVERY = 1000;
+const NOTICE = 8000;
+
+const api = new Api(askKey);
+const store = new Store();
+// The answers on their way, by their conversation's id; several may be, each in its own.
+const runs = new Map();
+const transcript = new Transcript(byId("messages"), byId("scroller"), { edit: beginEditing, retry });
+const input = byId("input");
+let current = newConversation();
+let isEditing = false;
+let noticeTimer = 0;
+
+// --- conversations ---
+
+function open() {
+  current = store.find(location.hash.slice(1)) ?? newConversation();
+  endEditing();
+  closeMenu();
+  show();
+  transcript.scrollToEnd();
+}
+
+/** Bring the page up to what the open conversation and the list are now. */
+function show() {
+  const run = runs.get(current.id);
+  transcript.show(current, run);
+  byId("welcome").hidden = current.messages.length > 0;
+  byId("stop").hidden = !run;
+  byId("send").hidden = Boolean(run);
+  document.title = current.title ? `${current.title} · mlxk2` : "mlxk2";
+  showList();
+}
+
+function showList() {
+  byId("conversations").replaceChildren(...store.conversations.map(entry));
+}
+
+function entry({ id, title }) {
+  const link = element("a", { href: `#${id}`, "aria-current": id === current.id && "page", title }, title);
+  const remove = element("button", { type: "button", "aria-label": `Delete “${title}”`, onclick: () => removeEntry(id) }, "×");
+  return element("li", runs.has(id) ? { class: "busy" } : {}, link, remove);
+}
+
+function removeEntry(id) {
+  const conversation = store.find(id);
+  runs.get(id)?.stop();
+  store.remove(id);
+  if (id === current.id) location.hash = "";
+  showList();
+  notify("Conversation deleted.", "Undo", () => {
+    save(conversation);
+    location.hash = id;
+  });
+}
+
+/** Keep a conversation that is being answered, unless it was deleted meanwhile. */
+function saveAnswered(id) {
+  const conversation = store.find(id);
+  if (conversation) save(conversation);
+}
+
+function save(conversation) {
+  if (!store.save(conversation)) {
+    notify("This browser has no room to keep the conversation, or does not let it: it ends with this page.");
+  }
+}
+
+// --- asking and answering ---
+
+function send(text) {
+  if (isEditing) current.messages.splice(lastQuestion());
+  endEditing();
+  current.messages.push({ role: "user", content: text });
+  current.title = current.messages[0].content.trim().split("\n")[0].slice(0, 80);
+  if (location.hash.slice(1) !== current.id) history.pushState(null, "", `#${current.id}`);
+  answer(current);
+}
+
+function retry() {
+  current.messages.splice(lastQuestion() + 1);
+  answer(current);
+}
+
+const lastQuestion = () => current.messages.findLastIndex(({ role }) => role === "user");
+
+async function answer(conversation) {
+  const body = requestFor(conversation.messages, { ...store.settings, model: byId("model").value });
+  const run = new Run(newAnswer(body.model));
+  conversation.messages.push(run.message);
+  conversation.updated = Date.now();
+  runs.set(conversation.id, run);
+  save(conversation);
+  const saving = setInterval(saveAnswered, SAVE_EVERY, conversation.id);
+  show();
+  announce("The model answers.");
+  await run.fill(api, body, () => conversation.id === current.id && transcript.update());
+  clearInterval(saving);
+  runs.delete(conversation.id);
+  saveAnswered(conversation.id);
+  if (conversation.id !== current.id) return showList();
+  show();
+  announce(transcript.lastText);
+}
+
+function beginEditing() {
+  isEditing = true;
+  byId("editing").hidden = false;
+  input.value = current.messages[lastQuestion()].content;
+  fit();
+  input.focus();
+}
+
+function endEditing() {
+  if (isEditing) input.value = "";
+  isEditing = false;
+  byId("editing").hidden = true;
+  fit();
+}
+
+// --- models, key, settings ---
+
+async function loadModels() {
+  const [models, state] = await Promise.all([api.models(), api.health()]);
+  const ids = models.map(({ id }) => id);
+  const chosen = [byId("model").value, store.settings.model, state.model ?? state.loading].find((id) => ids.includes(id)) ?? ids[0];
+  const option = ({ id, context_length: context }) =>
+    element("option", { value: id, selected: id === chosen && "" }, `${id} · ${tokens(context)} context`);
+  byId("model").replaceChildren(...models.map(option));
+}
+
+const tokens = (count) => (count < 1024 ? String(count) : `${Math.round(count / 1024)}k`);
+
+/** Say that a model is being loaded as long as the server's first one is. */
+async function tellLoading() {
+  for (;;) {
+    const { status, loading } = await api.health();
+    byId("state").textContent = status === "loading" ? `Loading ${loading}…` : "";
+    if (status !== "loading") return;
+    await pause(SAVE_EVERY);
+  }
+}
+
+function askKey(wasWrong) {
+  const dialog = byId("key-dialog");
+  const field = byId("key");
+  byId("key-refused").hidden = !wasWrong;
+  field.value = dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    const answer = () => resolve(dialog.returnValue === "ok" ? field.value.trim() : null);
+    dialog.addEventListener("close", answer, { once: true });
+  });
+}
+
+function showSettings() {
+  for (const [id, name] of Object.entries(SETTINGS)) byId(id).value = store.settings[name];
+  markSettings();
+  byId("settings").showModal();
+}
+
+function changeSettings() {
+  const fields = Object.entries(SETTINGS).filter(([id]) => byId(id).validity.valid);
+  const changes = Object.fromEntries(fields.map(([id, name]) => [name, byId(id).value]));
+  store.saveSettings({ ...store.settings, ...changes });
+  markSettings();
+}
+
+function markSettings() {
+  const isSet = Object.values(SETTINGS).some((name) => store.settings[name] !== DEFAULTS[name]);
+  byId("settings-open").classList.toggle("set", isSet);
+}
+
+// --- the page ---
+
+function notify(text, label = "Close", action = () => {}) {
+  const act = () => {
+    byId("notice").hidden = true;
+    action();
+  };
+  byId("notice").replaceChildren(text, element("button", { type: "button", class: "quiet", onclick: act }, label));
+  byId("notice").hidden = false;
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => (byId("notice").hidden = true), NOTICE);
+}
+
+const tell = (error) => notify([error.message, error.hint].filter(Boolean).join(" "));
+
+/** Let a screen reader say this. */
+function announce(text) {
+  byId("announcement").textContent = text;
+}
+
+/** Make the field as high as what is typed into it, where the style sheet's `field-sizing` is not known. */
+function fit() {
+  if (CSS.supports("field-sizing", "content")) return;
+  input.style.height = "auto";
+  input.style.height = `${input.scrollHeight}px`;
+}
+
+function submit(event) {
+  event.preventDefault();
+  const text = input.value;
+  if (!text.trim() || runs.has(current.id)) return;
+  input.value = "";
+  send(text);
+  fit();
+}
+
+function onInputKey(event) {
+  // Keyboards on glass have no easy Shift+Enter, and Enter may belong to an input method.
+  const isForSending = event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+  if (isForSending) submit(event);
+}
+
+function onEscape(event) {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (document.body.classList.contains("menu-open")) closeMenu();
+  else if (isEditing) endEditing();
+  else stop();
+}
+
+function stop() {
+  runs.get(current.id)?.stop();
+  input.focus();
+}
+
+function toggleMenu() {
+  const isOpen = document.body.classList.toggle("menu-open");
+  byId("menu").ariaExpanded = String(isOpen);
+}
+
+function closeMenu() {
+  if (document.body.classList.contains("menu-open")) toggleMenu();
+}
+
+/** Take over what another tab has changed. */
+function onStorage({ key }) {
+  store.reload(new Set(runs.keys()));
+  current = store.find(current.id) ?? current;
+  if (key?.endsWith(current.id) && !runs.has(current.id)) show();
+  else showList();
+}
+
+function listen() {
+  byId("composer").addEventListener("submit", submit);
+  byId("stop").addEventListener("click", stop);
+  byId("cancel-editing").addEventListener("click", endEditing);
+  byId("menu").addEventListener("click", toggleMenu);
+  byId("veil").addEventListener("click", closeMenu);
+  byId("new").addEventListener("click", () => setTimeout(() => input.focus()));
+  byId("settings-open").addEventListener("click", showSettings);
+  byId("settings").addEventListener("input", changeSettings);
+  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
+  byId("model").addEventListener("change", ({ target }) => store.saveSettings({ ...store.settings, model: target.value }));
+  input.addEventListener("input", fit);
+  input.addEventListener("keydown", onInputKey);
+  addEventListener("keydown", onEscape);
+  addEventListener("hashchange", open);
+  addEventListener("storage", onStorage);
+  // What was pulled or removed meanwhile.
+  addEventListener("visibilitychange", () => document.hidden || loadModels().catch(tell));
+  addEventListener("pagehide", () => runs.forEach((_, id) => saveAnswered(id)));
+}
+
+listen();
+open();
+markSettings();
+tellLoading().catch(tell);
+loadModels().catch(tell);

@@ -1,0 +1,29 @@
+// Elements without HTML: whatever a model or a server says can only ever become text.
+
+/** Return a new element; `on…` properties listen, the other ones are attributes, undefined and false ones are left out. */
+export function element(name, properties = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== undefined && value !== false) node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+/** Return the element of the page with this id. */
+export const byId = (id) => document.getElementById(id);
+
+/** Put a text on the clipboard, also where the page is not served from this machine or over HTTPS. */
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = element("textarea", { class: "unseen" });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+}
+
+/** Wait that many milliseconds. */
+export const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));

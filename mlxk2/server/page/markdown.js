@@ -1,0 +1,118 @@
+// Markdown as nodes of the page. The lexer finds the structure; no text is ever read as HTML, so nothing in it can run.
+
+import { lexer } from "./marked/marked.esm.js";
+import { element } from "./dom.js";
+
+const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" };
+const SAFE_LINK = /^(https?:|mailto:)/i;
+
+// What each block on the page was made of.
+const sources = new WeakMap();
+
+/** Show a text as Markdown; blocks that have not changed stay as they are, with what the reader has selected in them. */
+export function renderMarkdown(container, text) {
+  const tokens = parse(text);
+  // A definition of a link changes what earlier blocks mean.
+  const links = JSON.stringify(tokens.links ?? {});
+  const blocks = tokens.filter((token) => token.type !== "space" && token.type !== "def");
+  blocks.forEach((block, position) => {
+    const before = container.children[position];
+    const source = links + block.raw;
+    if (before && sources.get(before) === source) return;
+    const node = buildBlock(block);
+    sources.set(node, source);
+    if (before) before.replaceWith(node);
+    else container.append(node);
+  });
+  while (container.children.length > blocks.length) container.lastElementChild.remove();
+}
+
+function parse(text) {
+  try {
+    return lexer(text);
+  } catch {
+    // A thousand quotes in each other are too deep for any parser: show them as they were written.
+    return [{ type: "text", raw: text, text }];
+  }
+}
+
+const BLOCKS = {
+  heading: (token) => element(`h${token.depth}`, {}, ...inline(token)),
+  hr: () => element("hr"),
+  blockquote: (token) => element("blockquote", {}, ...token.tokens.map(buildBlock)),
+  code: codeBlock,
+  list: listBlock,
+  table: tableBlock,
+};
+
+function buildBlock(token) {
+  const build = BLOCKS[token.type];
+  return build ? build(token) : element("p", {}, ...inline(token));
+}
+
+function codeBlock(token) {
+  const language = (token.lang ?? "").split(/\s/)[0];
+  const head = element("figcaption", {}, element("span", {}, language), copyButton());
+  return element("figure", { class: "code" }, head, element("pre", { tabindex: "0" }, element("code", {}, token.text)));
+}
+
+function copyButton() {
+  return element("button", { type: "button", class: "copy-code" }, "Copy");
+}
+
+function listBlock(token) {
+  const start = token.ordered && token.start !== 1 ? { start: token.start } : {};
+  return element(token.ordered ? "ol" : "ul", start, ...token.items.map(listItem));
+}
+
+function listItem(item) {
+  const parts = item.tokens.filter((token) => token.type !== "space");
+  // A text in a tight list stands in the line of its bullet.
+  const nodes = parts.flatMap((token) => (token.type in BLOCKS || token.type === "paragraph" ? [buildBlock(token)] : inlineOf(token)));
+  return element("li", item.task ? { class: "task" } : {}, ...nodes);
+}
+
+function tableBlock(token) {
+  const cell = (name) => (entry) => element(name, { class: entry.align ?? undefined }, ...inline(entry));
+  const head = element("tr", {}, ...token.header.map(cell("th")));
+  const rows = token.rows.map((row) => element("tr", {}, ...row.map(cell("td"))));
+  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+  return element("div", { class: "table", tabindex: "0" }, table);
+}
+
+const INLINES = {
+  strong: (token) => element("strong", {}, ...inline(token)),
+  em: (token) => element("em", {}, ...inline(token)),
+  del: (token) => element("del", {}, ...inline(token)),
+  codespan: (token) => element("code", {}, token.text),
+  br: () => element("br"),
+  checkbox: (token) => element("input", { type: "checkbox", disabled: "", ...(token.checked && { checked: "" }) }),
+  html: (token) => (/^<br\s*\/?>$/i.test(token.raw) ? element("br") : token.raw),
+  escape: (token) => token.text,
+  link: (token) => link(token, inline(token)),
+  // Not fetched: an address can carry away what stands in the conversation.
+  image: (token) => link(token, [`🖼 ${decode(token.text) || token.href}`]),
+};
+
+function inline(token) {
+  return token.tokens ? token.tokens.flatMap(inlineOf) : [decode(token.text ?? token.raw)];
+}
+
+function inlineOf(token) {
+  const build = INLINES[token.type];
+  return build ? [build(token)] : inline(token);
+}
+
+function link(token, children) {
+  // Whatever leads elsewhere than to a web page or a mailbox is shown as it was written.
+  if (!SAFE_LINK.test(token.href)) return token.raw;
+  return element("a", { href: token.href, title: token.href, target: "_blank", rel: "noopener noreferrer" }, ...children);
+}
+
+function decode(text) {
+  return text.replace(/&(?:#(\d{1,7})|#x([\da-f]{1,6})|([a-z]+));/gi, (all, decimal, hex, name) => {
+    if (name) return Object.hasOwn(ENTITIES, name) ? ENTITIES[name] : all;
+    const number = decimal ? Number(decimal) : parseInt(hex, 16);
+    return number && number <= 0x10ffff ? String.fromCodePoint(number) : "\ufffd";
+  });
+}
