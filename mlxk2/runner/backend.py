@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +55,17 @@ class LoadedModel:
 
 
 def load(
-    folder: str | Path, adapter: str | Path | None = None, *, name: str | None = None, memory: int | None = None
+    folder: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    name: str | None = None,
+    memory: int | None = None,
+    unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
-    Without `name` the folder's is used in messages, without `memory` all that the machine has. Raises
+    Without `name` the folder's is used in messages, without `memory` all that the machine has. `unload` is called
+    to drop the model before just before weights are read, when all else that could be wrong has been found. Raises
     ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
     InsufficientMemoryError before any weight is read, ValidationError for a folder that is no adapter.
     """
@@ -69,7 +77,9 @@ def load(
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = _read_config(folder, name)
     tokenizer = _load_tokenizer(folder, name, config)
-    model = _load_weights(folder, name, adapter, _memory() if memory is None else memory)
+    model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
+    _make_room(unload)
+    _read_weights(model, folder, name)
     return LoadedModel(
         name=name,
         model=model,
@@ -110,17 +120,35 @@ def _ships_tokenizer_code(folder: Path) -> bool:
     return False
 
 
-def _load_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:
+def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:
+    """Return the model with weights of which nothing is read yet."""
     try:
         model, _ = load_model(folder, lazy=True)
         if adapter is not None:
             _lay_over(model, adapter, name)
         _widen(model)
         _check_memory(model, name, memory)
-        mx.eval(model.parameters())
     except (*FAULTS, ImportError) as fault:
-        raise ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder)) from fault
+        raise _unloadable(name, fault, folder) from fault
     return model
+
+
+def _make_room(unload: Callable[[], None]) -> None:
+    """Drop the model before, and give back its memory, which MLX would keep for arrays of the same sizes."""
+    unload()
+    gc.collect()
+    mx.clear_cache()
+
+
+def _read_weights(model: Any, folder: Path, name: str) -> None:
+    try:
+        mx.eval(model.parameters())
+    except FAULTS as fault:
+        raise _unloadable(name, fault, folder) from fault
+
+
+def _unloadable(name: str, fault: Exception, folder: Path) -> ModelNotRunnableError:
+    return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
 
 
 def _lay_over(model: Any, adapter: Path, name: str) -> None:
