@@ -51,6 +51,7 @@ class Server:
         command = [sys.executable, "-m", "mlxk2", "serve", "--json", "--port", "0", *arguments]
         self.process = subprocess.Popen(
             command,
+            cwd=home,
             env=_environment(home) | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

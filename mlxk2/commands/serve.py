@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
+import socket
 from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
-from mlxk2.errors import CommandError, InterruptedByUser, ValidationError
+from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import check_max_tokens
 from mlxk2.server.listener import LOOPBACK, bind, url_of
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
     from mlxk2.cache.store import Snapshot
     from mlxk2.spec import ServerData
 
 KEY_VARIABLE = "MLXK2_API_KEY"
+_PLAIN = (str, int, list, type(None))
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -39,13 +46,42 @@ def run(args: Namespace) -> None:
         "model": snapshot.name if snapshot else None,
     }
     _warn_if_open(args)
-    serving = import_offline("mlxk2.server.serving")
-    settings = _settings(args, snapshot, serving)
-    if serving.serve(settings, listener, lambda: args.announce(data)) == signal.SIGINT:
+    serve = _serve_reloading if args.reload else _serve
+    if serve(args, snapshot, listener, lambda: args.announce(data)) == signal.SIGINT:
         # The proper end of a server, of which nothing more is to be said.
         stopped = InterruptedByUser("Stopped.")
         stopped.is_told = True
         raise stopped
+
+
+def _serve(
+    args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
+) -> int | None:
+    serving = import_offline("mlxk2.server.serving")
+    number: int | None = serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
+    return number
+
+
+def _serve_reloading(
+    args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
+) -> int | None:
+    reloading = import_offline("mlxk2.server.reloading")
+    # What the other process can't be sent, it does not need.
+    sent = {name: value for name, value in vars(args).items() if name == "leave" or isinstance(value, _PLAIN)}
+    target = partial(_serve_anew, Namespace(**sent), snapshot)
+    number: int | None = reloading.serve_reloading(target, listener, announce)
+    return number
+
+
+def _serve_anew(
+    args: Namespace, snapshot: Snapshot | None, answers: Event, sockets: Sequence[socket.socket]
+) -> None:
+    """Serve in a process that is started again after each change; what stops it is told, and waits for the next."""
+    try:
+        _serve(args, snapshot, sockets[0], answers.set)
+    except MlxkError as error:
+        if not error.is_told:
+            logging.error(error.message)
 
 
 def _check(args: Namespace) -> None:

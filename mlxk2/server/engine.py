@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from mlxk2.errors import MlxkError, ModelError, ServerBusyError, ServerStoppingE
 from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.runner import Backend
 from mlxk2.server.reply import Reply
-from mlxk2.server.worker import Worker
+from mlxk2.server.worker import Thread, Worker
 
 
 class Target(NamedTuple):
@@ -59,8 +59,7 @@ class Engine:
         self.loading: Target | None = None
         self._load = load
         self._worker = worker
-        self._prompts = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._model: Backend | None = None
+        self._prompts = Thread("prompts")
         self._waiting: deque[_Ticket] = deque()
         self._replies: dict[Reply, int] = {}
         self._active = 0
@@ -91,9 +90,9 @@ class Engine:
         reply = Reply(target.name, model.vocabulary, slots, self._release)
         self._replies[reply] = slots
         try:
-            loop = asyncio.get_running_loop()
-            requests = await loop.run_in_executor(self._prompts, plan, model)
-            await self._worker.submit(reply, requests)
+            requests = await self._prompts.run(plan, model)
+            if not reply.is_closed:
+                await self._worker.submit(reply, requests)
         except BaseException:
             reply.close()
             raise
@@ -103,15 +102,15 @@ class Engine:
         """Take no more work and end all that is under way with an error."""
         self._is_stopping = True
         error = ServerStoppingError()
-        for ticket in self._waiting:
-            _refuse(ticket, error)
+        while self._waiting:
+            _refuse(self._waiting.popleft(), error)
         for reply in list(self._replies):
             reply.fail(error)
 
     def close(self) -> None:
         """Let the threads end after what they are doing now."""
         self._worker.stop()
-        self._prompts.shutdown(wait=False, cancel_futures=True)
+        self._prompts.stop()
 
     async def _admitted(self, target: Target, slots: int) -> Backend:
         if self._is_stopping:
@@ -119,7 +118,7 @@ class Engine:
         ticket = _Ticket(target, slots, asyncio.get_running_loop().create_future())
         self._waiting.append(ticket)
         self._admit()
-        if not ticket.admitted.done() and len(self._waiting) > self.limits.max_queue and slots:
+        if not ticket.admitted.done() and slots and self._is_full():
             self._waiting.remove(ticket)
             raise ServerBusyError(len(self._waiting))
         try:
@@ -127,6 +126,10 @@ class Engine:
         except asyncio.CancelledError:
             self._withdraw(ticket)
             raise
+
+    def _is_full(self) -> bool:
+        # The one whose model is being loaded is served next, however long the queue may be.
+        return len(self._waiting) > self.limits.max_queue + (self._swap_task is not None)
 
     def _withdraw(self, ticket: _Ticket) -> None:
         """Forget a ticket whose client has gone, and free its slots if it had got them at the same moment."""
@@ -140,7 +143,7 @@ class Engine:
         """Let in whoever may, from the head of the queue: nobody overtakes, so nobody waits for ever."""
         while self._waiting and self._swap_task is None:
             ticket = self._waiting[0]
-            if self._model is None or ticket.target != self.target:
+            if self._worker.model is None or ticket.target != self.target:
                 if not self._active:
                     self._swap_task = asyncio.get_running_loop().create_task(self._swap(ticket.target))
                 return
@@ -149,19 +152,20 @@ class Engine:
             self._waiting.popleft()
             if not ticket.admitted.done():
                 self._active += ticket.slots
-                ticket.admitted.set_result(self._model)
+                ticket.admitted.set_result(self._worker.model)
 
     async def _swap(self, target: Target) -> None:
         self.loading = target
         try:
-            self._model = await self._worker.load(lambda unload: self._load(target, unload))
+            await self._worker.load(lambda unload: self._load(target, unload))
             self.target = target
+            # Those that came for this model meanwhile save a swap by going first; later ones go to the end.
+            self._waiting = deque(sorted(self._waiting, key=lambda ticket: ticket.target != target))
         except Exception as fault:  # noqa: BLE001 - handed to all who wait for this model
-            error = fault if isinstance(fault, MlxkError) else ModelError(f"{target.name} can't be loaded: {fault}")
-            self._refuse_all(target, error)
+            self._refuse_all(target, _load_error(target, fault))
         finally:
-            if not self._worker.is_loaded:
-                self._model = self.target = None
+            if self._worker.model is None:
+                self.target = None
             self.loading = self._swap_task = None
         self._admit()
 
@@ -174,6 +178,13 @@ class Engine:
         self._worker.cancel(reply)
         self._active -= self._replies.pop(reply)
         self._admit()
+
+
+def _load_error(target: Target, fault: Exception) -> MlxkError:
+    if isinstance(fault, MlxkError):
+        return fault
+    logging.error("Loading %s failed", target.name, exc_info=fault)
+    return ModelError(f"{target.name} can't be loaded: {fault}")
 
 
 def _refuse(ticket: _Ticket, error: MlxkError) -> None:

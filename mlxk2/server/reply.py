@@ -22,9 +22,7 @@ class Reply:
     came.
     """
 
-    def __init__(
-        self, name: str, vocabulary: Vocabulary, count: int, on_close: Callable[[Reply], None]
-    ) -> None:
+    def __init__(self, name: str, vocabulary: Vocabulary, count: int, on_close: Callable[[Reply], None]) -> None:
         self.name = name
         self.vocabulary = vocabulary
         self.sessions: list[Session] = []
@@ -35,29 +33,35 @@ class Reply:
         self._on_close: Callable[[Reply], None] | None = on_close
 
     def put(self, number: int, chunk: Chunk) -> None:
-        """Take the next chunk of an answer; all that wait are handed on together."""
+        """Take the next chunk of an answer; the last one of all gives back what the request holds."""
         self._unfinished -= chunk.finish_reason is not None
         error = self.sessions[number].error
         if error is not None:
             self.fail(error)
-        elif len(self._parts) >= MOST_WAITING:
-            self.fail(OperationError("The answer was given up: nobody reads it."))
-            self.close()
-        else:
+        elif len(self._parts) < MOST_WAITING:
             self._parts.append((number, chunk))
             self._arrived.set()
+        else:
+            self.fail(OperationError("The answer was given up: nobody reads it."))
+        if not self._unfinished:
+            self.close()
 
     def fail(self, error: MlxkError) -> None:
-        """End all the answers with an error."""
+        """End all the answers with an error, after what has come of them."""
         self._error = self._error or error
-        self._parts.clear()
         self._arrived.set()
+        self.close()
 
     def close(self) -> None:
         """Stop what is still being generated and give back the slots; more than once is fine."""
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
             on_close(self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is generated for it any more."""
+        return self._on_close is None
 
     def __aiter__(self) -> Reply:
         return self

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from mlxk2.errors import MlxkError
+from mlxk2.errors import InterruptedByUser, MlxkError
 from mlxk2.runner import backend
 from mlxk2.runner.runner import Backend, MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -27,14 +31,21 @@ from mlxk2.server.worker import Worker
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds an idle connection is kept for the client's next request.
 _KEEP_ALIVE = 60
-# Seconds that answers have to say that they end; the contract gives five in all.
-_GRACE = 2
-_JOIN = 2.0
+# Seconds after which connections that still did not end are cut off, and all that is left of the process.
+_GRACE = 2.0
+_LONGEST_END = 4.0
+
+
+# Ends the process with an exit code, whatever its threads are doing.
+Leave = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve; `pinned` is the model of the start under the name that was typed for it."""
+    """How to serve; `pinned` is the model of the start under the name that was typed for it.
+
+    `patience` is how many seconds a connection may stand still in the middle of something.
+    """
 
     access: Access
     limits: Limits
@@ -43,27 +54,40 @@ class Settings:
     max_tokens: int | None = None
     log_level: str = "info"
     logs_requests: bool = False
+    patience: float = 30.0
+
+
+@dataclass(frozen=True)
+class Life:
+    """What happens at the start and at the end: `preload` is the first model."""
+
+    announce: Callable[[], None]
+    leave: Leave
+    preload: Target | None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends its streams with a mark and loads a model at the start."""
+    """uvicorn's server, which loads a model at the start and ends its streams with a mark."""
 
-    def __init__(
-        self, config: uvicorn.Config, engine: Engine, pinned: Target | None, on_start: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, life: Life) -> None:
         super().__init__(config)
         self.stopped_by: int | None = None
         self.failure: MlxkError | None = None
         self._engine = engine
-        self._pinned = pinned
-        self._on_start = on_start
+        self._life = life
         self._preloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_start()
-        if self._pinned is not None:
-            self._preloading = asyncio.create_task(self._preload(self._pinned))
+        if parent := multiprocessing.parent_process():
+            asyncio.get_running_loop().add_reader(parent.sentinel, self._be_orphaned, parent.sentinel)
+        self._life.announce()
+        if self._life.preload is not None:
+            self._preloading = asyncio.create_task(self._preload(self._life.preload))
+
+    def _be_orphaned(self, sentinel: int) -> None:
+        asyncio.get_running_loop().remove_reader(sentinel)
+        self.should_exit = True
 
     async def _preload(self, target: Target) -> None:
         try:
@@ -73,17 +97,28 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A model that is being loaded, or a long step, can't be called off.
+        end = threading.Timer(_LONGEST_END, self._life.leave, [self._exit_code])
+        end.daemon = True
+        end.start()
         self._engine.stop()
+        asyncio.get_running_loop().call_later(_GRACE, self._cut_off)
         await super().shutdown(sockets)
+
+    @property
+    def _exit_code(self) -> int:
+        return InterruptedByUser.exit_code if self.stopped_by == signal.SIGINT else 0
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        # For good: the process ends with the server.
+        for number in _SIGNALS:
+            signal.signal(number, self.handle_exit)
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
         self.stopped_by = self.stopped_by or sig
@@ -92,22 +127,17 @@ class _Server(uvicorn.Server):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None]) -> int | None:
+def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None], leave: Leave) -> int | None:
     """Serve until a signal comes, and return it; `announce` is called as soon as the port answers.
 
-    Raises what keeps the model of the start from being loaded.
+    Where the end takes too long, `leave` is called instead. Raises what keeps the model of the start from being loaded.
     """
-    worker = Worker(lambda model: _runner(model, settings))
-    engine = Engine(_load, worker, settings.limits)
+    engine = Engine(_load, Worker(partial(_runner, settings)), settings.limits)
     app = create_app(Service(engine, Catalog(settings.pinned), settings.max_tokens), settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
-    server = _Server(_config(app, settings), engine, pinned, announce)
+    server = _Server(_config(app, settings), engine, Life(announce, leave, pinned))
     server.run(sockets=[listener])
     engine.close()
-    if not worker.join(_JOIN) and server.stopped_by is not None:
-        # A step that takes that long can't be waited for: end as the signal would have ended the process.
-        signal.signal(server.stopped_by, signal.SIG_DFL)
-        signal.raise_signal(server.stopped_by)
     if server.failure is not None:
         # The data was printed when the port answered; a second document on stdout would be one too many.
         logging.error(server.failure.message)
@@ -116,26 +146,19 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     return server.stopped_by
 
 
-def _runner(model: Backend, settings: Settings) -> MLXRunner:
-    return MLXRunner(
-        model, prompt_cache_bytes=settings.prompt_cache_bytes, max_rows=settings.limits.max_concurrent
-    )
+def _runner(settings: Settings, model: Backend) -> MLXRunner:
+    return MLXRunner(model, prompt_cache_bytes=settings.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
 
 
 def _load(target: Target, unload: Callable[[], None]) -> Backend:
-    unload()
-    return backend.load(target.path, target.adapter, name=target.name)
+    return backend.load(target.path, target.adapter, name=target.name, unload=unload)
 
 
-def _config(app: object, settings: Settings) -> uvicorn.Config:
-    level = settings.log_level.upper()
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    if level != "DEBUG":
-        # What it says of its own start and end is said already.
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    _log_at(settings.log_level.upper(), logs_requests=settings.logs_requests)
     return uvicorn.Config(
-        app,  # type: ignore[arg-type] # FastAPI's types and uvicorn's differ in names alone
-        http=Connection,
+        app,
+        http=partial(Connection, patience=settings.patience),  # type: ignore[arg-type] # a class is only called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -144,5 +167,13 @@ def _config(app: object, settings: Settings) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_GRACE,
     )
+
+
+def _log_at(level: str, *, logs_requests: bool) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    if logs_requests:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    if level != "DEBUG":
+        # What it says of its own start and end is said already.
+        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.runner import Backend, Chunk, MLXRunner, Session
+from mlxk2.runner.runner import Backend, Chunk, MLXRunner, Outcome, Session
 from mlxk2.server.reply import Reply
 
 T = TypeVar("T")
 MakeRunner = Callable[[Backend], MLXRunner]
+# Calls the function it is given before it needs the memory of the model before.
+Load = Callable[[Callable[[], None]], Backend]
+
+
+class Thread:
+    """A thread that does one job after another, whatever comes of them."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, job: Callable[..., T], *args: object) -> T:
+        """Do a job when those before it are done; return what it returns, raise what it raises."""
+        return await asyncio.wrap_future(self._executor.submit(_as_exception, job, *args))
+
+    def queue(self, job: Callable[..., None], *args: object) -> None:
+        """Do a job when those before it are done; nobody waits for it."""
+        self._executor.submit(job, *args)
+
+    def stop(self) -> None:
+        """End after the job that is being done now."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _as_exception(job: Callable[..., T], *args: object) -> T:
+    """Do a job; what it raises is an Exception. The panics of Rust libraries are none: they would end the loop."""
+    try:
+        return job(*args)
+    except Exception:
+        raise
+    except BaseException as panic:
+        raise RuntimeError(f"{type(panic).__name__}: {panic}") from panic
 
 
 class Worker:
@@ -23,95 +55,104 @@ class Worker:
     """
 
     def __init__(self, make_runner: MakeRunner) -> None:
+        self.model: Backend | None = None
         self._make_runner = make_runner
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="mlx")
+        self._thread = Thread("mlx")
         self._runner: MLXRunner | None = None
         self._replies: dict[Session, tuple[Reply, int]] = {}
+        self._step_is_queued = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def load(self, load: Callable[[Callable[[], None]], Backend]) -> Backend:
-        """Load a model with this function, which is given what unloads the one before; raise what it raises."""
-        return await self._run(self._load, load)
+    async def load(self, load: Load) -> None:
+        """Load a model into `model`; raise what `load` raises. Then the one before is there still, or none."""
+        await self._thread.run(self._load, load)
 
     async def submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
         """Begin to generate the answers of a reply; raise ValidationError or ContextLengthError for what can't be."""
         self._loop = asyncio.get_running_loop()
-        await self._run(self._submit, reply, requests)
+        await self._thread.run(self._submit, reply, requests)
 
     def cancel(self, reply: Reply) -> None:
         """Stop generating for a reply; nobody waits for it."""
-        self._executor.submit(self._cancel, reply)
+        self._thread.queue(self._cancel, reply)
 
     def stop(self) -> None:
         """Let the thread end after what it is doing now."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._thread.stop()
 
-    def join(self, timeout: float) -> bool:
-        """Wait that many seconds for the thread; whether it has ended."""
-        threads = list(self._executor._threads)
-        for thread in threads:
-            thread.join(timeout)
-        return not any(thread.is_alive() for thread in threads)
-
-    async def _run(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.wrap_future(self._executor.submit(function, *args))
-
-    def _load(self, load: Callable[[Callable[[], None]], Backend]) -> Backend:
+    def _load(self, load: Load) -> None:
         model = load(self._unload)
         self._unload()
-        self._runner = self._make_runner(model)
-        return model
+        self._runner, self.model = self._make_runner(model), model
 
     def _unload(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether there is a model in memory."""
-        return self._runner is not None
+        runner, self._runner, self.model = self._runner, None, None
+        if runner is not None:
+            runner.close()
 
     def _submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
         if self._runner is None:
             raise ModelError("The model is gone.")
-        idle = not self._replies
         for number, request in enumerate(requests):
             session = self._runner.submit(request)
             reply.sessions.append(session)
             self._replies[session] = (reply, number)
-        if idle:
-            self._executor.submit(self._step)
+        self._queue_step()
 
     def _cancel(self, reply: Reply) -> None:
-        for session in reply.sessions:
-            if self._replies.pop(session, None) and self._runner is not None:
-                self._runner.cancel(session)
+        sessions = [session for session in reply.sessions if self._replies.pop(session, None)]
+        try:
+            for session in sessions:
+                if self._runner is not None:
+                    self._runner.cancel(session)
+        except BaseException as fault:  # noqa: BLE001 - as in a step
+            self._fail(fault)
+
+    def _queue_step(self) -> None:
+        if self._replies and not self._step_is_queued:
+            self._step_is_queued = True
+            self._thread.queue(self._step)
 
     def _step(self) -> None:
         """Generate the next tokens, hand them to the event loop all at once, and queue the next step."""
-        if self._runner is None or not self._replies:
-            return
-        entries = [(self._replies[session], chunk) for session, chunk in self._next_chunks(self._runner)]
-        for (reply, number), chunk in entries:
-            if chunk.finish_reason is not None:
-                del self._replies[reply.sessions[number]]
-        if entries and self._loop is not None:
-            self._loop.call_soon_threadsafe(_deliver, entries)
-        if self._replies:
-            self._executor.submit(self._step)
-
-    def _next_chunks(self, runner: MLXRunner) -> list[tuple[Session, Chunk]]:
+        self._step_is_queued = False
         try:
-            return runner.step()
-        except Exception as fault:  # noqa: BLE001 - handed to every request: the next one must find a thread that works
-            error = ModelError(f"Generation failed: {fault}")
-            runner.close()
-            for session in self._replies:
-                session.row, session.error = None, error
-            return [(session, Chunk("", "answer", session.tokens, "error")) for session in self._replies]
+            if self._runner is not None:
+                self._hand_over(self._runner.step())
+        except BaseException as fault:  # noqa: BLE001 - told to every request: nobody may wait for ever
+            self._fail(fault)
+        self._queue_step()
+
+    def _hand_over(self, outcomes: Iterable[Outcome]) -> None:
+        parts = []
+        for session, chunk in outcomes:
+            if session in self._replies:
+                parts.append((*self._replies[session], chunk))
+                if chunk.finish_reason is not None:
+                    del self._replies[session]
+        if parts:
+            self._on_loop(_put, parts)
+
+    def _fail(self, fault: BaseException) -> None:
+        """End all that is being generated: after this fault nobody knows what state it is in."""
+        logging.error("Generation failed", exc_info=fault)
+        error = ModelError(f"Generation failed: {fault}")
+        replies = {reply for reply, _ in self._replies.values()}
+        self._replies.clear()
+        self._on_loop(_fail, replies, error)
+        if self._runner is not None:
+            self._runner.close()
+
+    def _on_loop(self, function: Callable[..., None], *args: object) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(function, *args)
 
 
-def _deliver(entries: Sequence[tuple[tuple[Reply, int], Chunk]]) -> None:
-    for (reply, number), chunk in entries:
+def _put(parts: Iterable[tuple[Reply, int, Chunk]]) -> None:
+    for reply, number, chunk in parts:
         reply.put(number, chunk)
+
+
+def _fail(replies: Iterable[Reply], error: ModelError) -> None:
+    for reply in replies:
+        reply.fail(error)

@@ -1,0 +1,52 @@
+"""`--reload`: one process serves, another starts it again whenever the program's code changes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from uvicorn.supervisors.statreload import StatReload
+
+import mlxk2
+
+# Serves on the sockets that it is given, and sets the event as soon as they answer; sent to another process.
+Target = Callable[[Event, list[socket.socket]], None]
+
+
+class _Reloader(StatReload):
+    """uvicorn's supervisor, which tells when the first server answers, and which signal ended it."""
+
+    def __init__(self, target: Target, listener: socket.socket, announce: Callable[[], None]) -> None:
+        self.stopped_by: int | None = None
+        self._answers = multiprocessing.get_context("spawn").Event()
+        self._announce = announce
+        folder = str(Path(mlxk2.__file__).parent)
+        config = uvicorn.Config("", reload=True, reload_dirs=folder, log_config=None)
+        super().__init__(config, partial(target, self._answers), [listener])
+
+    def startup(self) -> None:
+        super().startup()
+        while not self.should_exit.is_set() and self.process.is_alive():
+            if self._answers.wait(0.1):
+                self._announce()
+                return
+
+    def signal_handler(self, sig: int, frame: FrameType | None) -> None:
+        self.stopped_by = self.stopped_by or sig
+        super().signal_handler(sig, frame)
+        # A second Ctrl-C ends the process at once; the server notices.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def serve_reloading(target: Target, listener: socket.socket, announce: Callable[[], None]) -> int | None:
+    """Serve in a process of its own, which is replaced when the code changes, until a signal comes; return it."""
+    reloader = _Reloader(target, listener, announce)
+    reloader.run()
+    return reloader.stopped_by
