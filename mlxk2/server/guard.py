@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -20,6 +20,7 @@ WILDCARDS = ("0.0.0.0", "::", "")
 # The page asks for the key itself, and whether the server lives is no secret.
 OPEN_PATHS = ("/", "/health")
 OPEN_FOLDER = "/page/"
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::\d{0,5})?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,22 @@ class Access:
 
     def knows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of this origin may call: the server's own, or one that was allowed."""
-        return origin in self.origins or "*" in self.origins or urlsplit(origin).netloc == host
+        return origin in self.origins or "*" in self.origins or origin in (f"http://{host}", f"https://{host}")
 
     def knows_key(self, authorization: str) -> bool:
         """Whether an Authorization header carries the key."""
         scheme, _, key = authorization.partition(" ")
         if self.api_key is None:
             return True
-        return scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), self.api_key.encode())
+        # Starlette reads the bytes of headers as Latin-1.
+        given = key.strip().encode("latin-1")
+        return scheme.lower() == "bearer" and secrets.compare_digest(given, self.api_key.encode())
 
 
 def _host_name(header: str) -> str:
-    try:
-        return (urlsplit(f"//{header}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """Return the name in a Host header, "" for one that is no host with or without a port."""
+    match = _HOST.fullmatch(header)
+    return (match["address"] or match["name"]).lower() if match else ""
 
 
 def _is_address(name: str) -> bool:
@@ -83,7 +85,7 @@ class Guard:
         await self._app(scope, _limited(receive), send)
 
     def _refused(self, path: str, headers: Headers) -> Response | None:
-        host = headers.get("host", "")
+        host = ", ".join(headers.getlist("host"))
         if not self._access.knows_host(host):
             return refusal(f"This server does not answer to the name {host!r}.", 403, code="invalid_host")
         origin = headers.get("origin")
