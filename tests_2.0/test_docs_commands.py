@@ -91,9 +91,16 @@ def world(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> Client:
     hub.add("me/tiny-chat", demo, "a" * 40)
     hub.add("me/half-done", short, "b" * 40)
     folder = write_chain(tmp_path / "model", say("H", "i"))
-    hub_server.add("mlx-community/Qwen3-0.6B-4bit", {path.name: path.read_bytes() for path in folder.iterdir()})
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    hub_client.environment |= {"PATH": programs, "COLUMNS": "96", "MLXK2_USER_HF_HOME": str(hub_client.home)}
+    for name in ("mlx-community/Qwen3-0.6B-4bit", "mlx-community/Qwen2.5-0.5B-Instruct-4bit"):
+        hub_server.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
+    hub_server.add("meta-llama/Llama-2-7b-hf", {"config.json": b"{}"}, gated=True)
+    hub_client.environment |= {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "COLUMNS": "96",
+        "HF_TOKEN": hub_server.token("user"),
+        "MLXK2_LIVE_REPO": "user/my-model",
+        "MLXK2_USER_HF_HOME": str(hub_client.home),
+    }
     return hub_client
 
 

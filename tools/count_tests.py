@@ -34,9 +34,10 @@ KINDS = {
 }
 TOLERANCE = 0.1
 
-_TABLE = "<!-- {name}: python tools/count_tests.py --write -->\n\n{table}\n\n<!-- end -->"
-# Inline code, or a line of a block up to its comment.
-_COMMAND = re.compile(r"`((?:\w+=\S+ )*pytest[^`]*)`|^((?:\w+=\S+ )*pytest[^#\n]*)", re.MULTILINE)
+_TABLE = "<!-- {name}: python tools/count_tests.py --write -->\n{table}<!-- end -->"
+_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`((?:\w+=\S+ )*pytest(?: [^`\n]*)?)`")
+_LINE = re.compile(r"^((?:\w+=\S+ )*pytest\b[^#\n]*)", re.MULTILINE)
 
 
 class Suite:
@@ -111,9 +112,15 @@ def _place(name: str) -> re.Pattern[str]:
 def written(page: str, suite: Suite) -> str:
     """The page with its tables as they should be."""
     for name, table in TABLES.items():
-        text = _TABLE.format(name=name, table=table(suite))
+        text = _TABLE.format(name=name, table=f"\n{table(suite)}\n\n")
         page = _place(name).sub(lambda _, text=text: text, page)  # type: ignore[misc]
     return page
+
+
+def commands(page: str) -> list[str]:
+    """The commands of pytest on a page, in its text and in its blocks."""
+    lines = [line.strip() for block in _BLOCK.findall(page) for line in _LINE.findall(block)]
+    return _INLINE.findall(page) + lines
 
 
 def faults(page: str, suite: Suite) -> Iterator[str]:
@@ -126,10 +133,7 @@ def faults(page: str, suite: Suite) -> Iterator[str]:
             yield f"{kind}: there are {count} tests, {said[1] if said else 'no number'} is said"
     listed = {f"tests_2.0/{name}" for name in re.findall(r"^\| `([^`]+)` \|", tables["files"], re.MULTILINE)}
     yield from (f"{name} is not in the table or not in the tree" for name in sorted(listed ^ set(suite.files())))
-    for match in _COMMAND.finditer(page):
-        command = (match[1] or match[2]).strip()
-        if not suite.count(command):
-            yield f"no test is selected by: {command}"
+    yield from (f"no test is selected by: {command}" for command in commands(page) if not suite.count(command))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
