@@ -7,13 +7,11 @@ import json
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from mlxk2 import VERSION_LINE
 from mlxk2.cache.naming import DEFAULT_ORG, short_hash
@@ -34,12 +32,10 @@ from mlxk2.spec import (
     ShowData,
     VersionData,
 )
+from mlxk2.tables import Listing, Row, facts
 
 UNBOUNDED_WIDTH = 100_000
-
-Row = Sequence[str]
-
-_STYLES = {"healthy": "green", "healthy*": "yellow", "unhealthy": "red", "yes": "green", "no": "yellow"}
+PAGE = 24
 
 
 def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
@@ -51,6 +47,7 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
         file=text,
         force_terminal=is_terminal,
         width=os.get_terminal_size(stream.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
+        height=PAGE,  # without one, rich takes the width of a dumb terminal to be 80
         highlight=False,
         markup=False,
         emoji=False,
@@ -62,17 +59,17 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def version(args: Namespace, data: VersionData) -> list[str | Table]:  # noqa: ARG001 - every renderer has this signature
+def version(args: Namespace, data: VersionData) -> list[RenderableType]:  # noqa: ARG001 - every renderer has this signature
     """`mlxk2 2.0.0`."""
     return [VERSION_LINE]
 
 
-def list_models(args: Namespace, data: ListData) -> list[str | Table]:
+def list_models(args: Namespace, data: ListData) -> list[RenderableType]:
     """A table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
     models = [model for model in data["models"] if _is_listed(args, model)]
     if not models:
         return [_nothing_listed(args, data)]
-    return [_table(_list_columns(args), [_list_row(args, model) for model in models])]
+    return [Listing(_list_columns(args), [_list_row(args, model) for model in models])]
 
 
 def _is_listed(args: Namespace, model: ModelObject) -> bool:
@@ -122,13 +119,13 @@ def _verbose_health(model: ModelObject) -> Row:
     return [model["health"], runs if model["health"] == "healthy" else "-", model["reason"] or "-"]
 
 
-def show(args: Namespace, data: ShowData) -> list[str | Table]:  # noqa: ARG001
+def show(args: Namespace, data: ShowData) -> list[RenderableType]:  # noqa: ARG001
     """The model's facts, one a line, then its files and its config where they were asked for."""
     model = data["model"]
-    lines: list[str | Table] = [_facts(_model_facts(model) | _metadata_facts(data))]
+    lines: list[RenderableType] = [facts(_model_facts(model) | _metadata_facts(data))]
     if "files" in data:
         rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
-        lines += ["", _table(["File", "Size", "Type"], rows)]
+        lines += ["", Listing(["File", "Size", "Type"], rows)]
     if "config" in data:
         lines += ["", printable(json.dumps(data["config"], indent=2, ensure_ascii=False), keep="\n")]
     return lines
@@ -153,26 +150,26 @@ def _metadata_facts(data: ShowData) -> dict[str, str]:
     return {key.replace("_", " ").capitalize(): str(value) for key, value in metadata.items()}
 
 
-def health(args: Namespace, data: HealthData) -> list[str | Table]:  # noqa: ARG001
+def health(args: Namespace, data: HealthData) -> list[RenderableType]:  # noqa: ARG001
     """A line for every model, the unhealthy ones last, and the count."""
     summary = data["summary"]
     if not summary["total"]:
         return ["No models found."]
     rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]
     count = f"{summary['healthy_count']} of {summary['total']} healthy"
-    return [_table(["Model", "Health", "Reason"], rows), "", count]
+    return [Listing(["Model", "Health", "Reason"], rows), "", count]
 
 
 def _health_row(entry: HealthEntry) -> Row:
     return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
 
 
-def message(args: Namespace, data: PullData | RmData | CloneData) -> list[str | Table]:  # noqa: ARG001
+def message(args: Namespace, data: PullData | RmData | CloneData) -> list[RenderableType]:  # noqa: ARG001
     """What the command did, in its own words."""
     return [printable(data["message"])]
 
 
-def push(args: Namespace, data: PushData) -> list[str | Table]:
+def push(args: Namespace, data: PushData) -> list[RenderableType]:
     """One line that says what a push did, or would do; with --verbose the commit's URL, or the names of the files."""
     outcome = data["message"] or ""
     if data["no_changes"] and not data.get("dry_run"):
@@ -196,12 +193,12 @@ def _uncapitalized(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def run(args: Namespace, data: RunData) -> list[str | Table]:  # noqa: ARG001
+def run(args: Namespace, data: RunData) -> list[RenderableType]:  # noqa: ARG001
     """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
     return []
 
 
-def completion(args: Namespace, data: CompletionData) -> list[str | Table]:  # noqa: ARG001
+def completion(args: Namespace, data: CompletionData) -> list[RenderableType]:  # noqa: ARG001
     """The script as it is."""
     return [data["script"].rstrip("\n")]
 
@@ -215,35 +212,13 @@ def ago(timestamp: str, now: datetime) -> str:
     return f"{int(seconds // length)}{name} ago" if length else "just now"
 
 
-def _facts(facts: Mapping[str, str]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, _cell(value))
-    return table
-
-
-def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column == "Size" else "left")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
-
-
-def _cell(value: str) -> Text:
-    return Text(printable(value), style=_STYLES.get(value, ""))
-
-
-def server(args: Namespace, data: ServerData) -> list[str | Table]:  # noqa: ARG001
+def server(args: Namespace, data: ServerData) -> list[RenderableType]:  # noqa: ARG001
     """Where the server answers, and how to end it."""
     model = f" with {data['model']}" if data["model"] else ""
     return [f"Serving{model} on {data['url']} (chat page and OpenAI API at /v1). Ctrl-C ends it."]
 
 
-_RENDERERS: dict[str, Callable[[Namespace, Any], list[str | Table]]] = {
+_RENDERERS: dict[str, Callable[[Namespace, Any], list[RenderableType]]] = {
     "version": version,
     "list": list_models,
     "show": show,

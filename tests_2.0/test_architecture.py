@@ -24,7 +24,8 @@ BELOW = {
     "hub": FOUNDATION | {"cache", "workspace"},
     "runner": FOUNDATION | {"cache"},
     "server": FOUNDATION | {"cache", "runner"},
-    "human": FOUNDATION | {"cache"},
+    "human": FOUNDATION | {"cache", "tables"},
+    "tables": FOUNDATION,
     "commands": FOUNDATION | {"cache", "workspace", "hub", "runner", "server"},
     "cli": FOUNDATION | {"arguments", "human", "commands"},
     "__main__": {"cli"},
@@ -44,7 +45,7 @@ ROOMS_OF = {
     "uvicorn": {"server"},
     "pydantic": {"server"},
     "prompt_toolkit": {"runner"},
-    "rich": {"human", "progress", "runner"},
+    "rich": {"human", "tables", "progress", "runner"},
     "yaml": {"cache", "workspace"},
     "shtab": {"commands"},
 }

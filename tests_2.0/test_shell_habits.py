@@ -7,11 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from conftest import Program
+from layouts import Hub, chat_model
 from shapes import assert_envelope
+from wcwidth import wcswidth
 
 from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse
 
@@ -74,3 +77,53 @@ def test_usage_is_short_enough_to_stand_before_an_error(
     usage, error = mlxk2(command, "--no-such-option", "one", "two", "three").err.splitlines()
     assert usage.startswith(f"usage: mlxk2 {command} [options]")
     assert error.startswith("Error: ")
+
+
+# ------------------------------------------------------------------------------------------------------------ names
+
+NAMES = [
+    "org/plain", "组织/模型-chat", "조직/모델", "منظمة/نموذج", "ארגון/מודל", "org/🦜🦙", "org/e\u0301combinin\u0301g",
+    "org/👩\u200d👩\u200d👧", "org/\u202egnp.exe", "org/a\u2066b\u200b\u00ad", "org/\x1b[2Jx\x07\x9b1A",
+    "org/\nnew\rline\ttab", "org/\x85\u2028line", os.fsdecode(b"org/\xff\xfe-bytes"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def strange(hub: Hub) -> Hub:
+    """A cache of models with names in many scripts, and with names that are commands to a terminal."""
+    for name in NAMES:
+        hub.add(name, chat_model())
+    return hub
+
+
+@pytest.mark.usefixtures("strange")
+@pytest.mark.parametrize(
+    ("line", "fact"), [("list", "0123456"), ("list --health --verbose", "0123456"), ("health", "healthy")]
+)
+def test_columns_are_in_line_in_any_script(mlxk2: Program, line: str, fact: str) -> None:
+    rows = [row for row in mlxk2(*line.split()).out.splitlines() if fact in row]
+    assert len(rows) == len(NAMES) + line.startswith("health")
+    assert len({wcswidth(row.partition(fact)[0]) for row in rows[: len(NAMES)]}) == 1
+
+
+@pytest.mark.usefixtures("strange")
+def test_no_name_moves_the_cursor(mlxk2: Program) -> None:
+    lines = ["list", "list --all --health --verbose", "health", "show bytes", "rm bytes --dry-run", "rm org --dry-run"]
+    lines += [f"{command} {name}" for name in NAMES if name.isprintable() for command in ("show", "health")]
+    for line in lines:
+        result = mlxk2(*line.split())
+        shown = result.out + result.err
+        assert shown
+        assert not {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
+
+
+@pytest.mark.usefixtures("strange")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("line", ["list --all", "health", "show bytes", "rm 模型 --dry-run", "rm none-模型 --dry-run"])
+def test_names_reach_streams_of_any_encoding(line: str, encoding: str) -> None:
+    environment = os.environ | {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "mlxk2", *line.split()], env=environment, capture_output=True)
+    assert done.returncode == ("none" in line)
+    shown = (done.stdout + done.stderr).decode(encoding)
+    assert "Traceback" not in shown
+    assert ("bytes" if "模" not in line else "模型".encode(encoding, "backslashreplace").decode(encoding)) in shown

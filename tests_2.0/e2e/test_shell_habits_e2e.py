@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pexpect
 import pytest
 from layouts import Hub, chat_model, without
+from wcwidth import wcswidth
 
 from mlxk2.arguments import ALPHA_VARIABLE, COMMANDS
 
@@ -212,6 +213,29 @@ def test_a_chat_edits_lines_where_the_terminal_can(
     assert child.exitstatus == 0
     assert ("\x1b[" in seen) == codes
     assert not COLOUR.search(seen)
+
+
+LONG = [
+    "mlx-community/Qwen3-0.6B-4bit", "mlx-community/Qwen3-0.6B-8bit", "organisation/a-model-of-forty-columns-4bit",
+    "组织/很长的模型名称-八位-8bit", "organisation/" + "long-" * 16 + "x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("line", ["list --verbose", "list --all --health --verbose", "health"])
+def test_a_narrow_terminal_keeps_names_and_words_whole(
+    isolated_cache: Path, terminal: Terminal, line: str, columns: int
+) -> None:
+    for name in LONG:
+        Hub(isolated_cache).add(name, without(chat_model(), "config.json"))
+    lines = terminal(*line.split(), columns=columns, TERM="dumb")
+    assert max(map(wcswidth, lines)) <= columns
+    for name in LONG:
+        # A longer name may be folded; what tells the two of one family apart is still on the first line.
+        start = name if wcswidth(name) <= 32 else name[:32]
+        assert any(row.startswith(start) for row in lines), name
+    words = {word for row in lines for word in row.split()}
+    assert words >= {"unhealthy"} if "health" in line else words >= {"0123456", "Framework"}
 
 
 # ------------------------------------------------------------------------------------------------------------ pipes
