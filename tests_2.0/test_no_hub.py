@@ -15,7 +15,8 @@ from shapes import assert_envelope
 
 QUESTION = "is HF_ENDPOINT the address of a hub?"
 ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""]
-NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://", "http://[::1", "http://localhost:port"]
+NO_URLS = ["http://[::1", "http://localhost:port"]  # the library fails over these while it is imported
+NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://", *NO_URLS]
 
 
 @contextmanager
@@ -65,6 +66,13 @@ def test_pull_refuses_what_is_no_address(hub_client: Client, address: str) -> No
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "ValidationError")
     assert "HF_ENDPOINT" in outcome.json["error"]["message"]
     assert outcome.json["data"]["download_status"] == "error"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("address", NO_URLS)
+def test_run_needs_no_address(hub_client: Client, address: str) -> None:
+    outcome = hub_client.run("run", "demo", "Hi", "--max-tokens", "1", "--json", HF_ENDPOINT=address)
+    assert (outcome.code, outcome.json["data"]["tokens_generated"]) == (0, 1), outcome
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)

@@ -9,8 +9,9 @@ from typing import Any
 
 from mlxk2.errors import ModelNotRunnableError
 
-# huggingface_hub, which mlx-lm and transformers import, reads this once, when it is imported.
-_VARIABLE = "HF_HUB_OFFLINE"
+# huggingface_hub, which mlx-lm and transformers import, reads these once, when it is imported. No hub will be asked,
+# so that an address which is none, over which it would fail, need not trouble anybody.
+_SETTINGS = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "https://huggingface.co"}
 
 
 def import_offline(module: str) -> Any:
@@ -18,8 +19,8 @@ def import_offline(module: str) -> Any:
 
     Raises ModelNotRunnableError where MLX, or what it needs, is not there.
     """
-    before = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = "1"
+    before = {name: os.environ.get(name) for name in _SETTINGS}
+    os.environ.update(_SETTINGS)
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
     gc.disable()
     try:
@@ -32,7 +33,8 @@ def import_offline(module: str) -> Any:
     finally:
         gc.enable()
         gc.freeze()
-        if before is None:
-            del os.environ[_VARIABLE]
-        else:
-            os.environ[_VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
