@@ -90,6 +90,8 @@ class Engine:
         reply = Reply(target.name, model.vocabulary, slots, self._release)
         self._replies[reply] = slots
         try:
+            # The end may have come after the admission.
+            self._check_open()
             requests = await self._prompts.run(plan, model)
             if not reply.is_closed:
                 await self._worker.submit(reply, requests)
@@ -113,8 +115,7 @@ class Engine:
         self._prompts.stop()
 
     async def _admitted(self, target: Target, slots: int) -> Backend:
-        if self._is_stopping:
-            raise ServerStoppingError
+        self._check_open()
         ticket = _Ticket(target, slots, asyncio.get_running_loop().create_future())
         self._waiting.append(ticket)
         self._admit()
@@ -126,6 +127,10 @@ class Engine:
         except asyncio.CancelledError:
             self._withdraw(ticket)
             raise
+
+    def _check_open(self) -> None:
+        if self._is_stopping:
+            raise ServerStoppingError
 
     def _is_full(self) -> bool:
         # The one whose model is being loaded is served next, however long the queue may be.
