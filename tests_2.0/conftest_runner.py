@@ -13,7 +13,7 @@ from mlxk2.runner.assistant import Assistant
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Prompter
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.rows import Place, Step
+from mlxk2.runner.rows import Place, Step, TokenLogprob
 from mlxk2.runner.runner import Chunk, MLXRunner
 from mlxk2.runner.text import Vocabulary
 
@@ -41,6 +41,8 @@ def tokens_of(*parts: str | bytes | int) -> list[int]:
 
 class ScriptedDetokenizer:
     """Decodes bytes as they come; an unfinished character waits."""
+
+    tokenmap = [bytes([byte]) for byte in range(END)] + [name.encode() for name in _MARKS]
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -124,8 +126,12 @@ class ScriptedTokenizer:
         roles = [message["role"] for message in messages]
         if any(role == following for role, following in zip(roles, roles[1:], strict=False)):
             raise ValueError("roles must alternate")
-        text = "".join(f"{message['role']}:{message['content']};" for message in messages)
+        text = "".join(f"{_speaker(message)}:{message['content']};" for message in messages)
         return tokens_of(text, self.template_end)
+
+
+def _speaker(message: Mapping[str, str]) -> str:
+    return f"{message['name']} {message['role']}" if "name" in message else message["role"]
 
 
 class ScriptedRows:
@@ -135,6 +141,7 @@ class ScriptedRows:
         self._script = script
         self._rows: dict[int, Iterator[int | Exception]] = {}
         self._left: dict[int, int] = {}
+        self._tops: dict[int, int | None] = {}
         self._count = 0
 
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
@@ -142,6 +149,7 @@ class ScriptedRows:
         self._count += 1
         self._rows[self._count] = iter([*self._script(request), *[END] * 2][len(answered) :])
         self._left[self._count] = max_tokens - len(answered)
+        self._tops[self._count] = request.logprobs
         return Place(self._count)
 
     def next(self) -> list[Step]:
@@ -156,7 +164,12 @@ class ScriptedRows:
         reason = "stop" if token == END else "length" if self._left[row] == 0 else None
         if reason:
             self.remove(row)
-        return Step(row, token, reason)  # type: ignore[arg-type]
+        return Step(row, token, reason, self._logprob(row, token))  # type: ignore[arg-type]
+
+    def _logprob(self, row: int, token: int) -> TokenLogprob | None:
+        """A token is the less likely the higher it is; the likeliest are the first tokens there are."""
+        top = self._tops[row]
+        return None if top is None else TokenLogprob(token, -token / 8, tuple((n, -n / 8) for n in range(top)))
 
     def remove(self, row: int) -> None:
         """Drop a row; KeyError if it is not there."""

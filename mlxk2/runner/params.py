@@ -58,7 +58,8 @@ class GenerationRequest:
 
     `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
     `thinking` says that the prompt ends inside a reasoning block. `logprobs` is how many of the likeliest tokens to
-    report beside each chosen one; None reports nothing.
+    report beside each chosen one; None reports nothing. A `plain` answer goes on with the text of the prompt: no marks
+    are looked for in it, and its first space belongs to it.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +68,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     thinking: bool = False
     logprobs: int | None = None
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:

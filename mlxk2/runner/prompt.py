@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from jinja2.exceptions import TemplateError
 
@@ -14,10 +14,11 @@ from mlxk2.runner.text import Vocabulary
 
 
 class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation; `role` is system, user or assistant, `name` the speaker's if there is one."""
 
     role: str
     content: str
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ class Prompter:
         return self._prompt(tokens)
 
     def completion(self, text: str) -> Prompt:
-        """Return the prompt that a text is by itself, with what the tokenizer puts before it."""
+        """Return the prompt that a text is by itself, with what the tokenizer puts before it.
+
+        Without a text that is what begins one; the prompt has no tokens if the tokenizer knows nothing of that kind.
+        """
         bos = self._tokenizer.bos_token
+        text = text or bos or ""
         starts = bos is not None and text.startswith(bos)
         tokens = self._tokenizer.encode(text, add_special_tokens=not starts)
         # Some tokenizers end every text; nothing would be left to say.

@@ -28,7 +28,7 @@ class Chunk:
     """The next part of an answer.
 
     `tokens` counts all generated so far, the end token and hidden ones included. `logprobs` are those of the tokens
-    since the chunk before, the end token left out.
+    that the answer is made of; reasoning, marks and stop strings have none.
     """
 
     text: str
@@ -50,7 +50,6 @@ class Session:
         self.max_tokens = max_tokens
         self.cached_tokens = 0
         self.answered: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
         self.row: int | None = None
         self.ended = False
         self.error: MlxkError | None = None
@@ -88,7 +87,7 @@ class MLXRunner:
         """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
         self._check_tokens(request)
         max_tokens = token_budget(request, self._backend.context_length)
-        text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking)
+        text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking, plain=request.plain)
         session = Session(request, text, max_tokens)
         if self._trial is not None:
             self._trial.join(session)
@@ -160,7 +159,8 @@ class MLXRunner:
             raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
         for token, _ in request.sampling.logit_bias:
             if token >= size:
-                raise ValidationError(f"logit_bias names token {token}, but the model has {size} tokens.")
+                message = f"logit_bias names token {token}, but the model has {size} tokens."
+                raise ValidationError(message, param="logit_bias")
 
     def _place(self, session: Session) -> None:
         """Add a session to the batch."""
@@ -223,9 +223,7 @@ class MLXRunner:
 
     def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
         session.answered.append(step.token)
-        if step.logprob and step.token not in self._backend.vocabulary.end_tokens:
-            session.logprobs.append(step.logprob)
-        pieces = session.text.add(step.token)
+        pieces = session.text.add(step.token, step.logprob)
         if step.finish_reason is None and not session.text.stopped:
             for kind, text in pieces:
                 yield _chunk(session, text, kind)
@@ -272,8 +270,8 @@ def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) ->
 
 def _chunk(session: Session, text: str, kind: Kind, reason: FinishReason | None = None) -> Chunk:
     """Return the next chunk, with the logprobs that wait for one."""
-    if not session.logprobs:
+    if kind == "reasoning" or not session.text.logprobs:
         return Chunk(text, kind, session.tokens, reason)
-    logprobs = tuple(session.logprobs)
-    session.logprobs.clear()
+    logprobs = tuple(session.text.logprobs)
+    session.text.logprobs.clear()
     return Chunk(text, kind, session.tokens, reason, logprobs)

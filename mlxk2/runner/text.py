@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlx_lm.generate import TextStateMachine
+
+from mlxk2.runner.attribution import Attribution
+
+if TYPE_CHECKING:
+    from mlxk2.runner.rows import TokenLogprob
 
 Kind = Literal["answer", "reasoning"]
 Piece = tuple[Kind, str]
@@ -62,9 +67,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's tokenizer says about text: how to decode it, what ends it, how reasoning is marked."""
+    """What a model's tokenizer says about text: how to decode it, what ends it, how reasoning is marked.
+
+    `letter` is a text that others can follow, in tokens: detokenizers drop the space that a text begins with.
+    """
 
     tokenizer: Tokenizer
+    letter: tuple[int, ...]
     size: int
     end_tokens: frozenset[int]
     hidden_tokens: frozenset[int]
@@ -80,6 +89,7 @@ class Vocabulary:
         end_tokens = frozenset(tokenizer.eos_token_ids)
         return cls(
             tokenizer=tokenizer,
+            letter=tuple(tokenizer.encode("a", add_special_tokens=False)),
             size=len(tokenizer),
             end_tokens=end_tokens,
             hidden_tokens=end_tokens | _special_tokens(tokenizer, transitions),
@@ -139,25 +149,43 @@ def _special_tokens(tokenizer: Any, transitions: Transitions) -> frozenset[int]:
 class TextStream:
     """The text of one answer: whole characters only, reasoning apart, nothing of a stop string.
 
-    Stop strings are looked for in the answer alone: in the reasoning they would end it before it began.
+    Stop strings are looked for in the answer alone: in the reasoning they would end it before it began. A `plain` one
+    goes on with another text: it is all answer, and its first space belongs to it. `logprobs` are those of the tokens
+    that the answer is made of.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, thinking: bool = False) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, thinking: bool = False, plain: bool = False
+    ) -> None:
         self.stopped = False
+        self.logprobs: list[TokenLogprob] = []
         self._vocabulary = vocabulary
         self._detokenizer = vocabulary.tokenizer.detokenizer
-        initial = "reasoning" if thinking else vocabulary.initial_state
-        self._marks = TextStateMachine(vocabulary.transitions).make_state(initial)
+        self._attribution: Attribution[TokenLogprob] = Attribution()
+        initial = "normal" if plain else "reasoning" if thinking else vocabulary.initial_state
+        self._marks = TextStateMachine(None if plain else vocabulary.transitions).make_state(initial)
         self._stops = TextStateMachine({"answer": [(text, None) for text in stop]}).make_state("answer")
         self._kind: Kind | None = None
-        self._at_start = True
+        self._at_start = not plain
+        if plain:
+            self._skip(vocabulary.letter)
 
-    def add(self, token: int) -> list[Piece]:
-        """Take the next token; return the text that is now certain."""
+    def _skip(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self._detokenizer.add_token(token)
+        _ = self._detokenizer.last_segment
+
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> list[Piece]:
+        """Take the next token, with its logprob if it is asked for; return the text that is now certain."""
         if self._vocabulary.hides(token):
             return []
         self._detokenizer.add_token(token)
-        return list(self._read(self._detokenizer.last_segment))
+        text = self._detokenizer.last_segment
+        pieces = list(self._read(text))
+        if logprob is not None:
+            self._attribution.begin(logprob)
+            self._attribute(text, pieces)
+        return pieces
 
     def finish(self) -> list[Piece]:
         """Return the text still held back; to be called once, when no token follows."""
@@ -165,11 +193,18 @@ class TextStream:
             return []
         self._detokenizer.finalize()
         # Bytes without the rest of their character are no text.
-        pieces = list(self._read(self._detokenizer.last_segment.rstrip(_NO_CHARACTER)))
+        text = self._detokenizer.last_segment.rstrip(_NO_CHARACTER)
+        pieces = list(self._read(text))
         if not self.stopped:
             self._marks, held, state = TextStateMachine.flush(self._marks)
             pieces += [*self._route(state, held), *self._release()]
+        self._attribute(text, pieces)
         return pieces
+
+    def _attribute(self, text: str, pieces: Sequence[Piece]) -> None:
+        content = "".join(part for kind, part in pieces if kind == "answer")
+        held = 0 if self.stopped else len(self._marks[3]) + len(self._stops[3])
+        self.logprobs += self._attribution.take(text, content, held)
 
     def _read(self, text: str) -> Iterator[Piece]:
         if not text:

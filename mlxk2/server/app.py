@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
-from mlxk2.server import chat_page, faults, guard, openapi, plan, stream
+from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Plan, Target
 from mlxk2.server.presence import EventStream, while_connected
@@ -65,7 +65,7 @@ def _add_routes(app: FastAPI) -> None:
 def _add_handlers(app: FastAPI) -> None:
     handlers: dict[type[Exception], Callable[[Request, Any], JSONResponse | Response]] = {
         MlxkError: lambda _, error: faults.response_of(error),
-        pydantic.ValidationError: lambda _, error: JSONResponse(faults.of_invalid(error), 400),
+        pydantic.ValidationError: lambda _, error: JSONResponse(invalid.body_of(error), 400),
         HTTPException: lambda _, error: faults.of_http(error),
         ClientDisconnect: lambda *_: Response(status_code=499),  # nobody is left to read it
         guard.BodyTooLarge: lambda *_: guard.too_large(),
@@ -102,40 +102,39 @@ async def _model(request: Request, model: str) -> JSONResponse:
 async def _chat(request: Request) -> Response:
     body = await _body(request, ChatBody)
     service = _service(request)
-    requests = partial(_planned, plan.chat_requests, body, "messages", service.max_tokens)
+    requests = partial(plan.chat_requests, body, default_limit=service.max_tokens)
     slots = body.n or 1
     shape = partial(ChatShape, logprobs=body.wanted_logprobs is not None)
-    return await _answer(request, body, slots, requests, shape)
+    return await _answer(request, body, slots, requests, shape, "messages")
 
 
 async def _complete(request: Request) -> Response:
     body = await _body(request, CompletionBody)
     service = _service(request)
-    requests = partial(_planned, plan.completion_requests, body, "prompt", service.max_tokens)
+    requests = partial(plan.completion_requests, body, default_limit=service.max_tokens)
     slots = (body.n or 1) * len(body.prompts)
     shape = partial(CompletionShape, logprobs=body.logprobs is not None)
-    return await _answer(request, body, slots, requests, shape)
-
-
-def _planned(make: Callable[..., Any], body: GenerationBody, field: str, limit: int | None, model: Any) -> Any:
-    """Make the requests; what is wrong with them is told to be the field's fault."""
-    try:
-        return make(body, model, limit)
-    except (ContextLengthError, ValidationError) as error:
-        error.param = error.param or field
-        raise
+    return await _answer(request, body, slots, requests, shape, "prompt")
 
 
 async def _answer(
-    request: Request, body: GenerationBody, slots: int, requests: Plan, make_shape: Callable[..., Shape]
+    request: Request, body: GenerationBody, slots: int, requests: Plan, make_shape: Callable[..., Shape], field: str
 ) -> Response:
-    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status."""
+    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status.
+
+    What is wrong with the requests is the fault of the `field` that they were made of, if it names none itself.
+    """
     service = _service(request)
     most = service.engine.limits.max_concurrent
     if slots > most:
         raise _too_many(slots, most)
     async with while_connected(request.receive), AsyncExitStack() as held:
-        reply = await service.engine.generate(await _target(service, body.model), slots, requests)
+        target = await _target(service, body.model)
+        try:
+            reply = await service.engine.generate(target, slots, requests)
+        except (ContextLengthError, ValidationError) as error:
+            error.param = error.param or field
+            raise
         held.callback(reply.close)
         shape = make_shape(reply.vocabulary)
         if not body.stream:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -49,29 +48,9 @@ def response_of(error: MlxkError) -> JSONResponse:
     return JSONResponse(of_error(error), error.http_status, headers)
 
 
-def of_invalid(error: pydantic.ValidationError) -> dict[str, Any]:
-    """Return the body for a request that breaks the protocol: the first fault, and the field it is in."""
-    first = _deepest(error)
-    param = ".".join(map(str, _path(first["loc"]))) or first.get("ctx", {}).get("name")
-    message = first["msg"] if not param or param in first["msg"] else f"{param}: {first['msg']}"
-    code = "invalid_json" if first["type"] == "json_invalid" else "invalid_value"
-    return body(message, 400, param=param, code=code)
-
-
 def of_http(error: HTTPException) -> JSONResponse:
     """Return the response for what the router refuses: an unknown path, a wrong method."""
     return refusal(f"{error.detail}.", error.status_code, headers=error.headers)
-
-
-def _deepest(error: pydantic.ValidationError) -> Any:
-    """Return the fault that names the field best: of a value of several types, that of the type that came closest."""
-    found = error.errors(include_url=False, include_input=False)
-    return max((fault for fault in found if fault["loc"][:1] == found[0]["loc"][:1]), key=lambda f: len(f["loc"]))
-
-
-def _path(location: tuple[int | str, ...]) -> list[int | str]:
-    """Return a location without pydantic's names for the types of a union."""
-    return [part for part in location if isinstance(part, int) or re.fullmatch(r"[a-z][a-z_]*", part)]
 
 
 def _code(kind: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from mlxk2.errors import ValidationError
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompt, Prompter
+from mlxk2.server import protocol
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 
 _SAMPLING = (
@@ -19,21 +20,24 @@ _SEEDS = 1 << 64
 
 def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` answers to a conversation."""
-    messages: list[Message] = [{"role": _role(message.role), "content": message.text} for message in body.messages]
-    prompt = _prompter(model).chat(messages)
-    return _requests(body, prompt, body.limit or _limit(model, default_limit), body.wanted_logprobs)
+    prompt = _prompter(model).chat([_turn(message) for message in body.messages])
+    request = _request(body, prompt, body.limit or _limit(model, default_limit))
+    return _variants(request, body.n or 1)
 
 
 def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` continuations of every prompt, prompt by prompt."""
-    limit = body.max_tokens or _limit(model, default_limit)
+    limit = body.limit or _limit(model, default_limit)
     prompts = [_completion_prompt(model, prompt) for prompt in body.prompts]
-    return [request for prompt in prompts for request in _requests(body, prompt, limit, body.logprobs)]
+    requests = [replace(_request(body, prompt, limit), plain=True, thinking=False) for prompt in prompts]
+    return [variant for request in requests for variant in _variants(request, body.n or 1)]
 
 
-def _role(role: str) -> str:
-    # The newer name of the same role; chat templates know the older one.
-    return "system" if role == "developer" else role
+def _turn(message: protocol.Message) -> Message:
+    # Chat templates know the older name of the role.
+    role = "system" if message.role == "developer" else message.role
+    turn: Message = {"role": role, "content": message.text}
+    return turn if message.name is None else {**turn, "name": message.name}
 
 
 def _prompter(model: Any) -> Prompter:
@@ -51,11 +55,16 @@ def _limit(model: Any, default: int | None) -> int:
     return default or max(1, model.context_length // 2)
 
 
-def _requests(body: GenerationBody, prompt: Prompt, limit: int, logprobs: int | None) -> list[GenerationRequest]:
+def _request(body: ChatBody | CompletionBody, prompt: Prompt, limit: int) -> GenerationRequest:
     if not prompt.tokens:
-        raise ValidationError("The prompt is empty.")
-    request = GenerationRequest(prompt.tokens, limit, _sampling(body), body.stops, prompt.thinking, logprobs)
-    return [replace(request, sampling=_variant(request.sampling, number)) for number in range(body.n or 1)]
+        raise ValidationError("The prompt is empty, and the model has no token that begins a text.")
+    return GenerationRequest(
+        prompt.tokens, limit, _sampling(body), body.stops, prompt.thinking, body.wanted_logprobs
+    )
+
+
+def _variants(request: GenerationRequest, count: int) -> list[GenerationRequest]:
+    return [replace(request, sampling=_variant(request.sampling, number)) for number in range(count)]
 
 
 def _sampling(body: GenerationBody) -> Sampling:

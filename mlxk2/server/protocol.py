@@ -6,24 +6,32 @@ defines and this server does not have yet are refused by name (`unsupported.py`)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mlxk2.server.unsupported import refuse_unsupported
 
+_MOST = (1 << 31) - 1
 Text = Annotated[str, Field(strict=True)]
 Some = Annotated[str, StringConstraints(min_length=1, strict=True)]
-Token = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
-Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
+Token = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Item = TypeVar("Item")
+# Of many faults only the first is told: the others need not be found.
+Several = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+Tokens = Several[Token]
 MOST_LOGPROBS = 20
+MOST_STOPS = 16
+MOST_ANSWERS = 128
 
 
-def _number(low: float, high: float) -> Any:
-    return Field(default=None, ge=low, le=high, strict=True, allow_inf_nan=False)
+def _number(low: float, high: float, default: float, what: str) -> Any:
+    description = f"{what} By default {default:g}."
+    return Field(default=None, ge=low, le=high, strict=True, allow_inf_nan=False, description=description)
 
 
 class _Fields(BaseModel):
@@ -33,22 +41,26 @@ class _Fields(BaseModel):
 class TextPart(_Fields):
     """A part of a message; only text is understood, and nothing is ever fetched."""
 
-    type: Literal["text"]
-    text: Text
+    type: Literal["text"] = Field(description="What the part is.")
+    text: Text = Field(description="Its text.")
 
 
 class Message(_Fields):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart] | None = None
-    name: Text | None = None
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description="Who speaks; `developer` is the newer name of `system`."
+    )
+    content: Text | Several[TextPart] | None = Field(
+        default=None, description="What is said, as text or as parts, which are joined. An assistant's may be null."
+    )
+    name: Text | None = Field(default=None, description="The speaker's name, for chat templates that use one.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         refuse_unsupported(self.model_extra or {})
         if self.content is None and self.role != "assistant":
-            raise PydanticCustomError("missing", "A {role} message needs content.", {"role": self.role})
+            raise PydanticCustomError("missing", "Content is missing.", {"name": "content"})
         return self
 
     @property
@@ -62,42 +74,74 @@ class Message(_Fields):
 class StreamOptions(_Fields):
     """What else a stream tells."""
 
-    include_usage: Flag | None = None
+    include_usage: Flag | None = Field(
+        default=None, description="Whether the stream ends with a chunk that tells the usage. By default not."
+    )
 
 
 class GenerationBody(_Fields):
     """What chat and plain completions have in common."""
 
-    model: Some | None = Field(default=None, description="The model to use; by default the one that is loaded.")
-    max_tokens: Count | None = None
-    temperature: float | None = _number(0, 2)
-    top_p: float | None = _number(0, 1)
-    top_k: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | None = None
-    min_p: float | None = _number(0, 1)
-    seed: Seed | None = None
-    stop: Some | Annotated[list[Some], Field(max_length=16)] | None = None
-    stream: Flag | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128, strict=True)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = None
-    presence_penalty: float | None = _number(-2, 2)
-    frequency_penalty: float | None = _number(-2, 2)
-    repetition_penalty: float | None = _number(0.01, 100)
-    user: Text | None = None
+    model: Some | None = Field(
+        default=None,
+        description="The model: its name, `name@hash`, or a part of its name that only one has. By default the one "
+        "that the server was started with, else the one in memory.",
+    )
+    max_tokens: Count | None = Field(
+        default=None,
+        description="The most tokens an answer may have. By default what the server was started with "
+        "(`--max-tokens`), else half of the model's context; never more than the context has left.",
+    )
+    temperature: float | None = _number(
+        0, 2, 1, "How freely tokens are chosen: 0 takes the likeliest, 1 follows the model's probabilities."
+    )
+    top_p: float | None = _number(0, 1, 1, "Choose among the likeliest tokens that together are this probable.")
+    top_k: Annotated[int, Field(ge=0, le=_MOST, strict=True)] | None = Field(
+        default=None, description="Choose among that many of the likeliest tokens; 0 means all. By default 0."
+    )
+    min_p: float | None = _number(0, 1, 0, "Leave out tokens less probable than this part of the likeliest one's.")
+    seed: Seed | None = Field(
+        default=None, description="The same seed gives the same answer. By default every answer is another one."
+    )
+    stop: Some | Annotated[list[Some], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
+        default=None, description="One or several texts that end the answer and are no part of it."
+    )
+    stream: Flag | None = Field(
+        default=None, description="Whether to send the answer in parts while it is generated. By default not."
+    )
+    stream_options: StreamOptions | None = Field(
+        default=None, description="What else a stream tells; only with `stream`."
+    )
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS, strict=True)] | None = Field(
+        default=None, description="How many answers to give to each prompt, at most `--max-concurrent`. By default 1."
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(
+        default=None, description="What to add to the logits of tokens, by token id: -100 bans one, 100 forces it."
+    )
+    presence_penalty: float | None = _number(-2, 2, 0, "Taken off the logits of tokens that the answer has already.")
+    frequency_penalty: float | None = _number(-2, 2, 0, "The same, once for each time that the answer has the token.")
+    repetition_penalty: float | None = _number(
+        0.01, 100, 1, "Above 1, makes the last 64 tokens of prompt and answer less likely to come again."
+    )
+    user: Text | None = Field(default=None, description="Who asks; it changes nothing.")
 
     @field_validator("logit_bias")
     @classmethod
     def _check_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         for token in bias or {}:
             if not (token.isascii() and token.isdigit() and len(token) < 11):
-                raise PydanticCustomError("token", "logit_bias: {token} is not the id of a token.", {"token": token})
+                raise PydanticCustomError(
+                    "token", "Invalid 'logit_bias': {token} is not the id of a token.", {"token": repr(token[:20])}
+                )
         return bias
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         refuse_unsupported(self.model_extra or {})
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options needs stream to be true.")
+            raise PydanticCustomError(
+                "together", "'stream_options' is only allowed when 'stream' is true.", {"name": "stream_options"}
+            )
         return self
 
     @property
@@ -114,15 +158,23 @@ class GenerationBody(_Fields):
 class ChatBody(GenerationBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
-    logprobs: Flag | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+    messages: Several[Message] = Field(description="The conversation so far.")
+    max_completion_tokens: Count | None = Field(
+        default=None, description="The newer name of `max_tokens`, which it overrides."
+    )
+    logprobs: Flag | None = Field(
+        default=None, description="Whether to tell how probable each token of the answer was. By default not."
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = Field(
+        default=None, description="How many of the likeliest tokens to tell in each place; only with `logprobs`."
+    )
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs to be true.")
+            raise PydanticCustomError(
+                "together", "'top_logprobs' is only allowed when 'logprobs' is true.", {"name": "top_logprobs"}
+            )
         return self
 
     @property
@@ -139,13 +191,24 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """The body of `POST /v1/completions`."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    prompt: Text | Several[Text] | Tokens | Several[Tokens] = Field(
+        description="The text to continue, or its token ids; or a list of several of these."
     )
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = Field(
+        default=None,
+        description="Tell how probable each token was, and that many of the likeliest ones in its place. "
+        "By default nothing.",
+    )
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens a continuation may have."""
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many alternatives to report beside each token; None reports nothing."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -155,3 +218,8 @@ class CompletionBody(GenerationBody):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+FIELDS = frozenset(
+    name for kind in (TextPart, Message, StreamOptions, ChatBody, CompletionBody) for name in kind.model_fields
+)

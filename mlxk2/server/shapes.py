@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from mlxk2.runner.token_bytes import token_bytes
 from mlxk2.server.reply import Reply
 
 JSON = dict[str, Any]
+_LEAST_LOGPROB = -9999.0
 
 
 @dataclass
@@ -95,7 +98,7 @@ class ChatShape:
 
     def _named(self, token: int, logprob: float) -> JSON:
         raw = token_bytes(self._vocabulary.tokenizer, token)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+        return {"token": _name(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
 class CompletionShape:
@@ -108,12 +111,11 @@ class CompletionShape:
     def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
         self._vocabulary = vocabulary
         self._logprobs = logprobs
-        self._offsets: dict[int, int] = {}
+        self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
 
     def choice(self, number: int, answer: Answer) -> JSON:
-        """Return a whole continuation; a model that reasons on its own does so in the text."""
-        text = answer.texts["reasoning"] + answer.texts["answer"]
-        return self._choice(number, text, answer.logprobs, answer.finish_reason)
+        """Return a whole continuation."""
+        return self._choice(number, answer.texts["answer"], answer.logprobs, answer.finish_reason)
 
     def opening(self, number: int) -> None:  # noqa: ARG002 - part of every shape
         """Return nothing: the text comes first."""
@@ -132,20 +134,53 @@ class CompletionShape:
         return {"index": number, "text": text, "logprobs": told, "finish_reason": finish_reason}
 
     def _told(self, number: int, logprobs: Sequence[TokenLogprob]) -> JSON:
-        texts = [self._text(entry.token) for entry in logprobs]
-        offsets: list[int] = []
-        for text in texts:
-            offsets.append(self._offsets.get(number, 0))
-            self._offsets[number] = offsets[-1] + len(text)
+        raw = [token_bytes(self._vocabulary.tokenizer, entry.token) for entry in logprobs]
         return {
-            "tokens": texts,
-            "token_logprobs": [entry.logprob for entry in logprobs],
-            "top_logprobs": [{self._text(token): value for token, value in entry.top} for entry in logprobs],
-            "text_offset": offsets,
+            "tokens": [_older_name(part) for part in raw],
+            "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+            "top_logprobs": [self._top(entry) for entry in logprobs],
+            "text_offset": [self._offsets[number].next(part) for part in raw],
         }
 
-    def _text(self, token: int) -> str:
-        return token_bytes(self._vocabulary.tokenizer, token).decode("utf-8", "replace")
+    def _top(self, entry: TokenLogprob) -> JSON:
+        # The chosen token is always told, also where it is none of the likeliest.
+        pairs = dict([*entry.top, (entry.token, entry.logprob)])
+        return {
+            _older_name(token_bytes(self._vocabulary.tokenizer, token)): _finite(logprob)
+            for token, logprob in pairs.items()
+        }
+
+
+class _Offsets:
+    """Where in the text each token begins, in characters."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def next(self, raw: bytes) -> int:
+        """Take the bytes of the next token; return where it begins."""
+        begin = self._length
+        self._length += len(self._decoder.decode(raw))
+        return begin
+
+
+def _name(raw: bytes) -> str:
+    """Return a token's text; bytes that are no characters by themselves are written as OpenAI writes them."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _older_name(raw: bytes) -> str:
+    name = _name(raw)
+    return f"bytes:{name}" if name.encode() != raw else name
+
+
+def _finite(logprob: float) -> float:
+    # JSON has no infinity; OpenAI tells this in its place.
+    return max(_LEAST_LOGPROB, logprob)
 
 
 class Envelope:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic_core import PydanticCustomError
 
 # Each with the values that ask for nothing, beside null.
-_FIELDS: Mapping[str, tuple[object, ...]] = {
+FIELDS: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
@@ -33,8 +33,8 @@ _FIELDS: Mapping[str, tuple[object, ...]] = {
 def refuse_unsupported(fields: Mapping[str, object]) -> None:
     """Raise pydantic's error, which names the field, if one of these asks for what is not there."""
     for name, value in fields.items():
-        if name in _FIELDS and value is not None and not any(_same(value, idle) for idle in _FIELDS[name]):
-            raise PydanticCustomError("unsupported", "{name} is not supported by this server yet.", {"name": name})
+        if name in FIELDS and value is not None and not any(_same(value, idle) for idle in FIELDS[name]):
+            raise PydanticCustomError("unsupported", "{name} is not supported.", {"name": name})
 
 
 def _same(value: object, idle: object) -> bool:

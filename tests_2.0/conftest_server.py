@@ -1,0 +1,105 @@
+"""The server in this process, on scripted or tiny models: its application, asked over HTTP without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from conftest_runner import ScriptedBackend
+from starlette.testclient import TestClient
+
+from mlxk2.errors import MlxkError
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.server.app import Service, create_app
+from mlxk2.server.catalog import Catalog
+from mlxk2.server.engine import Engine, Limits, Target
+from mlxk2.server.guard import Access
+from mlxk2.server.worker import Worker
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+class Client(TestClient):
+    """Asks the application; every answer, also an error, is checked to be the JSON it should be."""
+
+    def ask(self, path: str = CHAT, **body: Any) -> Any:
+        """The answer to a request; to a chat with one greeting, where the path is left out."""
+        response = self.post(path, json=_body(path, body))
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def events(self, path: str = CHAT, **body: Any) -> list[Any]:
+        """The objects of a stream, which must end as streams do."""
+        response = self.post(path, json=_body(path, body) | {"stream": True})
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        return events_of(response.text)
+
+    def refused(self, path: str = CHAT, *, status: int = 400, **body: Any) -> Mapping[str, Any]:
+        """The error of a request that must fail."""
+        return error_of(self.post(path, json=_body(path, body)), status)
+
+
+def _body(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    default: dict[str, Any] = {"messages": MESSAGES} if path == CHAT else {"prompt": "Hello"}
+    return {**default, **body}
+
+
+def events_of(text: str) -> list[Any]:
+    """The objects of a stream's text."""
+    assert text.endswith("data: [DONE]\n\n")
+    lines = text.removesuffix("data: [DONE]\n\n").split("\n\n")
+    assert lines.pop() == ""
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line.removeprefix("data: "), parse_constant=_refuse) for line in lines]
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def error_of(response: httpx.Response, status: int) -> Mapping[str, Any]:
+    """The error of a response with this status, which must have OpenAI's shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    (key,), (error,) = response.json().keys(), response.json().values()
+    assert key == "error"
+    assert list(error) == ["message", "type", "param", "code"]
+    assert error["message"]
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    return dict(error)
+
+
+@contextmanager
+def serving(
+    *models: ScriptedBackend,
+    pinned: bool = True,
+    max_concurrent: int = 8,
+    max_queue: int = 8,
+    max_tokens: int | None = None,
+    access: Access | None = None,
+    failure: MlxkError | None = None,
+) -> Iterator[Client]:
+    """Serve these models one after the other, or whatever makes loading fail, until the end of the block."""
+    left = list(models)
+
+    def load(_: Target, unload: Callable[[], None]) -> ScriptedBackend:
+        if failure is not None:
+            raise failure
+        unload()
+        return left.pop(0)
+
+    worker = Worker(lambda model: MLXRunner(model, max_rows=max_concurrent))
+    engine = Engine(load, worker, Limits(max_concurrent, max_queue))
+    target = Target("org/scripted", "/nowhere")
+    service = Service(engine, Catalog(("scripted", target) if pinned else None), max_tokens)
+    app = create_app(service, access or Access())
+    with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        try:
+            yield client
+        finally:
+            engine.close()

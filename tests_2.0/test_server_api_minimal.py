@@ -1,0 +1,246 @@
+"""The two endpoints that generate, on scripted models: what a request means and what its answer says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest_runner import ScriptedBackend, saying
+from conftest_server import CHAT, TEXT, Client, serving
+from openai.resources.chat import Completions as ChatCompletions
+from openai.resources.completions import Completions
+
+from mlxk2 import __version__
+from mlxk2.runner.params import Sampling
+from mlxk2.server import unsupported
+from mlxk2.server.protocol import ChatBody, CompletionBody
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving(saying("Hi")) as client:
+        yield client
+
+
+def test_health(client: Client) -> None:
+    client.ask()
+    assert client.get("/health").json() == {
+        "status": "ok", "model": "org/scripted", "loading": None, "active": 0, "queued": 0, "version": __version__,
+    }  # fmt: skip
+
+
+def test_a_chat(client: Client) -> None:
+    answer = client.ask()
+    assert list(answer) == ["id", "created", "model", "object", "choices", "usage"]
+    assert answer["id"].startswith("chatcmpl-")
+    assert (answer["object"], answer["model"]) == ("chat.completion", "org/scripted")
+    assert answer["choices"] == [{
+        "index": 0,
+        "message": {"role": "assistant", "content": "Hi", "refusal": None},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }]  # fmt: skip
+    assert answer["usage"] == {
+        "prompt_tokens": len("user:Hello;"), "completion_tokens": 3, "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
+
+
+def test_a_completion(client: Client) -> None:
+    answer = client.ask(TEXT)
+    assert list(answer) == ["id", "created", "model", "object", "choices", "usage"]
+    assert answer["id"].startswith("cmpl-")
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": "Hi", "logprobs": None, "finish_reason": "stop"}]
+    assert answer["usage"]["prompt_tokens"] == len("Hello")
+
+
+def test_every_answer_has_an_id_of_its_own(client: Client) -> None:
+    assert client.ask()["id"] != client.ask()["id"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_null_and_an_unknown_field_mean_nothing(client: Client, path: str) -> None:
+    kind = ChatBody if path == CHAT else CompletionBody
+    nulls = {name: None for name, field in kind.model_fields.items() if not field.is_required()}
+    expected = client.ask(path)["choices"]
+    assert client.ask(path, **nulls)["choices"] == expected
+    assert client.ask(path, invented=[1, {"x": None}])["choices"] == expected
+
+
+# Said about the request; they change no answer.
+WITHOUT_EFFECT = {
+    "metadata", "moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
+    "service_tier",
+}  # fmt: skip
+OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+
+
+@pytest.mark.parametrize(("create", "kind"), [(ChatCompletions.create, ChatBody), (Completions.create, CompletionBody)])
+def test_every_parameter_of_the_official_client_is_known(create: Any, kind: Any) -> None:
+    given = set(inspect.signature(create).parameters) - OF_THE_CLIENT
+    assert given - set(kind.model_fields) - set(unsupported.FIELDS) <= WITHOUT_EFFECT
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+def prompt_of(*messages: Any) -> str:
+    """The prompt that a conversation becomes."""
+    model = saying("Hi")
+    with serving(model) as client:
+        client.ask(messages=list(messages))
+    return model.prompts[0]
+
+
+def test_roles_parts_and_names() -> None:
+    assert prompt_of(
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}], "name": "Ann"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": ""},
+    ) == "system:Be brief.;Ann user:Hello;assistant:;user:;"  # fmt: skip
+
+
+def test_a_text_is_a_prompt_with_what_begins_one() -> None:
+    model = saying("Hi", bos_token="<|start|>")
+    with serving(model) as client:
+        client.ask(TEXT, prompt="Hello")
+        client.ask(TEXT, prompt="")
+        client.ask(TEXT, prompt=[72, 105])
+    assert model.prompts == ["<|start|>Hello", "<|start|>", "Hi"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_all_sampling_parameters_reach_the_model(path: str) -> None:
+    model = saying("Hi")
+    asked = {
+        "temperature": 0.25, "top_p": 0.5, "top_k": 3, "min_p": 0.125, "repetition_penalty": 1.5,
+        "presence_penalty": 1.0, "frequency_penalty": -1.0, "seed": 7,
+    }  # fmt: skip
+    with serving(model) as client:
+        client.ask(path, **asked, logit_bias={"65": -100, "66": 1.5}, stop=["x", "y"], max_tokens=9)
+        client.ask(path, stop="x")
+    assert model.requests[0].sampling == Sampling(**asked, logit_bias=((65, -100), (66, 1.5)))
+    assert (model.requests[0].stop, model.requests[0].max_tokens) == (("x", "y"), 9)
+    assert (model.requests[1].stop, model.requests[1].sampling) == (("x",), Sampling())
+
+
+def test_several_answers_have_seeds_of_their_own() -> None:
+    model = saying("Hi")
+    with serving(model) as client:
+        answer = client.ask(n=3, seed=(1 << 63) - 1)
+        client.ask(n=2)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert [request.sampling.seed for request in model.requests] == [
+        (1 << 63) - 1, 1 << 63, (1 << 63) + 1, None, None,
+    ]  # fmt: skip
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (11, 9)
+
+
+def test_several_prompts_with_several_answers_each() -> None:
+    model = ScriptedBackend(lambda request: request.prompt)
+    with serving(model) as client:
+        answer = client.ask(TEXT, prompt=["one", "three"], n=2)
+        tokens = client.ask(TEXT, prompt=[[65], [66, 67]])
+    assert [(c["index"], c["text"]) for c in answer["choices"]] == [(0, "one"), (1, "one"), (2, "three"), (3, "three")]
+    assert answer["usage"]["prompt_tokens"] == len("onethree")
+    assert [choice["text"] for choice in tokens["choices"]] == ["A", "BC"]
+
+
+# ------------------------------------------------------------------------------------------------- what is answered
+
+
+def test_reasoning_is_told_apart_in_a_chat_and_is_text_in_a_completion() -> None:
+    with serving(saying("<think>", "Hm.", "</think>", "\n\nHi")) as client:
+        message = client.ask()["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm.", "Hi")
+        assert client.ask(TEXT)["choices"][0]["text"] == "<think>Hm.</think>\n\nHi"
+
+
+def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
+    with serving(saying("\n\n  and so on \n")) as client:
+        assert client.ask(TEXT)["choices"][0]["text"] == "\n\n  and so on \n"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(("stop", "text", "reason"), [
+    ("four", "one two three ", "stop"),
+    (["six", "o t"], "one tw", "stop"),
+    ("one", "", "stop"),
+    ("fours", "one two three four", "stop"),
+    ("e two three four!", "one two three four", "stop"),
+])  # fmt: skip
+def test_stop_strings(path: str, stop: Any, text: str, reason: str) -> None:
+    with serving(saying("one two three four")) as client:
+        (choice,) = client.ask(path, stop=stop, logprobs=True if path == CHAT else 0)["choices"]
+    assert choice["finish_reason"] == reason
+    said = choice["message"]["content"] if path == CHAT else choice["text"]
+    assert said == text
+    told = choice["logprobs"]
+    tokens = [entry["token"] for entry in told["content"]] if path == CHAT else told["tokens"]
+    assert "".join(tokens) == text
+
+
+# --------------------------------------------------------------------------------------------------------- logprobs
+
+
+def test_logprobs_of_a_chat() -> None:
+    with serving(saying("Hi")) as client:
+        (choice,) = client.ask(logprobs=True, top_logprobs=2)["choices"]
+        assert choice["logprobs"] == {"refusal": None, "content": [
+            {"token": token, "logprob": -ord(token) / 8, "bytes": [ord(token)], "top_logprobs": [
+                {"token": "\0", "logprob": 0.0, "bytes": [0]}, {"token": "\1", "logprob": -1 / 8, "bytes": [1]},
+            ]}
+            for token in "Hi"
+        ]}  # fmt: skip
+        assert client.ask(logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+        assert client.ask(logprobs=False)["choices"][0]["logprobs"] is None
+
+
+def test_logprobs_of_a_completion_name_the_chosen_token_too() -> None:
+    with serving(saying("Hi")) as client:
+        (choice,) = client.ask(TEXT, logprobs=1)["choices"]
+        assert choice["logprobs"] == {
+            "tokens": ["H", "i"],
+            "token_logprobs": [-9.0, -13.125],
+            "top_logprobs": [{"\0": 0.0, "H": -9.0}, {"\0": 0.0, "i": -13.125}],
+            "text_offset": [0, 1],
+        }
+        assert client.ask(TEXT, logprobs=0)["choices"][0]["logprobs"]["top_logprobs"] == [{"H": -9.0}, {"i": -13.125}]
+
+
+def test_a_character_of_several_tokens() -> None:
+    with serving(saying("aé😀b")) as client:
+        (choice,) = client.ask(logprobs=True)["choices"]
+        entries = choice["logprobs"]["content"]
+        assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == "aé😀b"
+        assert [entry["token"] for entry in entries] == [
+            "a", r"\xc3", r"\xa9", r"\xf0", r"\x9f", r"\x98", r"\x80", "b",
+        ]  # fmt: skip
+        (choice,) = client.ask(TEXT, logprobs=0)["choices"]
+        assert choice["logprobs"]["tokens"][:3] == ["a", r"bytes:\xc3", r"bytes:\xa9"]
+        assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("parts", [
+    ("<think>", "Hm, one.", "</think>", "\n\none"),
+    ("on", "<pad>", "e", "<|message|>"),
+    ("<think>", "no answer", "</think>", "one\n", "<think>", "x"),
+])  # fmt: skip
+def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> None:
+    with serving(saying(*parts, marks=("<end>", "<think>", "</think>", "<|message|>"))) as client:
+        (choice,) = client.ask(logprobs=True)["choices"]
+    text = choice["message"]["content"]
+    assert text.strip() == "one"
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == text
+
+
+def test_a_mark_that_was_none_is_told() -> None:
+    text = "a <thin line </ </thinking> <"
+    with serving(saying(text)) as client:
+        (choice,) = client.ask(logprobs=True)["choices"]
+    assert choice["message"]["content"] == text
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == text
