@@ -1,4 +1,4 @@
-"""The data of every command as text for people: pure functions, one per command."""
+"""The data of every command as text for people: pure functions, one per command, that return lines and lists."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
     )
     for line in lines:
         # A table fits itself to the width; text is left to the terminal, so that what is copied is what was meant.
-        console.print(line, soft_wrap=isinstance(line, str))
+        console.print(printable(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str))
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
@@ -82,11 +82,11 @@ def _nothing_listed(args: Namespace, data: ListData) -> str:
     count = data["count"]
     if not count:
         download = "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
-        return printable(f"No model's name contains '{args.pattern}'.") if args.pattern else download
+        return f"No model's name contains '{args.pattern}'." if args.pattern else download
     kind = "MLX models" if args.verbose else "MLX chat models"
     named, pattern = (f" named '{args.pattern}'", f" {shlex.quote(args.pattern)}") if args.pattern else ("", "")
     rest = "the other model" if count == 1 else f"all {count} models"
-    return printable(f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all")
+    return f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all"
 
 
 def _list_columns(args: Namespace) -> list[str]:
@@ -127,7 +127,7 @@ def show(args: Namespace, data: ShowData) -> list[RenderableType]:  # noqa: ARG0
         rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
         lines += ["", Listing(["File", "Size", "Type"], rows)]
     if "config" in data:
-        lines += ["", printable(json.dumps(data["config"], indent=2, ensure_ascii=False), keep="\n")]
+        lines += ["", *json.dumps(data["config"], indent=2, ensure_ascii=False).split("\n")]
     return lines
 
 
@@ -166,7 +166,7 @@ def _health_row(entry: HealthEntry) -> Row:
 
 def message(args: Namespace, data: PullData | RmData | CloneData) -> list[RenderableType]:  # noqa: ARG001
     """What the command did, in its own words."""
-    return [printable(data["message"])]
+    return [data["message"]]
 
 
 def push(args: Namespace, data: PushData) -> list[RenderableType]:
@@ -179,7 +179,7 @@ def push(args: Namespace, data: PushData) -> list[RenderableType]:
     if args.verbose and data["commit_url"]:
         outcome += f" — {data['commit_url']}"
     first = f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"
-    return [printable(line) for line in (first, *_push_details(args, data))]
+    return [first, *_push_details(args, data)]
 
 
 def _push_details(args: Namespace, data: PushData) -> list[str]:
@@ -200,7 +200,7 @@ def run(args: Namespace, data: RunData) -> list[RenderableType]:  # noqa: ARG001
 
 def completion(args: Namespace, data: CompletionData) -> list[RenderableType]:  # noqa: ARG001
     """The script as it is."""
-    return [data["script"].rstrip("\n")]
+    return [*data["script"].splitlines()]
 
 
 def ago(timestamp: str, now: datetime) -> str:

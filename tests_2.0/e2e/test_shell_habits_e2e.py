@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pexpect
 import pytest
 from layouts import Hub, chat_model, without
+from tiny_models import say, write_chain
 from wcwidth import wcswidth
 
 from mlxk2.arguments import ALPHA_VARIABLE, COMMANDS
@@ -213,6 +214,17 @@ def test_a_chat_edits_lines_where_the_terminal_can(
     assert child.exitstatus == 0
     assert ("\x1b[" in seen) == codes
     assert not COLOUR.search(seen)
+
+
+def test_a_server_starts_with_a_harmless_line(environment: dict[str, str], tmp_path: Path) -> None:
+    write_chain(tmp_path / "x\x1b[31m\u202ey", say("Par", "is"))
+    words = ["serve", "--model", "./x\x1b[31m\u202ey", "--port", "0"]
+    child = pexpect.spawn(str(BIN / "mlxk2"), words, cwd=tmp_path, env=environment, encoding="utf-8", timeout=60)
+    child.expect("Serving with (.*) on http")
+    assert str(child.match[1]) == "x\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}y"
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
 
 
 LONG = [
