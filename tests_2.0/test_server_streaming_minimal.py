@@ -1,0 +1,154 @@
+"""Streams, on scripted models: the events, their order, and that they say what the whole answer says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest_runner import ScriptedBackend, saying
+from conftest_server import CHAT, TEXT, Client, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SCRIPTS = [
+    ("Hello, wörld 😀.\n",),
+    ("<think>", "Hm.\n", "</think>", "\n\n", "Hi"),
+    ("<think>", "never ends"),
+    ("<", "thin", "k of it>"),
+    ("", ),
+    ("half a \N{GRINNING FACE}".encode()[:-1],),
+]  # fmt: skip
+
+
+def folded(events: list[Any], path: str) -> list[dict[str, Any]]:
+    """The choices that a stream's events add up to, in the form of a whole answer."""
+    found: dict[int, dict[str, Any]] = {}
+    for choice in (choice for event in events for choice in event["choices"]):
+        into = found.setdefault(choice["index"], {"text": "", "reasoning": "", "logprobs": None, "reason": None})
+        part = choice["delta"] if path == CHAT else {"content": choice["text"]}
+        into["text"] += part.get("content") or ""
+        into["reasoning"] += part.get("reasoning_content") or ""
+        into["reason"] = choice["finish_reason"] or into["reason"]
+        for key, values in (choice["logprobs"] or {}).items():
+            if values is not None:
+                into["logprobs"] = into["logprobs"] or {}
+                into["logprobs"].setdefault(key, []).extend(values)
+    return [found[number] for number in sorted(found)]
+
+
+def whole(answer: Any, path: str) -> list[dict[str, Any]]:
+    """The choices of a whole answer, in the same form."""
+    return [
+        {
+            "text": choice["message"]["content"] if path == CHAT else choice["text"],
+            "reasoning": choice["message"].get("reasoning_content", "") if path == CHAT else "",
+            "logprobs": {k: v for k, v in (choice["logprobs"] or {}).items() if v} or None,
+            "reason": choice["finish_reason"],
+        }
+        for choice in answer["choices"]
+    ]
+
+
+def assert_alike(client: Client, path: str, **body: Any) -> None:
+    """The stream says what the whole answer says."""
+    streamed = folded(client.events(path, **body), path)
+    for choice in streamed:
+        choice["logprobs"] = {k: v for k, v in (choice["logprobs"] or {}).items() if v} or None
+    assert streamed == whole(client.ask(path, **body), path)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_stream_says_what_the_whole_answer_says(path: str, script: tuple[Any, ...]) -> None:
+    with serving(saying(*script)) as client:
+        assert_alike(client, path)
+        assert_alike(client, path, n=2, logprobs=True if path == CHAT else 2)
+        assert_alike(client, path, stop=["o", "k of"], max_tokens=7)
+
+
+def raw(told: Any) -> bytes:
+    """The bytes that the tokens of an answer stand for, whichever form their logprobs have."""
+    if "content" in told:
+        return bytes(byte for entry in told["content"] for byte in entry["bytes"])
+    parts = [token.removeprefix("bytes:") for token in told.get("tokens", [])]
+    return b"".join(bytes.fromhex(part.replace(r"\x", "")) if r"\x" in part else part.encode() for part in parts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(["<think>", "</think>", "ab", "<th", "é", "\n", "b", "<pad>"]), max_size=8),
+       st.sampled_from([None, "b", "ab\n", "é"]), st.sampled_from([CHAT, TEXT]))  # fmt: skip
+def test_whatever_is_said_and_stopped(script: list[str], stop: str | None, path: str) -> None:
+    with serving(saying(*script)) as client:
+        logprobs = {"logprobs": True} if path == CHAT else {"logprobs": 1}
+        assert_alike(client, path, stop=stop, **logprobs)
+        (choice,) = whole(client.ask(path, stop=stop, **logprobs), path)
+        assert stop is None or stop not in choice["text"]
+        assert raw(choice["logprobs"] or {}).decode() == choice["text"]
+
+
+def test_the_events_of_a_chat() -> None:
+    with serving(saying("Hi")) as client:
+        events = client.events()
+    head = {key: events[0][key] for key in ("id", "created", "model", "object")}
+    assert head["object"] == "chat.completion.chunk"
+    assert all({key: event[key] for key in head} == head for event in events)
+    choices = [choice for event in events for choice in event["choices"]]
+    assert all(list(choice) == ["index", "delta", "logprobs", "finish_reason"] for choice in choices)
+    first, *parts, last = choices
+    assert (first["delta"], last["delta"]) == ({"role": "assistant", "content": ""}, {})
+    # A reader that lags gets what has come meanwhile in one piece.
+    assert "".join(part["delta"].pop("content") for part in parts) == "Hi"
+    assert all(part["delta"] == {} for part in parts)
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert all("usage" not in event for event in events)
+
+
+def test_the_events_of_a_completion() -> None:
+    with serving(saying("Hi")) as client:
+        events = client.events(TEXT)
+    assert {event["object"] for event in events} == {"text_completion"}
+    assert len({event["id"] for event in events}) == 1
+    choices = [choice for event in events for choice in event["choices"]]
+    assert all(list(choice) == ["index", "text", "logprobs", "finish_reason"] for choice in choices)
+    assert "".join(choice["text"] for choice in choices) == "Hi"
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+
+
+@pytest.mark.parametrize(("path", "prompt_tokens"), [(CHAT, 11), (TEXT, 5)])
+def test_usage_comes_last_where_it_is_asked_for(path: str, prompt_tokens: int) -> None:
+    with serving(saying("Hi")) as client:
+        *events, last = client.events(path, n=2, stream_options={"include_usage": True})
+        without = client.events(path, stream_options={"include_usage": False})
+    assert all(event["usage"] is None for event in events)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        "prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
+    assert last["object"] == events[0]["object"]
+    assert all("usage" not in event for event in without)
+
+
+def test_reasoning_comes_before_the_answer_in_a_field_of_its_own() -> None:
+    with serving(saying("<think>", "Hm.", "</think>", "Hi")) as client:
+        deltas = [event["choices"][0]["delta"] for event in client.events()]
+    kinds = ["reasoning_content" if "reasoning_content" in delta else "content" for delta in deltas[1:-1]]
+    assert kinds == sorted(kinds, reverse=True)
+    assert set(kinds) == {"reasoning_content", "content"}
+
+
+def test_a_fault_before_the_first_token_is_a_status() -> None:
+    with serving(ScriptedBackend(lambda _: [RuntimeError("no")])) as client:
+        assert client.refused(stream=True, status=500)["message"] == "Generation failed: no"
+        assert client.refused(stream=True, n=0)["param"] == "n"
+
+
+def test_a_fault_on_the_way_is_an_event_of_its_own() -> None:
+    with serving(ScriptedBackend(lambda _: [72] * 3000 + [RuntimeError("no")])) as client:
+        *events, last = client.events(max_tokens=4000)
+    (answer,) = folded(events, CHAT)
+    assert answer["reason"] is None
+    assert set(answer["text"]) == {"H"}
+    assert last == {
+        "error": {"message": "Generation failed: no", "type": "server_error", "param": None, "code": "operation"}
+    }
