@@ -27,6 +27,7 @@ from mlxk2.runner import params
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
+from mlxk2.runner.template import confine
 from mlxk2.runner.text import Vocabulary
 from mlxk2.sizes import human_size
 
@@ -109,9 +110,11 @@ def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
     # What it warns of (long prompts, tokenizer classes) is checked here or changes nothing.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
+        tokenizer = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
     except Exception as fault:  # The Rust tokenizers raise bare Exceptions.
         raise ModelUnhealthyError(_sentence(f"The tokenizer of {name} can't be loaded", fault, folder)) from fault
+    confine(tokenizer)
+    return tokenizer
 
 
 def _ships_tokenizer_code(folder: Path) -> bool:

@@ -1,0 +1,135 @@
+"""Chat templates are programs of strangers: they say what transformers has them say, and can't take time or memory."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2.exceptions import TemplateError
+from tiny_models import CHATML, write_tokenizer
+from transformers import AutoTokenizer
+
+import mlxk2
+from mlxk2.errors import ModelError
+from mlxk2.runner.template import ChatTemplate
+
+MESSAGES = [
+    {"role": "system", "content": "Be <b>brief</b> & \"kind\".\n"},
+    {"role": "user", "content": "Grüße \U0001f600\0\u2028"},
+    {"role": "assistant", "content": "  yes\r\n"},
+    {"role": "user", "content": "<|im_end|>{{ 7 * 7 }}{% raw %}"},
+]
+SOUND = {
+    "chatml": CHATML,
+    "the demo's": (Path(mlxk2.__file__).parent / "demo" / "chat_template.jinja").read_text(encoding="utf-8"),
+    "blocks": "  {% for m in messages %}\n  {{- m['content'] | trim }}\n\n  {% endfor %}\n{# x #}\n\nend\n",
+    "json": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ '<é>' | tojson(ensure_ascii=true) }}",
+    "loop controls": (
+        "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}"
+    ),
+    "namespace": "{% set n = namespace(k=1) %}{% for m in messages %}{% set n.k = n.k * 3 %}{% endfor %}{{ n.k }}",
+    "generation": "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}",
+    "dict": "{{ dict(a=1) }}{{ dict.fromkeys('ab') }}{{ dict is mapping }}",
+    "nothing given": "{{ tools is none }}{{ documents is none }}{{ xyz is defined }}{{ add_generation_prompt }}",
+    "reasoning": "{{ enable_thinking is defined and enable_thinking }}",
+    "the day": "{{ strftime_now('%Y') }}",
+    "macros": "{% macro f(x, y=2) %}{{ x }}{{ y }}{{ caller() }}{% endmacro %}{% call f(1) %}z{% endcall %}",
+    "methods": "{{ messages[0].content.split()[1:] }}{{ 'a-b'.replace('-', '+') }}{{ messages[0].items() | list }}",
+    "numbers": "{{ 7 // 2 }}{{ 2 ** 10 }}{{ 1 / 3 }}{{ '%03d' % 7 }}{{ 'x' ~ 1 }}{{ [1] * 3 }}",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer of transformers, to compare with."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, config={"bos_token": "<|im_start|>"})
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("source", SOUND.values(), ids=SOUND)
+def test_a_template_says_what_transformers_has_it_say(tokenizer: Any, source: str) -> None:
+    options = {"add_generation_prompt": True, "enable_thinking": True}
+    expected = tokenizer.apply_chat_template(MESSAGES, chat_template=source, tokenize=False, **options)
+    template = ChatTemplate(source, tokenizer.special_tokens_map)
+    assert template(MESSAGES, **options) == expected
+    assert template(MESSAGES, **options) == expected
+
+
+REFUSING = {
+    "refuses": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    "refuses at length": ("{{ raise_exception('x' * 10000) }}", "x" * 300),
+    "is no template": ("{% for %}", "Expected an expression"),
+    "names what is not there": ("{{ messages.x.y }}", "has no"),
+    "fails": ("{{ 1 / 0 }}", "division by zero"),
+    "looks into Python": ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    "looks into Python by a name": ("{{ ''['__cla' ~ 'ss__'].__mro__ }}", "unsafe"),
+    "looks into Python by a filter": ("{{ ''|attr('__class__')|attr('mro') }}", "unsafe"),
+    "looks into Python by a format": ("{{ '{0.__class__.__mro__}'.format(1) }}", "unsafe"),
+    "looks into Python by a global": ("{{ cycler.__init__.__globals__ }}", "unsafe"),
+    "looks into Python by a namespace": ("{% set n = namespace(__class__=1) %}", "__class__"),
+    "sets a name of Python's": ("{% set n = namespace() %}{% set n.__class__ = 1 %}", "__class__"),
+    "changes the conversation": ("{{ messages.append(1) }}", "unsafe"),
+    "includes a file": ("{% include '/etc/passwd' %}", "no loader"),
+    "calls itself for ever": ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "recursion"),
+    "is nested without end": ("{% if 1 %}" * 5000 + "{% endif %}" * 5000, "recursion"),
+    "has an expression without end": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "recursion"),
+    "counts too far": ("{{ range(10 ** 9) | list }}", "Range too big"),
+    "multiplies a text": ("{{ 'x' * 10 ** 10 }}", "1024 MB"),
+    "multiplies a list": ("{{ ([0] * 10 ** 9) | length }}", "1024 MB"),
+    "doubles a text": (
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "1024 MB",
+    ),
+    "fills a line": ("{{ 'x' | center(10 ** 10) }}", "1024 MB"),
+    "formats a number": ("{{ '%10000000000d' | format(1) }}", "1024 MB"),
+    "formats a text": ("{{ '{:>10000000000}'.format(1) }}", "1024 MB"),
+    "indents JSON": ("{{ messages | tojson(indent=10 ** 10) }}", "1024 MB"),
+    "says too much": ("{{ 'x' * 100_000_000 }}", "a prompt of 100000000 characters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "reason"), REFUSING.values(), ids=REFUSING)
+def test_a_template_that_refuses_or_goes_astray_says_why(source: str, reason: str) -> None:
+    with pytest.raises(TemplateError, match=reason):
+        ChatTemplate(source, {})(MESSAGES)
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "computes, deaf to all signals that Python handles": "{{ (messages | length + 6) ** (10 ** 8) }}",
+}
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_a_template_that_does_not_end_is_ended(source: str) -> None:
+    template = ChatTemplate("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine", {})
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with pytest.raises(ModelError, match="ran for more than 2 seconds"):
+        template([{"role": "user"}])
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+    # The next conversation finds a template that works.
+    assert template([{"role": "system"}]) == "fine"
+
+
+def test_other_threads_go_on_while_a_template_loops() -> None:
+    steps = []
+    template = ChatTemplate(ENDLESS["loops"], {})
+    thread = threading.Thread(target=lambda: pytest.raises(ModelError, template, MESSAGES))
+    thread.start()
+    while thread.is_alive():
+        began = time.perf_counter()
+        time.sleep(0.001)
+        steps.append(time.perf_counter() - began)
+    assert len(steps) > 100 and sorted(steps)[len(steps) * 9 // 10] < 0.1
+
+
+def test_a_long_conversation_is_rendered() -> None:
+    messages = [{"role": "user", "content": "é\U0001f600"}] * 100_000
+    text = ChatTemplate(CHATML, {})(messages, add_generation_prompt=True)
+    assert text.count("é\U0001f600") == 100_000
