@@ -46,8 +46,9 @@ export class Run {
     this.message = message;
   }
 
-  /** End it; what came stays. */
-  stop() {
+  /** End it, and say why; what came stays. */
+  stop(state = "stopped") {
+    this.message.state = state;
     this.#controller.abort();
   }
 
@@ -61,11 +62,16 @@ export class Run {
       }
       this.message.state = "done";
     } catch (error) {
-      const isStopped = error.name === "AbortError";
-      this.message.state = isStopped ? "stopped" : "failed";
-      if (!isStopped) this.message.fault = { text: error.message, hint: error.hint ?? "" };
+      if (error.name !== "AbortError") this.#fail(error);
     }
     this.message.seconds = this.#seconds();
+  }
+
+  #fail({ message, hint = "" }) {
+    // A page that is left loses its connections too.
+    if (this.message.state !== "streaming") return;
+    this.message.state = "failed";
+    this.message.fault = { text: message, hint };
   }
 
   #take({ choices: [choice], usage, model }) {

@@ -15,7 +15,8 @@ const api = new Api(askKey);
 const store = new Store();
 // The answers on their way, by their conversation's id; several may be, each in its own.
 const runs = new Map();
-const transcript = new Transcript(byId("messages"), byId("scroller"), { edit: beginEditing, retry });
+const places = { list: byId("messages"), scroller: byId("scroller"), toEnd: byId("to-end") };
+const transcript = new Transcript(places, { edit: beginEditing, retry });
 const input = byId("input");
 let current = newConversation();
 let isEditing = false;
@@ -252,6 +253,14 @@ function onStorage({ key }) {
   else showList();
 }
 
+/** Keep what came so far. */
+function leave() {
+  for (const [id, run] of runs) {
+    run.stop("interrupted");
+    saveAnswered(id);
+  }
+}
+
 function listen() {
   byId("composer").addEventListener("submit", submit);
   byId("stop").addEventListener("click", stop);
@@ -270,7 +279,7 @@ function listen() {
   addEventListener("storage", onStorage);
   // What was pulled or removed meanwhile.
   addEventListener("visibilitychange", () => document.hidden || loadModels().catch(tell));
-  addEventListener("pagehide", () => runs.forEach((_, id) => saveAnswered(id)));
+  addEventListener("pagehide", leave);
 }
 
 listen();

@@ -6,6 +6,9 @@ import { element } from "./dom.js";
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" };
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
+// A thousand quotes in each other are too deep for the lexer, and fewer for the eye: then the text stays as it was written.
+const DEEPEST = 100;
+
 // What each block on the page was made of.
 const sources = new WeakMap();
 
@@ -29,14 +32,20 @@ export function renderMarkdown(container, text) {
 
 function parse(text) {
   try {
-    return lexer(text);
-  } catch {
-    // A thousand quotes in each other are too deep for any parser: show them as they were written.
-    return [{ type: "text", raw: text, text }];
+    const tokens = lexer(text);
+    if (depth({ tokens }) < DEEPEST) return tokens;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
   }
+  return [{ type: "plain", raw: text }];
+}
+
+function depth({ tokens, items }) {
+  return 1 + (tokens ?? items ?? []).reduce((deepest, token) => Math.max(deepest, depth(token)), 0);
 }
 
 const BLOCKS = {
+  plain: (token) => element("p", { class: "plain" }, token.raw),
   heading: (token) => element(`h${token.depth}`, {}, ...inline(token)),
   hr: () => element("hr"),
   blockquote: (token) => element("blockquote", {}, ...token.tokens.map(buildBlock)),
@@ -91,7 +100,7 @@ const INLINES = {
   escape: (token) => token.text,
   link: (token) => link(token, inline(token)),
   // Not fetched: an address can carry away what stands in the conversation.
-  image: (token) => link(token, [`🖼 ${decode(token.text) || token.href}`]),
+  image: (token) => link(token, [`Image: ${decode(token.text) || token.href}`]),
 };
 
 function inline(token) {

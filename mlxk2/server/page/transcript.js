@@ -5,7 +5,8 @@ import { renderMarkdown } from "./markdown.js";
 
 const NOTES = {
   stopped: () => "Stopped.",
-  interrupted: () => "Unfinished: its page was closed, or it is being written in another tab.",
+  interrupted: () => "Unfinished: the page was closed.",
+  elsewhere: () => "Being written in another tab.",
   failed: ({ fault }) => [fault.text, fault.hint].filter(Boolean).join(" "),
   done: ({ finish, content, reasoning }) => {
     if (finish === "length") return "Cut off: the answer reached its limit of tokens.";
@@ -15,10 +16,12 @@ const NOTES = {
 // Drawing takes at most a quarter of the time, however long an answer gets.
 const REST = 3;
 
-/** The messages of one conversation; `actions` are `edit` and `retry`, offered for its last question and answer. */
+/** The messages of one conversation; `actions` are `edit` and `retry`, offered for its last question and answer.
+ *  `toEnd` is a button that is there while the end is out of sight. */
 export class Transcript {
   #list;
   #scroller;
+  #toEnd;
   #actions;
   #run = null;
   #last = null;
@@ -26,12 +29,14 @@ export class Transcript {
   #isDrawing = false;
   #isAtEnd = true;
 
-  constructor(list, scroller, actions) {
+  constructor({ list, scroller, toEnd }, actions) {
     this.#list = list;
     this.#scroller = scroller;
+    this.#toEnd = toEnd;
     this.#actions = actions;
     list.addEventListener("click", copyCode);
-    scroller.addEventListener("scroll", () => (this.#isAtEnd = isAtEnd(scroller)));
+    toEnd.addEventListener("click", () => this.scrollToEnd());
+    scroller.addEventListener("scroll", () => this.#follow(isAtEnd(scroller)));
   }
 
   /** Show a conversation; `run` is there while its last answer is on its way. */
@@ -64,13 +69,19 @@ export class Transcript {
 
   /** Go to the end and stay there while more comes. */
   scrollToEnd() {
-    this.#isAtEnd = true;
+    this.#follow(true);
     this.#scroller.scrollTop = this.#scroller.scrollHeight;
   }
 
   /** The last answer as it reads, without its markup. */
   get lastText() {
     return this.#last?.text ?? "";
+  }
+
+  /** Move on with what comes, or leave the reader where they have scrolled to. */
+  #follow(isAtEnd) {
+    this.#isAtEnd = isAtEnd;
+    this.#toEnd.hidden = isAtEnd;
   }
 
   #part(message) {
@@ -126,7 +137,7 @@ class Answer {
 
   draw(run) {
     const message = this.#message;
-    const state = message.state === "streaming" && !run ? "interrupted" : message.state;
+    const state = message.state === "streaming" && !run ? "elsewhere" : message.state;
     this.node.dataset.state = state;
     this.node.ariaBusy = String(state === "streaming");
     this.#reasoning.hidden = !message.reasoning;
@@ -153,7 +164,7 @@ function figures({ usage, seconds }) {
   // The first token belongs to the prompt's time.
   const rate = tokens > 1 && seconds?.writing > 0 ? (tokens - 1) / seconds.writing : 0;
   const cached = details?.cached_tokens ? `, ${details.cached_tokens} of them cached` : "";
-  const parts = [`${tokens} tokens`, rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`, `prompt ${prompt}${cached}`];
+  const parts = [tokens === 1 ? "1 token" : `${tokens} tokens`, rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`, `prompt ${prompt}${cached}`];
   return parts.filter(Boolean).join(" · ");
 }
 
