@@ -62,11 +62,15 @@ class PromptCache:
         return Prefix(state, length, shared)
 
     def keep(self, tokens: Sequence[int], state: State) -> None:
-        """Keep the state after these tokens, if it fits."""
+        """Keep the state after these tokens, if it fits and there is memory for a copy."""
         entry, size = tuple(tokens), _size(state)
         if size > self._limit or self._covers(entry):
             return
-        _own(state)
+        try:
+            _own(state)
+        except (MemoryError, RuntimeError):
+            # The answer does without.
+            return
         if can_trim_prompt_cache(state):
             # What they are good for, the longer one is too.
             for prefix in list(self._prefixes(entry)):

@@ -120,11 +120,9 @@ class MLXRunner:
         """End a session now; return its last chunks, or nothing if it has ended already."""
         if session.ended:
             return []
-        if session.row is not None and self._rows is not None:
-            self._rows.remove(session.row)
+        self._withdraw(session)
         if self._trial is not None:
             self._trial.discard(session)
-        self._forget(session)
         session.ended = True
         return list(_last_chunks(session, [], "interrupted"))
 
@@ -235,9 +233,10 @@ class MLXRunner:
 
     def _withdraw(self, session: Session) -> None:
         """Take a session out of the batch, if it is still in it."""
-        if session.row is not None and self._rows is not None:
-            self._rows.remove(session.row)
+        row = session.row
         self._forget(session)
+        if row is not None and self._rows is not None:
+            self._rows.remove(row)
 
     def _forget(self, session: Session) -> None:
         if session.row is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from architectures import ARCHITECTURES
+from mlx_lm.generate import generate_step
 from tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.backend import LoadedModel, load
 from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.rows import TokenLogprob
 from mlxk2.runner.runner import MLXRunner, Session
 
 pytestmark = pytest.mark.e2e
@@ -122,6 +127,33 @@ def test_eight_that_come_and_go_say_what_each_says_alone(model: LoadedModel) -> 
     for bytes_kept in (0, _PLENTY):
         runner = MLXRunner(model, prompt_cache_bytes=bytes_kept, max_rows=8)
         assert [session.answered for session in _coming_and_going(runner, requests)] == alone
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_long_prompts_read_together_in_pieces_are_answered_as_mlx_lm_does(name: str, tmp_path: Path) -> None:
+    model = load(write_random(tmp_path / "m", {**ARCHITECTURES[name], "max_position_embeddings": 4096}))
+    model = dataclasses.replace(model, context_length=4096)
+    prompts = [words(number, length) for number, length in enumerate((700, 30, 1030, 513, 1))]
+    runner = MLXRunner(model)
+    requests = [GenerationRequest(prompt, 6, Sampling(temperature=0), logprobs=0) for prompt in prompts]
+    sessions = [runner.submit(request) for request in requests]
+    told: dict[Session, list[TokenLogprob]] = defaultdict(list)
+    while not all(session.ended for session in sessions):
+        for session, chunk in runner.step():
+            told[session] += chunk.logprobs
+    for prompt, session in zip(prompts, sessions, strict=True):
+        theirs = _reference(model, prompt)
+        assert session.answered == [token for token, _ in theirs]
+        # The text alone may hide what a row has taken from its neighbours. Only tokens that show are told of.
+        for entry in told[session]:
+            assert any((entry.token, pytest.approx(entry.logprob, abs=1e-3)) == given for given in theirs)
+    assert sum(map(len, told.values())) > 10
+
+
+def _reference(model: LoadedModel, prompt: tuple[int, ...]) -> list[tuple[int, float]]:
+    """The tokens that mlx-lm generates from a prompt alone, and their logprobs."""
+    steps = generate_step(mx.array(prompt), model.model, max_tokens=6)
+    return [(token, logprobs[token].item()) for token, logprobs in steps]
 
 
 def _coming_and_going(runner: MLXRunner, requests: Sequence[GenerationRequest]) -> list[Session]:
