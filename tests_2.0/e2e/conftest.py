@@ -1,0 +1,21 @@
+"""What tests of the real program on terminals and pipes share: its user's world."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def environment(isolated_cache: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a shell whose user sees the isolated cache alone."""
+    home = tmp_path / "home"
+    home.mkdir()
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    assert isolated_cache.is_dir()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    cache = {name: os.environ[name] for name in names}
+    return cache | {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "xterm"}
