@@ -1,0 +1,337 @@
+"""The official client of OpenAI's API, as it is, against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from serving import Server
+from tiny_models import BABBLE, say, write_chain
+
+import mlxk2
+
+pytestmark = pytest.mark.e2e
+
+KEY = "not-a-secret"
+FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
+COUNT: Any = [{"role": "user", "content": "Count from 1 to 100."}]
+THINK: Any = [{"role": "system", "content": "Think before you answer."}, {"role": "user", "content": "What is 3 + 4?"}]
+PARIS = "The capital of France is Paris."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    key = {"MLXK2_API_KEY": KEY}
+    options = ("--model", "demo", "--max-concurrent", "8", "--max-queue", "64")
+    with Server(*options, home=tmp_path_factory.mktemp("home"), environment=key) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+        yield client
+
+
+def demo_vocabulary() -> dict[str, int]:
+    """The ids of the demo model's tokens."""
+    path = Path(mlxk2.__file__).parent / "demo" / "tokenizer.json"
+    return dict(json.loads(path.read_bytes())["model"]["vocab"])
+
+
+# ------------------------------------------------------------------------------------------------------------- chats
+
+
+def test_a_chat(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="demo", messages=FRANCE, temperature=0)
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", PARIS, "stop")
+    assert (answer.object, answer.model) == ("chat.completion", "demo")
+    assert abs(answer.created - time.time()) < 60
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details is not None
+
+
+def test_a_stream(client: OpenAI) -> None:
+    with client.chat.completions.create(model="demo", messages=FRANCE, temperature=0, stream=True) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == PARIS
+    assert (chunks[0].choices[0].delta.role, chunks[-1].choices[0].finish_reason) == ("assistant", "stop")
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_the_clients_own_helper_for_streams(client: OpenAI) -> None:
+    with client.chat.completions.stream(model="demo", messages=FRANCE, temperature=0) as stream:
+        for _ in stream:
+            pass
+        answer = stream.get_final_completion()
+    assert answer.choices[0].message.content == PARIS
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_usage_at_the_end_of_a_stream(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model="demo", messages=FRANCE, temperature=0)
+    *chunks, last = client.chat.completions.create(
+        model="demo", messages=FRANCE, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.choices == []
+    assert last.usage is not None and whole.usage is not None
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_reasoning(client: OpenAI) -> None:
+    message = client.chat.completions.create(model="demo", messages=THINK, temperature=0).choices[0].message
+    assert message.content == "3 + 4 = 7."
+    reasoning = message.model_extra["reasoning_content"] if message.model_extra else ""
+    assert reasoning.startswith("The user asks for a sum.")
+    deltas = [
+        chunk.choices[0].delta
+        for chunk in client.chat.completions.create(model="demo", messages=THINK, temperature=0, stream=True)
+    ]
+    streamed = "".join((delta.model_extra or {}).get("reasoning_content", "") for delta in deltas)
+    assert (streamed, "".join(delta.content or "" for delta in deltas)) == (reasoning, "3 + 4 = 7.")
+
+
+def test_several_answers_differ_and_come_again_with_the_seed(client: OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "demo", "messages": COUNT, "n": 4, "seed": 7, "temperature": 2.0, "max_tokens": 12,
+    }  # fmt: skip
+    texts = [choice.message.content for choice in client.chat.completions.create(**asked).choices]
+    assert len(set(texts)) > 1
+    assert [choice.message.content for choice in client.chat.completions.create(**asked).choices] == texts
+    streamed = [""] * 4
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts
+    alone = client.chat.completions.create(**{**asked, "n": 1, "seed": 9}).choices[0].message.content
+    assert alone == texts[2]
+
+
+@pytest.mark.parametrize("stop", ["of Fra", ["Paris", "capital of"], "l"])
+def test_stop_strings_across_tokens(client: OpenAI, stop: Any) -> None:
+    asked: dict[str, Any] = {"model": "demo", "messages": FRANCE, "temperature": 0, "stop": stop}
+    expected = min((PARIS.split(text)[0] for text in ([stop] if isinstance(stop, str) else stop)), key=len)
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert (choice.message.content, choice.finish_reason) == (expected, "stop")
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_the_length_is_told(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="demo", messages=COUNT, temperature=0, max_completion_tokens=5)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.completion_tokens == 5
+
+
+def test_logprobs(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "demo", "messages": THINK, "temperature": 0, "logprobs": True, "top_logprobs": 3}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    entries = choice.logprobs.content
+    assert "".join(entry.token for entry in entries) == choice.message.content == "3 + 4 = 7."
+    assert b"".join(bytes(entry.bytes or []) for entry in entries).decode() == choice.message.content
+    for entry in entries:
+        values = [top.logprob for top in entry.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        # At temperature 0, the likeliest token is the one that was chosen.
+        assert (entry.top_logprobs[0].token, values[0]) == (entry.token, entry.logprob)
+        assert len(values) == 3 and all(value <= 0 for value in values)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    streamed = [entry for part in told for entry in part.content or []]
+    assert [entry.token for entry in streamed] == [entry.token for entry in entries]
+    assert [entry.logprob for entry in streamed] == pytest.approx([entry.logprob for entry in entries])
+
+
+def test_a_bias_bans_a_token(client: OpenAI) -> None:
+    vocabulary = demo_vocabulary()
+    asked: dict[str, Any] = {"model": "demo", "prompt": "The capital", "temperature": 0, "max_tokens": 1}
+    assert client.completions.create(**asked).choices[0].text == " of"
+    assert client.completions.create(**asked, logit_bias={str(vocabulary["Ġof"]): -100}).choices[0].text != " of"
+
+
+# ------------------------------------------------------------------------------------------------------- completions
+
+
+def test_a_completion_continues_its_prompt(client: OpenAI) -> None:
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital"
+    answer = client.completions.create(model="demo", prompt=prompt, temperature=0, logprobs=2)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == (" of France is Paris.", "stop")
+    told = choice.logprobs
+    assert told is not None and told.tokens and told.text_offset and told.top_logprobs and told.token_logprobs
+    assert "".join(told.tokens) == choice.text
+    assert all(choice.text[start:].startswith(token) for start, token in zip(told.text_offset, told.tokens, strict=True))
+    assert [top[token] for top, token in zip(told.top_logprobs, told.tokens, strict=True)] == told.token_logprobs
+    asked: dict[str, Any] = {"model": "demo", "prompt": prompt, "temperature": 0, "logprobs": 0}
+    stopped = client.completions.create(**asked, stop="nce is").choices[0]
+    assert stopped.text == " of Fra"
+    assert stopped.logprobs is not None and stopped.logprobs.tokens == [" of", " ", "France"]
+
+
+def test_a_stream_of_a_completion(client: OpenAI) -> None:
+    whole = client.completions.create(model="demo", prompt="The capital", temperature=0, max_tokens=8)
+    stream = client.completions.create(model="demo", prompt="The capital", temperature=0, max_tokens=8, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+
+
+def test_prompts_in_tokens_and_several_of_them(client: OpenAI) -> None:
+    vocabulary = demo_vocabulary()
+    tokens = [vocabulary["The"], vocabulary["Ġcapital"]]
+    asked: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 1}
+    assert client.completions.create(**asked, prompt=tokens).choices[0].text == " of"
+    answer = client.completions.create(**asked, prompt=[tokens, tokens], n=2)
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(number, " of") for number in range(4)]
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+def test_models(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("demo", "model", "mlxk2")
+    assert model.model_extra == {"context_length": 4096}
+    assert client.models.retrieve("demo") == model
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+Ask = Callable[[OpenAI], Any]
+
+
+@pytest.mark.parametrize(("ask", "error", "status", "code", "param", "message"), [
+    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=0), openai.BadRequestError, 400,
+     "integer_below_min_value", "n", "Expected a value >= 1, but got 0 instead."),
+    (lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x " * 5000}]),
+     openai.BadRequestError, 400, "context_length_exceeded", "messages", "context holds 4096"),
+    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, response_format={"type": "json_object"}),
+     openai.BadRequestError, 400, "unsupported_parameter", "response_format", "not supported"),
+    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=9),
+     openai.BadRequestError, 400, "invalid_value", "n", "at most 8 at once"),
+    (lambda c: c.completions.create(model="demo", prompt=""),
+     openai.BadRequestError, 400, "invalid_value", "prompt", "no token that begins a text"),
+    (lambda c: c.with_options(api_key="wrong").models.list(),
+     openai.AuthenticationError, 401, "invalid_api_key", None, "API key"),
+    (lambda c: c.with_options(default_headers={"Host": "evil.example"}).models.list(),
+     openai.PermissionDeniedError, 403, "invalid_host", None, "evil.example"),
+    (lambda c: c.chat.completions.create(model="org/none", messages=FRANCE),
+     openai.NotFoundError, 404, "model_not_found", "model", "org/none"),
+    (lambda c: c.models.retrieve("none"), openai.NotFoundError, 404, "model_not_found", "model", "none"),
+    (lambda c: c.embeddings.create(model="demo", input="x"), openai.NotFoundError, 404, "not_found", None, "Not Found"),
+    (lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x" * (33 << 20)}]),
+     openai.APIStatusError, 413, "body_too_large", None, "32 MB"),
+])  # fmt: skip
+def test_errors(
+    client: OpenAI, ask: Ask, error: type[openai.APIStatusError], status: int, code: str, param: str, message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        ask(client)
+    fault = raised.value
+    assert (fault.status_code, fault.code, fault.param) == (status, code, param)  # type: ignore[attr-defined]
+    assert message in fault.message
+    assert fault.type == "invalid_request_error"  # type: ignore[attr-defined]
+
+
+def test_a_server_without_room_is_asked_again(tmp_path: Path) -> None:
+    write_chain(tmp_path / "babble", BABBLE, context=4096)
+    options = ("--model", str(tmp_path / "babble"), "--max-concurrent", "1", "--max-queue", "0")
+    with Server(*options, home=tmp_path) as server, OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+        asked: dict[str, Any] = {"model": "babble", "messages": FRANCE}
+        with client.chat.completions.create(**asked, stream=True) as stream:
+            next(iter(stream))
+            with pytest.raises(openai.InternalServerError) as raised:
+                client.with_options(max_retries=0).chat.completions.create(**asked)
+            assert (raised.value.status_code, raised.value.code) == (503, "server_busy")
+            assert raised.value.response.headers["retry-after"] == "1"
+        # The stream was given up; who asks again, as the client does by itself, gets an answer.
+        assert client.chat.completions.create(**asked, max_tokens=2).choices[0].message.content
+
+
+def test_a_timeout_of_the_client_frees_its_place(tmp_path: Path) -> None:
+    write_chain(tmp_path / "babble", BABBLE, context=1 << 20)
+    options = ("--model", str(tmp_path / "babble"), "--max-concurrent", "1")
+    with Server(*options, home=tmp_path) as server:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            asked: dict[str, Any] = {"model": "babble", "messages": FRANCE}
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=0.5).chat.completions.create(**asked)
+            assert client.with_options(timeout=30).chat.completions.create(**asked, max_tokens=2).usage
+        assert httpx.get(f"{server.url}/health").json()["active"] == 0
+
+
+# --------------------------------------------------------------------------------------------- the client's other ways
+
+
+def test_the_raw_response(client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="demo", messages=FRANCE, temperature=0)
+    assert raw.headers["content-type"] == "application/json"
+    assert raw.parse().choices[0].message.content == PARIS
+    with client.chat.completions.with_streaming_response.create(model="demo", messages=FRANCE, stream=True) as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_twenty_at_once(server: Server) -> None:
+    async def ask() -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+            return await asyncio.gather(*(
+                client.chat.completions.create(
+                    model="demo", messages=[{"role": "user", "content": f"What is {n} + 4?"}], temperature=0
+                )
+                for n in range(20)
+            ))  # fmt: skip
+
+    answers = asyncio.run(ask())
+    assert [answer.choices[0].message.content for answer in answers][3] == "3 + 4 = 7."
+    assert len({answer.id for answer in answers}) == 20
+
+
+def test_what_the_client_does_not_show(server: Server) -> None:
+    asked = {"messages": FRANCE, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=asked, headers=headers) as response:
+        text = response.read().decode()
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    *events, last, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert chunks[0]["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert json.loads(last.removeprefix("data: "))["choices"] == []
+    head = {(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}
+    assert len(head) == 1
+
+
+# ----------------------------------------------------------------------------------- what the demo's vocabulary lacks
+
+
+def test_a_character_in_several_tokens_and_a_stop_string_inside_of_tokens(tmp_path: Path) -> None:
+    write_chain(tmp_path / "says", say("Ġa", "ðŁ", "ĺ", "Ģ", "Ġbcd", "ef"))
+    with (
+        Server("--model", str(tmp_path / "says"), home=tmp_path) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        asked: dict[str, Any] = {"model": "says", "messages": FRANCE, "temperature": 0, "logprobs": True}
+        for options, text in (({}, "a😀 bcdef"), ({"stop": "de"}, "a😀 bc"), ({"stop": "😀"}, "a")):
+            (choice,) = client.chat.completions.create(**asked, **options).choices
+            assert choice.message.content == text
+            assert choice.logprobs is not None and choice.logprobs.content is not None
+            told = b"".join(bytes(entry.bytes or []) for entry in choice.logprobs.content).decode()
+            # mlx-lm leaves out the space that a text begins with; the token in which a stop string begins is whole.
+            assert told == {"a😀 bc": " a😀 bcd"}.get(text, f" {text}")
