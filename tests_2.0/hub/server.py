@@ -146,5 +146,6 @@ def _app(*routers: APIRouter) -> App:
 
 
 def _server(gate: Gate) -> uvicorn.Server:
-    config = uvicorn.Config(gate, log_config=None, log_level="critical", lifespan="off", access_log=False)
-    return uvicorn.Server(config)
+    quiet = {"log_config": None, "log_level": "critical", "access_log": False}
+    # From Python 3.12 on, a server that is closed waits for its connections, unless its time is limited.
+    return uvicorn.Server(uvicorn.Config(gate, lifespan="off", timeout_graceful_shutdown=0, **quiet))
