@@ -316,22 +316,29 @@ def test_the_last_question_is_edited_and_answered_anew(chat: Chat) -> None:
     expect(chat.questions).to_have_text(["Hello", "What is 2 + 4?"])
 
 
-def test_settings_shape_the_answer(chat: Chat) -> None:
-    chat.set(Most_tokens_of_an_answer="3")
-    chat.ask("What is the capital of France?")
+def test_settings_limit_the_answer_which_tells_its_speed(chat: Chat) -> None:
+    chat.use("test/babble")
+    chat.set(Most_tokens_of_an_answer="400")
+    chat.ask("Go")
     expect(chat.answers.last.locator(".note")).to_have_text("Cut off: the answer reached its limit of tokens.")
-    expect(chat.answers.last.locator(".figures")).to_have_text(re.compile(r"^3 tokens"))
+    figures = re.compile(r"^400 tokens · [\d.]+ tokens/s · prompt \d+")
+    expect(chat.answers.last.locator(".figures")).to_have_text(figures)
 
 
 def test_reasoning_is_folded_apart_from_the_answer(chat: Chat) -> None:
     chat.set(System_prompt="Think before you answer.")
     chat.ask("What is 8 + 5?")
     chat.expect_answer("8 + 5 = 13.")
-    thoughts = chat.answers.last.locator(".reasoning .prose")
+    thoughts = chat.answers.locator(".reasoning .prose")
     expect(thoughts).to_be_hidden()
-    chat.page.get_by_text(re.compile(r"Thought for \d")).click()
+    chat.page.get_by_text(re.compile(r"^(Thought for \d+\.\d s|Reasoning)$")).click()
     expect(thoughts).to_have_text(re.compile("13"))
     expect(chat.answers.last).not_to_contain_text("think>")
+    chat.ask("What is 1 + 2?")
+    expect(chat.answers).to_have_count(2)
+    chat.expect_answer(re.compile("3"))
+    expect(thoughts.first).to_be_visible()
+    expect(thoughts.last).to_be_hidden()
 
 
 def test_markdown_is_shown_and_code_copied(visit: Open, server: Server) -> None:
@@ -428,7 +435,7 @@ def test_full_storage_is_told_and_the_chat_goes_on(chat: Chat) -> None:
     )
     chat.ask("What is the capital of France?")
     chat.expect_answer(PARIS)
-    expect(chat.notice).to_contain_text("no room")
+    expect(chat.notice).to_contain_text("can't keep the conversation")
     chat.new()
     chat.page.get_by_role("link", name=re.compile("capital")).click()
     chat.expect_answer(PARIS)
@@ -448,7 +455,7 @@ def test_a_browser_that_keeps_nothing_is_told_and_chats(browser: Browser, server
         with pytest.raises(PlaywrightError, match="Access is denied"):
             page.evaluate("localStorage.length")
         chat.ask("Hello")
-        expect(chat.notice).to_contain_text("no room")
+        expect(chat.notice).to_contain_text("can't keep the conversation")
         expect(chat.answers.last).to_have_attribute("data-state", "done")
         assert troubles == []
 

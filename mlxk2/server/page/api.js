@@ -3,6 +3,8 @@
 const KEY = "mlxk2.key";
 const HINTS = {
   context_length_exceeded: "Start a new conversation, or edit your last message.",
+  // Its message says it all.
+  server_busy: "",
   shutting_down: "Once the server runs again, try again.",
   unreachable: "Is it still running?",
   lost: "What came until then is kept.",
@@ -58,7 +60,7 @@ export class Api {
       const response = await reach(path, { ...options, headers });
       if (response.status !== 401) return checked(response);
       // Whoever else was refused has asked for a new one already.
-      if (key === this.#key) await this.#renewKey(await message(response));
+      if (key === this.#key) await this.#renewKey((await fault(response)).message);
       options.signal?.throwIfAborted();
     }
   }
@@ -84,16 +86,15 @@ async function reach(path, options = {}) {
 
 async function checked(response) {
   if (response.ok) return response;
-  const { code } = await fault(response.clone());
+  const { message, code } = await fault(response);
   const wait = response.status === 503 && response.headers.get("Retry-After");
-  throw new ServerError(await message(response), code, HINTS[code] ?? (wait ? `It asks for ${wait} s of patience.` : ""));
+  throw new ServerError(message, code, HINTS[code] ?? (wait ? `Try again in ${wait} s.` : ""));
 }
-
-const message = async (response) => (await fault(response)).message ?? `The server answered ${response.status}.`;
 
 async function fault(response) {
   // A proxy in between may answer with anything.
-  return (await response.json().catch(() => null))?.error ?? {};
+  const body = await response.json().catch(() => null);
+  return body?.error ?? { message: `The server answered ${response.status}.` };
 }
 
 /** Yield the data of server-sent events, each on a line of its own. */

@@ -2,11 +2,11 @@
 
 import { Api } from "./api.js";
 import { newAnswer, requestFor, Run } from "./answering.js";
+import { askKey, SettingsPanel } from "./dialogs.js";
 import { byId, element, pause } from "./dom.js";
-import { DEFAULTS, newConversation, Store } from "./store.js";
+import { newConversation, Store } from "./store.js";
 import { Transcript } from "./transcript.js";
 
-const SETTINGS = { system: "system", temperature: "temperature", "max-tokens": "maxTokens" };
 // Milliseconds between two writes of an answer that is still growing, and how long a notice stays.
 const SAVE_EVERY = 1000;
 const NOTICE = 8000;
@@ -20,6 +20,7 @@ const transcript = new Transcript(places, { edit: beginEditing, retry });
 const input = byId("input");
 let current = newConversation();
 let isEditing = false;
+let isLossTold = false;
 let noticeTimer = 0;
 
 // --- conversations ---
@@ -49,7 +50,8 @@ function showList() {
 
 function entry({ id, title }) {
   const link = element("a", { href: `#${id}`, "aria-current": id === current.id && "page", title }, title);
-  const remove = element("button", { type: "button", "aria-label": `Delete “${title}”`, onclick: () => removeEntry(id) }, "×");
+  const onclick = () => removeEntry(id);
+  const remove = element("button", { type: "button", "aria-label": `Delete “${title}”`, onclick }, "×");
   return element("li", runs.has(id) ? { class: "busy" } : {}, link, remove);
 }
 
@@ -72,9 +74,9 @@ function saveAnswered(id) {
 }
 
 function save(conversation) {
-  if (!store.save(conversation)) {
-    notify("This browser has no room to keep the conversation, or does not let it: it ends with this page.");
-  }
+  const isKept = store.save(conversation);
+  if (!isKept && !isLossTold) notify("This browser can't keep the conversation: its storage is full or blocked.");
+  isLossTold = !isKept;
 }
 
 // --- asking and answering ---
@@ -91,6 +93,7 @@ function send(text) {
 function retry() {
   current.messages.splice(lastQuestion() + 1);
   answer(current);
+  focusInput();
 }
 
 const lastQuestion = () => current.messages.findLastIndex(({ role }) => role === "user");
@@ -104,6 +107,7 @@ async function answer(conversation) {
   save(conversation);
   const saving = setInterval(saveAnswered, SAVE_EVERY, conversation.id);
   show();
+  transcript.scrollToEnd();
   announce("The model answers.");
   await run.fill(api, body, () => conversation.id === current.id && transcript.update());
   clearInterval(saving);
@@ -129,15 +133,20 @@ function endEditing() {
   fit();
 }
 
-// --- models, key, settings ---
+// --- models ---
 
 async function loadModels() {
   const [models, state] = await Promise.all([api.models(), api.health()]);
   const ids = models.map(({ id }) => id);
-  const chosen = [byId("model").value, store.settings.model, state.model ?? state.loading].find((id) => ids.includes(id)) ?? ids[0];
+  const wanted = [byId("model").value, store.settings.model, state.model ?? state.loading, ids[0]];
+  const chosen = wanted.find((id) => ids.includes(id));
   const option = ({ id, context_length: context }) =>
     element("option", { value: id, selected: id === chosen && "" }, `${id} · ${tokens(context)} context`);
   byId("model").replaceChildren(...models.map(option));
+}
+
+function chooseModel({ target }) {
+  store.saveSettings({ ...store.settings, model: target.value });
 }
 
 const tokens = (count) => (count < 1024 ? String(count) : `${Math.round(count / 1024)}k`);
@@ -152,36 +161,6 @@ async function tellLoading() {
   }
 }
 
-function askKey(wasWrong) {
-  const dialog = byId("key-dialog");
-  const field = byId("key");
-  byId("key-refused").hidden = !wasWrong;
-  field.value = dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    const answer = () => resolve(dialog.returnValue === "ok" ? field.value.trim() : null);
-    dialog.addEventListener("close", answer, { once: true });
-  });
-}
-
-function showSettings() {
-  for (const [id, name] of Object.entries(SETTINGS)) byId(id).value = store.settings[name];
-  markSettings();
-  byId("settings").showModal();
-}
-
-function changeSettings() {
-  const fields = Object.entries(SETTINGS).filter(([id]) => byId(id).validity.valid);
-  const changes = Object.fromEntries(fields.map(([id, name]) => [name, byId(id).value]));
-  store.saveSettings({ ...store.settings, ...changes });
-  markSettings();
-}
-
-function markSettings() {
-  const isSet = Object.values(SETTINGS).some((name) => store.settings[name] !== DEFAULTS[name]);
-  byId("settings-open").classList.toggle("set", isSet);
-}
-
 // --- the page ---
 
 function notify(text, label = "Close", action = () => {}) {
@@ -194,6 +173,8 @@ function notify(text, label = "Close", action = () => {}) {
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(() => (byId("notice").hidden = true), NOTICE);
 }
+
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
 
 const tell = (error) => notify([error.message, error.hint].filter(Boolean).join(" "));
 
@@ -220,8 +201,8 @@ function submit(event) {
 
 function onInputKey(event) {
   // Keyboards on glass have no easy Shift+Enter, and Enter may belong to an input method.
-  const isForSending = event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
-  if (isForSending) submit(event);
+  const isPlainEnter = event.key === "Enter" && !event.shiftKey && !event.isComposing;
+  if (isPlainEnter && !isTouch()) submit(event);
 }
 
 function onEscape(event) {
@@ -233,7 +214,12 @@ function onEscape(event) {
 
 function stop() {
   runs.get(current.id)?.stop();
-  input.focus();
+  focusInput();
+}
+
+/** Let the user type on, where that does not bring up a keyboard of glass. */
+function focusInput() {
+  if (!isTouch()) input.focus();
 }
 
 function toggleMenu() {
@@ -267,11 +253,8 @@ function listen() {
   byId("cancel-editing").addEventListener("click", endEditing);
   byId("menu").addEventListener("click", toggleMenu);
   byId("veil").addEventListener("click", closeMenu);
-  byId("new").addEventListener("click", () => setTimeout(() => input.focus()));
-  byId("settings-open").addEventListener("click", showSettings);
-  byId("settings").addEventListener("input", changeSettings);
-  byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
-  byId("model").addEventListener("change", ({ target }) => store.saveSettings({ ...store.settings, model: target.value }));
+  byId("new").addEventListener("click", () => setTimeout(focusInput));
+  byId("model").addEventListener("change", chooseModel);
   input.addEventListener("input", fit);
   input.addEventListener("keydown", onInputKey);
   addEventListener("keydown", onEscape);
@@ -282,8 +265,8 @@ function listen() {
   addEventListener("pagehide", leave);
 }
 
+new SettingsPanel(store);
 listen();
 open();
-markSettings();
 tellLoading().catch(tell);
 loadModels().catch(tell);

@@ -1,6 +1,6 @@
 // Elements without HTML: whatever a model or a server says can only ever become text.
 
-/** Return a new element; `on…` properties listen, the other ones are attributes, undefined and false ones are left out. */
+/** Return a new element; properties `on…` listen, the other ones are attributes, undefined and false are left out. */
 export function element(name, properties = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {

@@ -3,16 +3,16 @@
 import { lexer } from "./marked/marked.esm.js";
 import { element } from "./dom.js";
 
-const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" };
+const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", ndash: "–", mdash: "—" };
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
-// A thousand quotes in each other are too deep for the lexer, and fewer for the eye: then the text stays as it was written.
+// A thousand quotes in each other are too deep for the lexer, fewer for the eye: such a text stays as it was written.
 const DEEPEST = 100;
 
 // What each block on the page was made of.
 const sources = new WeakMap();
 
-/** Show a text as Markdown; blocks that have not changed stay as they are, with what the reader has selected in them. */
+/** Show a text as Markdown; blocks that have not changed stay as they are, with what is selected in them. */
 export function renderMarkdown(container, text) {
   const tokens = parse(text);
   // A definition of a link changes what earlier blocks mean.
@@ -77,7 +77,8 @@ function listBlock(token) {
 function listItem(item) {
   const parts = item.tokens.filter((token) => token.type !== "space");
   // A text in a tight list stands in the line of its bullet.
-  const nodes = parts.flatMap((token) => (token.type in BLOCKS || token.type === "paragraph" ? [buildBlock(token)] : inlineOf(token)));
+  const isBlock = ({ type }) => type in BLOCKS || type === "paragraph";
+  const nodes = parts.flatMap((token) => (isBlock(token) ? [buildBlock(token)] : inlineOf(token)));
   return element("li", item.task ? { class: "task" } : {}, ...nodes);
 }
 
@@ -115,7 +116,8 @@ function inlineOf(token) {
 function link(token, children) {
   // Whatever leads elsewhere than to a web page or a mailbox is shown as it was written.
   if (!SAFE_LINK.test(token.href)) return token.raw;
-  return element("a", { href: token.href, title: token.href, target: "_blank", rel: "noopener noreferrer" }, ...children);
+  const { href } = token;
+  return element("a", { href, title: href, target: "_blank", rel: "noopener noreferrer" }, ...children);
 }
 
 function decode(text) {

@@ -1,5 +1,5 @@
-// What this browser keeps: the conversations and the settings. Without storage, or when it is full, they live as long as
-// the page does.
+// What this browser keeps: the conversations and the settings. Without storage, or when it is full, they live as long
+// as the page does.
 
 const CONVERSATION = "mlxk2.conversation.";
 const SETTINGS = "mlxk2.settings";

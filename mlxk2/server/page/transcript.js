@@ -13,11 +13,15 @@ const NOTES = {
     return content || reasoning ? "" : "The model answered with nothing.";
   },
 };
+// Seconds; what comes in less may have come in one go, and says nothing about the speed.
+const SHORTEST = 0.05;
 // Drawing takes at most a quarter of the time, however long an answer gets.
 const REST = 3;
 
-/** The messages of one conversation; `actions` are `edit` and `retry`, offered for its last question and answer.
- *  `toEnd` is a button that is there while the end is out of sight. */
+/**
+ * The messages of one conversation; `actions` are `edit` and `retry`, offered for its last question and answer.
+ * `toEnd` is a button that is there while the end is out of sight.
+ */
 export class Transcript {
   #list;
   #scroller;
@@ -25,6 +29,7 @@ export class Transcript {
   #actions;
   #run = null;
   #last = null;
+  #parts = new Map();
   #isStale = false;
   #isDrawing = false;
   #isAtEnd = true;
@@ -39,16 +44,17 @@ export class Transcript {
     scroller.addEventListener("scroll", () => this.#follow(isAtEnd(scroller)));
   }
 
-  /** Show a conversation; `run` is there while its last answer is on its way. */
-  show(conversation, run) {
+  /** Show a conversation; `run` is there while its last answer is on its way. What is on the page already stays. */
+  show({ messages }, run) {
     this.#run = run;
-    const parts = conversation.messages.map((message) => this.#part(message));
-    this.#last = parts.findLast((part) => part.draw) ?? null;
-    this.#last?.offerRetry(!run);
-    parts.findLast((part) => part.offerEdit)?.offerEdit(!run);
-    for (const part of parts) part.draw?.(part === this.#last ? run : null);
-    this.#list.replaceChildren(...parts.map((part) => part.node));
-    this.scrollToEnd();
+    const parts = messages.map((message) => this.#parts.get(message) ?? this.#part(message));
+    this.#parts = new Map(parts.map((part) => [part.message, part]));
+    this.#last = parts.findLast((part) => part instanceof Answer) ?? null;
+    const lastQuestion = parts.findLast((part) => part instanceof Question);
+    for (const part of parts) part.offer(!run && (part === this.#last || part === lastQuestion));
+    this.#last?.draw(run);
+    this.#place(parts.map((part) => part.node));
+    if (this.#isAtEnd) this.scrollToEnd();
   }
 
   /** Draw the answer on its way again, with the browser's next picture or a little later. */
@@ -85,7 +91,15 @@ export class Transcript {
   }
 
   #part(message) {
-    return message.role === "user" ? new Question(message, this.#actions.edit) : new Answer(message, this.#actions.retry);
+    if (message.role === "user") return new Question(message, this.#actions.edit);
+    const answer = new Answer(message, this.#actions.retry);
+    answer.draw(null);
+    return answer;
+  }
+
+  #place(nodes) {
+    for (const child of [...this.#list.children]) if (!nodes.includes(child)) child.remove();
+    this.#list.append(...nodes.filter((node) => !node.isConnected));
   }
 }
 
@@ -94,33 +108,31 @@ class Question {
   #edit;
 
   constructor(message, edit) {
+    this.message = message;
     this.#edit = button("Edit", edit);
-    this.#edit.hidden = true;
     const text = element("div", { class: "text" }, message.content);
     this.node = element("article", { class: "question", "aria-label": "You" }, text, this.#edit);
   }
 
-  offerEdit(isOffered) {
+  offer(isOffered) {
     this.#edit.hidden = !isOffered;
   }
 }
 
 /** What the model answered: its reasoning folded, the answer, how it went, what can be done with it. */
 class Answer {
-  #message;
   #summary = element("summary");
   #thoughts = element("div", { class: "prose" });
   #prose = element("div", { class: "prose" });
   #note = element("p", { class: "note" });
   #figures = element("span", { class: "figures" });
   #reasoning = element("details", { class: "reasoning" }, this.#summary, this.#thoughts);
-  #copy = button("Copy", ({ target }) => copyFrom(target, this.#message.content));
+  #copy = button("Copy", ({ target }) => copyFrom(target, this.message.content));
   #retry;
 
   constructor(message, retry) {
-    this.#message = message;
+    this.message = message;
     this.#retry = button("Regenerate", retry);
-    this.#retry.hidden = true;
     const footer = element("footer", {}, this.#figures, this.#copy, this.#retry);
     const parts = [this.#reasoning, this.#prose, this.#note, footer];
     this.node = element("article", { class: "answer", "aria-label": message.model ?? "Answer" }, ...parts);
@@ -130,42 +142,46 @@ class Answer {
     return [this.#prose.innerText, this.#note.innerText].filter(Boolean).join("\n");
   }
 
-  offerRetry(isOffered) {
+  offer(isOffered) {
     this.#retry.hidden = !isOffered;
-    this.#retry.textContent = this.#message.state === "done" ? "Regenerate" : "Try again";
+    this.#retry.textContent = this.message.state === "done" ? "Regenerate" : "Try again";
   }
 
   draw(run) {
-    const message = this.#message;
+    const { message } = this;
     const state = message.state === "streaming" && !run ? "elsewhere" : message.state;
+    const isStreaming = state === "streaming";
     this.node.dataset.state = state;
-    this.node.ariaBusy = String(state === "streaming");
+    this.node.ariaBusy = String(isStreaming);
     this.#reasoning.hidden = !message.reasoning;
     this.#summary.textContent = thinking(message, state);
     renderMarkdown(this.#thoughts, message.reasoning);
     renderMarkdown(this.#prose, message.content);
-    this.#note.textContent = state === "streaming" ? waiting(message, run) : NOTES[state](message);
+    this.#note.textContent = isStreaming ? waiting(message, run) : NOTES[state](message);
     this.#note.hidden = !this.#note.textContent;
-    this.#figures.textContent = state === "streaming" ? "" : figures(message);
-    this.#copy.hidden = state === "streaming" || !message.content;
+    this.#figures.textContent = isStreaming ? "" : figures(message);
+    this.#copy.hidden = isStreaming || !message.content;
   }
 }
 
 function thinking({ content, seconds }, state) {
   if (state === "streaming" && !content) return "Thinking…";
-  return seconds?.thinking ? `Thought for ${seconds.thinking.toFixed(1)} s` : "Reasoning";
+  return seconds?.thinking > SHORTEST ? `Thought for ${seconds.thinking.toFixed(1)} s` : "Reasoning";
 }
 
-const waiting = ({ content, reasoning }, run) => (content || reasoning ? "" : run.waiting || "Waiting for the model…");
+function waiting({ content, reasoning }, run) {
+  return content || reasoning ? "" : run.waiting || "Waiting for the model…";
+}
 
 function figures({ usage, seconds }) {
   if (!usage) return "";
   const { prompt_tokens: prompt, completion_tokens: tokens, prompt_tokens_details: details } = usage;
   // The first token belongs to the prompt's time.
-  const rate = tokens > 1 && seconds?.writing > 0 ? (tokens - 1) / seconds.writing : 0;
+  const rate = seconds?.writing > SHORTEST ? (tokens - 1) / seconds.writing : 0;
   const cached = details?.cached_tokens ? `, ${details.cached_tokens} of them cached` : "";
-  const parts = [tokens === 1 ? "1 token" : `${tokens} tokens`, rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`, `prompt ${prompt}${cached}`];
-  return parts.filter(Boolean).join(" · ");
+  const count = tokens === 1 ? "1 token" : `${tokens} tokens`;
+  const speed = rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`;
+  return [count, speed, `prompt ${prompt}${cached}`].filter(Boolean).join(" · ");
 }
 
 function button(label, onclick) {
