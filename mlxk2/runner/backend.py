@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_config, load_model, load_tokenizer
 
 from mlxk2.errors import (
@@ -23,7 +23,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
-from mlxk2.runner import params
+from mlxk2.runner import cpu, params
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
@@ -129,7 +129,7 @@ def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) ->
         model, _ = load_model(folder, lazy=True)
         if adapter is not None:
             _lay_over(model, adapter, name)
-        _widen(model)
+        cpu.suit(model)
         _check_memory(model, name, memory)
     except (*FAULTS, ImportError) as fault:
         raise _unloadable(name, fault, folder) from fault
@@ -160,17 +160,6 @@ def _lay_over(model: Any, adapter: Path, name: str) -> None:
         model.eval()
     except FAULTS as fault:
         raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
-
-
-def _widen(model: Any) -> None:
-    """On the CPU, turn 16-bit parameters into float32: its kernels have no fast path for them."""
-    if mx.default_device() != mx.cpu:
-        return
-
-    def widen(array: mx.array) -> mx.array:
-        return array.astype(mx.float32) if array.dtype in (mx.float16, mx.bfloat16) else array
-
-    model.update(tree_map(widen, model.parameters()))
 
 
 def _check_memory(model: Any, name: str, available: int) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from architectures import ARCHITECTURES
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
 from mlx_lm.utils import load as mlx_lm_load
+from mlx_lm.utils import load_model
 from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, say, write_chain, write_random
 
 from mlxk2.errors import (
@@ -420,3 +422,17 @@ def test_an_adapter_that_can_not_be_loaded_is_not_blamed_on_the_model(
     (adapter / "adapters.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValidationError, match=r"The adapter .*mine does not fit .+: \S"):
         load(model_folder, adapter)
+
+
+def test_on_the_cpu_matrices_are_laid_out_by_columns_and_say_the_same(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "model", ARCHITECTURES["llama"])
+    model = load(folder).model
+    plain, _ = load_model(folder)
+    matrices = [module.weight for _, module in model.named_modules() if isinstance(module, nn.Linear)]
+    # A view by rows of bytes that stand by columns: numpy tells the strides.
+    assert matrices and all(np.array(matrix, copy=False).flags.f_contiguous for matrix in matrices)
+    tokens = mx.arange(12)[None]
+    assert mx.allclose(model(tokens), plain(tokens), atol=1e-4)
+    assert {name: array.shape for name, array in tree_flatten(model.parameters())} == {
+        name: array.shape for name, array in tree_flatten(plain.parameters())
+    }
