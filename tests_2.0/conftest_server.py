@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,9 @@ from mlxk2.server.worker import Worker
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+_PAGE = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+# Status and code of every error that the page of the server tells of.
+DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MULTILINE)
 
 
 class Client(TestClient):
@@ -63,13 +68,14 @@ def _refuse(constant: str) -> None:
 
 
 def error_of(response: httpx.Response, status: int) -> Mapping[str, Any]:
-    """The error of a response with this status, which must have OpenAI's shape."""
+    """The error of a response with this status, which must have OpenAI's shape and be documented."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     (key,), (error,) = response.json().keys(), response.json().values()
     assert key == "error"
     assert list(error) == ["message", "type", "param", "code"]
     assert error["message"]
+    assert (str(status), error["code"]) in DOCUMENTED
     assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
     return dict(error)
 

@@ -172,7 +172,8 @@ def test_a_completion_continues_its_prompt(client: OpenAI) -> None:
     told = choice.logprobs
     assert told is not None and told.tokens and told.text_offset and told.top_logprobs and told.token_logprobs
     assert "".join(told.tokens) == choice.text
-    assert all(choice.text[start:].startswith(token) for start, token in zip(told.text_offset, told.tokens, strict=True))
+    starts = zip(told.text_offset, told.tokens, strict=True)
+    assert all(choice.text[start:].startswith(token) for start, token in starts)
     assert [top[token] for top, token in zip(told.top_logprobs, told.tokens, strict=True)] == told.token_logprobs
     asked: dict[str, Any] = {"model": "demo", "prompt": prompt, "temperature": 0, "logprobs": 0}
     stopped = client.completions.create(**asked, stop="nce is").choices[0]
