@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -120,21 +120,14 @@ async def _complete(request: Request) -> Response:
 async def _answer(
     request: Request, body: GenerationBody, slots: int, requests: Plan, make_shape: Callable[..., Shape], field: str
 ) -> Response:
-    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status.
-
-    What is wrong with the requests is the fault of the `field` that they were made of, if it names none itself.
-    """
+    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status."""
     service = _service(request)
     most = service.engine.limits.max_concurrent
     if slots > most:
         raise _too_many(slots, most)
     async with while_connected(request.receive), AsyncExitStack() as held:
-        target = await _target(service, body.model)
-        try:
-            reply = await service.engine.generate(target, slots, requests)
-        except (ContextLengthError, ValidationError) as error:
-            error.param = error.param or field
-            raise
+        held.enter_context(_about(field))
+        reply = await service.engine.generate(await _target(service, body.model), slots, requests)
         held.callback(reply.close)
         shape = make_shape(reply.vocabulary)
         if not body.stream:
@@ -142,6 +135,16 @@ async def _answer(
         first = await stream.first_parts(reply)
         held.pop_all()
         return EventStream(reply, stream.frames(reply, shape, first, includes_usage=body.includes_usage))
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Say of what is wrong with a request, and names no field itself, that it is this one."""
+    try:
+        yield
+    except (ContextLengthError, ValidationError) as error:
+        error.param = error.param or field
+        raise
 
 
 def _too_many(slots: int, most: int) -> ValidationError:
