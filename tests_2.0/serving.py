@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,15 +42,19 @@ class Server:
     envelope: dict[str, Any]
 
     def __init__(
-        self, *arguments: str, home: Path, environment: Mapping[str, str] | None = None, ready: bool = True
+        self,
+        *arguments: str,
+        home: Path,
+        environment: Mapping[str, str] | None = None,
+        ready: bool = True,
+        command: Sequence[str] = ("serve", "--json"),
     ) -> None:
         self.home = home
         self.hub = hub_of(home)
         self._ready = ready
         self._err = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - open as long as the server
-        command = [sys.executable, "-m", "mlxk2", "serve", "--json", "--port", "0", *arguments]
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "mlxk2", *command, "--port", "0", *arguments],
             cwd=home,
             env=_environment(home) | dict(environment or {}),
             stdin=subprocess.DEVNULL,

@@ -37,13 +37,15 @@ FAULTS = [ValueError("odd"), ModelError("damaged"), Panic("index out of range"),
 
 
 class Rows(ScriptedRows):
-    """Scripted rows that take a moment, as real ones do; a fault comes out of the whole batch."""
+    """Scripted rows that take a moment, as real ones do, or until `gate`; a fault comes out of the whole batch."""
 
     fault: BaseException | None = None
+    gate = threading.Event()
 
     def next(self) -> list[Step]:
         """The next token of every row."""
         time.sleep(0.0005)
+        assert Rows.gate.wait(20)
         if Rows.fault is not None:
             raise Rows.fault
         return super().next()
@@ -107,11 +109,13 @@ def _raise(fault: BaseException | None) -> None:
 async def engine_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Engine]:
     """An engine, which is idle again in the end."""
     engine = Engine(shelf.load, Worker(MLXRunner), Limits(concurrent, queue))
+    Rows.gate.set()
     try:
         yield engine
         await idle(engine, shelf)
     finally:
         shelf.gate.set()
+        Rows.gate.set()
         Rows.fault = None
         engine.close()
 
@@ -318,7 +322,7 @@ def test_a_plan_that_fails_frees_its_slots(fault: BaseException) -> None:
     async def test() -> None:
         async with engine_on(Shelf(), concurrent=1) as engine:
             with pytest.raises(Exception, match=str(fault)):
-                await engine.generate(A, 1, lambda _: _raise(fault))  # type: ignore[arg-type, return-value]
+                await text_of(await engine.generate(A, 1, lambda _: _raise(fault)))  # type: ignore[arg-type, return-value]
             assert await ask(engine, A) == "A"
 
     run(test())
@@ -330,7 +334,7 @@ def test_a_request_of_which_one_part_does_not_fit_leaves_the_next_alone() -> Non
             await ask(engine, A)
             both = [request("fits"), request("x" * CONTEXT)]
             for _ in range(50):
-                bad = asyncio.create_task(engine.generate(A, 2, lambda _: both))
+                bad = asyncio.create_task(text_of(await engine.generate(A, 2, lambda _: both)))
                 good = asyncio.create_task(ask(engine, A))
                 with pytest.raises(ContextLengthError):
                     await bad
@@ -497,5 +501,24 @@ def test_the_end_during_a_load() -> None:
                 async with asyncio.timeout(1):
                     await task
             shelf.gate.set()
+
+    run(test())
+
+
+def test_the_end_during_a_step_that_takes_long() -> None:
+    async def test() -> None:
+        shelf = Shelf()
+        async with engine_on(shelf) as engine:
+            tasks = later(ask(engine, A, LONG))
+            await until(lambda: any(model.rows for model in shelf.models))
+            Rows.gate.clear()
+            await asyncio.sleep(0.01)
+            tasks += later(ask(engine, A))
+            await until(lambda: engine.active == 2)
+            engine.stop()
+            async with asyncio.timeout(1):
+                answers = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [ServerStoppingError] * 2
+            Rows.gate.set()
 
     run(test())

@@ -86,8 +86,11 @@ def _serve_anew(
 
 def _check(args: Namespace) -> None:
     check_max_tokens(args.max_tokens)
+    _bytes(args.prompt_cache_bytes)
     if args.adapter is not None and args.model is None:
         raise CommandError("--adapter needs the --model that it belongs to.", command="server")
+    if args.adapter is not None and not os.path.isdir(args.adapter):
+        raise ValidationError(f"--adapter must be a folder, which {args.adapter!r} is not.")
     if not 0 <= args.port < 1 << 16:
         raise CommandError(f"--port must be from 0 to 65535, not {args.port}.", command="server")
     if args.max_concurrent < 1 or args.max_queue < 0:

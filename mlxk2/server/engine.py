@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mlxk2.errors import MlxkError, ModelError, ServerBusyError, ServerStoppingError
-from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.runner import Backend
 from mlxk2.server.reply import Reply
-from mlxk2.server.worker import Thread, Worker
+from mlxk2.server.worker import Plan as Plan
+from mlxk2.server.worker import Worker
 
 
 class Target(NamedTuple):
@@ -26,8 +26,6 @@ class Target(NamedTuple):
 
 # Loads a target; calls the function it is given before it needs the memory of the model before.
 Load = Callable[[Target, Callable[[], None]], Backend]
-# Turns what a client asked into requests, for a model that is in memory.
-Plan = Callable[[Any], Sequence[GenerationRequest]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ class Engine:
         self.loading: Target | None = None
         self._load = load
         self._worker = worker
-        self._prompts = Thread("prompts")
         self._waiting: deque[_Ticket] = deque()
         self._replies: dict[Reply, int] = {}
         self._active = 0
@@ -83,21 +80,16 @@ class Engine:
     async def generate(self, target: Target, slots: int, plan: Plan) -> Reply:
         """Wait for the model and for that many slots, then begin to generate what `plan` makes of the request.
 
-        Raises ServerBusyError when the queue is full, ServerStoppingError at the end, and what loading the model,
-        `plan` and `MLXRunner.submit` raise. The reply must be closed.
+        Raises ServerBusyError when the queue is full, ServerStoppingError at the end, and what loading the model
+        raises; the reply raises what `plan` and `MLXRunner.submit` do. It must be closed.
         """
         model = await self._admitted(target, slots)
         reply = Reply(target.name, model.vocabulary, slots, self._release)
         self._replies[reply] = slots
-        try:
-            # The end may have come after the admission.
-            self._check_open()
-            requests = await self._prompts.run(plan, model)
-            if not reply.is_closed:
-                await self._worker.submit(reply, requests)
-        except BaseException:
-            reply.close()
-            raise
+        if self._is_stopping:
+            # The end has come since the admission.
+            reply.fail(ServerStoppingError())
+        self._worker.generate(reply, plan)
         return reply
 
     def stop(self) -> None:
@@ -112,10 +104,10 @@ class Engine:
     def close(self) -> None:
         """Let the threads end after what they are doing now."""
         self._worker.stop()
-        self._prompts.stop()
 
     async def _admitted(self, target: Target, slots: int) -> Backend:
-        self._check_open()
+        if self._is_stopping:
+            raise ServerStoppingError
         ticket = _Ticket(target, slots, asyncio.get_running_loop().create_future())
         self._waiting.append(ticket)
         self._admit()
@@ -127,10 +119,6 @@ class Engine:
         except asyncio.CancelledError:
             self._withdraw(ticket)
             raise
-
-    def _check_open(self) -> None:
-        if self._is_stopping:
-            raise ServerStoppingError
 
     def _is_full(self) -> bool:
         # The one whose model is being loaded is served next, however long the queue may be.

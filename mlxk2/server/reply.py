@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from mlxk2.errors import MlxkError, OperationError
+from mlxk2.errors import OperationError
 from mlxk2.runner.runner import Chunk, Session
 from mlxk2.runner.text import Vocabulary
 
@@ -18,18 +18,19 @@ Part = tuple[int, Chunk]
 class Reply:
     """The answers to one request: an asynchronous iterator over lists of (number of the answer, chunk).
 
-    `name` is the model's. Raises what made an answer fail. `close` gives back what the request holds, however far it
-    came.
+    `name` is the model's, `count` how many answers there are. Raises what made an answer fail. `close` gives back what
+    the request holds, however far it came.
     """
 
     def __init__(self, name: str, vocabulary: Vocabulary, count: int, on_close: Callable[[Reply], None]) -> None:
         self.name = name
+        self.count = count
         self.vocabulary = vocabulary
         self.sessions: list[Session] = []
         self._unfinished = count
         self._parts: list[Part] = []
         self._arrived = asyncio.Event()
-        self._error: MlxkError | None = None
+        self._error: Exception | None = None
         self._on_close: Callable[[Reply], None] | None = on_close
 
     def put(self, number: int, chunk: Chunk) -> None:
@@ -46,7 +47,7 @@ class Reply:
         if not self._unfinished:
             self.close()
 
-    def fail(self, error: MlxkError) -> None:
+    def fail(self, error: Exception) -> None:
         """End all the answers with an error, after what has come of them."""
         self._error = self._error or error
         self._arrived.set()

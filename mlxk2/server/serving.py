@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from mlxk2.errors import InterruptedByUser, MlxkError
+from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
 from mlxk2.runner import backend
 from mlxk2.runner.runner import Backend, MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -92,6 +92,8 @@ class _Server(uvicorn.Server):
     async def _preload(self, target: Target) -> None:
         try:
             await self._engine.preload(target)
+        except ServerStoppingError:
+            return
         except MlxkError as error:
             self.failure = error
             self.should_exit = True

@@ -21,7 +21,7 @@ DONE = b"data: [DONE]\n\n"
 
 async def fold(reply: Reply, shape: Shape) -> JSON:
     """Wait for all answers; return the response object. Raises what made one fail."""
-    answers = [Answer() for _ in reply.sessions]
+    answers = [Answer() for _ in range(reply.count)]
     async for parts in reply:
         for number, chunk in parts:
             answer = answers[number]

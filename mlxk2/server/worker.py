@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.params import GenerationRequest
@@ -17,6 +18,8 @@ T = TypeVar("T")
 MakeRunner = Callable[[Backend], MLXRunner]
 # Calls the function it is given before it needs the memory of the model before.
 Load = Callable[[Callable[[], None]], Backend]
+# Turns what a client asked into requests, for a model that is in memory.
+Plan = Callable[[Any], Sequence[GenerationRequest]]
 
 
 class Thread:
@@ -27,7 +30,7 @@ class Thread:
 
     async def run(self, job: Callable[..., T], *args: object) -> T:
         """Do a job when those before it are done; return what it returns, raise what it raises."""
-        return await asyncio.wrap_future(self._executor.submit(_as_exception, job, *args))
+        return await asyncio.wrap_future(self._executor.submit(_outcome, job, *args))
 
     def queue(self, job: Callable[..., None], *args: object) -> None:
         """Do a job when those before it are done; nobody waits for it."""
@@ -38,14 +41,17 @@ class Thread:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _as_exception(job: Callable[..., T], *args: object) -> T:
-    """Do a job; what it raises is an Exception. The panics of Rust libraries are none: they would end the loop."""
+def _outcome(job: Callable[..., T], *args: object) -> T:
+    """Do a job; what it raises is an Exception."""
     try:
         return job(*args)
-    except Exception:
-        raise
-    except BaseException as panic:
-        raise RuntimeError(f"{type(panic).__name__}: {panic}") from panic
+    except BaseException as fault:
+        raise _as_exception(fault) from fault
+
+
+def _as_exception(fault: BaseException) -> Exception:
+    # The panics of Rust libraries are no Exceptions: they would end the event loop.
+    return fault if isinstance(fault, Exception) else RuntimeError(f"{type(fault).__name__}: {fault}")
 
 
 class Worker:
@@ -58,6 +64,7 @@ class Worker:
         self.model: Backend | None = None
         self._make_runner = make_runner
         self._thread = Thread("mlx")
+        self._prompts = Thread("prompts")
         self._runner: MLXRunner | None = None
         self._replies: dict[Session, tuple[Reply, int]] = {}
         self._step_is_queued = False
@@ -67,17 +74,18 @@ class Worker:
         """Load a model into `model`; raise what `load` raises. Then the one before is there still, or none."""
         await self._thread.run(self._load, load)
 
-    async def submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
-        """Begin to generate the answers of a reply; raise ValidationError or ContextLengthError for what can't be."""
+    def generate(self, reply: Reply, plan: Plan) -> None:
+        """Begin to generate what `plan` makes of the model in memory; whatever is wrong with it fails the reply."""
         self._loop = asyncio.get_running_loop()
-        await self._thread.run(self._submit, reply, requests)
+        self._prompts.queue(self._prepare, reply, plan)
 
     def cancel(self, reply: Reply) -> None:
         """Stop generating for a reply; nobody waits for it."""
         self._thread.queue(self._cancel, reply)
 
     def stop(self) -> None:
-        """Let the thread end after what it is doing now."""
+        """Let the threads end after what they are doing now."""
+        self._prompts.stop()
         self._thread.stop()
 
     def _load(self, load: Load) -> None:
@@ -90,14 +98,28 @@ class Worker:
         if runner is not None:
             runner.close()
 
+    def _prepare(self, reply: Reply, plan: Plan) -> None:
+        """Turn text into tokens, in a thread of its own: the answers of others need not wait for that."""
+        with self._told_to(reply):
+            if not reply.is_closed:
+                self._thread.queue(self._submit, reply, plan(self.model))
+
     def _submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
-        if self._runner is None:
-            raise ModelError("The model is gone.")
-        for number, request in enumerate(requests):
-            session = self._runner.submit(request)
-            reply.sessions.append(session)
-            self._replies[session] = (reply, number)
+        with self._told_to(reply):
+            # Else `cancel` may have come and gone.
+            if self._runner is not None and not reply.is_closed:
+                for number, request in enumerate(requests):
+                    session = self._runner.submit(request)
+                    reply.sessions.append(session)
+                    self._replies[session] = (reply, number)
         self._queue_step()
+
+    @contextmanager
+    def _told_to(self, reply: Reply) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as fault:  # noqa: BLE001 - nobody may wait for ever
+            self._on_loop(reply.fail, _as_exception(fault))
 
     def _cancel(self, reply: Reply) -> None:
         sessions = [session for session in reply.sessions if self._replies.pop(session, None)]

@@ -1,0 +1,465 @@
+"""The life of `mlxk2 serve` as a process: its start, its port, its end by every signal at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from architectures import ARCHITECTURES
+from places import data_of
+from serving import Server, hub_of
+from tiny_models import BABBLE, say, write_chain, write_random
+
+import mlxk2
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+# Seconds that the end of a server may take.
+MOST = 5.0
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 0}
+both_signals = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+
+LONG = {"messages": [{"role": "user", "content": "Count from 1 to 100."}], "temperature": 0}
+SHORT = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "temperature": 0}
+STREAM = {**LONG, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose answers take a minute."""
+    return str(write_chain(tmp_path_factory.mktemp("endless") / "babble", BABBLE, context=1 << 17))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that takes seconds to load, and whose prompts take seconds to read."""
+    shape = {"num_hidden_layers": 600, "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 1 << 16}
+    folder = tmp_path_factory.mktemp("slow") / "deep"
+    return str(write_random(folder, {**ARCHITECTURES["llama"], **shape}))
+
+
+def timed_end(server: Server, number: signal.Signals) -> int:
+    """The exit code after a signal, which may take five seconds; nothing is left of the server then."""
+    start = time.monotonic()
+    code = server.stop(number)
+    assert time.monotonic() - start < MOST, server.err
+    assert_gone(server)
+    return code
+
+
+def assert_gone(server: Server) -> None:
+    """No process of the server is there, and its port is free."""
+    # What multiprocessing starts for itself notices a moment later.
+    wait_for(lambda: not processes(server.process.pid), 2)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", server.port))
+
+
+def processes(session: int) -> list[int]:
+    """The living processes of a server, which has a session of its own."""
+    said = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
+    fields = [line.split() for line in said.stdout.splitlines()]
+    return [int(pid) for pid, state in fields if not state.startswith("Z")]
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
+
+
+def health(server: Server) -> dict[str, Any]:
+    """What /health says."""
+    return dict(httpx.get(f"{server.url}/health", timeout=30).json())
+
+
+def post(server: Server, body: dict[str, Any]) -> socket.socket:
+    """A connection on which a chat request has been sent."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that still comes on a connection, up to its end."""
+    parts = []
+    with connection:
+        while part := connection.recv(1 << 16):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def program(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a `serve` that can't begin to serve."""
+    hub_of(home)
+    variables = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf"), **environment}
+    command = [sys.executable, "-m", "mlxk2", *words]
+    return subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- the start
+
+
+@pytest.mark.parametrize("words", [("serve", "--json"), ("--json", "server")], ids=" ".join)
+def test_the_envelope_comes_first_and_when_the_port_answers(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with Server("--model", "demo", home=tmp_path, command=words, ready=False) as server:
+        assert httpx.get(f"{server.url}/health", timeout=30).status_code in (200, 503)
+        result = SimpleNamespace(code=0, json=server.envelope)
+        data = data_of(result, "server")
+        assert data == {"host": "127.0.0.1", "port": server.port, "url": server.url, "model": "demo"}
+        assert server.stop() == 0
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == b""
+
+
+def test_people_are_told_where(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "mlxk2", "serve", "--model", "demo", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            told = re.match(r"Serving with demo on (http://127\.0\.0\.1:\d+) .*Ctrl-C", process.stdout.readline())
+            assert told is not None
+            assert httpx.get(f"{told[1]}/health", timeout=30).json()["status"] in ("ok", "loading")
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20) == ("", "")
+            assert process.returncode == 130
+        finally:
+            process.kill()
+    assert tmp_path.is_dir()
+
+
+def test_health_tells_when_the_model_is_loaded(tmp_path: Path, slow: str) -> None:
+    with Server("--model", slow, home=tmp_path, ready=False) as server:
+        answer = httpx.get(f"{server.url}/health", timeout=30)
+        assert (answer.status_code, answer.json()["status"], answer.json()["loading"]) == (503, "loading", "deep")
+        server.wait_until_ready()
+        assert health(server)["model"] == "deep"
+
+
+REFUSED = {
+    "bad host": (("--host", "no.such.host.invalid"), "can't listen on 'no.such.host.invalid'"),
+    "no name": (("--host", "a..b"), "it is no host name"),
+    "not ours": (("--host", "192.0.2.1"), "192.0.2.1"),
+    "no model": (("--model", "org/none"), "org/none"),
+    "no adapter": (("--model", "demo", "--adapter", "nowhere"), "nowhere"),
+    "no size": (("--prompt-cache-bytes", "much"), "much"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_at_the_start_is_one_error(tmp_path: Path, case: str) -> None:
+    words, reason = REFUSED[case]
+    done = program("serve", "--port", "0", *words, home=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert reason in done.stderr and "Traceback" not in done.stderr
+    assert sum(line.startswith("Error:") for line in done.stderr.splitlines()) == 1
+    done = program("serve", "--port", "0", *words, "--json", home=tmp_path)
+    assert done.returncode == 1
+    data_of(SimpleNamespace(code=1, json=json.loads(done.stdout)), "server", code=1)
+
+
+@pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
+def test_a_port_in_use(tmp_path: Path, reload: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = program("serve", "--port", port, *reload, home=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: The server can't listen on 127.0.0.1 port {port}: it is in use.\nChoose another port with --port.\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may use every port")
+def test_a_port_that_needs_a_right(tmp_path: Path) -> None:
+    done = program("serve", "--port", "1", home=tmp_path)
+    assert done.returncode == 1
+    assert "Permission denied" in done.stderr and "--port" in done.stderr
+
+
+@pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
+def test_a_model_that_fails_only_when_it_is_loaded(tmp_path: Path, reload: tuple[str, ...]) -> None:
+    folder = write_chain(tmp_path / "odd", say("x"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+    with Server("--model", str(folder), *reload, home=tmp_path, ready=False) as server:
+        if reload:
+            # Its files may be mended: the supervisor waits for a change.
+            wait_for(lambda: "odd can't be loaded" in server.err)
+            assert timed_end(server, signal.SIGINT) == 130
+        else:
+            assert server.process.wait(30) == 1
+        assert "odd can't be loaded" in server.err
+        assert "Traceback" not in server.err
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == b""
+
+
+def test_every_address_is_served_with_a_warning(tmp_path: Path) -> None:
+    with Server("--host", "0.0.0.0", "--model", "demo", home=tmp_path) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert server.envelope["data"]["host"] == "0.0.0.0"
+        assert "whoever reaches 0.0.0.0" in server.err and "MLXK2_API_KEY" in server.err
+    with Server("--host", "0.0.0.0", home=tmp_path, environment={"MLXK2_API_KEY": "secret"}) as server:
+        assert "whoever" not in server.err
+
+
+def test_the_loopback_of_ipv6(tmp_path: Path) -> None:
+    with Server("--host", "::1", "--model", "demo", home=tmp_path) as server:
+        assert server.url == f"http://[::1]:{server.port}"
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=SHORT, timeout=60).status_code == 200
+
+
+# ---------------------------------------------------------------------------------------------------- keys and logs
+
+
+def test_the_key_stands_in_no_process_list_and_no_log(tmp_path: Path) -> None:
+    arguments = ("--model", "demo", "--verbose", "--log-level", "debug", "--reload")
+    with Server(*arguments, home=tmp_path, environment={"MLXK2_API_KEY": "tell-nobody"}) as server:
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes(server.process.pid)]
+        assert len(lines) >= 2 and not any(b"tell-nobody" in line for line in lines)
+        url = f"{server.url}/v1/chat/completions"
+        assert httpx.post(url, json=SHORT, timeout=60).status_code == 401
+        headers = {"Authorization": "Bearer tell-nobody"}
+        assert httpx.post(url, json=SHORT, headers=headers, timeout=60).status_code == 200
+        assert timed_end(server, signal.SIGTERM) == 0
+        assert "POST /v1/chat/completions" in server.err
+        assert "tell-nobody" not in server.err and "3 + 4" not in server.err
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == b""
+
+
+LOGS = [
+    ((), False),
+    (("--verbose",), True),
+    (("--verbose", "--log-level", "error"), True),
+    (("--log-level", "info"), False),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), LOGS, ids=[" ".join(words) or "nothing" for words, _ in LOGS])
+def test_requests_are_logged_on_demand(tmp_path: Path, words: tuple[str, ...], expected: bool) -> None:
+    with Server(*words, home=tmp_path) as server:
+        httpx.get(f"{server.url}/v1/nothing", timeout=30)
+        assert timed_end(server, signal.SIGTERM) == 0
+        assert ('"GET /v1/nothing HTTP/1.1" 404' in server.err) is expected
+        assert expected or server.err == ""
+
+
+# ------------------------------------------------------------------------------------------------------------ the end
+
+
+@both_signals
+def test_eight_streams_end_with_a_mark(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+    with Server("--model", endless, home=tmp_path) as server:
+        connections = [post(server, STREAM) for _ in range(8)]
+        whole = post(server, LONG)
+        for connection in connections:
+            while b"data: " not in connection.recv(1 << 16):
+                pass
+        wait_for(lambda: health(server)["active"] == 9)
+        assert timed_end(server, number) == SIGNALS[number]
+        for connection in connections:
+            *_, error, done = (line for line in rest(connection).split(b"\r\n") if line.startswith(b"data: "))
+            assert json.loads(error[6:])["error"]["code"] == "shutting_down"
+            assert done.strip() == b"data: [DONE]"
+        head, _, body = rest(whole).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in head
+        assert json.loads(body)["error"]["code"] == "shutting_down"
+        assert server.err == ""
+
+
+@both_signals
+def test_the_end_of_requests_that_wait(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+    with Server("--model", endless, "--max-concurrent", "1", home=tmp_path) as server:
+        connections = [post(server, STREAM)]
+        while b"data: " not in connections[0].recv(1 << 16):
+            pass
+        connections += [post(server, STREAM) for _ in range(3)]
+        other = post(server, {**STREAM, "model": "demo"})
+        wait_for(lambda: health(server)["queued"] == 4)
+        assert timed_end(server, number) == SIGNALS[number]
+        assert b"shutting_down" in rest(connections[0])
+        assert [rest(connection)[:12] for connection in (*connections[1:], other)] == [b"HTTP/1.1 503"] * 4
+        assert server.err == ""
+
+
+@both_signals
+def test_the_end_in_the_middle_of_a_load(tmp_path: Path, slow: str, number: signal.Signals) -> None:
+    with Server("--model", slow, home=tmp_path, ready=False) as server:
+        connection = post(server, SHORT)
+        wait_for(lambda: health(server)["queued"] > 0)
+        assert timed_end(server, number) == SIGNALS[number]
+        assert rest(connection).startswith(b"HTTP/1.1 503 ")
+        assert server.err == ""
+
+
+@both_signals
+def test_the_end_in_the_middle_of_a_long_prompt(tmp_path: Path, slow: str, number: signal.Signals) -> None:
+    with Server("--model", slow, home=tmp_path) as server:
+        prompt = {"messages": [{"role": "user", "content": "x" * 40000}], "stream": True}
+        connections = [post(server, prompt) for _ in range(2)]
+        wait_for(lambda: health(server)["active"] == 2)
+        time.sleep(0.5)
+        assert timed_end(server, number) == SIGNALS[number]
+        assert [rest(connection)[:13] for connection in connections] == [b"HTTP/1.1 503 "] * 2
+        assert server.err == ""
+
+
+@both_signals
+def test_the_end_with_clients_that_do_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with Server("--model", "demo", home=tmp_path) as server:
+        idle = httpx.Client(base_url=server.url)
+        assert idle.post("/v1/chat/completions", json=SHORT, timeout=60).status_code == 200
+        silent = socket.create_connection(("127.0.0.1", server.port))
+        half = socket.create_connection(("127.0.0.1", server.port))
+        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        with contextlib.closing(silent), contextlib.closing(half), contextlib.closing(idle):
+            assert timed_end(server, number) == SIGNALS[number]
+        assert server.err == ""
+
+
+@both_signals
+def test_the_end_with_a_reader_that_has_stopped(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+    with Server("--model", endless, home=tmp_path) as server:
+        with stalled(server):
+            assert timed_end(server, number) == SIGNALS[number]
+        assert server.err == ""
+
+
+@contextlib.contextmanager
+def stalled(server: Server) -> Iterator[socket.socket]:
+    """A connection whose client asks for megabytes and reads nothing, until the server can't write any more."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    content = json.dumps({**STREAM, "logprobs": True, "top_logprobs": 20, "n": 16}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    with contextlib.closing(connection):
+        sent = -1
+        while (now := unsent(connection)) != sent or now == 0:
+            sent = now
+            time.sleep(0.5)
+        yield connection
+
+
+def unsent(connection: socket.socket) -> int:
+    """How many bytes wait in the server's end of a connection, as the kernel tells."""
+    port = f":{connection.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, _, remote, _, queues, *_ = line.split()
+        if remote.endswith(port):
+            return int(queues.split(":")[0], 16)
+    return 0
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, slow: str) -> None:
+    with Server("--model", slow, home=tmp_path, ready=False) as server:
+        wait_for(lambda: health(server)["loading"] == "deep")
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        start = time.monotonic()
+        assert server.stop(signal.SIGINT) in (130, -signal.SIGINT)
+        assert time.monotonic() - start < 1
+        assert_gone(server)
+
+
+@both_signals
+@pytest.mark.parametrize("pause", [0.1, 0.4, 0.8])
+def test_the_end_before_the_start(tmp_path: Path, number: signal.Signals, pause: float) -> None:
+    server = Server("--model", "demo", home=tmp_path, ready=False)
+    try:
+        time.sleep(pause)
+        assert server.stop(number) in (SIGNALS[number], -number)
+        wait_for(lambda: not processes(server.process.pid), 2)
+    finally:
+        server.__exit__(None, None, None)
+
+
+# --------------------------------------------------------------------------------------------------------- --reload
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A copy of the program, which may be changed while it runs."""
+    folder = tmp_path / "code" / "mlxk2"
+    shutil.copytree(Path(mlxk2.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def reloading(code: Path, home: Path) -> Server:
+    """A server of that code, which is started again when it changes."""
+    return Server("--model", "demo", "--reload", home=home, environment={"PYTHONPATH": str(code.parent)})
+
+
+def answer_of(server: Server) -> str:
+    """The answer to the short question; a server that is being started again lets clients wait."""
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=SHORT, timeout=60)
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def version_of(server: Server) -> str | None:
+    """The version that answers; None from a server that has just begun to end."""
+    with contextlib.suppress(httpx.TransportError):
+        return str(health(server)["version"])
+    return None
+
+
+@both_signals
+def test_reload_serves_the_new_code(tmp_path: Path, code: Path, number: signal.Signals) -> None:
+    with reloading(code, tmp_path) as server:
+        assert answer_of(server) == "3 + 4 = 7."
+        before = processes(server.process.pid)
+        source = code / "__init__.py"
+        time.sleep(1)  # until its time has been seen once
+        source.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.9.9"', source.read_text()))
+        wait_for(lambda: version_of(server) == "9.9.9", 60)
+        assert answer_of(server) == "3 + 4 = 7."
+        after = processes(server.process.pid)
+        assert len(before) == len(after) and before != after
+        assert timed_end(server, number) == SIGNALS[number]
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == b"", "one envelope is enough"
+
+
+def test_reload_survives_code_that_is_wrong(tmp_path: Path, code: Path) -> None:
+    with reloading(code, tmp_path) as server:
+        source = code / "server" / "app.py"
+        right = source.read_text()
+        time.sleep(1)
+        source.write_text("this is no Python\n")
+        wait_for(lambda: "SyntaxError" in server.err, 60)
+        source.write_text(right)
+        os.utime(source, (time.time() + 5, time.time() + 5))
+        assert answer_of(server) == "3 + 4 = 7."
+        assert timed_end(server, signal.SIGINT) == 130
+
+
+@pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
+def test_a_kill_leaves_nothing(tmp_path: Path, reload: tuple[str, ...]) -> None:
+    with Server("--model", "demo", *reload, home=tmp_path) as server:
+        connection = post(server, STREAM)
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+        connection.close()
+        wait_for(lambda: not processes(server.process.pid), MOST)
+        assert_gone(server)
