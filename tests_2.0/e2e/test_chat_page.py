@@ -68,10 +68,12 @@ HOSTILE_NAME = "<img src=x onerror=alert(1)>"
 
 
 class Chat:
-    """The page as its user sees it."""
+    """The page as its user sees it; `troubles` are complaints, requests to others, and what else should not be."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
+        self.troubles: list[str] = []
+        self._watch(url)
         self.message = page.get_by_label("Message", exact=True)
         self.answers = page.locator("article.answer")
         self.questions = page.locator("article.question .text")
@@ -114,6 +116,21 @@ class Chat:
         expect(prose).to_have_text(re.compile("."))
         expect(prose).to_have_text(re.compile(f".{{{len(prose.inner_text()) + 20}}}"))
 
+    def _watch(self, url: str) -> None:
+        def on_console(message: ConsoleMessage) -> None:
+            # The browser logs every status of 400 and more, wanted or not.
+            if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+                self.troubles.append(message.text)
+
+        def on_request(sent: Request) -> None:
+            if not sent.url.startswith(f"{url}/"):
+                self.troubles.append(f"asked {sent.url}")
+
+        self.page.on("console", on_console)
+        self.page.on("request", on_request)
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.troubles.append(f"said {dialog.message}"))
+
 
 Open = Callable[..., Chat]
 
@@ -131,43 +148,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens the page of a server, each with a browser profile of its own.
-
-    At the end no page may have asked anyone but its server, or complained.
-    """
-    troubles: list[str] = []
-    contexts = []
+    """Opens the page of a server, each with a browser profile of its own; at the end none may have had troubles."""
+    chats: list[Chat] = []
 
     def open_page(server: Server, **options: Any) -> Chat:
         context = browser.new_context(reduced_motion="reduce", **options)
         context.set_default_timeout(20_000)
-        contexts.append(context)
-        page = context.new_page()
-        watch(page, server.url, troubles)
-        return Chat(page, server.url)
+        chats.append(Chat(context.new_page(), server.url))
+        return chats[-1]
 
     yield open_page
-    for context in contexts:
-        context.close()
-    assert troubles == []
-
-
-def watch(page: Page, url: str, troubles: list[str]) -> None:
-    """Note what a page should never do."""
-
-    def on_console(message: ConsoleMessage) -> None:
-        # The browser logs every status of 400 and more, wanted or not.
-        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
-            troubles.append(message.text)
-
-    def on_request(sent: Request) -> None:
-        if not sent.url.startswith(f"{url}/"):
-            troubles.append(f"asked {sent.url}")
-
-    page.on("console", on_console)
-    page.on("request", on_request)
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("dialog", lambda dialog: troubles.append(f"said {dialog.message}"))
+    for chat in chats:
+        chat.page.context.close()
+    assert [trouble for chat in chats for trouble in chat.troubles] == []
 
 
 def add_chain(home: Path, name: str, follows: Mapping[str, Any], context: int = 512) -> None:
@@ -250,7 +243,7 @@ def test_a_reload_keeps_what_came(chat: Chat, server: Server) -> None:
     expect(chat.questions).to_have_text(["What is the capital of France?", "Go"])
     expect(chat.answers.first.locator("> .prose")).to_have_text(PARIS)
     expect(chat.answers.last.locator("> .prose")).to_have_text(re.compile(r"\w{20}"))
-    expect(chat.answers.last.locator(".note")).to_contain_text("Unfinished")
+    expect(chat.answers.last.locator(".note")).to_have_text("Unfinished: the page was closed.")
     expect(chat.page.get_by_label("Model")).to_have_value("test/babble")
     wait_until_idle(server)
 
@@ -297,6 +290,7 @@ def test_another_tab_sees_the_conversation(chat: Chat, server: Server) -> None:
     chat.ask("Hello")
     chat.expect_answer("Hello! How can I help you?")
     expect(other.conversations).to_have_text([re.compile("Hello")])
+    assert other.troubles == []
 
 
 def test_the_last_question_is_edited_and_answered_anew(chat: Chat) -> None:
@@ -448,16 +442,14 @@ def test_a_browser_that_keeps_nothing_is_told_and_chats(browser: Browser, server
     preferences.write_text('{"profile": {"default_content_setting_values": {"cookies": 2}}}')
     chromium = browser.browser_type
     with chromium.launch_persistent_context(tmp_path, executable_path=CHROMIUM, args=FLAGS) as context:
-        troubles: list[str] = []
         page = context.new_page()
-        watch(page, server.url, troubles)
         chat = Chat(page, server.url)
         with pytest.raises(PlaywrightError, match="Access is denied"):
             page.evaluate("localStorage.length")
         chat.ask("Hello")
         expect(chat.notice).to_contain_text("can't keep the conversation")
         expect(chat.answers.last).to_have_attribute("data-state", "done")
-        assert troubles == []
+        assert chat.troubles == []
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
@@ -486,6 +478,9 @@ def test_fits_a_phone(visit: Open, server: Server) -> None:
     new.click()
     expect(new).to_be_hidden()
     expect(chat.questions).to_have_count(0)
+    chat.page.get_by_role("button", name="Conversations", exact=True).click()
+    new.click()
+    expect(new).to_be_hidden()
 
 
 def test_leaves_a_reader_where_they_scrolled_to(visit: Open, server: Server) -> None:
@@ -537,6 +532,13 @@ def test_the_page_is_small_and_may_load_nothing_else(server: Server) -> None:
     assert "unsafe" not in page.headers["Content-Security-Policy"]
     missing = httpx.get(f"{server.url}/page/no-such-file.js")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_browser_lets_no_text_become_html(browser: Browser, server: Server) -> None:
+    with browser.new_page() as page:
+        page.goto(server.url)
+        with pytest.raises(PlaywrightError, match="TrustedHTML"):
+            page.evaluate("document.body.innerHTML = '<b>bold</b>'")
 
 
 def test_weighs_less_than_a_picture(visit: Open, server: Server) -> None:

@@ -28,7 +28,6 @@ let noticeTimer = 0;
 function open() {
   current = store.find(location.hash.slice(1)) ?? newConversation();
   endEditing();
-  closeMenu();
   show();
   transcript.scrollToEnd();
 }
@@ -253,6 +252,8 @@ function listen() {
   byId("cancel-editing").addEventListener("click", endEditing);
   byId("menu").addEventListener("click", toggleMenu);
   byId("veil").addEventListener("click", closeMenu);
+  // Also for the conversation that is open already.
+  byId("sidebar").addEventListener("click", ({ target }) => target.closest("a") && closeMenu());
   byId("new").addEventListener("click", () => setTimeout(focusInput));
   byId("model").addEventListener("change", chooseModel);
   input.addEventListener("input", fit);

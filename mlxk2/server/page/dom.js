@@ -14,9 +14,17 @@ export function element(name, properties = {}, ...children) {
 /** Return the element of the page with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Put a text on the clipboard, also where the page is not served from this machine or over HTTPS. */
+/** Put a text on the clipboard. */
 export async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Not there for a page that came over plain HTTP from another machine, or not allowed.
+    copySelection(text);
+  }
+}
+
+function copySelection(text) {
   const field = element("textarea", { class: "unseen" });
   field.value = text;
   document.body.append(field);

@@ -6,7 +6,7 @@ import { renderMarkdown } from "./markdown.js";
 const NOTES = {
   stopped: () => "Stopped.",
   interrupted: () => "Unfinished: the page was closed.",
-  elsewhere: () => "Being written in another tab.",
+  elsewhere: () => "Unfinished, or being written in another tab.",
   failed: ({ fault }) => [fault.text, fault.hint].filter(Boolean).join(" "),
   done: ({ finish, content, reasoning }) => {
     if (finish === "length") return "Cut off: the answer reached its limit of tokens.";
