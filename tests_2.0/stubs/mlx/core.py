@@ -25,3 +25,7 @@ def device_info() -> dict[str, Any]:
 
 def eval(*arrays: Any) -> None:
     """Nothing is lazy."""
+
+
+def clear_cache() -> None:
+    """Nothing is reserved."""

@@ -38,6 +38,12 @@ class Tokenizer:
     response_transitions: dict[str, Any] = {}
     added_tokens_decoder: dict[int, Any] = {}
     all_special_ids = [END]
+    _chat_template = None
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer that is wrapped: there is but one."""
+        return self
 
     @property
     def detokenizer(self) -> Detokenizer:
