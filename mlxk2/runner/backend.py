@@ -49,7 +49,7 @@ class LoadedModel:
     context_length: int
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
-        """Return a new, empty batch, which decodes at most that many rows together and keeps prompts there."""
+        """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""
         if can_batch(self.model):
             return Batch(self.model, self.vocabulary.end_tokens, max_rows, prompts)
         return Queue(self.model, self.vocabulary.end_tokens)

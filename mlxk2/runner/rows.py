@@ -72,4 +72,4 @@ class Backend(Protocol):
         """How many tokens the model can hold, prompt and answer together."""
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
-        """Return a new, empty batch, which decodes at most that many rows together and keeps prompts there."""
+        """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""

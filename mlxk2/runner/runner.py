@@ -71,8 +71,8 @@ Outcome = tuple[Session, Chunk]
 class MLXRunner:
     """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own.
 
-    At most `max_rows` answers are generated together; the requests beyond them wait. What was computed is kept in at
-    most `prompt_cache_bytes`, for prompts that begin the same.
+    Requests wait while `max_rows` answers are generated. What was computed is kept in at most `prompt_cache_bytes`, for
+    prompts that begin the same.
     """
 
     def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_rows: int = MAX_ROWS) -> None:
