@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from conftest_runner import ScriptedBackend
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from mlxk2.errors import MlxkError
@@ -22,6 +23,7 @@ from mlxk2.server.guard import Access
 from mlxk2.server.worker import Worker
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
+_KEY = {"Authorization": "Bearer secret"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 _PAGE = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
 # Status and code of every error that the page of the server tells of.
@@ -29,7 +31,14 @@ DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MUL
 
 
 class Client(TestClient):
-    """Asks the application; every answer, also an error, is checked to be the JSON it should be."""
+    """Asks the application; every answer, also an error, is held against the application's own description."""
+
+    def request(self, method: str, url: Any, **options: Any) -> httpx.Response:  # type: ignore[override]
+        """Ask, and check the answer."""
+        response = super().request(method, url, **options)
+        if response.status_code != 499:
+            assert_described(super().request("GET", "/openapi.json", headers=_KEY).json(), method, str(url), response)
+        return response
 
     def ask(self, path: str = CHAT, **body: Any) -> Any:
         """The answer to a request; to a chat with one greeting, where the path is left out."""
@@ -61,6 +70,32 @@ def events_of(text: str) -> list[Any]:
     assert lines.pop() == ""
     assert all(line.startswith("data: ") for line in lines)
     return [json.loads(line.removeprefix("data: "), parse_constant=_refuse) for line in lines]
+
+
+def assert_described(document: Any, method: str, url: str, response: httpx.Response) -> None:
+    """The status of a response is one that the description has for this request, and the body has its shape."""
+    path = re.sub(r"(?<=/v1/models/).*", "{model}", url.removeprefix("http://127.0.0.1:8000"))
+    operations = document["paths"].get(path)
+    if operations is None:
+        return
+    operation = operations.get(method.lower(), next(iter(operations.values())))
+    content = operation["responses"][str(response.status_code)]["content"]
+    schema = content[response.headers["content-type"].split(";")[0]]["schema"]
+    if schema == {"type": "string"}:
+        chunk = {CHAT: "ChatCompletionChunk", TEXT: "CompletionChunk"}[path]
+        for event in events_of(response.text):
+            validate(document, {"$ref": f"#/components/schemas/{'Error' if 'error' in event else chunk}"}, event)
+    else:
+        validate(document, schema, response.json())
+
+
+def validate(document: Any, schema: Any, value: Any) -> None:
+    """A value has the shape that the description tells, and no key that it does not tell."""
+    closed = {
+        name: kind | ({"additionalProperties": False} if "properties" in kind else {})
+        for name, kind in document["components"]["schemas"].items()
+    }
+    Draft202012Validator({**schema, "components": {"schemas": closed}}).validate(value)
 
 
 def _refuse(constant: str) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest_runner import ScriptedBackend, saying
 from conftest_server import CHAT, TEXT, Client, serving
+from jsonschema import Draft202012Validator
 from openai.resources.chat import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
 from mlxk2 import __version__
 from mlxk2.runner.params import Sampling
 from mlxk2.server import unsupported
+from mlxk2.server.guard import Access
 from mlxk2.server.protocol import ChatBody, CompletionBody
 
 
@@ -68,6 +72,45 @@ def test_null_and_an_unknown_field_mean_nothing(client: Client, path: str) -> No
     expected = client.ask(path)["choices"]
     assert client.ask(path, **nulls)["choices"] == expected
     assert client.ask(path, invented=[1, {"x": None}])["choices"] == expected
+
+
+# -------------------------------------------------------------------------------------------------- its description
+
+
+def test_the_description_has_all_the_routes_and_no_others(client: Client) -> None:
+    described = {(path, method.upper()) for path, methods in client.get("/openapi.json").json()["paths"].items()
+                 for method in methods}  # fmt: skip
+    routes = {
+        (route.path.replace(":path", ""), method)
+        for route in client.app.routes  # type: ignore[attr-defined]
+        if getattr(route, "include_in_schema", False)
+        for method in route.methods
+    }
+    assert described == routes
+
+
+def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for kind in schemas.values():
+        Draft202012Validator.check_schema(kind)
+    assert set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document))) <= set(schemas)
+    for path in (CHAT, TEXT):
+        operation = document["paths"][path]["post"]
+        assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+        assert set(operation["responses"]) == {"200", "400", "403", "404", "405", "413", "500", "503"}
+
+
+def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "securitySchemes" not in document["components"]
+    with serving(access=Access(api_key="secret")) as guarded:
+        document = guarded.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    needs = {path: "security" in op for path, methods in document["paths"].items() for op in methods.values()}
+    assert needs == {path: path != "/health" for path in document["paths"]}
+    assert all(("401" in op["responses"]) == ("security" in op) for methods in document["paths"].values()
+               for op in methods.values())  # fmt: skip
 
 
 # Said about the request; they change no answer.

@@ -41,7 +41,7 @@ def create_app(service: Service, access: guard.Access) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title="mlxk2", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.openapi = partial(openapi.description, app)  # type: ignore[method-assign] # FastAPI's documented way
+    app.openapi = partial(openapi.description, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
     _add_routes(app)
     _add_handlers(app)
     app.add_middleware(guard.Guard, access=access)
@@ -53,11 +53,11 @@ def create_app(service: Service, access: guard.Access) -> FastAPI:
 
 
 def _add_routes(app: FastAPI) -> None:
-    app.get("/health", **openapi.HEALTH)(_health)
-    app.get("/v1/models", **openapi.MODELS)(_models)
-    app.get("/v1/models/{model:path}", **openapi.MODEL)(_model)
-    app.post("/v1/chat/completions", **openapi.CHAT)(_chat)
-    app.post("/v1/completions", **openapi.COMPLETIONS)(_complete)
+    app.get("/health")(_health)
+    app.get("/v1/models")(_models)
+    app.get("/v1/models/{model:path}")(_model)
+    app.post("/v1/chat/completions")(_chat)
+    app.post("/v1/completions")(_complete)
     app.get("/", include_in_schema=False)(chat_page.page)
     app.mount("/page", chat_page.Files(), name="page")
 

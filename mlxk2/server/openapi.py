@@ -1,163 +1,129 @@
-"""The description of the API in OpenAPI's form, served at /openapi.json."""
+"""The description of the API in OpenAPI's form (https://spec.openapis.org/oas/v3.1.0), served at /openapi.json."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from mlxk2 import __version__
+from mlxk2.server import answers
 from mlxk2.server.protocol import ChatBody, CompletionBody
 
+JSON = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 
 
-class ErrorDetail(BaseModel):
-    """What was wrong."""
+class _Operation(NamedTuple):
+    """What a method of a path takes and gives; `statuses` are those of its errors, beside those of all."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    """OpenAI's error body."""
-
-    error: ErrorDetail
+    method: str
+    path: str
+    summary: str
+    result: type[BaseModel]
+    statuses: tuple[int, ...] = ()
+    body: type[BaseModel] | None = None
+    chunk: type[BaseModel] | None = None
 
 
-class Health(BaseModel):
-    """The state of the server."""
+_GENERATES = (400, 404)
+_OPERATIONS = (
+    _Operation("get", "/health", "How the server is", answers.Health),
+    _Operation("get", "/v1/models", "The models that can run here", answers.Models),
+    _Operation("get", "/v1/models/{model}", "One of them", answers.Model, (404,)),
+    _Operation(
+        "post", "/v1/chat/completions", "Answer a conversation",
+        answers.ChatCompletion, _GENERATES, ChatBody, answers.ChatCompletionChunk,
+    ),
+    _Operation(
+        "post", "/v1/completions", "Continue a text",
+        answers.Completion, _GENERATES, CompletionBody, answers.CompletionChunk,
+    ),
+)  # fmt: skip
 
-    status: Literal["ok", "loading"]
-    model: str | None
-    loading: str | None
-    active: int
-    queued: int
-    version: str
-
-
-class Model(BaseModel):
-    """A model that can run here."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    context_length: int
-
-
-class Models(BaseModel):
-    """All models that can run here."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-class PromptDetails(BaseModel):
-    """Of the prompt's tokens, those that were not computed again."""
-
-    cached_tokens: int
+_ERRORS: Mapping[int, str] = {
+    400: "A value that can't be right, a prompt that does not fit, or a model that can't run here.",
+    401: "The key is missing or wrong.",
+    403: "A Host or an Origin that is not this server's.",
+    404: "No such model.",
+    405: "The path is there, but not for this method.",
+    413: "The body is too large.",
+    500: "Generating failed, or something unforeseen.",
+    503: "No more can be taken now, or the server is shutting down.",
+}
+_OF_ALL = (403, 405, 413, 500, 503)
+_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
+_KEY = {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."}
 
 
-class Usage(BaseModel):
-    """Token counts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
-class ChatMessage(BaseModel):
-    """What the model said."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-    reasoning_content: str | None = None
+@cache
+def description(*, has_key: bool) -> JSON:
+    """Return the OpenAPI document of a server with or without a key."""
+    paths: dict[str, JSON] = {}
+    for operation in _OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation, has_key)
+    components: JSON = {"schemas": _schemas()}
+    if has_key:
+        components["securitySchemes"] = {"key": _KEY}
+    info = {"title": "mlxk2", "version": __version__, "summary": "OpenAI's API, answered by models on this machine."}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: ChatMessage
-    logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    """The whole answer to a conversation."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class CompletionChoice(BaseModel):
-    """One continuation."""
-
-    index: int
-    text: str
-    logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
-
-
-class Completion(BaseModel):
-    """The continuations of a prompt."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    meanings = {
-        400: "A value that can't be right, or a prompt that does not fit.",
-        401: "The key is missing or wrong.",
-        403: "A Host or Origin that is not this server's.",
-        404: "No such model.",
-        413: "The body is too large.",
-        500: "Generating failed.",
-        503: "The queue is full, or the server is shutting down.",
+def _described(operation: _Operation, has_key: bool) -> JSON:
+    is_open = operation.result is answers.Health
+    statuses = {*operation.statuses, *_OF_ALL, *([401] if has_key and not is_open else [])}
+    described: JSON = {
+        "summary": operation.summary,
+        "responses": {"200": _success(operation)} | {str(status): _error(status) for status in sorted(statuses)},
     }
-    return {status: {"model": Error, "description": meanings[status]} for status in statuses}
+    if is_open:
+        health = {"anyOf": [_reference(answers.Health), _reference(answers.Error)]}
+        described["responses"]["503"]["description"] = "The first model is being loaded, or no more can be taken now."
+        described["responses"]["503"]["content"] = {"application/json": {"schema": health}}
+    if has_key and not is_open:
+        described["security"] = [{"key": []}]
+    if "{model}" in operation.path:
+        schema = {"type": "string"}
+        described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _json(operation.body)}
+    return described
 
 
-def _route(summary: str, result: type[BaseModel], *errors: int, body: type[BaseModel] | None = None) -> dict[str, Any]:
-    route: dict[str, Any] = {"summary": summary, "responses": {200: {"model": result}, **_errors(401, 403, *errors)}}
-    if body is not None:
-        schema = {"$ref": _REFERENCE.format(model=body.__name__)}
-        content = {"application/json": {"schema": schema}}
-        route["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-        route["responses"][200]["content"] = {"text/event-stream": {}}
-    return route
-
-
-HEALTH = _route("The state of the server", Health)
-HEALTH["responses"][503] = {"model": Health, "description": "The first model is being loaded."}
-MODELS = _route("The models that can run here", Models)
-MODEL = _route("One model", Model, 404)
-CHAT = _route("Answer a conversation", ChatCompletion, 400, 404, 413, 500, 503, body=ChatBody)
-COMPLETIONS = _route("Continue a text", Completion, 400, 404, 413, 500, 503, body=CompletionBody)
-
-
-def description(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with the schemas of the bodies that the routes read themselves."""
-    if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, schemas = models_json_schema(
-            [(ChatBody, "validation"), (CompletionBody, "validation")], ref_template=_REFERENCE
+def _success(operation: _Operation) -> JSON:
+    content = _json(operation.result)
+    meaning = "Success."
+    if operation.chunk is not None:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+        meaning = (
+            f"The whole answer; with `stream`, events `data: ` with a {operation.chunk.__name__} each, or an Error at "
+            "the end, and then `data: [DONE]`."
         )
-        app.openapi_schema["components"]["schemas"].update(schemas["$defs"])
-    return app.openapi_schema
+    return {"description": meaning, "content": content}
+
+
+def _error(status: int) -> JSON:
+    response: JSON = {"description": _ERRORS[status], "content": _json(answers.Error)}
+    if status in _HEADERS:
+        response["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
+    return response
+
+
+def _json(kind: type[BaseModel]) -> JSON:
+    return {"application/json": {"schema": _reference(kind)}}
+
+
+def _reference(kind: type[BaseModel]) -> JSON:
+    return {"$ref": _REFERENCE.format(model=kind.__name__)}
+
+
+def _schemas() -> JSON:
+    kinds: list[type[BaseModel]] = [answers.Error]
+    for operation in _OPERATIONS:
+        kinds += filter(None, (operation.body, operation.result, operation.chunk))
+    _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REFERENCE)
+    found: JSON = schemas["$defs"]
+    return found
