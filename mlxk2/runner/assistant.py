@@ -65,7 +65,9 @@ class Assistant:
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
         model = backend.load(folder, adapter, name=name)
-        prompter = Prompter(model.tokenizer, model.vocabulary, use_template=use_template)
+        prompter = Prompter(
+            model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
+        )
         return cls(model, prompter, sampling, max_tokens)
 
     def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:

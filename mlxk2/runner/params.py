@@ -95,11 +95,16 @@ def token_budget(request: GenerationRequest, context: int) -> int:
     """Return how many tokens may be generated in a context of that many; raise ContextLengthError if none."""
     left = context - len(request.prompt)
     if left <= 0:
-        raise ContextLengthError(
-            f"The prompt has {len(request.prompt)} tokens, but the model's context holds {context} "
-            "and needs room for an answer. Shorten the prompt."
-        )
+        raise too_long(str(len(request.prompt)), context)
     return left if request.max_tokens is None else min(request.max_tokens, left)
+
+
+def too_long(tokens: str, context: int) -> ContextLengthError:
+    """Return the error for a prompt of that many tokens, in words."""
+    return ContextLengthError(
+        f"The prompt has {tokens} tokens, but the model's context holds {context} "
+        "and needs room for an answer. Shorten the prompt."
+    )
 
 
 def _check_range(option: str, value: float, low: float, high: float) -> None:

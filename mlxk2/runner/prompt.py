@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 from jinja2.exceptions import TemplateError
 
 from mlxk2.errors import ValidationError
+from mlxk2.runner.params import too_long
 from mlxk2.runner.rows import FAULTS
+from mlxk2.runner.template import is_confined
 from mlxk2.runner.text import Vocabulary
+
+# Of a token, in most texts fewer.
+_CHARACTERS = 8
 
 
 class Message(TypedDict):
@@ -30,11 +36,17 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts for one model, from its tokenizer and chat template."""
+    """Makes prompts for one model, from its tokenizer and chat template.
 
-    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, *, use_template: bool = True) -> None:
+    Raises ContextLengthError early for what has by far more tokens than the `context`, if one is given.
+    """
+
+    def __init__(
+        self, tokenizer: Any, vocabulary: Vocabulary, *, context: int | None = None, use_template: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        self._context = context
         self._use_template = use_template and tokenizer.has_chat_template
 
     def chat(self, messages: Sequence[Message]) -> Prompt:
@@ -45,10 +57,9 @@ class Prompter:
         if not self._use_template:
             return self.completion("\n\n".join(message["content"] for message in messages))
         try:
-            tokens = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+            return self._prompt(self._rendered(list(messages)))
         except (TemplateError, *FAULTS) as fault:
             raise ValidationError(f"The model's chat template refuses this conversation: {fault}") from fault
-        return self._prompt(tokens)
 
     def completion(self, text: str) -> Prompt:
         """Return the prompt that a text is by itself, with what the tokenizer puts before it.
@@ -58,11 +69,29 @@ class Prompter:
         bos = self._tokenizer.bos_token
         text = text or bos or ""
         starts = bos is not None and text.startswith(bos)
-        tokens = self._tokenizer.encode(text, add_special_tokens=not starts)
+        tokens = self._encode(text, add_special_tokens=not starts)
         # Some tokenizers end every text; nothing would be left to say.
         while len(tokens) > 1 and tokens[-1] in self._vocabulary.end_tokens and not starts:
             tokens = tokens[:-1]
         return self._prompt(tokens)
+
+    def _rendered(self, messages: list[Message]) -> Sequence[int]:
+        render = partial(self._tokenizer.apply_chat_template, messages, add_generation_prompt=True)
+        if is_confined(self._tokenizer):
+            return self._encode(render(tokenize=False), add_special_tokens=False)
+        tokens: Sequence[int] = render()
+        return tokens
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the tokens of a text; of a long one the beginning is tried first, since that takes its time."""
+        encode = partial(self._tokenizer.encode, add_special_tokens=add_special_tokens)
+        length = len(text) if self._context is None else self._context * _CHARACTERS
+        while length < len(text):
+            if self._context is not None and len(encode(text[:length])) > self._context:
+                raise too_long(f"more than {self._context}", self._context)
+            length *= 2
+        tokens: list[int] = encode(text)
+        return tokens
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
         return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))

@@ -30,6 +30,11 @@ def confine(tokenizer: TokenizerWrapper) -> None:
         tokenizer._chat_template = ChatTemplate(inner.chat_template, inner.special_tokens_map)
 
 
+def is_confined(tokenizer: Any) -> bool:
+    """Whether conversations are rendered in a process of their own, as text."""
+    return isinstance(getattr(tokenizer, "_chat_template", None), ChatTemplate)
+
+
 class ChatTemplate:
     """Renders conversations, as the function that mlx-lm's tokenizer wrapper takes for it.
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mlxk2.server import faults
+
+# More than any client sends; the parser has no limit of its own, and gathers a long line ever more slowly.
+MOST_HEAD_BYTES = 64 << 10
+
 
 class Countdown:
     """Calls a function after some seconds, unless it is stopped or started again before."""
@@ -38,13 +43,15 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, with a limit to how long it may stand still; between requests uvicorn's own holds.
 
     `patience` is how many seconds may go by without a byte of a request that is unfinished, or with an answer that
-    the client does not read.
+    the client does not read. What is no HTTP is refused in OpenAI's words too.
     """
 
     def __init__(self, *arguments: Any, patience: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._arriving = Countdown(patience, self._give_up)
         self._leaving = Countdown(patience, self._give_up)
+        self._is_head = False
+        self._head = 0
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -61,12 +68,23 @@ class Connection(HttpToolsProtocol):
         """Take the next bytes; only those of an unfinished request are waited for."""
         if self._arriving.is_running:
             self._arriving.start()
-        super().data_received(data)
+        if self._is_head:
+            self._head += len(data)
+        if self._head > MOST_HEAD_BYTES:
+            self._refuse(431, "The head of the request is larger than 64 KB.")
+        else:
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         """A request begins to come."""
         self._arriving.start()
+        self._is_head = True
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is whole."""
+        self._is_head, self._head = False, 0
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The request is whole: now it is the server's turn."""
@@ -82,6 +100,18 @@ class Connection(HttpToolsProtocol):
         """The client reads again."""
         self._leaving.stop()
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, and end the connection: nobody knows where the next request would begin."""
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        answer = faults.refusal(message, status, headers={"Connection": "close"})
+        lines = [b": ".join(header) for header in answer.raw_headers]
+        self.transport.write(b"\r\n".join([b"HTTP/1.1 %d Refused" % status, *lines, b"", bytes(answer.body)]))
+        self.transport.close()
 
     def _give_up(self) -> None:
         # Not `close`, which waits until everything is read.

@@ -12,10 +12,15 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlxk2.server.faults import refusal
+from mlxk2.server.faults import RETRY_AFTER, refusal
 from mlxk2.server.listener import LOOPBACK
 
 MOST_BODY_BYTES = 32 << 20
+# Of the bodies of all requests together.
+MOST_HELD_BYTES = 256 << 20
+# Each value that JSON is parsed into takes a hundred times the bytes of its text, and all others wait meanwhile.
+_MARKS = b",[{"
+MOST_MARKS = 1 << 20
 WILDCARDS = ("0.0.0.0", "::", "")
 # The page asks for the key itself, and whether the server lives is no secret.
 OPEN_PATHS = ("/", "/health")
@@ -66,11 +71,12 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """An ASGI layer that refuses strangers and bodies that are too large."""
+    """An ASGI layer that refuses strangers, and bodies that are too large."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._access = access
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer with the reason why not."""
@@ -78,11 +84,30 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        answer = self._refused(scope["path"], headers) or _too_large(headers)
+        answer = self._refused(scope["path"], headers) or _announces_too_much(headers)
+        if answer is None:
+            answer = await self._passed_on(scope, receive, send)
         if answer is not None:
             await answer(scope, receive, send)
-            return
-        await self._app(scope, _limited(receive), send)
+
+    async def _passed_on(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """Pass a request on as long as its body keeps to the limits; return the answer to one that does not."""
+        body = _Body()
+
+        async def limited() -> Message:
+            message = await receive()
+            part = message.get("body", b"")
+            self._held += len(part)
+            body.take(part, self._held)
+            return message
+
+        try:
+            await self._app(scope, limited, send)
+        except _BodyRefused as refused:
+            return refused.answer
+        finally:
+            self._held -= body.size
+        return None
 
     def _refused(self, path: str, headers: Headers) -> Response | None:
         host = ", ".join(headers.getlist("host"))
@@ -102,30 +127,38 @@ class Guard:
         return None
 
 
-class BodyTooLarge(Exception):
-    """More came than a request may have."""
+class _BodyRefused(Exception):
+    """A body goes past a limit."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__()
+        self.answer = answer
 
 
-def too_large() -> Response:
-    """Return the response to a body that is too large."""
-    return refusal(f"The body is larger than {MOST_BODY_BYTES >> 20} MB.", 413, headers={"Connection": "close"})
+class _Body:
+    """How large a body is, as far as it has come."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._marks = 0
+
+    def take(self, part: bytes, held: int) -> None:
+        """Count the next bytes of the body, where those of all requests are `held`; raise _BodyRefused past a limit."""
+        self.size += len(part)
+        self._marks += sum(part.count(mark) for mark in _MARKS)
+        if self.size > MOST_BODY_BYTES:
+            raise _BodyRefused(_too_large())
+        if self._marks > MOST_MARKS:
+            raise _BodyRefused(refusal(f"The body has more than {MOST_MARKS:,} values.", 413))
+        if held > MOST_HELD_BYTES:
+            message = "The server holds too many large requests. Try again in a moment."
+            raise _BodyRefused(refusal(message, 503, code="server_busy", headers={"Retry-After": RETRY_AFTER}))
 
 
-def _too_large(headers: Headers) -> Response | None:
+def _too_large() -> Response:
+    return refusal(f"The body is larger than {MOST_BODY_BYTES >> 20} MB.", 413)
+
+
+def _announces_too_much(headers: Headers) -> Response | None:
     length = headers.get("content-length", "")
-    return too_large() if length.isdigit() and int(length) > MOST_BODY_BYTES else None
-
-
-def _limited(receive: Receive) -> Receive:
-    """Return a `receive` that raises BodyTooLarge past the limit, whatever length was announced."""
-    left = MOST_BODY_BYTES
-
-    async def limited() -> Message:
-        nonlocal left
-        message = await receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise BodyTooLarge
-        return message
-
-    return limited
+    return _too_large() if length.isdigit() and int(length) > MOST_BODY_BYTES else None

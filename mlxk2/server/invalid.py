@@ -40,6 +40,10 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "finite_number": ("Invalid '{param}': NaN and Infinity are no JSON.", "invalid_value"),
     "too_short": (_EMPTY.replace("{a}", "an").replace("{what}", "array"), "empty_array"),
     "string_too_short": (_EMPTY.replace("{a}", "a").replace("{what}", "string"), "empty_string"),
+    "string_too_long": (
+        "Invalid '{param}': string too long. Expected a string with maximum length {max_length}.",
+        "string_above_max_length",
+    ),
     "too_long": (
         "Invalid '{param}': array too long. Expected an array with maximum length {max_length}, "
         "but got an array with length {actual_length} instead.",

@@ -41,7 +41,7 @@ def _turn(message: protocol.Message) -> Message:
 
 
 def _prompter(model: Any) -> Prompter:
-    return Prompter(model.tokenizer, model.vocabulary)
+    return Prompter(model.tokenizer, model.vocabulary, context=model.context_length)
 
 
 def _completion_prompt(model: Any, prompt: str | list[int]) -> Prompt:

@@ -16,6 +16,8 @@ from mlxk2.server.unsupported import refuse_unsupported
 _MOST = (1 << 31) - 1
 Text = Annotated[str, Field(strict=True)]
 Some = Annotated[str, StringConstraints(min_length=1, strict=True)]
+# Looking for long ones takes time for each character of theirs.
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000, strict=True)]
 Token = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
 Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
@@ -103,7 +105,7 @@ class GenerationBody(_Fields):
     seed: Seed | None = Field(
         default=None, description="The same seed gives the same answer. By default every answer is another one."
     )
-    stop: Some | Annotated[list[Some], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
         default=None, description="One or several texts that end the answer and are no part of it."
     )
     stream: Flag | None = Field(

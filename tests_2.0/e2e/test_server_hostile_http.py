@@ -1,0 +1,452 @@
+"""Clients that break HTTP, stop half-way, or send what costs much more than its bytes: others do not notice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from layouts import Files
+from serving import Server
+from tiny_models import BABBLE, CHATML, write_chain
+from wire import CHAT, COMPLETIONS, Wire, assert_is_error, head, post
+
+pytestmark = pytest.mark.e2e
+
+MB = 1 << 20
+QUESTION = b'{"messages":[{"role":"user","content":"What is 3 + 4?"}],"temperature":0,"max_tokens":40}'
+BABBLING = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":100000,"stream":true,"model":"org/babble"}'
+
+
+def files_of(folder: Path) -> Files:
+    """The files of a model, to be added to a cache."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the demo, and in its cache a model that never ends."""
+    home = tmp_path_factory.mktemp("server")
+    with Server("--model", "demo", home=home) as server:
+        server.hub.add("org/babble", files_of(write_chain(home / "babble", BABBLE, context=1_000_000)))
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Iterator[Server]:
+    """The server, which must still be the same process after the test, and work, with nothing left of the test."""
+    yield shared
+    assert shared.process.poll() is None
+    with Wire(shared.port) as wire:
+        assert answers_rightly(wire, shared)
+    deadline = time.monotonic() + 10
+    while (state := health(shared))["active"] or state["queued"]:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.05)
+
+
+def health(server: Server) -> dict[str, Any]:
+    """The state of the server."""
+    state: dict[str, Any] = httpx.get(f"{server.url}/health", timeout=30).json()
+    return state
+
+
+def answers_rightly(wire: Wire, server: Server) -> bool:
+    """Whether a connection is good for a request, here and now."""
+    answer = wire.send(post(CHAT, QUESTION, port=server.port)).answer()
+    return bool(answer.json["choices"][0]["message"]["content"] == "3 + 4 = 7.")
+
+
+def memory(server: Server, what: str = "VmRSS") -> int:
+    """The resident bytes of the server, now or (VmHWM) at most."""
+    lines = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+
+
+@contextmanager
+def bounded(server: Server, megabytes: int, seconds: float) -> Iterator[None]:
+    """What happens inside takes at most that much more memory, and no more processor time of the server."""
+    with open(f"/proc/{server.process.pid}/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # forget the peak
+    before, began = memory(server), processor_time(server)
+    yield
+    grown, spent = memory(server, "VmHWM") - before, processor_time(server) - began
+    assert grown < megabytes * MB and spent < seconds, f"{grown / MB:.0f} MB, {spent:.2f} s"
+
+
+def processor_time(server: Server) -> float:
+    """The seconds of processor time that the server has used."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# -------------------------------------------------------------------------------------------------- bodies like bombs
+
+
+ASK = b'"messages":[{"role":"user","content":"x"}]'
+
+
+def filled(begin: bytes, unit: bytes, end: bytes, size: int = 31 * MB) -> bytes:
+    """A body of that size, of one unit again and again."""
+    return begin + unit * ((size - len(begin) - len(end)) // len(unit)) + end
+
+
+def numbered(form: bytes, count: int) -> bytes:
+    """A list of different entries, without its brackets."""
+    return b",".join(form % number for number in range(count))
+
+
+BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
+    "a long text": (CHAT, lambda: filled(b'{"messages":[{"role":"user","content":"', b"word ", b'"}]}'), 400),
+    "a long text of one letter": (CHAT, lambda: filled(b'{"messages":[{"role":"user","content":"', b"a", b'"}]}'), 400),
+    "a long text of escapes": (COMPLETIONS, lambda: filled(b'{"prompt":"', b"\\u00e9", b'"}'), 400),
+    "a long name of a model": (CHAT, lambda: filled(b"{" + ASK + b',"model":"', b"x", b'"}'), 400),
+    "a long stop string": (CHAT, lambda: filled(b"{" + ASK + b',"stop":"', b"x", b'"}'), 400),
+    "a long name of a field": (CHAT, lambda: filled(b"{" + ASK + b',"', b"x", b'":1}'), 200),
+    "a long name of a token": (CHAT, lambda: filled(b"{" + ASK + b',"logit_bias":{"', b"9", b'":1}}'), 400),
+    "a long integer": (CHAT, lambda: filled(b"{" + ASK + b',"seed":', b"9", b"}"), 400),
+    "a long fraction": (CHAT, lambda: filled(b"{" + ASK + b',"temperature":0.', b"9", b"}"), 200),
+    "messages": (CHAT, lambda: filled(b'{"messages":[', b'{"role":"user","content":""},', b"0]}"), 413),
+    "messages that are none": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}"), 413),
+    "parts": (CHAT, lambda: filled(b'{"messages":[{"role":"user","content":[', b"{},", b"{}]}]}"), 413),
+    "token ids": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"0,", b"0]}"), 413),
+    "prompts": (COMPLETIONS, lambda: filled(b'{"prompt":[', b'"",', b'""]}'), 413),
+    "empty lists": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"[],", b"[]]}"), 413),
+    "lists of token ids": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"[0],", b"[0]]}"), 413),
+    "stop strings": (CHAT, lambda: filled(b"{" + ASK + b',"stop":[', b'"a",', b'"a"]}'), 413),
+    "biases": (CHAT, lambda: b"{" + ASK + b',"logit_bias":{' + numbered(b'"%d":1', 1_500_000) + b"}}", 413),
+    "fields": (CHAT, lambda: b"{" + ASK + b"," + numbered(b'"k%d":1', 1_500_000) + b"}", 413),
+    "the same field": (CHAT, lambda: filled(b"{", b'"n":1,', ASK + b"}"), 413),
+    "an unknown field full of lists": (CHAT, lambda: filled(b"{" + ASK + b',"x":[', b"[],", b"0]}"), 413),
+    "a million messages that are none": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}", 2 * MB), 400),
+    "a million token ids": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"0,", b"0]}", 2 * MB), 400),
+    "a million stop strings": (CHAT, lambda: filled(b"{" + ASK + b',"stop":[', b'"",', b'""]}', 3 * MB), 400),
+    "300,000 biases": (CHAT, lambda: b"{" + ASK + b',"logit_bias":{' + numbered(b'"%d":[]', 300_000) + b"}}", 400),
+    "half a million lists": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"[0],", b"[0]]}", 2 * MB), 400),
+    "an unknown field of many lists": (CHAT, lambda: filled(b"{" + ASK + b',"x":[', b"[],", b"0]}", MB), 200),
+    "100,000 messages": (CHAT, lambda: filled(b'{"messages":[', b'{"role":"user","content":"hi"},', b'{"role":"user",'
+                                              b'"content":"x"}]}', 3 * MB), 400),
+    "depth": (CHAT, lambda: b"{" + ASK + b',"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}", 400),
+    "depth of objects": (CHAT, lambda: b"{" + ASK + b',"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", 400),
+    "half a depth": (CHAT, lambda: b"[" * 1_000_000, 400),
+}  # fmt: skip
+
+
+@needs_proc
+@pytest.mark.parametrize(("path", "make", "status"), BOMBS.values(), ids=BOMBS)
+def test_a_body_costs_what_it_is_worth(server: Server, path: str, make: Callable[[], bytes], status: int) -> None:
+    body = make()
+    with bounded(server, 1000, 12), Wire(server.port, timeout=100) as wire:
+        answer = wire.send(post(path, body.replace(b"{", b'{"max_tokens":2,', 1), port=server.port)).answer()
+        assert answer.status == status, answer
+    if status != 200:
+        assert_is_error(answer)
+
+
+def test_others_are_answered_while_a_body_like_a_bomb_is_read(server: Server) -> None:
+    bomb = post(COMPLETIONS, BOMBS["a million token ids"][1](), port=server.port)
+    waits = []
+    with Wire(server.port, timeout=60) as wire:
+        thread = threading.Thread(target=lambda: wire.send(bomb, bomb, bomb))
+        thread.start()
+        for _ in range(20):
+            began = time.monotonic()
+            health(server)
+            waits.append(time.monotonic() - began)
+        thread.join()
+        assert [wire.answer().status for _ in range(3)] == [400] * 3
+    assert sorted(waits)[15] < 2, waits
+
+
+def test_bodies_of_many_clients_share_a_limit(server: Server) -> None:
+    part = b"x" * (31 * MB)
+    wires = [Wire(server.port) for _ in range(10)]
+    try:
+        for wire in wires:
+            wire.send(head(f"POST {CHAT} HTTP/1.1", f"Content-Length: {len(part) + 1}", port=server.port), part)
+        answer = wires[-1].answer()
+        assert_is_error(answer, 503)
+        assert answer.headers["retry-after"]
+    finally:
+        for wire in wires:
+            wire.reset()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused_and_the_connection_is_good_for_more(server: Server, chunked: bool) -> None:
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {40 * MB}"
+    with Wire(server.port, timeout=60) as wire:
+        wire.send(head(f"POST {CHAT} HTTP/1.1", length, port=server.port))
+        for _ in range(40):
+            wire.send(b"%x\r\n" % MB if chunked else b"", b"x" * MB, b"\r\n" if chunked else b"")
+        wire.send(b"0\r\n\r\n" if chunked else b"")
+        assert_is_error(wire.answer(), 413)
+        assert answers_rightly(wire, server)
+
+
+def test_a_body_that_is_announced_as_too_large_is_not_waited_for(server: Server) -> None:
+    for length in (33 * MB, 10**18):
+        with Wire(server.port) as wire:
+            announced = (f"Content-Length: {length}", "Expect: 100-continue")
+            wire.send(head(f"POST {CHAT} HTTP/1.1", *announced, port=server.port))
+            assert_is_error(wire.answer(), 413)
+
+
+def test_a_compressed_body_is_not_unpacked(server: Server) -> None:
+    with Wire(server.port) as wire:
+        wire.send(post(CHAT, gzip.compress(QUESTION), "Content-Encoding: gzip", port=server.port))
+        assert_is_error(wire.answer(), 400)
+
+
+# -------------------------------------------------------------------------------------------------------- broken HTTP
+
+
+def test_a_chunked_body_is_read(server: Server) -> None:
+    chunks = b"".join(b"%x;ignored=%s\r\n%c\r\n" % (1, b"y" * 10, byte) for byte in QUESTION)
+    chunks += b"0\r\nX-Trailer: x\r\n\r\n"
+    with Wire(server.port) as wire:
+        wire.send(head(f"POST {CHAT} HTTP/1.1", "Transfer-Encoding: chunked", port=server.port), chunks)
+        assert wire.answer().status == 200
+        assert answers_rightly(wire, server)
+
+
+def test_a_client_that_waits_for_the_go_ahead_gets_it(server: Server) -> None:
+    with Wire(server.port) as wire:
+        length = f"Content-Length: {len(QUESTION)}"
+        wire.send(head(f"POST {CHAT} HTTP/1.1", length, "Expect: 100-continue", port=server.port))
+        assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 100")
+        assert wire.send(QUESTION).answer().status == 200
+
+
+SMUGGLING = {
+    "both lengths": ("Content-Length: 4", "Transfer-Encoding: chunked"),
+    "the same length twice": ("Content-Length: 4", "Content-Length: 4"),
+    "two lengths": ("Content-Length: 4", "Content-Length: 90"),
+    "a negative length": ("Content-Length: -1",),
+    "a length with a sign": ("Content-Length: +4",),
+    "a length in hexadecimal": ("Content-Length: 0x4",),
+    "a length past all": ("Content-Length: 99999999999999999999999999",),
+    "an encoding nobody knows": ("Transfer-Encoding: xchunked",),
+    "an encoding that is not the last": ("Transfer-Encoding: chunked, identity",),
+    "a name with a space": ("Transfer-Encoding : chunked",),
+    "a folded line": ("X: y", " Transfer-Encoding: chunked"),
+    "a line end in a value": ("X: y\nContent-Length: 90",),
+    "a zero in a value": ("X: a\0b",),
+}
+
+
+@pytest.mark.parametrize("headers", SMUGGLING.values(), ids=SMUGGLING)
+def test_a_request_of_two_meanings_smuggles_none(server: Server, headers: tuple[str, ...]) -> None:
+    hidden = head("GET /v1/models HTTP/1.1", port=server.port)
+    with Wire(server.port) as wire:
+        wire.send(head(f"POST {CHAT} HTTP/1.1", *headers, port=server.port), b"0\r\n\r\n", hidden)
+        wire.half_close()
+        answer = wire.answer()
+        assert answer.status == 400, answer
+        assert b'"object":"list"' not in answer.body + wire.rest()
+
+
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+NONSENSE = {
+    "nothing": b"",
+    "an empty line": b"\r\n" * 1000,
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/9": b"GET / HTTP/9.9\r\n\r\n",
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "no method": b"/ HTTP/1.1\r\n\r\n",
+    "bytes": bytes(range(256)) * 100,
+    "a header without a name": b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+    "a path that is no UTF-8": b"GET /\xff\xfe%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path with spaces": b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "no path": b"GET  HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a chunk that is none": CHUNKED + b"xyz\r\n",
+    "a chunk past all": CHUNKED + b"f" * 40 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("data", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_ends_its_own_connection_alone(server: Server, data: bytes) -> None:
+    with Wire(server.port) as wire:
+        wire.send(data)
+        wire.half_close()
+        rest = wire.rest()
+    assert rest[:10] in (b"", b"HTTP/1.1 4", b"HTTP/1.1 2"), rest
+    assert rest[:12] != b"HTTP/1.1 400" or b'{"error":{"message":' in rest
+
+
+def test_a_websocket_is_not_spoken(server: Server) -> None:
+    upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
+    for path in ("/", CHAT, "/nothing"):
+        with Wire(server.port) as wire:
+            answer = wire.send(head(f"GET {path} HTTP/1.1", *upgrade, port=server.port)).answer()
+            assert answer.status in (200, 404, 405)
+
+
+def test_a_client_of_http_1_0_gets_a_whole_answer_and_the_end(server: Server) -> None:
+    request = post(CHAT, QUESTION, port=server.port).replace(b"HTTP/1.1", b"HTTP/1.0")
+    with Wire(server.port) as wire:
+        assert wire.send(request).answer().status == 200
+        assert wire.is_over()
+
+
+def test_a_connection_is_used_again_after_errors_and_streams(server: Server) -> None:
+    with Wire(server.port) as wire:
+        for path, body, status in [
+            (CHAT, b"{", 400), ("/nothing", b"{}", 404), (CHAT, QUESTION, 200), ("/health", b"x", 405),
+            (CHAT, QUESTION[:-1] + b',"stream":true}', 200), (CHAT, QUESTION[:-1] + b',"model":"x"}', 404),
+            (CHAT, QUESTION, 200),
+        ]:  # fmt: skip
+            assert wire.send(post(path, body, port=server.port)).answer().status == status
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: Server) -> None:
+    asked = [post(CHAT, body, port=server.port) for body in (QUESTION, b"{")]
+    asked += [head(f"GET {path} HTTP/1.1", port=server.port) for path in ("/v1/models/demo", "/no")]
+    with Wire(server.port) as wire:
+        wire.send(b"".join(asked * 5))
+        assert [wire.answer().status for _ in range(20)] == [200, 400, 200, 404] * 5
+
+
+@needs_proc
+@pytest.mark.parametrize("part", [b"X: " + b"y" * 1000 + b"\r\n", b"y" * 1000], ids=["many headers", "one header"])
+def test_a_head_without_end_takes_no_memory(server: Server, part: bytes) -> None:
+    with bounded(server, 100, 5), Wire(server.port) as wire:
+        wire.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
+        for _ in range(300):
+            wire.send(part * 1000)
+        assert wire.rest()[:12] in (b"HTTP/1.1 431", b"")
+
+
+def test_a_very_long_path_is_answered(server: Server) -> None:
+    for size in (10_000, 60_000, MB):
+        with Wire(server.port) as wire:
+            wire.send(head(f"GET /{'a' * size} HTTP/1.1", port=server.port))
+            wire.half_close()
+            assert wire.rest()[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 400", b"HTTP/1.1 431", b"HTTP/1.1 414", b"")
+
+
+# ----------------------------------------------------------------------------------------------------- slow and absent
+
+
+def test_slow_clients_hold_up_nobody(server: Server) -> None:
+    request = post(CHAT, QUESTION, port=server.port)
+    wires = [Wire(server.port) for _ in range(100)]
+    try:
+        for number, wire in enumerate(wires):
+            wire.send(request[: number * len(request) // 100])
+        with Wire(server.port, timeout=10) as wire:
+            assert answers_rightly(wire, server)
+        for number, wire in enumerate(wires):
+            wire.send(request[number * len(request) // 100 :])
+        assert {wire.answer().status for wire in wires} == {200}
+    finally:
+        for wire in wires:
+            wire.reset()
+
+
+@pytest.mark.parametrize("part", [20, 0.5, 0.99], ids=["the head", "half of the body", "most of the body"])
+def test_a_client_that_goes_away_in_the_middle_of_its_request(server: Server, part: float) -> None:
+    request = post(CHAT, QUESTION, port=server.port)
+    cut = int(part if part > 1 else len(request) * part)
+    for end in (Wire.reset, Wire.half_close):
+        with Wire(server.port) as wire:
+            wire.send(request[:cut])
+            end(wire)
+            if end is Wire.half_close:
+                assert wire.rest() == b""
+
+
+def test_a_client_that_is_done_with_sending_gets_its_answer_or_the_end(server: Server) -> None:
+    with Wire(server.port) as wire:
+        wire.send(post(CHAT, QUESTION, port=server.port))
+        wire.half_close()
+        rest = wire.rest()
+    assert not rest or b"3 + 4 = 7." in rest
+
+
+def ways_to_leave() -> dict[str, Callable[[Wire], object]]:
+    """What readers of a stream do."""
+    return {
+        "reads nothing": lambda _: time.sleep(1),
+        "reads a byte at a time": lambda wire: [(wire.receive(1), time.sleep(0.05)) for _ in range(20)],
+        "leaves in the middle": lambda wire: wire.until(b"data: "),
+        "breaks off in the middle": lambda wire: (wire.until(b"data: "), wire.reset()),
+        "leaves at once": lambda _: None,
+        "says that it is done": lambda wire: (wire.half_close(), wire.receive()),
+        "sends more": lambda wire: wire.until(b"data: ") and wire.send(b"x" * 100_000),
+    }
+
+
+@pytest.mark.parametrize("leave", ways_to_leave().values(), ids=ways_to_leave())
+def test_a_reader_of_a_stream_holds_up_nobody(server: Server, leave: Callable[[Wire], object]) -> None:
+    with Wire(server.port) as wire:
+        wire.send(post(CHAT, BABBLING, port=server.port))
+        leave(wire)
+        # Of the same model, so that it is generated beside the stream.
+        short = BABBLING.replace(b"100000", b"5").replace(b"true", b"false")
+        with Wire(server.port, timeout=20) as other:
+            assert other.send(post(CHAT, short, port=server.port)).answer().json["usage"]["completion_tokens"] == 5
+
+
+@needs_proc
+def test_readers_that_come_and_go_leave_nothing_behind(server: Server) -> None:
+    def come_and_go(times: int) -> None:
+        for number in range(times):
+            with Wire(server.port) as wire:
+                wire.send(post(CHAT, BABBLING, port=server.port))
+                if number % 3:
+                    wire.until(b"data: ")
+                if number % 2:
+                    wire.reset()
+
+    def files() -> int:
+        return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+    come_and_go(30)
+    before = memory(server), files()
+    come_and_go(200)
+    deadline = time.monotonic() + 10
+    while health(server)["active"]:
+        assert time.monotonic() < deadline
+    assert files() <= before[1] + 2 and memory(server) - before[0] < 60 * MB
+
+
+# ------------------------------------------------------------------------------------------------------ hostile models
+
+
+LOOPING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+GREEDY = "{{ 'x' * 10 ** 10 }}"
+
+
+@needs_proc
+@pytest.mark.parametrize(("template", "status"), [(LOOPING, 500), (GREEDY, 400)], ids=["looping", "greedy"])
+def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, template: str, status: int) -> None:
+    name = f"org/hostile-{status}"
+    template = "{% if messages[0].content == 'x' %}" + template + "{% endif %}" + CHATML
+    folder = write_chain(shared.home / f"m{status}", BABBLE, template=template)
+    shared.hub.add(name, files_of(folder))
+    model = json.dumps({"model": name, "max_tokens": 3}).encode()[1:-1] + b","
+    asked = b"{" + model + b'"messages":[{"role":"user","content":"%s"}]}'
+    with bounded(server, 300, 30), Wire(server.port, timeout=100) as wire, Wire(server.port, timeout=100) as other:
+        wire.send(post(CHAT, asked % b"x", port=server.port))
+        for _ in range(10):
+            began = time.monotonic()
+            health(server)
+            assert time.monotonic() - began < 2
+        other.send(post(CHAT, asked % b"y", port=server.port))
+        error = assert_is_error(wire.answer(), status)
+        assert "chat template" in error["message"]
+        assert other.answer().json["usage"]["completion_tokens"] == 3

@@ -1,0 +1,159 @@
+"""HTTP as it goes over the wire: what no well-behaved client would send, and what comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+@dataclass
+class Answer:
+    """One response; the names of the headers are lower-case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as strict JSON."""
+        return json.loads(self.body, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+class Wire:
+    """A connection to 127.0.0.1; waiting for anything longer than `timeout` seconds is a failure."""
+
+    def __init__(self, port: int, *, timeout: float = 30.0) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self._come = b""
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._socket.close()
+
+    def send(self, *parts: bytes) -> Wire:
+        """Send bytes as they are; what the server no longer takes is left."""
+        for part in parts:
+            try:
+                self._socket.sendall(part)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        return self
+
+    def drip(self, data: bytes, seconds: float) -> None:
+        """Send byte by byte, with a pause after each."""
+        for byte in data:
+            self.send(bytes([byte]))
+            time.sleep(seconds)
+
+    def half_close(self) -> None:
+        """Say that nothing more will be sent."""
+        with contextlib.suppress(OSError):  # the server has ended it
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Break the connection without a farewell."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._socket.close()
+
+    def receive(self, most: int = 1 << 16) -> bytes:
+        """What comes next, b"" at the end; a reset is an end."""
+        try:
+            return self._socket.recv(most)
+        except ConnectionResetError:
+            return b""
+
+    def until(self, mark: bytes) -> bytes:
+        """All up to the first mark, with it; a failure if the connection ends before."""
+        while mark not in self._come:
+            come = self.receive()
+            assert come, f"the connection ended after {self._come!r}"
+            self._come += come
+        found, _, self._come = self._come.partition(mark)
+        return found + mark
+
+    def answer(self, *, of_head: bool = False) -> Answer:
+        """The next response, its chunks joined."""
+        status, *lines = self.until(b"\r\n\r\n").decode("latin-1").split("\r\n")[:-2]
+        headers = dict(_header(line) for line in lines)
+        body = b"" if of_head else self._body(headers)
+        return Answer(int(status.split()[1]), headers, body)
+
+    def is_over(self) -> bool:
+        """Whether the server ends the connection now, with nothing more to say."""
+        return not self._come and not self.receive()
+
+    def _body(self, headers: Mapping[str, str]) -> bytes:
+        if headers.get("transfer-encoding") == "chunked":
+            return b"".join(self._chunks())
+        if "content-length" not in headers:
+            return self.rest()
+        length = int(headers["content-length"])
+        while len(self._come) < length:
+            come = self.receive()
+            assert come, "the body is cut"
+            self._come += come
+        body, self._come = self._come[:length], self._come[length:]
+        return body
+
+    def _chunks(self) -> Iterable[bytes]:
+        while size := int(self.until(b"\r\n"), 16):
+            while len(self._come) < size + 2:
+                come = self.receive()
+                assert come, "the body is cut"
+                self._come += come
+            yield self._come[:size]
+            self._come = self._come[size + 2 :]
+        self.until(b"\r\n")
+
+    def rest(self) -> bytes:
+        """All that comes until the end."""
+        while come := self.receive():
+            self._come += come
+        body, self._come = self._come, b""
+        return body
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.lower(), value.strip()
+
+
+def post(path: str, body: bytes, *headers: str, port: int) -> bytes:
+    """The bytes of a POST request."""
+    return head(f"POST {path} HTTP/1.1", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers,
+                port=port) + body  # fmt: skip
+
+
+def head(line: str, *headers: str, port: int) -> bytes:
+    """The bytes of a request's head, with the right Host."""
+    return "\r\n".join([line, f"Host: 127.0.0.1:{port}", *headers, "", ""]).encode("utf-8", "surrogateescape")
+
+
+def assert_is_error(answer: Answer, status: int | None = None, param: str | None = None) -> dict[str, Any]:
+    """The response is one of OpenAI's errors; return what stands in it."""
+    assert answer.status >= 400 and (status is None or answer.status == status), answer
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json
+    assert list(document) == ["error"]
+    error: dict[str, Any] = document["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and len(error["message"]) < 2000 and "Traceback" not in error["message"]
+    assert error["type"] == ("server_error" if answer.status >= 500 else "invalid_request_error")
+    assert param is None or error["param"] == param, error
+    return error
