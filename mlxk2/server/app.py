@@ -68,7 +68,6 @@ def _add_handlers(app: FastAPI) -> None:
         pydantic.ValidationError: lambda _, error: JSONResponse(invalid.body_of(error), 400),
         HTTPException: lambda _, error: faults.of_http(error),
         ClientDisconnect: lambda *_: Response(status_code=499),  # nobody is left to read it
-        guard.BodyTooLarge: lambda *_: guard.too_large(),
         Exception: lambda *_: faults.refusal("The server made a mistake; its log says more.", 500),
     }
     for kind, handler in handlers.items():
