@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import xet_log  # noqa: F401 - before anything imports hf_xet
+import surroundings  # noqa: F401 - before anything imports huggingface_hub
 from hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
 from layouts import SENTINEL, Hub
 from pushing import pusher  # noqa: F401 - a fixture

@@ -1,0 +1,8 @@
+"""Makes the user's surroundings the tests' own before anything reads them; what opt-in tests ask for stays."""
+
+import os
+
+for name in ("HF_HUB_OFFLINE", "MLXK2_DEBUG", "COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(name, None)
+# hf_xet begins a log when it is imported, in the cache that HF_HOME names: the user's.
+os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
