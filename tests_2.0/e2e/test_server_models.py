@@ -1,0 +1,292 @@
+"""Models behind one server: loaded on demand, swapped, damaged, removed and replaced while they are served."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from architectures import ARCHITECTURES
+from layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
+from serving import Server
+from tiny_models import BABBLE, say, write_chain, write_random
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ALPHA, BETA, BROKEN = "mlx-community/Alpha-4bit", "org/Beta", "org/Broken"
+
+
+def add(hub: Hub, name: str, write: Callable[[Path], object], commit: str = COMMIT) -> Path:
+    """Lay out a model in a cache, as if it had been pulled; its snapshot."""
+    folder = hub.path.parent / "written" / name.replace("/", "-") / commit
+    write(folder)
+    (folder / "README.md").write_bytes(README)
+    files = {path.name: content_of(path) for path in folder.iterdir()}
+    return hub.add(name, files, commit=commit)
+
+
+def content_of(path: Path) -> Content:
+    """The bytes of a file, or its beginning if the rest is a hole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        return Sparse(file.read(1 << 16), size) if size > 1 << 30 else file.read()
+
+
+def damage(folder: Path) -> None:
+    """Write a model that is found to be wrong only when it is built."""
+    write_chain(folder, say("x"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+
+
+def write_huge(folder: Path) -> None:
+    """Write a model whose embeddings alone are larger than the memory, and a hole on the disk."""
+    rows = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 256 + 10**6
+    write_random(folder, {**ARCHITECTURES["llama"], "tie_word_embeddings": True})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    weights = (folder / "model.safetensors").read_bytes()
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    header["model.embed_tokens.weight"]["shape"] = [rows, 64]
+    end = 0
+    for tensor in (tensor for name, tensor in header.items() if name != "__metadata__"):
+        begin, end = end, end + 4 * math.prod(tensor["shape"])
+        tensor["data_offsets"] = [begin, end]
+    head = raw_safetensors(header)
+    write(folder / "model.safetensors", Sparse(head, len(head) + end))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that loads models on demand, with Alpha, Beta and one that fails in its cache."""
+    with Server("--log-level", "debug", home=tmp_path_factory.mktemp("models")) as running:
+        add(running.hub, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+        add(running.hub, BETA, lambda folder: write_chain(folder, say("I", " am", " Beta")))
+        add(running.hub, BROKEN, damage)
+        yield running
+
+
+def ask(server: Server, model: str | None, text: str = "Hello", **options: Any) -> httpx.Response:
+    """Ask a model something."""
+    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **options}
+    body |= {"model": model} if model is not None else {}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=90)
+
+
+def said(server: Server, model: str | None, text: str = "Hello") -> str:
+    """What a model answers."""
+    answer = ask(server, model, text)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def loaded(server: Server) -> str | None:
+    """The model in memory."""
+    name: str | None = httpx.get(f"{server.url}/health", timeout=30).json()["model"]
+    return name
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of an answer, which has this status."""
+    assert answer.status_code == status, answer.text
+    return dict(answer.json()["error"])
+
+
+def test_models_are_loaded_and_swapped_on_demand(server: Server) -> None:
+    for name, answer in ((ALPHA, "I am Alpha"), (BETA, "I am Beta"), ("demo", "Hello! How can I help you?")):
+        assert said(server, name) == answer
+        assert loaded(server) == name
+
+
+def test_all_its_names_mean_the_model_in_memory(server: Server) -> None:
+    said(server, ALPHA)
+    started = time.monotonic()
+    for name in ("Alpha-4bit", "alpha", ALPHA, f"{ALPHA}@main", f"alpha@{COMMIT[:7]}", None):
+        assert said(server, name) == "I am Alpha"
+    assert loaded(server) == ALPHA
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("name", ["org/none", "e", "/etc", "./x", "a" * 200, "org/../x", ""])
+def test_a_wrong_name_evicts_nothing(server: Server, name: str) -> None:
+    said(server, BETA)
+    answer = ask(server, name)
+    assert answer.status_code in (400, 404), answer.text
+    assert answer.json()["error"]["message"]
+    assert loaded(server) == BETA
+
+
+def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(server: Server) -> None:
+    said(server, ALPHA)
+    error = error_of(ask(server, BROKEN), 400)
+    assert "Broken can't be loaded" in error["message"] and "shape" in error["message"]
+    assert str(server.home) not in error["message"]
+    assert loaded(server) == ALPHA
+
+
+def test_weights_that_do_not_fit_are_refused_with_both_numbers(server: Server) -> None:
+    said(server, ALPHA)
+    add(server.hub, "org/Huge", write_huge)
+    error = error_of(ask(server, "org/Huge"), 400)
+    assert "The weights of org/Huge need" in error["message"] and "there are only" in error["message"], error
+    assert error["code"] == "insufficient_memory"
+    assert loaded(server) == ALPHA
+    shutil.rmtree(server.hub.folder("org/Huge"))
+
+
+def test_two_models_asked_by_twenty_clients(server: Server) -> None:
+    def client(number: int) -> list[str]:
+        return [said(server, (ALPHA, BETA)[(number + turn) % 2]) for turn in range(4)]
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(client, range(20)))
+    for number, given in enumerate(answers):
+        assert given == [("I am Alpha", "I am Beta")[(number + turn) % 2] for turn in range(4)]
+
+
+def test_a_model_that_is_removed_meanwhile_still_answers(server: Server) -> None:
+    add(server.hub, "org/Gone", lambda folder: write_chain(folder, say("still", " here")))
+    assert said(server, "org/Gone") == "still here"
+    command = [sys.executable, "-m", "mlxk2", "rm", "org/Gone", "--force", "--json"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(server.home), "HF_HOME": str(server.home / "hf")}
+    done = subprocess.run(command, env=environment, cwd=server.home, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert said(server, "org/Gone") == "still here"
+    assert "org/Gone" not in names(server)
+    said(server, ALPHA)
+    error_of(ask(server, "org/Gone"), 404)
+    assert loaded(server) == ALPHA
+
+
+def names(server: Server) -> list[str]:
+    """The models that the server offers."""
+    return [entry["id"] for entry in httpx.get(f"{server.url}/v1/models", timeout=30).json()["data"]]
+
+
+def test_a_new_revision_is_served_after_the_old_one_has_gone(server: Server) -> None:
+    add(server.hub, "org/Moving", lambda folder: write_chain(folder, say("old")))
+    assert said(server, "org/Moving") == "old"
+    add(server.hub, "org/Moving", lambda folder: write_chain(folder, say("new")), commit=OTHER_COMMIT)
+    assert said(server, "org/Moving") == "old"
+    said(server, ALPHA)
+    assert said(server, "org/Moving") == "new"
+    assert said(server, f"org/Moving@{COMMIT[:7]}") == "old"
+
+
+def test_files_that_vanish_in_the_middle_of_a_model(server: Server) -> None:
+    snapshot = add(server.hub, "org/Torn", lambda folder: write_chain(folder, say("whole")))
+    (snapshot / "model.safetensors").resolve().unlink()
+    said(server, BETA)
+    assert "org/Torn" not in names(server)
+    error_of(ask(server, "org/Torn"), 400)
+    assert loaded(server) == BETA
+
+
+def test_the_demo_is_always_there(server: Server) -> None:
+    assert names(server)[0] == "demo"
+    assert said(server, "demo", "What is 3 + 4?") == "3 + 4 = 7."
+
+
+def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Server) -> None:
+    deep = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
+    add(server.hub, "org/Deep", lambda folder: write_random(folder, deep))
+    add(server.hub, "org/Babble", lambda folder: write_chain(folder, BABBLE, context=4096))
+    said(server, ALPHA)
+    for paths, question in (
+        (("/health", "/v1/models"), lambda: ask(server, "org/Deep", max_tokens=1)),
+        (("/health", "/v1/models"), lambda: ask(server, "org/Babble", max_tokens=1500)),
+    ):
+        before = waits(server, paths, lambda: threading.Thread(target=time.sleep, args=(1,)))
+        during = waits(server, paths, lambda question=question: threading.Thread(target=question))
+        # Other processes may keep the machine busy: that counts before as well as during.
+        assert during < before + 0.25, (before, during)
+
+
+def waits(server: Server, paths: tuple[str, ...], make: Callable[[], threading.Thread]) -> float:
+    """The ninetieth percentile of the seconds that these paths take while something goes on."""
+    thread = make()
+    thread.start()
+    taken = []
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        while thread.is_alive() or len(taken) < 10:
+            for path in paths:
+                start = time.monotonic()
+                assert client.get(path).status_code == 200
+                taken.append(time.monotonic() - start)
+            time.sleep(0.01)
+    thread.join()
+    return sorted(taken)[int(len(taken) * 0.9)]
+
+
+def test_nobody_is_starved_by_a_steady_stream(server: Server) -> None:
+    stop = threading.Event()
+
+    def stream() -> None:
+        while not stop.is_set():
+            said(server, ALPHA)
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(stream) for _ in range(4)]
+        try:
+            assert all(said(server, BETA) == "I am Beta" for _ in range(3))
+        finally:
+            stop.set()
+        for task in tasks:
+            task.result()
+
+
+def memory(server: Server) -> int:
+    """The bytes of memory that the server holds."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) * 1024
+
+
+def test_swapping_gives_memory_back(server: Server) -> None:
+    big = {**ARCHITECTURES["llama"], "hidden_size": 768, "intermediate_size": 1536, "num_hidden_layers": 4}
+    for name in ("org/Big-1", "org/Big-2"):
+        snapshot = add(server.hub, name, lambda folder: write_random(folder, big))
+    size = (snapshot / "model.safetensors").stat().st_size
+    assert size > 50 << 20
+
+    def swap() -> int:
+        for name in ("org/Big-1", "org/Big-2"):
+            assert ask(server, name, max_tokens=4).status_code == 200
+        return memory(server)
+
+    swap()
+    after = [swap() for _ in range(5)]
+    assert max(after) - min(after) < size / 2, [number >> 20 for number in (size, *after)]
+    said(server, ALPHA)
+    assert min(after) - memory(server) > size / 2
+
+
+@pytest.mark.parametrize("typed", ["alpha", "./here"])
+def test_the_model_of_the_start_is_the_default(tmp_path: Path, typed: str) -> None:
+    write_chain(tmp_path / "here", say("I", " am", " here"))
+    hub = Hub(tmp_path / "hf" / "hub")
+    add(hub, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+    with Server("--model", typed, home=tmp_path) as server:
+        name, answer = (ALPHA, "I am Alpha") if typed == "alpha" else ("here", "I am here")
+        assert server.envelope["data"]["model"] == name
+        for model in (None, typed, name):
+            assert said(server, model) == answer
+        assert name in names(server)
+        assert said(server, "demo").startswith("Hello!")
+        assert said(server, None) == answer
+        if typed == "./here":
+            shutil.rmtree(tmp_path / "here")
+            assert said(server, None) == answer
+            said(server, "demo")
+            assert "here" in error_of(ask(server, None), 400)["message"]
+            assert loaded(server) == "demo"
