@@ -265,7 +265,10 @@ def test_swapping_gives_memory_back(server: Server) -> None:
 
     one = after("org/Big-1")
     swaps = [after(name) for _ in range(5) for name in ("org/Big-2", "org/Big-1")]
-    assert max(swaps) - one < size / 2, [number >> 20 for number in (size, one, *swaps)]
+    seen = [number >> 20 for number in (size, one, *swaps)]
+    assert max(swaps[4:]) - min(swaps[4:]) < size / 2, seen
+    # The C library keeps some of what was freed, but not as much as a second model.
+    assert max(swaps) - one < size * 3 / 2, seen
 
 
 @pytest.mark.parametrize("typed", ["alpha", "./here"])
