@@ -6,21 +6,28 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import _byte_decoder
 
-from mlxk2.runner.text import Tokenizer
+from mlxk2.runner.text import Vocabulary
 
 # How SentencePiece writes a space.
 _SPACE = "\u2581".encode()
 
 
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+def token_bytes(vocabulary: Vocabulary, token: int) -> bytes:
     """Return the bytes of one token, as mlx-lm's detokenizer for this kind of vocabulary maps them."""
-    names: Any = getattr(tokenizer.detokenizer, "tokenmap", ())
+    names: Any = getattr(vocabulary.tokenizer.detokenizer, "tokenmap", ())
     if token >= len(names):
-        return tokenizer.decode([token]).encode()
+        return _decoded(vocabulary, token)
     name = names[token]
     if isinstance(name, bytes):
         return name.replace(_SPACE, b" ")
     return _byte_level(name)
+
+
+def _decoded(vocabulary: Vocabulary, token: int) -> bytes:
+    """Return the bytes of a token of whose vocabulary there is no map: those that it adds to a text."""
+    before = list(vocabulary.letter)
+    decode = vocabulary.tokenizer.decode
+    return decode([*before, token]).removeprefix(decode(before)).encode()
 
 
 def _byte_level(name: str) -> bytes:

@@ -97,7 +97,7 @@ class ChatShape:
         return {**self._named(entry.token, entry.logprob), "top_logprobs": top}
 
     def _named(self, token: int, logprob: float) -> JSON:
-        raw = token_bytes(self._vocabulary.tokenizer, token)
+        raw = token_bytes(self._vocabulary, token)
         return {"token": _name(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
@@ -134,7 +134,7 @@ class CompletionShape:
         return {"index": number, "text": text, "logprobs": told, "finish_reason": finish_reason}
 
     def _told(self, number: int, logprobs: Sequence[TokenLogprob]) -> JSON:
-        raw = [token_bytes(self._vocabulary.tokenizer, entry.token) for entry in logprobs]
+        raw = [token_bytes(self._vocabulary, entry.token) for entry in logprobs]
         return {
             "tokens": [_older_name(part) for part in raw],
             "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
@@ -146,7 +146,7 @@ class CompletionShape:
         # The chosen token is always told, also where it is none of the likeliest.
         pairs = dict([*entry.top, (entry.token, entry.logprob)])
         return {
-            _older_name(token_bytes(self._vocabulary.tokenizer, token)): _finite(logprob)
+            _older_name(token_bytes(self._vocabulary, token)): _finite(logprob)
             for token, logprob in pairs.items()
         }
 
