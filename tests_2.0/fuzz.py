@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
+
+# How many times the usual number of cases is tried; the suite is content with one.
+EFFORT = int(os.environ.get("MLXK2_FUZZ", "1"))
 
 # What a careless reader of JSON falls over, as text.
 HOSTILE_JSON = (

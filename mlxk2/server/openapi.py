@@ -97,7 +97,8 @@ def _success(operation: _Operation) -> JSON:
     content = _json(operation.result)
     meaning = "Success."
     if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # A schema would be the whole stream's to some readers, each event's to others.
+        content["text/event-stream"] = {"schema": {}}
         meaning = (
             f"The whole answer; with `stream`, events `data: ` with a {operation.chunk.__name__} each, or an Error at "
             "the end, and then `data: [DONE]`."

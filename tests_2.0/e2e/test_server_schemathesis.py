@@ -1,0 +1,43 @@
+"""Schemathesis reads the description of the API and asks the real server all that it allows, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz import EFFORT
+from serving import Server
+
+pytestmark = pytest.mark.e2e
+
+# Of each operation; 20 make 450 cases in all, and 240 make 2,800.
+EXAMPLES = 20 * EFFORT
+# Which fields go together, and which prompts fit, a schema can't say.
+BEYOND_SCHEMAS = "positive_data_acceptance"
+
+
+@pytest.mark.timeout(300 + 60 * EFFORT)
+def test_the_server_is_as_its_description_says(tmp_path: Path) -> None:
+    with Server("--model", "demo", "--max-tokens", "4", home=tmp_path) as server:
+        said = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "run"),
+                f"{server.url}/openapi.json",
+                *("--max-examples", str(EXAMPLES), "--exclude-checks", BEYOND_SCHEMAS, "--request-timeout", "60"),
+                *("--seed", "1", "--generation-deterministic", "--no-color"),
+                "--continue-on-failure",
+            ],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert server.process.poll() is None
+        assert said.returncode == 0, said.stdout + said.stderr
+    cases = re.search(r"(\d+) generated", said.stdout)
+    assert cases and int(cases[1]) >= 300, said.stdout
