@@ -98,7 +98,7 @@ def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
     for path in (CHAT, TEXT):
         operation = document["paths"][path]["post"]
         assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
-        assert set(operation["responses"]) == {"200", "400", "403", "404", "405", "413", "500", "503"}
+        assert set(operation["responses"]) == {"200", "400", "403", "404", "405", "413", "431", "500", "503"}
 
 
 def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> None:

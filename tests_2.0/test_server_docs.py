@@ -50,11 +50,15 @@ def _type(field: Any) -> str:
         return f"array of {_type(field['items'])}{_size(field)}"
     if field["type"] == "object":
         return f"object of {_type(field['additionalProperties'])}"
-    return {"string": "text"}.get(field["type"], field["type"]) + _range(field)
+    return {"string": "text"}.get(field["type"], field["type"]) + _range(field) + _length(field)
 
 
 def _size(field: Any) -> str:
     return f", at most {field['maxItems']}" if "maxItems" in field else ""
+
+
+def _length(field: Any) -> str:
+    return f" of at most {field['maxLength']} characters" if "maxLength" in field else ""
 
 
 def _range(field: Any) -> str:

@@ -77,6 +77,8 @@ WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
     ({"stop": ["a"] * 17}, "stop", "array_above_max_length",
      "Invalid 'stop': array too long. Expected an array with maximum length 16, "
      "but got an array with length 17 instead."),
+    ({"stop": "x" * 1001}, "stop", "string_above_max_length",
+     "Invalid 'stop': string too long. Expected a string with maximum length 1000."),
     ({"logit_bias": {"one": 1}}, "logit_bias", "invalid_value",
      "Invalid 'logit_bias': 'one' is not the id of a token."),
     ({"logit_bias": {"1": 101}}, "logit_bias", "decimal_above_max_value",

@@ -29,32 +29,32 @@ class _Operation(NamedTuple):
     chunk: type[BaseModel] | None = None
 
 
-_GENERATES = (400, 404)
 _OPERATIONS = (
     _Operation("get", "/health", "How the server is", answers.Health),
     _Operation("get", "/v1/models", "The models that can run here", answers.Models),
     _Operation("get", "/v1/models/{model}", "One of them", answers.Model, (404,)),
     _Operation(
         "post", "/v1/chat/completions", "Answer a conversation",
-        answers.ChatCompletion, _GENERATES, ChatBody, answers.ChatCompletionChunk,
+        answers.ChatCompletion, (404,), ChatBody, answers.ChatCompletionChunk,
     ),
     _Operation(
         "post", "/v1/completions", "Continue a text",
-        answers.Completion, _GENERATES, CompletionBody, answers.CompletionChunk,
+        answers.Completion, (404,), CompletionBody, answers.CompletionChunk,
     ),
 )  # fmt: skip
 
 _ERRORS: Mapping[int, str] = {
-    400: "A value that can't be right, a prompt that does not fit, or a model that can't run here.",
+    400: "A value that can't be right, a prompt that does not fit, a model that can't run here, or no HTTP.",
     401: "The key is missing or wrong.",
     403: "A Host or an Origin that is not this server's.",
     404: "No such model.",
     405: "The path is there, but not for this method.",
     413: "The body is too large.",
+    431: "The head of the request is too large.",
     500: "Generating failed, or something unforeseen.",
     503: "No more can be taken now, or the server is shutting down.",
 }
-_OF_ALL = (403, 405, 413, 500, 503)
+_OF_ALL = (400, 403, 405, 413, 431, 500, 503)
 _HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
 _KEY = {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."}
 
