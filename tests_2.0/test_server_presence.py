@@ -1,0 +1,108 @@
+"""A client that goes at any moment of its request: nothing of it is left, and the server goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest_runner import ScriptedBackend, tokens_of
+
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.server.app import Service, create_app
+from mlxk2.server.catalog import Catalog
+from mlxk2.server.engine import Engine, Limits, Target
+from mlxk2.server.guard import Access
+from mlxk2.server.worker import Worker
+
+MODEL = Target("scripted", "/models/scripted")
+ANSWER = "Paris, and nothing else. "
+
+
+class Request:
+    """A request of a client that goes when `gone` is set; `sent` is what the server answers."""
+
+    def __init__(self, *, stream: bool) -> None:
+        content = {"messages": [{"role": "user", "content": "Where?"}], "stream": stream}
+        self.gone = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+        self._body = json.dumps(content).encode()
+        self._is_read = False
+
+    async def receive(self) -> dict[str, Any]:
+        """The body, then, when that is so, that the client has gone."""
+        if not self._is_read:
+            self._is_read = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Take a part of the answer; as with a server, the whole answer is an end as well."""
+        self.sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.gone.set()
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """The request as ASGI tells it."""
+        path = "/v1/chat/completions"
+        return {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
+        }  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """All that came in the body."""
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def _goes_after(app: Any, steps: int, request: Request) -> None:
+    """Let the client go after so many steps of the loop; the request ends properly, and is not cancelled itself."""
+    task = asyncio.create_task(app(request.scope, request.receive, request.send))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    request.gone.set()
+    async with asyncio.timeout(10):
+        await task
+    assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
+    async def test() -> None:
+        models: list[ScriptedBackend] = []
+
+        def load(_: Target, unload: Callable[[], None]) -> ScriptedBackend:
+            unload()
+            models.append(ScriptedBackend(lambda _: tokens_of(ANSWER * 20)))
+            return models[-1]
+
+        engine = Engine(load, Worker(MLXRunner), Limits(2, 2))
+        app = create_app(Service(engine, Catalog((MODEL.name, MODEL))), Access())
+        tasks = asyncio.all_tasks()
+        try:
+            for steps in [*range(80), *range(80, 2000, 60)]:
+                request = Request(stream=stream)
+                await _goes_after(app, steps, request)
+                await _until(lambda: engine.active == engine.queued == 0)
+                await _until(lambda: not any(len(rows) for model in models for rows in model.batches))
+                last = Request(stream=stream)
+                await app(last.scope, last.receive, last.send)
+                assert last.sent[0]["status"] == 200 and "Paris" in last.text
+            assert len(models) == 1
+            await _until(lambda: asyncio.all_tasks() == tasks)
+        finally:
+            engine.close()
+
+    asyncio.run(asyncio.wait_for(test(), 100))
