@@ -45,20 +45,23 @@ class Load(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model, how many tokens its answers have, and the loads it is measured with."""
+    """A model, how many tokens its answers have, the loads it is measured with, and how often."""
 
     name: str
     folder: Path
     tokens: int
     loads: Sequence[Load]
+    rounds: int
+    long_rounds: int
 
 
 def subjects(folder: Path) -> list[Subject]:
     """The demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
     large = rounds.made(folder / "models", "small_models.py") / "float32"
     return [
-        Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0)),
-        Subject("float32", large, 48, _loads(0.97, 0.97, 0.97)),
+        Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0), rounds=5, long_rounds=5),
+        # A first turn of 2,000 tokens takes it a minute and more.
+        Subject("float32", large, 16, _loads(0.97, 0.97, 0.97), rounds=3, long_rounds=1),
     ]
 
 
@@ -107,7 +110,7 @@ def _speed(subject: Subject, wanted: Load, us: Server, them: Server) -> rounds.F
         for number in range(1, wanted.streams + 1)
     ]
     pairs = rounds.paired(
-        lambda: _tokens_per_second(us, requests), lambda: _tokens_per_second(them, requests), ROUNDS
+        lambda: _tokens_per_second(us, requests), lambda: _tokens_per_second(them, requests), subject.rounds
     )
     rounds.tell(f"{wanted.name}, {subject.name}", pairs, "tokens/s", NAMES)
     name = f"tokens/s, {wanted.name}, {subject.name}"
@@ -164,7 +167,7 @@ def _waited_steps(us: Server) -> float:
 
 def second_turn(subject: Subject, us: Server) -> rounds.Figure:
     """The wait for the first token of the second turn of a long conversation, by that of its first turn."""
-    ratios = [_second_by_first(us, number) for number in range(ROUNDS + 1)][1:]
+    ratios = [_second_by_first(us, number) for number in range(subject.long_rounds)]
     print(f"second turn, {subject.name}: waits {min(ratios):.3f} to {max(ratios):.3f} of the first turn's wait")
     return rounds.Figure(f"first token of a second turn, {subject.name}", statistics.median(ratios), at_most=0.2)
 
