@@ -101,6 +101,23 @@ def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
         assert set(operation["responses"]) == {"200", "400", "403", "404", "405", "413", "431", "500", "503"}
 
 
+@pytest.mark.parametrize(("message", "is_right"), [
+    ({"role": "user", "content": "x"}, True),
+    ({"role": "user", "content": [{"type": "text", "text": "x"}]}, True),
+    ({"role": "assistant", "content": None}, True),
+    ({"role": "assistant"}, True),
+    ({"role": "user", "content": None}, False),
+    ({"role": "system"}, False),
+    ({"role": "user", "content": []}, False),
+    ({"role": "tool", "content": "x"}, False),
+])  # fmt: skip
+def test_the_description_tells_which_messages_are_right(client: Client, message: Any, is_right: bool) -> None:
+    document = client.get("/openapi.json").json()
+    schema = {"$ref": "#/components/schemas/Message", "components": document["components"]}
+    assert Draft202012Validator(schema).is_valid(message) == is_right
+    assert client.post(CHAT, json={"messages": [message]}).is_success == is_right
+
+
 def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> None:
     document = client.get("/openapi.json").json()
     assert "securitySchemes" not in document["components"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from mlxk2.server.unsupported import refuse_unsupported
@@ -47,8 +48,17 @@ class TextPart(_Fields):
     text: Text = Field(description="Its text.")
 
 
+# Told in the description too, where types alone can't say it.
+_CONTENT_REQUIRED: JsonDict = {
+    "if": {"properties": {"role": {"const": "assistant"}}},
+    "else": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+}
+
+
 class Message(_Fields):
     """One turn of a conversation."""
+
+    model_config = ConfigDict(json_schema_extra=_CONTENT_REQUIRED)
 
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; `developer` is the newer name of `system`."
