@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from io import UnsupportedOperation
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mlxk2 import arguments
@@ -71,7 +72,10 @@ def _discard(stream: IO[str]) -> None:
 def _has_reader(stream: IO[str]) -> bool:
     """Whether a stream still goes anywhere; a write would tell too, but might arrive."""
     poll = select.poll()
-    poll.register(stream, 0)
+    try:
+        poll.register(stream, 0)
+    except UnsupportedOperation:
+        return True  # it goes into memory
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 

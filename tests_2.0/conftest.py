@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import surroundings  # noqa: F401 - before anything imports huggingface_hub
 from hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
+from hypothesis import settings
 from layouts import SENTINEL, Hub
 from pushing import pusher  # noqa: F401 - a fixture
 
@@ -32,8 +33,12 @@ _NEEDED = {
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C: what a shell starts in the background is deaf to it, and so would be all programs under test."""
+    """Hear Ctrl-C, and give property tests the time they need."""
+    # What a shell starts in the background is deaf to it, and so would be all programs under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A machine that does other things too is no fault of the code.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

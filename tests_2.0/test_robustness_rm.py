@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -211,8 +212,8 @@ def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, ml
     hub.add(NAME, FIRST)
     stuck = hub.path / ".trash-model-1" / "models--org--stuck"
     stuck.mkdir(parents=True)
-    if subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
-        pytest.skip("chattr +i is not permitted here")
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
+        pytest.skip("chattr +i is not there, or not permitted")
     try:
         data = data_of(mlxk2("rm", NAME, "--json"), "rm")
     finally:
