@@ -298,6 +298,20 @@ def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> 
     assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == text
 
 
+@pytest.mark.parametrize(("parts", "stop", "text"), [
+    (("a😀", "</think>"), "😀a", "a😀"),
+    (("a", "</think>", "\nc"), "ab", "a\nc"),
+    (("<th", "<think>", "x"), "é", "<th"),
+    (("<think>", "x<th"), None, ""),
+])  # fmt: skip
+def test_marks_in_the_midst_of_what_was_held_back(parts: tuple[str, ...], stop: str | None, text: str) -> None:
+    with serving(saying(*parts)) as client:
+        (choice,) = client.ask(logprobs=True, stop=stop)["choices"]
+    assert choice["message"]["content"] == text
+    told = [byte for entry in choice["logprobs"]["content"] for byte in entry["bytes"]]
+    assert bytes(told).decode() == text
+
+
 def test_a_mark_that_was_none_is_told() -> None:
     text = "a <thin line </ </thinking> <"
     with serving(saying(text)) as client:

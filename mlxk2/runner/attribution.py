@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Span = tuple[int, int]
 
 
 class Attribution(Generic[T]):
@@ -22,28 +23,44 @@ class Attribution(Generic[T]):
     def take(self, text: str, content: str, held: int) -> list[T]:
         """Take the text that was read next and the content that came of it; return the tokens of that content.
 
-        The last `held` characters may still become content.
+        Of the last `held` characters some may still become content.
         """
         self._text += text
         through = len(self._text) - held
-        begin = max(self._text.rfind(content, 0, through), 0) if content else through
-        end = begin + len(content)
+        tokens = self._spans()
+        contents = _find(content, self._text, through, tokens) if content else []
         taken, waiting = [], []
-        for (token, start), stop in zip(self._waiting, self._stops(), strict=True):
-            if start < end and stop > begin:
+        for (token, _), (start, stop) in zip(self._waiting, tokens, strict=True):
+            if any(start < end and stop > begin for begin, end in contents):
                 taken.append(token)
             elif stop > through:
                 waiting.append((token, max(start - through, 0)))
         self._waiting, self._text = waiting, self._text[through:]
         return taken
 
-    def _stops(self) -> list[int]:
-        """Return where the text of each waiting token ends; a token without text shares that of the next one."""
-        stops: list[int] = []
+    def _spans(self) -> list[Span]:
+        """Return where the text of each waiting token stands; a token without text shares that of the next one."""
+        spans: list[Span] = []
         following = len(self._text)
         stop = following + 1
         for _, start in reversed(self._waiting):
             stop = following if start < following else stop
-            stops.append(stop)
+            spans.append((start, stop))
             following = start
-        return stops[::-1]
+        return spans[::-1]
+
+
+def _find(content: str, text: str, through: int, tokens: list[Span]) -> list[Span]:
+    """Return where in a text its content stands: as a whole, or else token by token, with marks between them.
+
+    What was no content, a mark or the line end after one, stands before it or after it.
+    """
+    begin = 0 if text.startswith(content) else text.rfind(content, 0, through)
+    if begin >= 0:
+        return [(begin, begin + len(content))]
+    found = []
+    for start, stop in dict.fromkeys(tokens):
+        if content.startswith(text[start:stop]):
+            found.append((start, stop))
+            content = content[stop - start :]
+    return found

@@ -162,6 +162,7 @@ class TextStream:
         self._vocabulary = vocabulary
         self._detokenizer = vocabulary.tokenizer.detokenizer
         self._attribution: Attribution[TokenLogprob] = Attribution()
+        self._held = 0
         initial = "normal" if plain else "reasoning" if thinking else vocabulary.initial_state
         self._marks = TextStateMachine(None if plain else vocabulary.transitions).make_state(initial)
         self._stops = TextStateMachine({"answer": [(text, None) for text in stop]}).make_state("answer")
@@ -203,8 +204,14 @@ class TextStream:
 
     def _attribute(self, text: str, pieces: Sequence[Piece]) -> None:
         content = "".join(part for kind, part in pieces if kind == "answer")
-        held = 0 if self.stopped else len(self._marks[3]) + len(self._stops[3])
-        self.logprobs += self._attribution.take(text, content, held)
+        if self.stopped:
+            self._held = 0
+        elif self._stops[3] and not content:
+            # Marks may have followed what could be the beginning of a stop string.
+            self._held += len(text)
+        else:
+            self._held = len(self._marks[3]) + len(self._stops[3])
+        self.logprobs += self._attribution.take(text, content, self._held)
 
     def _read(self, text: str) -> Iterator[Piece]:
         if not text:
