@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import re
 import shutil
 import subprocess
+import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
+from fuzz import EFFORT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlxk2.workspace import folder
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS, Ignore
@@ -14,15 +22,21 @@ from mlxk2.workspace.ignore import ALWAYS, DEFAULTS, Ignore
 PATHS = [
     "a", "a.txt", "b.txt", "a/b", "a/b.txt", "a/c/b.txt", "a/c/d/b.txt", "c/a/b", "c/a.txt", "notes.ipynb",
     "sub/notes.ipynb", "sub/a/x", "x y", "[a]", "a]", "!a", "#a", "ab", "aab", "a*b", "abc", "deep/er/abc/file",
-    ".hidden", "sub/.hidden/x", "foo/bar/baz", "bar/foo", "ä.txt", "a-b", "a^b", "trailing ", "back\\slash",
+    ".hidden", "[", "[]", "[!]", "sub/.hidden/x",
+    "foo/bar/baz", "bar/foo", "ä.txt", "a-b", "a^b", "trailing ", "back\\slash",
 ]  # fmt: skip
 PATTERNS = [
     "a", "a/", "/a", "/a/", "a/b", "*.txt", "/*.txt", "*", "a/*", "a/**", "**/b.txt", "a/**/b.txt", "**/a/**", "**",
     "*.ipynb", "sub", "sub/*", "?", "a?", "?b", "[ab]", "[!a]b", "[^a]b", "[a-c]*", "a[b-c]", "\\[a]", "[[]a]", "[]]",
     "a]", "\\!a", "\\#a", "# a", "", "   ", "a   ", "trailing\\ ", "x y", ".*", ".hidden", "a\\*b", "a*b", "foo/*/baz",
     "foo/**", "*/foo", "foo", "*\n!a.txt", "*.txt\n!a.txt", "a/\n!a/b", "a/*\n!a/b", "!a", "/", "//a", "a//b", "**a",
-    "a**b", "[", "[a", "a\\", "ä*", "[a^b]*", "a[-]b", "a[*]b", "/sub/*\n!/sub/a/", "*\r", "a.txt\r\nb.txt",
+    "a**b", "[", "[a", "[]", "[]a]", "[!]",
+    "*/****/b*", "a\\", "ä*", "[a^b]*", "a[-]b", "a[*]b", "/sub/*\n!/sub/a/", "*\r", "a.txt\r\nb.txt",
 ]  # fmt: skip
+
+# Patterns of these pieces, and paths to hold against them, for the comparison with git.
+PIECES = ["*", "**", "/", "**/", "/**", "a", "b", "?", "[ab]", "[!a]", "a*", "!", "\\", "\\*", " ", ".", "c/"]
+DEEP = ["/".join(source) for depth in (1, 2, 3, 4) for source in product(("a", "b", "ab", "aab"), repeat=depth)]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +51,46 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("lines", PATTERNS)
 def test_patterns_mean_what_they_mean_to_git(repository: Path, lines: str) -> None:
+    ours = Ignore.of(lines)
+    assert {path for path in PATHS if ours.covers(path)} == ignored_by_git(repository, lines, PATHS)
+
+
+def ignored_by_git(repository: Path, lines: str, paths: Sequence[str]) -> set[str]:
+    """Those of the paths that git ignores with these patterns."""
     exclude = repository / ".git" / "info" / "exclude"
     exclude.write_bytes("\n".join([*DEFAULTS, lines, *ALWAYS, ""]).encode())
     command = ["git", "-c", "core.ignoreCase=false", "check-ignore", "--no-index", "--stdin", "-z"]
-    asked = "".join(f"{path}\0" for path in PATHS).encode()
+    asked = "".join(f"{path}\0" for path in paths).encode()
     answer = subprocess.run(command, cwd=repository, input=asked, capture_output=True)
-    ignored = set(answer.stdout.decode().split("\0")) - {""}
-    ours = Ignore.of(lines)
-    assert {path for path in PATHS if ours.covers(path)} == ignored
+    return set(answer.stdout.decode().split("\0")) - {""}
+
+
+def test_random_patterns_mean_what_they_mean_to_git(repository: Path) -> None:
+    source = random.Random(20_251_123)
+    for _ in range(60 * EFFORT):
+        lines = "".join(source.choices(PIECES, k=source.randrange(1, 8)))
+        if re.search(r"[^/*]\*\*+\\*/", lines):
+            continue  # git takes the stars for folders if only letters stand before, against its own documentation
+        ours = Ignore.of(lines)
+        assert {path for path in DEEP if ours.covers(path)} == ignored_by_git(repository, lines, DEEP), lines
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("*a" * 40 + "b", "a" * 250), ("**/a/" * 20 + "b", "a/" * 2000 + "c"), ("**/*a*/" * 20 + "b", "aa/" * 1000 + "c"),
+     ("?" * 5000, "a" * 5000), ("[" * 4000, "["), ("a/" * 5000, "a"), ("\\" * 5000, "\\"), ("**" * 5000, "a")],
+    ids=["stars", "folders", "both", "ones", "brackets", "slashes", "backslashes", "many stars"],
+)  # fmt: skip
+def test_no_pattern_takes_long(pattern: str, name: str) -> None:
+    began = time.process_time()
+    Ignore.of(pattern).matches(name, is_folder=False)
+    assert time.process_time() - began < 2
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200 * EFFORT)
+@given(text=st.text() | st.text("*?[]!^-\\/ab#\n "), name=st.text(min_size=1) | st.text("ab/", min_size=1))
+def test_any_text_is_a_file_of_patterns(text: str, name: str) -> None:
+    assert Ignore.of(text).covers(name) in (True, False)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ that is meant literally. The last pattern that matches decides; what is in an ig
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,15 +24,20 @@ DEFAULTS = (
 ALWAYS = (".git", ".cache")
 
 _TOKEN = re.compile(
-    r"""(?P<folders>(?:(?<=/)|^)\*\*/)   # any number of folders, none too
-      | (?P<rest>(?<=/)\*\*$)            # all that is inside
+    r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, none too
+      | (?P<rest>(?<=/)\*\*+$)           # all that is inside
       | (?P<stars>\*+)
       | (?P<one>\?)
-      | \[(?P<not>[!^]?)(?P<class>\]?(?:\\.|[^\]\\])*)\]
+      | \[(?P<not>[!^]?)(?P<class>(?:\\.|[^\\])(?:\\.|[^\]\\])*+)\]
+      | (?P<open>\[)
       | \\(?P<escaped>.)
       | (?P<plain>.)""",
     re.VERBOSE | re.DOTALL,
 )
+
+_FOLDERS, _STARS, _NOTHING = "(?:[^/]+/)*", "[^/]*", "(?!)"
+# No path is longer.
+_LONGEST = 4096
 
 
 class _Rule(NamedTuple):
@@ -78,7 +83,7 @@ class Ignore:
 def _parsed(lines: Iterable[str]) -> Iterable[_Rule]:
     for line in lines:
         line = _without_trailing_spaces(line)
-        if not line or line.startswith("#"):
+        if not line or line.startswith("#") or len(line) > _LONGEST:
             continue
         ignores = not line.startswith("!")
         pattern = line if ignores else line[1:]
@@ -95,25 +100,51 @@ def _without_trailing_spaces(line: str) -> str:
 
 
 def _compiled(pattern: str) -> re.Pattern[str] | None:
-    """The regular expression of a pattern; None for one that can match nothing, such as an open bracket."""
+    """The regular expression of a pattern; None for one that can match nothing, such as `[z-a]`."""
     is_anchored = "/" in pattern
     text = pattern.removeprefix("/") if is_anchored else f"**/{pattern}"
-    regex = "".join(_TOKEN.sub(_translated, text))
+    pieces = [_translated(token) for token in _TOKEN.finditer(text)]
     try:
-        return re.compile(regex, re.DOTALL)
+        return re.compile(_joined(pieces, _FOLDERS, _joined_segments), re.DOTALL)
     except re.error:
         return None
 
 
+def _joined_segments(pieces: Sequence[str]) -> str:
+    return "/".join(_joined(segment, _STARS, "".join) for segment in _split(pieces, "/"))
+
+
+def _joined(pieces: Sequence[str], wildcard: str, join: Callable[[list[str]], str]) -> str:
+    """Join the pieces around a wildcard, each one but the last content with the first place where its rest matches.
+
+    No other place could be better, and trying them all takes for ever.
+    """
+    head, *tails = [join(part) for part in _split(pieces, wildcard)]
+    hurried = [f"(?>{wildcard}?{tail})" for tail in tails[:-1]]
+    return "".join([head, *hurried, *(wildcard + tail for tail in tails[-1:])])
+
+
+def _split(pieces: Sequence[str], at: str) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for piece in pieces:
+        if piece == at:
+            parts.append([])
+        else:
+            parts[-1].append(piece)
+    return parts
+
+
 def _translated(token: re.Match[str]) -> str:
     if token["folders"]:
-        return "(?:[^/]+/)*"
+        return _FOLDERS
     if token["rest"]:
         return ".+"
     if token["stars"]:
-        return "[^/]*"
+        return _STARS
     if token["one"]:
         return "[^/]"
+    if token["open"]:
+        return _NOTHING
     if token["class"]:
         return _translated_class(token["not"], token["class"])
     return re.escape(token["escaped"] or token["plain"])
