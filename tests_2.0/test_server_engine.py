@@ -33,7 +33,7 @@ class Panic(BaseException):
     """What a Rust library raises when it panics is no Exception."""
 
 
-FAULTS = [ValueError("odd"), ModelError("damaged"), Panic("index out of range"), SystemExit(3)]
+FAULTS = [ValueError("odd"), ModelError("damaged"), Panic("index out of range"), SystemExit(3), StopIteration("odd")]
 
 
 class Rows(ScriptedRows):

@@ -81,7 +81,7 @@ def _serve_anew(
         _serve(args, snapshot, sockets[0], answers.set)
     except MlxkError as error:
         if not error.is_told:
-            logging.error(error.message)
+            logging.critical(error.message)
 
 
 def _check(args: Namespace) -> None:

@@ -48,6 +48,8 @@ class _Ticket:
 class Engine:
     """Admits requests in the order they came, and swaps models when the requests of the one before are through.
 
+    One swap serves all who wait for a model at that moment; none of them waits for more than that because of it.
+
     All its methods are for the thread of the event loop.
     """
 

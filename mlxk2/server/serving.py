@@ -142,7 +142,7 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     engine.close()
     if server.failure is not None:
         # The data was printed when the port answered; a second document on stdout would be one too many.
-        logging.error(server.failure.message)
+        logging.critical(server.failure.message)
         server.failure.is_told = True
         raise server.failure
     return server.stopped_by

@@ -42,16 +42,18 @@ class Thread:
 
 
 def _outcome(job: Callable[..., T], *args: object) -> T:
-    """Do a job; what it raises is an Exception."""
+    """Do a job; what it raises is an Exception that a future can carry."""
     try:
         return job(*args)
-    except BaseException as fault:
-        raise _as_exception(fault) from fault
+    except BaseException as fault:  # noqa: BLE001 - it goes on as the exception it can be
+        raise _as_exception(fault) from fault.__cause__
 
 
 def _as_exception(fault: BaseException) -> Exception:
-    # The panics of Rust libraries are no Exceptions: they would end the event loop.
-    return fault if isinstance(fault, Exception) else RuntimeError(f"{type(fault).__name__}: {fault}")
+    # The panics of Rust libraries are no Exceptions, and would end the event loop; no future may carry StopIteration.
+    if isinstance(fault, Exception) and not isinstance(fault, StopIteration):
+        return fault
+    return RuntimeError(f"{type(fault).__name__}: {fault}")
 
 
 class Worker:
@@ -106,12 +108,11 @@ class Worker:
 
     def _submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
         with self._told_to(reply):
-            # Else `cancel` may have come and gone.
-            if self._runner is not None and not reply.is_closed:
-                for number, request in enumerate(requests):
-                    session = self._runner.submit(request)
-                    reply.sessions.append(session)
-                    self._replies[session] = (reply, number)
+            # The cancelling of a closed reply may have come and gone.
+            for number, request in enumerate(() if reply.is_closed else requests):
+                session = self._running().submit(request)
+                reply.sessions.append(session)
+                self._replies[session] = (reply, number)
         self._queue_step()
 
     @contextmanager
@@ -125,8 +126,7 @@ class Worker:
         sessions = [session for session in reply.sessions if self._replies.pop(session, None)]
         try:
             for session in sessions:
-                if self._runner is not None:
-                    self._runner.cancel(session)
+                self._running().cancel(session)
         except BaseException as fault:  # noqa: BLE001 - as in a step
             self._fail(fault)
 
@@ -139,11 +139,15 @@ class Worker:
         """Generate the next tokens, hand them to the event loop all at once, and queue the next step."""
         self._step_is_queued = False
         try:
-            if self._runner is not None:
-                self._hand_over(self._runner.step())
+            self._hand_over(self._running().step())
         except BaseException as fault:  # noqa: BLE001 - told to every request: nobody may wait for ever
             self._fail(fault)
         self._queue_step()
+
+    def _running(self) -> MLXRunner:
+        if self._runner is None:
+            raise ModelError("The model is gone.")
+        return self._runner
 
     def _hand_over(self, outcomes: Iterable[Outcome]) -> None:
         parts = []
