@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,8 @@ from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
 
 B = TypeVar("B", bound=GenerationBody)
+# What to answer to a request that an error ended.
+Handler = Callable[[Request, Any], Response]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_handlers(app: FastAPI) -> None:
-    handlers: dict[type[Exception], Callable[[Request, Any], JSONResponse | Response]] = {
+    handlers: dict[type[Exception], Handler] = {
         MlxkError: lambda _, error: faults.response_of(error),
         pydantic.ValidationError: lambda _, error: JSONResponse(invalid.body_of(error), 400),
         HTTPException: lambda _, error: faults.of_http(error),
@@ -71,7 +73,16 @@ def _add_handlers(app: FastAPI) -> None:
         Exception: lambda *_: faults.refusal("The server made a mistake; its log says more.", 500),
     }
     for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+        app.add_exception_handler(kind, _in_the_loop(handler))
+
+
+def _in_the_loop(handler: Handler) -> Callable[[Request, Any], Awaitable[Response]]:
+    """Return the handler as a coroutine: others are given a thread for each error."""
+
+    async def handle(request: Request, error: Any) -> Response:
+        return handler(request, error)
+
+    return handle
 
 
 async def _health(request: Request) -> JSONResponse:

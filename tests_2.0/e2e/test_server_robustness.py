@@ -547,3 +547,14 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
             right = post(CHAT, body, "Authorization: bearer sésame", port=server.port)
             assert wire.send(right).answer().status == 200
         assert [httpx.get(server.url + path).status_code for path in ("/v1/models", "/health", "/")] == [401, 200, 200]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only /proc tells the threads of another process")
+def test_refusals_take_no_threads_of_their_own(tmp_path: Path) -> None:
+    with Server("--model", "demo", home=tmp_path) as server:
+        threads = Path(f"/proc/{server.process.pid}/task")
+        before = len(list(threads.iterdir()))
+        with ThreadPoolExecutor(8) as pool:
+            refused = [*pool.map(lambda _: ask(server, CHAT, b"{"), range(32)), ask(server, "/nowhere", b"")]
+        assert {answer.status for answer in refused} == {400, 404}
+        assert len(list(threads.iterdir())) == before
