@@ -522,3 +522,26 @@ def test_the_end_during_a_step_that_takes_long() -> None:
             Rows.gate.set()
 
     run(test())
+
+
+def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    shelf = Shelf()
+    engines = []
+
+    async def test() -> None:
+        engines.append(Engine(shelf.load, Worker(MLXRunner), Limits(64, 256)))
+        Rows.gate.set()
+        reply = await engines[0].generate(A, 1, planned(ENDLESS))
+        assert await anext(reply)
+        # As at the end of the server: the loop does not wait for the step that is being done.
+        Rows.gate.clear()
+        await asyncio.sleep(0.01)
+
+    run(test())
+    engines[0].close()
+    Rows.gate.set()
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("mlx") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert caplog.records == []

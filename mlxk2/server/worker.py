@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from mlxk2.errors import ModelError
@@ -171,7 +171,9 @@ class Worker:
 
     def _on_loop(self, function: Callable[..., None], *args: object) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(function, *args)
+            # A step may outlast the loop, and then nobody waits for anything.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *args)
 
 
 def _put(parts: Iterable[tuple[Reply, int, Chunk]]) -> None:
