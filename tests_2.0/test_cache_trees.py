@@ -1,0 +1,112 @@
+"""Caches that nobody would write: any files of any bytes and names anywhere, and links to anything.
+
+Every command has an answer that conforms, reads nothing outside, and leaves what is not its own alone. MLXK2_FUZZ tries
+so many times as many trees.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, mutations
+from layouts import COMMIT, SENTINEL, Hub, chat_model, gguf_model, sharded_model
+from places import data_of, tree
+
+SEED = 20_251_124
+NAMES = (
+    "hub", "models--org--model", "models--org--neighbour", "models--", "models----", "models--a", "models--a--b--c",
+    "models--org--x---y", "datasets--a--b", "spaces--a--b", "version.txt", ".locks", "blobs", "refs", "snapshots",
+    "main", COMMIT, COMMIT[:39], COMMIT.upper(), "0" * 40, "config.json", "model.safetensors", "tokenizer.json",
+    "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md", "x.gguf", "x.incomplete",
+    "x.partial", "tokenizer_config.json", "chat_template.jinja", ".no_exist", "a b", "a\nb", "\x1b[31m", "é", "..x",
+    "x" * 255, "-rf", "{}", "\ufeff", "models--" + "y" * 240,
+)  # fmt: skip
+NO_UTF8 = () if os.uname().sysname == "Darwin" else ("\udcff", "models--\udcff--x", "models--org--\udc80")
+TARGETS = ("/etc/passwd", "/", ".", "..", "../..", "nowhere", "/dev/zero", "/proc/self/environ", "x", "../" * 30, "")
+SOUND: Sequence[Callable[[], Any]] = (chat_model, sharded_model, gguf_model)
+SECRET = b"a secret of somebody else"
+
+
+def grow(source: random.Random, hub: Hub, outside: Path) -> None:
+    """Let a cache grow wild: some sound models, then things at random places, and some of what is there damaged."""
+    for name in source.sample(("org/model", "org/other", "solo", "a/b"), k=source.randrange(3)):
+        hub.add(name, source.choice(SOUND)())
+    for _ in range(source.randrange(1, 25)):
+        place = source.choice([Path(folder) for folder, _, _ in os.walk(hub.path)])
+        put(source, place / source.choice(NAMES + NO_UTF8), outside)
+    there = sorted(Path(folder, name) for folder, _, names in os.walk(hub.path) for name in names)
+    for path in source.sample(there, k=min(len(there), source.randrange(4))):
+        if path.name != SENTINEL:
+            path.unlink()
+            put(source, path, outside)
+
+
+def put(source: random.Random, path: Path, outside: Path) -> None:
+    """Put something where there is nothing yet."""
+    if os.path.lexists(path) or path.name == SENTINEL:
+        return
+    kind = source.randrange(8)
+    if kind < 3:
+        path.mkdir()
+    elif kind < 5:
+        path.write_bytes(source.choice(HOSTILE_BYTES + HOSTILE_JSON))
+    elif kind == 5:
+        path.write_bytes(next(mutations(source, source.choice(list(source.choice(SOUND)().values())), 1)))
+    elif kind == 6:
+        path.symlink_to(source.choice([*filter(None, TARGETS), str(outside), os.path.relpath(outside, path.parent)]))
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.timeout(300 + 30 * EFFORT)
+def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Any) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_bytes(SECRET)
+    kept = tree(outside)
+    for number in range(40 * EFFORT):
+        source = random.Random(SEED + number)
+        path = tmp_path / f"tree-{number}" / "hub"
+        path.mkdir(parents=True)
+        (path / SENTINEL).touch()
+        monkeypatch.setenv("HF_HOME", str(path.parent))
+        monkeypatch.setenv("HF_HUB_CACHE", str(path))
+        grow(source, Hub(path), outside)
+        try:
+            assert_is_answered(mlxk2, path)
+        except BaseException as error:
+            error.add_note(f"tree {number}: {sorted(os.listdir(path))}")
+            raise
+        assert tree(outside) == kept
+        shutil.rmtree(path.parent)
+
+
+def assert_is_answered(mlxk2: Any, hub: Path) -> None:
+    """List, health and show agree about a cache; rm removes what it says and nothing else."""
+    listed = data_of(mlxk2("list", "--json"), "list")["models"]
+    health = data_of(mlxk2("health", "--deep", "--json"), "health")
+    assert health["summary"]["total"] == len(listed) == len(health["healthy"]) + len(health["unhealthy"])
+    unhealthy = {model["name"] for model in listed if model["health"] == "unhealthy"}
+    # Only the deep look finds bytes that changed; what the quick one finds, both do.
+    assert unhealthy <= {entry["name"] for entry in health["unhealthy"]}
+    for words in (["list"], ["list", "--all", "--health", "--verbose"], ["health"]):
+        result = mlxk2(*words)
+        assert result.code == 0 and "\x1b" not in result.out and SECRET.decode() not in result.out
+    # One that a broken folder name gives may be a path, of the disk's root even.
+    named = [model for model in listed if not model["name"].startswith(("/", "."))]
+    for model in named:
+        for word in ("show", "rm"):
+            options = ["--files", "--config"] if word == "show" else ["--dry-run"]
+            result = mlxk2(word, model["name"], *options, "--json")
+            assert result.code in (0, 1) and SECRET.decode() not in result.out, result
+    for model in named[:1]:
+        others = {path.name for path in hub.iterdir()}
+        result = mlxk2("rm", model["name"], "--force", "--json")
+        gone = others - {path.name for path in hub.iterdir()}
+        assert len(gone) <= 1 and (result.code == 1 or gone), result
