@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench schema clean
+.PHONY: demo test lint bench soak schema clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlxk2 run demo "What is the capital of France?"
@@ -19,6 +19,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tools/soak $(ARGS)
 
 schema: $(VENV)/.installed-dev
 	$(BIN)/python tools/generate_schema.py

@@ -1,0 +1,70 @@
+"""What must be true when all is over: nothing held, nothing left, the cache whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gauges
+from gauges import Held
+from judge import Judge
+from librarian import Librarian
+from life import Life
+from models import BULK, TALE, WALK
+from programs import Programs
+from world import World
+
+# What a hub folder has besides models when nobody is at work.
+_ENTRIES = {".locks", "TEST_SENTINEL", "CACHEDIR.TAG"}
+_UNFINISHED = (".incomplete", ".partial", ".tmp")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured at the end; memory in bytes at the beginning and the end of the last life."""
+
+    memory: tuple[int, int] | None
+    at_start: Held | None
+    at_end: Held | None
+    left: list[str]
+
+
+async def audit(world: World, judge: Judge, life: Life, librarian: Librarian, programs: Programs) -> Findings:
+    """Look at everything, end the server, and complain to the judge of what is not as it should be."""
+    memory = gauges.settled(life.samples)
+    at_end = await life.settle()
+    _compare(judge, memory, life.at_start, at_end)
+    await librarian.fill()
+    await _check_cache(judge, programs)
+    await life.stop()
+    # What was killed, and what it had started, ends a moment later.
+    await asyncio.sleep(1)
+    left = [*_left_in(world), *(f"process {pid}" for pid in world.processes())]
+    if left:
+        judge.complain(f"left behind: {left}")
+    return Findings(memory, life.at_start, at_end, left)
+
+
+def _compare(judge: Judge, memory: tuple[int, int] | None, at_start: Held | None, at_end: Held | None) -> None:
+    if memory is not None and memory[1] > gauges.MOST_GROWTH * memory[0]:
+        judge.complain(f"the memory grows from {memory[0]:,} to {memory[1]:,} bytes in one life")
+    if at_start is not None and at_end is not None:
+        for what, before, after in zip(Held._fields, at_start, at_end, strict=True):
+            if after > before:
+                judge.complain(f"the server had {before} {what} at the start of its life, and has {after} at the end")
+
+
+async def _check_cache(judge: Judge, programs: Programs) -> None:
+    data = await programs.run("health", "--deep")
+    healthy = [entry["name"] for entry in (data or {}).get("healthy", ())]
+    if healthy != sorted((WALK, TALE, BULK)) or (data and data["unhealthy"]):
+        judge.complain(f"the cache is not healthy at the end: {data}")
+
+
+def _left_in(world: World) -> Iterator[str]:
+    yield from (str(path) for path in world.temporary.iterdir())
+    for path in world.cache.iterdir():
+        if not path.name.startswith("models--") and path.name not in _ENTRIES:
+            yield str(path)
+    yield from (str(path) for path in world.cache.rglob("*") if path.name.endswith(_UNFINISHED))

@@ -1,0 +1,199 @@
+"""The ways a question takes to the server: plain HTTP, OpenAI's own client, and a reader that is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import httpx
+import openai
+from answers import JSON, Answer, Lost, Odd, Outcome, Page, of_chunks, of_error, of_events, of_whole
+from questions import CHAT, Question
+
+# Seconds; on a busy machine, with a server that is stopped now and then and swaps models all the time.
+PATIENCE = 120.0
+KEY = "soak"
+_SLOW_BYTES, _SLOW_PAUSE = 512, 0.02
+
+Ask = Callable[[Question], Awaitable[Outcome]]
+
+
+class Channels:
+    """A client of the server at `url`, which keeps its connections."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._http = httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False)
+        plain = httpx.AsyncClient(timeout=PATIENCE, trust_env=False)
+        self._openai = openai.AsyncOpenAI(
+            base_url=f"{url}/v1",
+            api_key=KEY,
+            max_retries=0,
+            http_client=plain,  # type: ignore[arg-type,unused-ignore] # takes this, too
+        )
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await self._http.aclose()
+        await self._openai.close()
+
+    def choose(self, question: Question, rng: Random) -> tuple[Question, Ask]:
+        """A way that suits the question, which may become one for a stream."""
+        if not isinstance(question.body, dict) or question.refusal:
+            return question, self.plainly
+        asked = question.as_stream if rng.random() < 0.5 else question
+        if asked is not question and rng.random() < 0.15:
+            return asked, self.slowly
+        is_official = question.path == CHAT and rng.random() < 0.4
+        return asked, self.officially if is_official else self.plainly
+
+    async def plainly(self, question: Question) -> Outcome:
+        """Ask over HTTP, and see everything that comes back."""
+        has_begun = False
+        try:
+            async with asyncio.timeout(PATIENCE), self._http.stream(**_request(question)) as response:
+                has_begun = True
+                text = (await response.aread()).decode()
+                return _read(question, response, text)
+        except TimeoutError:
+            return Lost("late", f"nothing for {PATIENCE:g} s")
+        except httpx.TransportError as fault:
+            return _lost(fault, has_begun)
+
+    async def officially(self, question: Question) -> Outcome:
+        """Ask with OpenAI's client."""
+        chunks: list[JSON] = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._officially(question, chunks)
+        except TimeoutError:
+            return Lost("late", f"nothing for {PATIENCE:g} s")
+        except openai.APIStatusError as fault:
+            after = fault.response.headers.get("Retry-After")
+            return of_error(fault.status_code, fault.response.json(), retry_after=after)
+        except openai.APIConnectionError as fault:
+            return _lost(fault.__cause__ or fault, bool(chunks))
+        except httpx.TransportError as fault:
+            return _lost(fault, True)
+        except openai.APIError as fault:
+            return of_error(200, {"error": fault.body}, in_stream=True)
+
+    async def _officially(self, question: Question, chunks: list[JSON]) -> Outcome:
+        assert isinstance(question.body, dict)
+        # What OpenAI does not define goes beside its own fields.
+        body = dict(question.body)
+        extra = {name: body.pop(name) for name in ("top_k",) if name in body}
+        answer = await self._openai.chat.completions.create(**body, extra_body=extra)
+        if not body.get("stream"):
+            return of_whole(answer.model_dump())
+        async for chunk in answer:
+            chunks.append(chunk.model_dump())
+        return _whole_or_cut(chunks)
+
+    async def slowly(self, question: Question) -> Outcome:
+        """Ask for a stream, and read it in small pieces with pauses."""
+        raw = b""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                reader, writer = await connection(self._url, small=True)
+                try:
+                    writer.write(request_bytes(question))
+                    while piece := await reader.read(_SLOW_BYTES):
+                        raw += piece
+                        await asyncio.sleep(_SLOW_PAUSE)
+                finally:
+                    writer.close()
+        except TimeoutError:
+            return Lost("late", f"no end within {PATIENCE:g} s, after {raw[-300:]!r}")
+        except OSError as fault:
+            return Lost("slow" if raw else "refused", repr(fault))
+        return _read_raw(raw)
+
+
+async def connection(url: str, *, small: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of our own to the server; a `small` one can't take much that is not read."""
+    sock = socket.socket()
+    if small:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    try:
+        address = httpx.URL(url)
+        await asyncio.get_running_loop().sock_connect(sock, (address.host, address.port))
+        return await asyncio.open_connection(sock=sock, limit=_SLOW_BYTES)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def request_bytes(question: Question) -> bytes:
+    """The request as it goes over the wire, on a connection that is for it alone."""
+    body = json.dumps(question.body).encode()
+    head = (
+        f"POST {question.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _request(question: Question) -> JSON:
+    body = question.body
+    headers = {"Authorization": f"Bearer {'wrong' if question.key_is_wrong else KEY}"}
+    content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    return {"method": question.method, "url": question.path, "content": content, "headers": headers}
+
+
+def _read(question: Question, response: httpx.Response, text: str) -> Outcome:
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        return of_events(text)
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return Odd(f"status {response.status_code} with {text[:300]!r}")
+    if question.method == "GET" and "error" not in document:
+        return Page(response.status_code, document)
+    if response.status_code != 200:
+        return of_error(response.status_code, document, retry_after=response.headers.get("Retry-After"))
+    return of_whole(document)
+
+
+def _read_raw(raw: bytes) -> Outcome:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    if not head:
+        return Lost("closed", "not a byte came")
+    status = int(head.split()[1])
+    if status == 200:
+        found = of_events(_joined(body).decode(errors="replace"))
+        # One that reads slowly may be cut off at the server's end.
+        return Lost("slow", found.detail) if isinstance(found, Lost) else found
+    after = "1" if b"retry-after" in head.lower() else None
+    return of_error(status, json.loads(body), retry_after=after)
+
+
+def _joined(body: bytes) -> bytes:
+    """The chunks of a body, put together as far as they have come."""
+    pieces = []
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        pieces.append(body[:length])
+        body = body[length + 2 :]
+    return b"".join(pieces)
+
+
+def _whole_or_cut(chunks: list[JSON]) -> Answer | Lost:
+    answer = of_chunks(chunks)
+    is_whole = bool(answer.texts) and answer.texts.keys() == answer.reasons.keys()
+    return answer if is_whole else Lost("cut", f"after {len(chunks)} chunks")
+
+
+def _lost(fault: BaseException, has_begun: bool) -> Lost:
+    if isinstance(fault, httpx.TimeoutException):
+        return Lost("late", repr(fault))
+    if isinstance(fault, httpx.ConnectError):
+        return Lost("refused", repr(fault))
+    return Lost("cut" if has_begun else "closed", repr(fault))
+
+

@@ -1,0 +1,112 @@
+"""What is right, what is a clean error that was to be expected at that time, and what is neither."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from answers import Answer, Lost, Odd, Outcome, Page, Refusal
+from questions import Question
+
+# The times in which the server is being ended and started again.
+RESTART = "restart"
+_MISSING = {(404, "model_not_found"), (400, "model_unhealthy")}
+_MOST_SHOWN = 20
+
+Span = tuple[float, float]
+
+
+@dataclass
+class Timeline:
+    """What was out of order when, in seconds since the start."""
+
+    start: float = field(default_factory=time.monotonic)
+    _spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    _open: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    @contextmanager
+    def out_of_order(self, what: str) -> Iterator[None]:
+        """What happens inside may show in all that overlaps with it."""
+        assert what not in self._open
+        self._open[what] = self.now
+        yield
+        # Not after a fault: then it stays out of order.
+        self._spans[what].append((self._open.pop(what), self.now))
+
+    def was_out_of_order(self, what: str, since: float) -> bool:
+        """Whether something was out of order at any time since then."""
+        return what in self._open or any(end >= since for _, end in self._spans[what])
+
+
+class Judge:
+    """Counts what came of everything, and prints in full what should not have come."""
+
+    def __init__(self, timeline: Timeline, seed: int) -> None:
+        self.timeline = timeline
+        self.counts: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.unexpected: list[str] = []
+        self.latencies: dict[str, list[float]] = defaultdict(list)
+        self._seed = seed
+
+    def answered(self, question: Question, outcome: Outcome, since: float) -> None:
+        """Judge what came of a question that was asked at that time."""
+        kind, complaint = self._verdict(question, outcome, since)
+        if complaint is not None:
+            self.complain(f"{question.kind} {question.path} {str(question.body)[:500]}: {complaint}")
+            return
+        self.counts[kind] += 1
+        if isinstance(outcome, Answer | Page):
+            self.latencies[question.kind].append(self.timeline.now - since)
+
+    def done(self, fault: str) -> None:
+        """Note a fault that was made, with its time."""
+        self.faults[fault.partition(":")[0]] += 1
+        print(f"[{self.timeline.now:6.1f}] {fault}", file=sys.stderr, flush=True)
+
+    def complain(self, complaint: str) -> None:
+        """Note what should not have happened."""
+        self.unexpected.append(complaint)
+        if len(self.unexpected) <= _MOST_SHOWN:
+            text = f"[{self.timeline.now:6.1f}] UNEXPECTED (seed {self._seed}): {complaint}"
+            print(text, file=sys.stderr, flush=True)
+
+    def _verdict(self, question: Question, outcome: Outcome, since: float) -> tuple[str, str | None]:
+        if isinstance(outcome, Answer | Page):
+            return f"right: {question.kind}", self._fault_of_answer(question, outcome, since)
+        if isinstance(outcome, Refusal):
+            return self._of_refusal(question, outcome, since)
+        if isinstance(outcome, Odd):
+            return "", outcome.detail
+        return self._of_loss(outcome, since)
+
+    def _fault_of_answer(self, question: Question, answer: Answer | Page, since: float) -> str | None:
+        is_restarting = self.timeline.was_out_of_order(RESTART, since)
+        if isinstance(answer, Page) and answer.status == 503 and is_restarting:
+            return None
+        return question.check(answer)
+
+    def _of_refusal(self, question: Question, refusal: Refusal, since: float) -> tuple[str, str | None]:
+        what = (refusal.status, refusal.code)
+        if what == question.refusal:
+            return f"refused: {refusal.status} {refusal.code}", None
+        if refusal.code == "shutting_down" and self.timeline.was_out_of_order(RESTART, since):
+            return f"restart: {'stream ended with the mark' if refusal.in_stream else '503 shutting_down'}", None
+        if what == (503, "server_busy") and refusal.retry_after:
+            return "busy: 503 server_busy", None
+        if what in _MISSING and self.timeline.was_out_of_order(question.model, since):
+            return f"damaged: {refusal.status} {refusal.code}", None
+        return "", f"{refusal}"
+
+    def _of_loss(self, lost: Lost, since: float) -> tuple[str, str | None]:
+        is_clean = lost.how in ("refused", "closed", "slow") and self.timeline.was_out_of_order(RESTART, since)
+        return f"restart: connection {lost.how}", None if is_clean else f"{lost}"

@@ -1,0 +1,142 @@
+"""The server's lives: started, frozen for seconds, ended by SIGTERM under load, and started again on its port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+
+import gauges
+import httpx
+from channels import KEY, PATIENCE
+from gauges import Held, Sample
+from judge import RESTART, Judge
+from models import DEMO, WALK
+from questions import CHAT, FACTS, HEALTH, MODELS, chat
+from serving import Server
+from world import World
+
+# Seconds that the end may take, as promised.
+LONGEST_END = 5.0
+_ARGUMENTS = ("--model", "demo", "--prompt-cache-bytes", "4MB", "--max-concurrent", "8", "--max-queue", "64")
+# As many requests at once, so often, as make all threads that look at the disk come into being.
+_LOOKERS, _ROUNDS = 32, 3
+# Seconds until clients that are gone must be forgotten.
+_MOST_IDLE_WAIT = 20.0
+
+
+class Life:
+    """One server after the other at the same address; `open` is set when others may ask it."""
+
+    def __init__(self, world: World, judge: Judge) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.port = 0
+        self.ends: list[float] = []
+        self.samples: list[Sample] = []
+        self.at_start: Held | None = None
+        self._world = world
+        self._judge = judge
+        self._alone = asyncio.Lock()
+        self._held = ExitStack()
+        self._server: Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server answers, in all its lives."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        environment = {**self._world.environment, "MLXK2_API_KEY": KEY}
+        server = Server(*_ARGUMENTS, "--port", str(self.port), home=self._world.home, environment=environment)
+        # Also if this is cancelled before it is ready.
+        self._held.push(server)
+        self._server = await asyncio.to_thread(server.__enter__)
+        self.port = server.port
+        self.samples = []
+
+    async def restart(self, *, last: bool) -> None:
+        """End the server under load and start the next; the `last` one is measured before others may ask it."""
+        async with self._alone:
+            with self._judge.timeline.out_of_order(RESTART):
+                self._judge.done("the server is ended and started again")
+                await self.stop()
+                if last:
+                    self.open.clear()
+                await self.start()
+            if last:
+                self.at_start = await self.settle()
+                self.open.set()
+
+    async def stop(self) -> None:
+        """End the server as `kill` does, and see how."""
+        assert self._server is not None
+        begun = time.monotonic()
+        try:
+            code = await asyncio.to_thread(self._server.stop)
+        except subprocess.TimeoutExpired:
+            self._judge.complain("SIGTERM does not end the server")
+            code = 0
+        self.ends.append(time.monotonic() - begun)
+        log = self._server.err
+        self._held.close()
+        if code != 0 or self.ends[-1] > LONGEST_END:
+            self._judge.complain(f"after SIGTERM the server ended with {code} in {self.ends[-1]:.1f} s")
+        before, traceback, after = log.partition("Traceback")
+        if traceback:
+            self._judge.complain(f"the server's log has a traceback:\n{before[-500:]}{traceback}{after[:4000]}")
+
+    def kill(self) -> None:
+        """End the server at once, whatever it does."""
+        self._held.close()
+
+    async def settle(self) -> Held | None:
+        """Let an idle server do a little of everything; what it holds when nothing is left to do.
+
+        Complains of answers and requests that are under way although nobody asks.
+        """
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=PATIENCE, trust_env=False, headers={"Authorization": f"Bearer {KEY}"}
+        ) as client:
+            for model in (WALK, DEMO):
+                await client.post(CHAT, json=chat(*list(FACTS)[:1], model=model, max_tokens=8))
+            for _ in range(_ROUNDS):
+                await asyncio.gather(*(client.get(MODELS) for _ in range(_LOOKERS)))
+            await self._wait_until_idle(client)
+        # The server needs a moment to see that the connections are gone.
+        await asyncio.sleep(1)
+        return gauges.held_by(self.pid)
+
+    async def _wait_until_idle(self, client: httpx.AsyncClient) -> None:
+        deadline = time.monotonic() + _MOST_IDLE_WAIT
+        while (state := (await client.get(HEALTH)).json())["active"] or state["queued"]:
+            if time.monotonic() > deadline:
+                self._judge.complain(f"nobody asks, and yet /health says {state}")
+                return
+            await asyncio.sleep(0.1)
+
+    def measure(self) -> None:
+        """Note the server's memory."""
+        size = gauges.memory_of(self.pid)
+        if size is not None:
+            self.samples.append((self._judge.timeline.now, size))
+
+    async def freeze(self, seconds: float) -> None:
+        """Stop the server's process for seconds, as a laptop's lid does."""
+        async with self._alone:
+            self._judge.done(f"the server is frozen: for {seconds:.1f} s")
+            os.kill(self.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        """The process that serves now."""
+        assert self._server is not None
+        return self._server.process.pid

@@ -1,0 +1,142 @@
+"""The load: clients with a seeded mix of requests, each on its own way through all faults until the time is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from random import Random
+
+import questions
+from answers import Answer
+from channels import Channels
+from judge import Judge
+from librarian import Librarian
+from life import Life
+from questions import Question
+from rudeness import be_rude
+
+CLIENTS = 10
+RUDE_CLIENTS = 2
+# Of the time, the part in which the server is ended now and then; what remains is one life.
+_RESTARTS_UNTIL = 0.55
+# Seconds.
+_BETWEEN_SAMPLES = 0.5
+_BETWEEN_FAULTS = 4.0
+
+
+class Load:
+    """All that goes on at the same time; `over` is set when it shall end."""
+
+    def __init__(self, seed: int, seconds: float, judge: Judge, life: Life, librarian: Librarian) -> None:
+        self.over = asyncio.Event()
+        self._seed = seed
+        self._seconds = seconds
+        self._judge = judge
+        self._life = life
+        self._librarian = librarian
+        self._known: list[Question] = []
+
+    async def learn(self) -> None:
+        """Ask what is repeatable once, while nothing else is asked, and remember the answers."""
+        channels = Channels(self._life.url)
+        for question in questions.repeatable(self._rng("questions")):
+            answer = await channels.plainly(question)
+            if not isinstance(answer, Answer):
+                raise RuntimeError(f"{question} can't be asked alone: {answer}")
+            self._known.append(questions.remembered(question, answer))
+        await channels.close()
+
+    async def run(self) -> None:
+        """Load the server for the time, with faults; returns when all have ended what they were at."""
+        doers = [
+            *(self._ask(self._rng(f"client {number}")) for number in range(CLIENTS)),
+            *(self._vanish(self._rng(f"rude {number}")) for number in range(RUDE_CLIENTS)),
+            self._keep(), self._look(), self._freeze(), self._restart(), self._measure(),
+        ]  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            for doer in doers:
+                group.create_task(doer)
+            await asyncio.sleep(self._seconds)
+            self.over.set()
+
+    def _rng(self, who: str) -> Random:
+        return Random(f"{self._seed} {who}")
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.over.wait(), seconds)
+
+    async def _ask(self, rng: Random) -> None:
+        channels = Channels(self._life.url)
+        while not self.over.is_set():
+            await self._life.open.wait()
+            question, ask = channels.choose(self._choose(rng), rng)
+            since = self._judge.timeline.now
+            outcome = await ask(question)
+            self._judge.counts[f"asked: {ask.__name__}"] += 1
+            self._judge.answered(question, outcome, since)
+            if not isinstance(outcome, Answer):
+                await self._pause(0.2)
+        await channels.close()
+
+    def _choose(self, rng: Random) -> Question:
+        kinds: dict[Callable[[Random], Question], int] = {
+            lambda rng: rng.choice(self._known): 10,
+            questions.a_fact: 4,
+            questions.a_walk: 4,
+            questions.a_stopped_walk: 2,
+            questions.a_tale: 4,
+            questions.a_wrong_one: 4,
+            questions.an_unloadable_one: 1,
+            questions.a_look: 3,
+        }
+        (make,) = rng.choices(list(kinds), list(kinds.values()))
+        return make(rng)
+
+    async def _vanish(self, rng: Random) -> None:
+        while not self.over.is_set():
+            await self._life.open.wait()
+            done = await be_rude(self._life.url, rng.choice(self._known).as_stream, rng)
+            if done is not None:
+                self._judge.faults[done] += 1
+            await self._pause(rng.random())
+
+    async def _keep(self) -> None:
+        rng = self._rng("keep")
+        while True:
+            for task in self._librarian.tasks:
+                if self.over.is_set():
+                    return
+                await task()
+                await self._pause(rng.uniform(0.5, 1) * _BETWEEN_FAULTS)
+
+    async def _look(self) -> None:
+        rng = self._rng("look")
+        while not self.over.is_set():
+            await self._librarian.look()
+            await self._pause(rng.uniform(0.5, 1) * _BETWEEN_FAULTS)
+
+    async def _freeze(self) -> None:
+        await self._now_and_then(self._rng("freeze"), lambda rng: self._life.freeze(rng.uniform(0.5, 3)))
+
+    async def _now_and_then(self, rng: Random, do: Callable[[Random], Awaitable[None]]) -> None:
+        while not self.over.is_set():
+            await self._pause(rng.uniform(1, 3) * _BETWEEN_FAULTS)
+            if not self.over.is_set():
+                await do(rng)
+
+    async def _restart(self) -> None:
+        rng = self._rng("restart")
+        until = self._judge.timeline.now + self._seconds * _RESTARTS_UNTIL
+        while (pause := rng.uniform(3, 8) * _BETWEEN_FAULTS) < until - self._judge.timeline.now:
+            await asyncio.sleep(pause)
+            await self._life.restart(last=False)
+        await asyncio.sleep(max(0.0, until - self._judge.timeline.now))
+        await self._life.restart(last=True)
+
+    async def _measure(self) -> None:
+        while not self.over.is_set():
+            if self._life.open.is_set():
+                self._life.measure()
+            await self._pause(_BETWEEN_SAMPLES)

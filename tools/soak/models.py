@@ -1,0 +1,60 @@
+"""The models under load, and what their answers may be.
+
+`demo` comes along and is always there. WALK never changes; each of its letters is followed by one of a few, so that
+any answer can be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull
+to be killed on the way; its files are sound, but can't be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pulling import MIB, big_model
+from tiny_models import END, LETTERS, NEWLINE, SPACE, say, write_chain
+
+DEMO, WALK, TALE, BULK = "demo", "soak/walk", "soak/tale", "soak/bulk"
+# A chain says no word twice.
+EDITIONS = tuple(f"Once upon some time there was the {place}" for place in ("sea", "wood", "hill"))
+_BULK_BYTES = 6 * MIB
+_STEPS = (1, 2, 5)
+_ENDS = "dmtz"
+
+FOLLOWS: Mapping[str, Sequence[str]] = {
+    NEWLINE: LETTERS,
+    **{
+        letter: [LETTERS[(place + step) % len(LETTERS)] for step in _STEPS] + [END] * (letter in _ENDS)
+        for place, letter in enumerate(LETTERS)
+    },
+}
+
+
+def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
+    """What is wrong with an answer of WALK that no stop string ended; None if it can be one."""
+    for letter in text:
+        if letter not in FOLLOWS[after]:
+            return f"{letter!r} can't follow {after!r}"
+        after = letter
+    if reason == "stop" and END not in FOLLOWS[after]:
+        return f"the answer can't end after {after!r}"
+    return None
+
+
+def walk(folder: Path) -> dict[str, bytes]:
+    """The files of WALK; `folder` is a place to make them in."""
+    return _files(write_chain(folder / "walk", FOLLOWS))
+
+
+def tale(folder: Path, edition: int) -> dict[str, bytes]:
+    """The files of TALE as it says EDITIONS[edition]."""
+    first, *rest = EDITIONS[edition].split(" ")
+    return _files(write_chain(folder / f"tale-{edition}", say(first, *(SPACE + word for word in rest))))
+
+
+def bulk() -> dict[str, bytes]:
+    """The files of BULK."""
+    return big_model(_BULK_BYTES)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,211 @@
+"""What is asked of the server, in a seeded mix, each question with what may come of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from answers import JSON, Answer, Page
+from models import BULK, DEMO, EDITIONS, TALE, WALK, fault_of_walk
+
+CHAT, COMPLETIONS, HEALTH, MODELS = "/v1/chat/completions", "/v1/completions", "/health", "/v1/models"
+# What the demo says to these at temperature 0.
+FACTS = {
+    "What is the capital of France?": "The capital of France is Paris.",
+    "What is 3 + 4?": "3 + 4 = 7.",
+    "Hello": "Hello! How can I help you?",
+}
+_LONG = "Count from 1 to 100."
+_CONTEXT = 4096
+_LIMITS = {"demo": 48, "long": 200}
+_STOPS = ("e", "mn", "kq")
+
+# What is wrong with an answer, or None.
+Check = Callable[[Answer | Page], str | None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: `refusal` is the status and code that it must be refused with, where it is wrong itself."""
+
+    kind: str
+    path: str
+    body: JSON | bytes | None
+    check: Check = lambda _: None
+    refusal: tuple[int, str] | None = None
+    model: str = DEMO
+    method: str = "POST"
+    key_is_wrong: bool = False
+
+    @property
+    def as_stream(self) -> Question:
+        """The same, asked for as a stream."""
+        assert isinstance(self.body, dict)
+        return replace(self, body={**self.body, "stream": True, "stream_options": {"include_usage": True}})
+
+    @property
+    def key(self) -> str:
+        """What tells it from others that have another answer."""
+        return f"{self.path} {json.dumps(self.body, sort_keys=True)}"
+
+
+def chat(*turns: str, **fields: object) -> JSON:
+    """The body of a chat in which user and assistant take turns."""
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return {"messages": messages, "model": DEMO, **fields}
+
+
+# -------------------------------------------------------------------------------------- the same whenever it is asked
+
+
+def repeatable(rng: Random) -> list[Question]:
+    """Questions whose answers depend on nothing but the question: greedy, or with a seed."""
+    fact, said = rng.choice(list(FACTS.items()))
+    filler = " ".join(str(rng.randrange(1000)) for _ in range(400))
+    seeds = [rng.randrange(1 << 31) for _ in range(4)]
+    limit = _LIMITS["demo"]
+    bodies = [
+        ("long", CHAT, chat(_LONG, temperature=0, max_tokens=_LIMITS["long"])),
+        ("follow-up", CHAT, chat(fact, said, "What is 3 + 4?", temperature=0)),
+        ("follow-up", CHAT, chat(fact, said, "Hello", FACTS["Hello"], _LONG, temperature=0, max_tokens=limit)),
+        ("long prompt", CHAT, chat(filler, temperature=0, max_tokens=8)),
+        ("seeded", CHAT, chat(_LONG, seed=seeds[0], temperature=1.5, max_tokens=limit, n=3)),
+        ("seeded", CHAT, chat("Hello", seed=seeds[1], temperature=2, top_k=50, max_tokens=limit)),
+        ("seeded", CHAT, chat("Hello", seed=seeds[2], top_p=0.9, frequency_penalty=1, max_tokens=limit, stop=["?"])),
+        ("seeded", COMPLETIONS, {"model": DEMO, "prompt": ["One", "Two", "Three"], "seed": seeds[3], "max_tokens": 24}),
+        ("seeded", CHAT, chat("Walk.", model=WALK, seed=seeds[0], max_tokens=limit, n=2)),
+        ("logprobs", CHAT, chat(_LONG, temperature=0, max_tokens=24, logprobs=True, top_logprobs=3)),
+    ]
+    return [Question(kind, path, body, model=str(body["model"])) for kind, path, body in bodies]
+
+
+def remembered(question: Question, first: Answer) -> Question:
+    """The question with the answer that it got when nothing else was asked."""
+
+    def check(answer: Answer | Page) -> str | None:
+        assert isinstance(answer, Answer)
+        if answer.outcome != first.outcome:
+            return f"{answer.outcome} instead of {first.outcome}, as when it was asked alone"
+        return _fault_of_counts(answer, first)
+
+    return replace(question, check=check)
+
+
+def _fault_of_counts(answer: Answer, first: Answer) -> str | None:
+    assert answer.usage is not None and first.usage is not None
+    if answer.logprobs != first.logprobs:
+        return f"logprobs of {answer.logprobs} tokens instead of {first.logprobs}"
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    told, right = ({name: usage[name] for name in names} for usage in (answer.usage, first.usage))
+    return None if told == right else f"usage {told} instead of {right}"
+
+
+# --------------------------------------------------------------------------------------------- known from their models
+
+
+def a_fact(rng: Random) -> Question:
+    """The demo at temperature 0."""
+    asked, said = rng.choice(list(FACTS.items()))
+    return Question("greedy", CHAT, chat(asked, temperature=0), _says([said]))
+
+
+def a_tale(rng: Random) -> Question:
+    """The model that comes and goes."""
+    return Question("tale", CHAT, chat("Tell.", model=TALE, seed=rng.randrange(9)), _says(EDITIONS), model=TALE)
+
+
+def a_walk(rng: Random) -> Question:
+    """Letters by chance, of which each is checked."""
+    limit = rng.randrange(1, 60)
+    body = chat("Walk.", model=WALK, max_tokens=limit, n=rng.choice((1, 1, 4)), logprobs=True)
+
+    def check(answer: Answer | Page) -> str | None:
+        assert isinstance(answer, Answer)
+        faults = [fault_of_walk(text, reason) for text, reason in answer.outcome]
+        tokens = sum(len(text) + (reason == "stop") for text, reason in answer.outcome)
+        if any(faults):
+            return str(faults)
+        if answer.logprobs != {number: len(text) for number, text in answer.texts.items()}:
+            return f"logprobs of {answer.logprobs} tokens for {answer.texts}"
+        told = (answer.usage or {"completion_tokens": tokens})["completion_tokens"]
+        return None if told == tokens else f"{told} tokens told of {answer.outcome}"
+
+    return Question("sampled", CHAT, body, check, model=WALK)
+
+
+def a_stopped_walk(rng: Random) -> Question:
+    """Letters by chance, up to a stop string."""
+    start = rng.choice("abc")
+    body = {"model": WALK, "prompt": start, "max_tokens": 200, "stop": list(_STOPS)}
+
+    def check(answer: Answer | Page) -> str | None:
+        assert isinstance(answer, Answer)
+        text = answer.texts[0]
+        if any(stop in text for stop in _STOPS):
+            return f"a stop string is in {text!r}"
+        return fault_of_walk(text, "", after=start)
+
+    return Question("stop strings", COMPLETIONS, body, check, model=WALK)
+
+
+def _says(texts: Sequence[str]) -> Check:
+    def check(answer: Answer | Page) -> str | None:
+        assert isinstance(answer, Answer)
+        is_right = answer.outcome in ([(text, "stop")] for text in texts)
+        return None if is_right else f"{answer.outcome} is none of {texts}"
+
+    return check
+
+
+# ------------------------------------------------------------------------------------------------ wrong, and not asking
+
+
+def a_wrong_one(rng: Random) -> Question:
+    """A request that must be refused."""
+    hello = chat("Hello", max_tokens=4)
+    wrong: Mapping[tuple[int, str], JSON | bytes] = {
+        (400, "invalid_json"): b'{"messages": [',
+        (400, "context_length_exceeded"): chat("12 " * _CONTEXT),
+        (400, "decimal_above_max_value"): {**hello, "temperature": 7},
+        (400, "missing_required_parameter"): {"model": DEMO},
+        (400, "invalid_type"): {**hello, "max_tokens": "many"},
+        (400, "unsupported_parameter"): {**hello, "tools": [{"type": "function"}]},
+        (400, "invalid_value"): {**hello, "n": 100},
+        (404, "model_not_found"): {**hello, "model": "soak/none"},
+        (401, "invalid_api_key"): hello,
+    }
+    refusal, body = rng.choice(list(wrong.items()))
+    return Question("wrong", CHAT, body, _never_answered, refusal, key_is_wrong=refusal[0] == 401)
+
+
+def an_unloadable_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
+    """A model whose files are sound, and which yet can't be loaded."""
+    refusal = (400, "model_unhealthy")
+    return Question("unloadable", CHAT, chat("Hello", model=BULK), _never_answered, refusal, model=BULK)
+
+
+def _never_answered(answer: Answer | Page) -> str | None:
+    return f"{answer} was given to what must be refused"
+
+
+def a_look(rng: Random) -> Question:
+    """The state of the server, or its models."""
+    path = rng.choice((HEALTH, MODELS))
+    check = _fault_of_health if path == HEALTH else _fault_of_models
+    return Question(path, path, None, check, method="GET")
+
+
+def _fault_of_health(answer: Answer | Page) -> str | None:
+    assert isinstance(answer, Page)
+    state = answer.document
+    is_right = answer.status == 200 and state["status"] == "ok" and state["active"] >= 0 and state["queued"] >= 0
+    return None if is_right else f"{answer.status} {state}"
+
+
+def _fault_of_models(answer: Answer | Page) -> str | None:
+    assert isinstance(answer, Page)
+    names = [entry["id"] for entry in answer.document["data"]]
+    return None if {DEMO, WALK} <= set(names) and len(names) == len(set(names)) else f"the models are {names}"

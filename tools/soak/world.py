@@ -1,0 +1,118 @@
+"""The place of a soak: a home with a cache of its own, on a small disk where one can be had, and a hub."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+from hub import HubServer
+from serving import hub_of
+
+# A variable by which all processes of a soak are known, those also that nobody remembers.
+MARK = "MLXK2_SOAK"
+_DISK = "48m"
+# What is left of a disk that is full, in bytes.
+_LEFT = 1 << 20
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything is; `cache` is the hub folder, `is_small` tells whether its disk can be filled."""
+
+    folder: Path
+    hub: HubServer
+    mark: str
+    is_small: bool
+    tales: tuple[dict[str, bytes], ...]
+
+    @property
+    def home(self) -> Path:
+        """The user's home."""
+        return self.folder / "home"
+
+    @property
+    def cache(self) -> Path:
+        """The hub folder."""
+        return self.home / "hf" / "hub"
+
+    @property
+    def temporary(self) -> Path:
+        """Where temporary files go."""
+        return self.folder / "tmp"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What all programs see, the server too."""
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.temporary),
+            "HF_HOME": str(self.home / "hf"),
+            "HF_ENDPOINT": self.hub.url,
+            "XDG_CACHE_HOME": str(self.home / "caches"),
+            "NO_PROXY": "*",
+            "MLXK2_STRICT_TEST_DELETE": "1",
+            MARK: self.mark,
+        }
+
+    @contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """The cache's disk has no room inside the block."""
+        filler = self.home / "hf" / "filler"
+        free = shutil.disk_usage(filler.parent).free
+        try:
+            filler.write_bytes(bytes(max(0, free - _LEFT)))
+            yield
+        finally:
+            filler.unlink(missing_ok=True)
+
+    def processes(self) -> list[int]:
+        """All living processes of the soak but this one; none where /proc can't tell."""
+        mark = f"{MARK}={self.mark}".encode()
+        return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if mark in _environment_of(folder)]
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """A new world with its models on the hub and in the cache's reach; nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="mlxk2-soak-"))
+    disk = folder / "home" / "hf"
+    disk.mkdir(parents=True)
+    is_small = _mounted(disk)
+    try:
+        (folder / "tmp").mkdir()
+        hub_of(folder / "home")
+        tales = tuple(models.tale(folder / "models", edition) for edition in range(len(models.EDITIONS)))
+        with HubServer(folder / "server") as hub:
+            hub.add(models.WALK, models.walk(folder / "models"))
+            hub.add(models.TALE, tales[0])
+            hub.add(models.BULK, models.bulk())
+            yield World(folder, hub, secrets.token_hex(8), is_small, tales)
+    finally:
+        if is_small:
+            subprocess.run(["umount", "-l", disk], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mounted(place: Path) -> bool:
+    """Whether a small disk in memory could be put there."""
+    if shutil.which("mount") is None:
+        return False
+    words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(place)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def _environment_of(folder: Path) -> bytes:
+    # A process that ends meanwhile, and a zombie, have none.
+    with suppress(OSError):
+        return (folder / "environ").read_bytes()
+    return b""
