@@ -50,7 +50,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._arriving = Countdown(patience, self._give_up)
         self._leaving = Countdown(patience, self._give_up)
-        self._is_head = False
+        self._is_head = True
+        self._begins = False
         self._head = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -65,25 +66,26 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes; only those of an unfinished request are waited for."""
-        if self._arriving.is_running:
+        """Take the next bytes; only those of an unfinished request are waited for, of its head all together."""
+        if self._arriving.is_running and not self._is_head:
             self._arriving.start()
-        if self._is_head:
+        self._begins = False
+        super().data_received(data)
+        if self._is_head and not self._begins:
             self._head += len(data)
         if self._head > MOST_HEAD_BYTES:
             self._refuse(431, "The head of the request is larger than 64 KB.")
-        else:
-            super().data_received(data)
 
     def on_message_begin(self) -> None:
         """A request begins to come."""
         self._arriving.start()
-        self._is_head = True
+        self._is_head = self._begins = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head of a request is whole."""
         self._is_head, self._head = False, 0
+        self._arriving.start()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -301,6 +301,17 @@ def test_half_a_request_is_not_waited_for(impatient: Impatient, sent: bytes) -> 
         assert ended(connection, 10)
 
 
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for(impatient: Impatient) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
+        connection.settimeout(0.2)
+        deadline = time.monotonic() + 10
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 1000:
+                assert time.monotonic() < deadline, "it is still waited for"
+                connection.send(bytes([byte]))
+                time.sleep(0.1)
+
+
 def test_a_request_behind_another_is_not_waited_for_either(impatient: Impatient) -> None:
     first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     half = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"

@@ -330,6 +330,19 @@ def test_a_head_without_end_takes_no_memory(server: Server, part: bytes) -> None
         assert wire.rest()[:12] in (b"HTTP/1.1 431", b"")
 
 
+def test_a_large_body_is_no_part_of_the_head(server: Server) -> None:
+    body = QUESTION[:-1] + b',"x":"' + b"y" * 300_000 + b'"}'
+    request = post(CHAT, body, port=server.port)
+    with Wire(server.port) as wire:
+        for cut in (1, 30, len(request) - len(body) - 1):
+            wire.send(request[:cut])
+            time.sleep(0.05)
+            wire.send(request[cut:] + request[:5])
+            time.sleep(0.05)
+            wire.send(request[5:])
+            assert [wire.answer().status for _ in range(2)] == [200, 200]
+
+
 def test_a_very_long_path_is_answered(server: Server) -> None:
     for size in (10_000, 60_000, MB):
         with Wire(server.port) as wire:
