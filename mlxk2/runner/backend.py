@@ -16,8 +16,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_config, load_model, load_tokenizer
 
+from mlxk2.cache import integrity
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.store import Snapshot
 from mlxk2.errors import (
     InsufficientMemoryError,
+    ModelError,
     ModelNotRunnableError,
     ModelUnhealthyError,
     OperationError,
@@ -150,7 +154,11 @@ def _read_weights(model: Any, folder: Path, name: str) -> None:
         raise _unloadable(name, fault, folder) from fault
 
 
-def _unloadable(name: str, fault: Exception, folder: Path) -> ModelNotRunnableError:
+def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError:
+    """Return what to say of weights that can't be loaded; their files may be other ones than when they were checked."""
+    files = Contents(Snapshot(name, None, str(folder), roots=None))
+    if problem := integrity.first_problem(files, needs_tokenizer=False):
+        return ModelUnhealthyError(f"{name} is damaged: {problem}")
     return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,13 @@ def test_damaged_files_are_told_in_a_sentence(model_folder: Path, name: str) -> 
     assert "sound" in caught.value.message
     assert str(model_folder.parent) not in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 1000)], ids=["gone", "truncated"])
+def test_weights_that_were_damaged_since_they_were_checked(model_folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(model_folder / "model.safetensors")
+    with pytest.raises(ModelUnhealthyError, match="sound is damaged: "):
+        load(model_folder)
 
 
 def test_weights_that_do_not_fit_the_config(model_folder: Path) -> None:
