@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 Sample = tuple[float, int]
-# Seconds of a life of which something can be said about the memory, and the part of it that is warm-up.
-SHORTEST = 60.0
-_WARM_UP = 1 / 3
+# Seconds of a life of which something can be said about the memory, and the part of it in which it may grow: it does
+# until every kind of load has met every other.
+SHORTEST = 120.0
+_WARM_UP = 1 / 2
 # Of memory, the last samples' over the first ones'.
 MOST_GROWTH = 1.05
 

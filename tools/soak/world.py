@@ -51,8 +51,8 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """What all programs see, the server too."""
-        return {
-            "PATH": os.environ["PATH"],
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        return kept | {
             "LANG": "C.UTF-8",
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
