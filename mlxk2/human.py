@@ -82,11 +82,15 @@ def _nothing_listed(args: Namespace, data: ListData) -> str:
     count = data["count"]
     if not count:
         download = "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
-        return f"No model's name contains '{args.pattern}'." if args.pattern else download
+        return _unnamed(args.pattern) if args.pattern else download
     kind = "MLX models" if args.verbose else "MLX chat models"
     named, pattern = (f" named '{args.pattern}'", f" {shlex.quote(args.pattern)}") if args.pattern else ("", "")
     rest = "the other model" if count == 1 else f"all {count} models"
     return f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all"
+
+
+def _unnamed(pattern: str) -> str:
+    return f"No model's name contains '{pattern}'."
 
 
 def _list_columns(args: Namespace) -> list[str]:
@@ -150,11 +154,11 @@ def _metadata_facts(data: ShowData) -> dict[str, str]:
     return {key.replace("_", " ").capitalize(): str(value) for key, value in metadata.items()}
 
 
-def health(args: Namespace, data: HealthData) -> list[RenderableType]:  # noqa: ARG001
+def health(args: Namespace, data: HealthData) -> list[RenderableType]:
     """A line for every model, the unhealthy ones last, and the count."""
     summary = data["summary"]
     if not summary["total"]:
-        return ["No models found."]
+        return [_unnamed(args.pattern) if args.pattern else "No models found."]
     rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]
     count = f"{summary['healthy_count']} of {summary['total']} healthy"
     return [Listing(["Model", "Health", "Reason"], rows), "", count]

@@ -95,6 +95,11 @@ def test_an_empty_list_tells_of_its_pattern(hub, mlxk2):
     assert mlxk2("list", "a g").out == f"No MLX chat models named 'a g'. {advice}\n"
 
 
+def test_health_of_nothing_tells_of_its_pattern(hub, mlxk2):
+    hub.add("org/model", chat_model())
+    assert mlxk2("health", "nosuch").out == "No model's name contains 'nosuch'.\n"
+
+
 def test_show_tells_the_facts_in_words(filled, mlxk2):
     assert filled.path.is_dir()
     out = mlxk2("show", "org/strange").out

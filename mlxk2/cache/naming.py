@@ -60,7 +60,7 @@ def parse(argument: str) -> ModelArgument:
     if problem := _problem_of_name(name):
         raise ValidationError(f"Invalid model name {_shown(name)}: {problem}.")
     if at and name == DEMO:
-        raise ValidationError(f"`{DEMO}` is the model that comes along and has no revisions: write {DEMO} alone.")
+        raise ValidationError(f"`{DEMO}` is the model that comes with mlxk2 and has no revisions: write {DEMO} alone.")
     if at and (problem := _problem_of_revision(revision)):
         raise ValidationError(f"Invalid revision {_shown(revision)}: {problem}.")
     return ModelArgument(name, revision if at else None)

@@ -35,7 +35,7 @@ def run(args: Namespace) -> PullData:
 
 def _argument(argument: str) -> naming.ModelArgument:
     if argument == naming.DEMO:
-        raise ValidationError("`demo` comes along, there is nothing to download. Try: mlxk2 run demo")
+        raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
     if naming.is_path(argument):
         raise ValidationError(f"{argument!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
     return naming.parse(argument)
