@@ -88,7 +88,7 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mlxk2",
         description="Manage, run and serve language models on Apple's MLX.",
-        epilog="A model is named org/model, by a part of its name, as model@hash, or as ./folder; `demo` is built in.",
+        epilog="A model is named org/model, by a part of its name, model@hash or ./folder; `demo` is built in.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version")

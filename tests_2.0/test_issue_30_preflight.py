@@ -1,4 +1,4 @@
-"""What may not be downloaded is refused before anything is written to the cache (Issue #30)."""
+"""What may not be downloaded is refused before anything is written to the cache."""
 
 from __future__ import annotations
 
