@@ -89,6 +89,20 @@ def write_random(folder: Path, architecture: Mapping[str, Any], **options: Any) 
     return _save(folder, config, dict(tree_flatten(_build(config).parameters())))
 
 
+def write_adapter(folder: Path, size: int) -> Path:
+    """Write a LoRA adapter for a chain with a vocabulary of that size."""
+    lora = {"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": ["mlp.up_proj"]}
+    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": lora}
+    weights = {
+        "model.layers.0.mlp.up_proj.lora_a": mx.ones((size, 2)),
+        "model.layers.0.mlp.up_proj.lora_b": mx.ones((2, 4)),
+    }
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    return folder
+
+
 def _llama(size: int, context: int) -> dict[str, Any]:
     return {
         "model_type": "llama",

@@ -9,9 +9,7 @@ from typing import Literal
 from mlxk2.errors import MlxkError, ModelError, ValidationError
 from mlxk2.runner.params import GenerationRequest, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.rows import FAULTS, Rows, Step
-from mlxk2.runner.rows import Backend as Backend
-from mlxk2.runner.rows import TokenLogprob as TokenLogprob
+from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob
 from mlxk2.runner.text import Kind, Piece, TextStream
 from mlxk2.runner.trial import Trial
 
@@ -19,6 +17,7 @@ from mlxk2.runner.trial import Trial
 MAX_ROWS = 32
 
 _FAILED = "Generation failed"
+_UNREADABLE = "The model's tokens can't be decoded"
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
 
@@ -124,7 +123,10 @@ class MLXRunner:
         if self._trial is not None:
             self._trial.discard(session)
         session.ended = True
-        return list(_last_chunks(session, [], "interrupted"))
+        try:
+            return list(_last_chunks(session, [], "interrupted"))
+        except FAULTS as fault:
+            return [self._fail(session, fault, _UNREADABLE)[1]]
 
     def stream(self, request: GenerationRequest, interrupted: Callable[[], bool] = bool) -> Iterator[Chunk]:
         """Yield the chunks of one answer, the last one with its finish reason; raise what made it fail.
@@ -217,7 +219,7 @@ class MLXRunner:
             return [(session, chunk) for chunk in self._advance(session, step)]
         except FAULTS as fault:
             self._withdraw(session)
-            return [self._fail(session, fault, "The model's tokens can't be decoded")]
+            return [self._fail(session, fault, _UNREADABLE)]
 
     def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
         session.answered.append(step.token)
@@ -228,8 +230,7 @@ class MLXRunner:
             return
         self._withdraw(session)
         session.ended = True
-        reason: FinishReason = "stop" if session.text.stopped else step.finish_reason or "stop"
-        yield from _last_chunks(session, pieces, reason)
+        yield from _last_chunks(session, pieces, step.finish_reason or "stop")
 
     def _withdraw(self, session: Session) -> None:
         """Take a session out of the batch, if it is still in it."""
@@ -260,11 +261,11 @@ def _error(fault: Exception, what: str = _FAILED) -> ModelError:
 
 
 def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) -> Iterator[Chunk]:
-    """Yield these pieces, then the text still held back, then the reason for the end."""
+    """Yield these pieces, then the text still held back, then the reason for the end: a stop string before others."""
     kind: Kind = "answer"
     for kind, text in [*pieces, *session.text.finish()]:
         yield _chunk(session, text, kind)
-    yield _chunk(session, "", kind, reason)
+    yield _chunk(session, "", kind, "stop" if session.text.stopped else reason)
 
 
 def _chunk(session: Session, text: str, kind: Kind, reason: FinishReason | None = None) -> Chunk:

@@ -20,10 +20,11 @@ from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
 from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
 from mlxk2.server.catalog import Catalog
-from mlxk2.server.engine import Engine, Plan, Target
+from mlxk2.server.engine import Engine, Target
 from mlxk2.server.presence import EventStream, while_connected
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
+from mlxk2.server.worker import Plan
 
 B = TypeVar("B", bound=GenerationBody)
 # What to answer to a request that an error ended.
@@ -106,7 +107,8 @@ async def _models(request: Request) -> JSONResponse:
 
 
 async def _model(request: Request, model: str) -> JSONResponse:
-    return JSONResponse(await asyncio.to_thread(_service(request).catalog.entry, model))
+    with _about("model", MlxkError):
+        return JSONResponse(await asyncio.to_thread(_service(request).catalog.entry, model))
 
 
 async def _chat(request: Request) -> Response:
@@ -134,9 +136,10 @@ async def _answer(
     service = _service(request)
     most = service.engine.limits.max_concurrent
     if slots > most:
-        raise _too_many(slots, most)
+        message = f"{slots} answers are asked for, but this server gives at most {most} at once."
+        raise ValidationError(message, param="n")
     async with while_connected(request.receive), AsyncExitStack() as held:
-        held.enter_context(_about(field))
+        held.enter_context(_about(field, ContextLengthError, ValidationError))
         reply = await service.engine.generate(await _target(service, body.model), slots, requests)
         held.callback(reply.close)
         shape = make_shape(reply.vocabulary)
@@ -148,28 +151,23 @@ async def _answer(
 
 
 @contextmanager
-def _about(field: str) -> Iterator[None]:
-    """Say of what is wrong with a request, and names no field itself, that it is this one."""
+def _about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
+    """Say of an error of these kinds that names no field that it is about this one."""
     try:
         yield
-    except (ContextLengthError, ValidationError) as error:
+    except kinds as error:
         error.param = error.param or field
         raise
 
 
-def _too_many(slots: int, most: int) -> ValidationError:
-    error = ValidationError(f"{slots} answers are asked for, but this server gives at most {most} at once.")
-    error.param = "n"
-    return error
-
-
 async def _target(service: Service, name: str | None) -> Target:
     loaded = service.engine.target
-    if name is None:
-        return service.catalog.default(loaded)
-    if target := service.catalog.known(name, loaded):
-        return target
-    return await asyncio.to_thread(service.catalog.find, name)
+    with _about("model", MlxkError):
+        if name is None:
+            return service.catalog.default(loaded)
+        if target := service.catalog.known(name, loaded):
+            return target
+        return await asyncio.to_thread(service.catalog.find, name)
 
 
 async def _body(request: Request, kind: type[B]) -> B:

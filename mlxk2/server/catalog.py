@@ -11,14 +11,12 @@ from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
-from mlxk2.errors import MlxkError, ModelNotFoundError, ValidationError
+from mlxk2.errors import ModelNotFoundError, ValidationError
 from mlxk2.runner import params
 from mlxk2.server.engine import Target
 
 # Names that led to the model in memory, and save the next request a look at the disk.
 _MOST_NAMES = 256
-# The field of a request that all errors here are about.
-_PARAM = "model"
 
 
 class ModelEntry(TypedDict):
@@ -42,7 +40,7 @@ class Catalog:
         """Return the model for a request that names none: the one of the start, else the one in memory."""
         if target := (self._pinned[1] if self._pinned else loaded):
             return target
-        raise ValidationError("The request names no model, and none is loaded.", param=_PARAM)
+        raise ValidationError("The request names no model, and none is loaded.")
 
     def known(self, name: str, loaded: Target | None) -> Target | None:
         """Return the target of a name if no disk is needed to tell."""
@@ -53,12 +51,10 @@ class Catalog:
 
     def find(self, name: str) -> Target:
         """Return the model that a name means; raise NotFoundError, or ModelError for one that can't run."""
-        try:
-            snapshot = _resolve(name)
-        except MlxkError as error:
-            error.param = _PARAM
-            raise
-        target = Target(snapshot.name, snapshot.path)
+        snapshot = _resolve(name)
+        # By whatever name, the model of the start has its adapter.
+        pinned = self._pinned[1] if self._pinned and self._pinned[1].path == snapshot.path else None
+        target = pinned or Target(snapshot.name, snapshot.path)
         if len(self._names) >= _MOST_NAMES:
             self._names.clear()
         self._names[name] = target
@@ -79,9 +75,7 @@ class Catalog:
         for entry in self.entries():
             if entry["id"] == name:
                 return entry
-        error = ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
-        error.param = _PARAM
-        raise error
+        raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
 
 
 def _resolve(name: str) -> Snapshot:

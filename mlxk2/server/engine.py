@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlxk2.errors import MlxkError, ModelError, ServerBusyError, ServerStoppingError
-from mlxk2.runner.runner import Backend
+from mlxk2.runner.rows import Backend
 from mlxk2.server.reply import Reply
-from mlxk2.server.worker import Plan as Plan
-from mlxk2.server.worker import Worker
+from mlxk2.server.worker import Plan, Worker
 
 
 class Target(NamedTuple):

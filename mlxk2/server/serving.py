@@ -19,7 +19,8 @@ import uvicorn
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
 from mlxk2.runner import backend
-from mlxk2.runner.runner import Backend, MLXRunner
+from mlxk2.runner.rows import Backend
+from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.connection import Connection

@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from mlxk2.errors import MlxkError
-from mlxk2.runner.runner import TokenLogprob
+from mlxk2.runner.rows import TokenLogprob
 from mlxk2.runner.text import Kind
 from mlxk2.server import faults
 from mlxk2.server.reply import Part, Reply

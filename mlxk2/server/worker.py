@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.runner import Backend, Chunk, MLXRunner, Outcome, Session
+from mlxk2.runner.rows import Backend
+from mlxk2.runner.runner import Chunk, MLXRunner, Outcome, Session
 from mlxk2.server.reply import Reply
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
 from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import load_model
-from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, say, write_chain, write_random
+from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, SPACE, say, write_adapter, write_chain, write_random
 
 from mlxk2.errors import (
     InsufficientMemoryError,
@@ -160,6 +160,29 @@ def test_a_cancelled_session_leaves_the_others(babble: LoadedModel) -> None:
     runner.cancel(cancelled)
     assert expected.endswith("".join(early) + together(runner, [kept])[0])
     assert runner.step() == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_stop_string_that_the_limit_completes_is_the_reason_for_the_end(plain: bool, tmp_path: Path) -> None:
+    # The detokenizer keeps a single space back until the next token, or the end.
+    model = load(write_chain(tmp_path / "m", say("a", SPACE, "b")))
+    asked = GenerationRequest(encode(model, "hello"), 2, Sampling(temperature=0), ("a ",), plain=plain)
+    chunks = list(MLXRunner(model).stream(asked))
+    assert ("".join(chunk.text for chunk in chunks), chunks[-1].finish_reason) == ("", "stop")
+
+
+def test_cancelling_an_answer_whose_rest_can_not_be_decoded_troubles_no_other(tmp_path: Path) -> None:
+    # mlx-lm's detokenizer waits for what could complete this character, and fails over it at the end.
+    endless = {NEWLINE: ["\ufffd"], "\ufffd": ["\ufffd"], "x": ["y"], "y": ["z"]}
+    model = load(write_chain(tmp_path / "m", endless))
+    runner = MLXRunner(model)
+    prompts = [prompter(model).completion(text).tokens for text in ("\n", "x")]
+    broken, sound = (runner.submit(GenerationRequest(prompt, 9)) for prompt in prompts)
+    while not broken.tokens:
+        runner.step()
+    (last,) = runner.cancel(broken)
+    assert (last.text, last.finish_reason) == ("", "error")
+    assert together(runner, [sound])[0].endswith("z")
 
 
 def test_stop_strings_reasoning_and_characters_on_a_real_tokenizer(tmp_path: Path) -> None:
@@ -393,18 +416,7 @@ def test_quantized_weights_stay_packed_and_their_scales_are_widened_on_the_cpu(t
 def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", say("Paris"))
     plain = load(folder)
-    rank, size = 2, plain.vocabulary_size
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    lora = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": ["mlp.up_proj"]}
-    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": lora}
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    weights = {
-        "model.layers.0.mlp.up_proj.lora_a": mx.ones((size, rank)),
-        "model.layers.0.mlp.up_proj.lora_b": mx.ones((rank, 4)),
-    }
-    mx.save_safetensors(str(adapter / "adapters.safetensors"), weights)
-    loaded = load(folder, adapter)
+    loaded = load(folder, write_adapter(tmp_path / "adapter", plain.vocabulary_size))
     assert mx.all(loaded.model.model.layers[0].mlp.up_proj.lora_b == 1)
     assert not hasattr(plain.model.model.layers[0].mlp.up_proj, "lora_b")
     assert answer(loaded)[0] == "Paris"

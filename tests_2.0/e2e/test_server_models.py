@@ -19,8 +19,8 @@ import httpx
 import pytest
 from architectures import ARCHITECTURES
 from layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
-from serving import Server
-from tiny_models import BABBLE, say, write_chain, write_random
+from serving import Server, hub_of
+from tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -116,6 +116,17 @@ def test_all_its_names_mean_the_model_in_memory(server: Server) -> None:
         assert said(server, name) == "I am Alpha"
     assert loaded(server) == ALPHA
     assert time.monotonic() - started < 30
+
+
+def test_the_model_of_the_start_has_its_adapter_by_all_its_names(tmp_path: Path) -> None:
+    snapshot = add(hub_of(tmp_path), ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+    size = json.loads((snapshot / "config.json").read_text())["vocab_size"]
+    adapter = write_adapter(tmp_path / "adapter", size)
+    with Server("--model", "Alpha-4bit", "--adapter", str(adapter), home=tmp_path) as server:
+        # Whoever loads it anew misses it.
+        shutil.rmtree(adapter)
+        for name in ("alpha", "Alpha-4bit", ALPHA, f"{ALPHA}@main", str.upper(ALPHA), None):
+            assert said(server, name) == "I am Alpha"
 
 
 @pytest.mark.parametrize("name", ["org/none", "e", "/etc", "./x", "a" * 200, "org/../x", ""])
