@@ -122,6 +122,4 @@ def _bytes(size: str | None) -> int:
 
 def _warn_if_open(args: Namespace) -> None:
     if args.host not in LOOPBACK and not (args.api_key or os.environ.get(KEY_VARIABLE)):
-        args.streams.stderr.write(
-            f"Warning: whoever reaches {args.host} can use this server. Set {KEY_VARIABLE} to ask for a key.\n"
-        )
+        args.streams.warn(f"whoever reaches {args.host} can use this server. Set {KEY_VARIABLE} to ask for a key.")
