@@ -49,12 +49,13 @@ def _type(field: Any) -> str:
     if field["type"] == "array":
         return f"array of {_type(field['items'])}{_size(field)}"
     if field["type"] == "object":
-        return f"object of {_type(field['additionalProperties'])}"
+        return f"object of {_type(field['additionalProperties'])}{_size(field)}"
     return {"string": "text"}.get(field["type"], field["type"]) + _range(field) + _length(field)
 
 
 def _size(field: Any) -> str:
-    return f", at most {field['maxItems']}" if "maxItems" in field else ""
+    most = field.get("maxItems", field.get("maxProperties"))
+    return f", at most {most}" if most is not None else ""
 
 
 def _length(field: Any) -> str:

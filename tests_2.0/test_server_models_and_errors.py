@@ -83,6 +83,8 @@ WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
      "Invalid 'logit_bias': 'one' is not the id of a token."),
     ({"logit_bias": {"1": 101}}, "logit_bias", "decimal_above_max_value",
      "Invalid 'logit_bias': decimal above maximum value. Expected a value <= 100, but got 101 instead."),
+    ({"logit_bias": {str(token): 1 for token in range(10_001)}}, "logit_bias", "object_above_max_properties",
+     "Invalid 'logit_bias': too many properties. Expected an object with at most 10000 properties."),
     ({"logit_bias": {"300": 1}}, "logit_bias", "invalid_value",
      "logit_bias names token 300, but the model has 300 tokens."),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "'top_logprobs' is only allowed when 'logprobs' is true."),

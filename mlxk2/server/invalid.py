@@ -49,6 +49,10 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "but got an array with length {actual_length} instead.",
         "array_above_max_length",
     ),
+    "too_many_properties": (
+        "Invalid '{param}': too many properties. Expected an object with at most {max_length} properties.",
+        "object_above_max_properties",
+    ),
 }
 _LONGEST_VALUE = 100
 
@@ -96,13 +100,14 @@ def _of_type(param: str | None, fault: Fault, expected: list[str]) -> tuple[str,
 
 
 def _of_value(param: str | None, fault: Fault) -> tuple[str, str]:
-    if fault["type"] not in _WORDS:
-        return fault["msg"], "invalid_value"
     context = fault.get("ctx", {})
+    kind = "too_many_properties" if context.get("field_type") == "Dictionary" else fault["type"]
+    if kind not in _WORDS:
+        return fault["msg"], "invalid_value"
     number = "decimal" if any(isinstance(limit, float) for limit in context.values()) else "integer"
     limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     values = {"param": param, "given": _shown(fault["input"]), "number": number, **limits}
-    message, code = _WORDS[fault["type"]]
+    message, code = _WORDS[kind]
     return message.format_map(values), code.format_map(values)
 
 

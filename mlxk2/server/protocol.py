@@ -30,6 +30,8 @@ Tokens = Several[Token]
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 MOST_ANSWERS = 128
+# Each of the answers looks at each of them.
+MOST_BIASES = 10_000
 
 
 def _number(low: float, high: float, default: float, what: str) -> Any:
@@ -128,7 +130,8 @@ class GenerationBody(_Fields):
         default=None, description="How many answers to give to each prompt, at most `--max-concurrent`. By default 1."
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(
-        default=None, description="What to add to the logits of tokens, by token id: -100 bans one, 100 forces it."
+        default=None, max_length=MOST_BIASES,
+        description="What to add to the logits of tokens, by token id: -100 bans one, 100 forces it.",
     )
     presence_penalty: float | None = _number(-2, 2, 0, "Taken off the logits of tokens that the answer has already.")
     frequency_penalty: float | None = _number(-2, 2, 0, "The same, once for each time that the answer has the token.")
