@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ Sample = tuple[float, int]
 # until every kind of load has met every other.
 SHORTEST = 120.0
 _WARM_UP = 1 / 2
-# Of memory, the last samples' over the first ones'.
+# Of memory, the peak at the end over that of the warm-up.
 MOST_GROWTH = 1.05
 
 
@@ -39,10 +38,11 @@ def held_by(pid: int) -> Held | None:
 
 
 def settled(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """The memory at the beginning and at the end of a life after its warm-up, as medians; None if it was too short."""
+    """The most memory in the warm-up of a life, and the most in its last quarter; None if the life was too short.
+
+    Between its peaks the memory goes up and down by a tenth and more, as models come and go.
+    """
     if not samples or samples[-1][0] - samples[0][0] < SHORTEST:
         return None
-    warm = samples[int(len(samples) * _WARM_UP) :]
-    quarter = max(1, len(warm) // 4)
-    first, last = warm[:quarter], warm[-quarter:]
-    return int(statistics.median(size for _, size in first)), int(statistics.median(size for _, size in last))
+    sizes = [size for _, size in samples]
+    return max(sizes[: int(len(sizes) * _WARM_UP)]), max(sizes[-(len(sizes) // 4) :])

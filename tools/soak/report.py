@@ -24,7 +24,7 @@ def report(judge: Judge, life: Life, findings: Findings | None, *, seed: int, se
         yield f"  {kind} took {_percentile(times, 50):.2f} s (p50), {_percentile(times, 99):.2f} s (p99)"
     yield f"  ends of the server: {', '.join(f'{end:.1f}' for end in life.ends)} s after SIGTERM"
     if findings is not None:
-        yield f"  memory of the last life after its warm-up: {_memory(findings.memory)}"
+        yield f"  most memory of the last life: {_memory(findings.memory)}"
         yield f"  at its start: {_held(findings.at_start)}; at its end: {_held(findings.at_end)}"
         yield f"  left behind: {', '.join(findings.left) or 'nothing'}"
     yield f"{'FAILED' if judge.unexpected else 'PASSED'}: {len(judge.unexpected)} unexpected"
@@ -42,7 +42,7 @@ def _memory(memory: tuple[int, int] | None) -> str:
     if memory is None:
         return f"not judged, the life was shorter than {SHORTEST:g} s"
     first, last = memory
-    return f"{first / 1e6:.1f} MB, then {last / 1e6:.1f} MB (× {last / first:.3f})"
+    return f"{first / 1e6:.1f} MB in its first half, {last / 1e6:.1f} MB in its last quarter (× {last / first:.3f})"
 
 
 def _held(held: Held | None) -> str:
