@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -115,6 +118,26 @@ def test_a_template_that_does_not_end_is_ended(source: str) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
     # The next conversation finds a template that works.
     assert template([{"role": "system"}]) == "fine"
+
+
+def test_a_process_that_somebody_ends_is_replaced_and_leaves_nothing_open() -> None:
+    others = processes()
+    template = ChatTemplate("fine", {})
+    open_before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        (process,) = processes() - others
+        os.kill(process, signal.SIGKILL)
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        assert template([]) == "fine"
+    assert len(os.listdir("/dev/fd")) == open_before
+
+
+def processes() -> set[int]:
+    """The living processes of templates that this process has started."""
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = (line.split(maxsplit=2) for line in told.splitlines())
+    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "template_process" in args}
 
 
 def test_other_threads_go_on_while_a_template_loops() -> None:

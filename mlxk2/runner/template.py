@@ -49,6 +49,7 @@ class ChatTemplate:
     def __call__(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Return the text of the prompt."""
         if self._process.poll() is not None:
+            self._stop()
             self._process = self._start()
         try:
             return self._render({**self._variables, "messages": messages, **variables})
@@ -56,7 +57,7 @@ class ChatTemplate:
             raise
         except BaseException:
             # What it would still say belongs to nobody.
-            _end(self._process)
+            self._stop()
             raise
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -67,7 +68,7 @@ class ChatTemplate:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not meant for it
         )
-        weakref.finalize(self, _end, process)
+        self._stop = weakref.finalize(self, _end, process)
         _write(process, self._source)
         return process
 
