@@ -457,6 +457,27 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
 # --------------------------------------------------------------------------------------------------------- the end
 
 
+def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
+    async def test() -> None:
+        shelf, texts = Shelf(), []
+        async with engine_on(shelf) as engine:
+            reply = await engine.generate(A, 1, planned(ENDLESS))
+            await until(lambda: reply.completion_tokens > 0)
+            Rows.gate.clear()
+            # What was on its way has come then.
+            await asyncio.sleep(0.1)
+            tokens = reply.completion_tokens
+            engine.stop()
+            Rows.gate.set()
+            await idle(engine, shelf)
+            with pytest.raises(ServerStoppingError):
+                async for parts in reply:
+                    texts += [chunk.text for _, chunk in parts]
+            assert texts == ["A"] * tokens
+
+    run(test())
+
+
 def test_the_end_refuses_all_that_wait_and_ends_all_that_is_under_way() -> None:
     async def test() -> None:
         shelf = Shelf()

@@ -35,6 +35,9 @@ class Reply:
 
     def put(self, number: int, chunk: Chunk) -> None:
         """Take the next chunk of an answer; the last one of all gives back what the request holds."""
+        if self.is_closed:
+            # Of a step that was under way: after an error it would leave a gap.
+            return
         self._unfinished -= chunk.finish_reason is not None
         error = self.sessions[number].error
         if error is not None:
