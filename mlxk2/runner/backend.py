@@ -69,8 +69,8 @@ def load(
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
-    Without `name` the folder's is used in messages, without `memory` all that the machine has. `unload` is called
-    to drop the model before just before weights are read, when all else that could be wrong has been found. Raises
+    Without `name` the folder's is used in messages, without `memory` all that the machine has. `unload` is called to
+    drop the model that is there, as soon as only the reading of the weights can still go wrong. Raises
     ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
     InsufficientMemoryError before any weight is read, ValidationError for a folder that is no adapter.
     """
@@ -82,6 +82,7 @@ def load(
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = _read_config(folder, name)
     tokenizer = _load_tokenizer(folder, name, config)
+    vocabulary = Vocabulary.of(tokenizer)
     model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
     _make_room(unload)
     _read_weights(model, folder, name)
@@ -89,7 +90,7 @@ def load(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        vocabulary=Vocabulary.of(tokenizer),
+        vocabulary=vocabulary,
         vocabulary_size=_vocabulary_size(model, tokenizer),
         context_length=params.context_length(config),
     )
