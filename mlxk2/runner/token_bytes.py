@@ -15,16 +15,16 @@ _SPACE = "\u2581".encode()
 def token_bytes(vocabulary: Vocabulary, token: int) -> bytes:
     """Return the bytes of one token, as mlx-lm's detokenizer for this kind of vocabulary maps them."""
     names: Any = getattr(vocabulary.tokenizer.detokenizer, "tokenmap", ())
-    if token >= len(names):
+    name = names[token] if token < len(names) else None
+    if name is None:
         return _decoded(vocabulary, token)
-    name = names[token]
     if isinstance(name, bytes):
         return name.replace(_SPACE, b" ")
     return _byte_level(name)
 
 
 def _decoded(vocabulary: Vocabulary, token: int) -> bytes:
-    """Return the bytes of a token of whose vocabulary there is no map: those that it adds to a text."""
+    """Return the bytes of a token that no map has: those that it adds to a text, of which an unknown one has none."""
     before = list(vocabulary.letter)
     decode = vocabulary.tokenizer.decode
     return decode([*before, token]).removeprefix(decode(before)).encode()

@@ -31,6 +31,7 @@ from mlxk2.runner.backend import LoadedModel, load
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
+from mlxk2.runner.token_bytes import token_bytes
 
 pytestmark = pytest.mark.e2e
 
@@ -169,6 +170,19 @@ def test_a_stop_string_that_the_limit_completes_is_the_reason_for_the_end(plain:
     asked = GenerationRequest(encode(model, "hello"), 2, Sampling(temperature=0), ("a ",), plain=plain)
     chunks = list(MLXRunner(model).stream(asked))
     assert ("".join(chunk.text for chunk in chunks), chunks[-1].finish_reason) == ("", "stop")
+
+
+def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    letter, gap = vocabulary["a"], vocabulary.pop("b")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = load(folder)
+    likely = Sampling(temperature=0, logit_bias=((letter, 100.0), (gap, 90.0)))
+    first, _ = MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, logprobs=2))
+    assert [token for token, _ in first.logprobs[0].top] == [letter, gap]
+    assert [token_bytes(model.vocabulary, token) for token in (letter, gap)] == [b"a", b""]
 
 
 def test_cancelling_an_answer_whose_rest_can_not_be_decoded_troubles_no_other(tmp_path: Path) -> None:
