@@ -11,7 +11,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from io import UnsupportedOperation
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -118,6 +118,9 @@ def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
 
 def leave(code: int) -> None:
     """End the process at once, for a command some thread of which can't be waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
@@ -140,8 +143,6 @@ def _report(error: MlxkError, words: Sequence[str]) -> int:
     """Say what went wrong, as an envelope or as lines on stderr; the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
         sys.excepthook(type(error), error, error.__traceback__)
-    if error.is_told:
-        return error.exit_code
     if "--json" in words:
         command = getattr(error, "command", None) or arguments.named_command(words) or "version"
         described = {"type": error.type, "message": error.message, **error.details}

@@ -34,7 +34,7 @@
 
 An error knows its `type` (the `error.type` of the JSON envelope), its `exit_code` and its `http_status`. `details` are
 further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`). `param` is the field of a request
-to the server that it is about. One that `is_told` ends the command with its exit code and no more words.
+to the server that it is about.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class MlxkError(Exception):
         self.details: dict[str, object] = {} if hint is None else {"hint": hint}
         self.data: dict[str, object] | None = None
         self.param: str | None = None
-        self.is_told = False
 
 
 class CommandError(MlxkError):

@@ -32,7 +32,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def run(args: Namespace) -> None:
-    """Serve until Ctrl-C, which is told as InterruptedByUser, or SIGTERM.
+    """Serve until Ctrl-C or SIGTERM, then end the process.
 
     Whatever can be known to be wrong is found before the server's libraries are imported, which takes a second.
     """
@@ -47,30 +47,23 @@ def run(args: Namespace) -> None:
     }
     _warn_if_open(args)
     serve = _serve_reloading if args.reload else _serve
-    if serve(args, snapshot, listener, lambda: args.announce(data)) == signal.SIGINT:
-        # The proper end of a server, of which nothing more is to be said.
-        stopped = InterruptedByUser("Stopped.")
-        stopped.is_told = True
-        raise stopped
+    serve(args, snapshot, listener, lambda: args.announce(data))
 
 
-def _serve(
-    args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
-) -> int | None:
+def _serve(args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]) -> None:
     serving = import_offline("mlxk2.server.serving")
-    number: int | None = serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
-    return number
+    serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
 
 
 def _serve_reloading(
     args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
-) -> int | None:
+) -> None:
     reloading = import_offline("mlxk2.server.reloading")
     # What the other process can't be sent, it does not need.
     sent = {name: value for name, value in vars(args).items() if name == "leave" or isinstance(value, _PLAIN)}
     target = partial(_serve_anew, Namespace(**sent), snapshot)
-    number: int | None = reloading.serve_reloading(target, listener, announce)
-    return number
+    stopped_by = reloading.serve_reloading(target, listener, announce)
+    args.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
 
 
 def _serve_anew(
@@ -80,8 +73,7 @@ def _serve_anew(
     try:
         _serve(args, snapshot, sockets[0], answers.set)
     except MlxkError as error:
-        if not error.is_told:
-            logging.critical(error.message)
+        logging.critical(error.message)
 
 
 def _check(args: Namespace) -> None:

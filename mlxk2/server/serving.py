@@ -101,7 +101,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A model that is being loaded, or a long step, can't be called off.
-        end = threading.Timer(_LONGEST_END, self._life.leave, [self._exit_code])
+        end = threading.Timer(_LONGEST_END, self._life.leave, [self.exit_code])
         end.daemon = True
         end.start()
         self._engine.stop()
@@ -109,7 +109,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     @property
-    def _exit_code(self) -> int:
+    def exit_code(self) -> int:
+        """What the process is to end with."""
+        if self.failure is not None:
+            return self.failure.exit_code
         return InterruptedByUser.exit_code if self.stopped_by == signal.SIGINT else 0
 
     def _cut_off(self) -> None:
@@ -130,10 +133,10 @@ class _Server(uvicorn.Server):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None], leave: Leave) -> int | None:
-    """Serve until a signal comes, and return it; `announce` is called as soon as the port answers.
+def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None], leave: Leave) -> None:
+    """Serve until a signal comes, or the model of the start can't be loaded; then `leave` with the exit code.
 
-    Where the end takes too long, `leave` is called instead. Raises what keeps the model of the start from being loaded.
+    `announce` is called as soon as the port answers.
     """
     engine = Engine(_load, Worker(partial(_runner, settings)), settings.limits)
     app = create_app(Service(engine, Catalog(settings.pinned), settings.max_tokens), settings.access)
@@ -144,9 +147,8 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     if server.failure is not None:
         # The data was printed when the port answered; a second document on stdout would be one too many.
         logging.critical(server.failure.message)
-        server.failure.is_told = True
-        raise server.failure
-    return server.stopped_by
+    # Not by way of the interpreter's end: there, a thread of MLX that is ending too may abort the process.
+    leave(server.exit_code)
 
 
 def _runner(settings: Settings, model: Backend) -> MLXRunner:
