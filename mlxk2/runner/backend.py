@@ -65,14 +65,16 @@ def load(
     *,
     name: str | None = None,
     memory: int | None = None,
+    for_batches: bool = False,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
-    Without `name` the folder's is used in messages, without `memory` all that the machine has. `unload` is called to
-    drop the model that is there, as soon as only the reading of the weights can still go wrong. Raises
-    ModelUnhealthyError for damaged files, ModelNotRunnableError for what MLX or mlx-lm can't do,
-    InsufficientMemoryError before any weight is read, ValidationError for a folder that is no adapter.
+    Without `name` the folder's is used in messages, without `memory` all that the machine has. `for_batches` makes it
+    take longer, for the sake of the speed of many answers at once. `unload` is called to drop the model that is there,
+    as soon as only the reading of the weights can still go wrong. Raises ModelUnhealthyError for damaged files,
+    ModelNotRunnableError for what MLX or mlx-lm can't do, InsufficientMemoryError before any weight is read,
+    ValidationError for a folder that is no adapter.
     """
     folder = Path(folder)
     name = name or folder.name
@@ -84,6 +86,8 @@ def load(
     tokenizer = _load_tokenizer(folder, name, config)
     vocabulary = Vocabulary.of(tokenizer)
     model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
+    if for_batches:
+        cpu.suit_batches(model)
     _make_room(unload)
     _read_weights(model, folder, name)
     return LoadedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import mlx.core as mx
@@ -9,18 +10,36 @@ from mlx import nn
 from mlx.utils import tree_map
 
 _NARROW = (mx.float16, mx.bfloat16)
+# See mallopt(3).
+_M_MMAP_THRESHOLD = -3
+_LARGE = 128 << 10
+
+
+def give_memory_back() -> None:
+    """Have the memory of arrays of 128 KB and more returned to the system when they go, for a process that lives long.
+
+    So begins every program with glibc; but there each large array that goes raises the limit, up to 32 MB, and what is
+    below it leaves holes that the next batch, of another size, does not fit. Elsewhere this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def suit(model: Any) -> None:
-    """Give the model the parameters that the CPU computes with best, before any of them is read; elsewhere do nothing.
+    """On the CPU, turn 16-bit parameters into float32, before any is read: there are no fast kernels for them."""
+    if mx.default_device() == mx.cpu:
+        model.update(tree_map(_widened, model.parameters()))
 
-    16-bit parameters become float32: there are no fast kernels for them. Matrices are laid out by columns, as they are
-    multiplied (`x @ weight.T`): the BLAS of MLX's packages for Linux then adds up rows, which is vectorised, instead of
-    one product after another; half of the time with a batch of eight.
+
+def suit_batches(model: Any) -> None:
+    """On the CPU, lay out matrices by columns, before any is read, as they are multiplied (`x @ weight.T`).
+
+    The BLAS of MLX's packages for Linux then adds up rows, which is vectorised, instead of one product after another:
+    half of the time with a batch of eight. Turning them over makes loading take longer, which one answer is not worth.
     """
     if mx.default_device() != mx.cpu:
         return
-    model.update(tree_map(_widened, model.parameters()))
     for _, module in model.named_modules():
         if type(module) in (nn.Linear, nn.Embedding):
             module.weight = mx.contiguous(module.weight.T).T

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
-from mlxk2.runner import backend
+from mlxk2.runner import backend, cpu
 from mlxk2.runner.rows import Backend
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -138,6 +138,7 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
 
     `announce` is called as soon as the port answers.
     """
+    cpu.give_memory_back()
     engine = Engine(_load, Worker(partial(_runner, settings)), settings.limits)
     app = create_app(Service(engine, Catalog(settings.pinned), settings.max_tokens), settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
@@ -156,7 +157,7 @@ def _runner(settings: Settings, model: Backend) -> MLXRunner:
 
 
 def _load(target: Target, unload: Callable[[], None]) -> Backend:
-    return backend.load(target.path, target.adapter, name=target.name, unload=unload)
+    return backend.load(target.path, target.adapter, name=target.name, for_batches=True, unload=unload)
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:

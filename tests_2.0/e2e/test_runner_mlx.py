@@ -458,9 +458,9 @@ def test_an_adapter_that_can_not_be_loaded_is_not_blamed_on_the_model(
         load(model_folder, adapter)
 
 
-def test_on_the_cpu_matrices_are_laid_out_by_columns_and_say_the_same(tmp_path: Path) -> None:
+def test_for_batches_on_the_cpu_matrices_are_laid_out_by_columns_and_say_the_same(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "model", ARCHITECTURES["llama"])
-    model = load(folder).model
+    model = load(folder, for_batches=True).model
     plain, _ = load_model(folder)
     matrices = [module.weight for _, module in model.named_modules() if isinstance(module, nn.Linear)]
     # A view by rows of bytes that stand by columns: numpy tells the strides.
