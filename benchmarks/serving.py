@@ -25,8 +25,6 @@ MANY = 8
 CROWD = 64
 CROWD_TOKENS = 32
 LONG = 400
-# Words of a long first turn: each is a token, roughly.
-WORDS = 1_950
 WARM_REQUESTS, STEADY_REQUESTS, AT_ONCE = 200, 2_000, 20
 # A token that the demo never chooses.
 NEVER = "<tool_response>"
@@ -45,13 +43,17 @@ class Load(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model, how many tokens its answers have, the loads it is measured with, and how often."""
+    """A model, how many tokens its answers have, the loads it is measured with, and how often.
+
+    `words` is how many words make a prompt of 2,000 tokens.
+    """
 
     name: str
     folder: Path
     tokens: int
     loads: Sequence[Load]
     rounds: int
+    words: int
     long_rounds: int
 
 
@@ -59,9 +61,9 @@ def subjects(folder: Path) -> list[Subject]:
     """The demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
     large = rounds.made(folder / "models", "small_models.py") / "float32"
     return [
-        Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0), rounds=5, long_rounds=5),
+        Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0), rounds=5, words=1_950, long_rounds=5),
         # A first turn of 2,000 tokens takes it a minute and more.
-        Subject("float32", large, 16, _loads(0.97, 0.97, 0.97), rounds=3, long_rounds=1),
+        Subject("float32", large, 16, _loads(0.97, 0.97, 0.97), rounds=3, words=700, long_rounds=1),
     ]
 
 
@@ -167,14 +169,14 @@ def _waited_steps(us: Server) -> float:
 
 def second_turn(subject: Subject, us: Server) -> rounds.Figure:
     """The wait for the first token of the second turn of a long conversation, by that of its first turn."""
-    ratios = [_second_by_first(us, number) for number in range(subject.long_rounds)]
+    ratios = [_second_by_first(us, subject.words, number) for number in range(subject.long_rounds)]
     print(f"second turn, {subject.name}: waits {min(ratios):.3f} to {max(ratios):.3f} of the first turn's wait")
     return rounds.Figure(f"first token of a second turn, {subject.name}", statistics.median(ratios), at_most=0.2)
 
 
-def _second_by_first(us: Server, number: int) -> float:
+def _second_by_first(us: Server, count: int, number: int) -> float:
     # A conversation that was not had before, so that its first turn is computed in full.
-    words = random.Random(number).choices(("one", "two", "three", "four", "five", "six"), k=WORDS)
+    words = random.Random(number).choices(("one", "two", "three", "four", "five", "six"), k=count)
     body = _question(" ".join(words), 16, **GREEDY)
     first = load.ask(us.port, body)
     turns = [*body["messages"], {"role": "assistant", "content": first.text}, {"role": "user", "content": "And then?"}]
