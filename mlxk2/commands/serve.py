@@ -92,7 +92,7 @@ def _check(args: Namespace) -> None:
 def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
     pinned = (args.model, serving.Target(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
     return serving.Settings(
-        access=serving.Access(args.host, args.api_key or os.environ.get(KEY_VARIABLE), tuple(args.cors_origin or ())),
+        access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ())),
         limits=serving.Limits(args.max_concurrent, args.max_queue),
         prompt_cache_bytes=_bytes(args.prompt_cache_bytes),
         pinned=pinned,
@@ -112,6 +112,10 @@ def _bytes(size: str | None) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def _api_key(args: Namespace) -> str | None:
+    return args.api_key or os.environ.get(KEY_VARIABLE)
+
+
 def _warn_if_open(args: Namespace) -> None:
-    if args.host not in LOOPBACK and not (args.api_key or os.environ.get(KEY_VARIABLE)):
+    if args.host not in LOOPBACK and not _api_key(args):
         args.streams.warn(f"whoever reaches {args.host} can use this server. Set {KEY_VARIABLE} to ask for a key.")
