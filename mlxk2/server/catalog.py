@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import datetime
 from typing import TypedDict
 
@@ -62,20 +63,24 @@ class Catalog:
 
     def entries(self) -> list[ModelEntry]:
         """Return all models that can run here, the demo first, then by name."""
-        cache = Cache(hub_folder(os.environ))
-        snapshots = [cache.resolve(naming.DEMO), *(model.snapshot() for model in cache.scan())]
-        found = {entry["id"]: entry for snapshot in snapshots if (entry := _entry(snapshot))}
-        if self._pinned and self._pinned[1].name not in found:
-            pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
-            found.update({pinned["id"]: pinned} if pinned else {})
-        return list(found.values())
+        return list(self._described(lambda _: True).values())
 
     def entry(self, name: str) -> ModelEntry:
-        """Return one model by its exact name; raise ModelNotFoundError."""
-        for entry in self.entries():
-            if entry["id"] == name:
-                return entry
-        raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
+        """Return one model by its exact name, without a look at the others; raise ModelNotFoundError."""
+        found = self._described(lambda other: other == name)
+        if name not in found:
+            raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
+        return found[name]
+
+    def _described(self, is_wanted: Callable[[str], bool]) -> dict[str, ModelEntry]:
+        cache = Cache(hub_folder(os.environ))
+        snapshots = [cache.resolve(naming.DEMO)] if is_wanted(naming.DEMO) else []
+        snapshots += [model.snapshot() for model in cache.scan() if is_wanted(model.name)]
+        found = {entry["id"]: entry for snapshot in snapshots if (entry := _entry(snapshot))}
+        if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
+            pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
+            found.update({pinned["id"]: pinned} if pinned else {})
+        return found
 
 
 def _resolve(name: str) -> Snapshot:
