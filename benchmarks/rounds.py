@@ -24,6 +24,9 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 Pair = tuple[float, float]
 T = TypeVar("T")
 
+# What pip installs is compiled: a copy installed from its sources is compared as users have it, from its first run on.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 class Run(NamedTuple):
     """How long a process took, in seconds, and how much memory it held at its peak, in bytes."""
