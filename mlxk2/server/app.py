@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
 from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
+from mlxk2.server.answers import Models
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Target
 from mlxk2.server.presence import EventStream, while_connected
@@ -103,12 +104,13 @@ async def _health(request: Request) -> JSONResponse:
 
 async def _models(request: Request) -> JSONResponse:
     entries = await asyncio.to_thread(_service(request).catalog.entries)
-    return JSONResponse({"object": "list", "data": entries})
+    return JSONResponse(Models(object="list", data=entries).model_dump())
 
 
 async def _model(request: Request, model: str) -> JSONResponse:
     with _about("model", MlxkError):
-        return JSONResponse(await asyncio.to_thread(_service(request).catalog.entry, model))
+        entry = await asyncio.to_thread(_service(request).catalog.entry, model)
+    return JSONResponse(entry.model_dump())
 
 
 async def _chat(request: Request) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
-from typing import TypedDict
 
 from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
@@ -14,20 +13,11 @@ from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError, ValidationError
 from mlxk2.runner import params
+from mlxk2.server.answers import Model
 from mlxk2.server.engine import Target
 
 # Names that led to the model in memory, and save the next request a look at the disk.
 _MOST_NAMES = 256
-
-
-class ModelEntry(TypedDict):
-    """A model as `/v1/models` tells it; `context_length` in tokens, `created` in seconds since 1970."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    context_length: int
 
 
 class Catalog:
@@ -61,25 +51,25 @@ class Catalog:
         self._names[name] = target
         return target
 
-    def entries(self) -> list[ModelEntry]:
+    def entries(self) -> list[Model]:
         """Return all models that can run here, the demo first, then by name."""
         return list(self._described(lambda _: True).values())
 
-    def entry(self, name: str) -> ModelEntry:
+    def entry(self, name: str) -> Model:
         """Return one model by its exact name, without a look at the others; raise ModelNotFoundError."""
         found = self._described(lambda other: other == name)
         if name not in found:
             raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
         return found[name]
 
-    def _described(self, is_wanted: Callable[[str], bool]) -> dict[str, ModelEntry]:
+    def _described(self, is_wanted: Callable[[str], bool]) -> dict[str, Model]:
         cache = Cache(hub_folder(os.environ))
         snapshots = [cache.resolve(naming.DEMO)] if is_wanted(naming.DEMO) else []
         snapshots += [model.snapshot() for model in cache.scan() if is_wanted(model.name)]
-        found = {entry["id"]: entry for snapshot in snapshots if (entry := _entry(snapshot))}
+        found = {entry.id: entry for snapshot in snapshots if (entry := _entry(snapshot))}
         if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
             pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
-            found.update({pinned["id"]: pinned} if pinned else {})
+            found.update({pinned.id: pinned} if pinned else {})
         return found
 
 
@@ -90,13 +80,13 @@ def _resolve(name: str) -> Snapshot:
     return runnable(Cache(hub_folder(os.environ)), name)
 
 
-def _entry(snapshot: Snapshot) -> ModelEntry | None:
+def _entry(snapshot: Snapshot) -> Model | None:
     contents = Contents(snapshot)
     model = describe_contents(contents)
     if not model["runtime_compatible"]:
         return None
     owner, _, _ = snapshot.name.rpartition("/")
-    return ModelEntry(
+    return Model(
         id=snapshot.name,
         object="model",
         created=int(datetime.fromisoformat(model["last_modified"]).timestamp()),
