@@ -38,6 +38,8 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
     samplers: list[RowSampler]
     _next_tokens: mx.array
     _next_logprobs: list[mx.array | None]
+    _num_tokens: list[int]
+    max_tokens: list[int]
 
     def _step(self) -> tuple[list[int], list[mx.array | None]]:
         inputs, logprobs = self._next_tokens, self._next_logprobs
@@ -46,13 +48,21 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         logits, contexts = self._process(inputs, logits)
         self._next_tokens = sampling.choose(self.samplers, logits)
         self._next_logprobs = self._report(logits)
-        mx.async_eval(self._next_tokens, _wanted(self._next_logprobs), contexts)  # type: ignore[no-untyped-call]
-        # While MLX computes this step, the one before it is read.
+        if self._is_under_way():
+            # While MLX computes this step, the one before it is read.
+            mx.async_eval(self._next_tokens, _wanted(self._next_logprobs), contexts)  # type: ignore[no-untyped-call]
         mx.eval(inputs, _wanted(logprobs))
         tokens = cast(list[int], inputs.tolist())
         for row, token in zip(self.tokens, tokens, strict=True):
             row.append(token)
         return tokens, logprobs
+
+    def _is_under_way(self) -> bool:
+        """Whether any row is between its first token and the last it may have.
+
+        Else to compute ahead would only delay: on the CPU that returns when most of the work is done.
+        """
+        return any(0 < count < most - 1 for count, most in zip(self._num_tokens, self.max_tokens, strict=True))
 
     def _process(self, inputs: mx.array, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
         """Return the logits after each row's processors, and the tokens so far of the rows that have some."""

@@ -28,6 +28,7 @@ from mlxk2.errors import (
     ValidationError,
 )
 from mlxk2.runner.backend import LoadedModel, load
+from mlxk2.runner.decoding import Decoding
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
@@ -101,6 +102,16 @@ def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> N
     # Every letter once, before any comes again.
     assert set(texts[3][:26]) == set(LETTERS)
     assert [session.tokens for session in sessions] == [5, 9, 3, 40]
+
+
+@pytest.mark.parametrize(("told", "most", "is_under_way"), [
+    ([], [], False), ([0], [9], False), ([1], [9], True), ([7], [9], True), ([8], [9], False), ([0, 8], [9, 9], False),
+    ([0, 8, 1], [9, 9, 9], True),
+])  # fmt: skip
+def test_no_row_waits_for_a_step_that_nobody_needs_yet(told: list[int], most: list[int], is_under_way: bool) -> None:
+    batch = Decoding.empty(None, min)
+    batch._num_tokens, batch.max_tokens = told, most
+    assert batch._is_under_way() is is_under_way
 
 
 def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: LoadedModel) -> None:
