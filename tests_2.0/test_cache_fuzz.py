@@ -1,4 +1,7 @@
-"""Whatever stands on the disk, the answer is a verdict: no traceback, no hang, no read outside, no hidden neighbour."""
+"""Whatever stands on the disk, the answer is a verdict: no traceback, no hang, no read outside, no hidden neighbour.
+
+MLXK2_FUZZ tries so many times as many cases.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import safetensors
-from fuzz import HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
+from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import (
@@ -46,7 +49,7 @@ SEED = 20_251_122
 CPU_SECONDS = 5
 INDEX = "model.safetensors.index.json"
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(90 * EFFORT)
 
 
 @contextmanager
@@ -131,7 +134,7 @@ def test_hostile_bytes(attack, kind, name):
 @pytest.mark.parametrize(("kind", "name"), FILES)
 def test_random_mutations_of_sound_files(attack, victims, kind, name):
     sound = victims[kind][1][name]
-    verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120))
+    verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120 * EFFORT))
     if name.endswith((".safetensors", ".gguf", INDEX)):
         assert any(model["health"] == "unhealthy" for model in verdicts), "no mutation was found"
 
@@ -159,17 +162,17 @@ def rich_configs():
 
 @pytest.mark.parametrize("config", list(rich_configs()))
 def test_hostile_values_in_a_config(attack, config):
-    attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120))
+    attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120 * EFFORT))
 
 
 def test_hostile_values_in_an_index(attack):
     index = json.loads(index_of(shard_names(3)))
-    attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150))
+    attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150 * EFFORT))
 
 
 def test_hostile_values_in_a_tokenizer_config(attack):
     config = {"chat_template": "{{ messages }}", "added_tokens": [{"content": "<s>"}], "model_max_length": 10**30}
-    attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100))
+    attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100 * EFFORT))
 
 
 HEADER = {
@@ -181,7 +184,7 @@ HEADER = {
 
 
 def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack):
-    contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400)]
+    contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400 * EFFORT)]
     judged = list(zip(contents, attack("chat", "model.safetensors", contents), strict=True))
     accepted = [content for content, model in judged if model["health"] == "healthy"]
     assert 0 < len(accepted) < len(judged) / 2
@@ -214,7 +217,7 @@ EXAMPLES = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=150,
+    max_examples=150 * EFFORT,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -261,7 +264,7 @@ def test_hostile_refs(hub, main):
 def test_gguf_headers_of_every_kind_and_count(tmp_path):
     source = random.Random(SEED)
     path = tmp_path / "x.gguf"
-    for _ in range(400):
+    for _ in range(400 * EFFORT):
         kinds = (source.choice((0, 4, 8, 9, 9, 12, 13)) for _ in range(6))
         counts = (source.choice((0, 1, 2, 3, 100, 2**17, 2**40, 2**64 - 1)) for _ in range(6))
         pairs = b"".join(struct.pack("<QIIQ", 0, 9, kind, count) for kind, count in zip(kinds, counts, strict=True))

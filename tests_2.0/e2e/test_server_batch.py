@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 CHAT = "/v1/chat/completions"
 CAPITAL = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 PARIS = "The capital of France is Paris."
-# What a disconnect may take to be noticed; a machine that is busy with other tests needs some of it.
-SOON = 2.0
+# How many seconds the server may take to notice that a client has gone.
+SOON = 1.0
 
 
 @pytest.fixture(scope="module")
