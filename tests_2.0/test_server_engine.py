@@ -545,6 +545,22 @@ def test_the_end_during_a_step_that_takes_long() -> None:
     run(test())
 
 
+def test_the_worker_rests_when_nothing_is_left() -> None:
+    async def test() -> None:
+        shelf = Shelf()
+        left: list[int] = []
+        worker = Worker(MLXRunner, rest=lambda: left.append(shelf.models[0].rows))
+        engine = Engine(shelf.load, worker, Limits(64, 256))
+        Rows.gate.set()
+        await asyncio.gather(ask(engine, A, LONG), ask(engine, A))
+        await until(lambda: left == [0])
+        assert await ask(engine, A) == "A"
+        await until(lambda: left == [0, 0])
+        engine.close()
+
+    run(test())
+
+
 def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     shelf = Shelf()
     engines = []

@@ -26,6 +26,13 @@ def give_memory_back() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
+def trim() -> None:
+    """Return to the system what the C library keeps of freed memory, in whole pages; where it is not glibc, nothing."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def suit(model: Any) -> None:
     """On the CPU, turn 16-bit parameters into float32, before any is read: there are no fast kernels for them."""
     if mx.default_device() == mx.cpu:

@@ -139,7 +139,7 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     `announce` is called as soon as the port answers.
     """
     cpu.give_memory_back()
-    engine = Engine(_load, Worker(partial(_runner, settings)), settings.limits)
+    engine = Engine(_load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
     app = create_app(Service(engine, Catalog(settings.pinned), settings.max_tokens), settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
     server = _Server(_config(app, settings), engine, Life(announce, leave, pinned))

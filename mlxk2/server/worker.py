@@ -60,12 +60,14 @@ def _as_exception(fault: BaseException) -> Exception:
 class Worker:
     """Generates in a thread of its own; the public methods are for the thread of the event loop.
 
-    What is to be done queues up, and so does each next step: whatever comes in is done between two steps.
+    What is to be done queues up, and so does each next step: whatever comes in is done between two steps. `rest` is
+    called in that thread whenever nothing is left to generate.
     """
 
-    def __init__(self, make_runner: MakeRunner) -> None:
+    def __init__(self, make_runner: MakeRunner, rest: Callable[[], None] = lambda: None) -> None:
         self.model: Backend | None = None
         self._make_runner = make_runner
+        self._rest = rest
         self._thread = Thread("mlx")
         self._prompts = Thread("prompts")
         self._runner: MLXRunner | None = None
@@ -143,7 +145,10 @@ class Worker:
             self._hand_over(self._running().step())
         except BaseException as fault:  # noqa: BLE001 - told to every request: nobody may wait for ever
             self._fail(fault)
-        self._queue_step()
+        if self._replies:
+            self._queue_step()
+        else:
+            self._rest()
 
     def _running(self) -> MLXRunner:
         if self._runner is None:
