@@ -17,7 +17,7 @@ TOKENS = 48
 # Enough to see a first character, few enough not to wait for the rest.
 FIRST_TOKENS = 2
 # Two seconds, most of which is the import of libraries, differ from one time to the next by more than the bound allows.
-FIRST_ROUNDS = 15
+WARM_ROUNDS = 15
 DEMO_PROMPT = "Count from 1 to 20."
 DEMO_TOKENS = 200
 
@@ -40,6 +40,7 @@ def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
     """The first character when the kernels were compiled before."""
     return _first_character(
         "warm kernels",
+        WARM_ROUNDS,
         lambda: answers.ask_mlxk2(model, FIRST_TOKENS, kernels / "mlxk2").first,
         lambda: answers.ask_mlx_lm(model, FIRST_TOKENS, kernels / "mlx_lm").first,
     )
@@ -49,13 +50,14 @@ def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
     """The first character when no kernel was compiled before."""
     return _first_character(
         "cold kernels",
+        rounds.ROUNDS,
         lambda: _in_empty_folder(answers.ask_mlxk2, model, kernels).first,
         lambda: _in_empty_folder(answers.ask_mlx_lm, model, kernels).first,
     )
 
 
-def _first_character(kind: str, first: Callable[[], float], second: Callable[[], float]) -> rounds.Figure:
-    pairs = rounds.paired(first, second, FIRST_ROUNDS)
+def _first_character(kind: str, count: int, first: Callable[[], float], second: Callable[[], float]) -> rounds.Figure:
+    pairs = rounds.paired(first, second, count)
     rounds.tell(f"first character, {kind}", pairs, "s", answers.NAMES)
     return rounds.Figure(f"first character, {kind}", rounds.median_ratio(pairs), at_most=1.05)
 
