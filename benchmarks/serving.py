@@ -203,7 +203,7 @@ def _memory_after(us: Server, count: int, chance: random.Random) -> int:
 
 
 def _any_request(chance: random.Random) -> Request:
-    text = " ".join(chance.choices(("one", "two", "three", "four"), k=chance.choice((2, 20, 100))))
+    text = " ".join(chance.choices(("one", "two", "three", "four"), k=chance.choice((2, 20, 200))))
     body = _question(text, chance.choice((1, 8, 64)), temperature=chance.choice((0.0, 0.8)))
     return Request(body, hang_up_after=chance.choice((None, None, None, 3)))
 

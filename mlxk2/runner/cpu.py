@@ -21,16 +21,18 @@ def give_memory_back() -> None:
     So begins every program with glibc; but there each large array that goes raises the limit, up to 32 MB, and what is
     below it leaves holes that the next batch, of another size, does not fit. Elsewhere this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE)
 
 
 def trim() -> None:
     """Return to the system what the C library keeps of freed memory, in whole pages; where it is not glibc, nothing."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(name: str, *values: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*values)
 
 
 def suit(model: Any) -> None:
