@@ -127,6 +127,12 @@ class HubServer:
             await asyncio.sleep(0.01)
         started.set()
         await running
+        for server in self._servers:
+            for connection in list(server.server_state.connections):
+                # One whose client has stopped reading would else stay open until it is collected.
+                connection.transport.abort()
+        # The loop's next round closes them.
+        await asyncio.sleep(0)
         for sock in sockets:
             sock.close()
 
