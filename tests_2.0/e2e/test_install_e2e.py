@@ -107,7 +107,6 @@ def test_what_is_installed_works(kind: str, environment: Path, tmp_path: Path, r
 
 
 def test_the_tests_run_from_the_sdist(source: Path) -> None:
-    tests = ("tests_2.0/test_model_naming.py", "tests_2.0/spec/test_cli_version_output.py")
-    plain = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    assert "passed" in run(*plain, *tests, cwd=source)
-    assert "collected" in run(*plain, "--collect-only", cwd=source)
+    # All are collected, and so imported; these few are run.
+    chosen = ("-k", "test_model_naming or test_cli_version_output")
+    assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, cwd=source)
