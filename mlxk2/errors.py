@@ -103,14 +103,12 @@ class ConfirmationRequiredError(MlxkError):
     """The name was only part of the model's; nothing was deleted, since nobody confirmed that it is meant."""
 
     type = "confirmation_required"
-    http_status = 409
 
 
 class LocksPresentError(MlxkError):
     """A living download holds locks of the model; `lock_files` are their names, relative to the hub folder."""
 
     type = "locks_present"
-    http_status = 409
 
     def __init__(self, message: str, lock_files: Sequence[str], *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -119,8 +117,6 @@ class LocksPresentError(MlxkError):
 
 class HubError(MlxkError):
     """The hub did not give what was asked of it."""
-
-    http_status = 502
 
 
 class AccessDeniedError(HubError):

@@ -1,4 +1,4 @@
-"""The data of every command as text for people: pure functions, one per command, that return lines and lists."""
+"""The data of every command as text for people: one function per command, which returns lines and lists."""
 
 from __future__ import annotations
 

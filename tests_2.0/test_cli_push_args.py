@@ -80,8 +80,8 @@ def test_a_missing_folder(mlxk2: Program, alpha: Path, mode: str) -> None:
         assert_document(result.json, "error")
 
 
-def test_people_see_one_line(mlxk2: Program, alpha: Path) -> None:
-    assert alpha.is_dir()
+@pytest.mark.usefixtures("alpha")
+def test_people_see_one_line(mlxk2: Program) -> None:
     result = mlxk2("push", "./nowhere", MODEL, "--private")
     assert (result.code, result.out, result.err) == (1, "", "Error: The folder './nowhere' does not exist.\n")
 

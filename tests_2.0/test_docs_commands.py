@@ -106,8 +106,9 @@ def world(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> Client:
 
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if list(examples(text))])
 def test_the_examples_do_what_they_say(name: str, world: Client, tmp_path: Path) -> None:
+    without_jq = shutil.which("jq") is None
     for script, output in examples(DOCUMENTS[name]):
-        if "jq " in script and shutil.which("jq") is None:
+        if "jq " in script and without_jq:
             continue
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-xc", script], cwd=tmp_path, env=world.environment,
@@ -116,6 +117,8 @@ def test_the_examples_do_what_they_say(name: str, world: Client, tmp_path: Path)
         assert done.returncode == 0, done.stderr
         if output is not None:
             assert timeless(done.stdout) == timeless(output)
+    if without_jq and "jq " in DOCUMENTS[name]:
+        pytest.skip("jq is not installed; the examples that don't need it were right")
 
 
 def test_the_readme_has_examples_of_both_kinds() -> None:

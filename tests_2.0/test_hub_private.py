@@ -36,6 +36,7 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (library.hf_raise_for_status, {"response"}),
     (library.enable_progress_bars, set()),
     (library.disable_progress_bars, set()),
+    (HfApi._build_hf_headers, set()),
     (HfApi._validate_yaml, {"content", "repo_type"}),
     (HfApi.preupload_lfs_files, {"additions", "revision", "free_memory", "gitignore_content"}),
 ]
@@ -47,8 +48,12 @@ def test_functions_take_what_we_give_them(function: Callable[..., Any], paramete
 
 
 @pytest.mark.parametrize(
-    "name", ["DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT", "MAX_HTTP_DOWNLOAD_SIZE"]
-)
+    "name",
+    [
+        "DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET",
+        "HF_HUB_ETAG_TIMEOUT", "MAX_HTTP_DOWNLOAD_SIZE",
+    ],
+)  # fmt: skip
 def test_constants_are_where_we_look_for_them(name: str) -> None:
     assert hasattr(library.constants, name)
 

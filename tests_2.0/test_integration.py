@@ -38,36 +38,36 @@ def filled(hub):
         ("0.6B", "mlx-community/Qwen3-0.6B"),
     ],
 )
-def test_a_name_finds_its_model(filled, mlxk2, argument, name):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_a_name_finds_its_model(mlxk2, argument, name):
     assert shown(mlxk2("show", argument, "--json"))["name"] == name
 
 
 @pytest.mark.parametrize("command", ["show", "health"])
-def test_an_ambiguous_name_lists_all_that_it_may_mean(filled, mlxk2, command):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2, command):
     result = mlxk2(command, "phi", "--json")
     assert result.code == 1
     assert result.json["error"]["type"] == "ambiguous_match"
     assert result.json["error"]["matches"] == ["mlx-community/Phi-3", "other/Phi-3"]
 
 
-def test_an_ambiguous_name_tells_people_the_matches(filled, mlxk2):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_an_ambiguous_name_tells_people_the_matches(mlxk2):
     result = mlxk2("show", "phi")
     assert result.out == ""
     assert "  mlx-community/Phi-3\n  other/Phi-3\n" in result.err
 
 
-def test_an_unknown_name_is_not_found_by_show(filled, mlxk2):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_an_unknown_name_is_not_found_by_show(mlxk2):
     result = mlxk2("show", "nowhere", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "model_not_found")
     assert "mlxk2 pull mlx-community/nowhere" in result.json["error"]["message"]
 
 
-def test_an_unknown_name_is_a_success_of_health(filled, mlxk2):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_an_unknown_name_is_a_success_of_health(mlxk2):
     result = mlxk2("health", "nowhere", "--json")
     assert result.code == 0
     assert result.json["data"] == {
@@ -77,8 +77,8 @@ def test_an_unknown_name_is_a_success_of_health(filled, mlxk2):
     }
 
 
-def test_list_takes_a_pattern_in_any_case(filled, mlxk2):
-    assert filled.path.is_dir()
+@pytest.mark.usefixtures("filled")
+def test_list_takes_a_pattern_in_any_case(mlxk2):
     assert names(mlxk2("list", "PHI", "--json")) == ["mlx-community/Phi-3", "other/Phi-3"]
 
 
@@ -95,8 +95,8 @@ def two_revisions(hub):
     return hub.folder("org/model")
 
 
-def test_main_names_the_chosen_snapshot(two_revisions, mlxk2):
-    assert two_revisions.is_dir()
+@pytest.mark.usefixtures("two_revisions")
+def test_main_names_the_chosen_snapshot(mlxk2):
     model = shown(mlxk2("show", "org/model", "--json"))
     assert (model["hash"], model["last_modified"]) == (COMMIT, "2001-09-09T01:46:40Z")
 
@@ -128,8 +128,8 @@ def test_a_revision_is_a_prefix_or_a_ref(two_revisions, mlxk2, revision, commit)
 
 
 @pytest.mark.parametrize("revision", ["ab", "0", "fff", "develop", COMMIT[:-1] + "9"])
-def test_an_unknown_revision_names_those_there_are(two_revisions, mlxk2, revision):
-    assert two_revisions.is_dir()
+@pytest.mark.usefixtures("two_revisions")
+def test_an_unknown_revision_names_those_there_are(mlxk2, revision):
     result = mlxk2("show", f"org/model@{revision}", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "hash_not_found")
     assert sorted(result.json["error"]["available_hashes"]) == [COMMIT, OTHER_COMMIT]

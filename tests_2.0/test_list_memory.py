@@ -12,20 +12,18 @@ from types import SimpleNamespace
 import pytest
 from layouts import COMMIT, chat_model, gguf_model
 
-from mlxk2.cache import memory
+from mlxk2.cache.memory import SETTLED_NS, memory_file
 
 FROM_MEMORY = "remembered/not-looked-at"
-# Enough for the file systems that tests run on, and a shorter wait.
-SOON_NS = 200_000_000
 
 
 def settle():
     """Let the cache grow older than what a file system's clock could confuse."""
-    time.sleep(memory.SETTLED_NS / 1e9 + 0.1)
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
 
 
 def remembered(hub):
-    return Path(memory.memory_file(os.path.realpath(hub.path), os.environ))
+    return Path(memory_file(os.path.realpath(hub.path), os.environ))
 
 
 def names(mlxk2):
@@ -37,14 +35,8 @@ def verdicts(mlxk2):
 
 
 @pytest.fixture
-def known(hub, mlxk2, monkeypatch):
+def known(hub, mlxk2):
     """A cache that `list` has seen; in its memory, every model has another name."""
-    monkeypatch.setattr(memory, "SETTLED_NS", SOON_NS)
-    return seen(hub, mlxk2)
-
-
-def seen(hub, mlxk2):
-    """Have `list` see a new cache, and rename what it remembers; one snapshot of the cache."""
     snapshot = hub.add("org/chat", chat_model())
     hub.add("org/gguf", gguf_model())
     settle()
@@ -62,8 +54,8 @@ def rename_remembered(hub):
     file.write_text(json.dumps(content))
 
 
-def test_what_has_not_changed_is_remembered(hub, mlxk2):
-    seen(hub, mlxk2)
+@pytest.mark.usefixtures("known")
+def test_what_has_not_changed_is_remembered(mlxk2):
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
@@ -130,15 +122,15 @@ def test_a_change_of_mlx_lm_is_seen_at_once(hub, mlxk2, tmp_path, monkeypatch):
     assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
-def test_health_and_show_always_look(known, mlxk2):
-    assert known.is_dir()
+@pytest.mark.usefixtures("known")
+def test_health_and_show_always_look(mlxk2):
     assert [entry["name"] for entry in mlxk2("health", "--json").json["data"]["healthy"]] == ["org/chat", "org/gguf"]
     assert mlxk2("show", "org/chat", "--json").json["data"]["model"]["name"] == "org/chat"
 
 
-def test_a_pattern_forgets_nothing(known, hub, mlxk2):
+@pytest.mark.usefixtures("known")
+def test_a_pattern_forgets_nothing(hub, mlxk2):
     before = remembered(hub).read_bytes()
-    assert known.is_dir()
     assert mlxk2("list", "chat", "--json").code == 0
     assert remembered(hub).read_bytes() == before
 
@@ -167,15 +159,14 @@ def test_a_damaged_memory_is_none(hub, mlxk2, content):
 
 
 @pytest.mark.parametrize("snapshots", [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}])
-def test_a_memory_of_another_shape_is_none(known, hub, mlxk2, snapshots):
-    assert known.is_dir()
+@pytest.mark.usefixtures("known")
+def test_a_memory_of_another_shape_is_none(hub, mlxk2, snapshots):
     content = json.loads(remembered(hub).read_text())
     remembered(hub).write_text(json.dumps({**content, "snapshots": snapshots}))
     assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
-def test_where_nothing_can_be_written_list_works_all_the_same(hub, mlxk2, monkeypatch):
-    monkeypatch.setattr(memory, "SETTLED_NS", SOON_NS)
+def test_where_nothing_can_be_written_list_works_all_the_same(hub, mlxk2):
     hub.add("org/chat", chat_model())
     settle()
     remembered(hub).parent.parent.mkdir(parents=True, exist_ok=True)

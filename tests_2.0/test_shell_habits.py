@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 from conftest import Program
@@ -49,9 +48,9 @@ def test_a_shell_must_be_named_and_known(mlxk2: Program, words: tuple[str, ...])
     assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "completion", "CommandError")
 
 
-def test_only_this_command_pays_for_its_library(isolated_cache: Path) -> None:
+@pytest.mark.usefixtures("isolated_cache")
+def test_only_this_command_pays_for_its_library() -> None:
     code = "import sys; from mlxk2.cli import main; main(sys.argv[1:]); sys.exit('shtab' in sys.modules)"
-    assert isolated_cache.is_dir()
     for words, pays in ((["list"], False), (["--help"], False), (["completion", "bash"], True)):
         done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, env=os.environ)
         assert done.returncode == pays

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -54,12 +53,6 @@ class Wire:
             except (BrokenPipeError, ConnectionResetError):
                 break
         return self
-
-    def drip(self, data: bytes, seconds: float) -> None:
-        """Send byte by byte, with a pause after each."""
-        for byte in data:
-            self.send(bytes([byte]))
-            time.sleep(seconds)
 
     def half_close(self) -> None:
         """Say that nothing more will be sent."""

@@ -84,9 +84,9 @@ def _check(args: Namespace) -> None:
     if args.adapter is not None and not os.path.isdir(args.adapter):
         raise ValidationError(f"--adapter must be a folder, which {args.adapter!r} is not.")
     if not 0 <= args.port < 1 << 16:
-        raise CommandError(f"--port must be from 0 to 65535, not {args.port}.", command="server")
+        raise ValidationError(f"--port must be from 0 to 65535, not {args.port}.")
     if args.max_concurrent < 1 or args.max_queue < 0:
-        raise CommandError("--max-concurrent must be at least 1, and --max-queue at least 0.", command="server")
+        raise ValidationError("--max-concurrent must be at least 1, and --max-queue at least 0.")
 
 
 def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:

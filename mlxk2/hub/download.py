@@ -33,7 +33,6 @@ class Download(NamedTuple):
     the files of the revision that were neither there nor wanted.
     """
 
-    commit: str
     fetched: tuple[str, ...]
     repaired: tuple[str, ...]
     resumed_bytes: int
@@ -66,7 +65,7 @@ def download(
     with translated(revision.repo_id):
         delivery = Delivery.of(hub, revision.repo_id)
         wanted = files if complete else [file for file in files if delivery.has_entry(revision.commit, file)]
-        done = Download(revision.commit, (), (), 0, left_out=len(files) - len(wanted))
+        done = Download((), (), 0, left_out=len(files) - len(wanted))
         if not by_hash and _is_settled(delivery, revision, Audit(delivery, revision.commit, wanted, looks_whole)):
             return done  # without a lock, which could not be taken in a cache that may only be read
         with _alone(hub, revision.repo_id, notify):
@@ -132,7 +131,7 @@ def _deliver(
         sharing.share(hub, delivery, file, replace=by_hash or delivery.blob(file) in damaged)
     fetched = {file.name for file in audit.missing}
     repaired = {*remains, *(file.name for file in audit.misplaced)} - fetched
-    return Download(revision.commit, tuple(sorted(fetched)), tuple(sorted(repaired)), resumed)
+    return Download(tuple(sorted(fetched)), tuple(sorted(repaired)), resumed)
 
 
 def _check_space(repo_id: str, delivery: Delivery, missing: list[Wanted], damaged: list[Path]) -> None:

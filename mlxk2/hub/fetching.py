@@ -20,7 +20,6 @@ WORKERS = 8
 class Fetched(NamedTuple):
     """How one file came: how many of its bytes an earlier attempt had left, or why it did not come at all."""
 
-    wanted: Wanted
     resumed: int
     fault: BaseException | None = None
 
@@ -62,9 +61,9 @@ def _work(
         except queue.Empty:
             return
         try:
-            done.put(Fetched(file, stage(file)))
+            done.put(Fetched(stage(file)))
         except BaseException as fault:  # noqa: BLE001 - also a panic in Rust: it is raised where the results are collected
-            done.put(Fetched(file, 0, fault))
+            done.put(Fetched(0, fault))
             return
 
 

@@ -1,6 +1,7 @@
-"""What we use of huggingface_hub that it does not document, and how it behaves inside this process.
+"""What we import of huggingface_hub that it does not document, and how it behaves inside this process.
 
-`tests_2.0/test_hub_private.py` pins every name: when one moves, that test says which.
+`tests_2.0/test_hub_private.py` pins every name, and the private methods of its `HfApi` that are
+called: when one moves, that test says which.
 """
 
 from __future__ import annotations

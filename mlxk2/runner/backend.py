@@ -45,7 +45,6 @@ _LONGEST_REASON = 300
 class LoadedModel:
     """A model in memory, ready to generate in the thread that loaded it."""
 
-    name: str
     model: Any
     tokenizer: Any
     vocabulary: Vocabulary
@@ -91,7 +90,6 @@ def load(
     _make_room(unload)
     _read_weights(model, folder, name)
     return LoadedModel(
-        name=name,
         model=model,
         tokenizer=tokenizer,
         vocabulary=vocabulary,

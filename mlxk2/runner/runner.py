@@ -54,11 +54,6 @@ class Session:
         self.error: MlxkError | None = None
 
     @property
-    def prompt_tokens(self) -> int:
-        """How many tokens the prompt has."""
-        return len(self.request.prompt)
-
-    @property
     def tokens(self) -> int:
         """How many tokens the answer has so far."""
         return len(self.answered)

@@ -88,13 +88,14 @@ def _in_the_loop(handler: Handler) -> Callable[[Request, Any], Awaitable[Respons
 
 
 async def _health(request: Request) -> JSONResponse:
-    engine = _service(request).engine
-    loading = engine.loading.name if engine.loading else None
-    is_ready = engine.target is not None or loading is None
+    service = _service(request)
+    engine = service.engine
+    # The model of the start is waited for; others are loaded on demand, by a server that is ready.
+    is_ready = engine.target is not None or not service.catalog.is_pinned(engine.loading)
     state = {
         "status": "ok" if is_ready else "loading",
         "model": engine.target.name if engine.target else None,
-        "loading": loading,
+        "loading": engine.loading.name if engine.loading else None,
         "active": engine.active,
         "queued": engine.queued,
         "version": __version__,

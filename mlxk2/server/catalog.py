@@ -33,6 +33,10 @@ class Catalog:
             return target
         raise ValidationError("The request names no model, and none is loaded.")
 
+    def is_pinned(self, target: Target | None) -> bool:
+        """Whether this is the model that the server was started with."""
+        return self._pinned is not None and target == self._pinned[1]
+
     def known(self, name: str, loaded: Target | None) -> Target | None:
         """Return the target of a name if no disk is needed to tell."""
         if self._pinned and name in (self._pinned[0], self._pinned[1].name):

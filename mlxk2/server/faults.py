@@ -10,18 +10,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
+from mlxk2.printable import cut
 
 # Seconds after which a refused client may try again.
 RETRY_AFTER = "1"
 # Messages name what clients sent, however long it was.
 _MOST_MESSAGE = 1000
-_CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return the error body of a status."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    message = message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"
+    message = cut(message, _MOST_MESSAGE)
     return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 
+from mlxk2.printable import cut
 from mlxk2.server import faults
 from mlxk2.server.protocol import FIELDS
 
@@ -114,5 +115,4 @@ def _of_value(param: str | None, fault: Fault) -> tuple[str, str]:
 def _shown(value: Any) -> str:
     if not isinstance(value, str | int | float):
         return _KINDS.get(type(value), "something else")
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+    return cut(repr(value), _LONGEST_VALUE)

@@ -18,7 +18,7 @@ from mlxk2.server.reply import Reply
 T = TypeVar("T")
 MakeRunner = Callable[[Backend], MLXRunner]
 # Calls the function it is given before it needs the memory of the model before.
-Load = Callable[[Callable[[], None]], Backend]
+Loader = Callable[[Callable[[], None]], Backend]
 # Turns what a client asked into requests, for a model that is in memory.
 Plan = Callable[[Any], Sequence[GenerationRequest]]
 
@@ -75,7 +75,7 @@ class Worker:
         self._step_is_queued = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def load(self, load: Load) -> None:
+    async def load(self, load: Loader) -> None:
         """Load a model into `model`; raise what `load` raises. Then the one before is there still, or none."""
         await self._thread.run(self._load, load)
 
@@ -93,7 +93,7 @@ class Worker:
         self._prompts.stop()
         self._thread.stop()
 
-    def _load(self, load: Load) -> None:
+    def _load(self, load: Loader) -> None:
         model = load(self._unload)
         self._unload()
         self._runner, self.model = self._make_runner(model), model

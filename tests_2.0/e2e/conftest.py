@@ -10,12 +10,11 @@ import pytest
 
 
 @pytest.fixture
-def environment(isolated_cache: Path, tmp_path: Path) -> dict[str, str]:
+def environment(isolated_cache: Path, tmp_path: Path) -> dict[str, str]:  # noqa: ARG001 - isolates
     """The variables of a shell whose user sees the isolated cache alone."""
     home = tmp_path / "home"
     home.mkdir()
     names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
-    assert isolated_cache.is_dir()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = {name: os.environ[name] for name in names}
     return cache | {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "xterm"}

@@ -36,10 +36,10 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "fastapi", "pydanti
 
 
 @pytest.fixture
-def environment(isolated_cache):
+def environment(isolated_cache):  # noqa: ARG001 - isolates
     """The variables of a process that sees the isolated cache alone."""
-    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "PATH", "HOME", "MLXK2_STRICT_TEST_DELETE")
-    assert isolated_cache.is_dir()
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "PATH", "HOME")
+    names += ("MLXK2_STRICT_TEST_DELETE",)
     return {name: os.environ[name] for name in names if name in os.environ} | {"LANG": "C.UTF-8", "TERM": "xterm"}
 
 
@@ -284,15 +284,15 @@ def test_closed_streams_are_no_fault(isolated_cache, environment, words, redirec
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_closed_stdin_is_an_empty_prompt(isolated_cache, environment):
-    assert isolated_cache.is_dir()
+@pytest.mark.usefixtures("isolated_cache")
+def test_a_closed_stdin_is_an_empty_prompt(environment):
     line = f"'{sys.executable}' -m mlxk2 run demo --json <&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (json.loads(done.stdout)["error"]["message"], done.returncode) == ("The prompt is empty.", 1)
 
 
-def test_a_closed_stderr_leaves_stdout_to_the_document(isolated_cache, environment):
-    assert isolated_cache.is_dir()
+@pytest.mark.usefixtures("isolated_cache")
+def test_a_closed_stderr_leaves_stdout_to_the_document(environment):
     line = f"'{sys.executable}' -m mlxk2 show nonesuch 2>&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 1)

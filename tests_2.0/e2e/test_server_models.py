@@ -25,6 +25,8 @@ from tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 ALPHA, BETA, BROKEN = "mlx-community/Alpha-4bit", "org/Beta", "org/Broken"
+# Takes a while to build, and little memory.
+DEEP = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
 
 
 def add(hub: Hub, name: str, write: Callable[[Path], object], commit: str = COMMIT) -> Path:
@@ -210,8 +212,7 @@ def test_the_demo_is_always_there(server: Server) -> None:
 
 
 def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Server) -> None:
-    deep = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
-    add(server.hub, "org/Deep", lambda folder: write_random(folder, deep))
+    add(server.hub, "org/Deep", lambda folder: write_random(folder, DEEP))
     add(server.hub, "org/Babble", lambda folder: write_chain(folder, BABBLE, context=4096))
     said(server, ALPHA)
     for paths, question in (
@@ -222,6 +223,19 @@ def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Se
         during = waits(server, paths, lambda question=question: threading.Thread(target=question))
         # Other processes may keep the machine busy: that counts before as well as during.
         assert during < before + 0.25, (before, during)
+
+
+def test_a_server_that_loads_on_demand_is_ready_all_the_time(tmp_path: Path) -> None:
+    with Server(home=tmp_path) as server:
+        add(server.hub, "org/Deep", lambda folder: write_random(folder, DEEP))
+        asking = threading.Thread(target=lambda: ask(server, "org/Deep", max_tokens=1))
+        asking.start()
+        seen = []
+        while asking.is_alive():
+            answer = httpx.get(f"{server.url}/health", timeout=30)
+            seen.append((answer.status_code, answer.json()["status"], answer.json()["loading"]))
+        assert (200, "ok", "org/Deep") in seen
+        assert {status for status, *_ in seen} == {200}
 
 
 def waits(server: Server, paths: tuple[str, ...], make: Callable[[], threading.Thread]) -> float:

@@ -42,6 +42,7 @@ class Client:
             "HF_ENDPOINT": server.url,
             "HF_HOME": str(home),
             "HF_XET_CACHE": str(home / "xet"),
+            "XDG_CACHE_HOME": str(home / "caches"),
             "MLXK2_ENABLE_ALPHA_FEATURES": "1",
             "NO_PROXY": "*",
         }
