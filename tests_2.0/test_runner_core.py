@@ -89,6 +89,19 @@ def test_stop_strings_cut_where_text_search_says(said: str, stops: list[str]) ->
     assert answer == said if first is None else answer in cut
 
 
+@pytest.mark.parametrize(("said", "stop"), [("a" * 50, ("aab",)), ("<" * 50, ())], ids=["stop string", "mark"])
+def test_no_more_is_held_back_than_may_begin_what_is_looked_for(said: str, stop: tuple[str, ...]) -> None:
+    chunks = generate(saying(said), stop=stop)
+    assert text(chunks) == said
+    longest = max(map(len, (*stop, "</think>")))
+    assert max(len(chunk.text) for chunk in chunks) <= longest < len(chunks)
+
+
+def test_a_state_that_nothing_ends_is_borne() -> None:
+    calls = {"normal": [("<call>", "tool")]}
+    assert text(generate(saying("a<call>f()", response_transitions=calls))) == "a"
+
+
 def test_reasoning_is_apart_and_takes_its_line_ends_along() -> None:
     chunks = generate(saying("<think>", "\nHm.", "</think>", "\n\nParis."))
     assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")

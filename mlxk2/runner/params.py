@@ -12,6 +12,8 @@ from mlxk2.errors import ContextLengthError, ValidationError
 DEFAULT_CONTEXT = 4096
 # Below this a temperature only overflows: the most likely token is what it means.
 _COLDEST = 1e-4
+# Below this a share of all tokens is nothing to MLX's float32, and likewise.
+_NARROWEST = 1e-30
 # OpenAI's limit.
 _MOST_LOGPROBS = 20
 # MLX takes a seed as an unsigned 64-bit integer.
@@ -49,7 +51,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether only the most likely token can be chosen."""
-        return self.temperature < _COLDEST or self.top_p == 0 or self.top_k == 1
+        return self.temperature < _COLDEST or self.top_p < _NARROWEST or self.top_k == 1
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, NotRequired, TypedDict
 
 from jinja2.exceptions import TemplateError
@@ -70,10 +71,14 @@ class Prompter:
         text = text or bos or ""
         starts = bos is not None and text.startswith(bos)
         tokens = self._encode(text, add_special_tokens=not starts)
-        # Some tokenizers end every text; nothing would be left to say.
-        while len(tokens) > 1 and tokens[-1] in self._vocabulary.end_tokens and not starts:
-            tokens = tokens[:-1]
+        if not starts:
+            tokens = tokens[: max(1, len(tokens) - self._ends_added())]
         return self._prompt(tokens)
+
+    def _ends_added(self) -> int:
+        """Return how many end tokens the tokenizer puts behind every text; nothing would be left to say after them."""
+        letter = self._tokenizer.encode("a", add_special_tokens=True)
+        return sum(1 for _ in takewhile(self._vocabulary.end_tokens.__contains__, reversed(letter)))
 
     def _rendered(self, messages: list[Message]) -> Sequence[int]:
         render = partial(self._tokenizer.apply_chat_template, messages, add_generation_prompt=True)

@@ -132,7 +132,9 @@ def _transitions(tokenizer: Any, think: tuple[str, str] | None) -> Transitions:
     found["normal"] += [(mark, "normal") for mark in tokenizer.structural_markers]
     for state, edges in tokenizer.response_transitions.items():
         found.setdefault(state, []).extend(edges)
-    return found
+    # mlx-lm leaves some states to a parser of tool calls: nothing ends them here.
+    ends: Transitions = {state: [] for edges in found.values() for _, state in edges if state is not None}
+    return ends | found
 
 
 def _special_tokens(tokenizer: Any, transitions: Transitions) -> frozenset[int]:
@@ -164,8 +166,11 @@ class TextStream:
         self._attribution: Attribution[TokenLogprob] = Attribution()
         self._held = 0
         initial = "normal" if plain else "reasoning" if thinking else vocabulary.initial_state
-        self._marks = TextStateMachine(None if plain else vocabulary.transitions).make_state(initial)
+        transitions = {} if plain else vocabulary.transitions
+        self._marks = TextStateMachine(transitions).make_state(initial)
         self._stops = TextStateMachine({"answer": [(text, None) for text in stop]}).make_state("answer")
+        self._longest_mark = max((len(mark) for edges in transitions.values() for mark, _ in edges), default=0)
+        self._longest_stop = max(map(len, stop), default=0)
         self._kind: Kind | None = None
         self._at_start = not plain
         if plain:
@@ -216,7 +221,7 @@ class TextStream:
     def _read(self, text: str) -> Iterator[Piece]:
         if not text:
             return
-        self._marks, segments = TextStateMachine.split(self._marks, text)
+        self._marks, segments = _split(self._marks, text, self._longest_mark)
         for state, part in segments:
             if self.stopped:
                 return
@@ -240,7 +245,7 @@ class TextStream:
             yield kind, text
 
     def _before_stop(self, text: str) -> str:
-        self._stops, segments = TextStateMachine.split(self._stops, text)
+        self._stops, segments = _split(self._stops, text, self._longest_stop)
         self.stopped = self._stops[0] is None
         return "".join(part for _, part in segments)
 
@@ -248,3 +253,16 @@ class TextStream:
         self._stops, held, _ = TextStateMachine.flush(self._stops)
         if held:
             yield "answer", held
+
+
+def _split(state: Any, text: str, longest: int) -> tuple[Any, list[tuple[str | None, str]]]:
+    """Split a text as mlx-lm does; hold back no more than may begin what is looked for, `longest` characters at most.
+
+    mlx-lm holds back all that came since nothing may have begun: everything, where "aab" is looked for in "aaaa".
+    """
+    (name, node, states, held), segments = TextStateMachine.split(state, text)
+    certain = len(held) - max(longest - 1, 0)
+    if name is not None and certain > 0:
+        segments[-1] = (name, segments[-1][1] + held[:certain])
+        held = held[certain:]
+    return (name, node, states, held), segments

@@ -147,7 +147,7 @@ async def _answer(
         held.callback(reply.close)
         shape = make_shape(reply.vocabulary)
         if not body.stream:
-            return JSONResponse(await stream.fold(reply, shape))
+            return Response(await stream.fold(reply, shape), media_type="application/json")
         first = await stream.first_parts(reply)
         held.pop_all()
         return EventStream(reply, stream.frames(reply, shape, first, includes_usage=body.includes_usage))

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mlxk2.server import faults
 
 # More than any client sends; the parser has no limit of its own, and gathers a long line ever more slowly.
 MOST_HEAD_BYTES = 64 << 10
+# Of requests that are sent ahead; until then the connection is read, since only so its end is noticed.
+MOST_BYTES_AHEAD = 1 << 20
+# A client that reads this much in time still reads.
+LEAST_READ_BYTES = 64 << 10
 
 
 class Countdown:
@@ -48,11 +52,14 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, patience: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._arriving = Countdown(patience, self._give_up)
-        self._leaving = Countdown(patience, self._give_up)
+        self._arriving = Countdown(patience, self._stands_still)
+        self._leaving = Countdown(patience, self._is_unread)
+        self._answering: RequestResponseCycle | None = None
         self._is_head = True
-        self._begins = False
-        self._head = 0
+        self._moves = False
+        self._between = 0
+        self._ahead = 0
+        self._unread = 0
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -60,33 +67,52 @@ class Connection(HttpToolsProtocol):
         self._arriving.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection; who answers is told, also where uvicorn looks at a request that was sent ahead."""
         self._arriving.stop()
         self._leaving.stop()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes; only those of an unfinished request are waited for, of its head all together."""
         if self._arriving.is_running and not self._is_head:
             self._arriving.start()
-        self._begins = False
+        self._moves = False
         super().data_received(data)
-        if self._is_head and not self._begins:
-            self._head += len(data)
-        if self._head > MOST_HEAD_BYTES:
+        # What is neither a beginning nor body: a head, trailers, the sizes of chunks, line ends.
+        self._between = 0 if self._moves else self._between + len(data)
+        if self._between > MOST_HEAD_BYTES:
             self._refuse(431, "The head of the request is larger than 64 KB.")
+        self._ahead = self._ahead + len(data) if self.pipeline else 0
+        if 0 < self._ahead <= MOST_BYTES_AHEAD:
+            self.flow.resume_reading()
+        if not (self._is_busy or self._arriving.is_running or self.timeout_keep_alive_task):
+            # After a stray line end uvicorn does not wait for the next request any more.
+            self._arriving.start()
 
     def on_message_begin(self) -> None:
         """A request begins to come."""
         self._arriving.start()
-        self._is_head = self._begins = True
+        self._is_head = self._moves = True
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those that come after the body are left out."""
+        if self._is_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head of a request is whole."""
-        self._is_head, self._head = False, 0
+        self._is_head, self._moves = False, True
         self._arriving.start()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body has come."""
+        self._moves = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole: now it is the server's turn."""
@@ -95,6 +121,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is written to."""
+        self._unread = self.transport.get_write_buffer_size()
         self._leaving.start()
         super().pause_writing()
 
@@ -114,6 +141,30 @@ class Connection(HttpToolsProtocol):
         lines = [b": ".join(header) for header in answer.raw_headers]
         self.transport.write(b"\r\n".join([b"HTTP/1.1 %d Refused" % status, *lines, b"", bytes(answer.body)]))
         self.transport.close()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._answering is not None and not self._answering.response_complete
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _stands_still(self) -> None:
+        if self._is_busy and (self._is_head or self._answering is not self.cycle):
+            # The client may wait for that answer before it sends the rest of its next request.
+            self._arriving.start()
+        else:
+            self._give_up()
+
+    def _is_unread(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if self._unread - unread < LEAST_READ_BYTES:
+            self._give_up()
+        else:
+            self._unread = unread
+            self._leaving.start()
 
     def _give_up(self) -> None:
         # Not `close`, which waits until everything is read.

@@ -9,7 +9,7 @@ from mlxk2.errors import OperationError
 from mlxk2.runner.runner import Chunk, Session
 from mlxk2.runner.text import Vocabulary
 
-# A reader this many chunks behind has stopped reading.
+# A reader this many chunks of each answer behind has stopped reading.
 MOST_WAITING = 4096
 
 Part = tuple[int, Chunk]
@@ -42,7 +42,7 @@ class Reply:
         error = self.sessions[number].error
         if error is not None:
             self.fail(error)
-        elif len(self._parts) < MOST_WAITING:
+        elif len(self._parts) < MOST_WAITING * self.count:
             self._parts.append((number, chunk))
             self._arrived.set()
         else:

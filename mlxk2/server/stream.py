@@ -6,6 +6,7 @@ Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -17,10 +18,13 @@ from mlxk2.server.reply import Part, Reply
 from mlxk2.server.shapes import JSON, Answer, Envelope, Shape, usage
 
 DONE = b"data: [DONE]\n\n"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+# Chunks with twenty logprobs each, of which so many are events in some milliseconds.
+_AT_ONCE = 64
 
 
-async def fold(reply: Reply, shape: Shape) -> JSON:
-    """Wait for all answers; return the response object. Raises what made one fail."""
+async def fold(reply: Reply, shape: Shape) -> bytes:
+    """Wait for all answers; return the response object as JSON. Raises what made one fail."""
     answers = [Answer() for _ in range(reply.count)]
     async for parts in reply:
         for number, chunk in parts:
@@ -28,8 +32,17 @@ async def fold(reply: Reply, shape: Shape) -> JSON:
             answer.texts[chunk.kind] += chunk.text
             answer.logprobs += chunk.logprobs
             answer.finish_reason = chunk.finish_reason
+    if any(answer.logprobs for answer in answers):
+        # There may be millions, and the loop has others to serve.
+        return await asyncio.to_thread(_whole, reply, shape, answers)
+    return _whole(reply, shape, answers)
+
+
+def _whole(reply: Reply, shape: Shape, answers: Sequence[Answer]) -> bytes:
     choices = [shape.choice(number, answer) for number, answer in enumerate(answers)]
-    return Envelope(shape, reply.name).whole(choices, reply)
+    whole = Envelope(shape, reply.name).whole(choices, reply)
+    # Piece by piece: at once, all other threads would wait for it.
+    return "".join(_ENCODER.iterencode(whole)).encode()
 
 
 async def first_parts(reply: Reply) -> list[Part]:
@@ -45,7 +58,12 @@ async def frames(reply: Reply, shape: Shape, first: list[Part], *, includes_usag
     parts = first
     try:
         while parts:
-            yield b"".join(_event(envelope.chunk(choice) | extra) for choice in _choices(shape, parts, opened))
+            for begin in range(0, len(parts), _AT_ONCE):
+                if begin:
+                    # Who lags has many waiting, and is not alone.
+                    await asyncio.sleep(0)
+                choices = _choices(shape, parts[begin : begin + _AT_ONCE], opened)
+                yield b"".join(_event(envelope.chunk(choice) | extra) for choice in choices)
             parts = await anext(reply, [])
         if includes_usage:
             yield _event(envelope.chunk() | {"usage": usage(reply)})
@@ -82,4 +100,4 @@ def _joined(parts: Sequence[Part]) -> list[_Joined]:
 
 
 def _event(data: JSON) -> bytes:
-    return b"data: %s\n\n" % json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"data: %s\n\n" % _ENCODER.encode(data).encode()

@@ -331,6 +331,55 @@ def test_a_stray_line_end_in_the_middle_of_an_answer_is_no_request(impatient: Im
     connection.close()
 
 
+@pytest.mark.parametrize("ahead", [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea"], ids=["whole", "a part"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_goes_after_sending_the_next_request_ahead_is_missed(
+    impatient: Impatient, stream: bool, ahead: bytes
+) -> None:
+    connection = connect(impatient.port, {**CAPITAL, "stream": stream})
+    wait_for(lambda: health(impatient)["active"] == 1)
+    connection.sendall(ahead)
+    time.sleep(0.2)
+    connection.close()
+    wait_for(lambda: health(impatient)["active"] == 0, SOON)
+
+
+def test_a_request_that_is_sent_in_part_ends_no_answer_before_it(impatient: Impatient) -> None:
+    connection = connect(impatient.port, {**CAPITAL, "stream": True})
+    read_until(connection, b"data: ")
+    connection.sendall(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        assert connection.recv(1 << 16), "the answer was cut off"
+    connection.close()
+
+
+def test_a_line_end_after_an_answer_keeps_no_connection(impatient: Impatient) -> None:
+    with contextlib.closing(connect(impatient.port, {**CAPITAL, "max_tokens": 1})) as connection:
+        read_until(connection, b'"usage"')
+        connection.sendall(b"\r\n")
+        deadline = time.monotonic() + 10
+        while connection.recv(1 << 16):
+            assert time.monotonic() < deadline
+
+
+def test_a_slow_reader_that_goes_on_gets_the_whole_answer(impatient: Impatient) -> None:
+    many = {**CAPITAL, "n": 16, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}
+    with contextlib.closing(connect(impatient.port, many, window=1 << 16)) as connection:
+        said = read_until(connection, b"\r\n\r\n")
+        head, _, body = said.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        assert length > 5_000_000
+        started = time.monotonic()
+        while len(body) < length:
+            part = connection.recv(1 << 16)
+            assert part, f"cut off after {len(body)} of {length} bytes"
+            body += part
+            # Two megabytes a second.
+            time.sleep(max(0.0, len(body) / 2_000_000 - (time.monotonic() - started)))
+    assert len(json.loads(body)["choices"]) == 16
+
+
 def test_an_idle_connection_is_kept(impatient: Impatient) -> None:
     with httpx.Client(base_url=impatient.url, timeout=30) as client:
         client.get("/health")

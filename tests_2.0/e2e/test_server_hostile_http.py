@@ -330,6 +330,19 @@ def test_a_head_without_end_takes_no_memory(server: Server, part: bytes) -> None
         assert wire.rest()[:12] in (b"HTTP/1.1 431", b"")
 
 
+@needs_proc
+@pytest.mark.parametrize(
+    "part", [b"X: y\r\n" * 160, b"y" * 1000, b";" + b"x" * 1000], ids=["many trailers", "one trailer", "no size"]
+)
+def test_what_follows_a_body_without_end_takes_no_memory(server: Server, part: bytes) -> None:
+    end = b"1\r\nx\r\n1" if part.startswith(b";") else b"1\r\nx\r\n0\r\nX: "
+    with bounded(server, 100, 5), Wire(server.port) as wire:
+        wire.send(head(f"POST {CHAT} HTTP/1.1", "Transfer-Encoding: chunked", port=server.port) + end)
+        for _ in range(300):
+            wire.send(part * 1000)
+        assert b"HTTP/1.1 431" in (rest := wire.rest()) or not rest
+
+
 def test_a_large_body_is_no_part_of_the_head(server: Server) -> None:
     body = QUESTION[:-1] + b',"x":"' + b"y" * 300_000 + b'"}'
     request = post(CHAT, body, port=server.port)
