@@ -82,6 +82,15 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) ->
     assert len(set(alone)) == 3
 
 
+@pytest.mark.parametrize("top_p", [0.0, 1e-40, 1e-300])
+def test_next_to_nothing_of_the_probability_is_the_likeliest_token(babble: LoadedModel, top_p: float) -> None:
+    greedy, narrow = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=top_p)
+    prompt = encode(babble, "hello")
+    runner = MLXRunner(babble)
+    first, second = together(runner, [runner.submit(GenerationRequest(prompt, 20, one)) for one in (greedy, narrow)])
+    assert first == second
+
+
 def test_without_a_seed_texts_differ(babble: LoadedModel) -> None:
     assert answer(babble, max_tokens=30)[0] != answer(babble, max_tokens=30)[0]
 
@@ -327,6 +336,10 @@ def test_prompts(tmp_path: Path) -> None:
     bos = model.tokenizer.convert_tokens_to_ids("<s>")
     assert prompter(model).completion("<s>hi").tokens.count(bos) == 1
     assert prompter(model).completion("hi").tokens[-2:] == tuple(model.tokenizer.encode("hi", add_special_tokens=False))
+    (end,) = model.tokenizer.eos_token_ids
+    turn = "hi" + model.tokenizer.decode([end])
+    # An end of the author's own: the text goes on after it.
+    assert prompter(model).completion(turn).tokens[-1] == end
     plain = load(write_chain(tmp_path / "plain", BABBLE, template=None))
     messages: list[Message] = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
     assert plain.tokenizer.decode(prompter(plain).chat(messages).tokens) == "be\n\nhi"
