@@ -91,7 +91,8 @@ def _run(words: Sequence[str]) -> int:
         return _report(_as_error(error), words)
     except SystemExit:
         return 0  # argparse has printed its help
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every fault ends here, as one error of the tree
+    # Every fault ends here as one error of the tree, also a panic of a Rust library, which is no Exception.
+    except BaseException as error:  # noqa: BLE001
         return _report(_as_error(error), words)
     sys.stdout.write(text)
     return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0

@@ -182,3 +182,13 @@ def test_a_prompt_past_the_context_on_stubs(stubbed: Program) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "105 tokens" in done.stderr
     assert "64" in done.stderr
+
+
+def test_a_panic_is_an_error_like_any_other(stubbed: Program) -> None:
+    done = stubbed("\a", "--no-chat-template", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["error"]["type"] == "OperationError"
+    assert "PanicException" in json.loads(done.stdout)["error"]["message"]
+    plain = stubbed("\a", "--no-chat-template")
+    assert (plain.returncode, plain.stdout, plain.stderr.count("\n")) == (1, "", 1)
+    assert plain.stderr.startswith("Error: Unexpected PanicException")

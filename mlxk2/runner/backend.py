@@ -33,6 +33,7 @@ from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
 from mlxk2.runner.template import confine
 from mlxk2.runner.text import Vocabulary
+from mlxk2.runner.tokenizer_faults import as_damage
 from mlxk2.sizes import human_size
 
 # Any type whose tokenizer class is the generic one that reads tokenizer.json.
@@ -82,8 +83,7 @@ def load(
         mx.disable_compile()
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = _read_config(folder, name)
-    tokenizer = _load_tokenizer(folder, name, config)
-    vocabulary = Vocabulary.of(tokenizer)
+    tokenizer, vocabulary = _load_tokenizer(folder, name, config)
     model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
     if for_batches:
         cpu.suit_batches(model)
@@ -110,18 +110,18 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
+def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> tuple[Any, Vocabulary]:
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if _ships_tokenizer_code(folder) and (folder / "tokenizer.json").is_file():
         options["tokenizer_type"] = _GENERIC_TOKENIZER
     # What it warns of (long prompts, tokenizer classes) is checked here or changes nothing.
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
+    damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"
+    with as_damage(lambda fault: _sentence(damaged, fault, folder)):
         tokenizer = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
-    except Exception as fault:  # The Rust tokenizers raise bare Exceptions.
-        raise ModelUnhealthyError(_sentence(f"The tokenizer of {name} can't be loaded", fault, folder)) from fault
+        vocabulary = Vocabulary.of(tokenizer)
     confine(tokenizer)
-    return tokenizer
+    return tokenizer, vocabulary
 
 
 def _ships_tokenizer_code(folder: Path) -> bool:

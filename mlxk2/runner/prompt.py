@@ -15,9 +15,12 @@ from mlxk2.runner.params import too_long
 from mlxk2.runner.rows import FAULTS
 from mlxk2.runner.template import is_confined
 from mlxk2.runner.text import Vocabulary
+from mlxk2.runner.tokenizer_faults import as_damage
 
 # Of a token, in most texts fewer.
 _CHARACTERS = 8
+# What a text can be to blame for; of all else the tokenizer is.
+_OF_THE_TEXT = (TemplateError, *FAULTS)
 
 
 class Message(TypedDict):
@@ -39,7 +42,8 @@ class Prompt:
 class Prompter:
     """Makes prompts for one model, from its tokenizer and chat template.
 
-    Raises ContextLengthError early for what has by far more tokens than the `context`, if one is given.
+    Raises ContextLengthError early for what has by far more tokens than the `context`, if one is given, and
+    ModelUnhealthyError where the tokenizer is damaged.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class Prompter:
         if not self._use_template:
             return self.completion("\n\n".join(message["content"] for message in messages))
         try:
-            return self._prompt(self._rendered(list(messages)))
-        except (TemplateError, *FAULTS) as fault:
+            with as_damage(_damaged, but=_OF_THE_TEXT):
+                return self._prompt(self._rendered(list(messages)))
+        except _OF_THE_TEXT as fault:
             raise ValidationError(f"The model's chat template refuses this conversation: {fault}") from fault
 
     def completion(self, text: str) -> Prompt:
@@ -70,10 +75,11 @@ class Prompter:
         bos = self._tokenizer.bos_token
         text = text or bos or ""
         starts = bos is not None and text.startswith(bos)
-        tokens = self._encode(text, add_special_tokens=not starts)
-        if not starts:
-            tokens = tokens[: max(1, len(tokens) - self._ends_added())]
-        return self._prompt(tokens)
+        with as_damage(_damaged, but=_OF_THE_TEXT):
+            tokens = self._encode(text, add_special_tokens=not starts)
+            if not starts:
+                tokens = tokens[: max(1, len(tokens) - self._ends_added())]
+            return self._prompt(tokens)
 
     def _ends_added(self) -> int:
         """Return how many end tokens the tokenizer puts behind every text; nothing would be left to say after them."""
@@ -100,3 +106,7 @@ class Prompter:
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
         return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))
+
+
+def _damaged(fault: BaseException) -> str:
+    return f"The model's tokenizer is damaged. Pull the model again or choose another one: {fault}"

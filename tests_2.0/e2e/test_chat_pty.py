@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -136,6 +137,18 @@ def test_a_full_context_is_told_and_loses_nothing(tmp_path: Path, home: Path) ->
     terminal.ask("a", "Paris!\r\n")
     terminal.ask("x" * 90, "/clear starts a new one")
     terminal.ask("/stats", "1 turns")
+    terminal.type("quit")
+    assert terminal.end() == 0
+
+
+def test_a_damaged_tokenizer_is_told_and_the_conversation_goes_on(paris: Path, home: Path) -> None:
+    path = paris / "tokenizer.json"
+    begin = [{"SpecialToken": {"id": "[NO]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    undefined = {"type": "TemplateProcessing", "single": begin, "pair": [], "special_tokens": {}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": undefined}))
+    terminal = Terminal(paris, home, "--no-chat-template")
+    for _ in range(2):
+        terminal.ask("a", "Error: The model's tokenizer is damaged. Pull the model again")
     terminal.type("quit")
     assert terminal.end() == 0
 

@@ -173,6 +173,36 @@ def test_a_damaged_model_is_not_loaded(environment: dict[str, str], tmp_path: Pa
     assert json.loads(done.stdout)["error"]["type"] == "ModelUnhealthyError"
 
 
+# The first can't be loaded, the second can't encode anything, the third no prompt that begins a text.
+DAMAGED: dict[str, dict[str, Any]] = {
+    "normalizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
+    "model": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["<|im_end|>", -1.0]]}},
+    "post_processor": {"post_processor": {
+        "type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+        "single": [{"SpecialToken": {"id": "[NO]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    }},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", DAMAGED)
+def test_a_damaged_tokenizer_is_told(environment: dict[str, str], tmp_path: Path, part: str) -> None:
+    folder = write_chain(tmp_path / "m", BABBLE)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | DAMAGED[part]))
+    done = run(environment, str(folder), "hi", "--no-chat-template", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["type"]) == (1, "ModelUnhealthyError")
+    assert "tokenizer" in error["message"]
+    assert "damaged" in error["message"]
+    assert "Pull the model again or choose another one" in error["message"]
+    assert str(tmp_path) not in error["message"]
+    plain = run(environment, str(folder), "hi", "--no-chat-template")
+    assert (plain.returncode, plain.stdout) == (1, "")
+    # Rust tells of its panics on stderr by itself.
+    assert plain.stderr.splitlines()[-1] == f"Error: {error['message']}"
+    assert "Traceback" not in plain.stderr
+
+
 def test_an_unknown_architecture_is_told(environment: dict[str, str], tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", BABBLE)
     (folder / "config.json").write_text('{"model_type": "nonesuch"}')

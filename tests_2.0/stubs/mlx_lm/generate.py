@@ -1,4 +1,4 @@
-"""Generation: every row says its prompt, then the end. Text is passed on as it is."""
+"""Generation: every row says its prompt, then the end; a bell is a panic. Text is passed on as it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 END = 256
+BELL = 7
+
+
+class PanicException(BaseException):
+    """What Rust libraries raise where they panic: no Exception."""
 
 
 class StopSequences:
@@ -44,6 +49,8 @@ class BatchGenerator:
         return [], [self._advance(row) for row in list(self._rows)]
 
     def _advance(self, row: int) -> SimpleNamespace:
+        if self._rows[row][0][0] == BELL:
+            raise PanicException("index out of bounds")
         (token, *rest), left = self._rows.pop(row)
         reason = "stop" if token == END else "length" if left == 1 else None
         if reason is None:
