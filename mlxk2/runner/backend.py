@@ -119,9 +119,17 @@ def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> tuple[An
     damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"
     with as_damage(lambda fault: _sentence(damaged, fault, folder)):
         tokenizer = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
-        vocabulary = Vocabulary.of(tokenizer)
+        vocabulary = Vocabulary.of(tokenizer, _ends_of_config(folder))
     confine(tokenizer)
     return tokenizer, vocabulary
+
+
+def _ends_of_config(folder: Path) -> list[int]:
+    """Return the end tokens of config.json, in whose place `load_config` puts those of generation_config.json."""
+    named = None
+    with contextlib.suppress(OSError, ValueError):
+        named = json.loads((folder / "config.json").read_bytes()).get("eos_token_id")
+    return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
 
 
 def _ships_tokenizer_code(folder: Path) -> bool:

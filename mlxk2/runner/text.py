@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -82,15 +82,16 @@ class Vocabulary:
     think_start: str | None = None
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Vocabulary:
-        """Read a tokenizer wrapper of mlx-lm once, for all requests."""
+    def of(cls, tokenizer: Any, ends: Iterable[int] = ()) -> Vocabulary:
+        """Read a tokenizer wrapper of mlx-lm once, for all requests; those of `ends` that it knows end answers too."""
         think = _think_pair(tokenizer)
         transitions = _transitions(tokenizer, think)
-        end_tokens = frozenset(tokenizer.eos_token_ids)
+        size = len(tokenizer)
+        end_tokens = frozenset(tokenizer.eos_token_ids) | {token for token in ends if 0 <= token < size}
         return cls(
             tokenizer=tokenizer,
             letter=tuple(tokenizer.encode("a", add_special_tokens=False)),
-            size=len(tokenizer),
+            size=size,
             end_tokens=end_tokens,
             hidden_tokens=end_tokens | _special_tokens(tokenizer, transitions),
             transitions=transitions,

@@ -331,6 +331,22 @@ def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
     assert [chunk.finish_reason for chunk in runner.cancel(session)] == ["interrupted"]
 
 
+@pytest.mark.parametrize(("named", "said"), [
+    (["{a}", "{b}"], "Paris"), ("{b}", "Paris"), (["{b}", -1, 10**6, 10**30], "Paris"),
+    ("{a}", "ParisOver more"), ([], "ParisOver more"), (None, "ParisOver more"), (10**6, "ParisOver more"),
+])  # fmt: skip
+def test_an_answer_ends_at_the_ends_of_the_config_and_of_generation(tmp_path: Path, named: Any, said: str) -> None:
+    folder = write_chain(tmp_path / "m", say("Par", "is", "Over", "Ġmore"))
+    tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    a, b = json.loads((folder / "config.json").read_text())["eos_token_id"], tokens["Over"]
+    numbers = json.loads(json.dumps(named).replace('"{a}"', str(a)).replace('"{b}"', str(b)))
+    edit(folder, "config.json", {"eos_token_id": numbers})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": a}))
+    text, last = answer(load(folder))
+    assert (text, last.finish_reason) == (said, "stop")
+    assert last.tokens == (3 if said == "Paris" else 5)
+
+
 def test_prompts(tmp_path: Path) -> None:
     model = load(write_chain(tmp_path / "m", BABBLE, special=("<s>",), config={"bos_token": "<s>"}))
     bos = model.tokenizer.convert_tokens_to_ids("<s>")
