@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from conftest_runner import ScriptedBackend, saying
 from conftest_server import CHAT, MESSAGES, TEXT, Client, error_of, serving
 from layouts import Hub, chat_model, gguf_model
 
+from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
 from mlxk2.server import unsupported
+from mlxk2.server.catalog import Catalog
+from mlxk2.server.engine import Target
 from mlxk2.server.guard import Access
 
 
@@ -271,6 +275,24 @@ def test_a_model_that_mlx_does_not_run(hub: Hub) -> None:
         error = client.refused(model="org/gguf")
     assert (error["code"], error["param"]) == ("model_not_runnable", "model")
     assert "requires MLX" in error["message"]
+
+
+def test_demo_is_always_the_model_that_comes_with_the_package(hub: Hub, tmp_path: Path) -> None:  # noqa: ARG001
+    own = Target("demo", str(tmp_path / "demo"))
+    catalog = Catalog(("./demo", own))
+    assert catalog.known("demo", own) is None
+    shipped = catalog.find("demo")
+    assert shipped == Target("demo", DEMO_FOLDER)
+    assert catalog.known("demo", shipped) == shipped
+    assert catalog.known("./demo", shipped) == catalog.default(shipped) == own
+    assert [entry.id for entry in catalog.entries()] == ["demo"]
+    assert catalog.entry("demo").context_length == 4096
+
+
+@pytest.mark.parametrize("typed", ["demo", DEMO_FOLDER])
+def test_the_demo_of_the_start_has_its_adapter(hub: Hub, typed: str) -> None:  # noqa: ARG001 - isolates
+    target = Target("demo", DEMO_FOLDER, "adapter")
+    assert Catalog((typed, target)).known("demo", None) == target
 
 
 def test_a_name_of_the_start_or_the_full_one_or_none_is_the_same_model() -> None:

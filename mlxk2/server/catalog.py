@@ -10,7 +10,7 @@ from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.cache.store import DEMO_FOLDER, Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError, ValidationError
 from mlxk2.runner import params
 from mlxk2.server.answers import Model
@@ -25,6 +25,7 @@ class Catalog:
 
     def __init__(self, pinned: tuple[str, Target] | None = None) -> None:
         self._pinned = pinned
+        self._pinned_names = _names_of(*pinned) if pinned else frozenset()
         self._names: dict[str, Target] = {}
 
     def default(self, loaded: Target | None) -> Target:
@@ -39,7 +40,7 @@ class Catalog:
 
     def known(self, name: str, loaded: Target | None) -> Target | None:
         """Return the target of a name if no disk is needed to tell."""
-        if self._pinned and name in (self._pinned[0], self._pinned[1].name):
+        if self._pinned and name in self._pinned_names:
             return self._pinned[1]
         target = self._names.get(name)
         return target if target is not None and target == loaded else None
@@ -75,6 +76,12 @@ class Catalog:
             pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
             found.update({pinned.id: pinned} if pinned else {})
         return found
+
+
+def _names_of(typed: str, target: Target) -> frozenset[str]:
+    """Return what the model of the start is called: a user's folder by the name of the demo is not meant by it."""
+    is_demo = os.path.realpath(target.path) == os.path.realpath(DEMO_FOLDER)
+    return frozenset({typed, target.name}) - (frozenset() if is_demo else {naming.DEMO})
 
 
 def _resolve(name: str) -> Snapshot:
