@@ -18,6 +18,7 @@ def chat(
     system: str | None = None,
     hide_reasoning: bool = False,
     max_tokens: int | None = None,
+    **flags: bool,
 ) -> tuple[Streams, ScriptedBackend]:
     """Hold a conversation with these lines; at their end Ctrl-D is pressed."""
     backend = backend or saying("Paris.")
@@ -30,7 +31,7 @@ def chat(
         return line
 
     shown = streams()
-    Chat(assistant(backend, max_tokens), shown, system, hide_reasoning=hide_reasoning).run(read)
+    Chat(assistant(backend, max_tokens), shown, system, hide_reasoning=hide_reasoning, **flags).run(read)
     return shown, backend
 
 
@@ -69,6 +70,26 @@ def test_reasoning_can_be_hidden() -> None:
     shown, _ = chat(["a"], saying("<think>", "Hm.", "</think>", "\n\nParis."), hide_reasoning=True)
     assert "Hm." not in shown.stdout.getvalue()
     assert "Paris.\n" in shown.stdout.getvalue()
+
+
+def test_statistics_follow_every_answer_where_they_are_asked_for() -> None:
+    shown, _ = chat(["a", "b"], verbose=True)
+    told = shown.stderr.getvalue().splitlines()
+    assert [line.split(" in ")[0] for line in told] == [
+        "prompt: 7 tokens, answer: 7 tokens", "prompt: 31 tokens, answer: 7 tokens",
+    ]  # fmt: skip
+    assert all(line.endswith("end: stop") for line in told)
+    assert chat(["a"])[0].stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("no_stream", [True, False])
+def test_an_answer_is_shown_at_once_where_that_is_asked_for(no_stream: bool) -> None:
+    halves = ScriptedBackend(lambda _: [*tokens_of("Par"), RuntimeError("no")])
+    shown, _ = chat(["a"], halves, no_stream=no_stream)
+    assert ("Par" in shown.stdout.getvalue()) is not no_stream
+    whole, backend = chat(["a", "b"], saying("<think>", "Hm.", "</think>", "Paris."), no_stream=no_stream)
+    assert whole.stdout.getvalue().count("[Reasoning]\nHm.\n\n[Answer]\nParis.\n") == 2
+    assert backend.prompts[1] == "user:a;assistant:Paris.;user:b;"
 
 
 def test_a_backslash_joins_lines() -> None:

@@ -43,7 +43,8 @@ def run(args: Namespace) -> RunData | None:
         max_tokens=args.max_tokens,
     )
     if wants_chat:
-        import_module("mlxk2.runner.chat").converse(assistant, args.streams, args.system, args.hide_reasoning)
+        manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}
+        import_module("mlxk2.runner.chat").converse(assistant, args.streams, args.system, **manner)
         return None
     return _data(snapshot.name, prompt, _answer(assistant, args, prompt))
 

@@ -15,6 +15,7 @@ from mlxk2.printable import printable
 from mlxk2.runner.assistant import Answer, Assistant
 from mlxk2.runner.console import Printer
 from mlxk2.runner.prompt import Message
+from mlxk2.runner.runner import Chunk
 
 ReadLine = Callable[[str], str]
 
@@ -45,22 +46,35 @@ class Streams(Protocol):
         """For what went wrong."""
 
 
-def converse(assistant: Assistant, streams: Streams, system: str | None, hide_reasoning: bool) -> None:
-    """Hold a conversation on the terminal until the user leaves."""
+def converse(assistant: Assistant, streams: Streams, system: str | None, **manner: bool) -> None:
+    """Hold a conversation on the terminal until the user leaves; `manner` is what `Chat` may be told."""
     session: PromptSession[str] = PromptSession(history=_history(os.environ))
-    chat = Chat(assistant, streams, system, hide_reasoning=hide_reasoning)
-    chat.run(session.prompt)
+    Chat(assistant, streams, system, **manner).run(session.prompt)
 
 
 class Chat:
-    """A conversation with a model: the turns so far, and what the user can do with them."""
+    """A conversation with a model: the turns so far, and what the user can do with them.
 
-    def __init__(self, assistant: Assistant, streams: Streams, system: str | None, *, hide_reasoning: bool) -> None:
+    With `no_stream` an answer is printed when it is whole, with `verbose` its statistics follow on stderr.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        streams: Streams,
+        system: str | None,
+        *,
+        hide_reasoning: bool = False,
+        no_stream: bool = False,
+        verbose: bool = False,
+    ) -> None:
         self._assistant = assistant
         self._out = streams.stdout
         self._err = streams.stderr
         self._system = system
         self._hide_reasoning = hide_reasoning
+        self._no_stream = no_stream
+        self._verbose = verbose
         self._turns: list[Message] = []
         self._last: Answer | None = None
         self._tokens = 0
@@ -95,16 +109,23 @@ class Chat:
     def _answer(self, text: str) -> None:
         question: Message = {"role": "user", "content": text}
         printer = Printer(self._out, hide_reasoning=self._hide_reasoning)
+        chunks: list[Chunk] = []
+        show = chunks.append if self._no_stream else printer.show
         try:
-            answer = self._assistant.reply(self._conversation(question), printer.show)
+            answer = self._assistant.reply(self._conversation(question), show)
         except MlxkError as error:
             again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
             said = printable(error.message, keep="\n")
             self._err.write(f"Error: {said}{again if isinstance(error, ContextLengthError) else ''}\n")
             return
+        for chunk in chunks:
+            printer.show(chunk)
         printer.end(interrupted=answer.finish_reason == "interrupted")
         if answer.finish_reason == "length":
             self._out.write("[The answer was cut: no tokens are left for it]\n")
+        if self._verbose:
+            self._out.flush()
+            self._err.write(f"{answer.statistics}\n")
         self._last = answer
         self._tokens += answer.tokens
         if answer.response:

@@ -109,6 +109,16 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(babble: Path, home: 
     assert terminal.end() == 0
 
 
+def test_answers_that_are_not_streamed_with_their_statistics(paris: Path, home: Path) -> None:
+    terminal = Terminal(paris, home, "--no-stream", "--verbose")
+    for _ in range(2):
+        terminal.type("France?")
+        terminal.child.expect("Paris!\r\nprompt: [0-9]+ tokens, answer: 4 tokens in .* end: stop\r\n")
+        terminal.child.expect(PROMPT)
+    terminal.type("quit")
+    assert terminal.end() == 0
+
+
 def test_ctrl_d_leaves(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.child.sendeof()
