@@ -132,8 +132,7 @@ def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> No
 
 # Said about the request; they change no answer.
 WITHOUT_EFFECT = {
-    "metadata", "moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
-    "service_tier",
+    "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
 }  # fmt: skip
 OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 

@@ -179,13 +179,16 @@ def test_a_value_in_a_message_is_cut(client: Client) -> None:
 
 ASKING: dict[str, Any] = {
     "audio": {"voice": "alloy"}, "best_of": 2, "echo": True, "function_call": "auto", "functions": [{"name": "f"}],
-    "modalities": ["text", "audio"], "prediction": {"type": "content", "content": "x"}, "reasoning_effort": "low",
-    "response_format": {"type": "json_object"}, "store": True, "suffix": "end", "tool_choice": "required",
+    "include_obfuscation": True, "modalities": ["text", "audio"],
+    "moderation": {"model": "omni-moderation-latest"}, "prediction": {"type": "content", "content": "x"},
+    "reasoning_effort": "low", "response_format": {"type": "json_object"}, "service_tier": "flex", "store": True,
+    "suffix": "end", "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}], "verbosity": "low", "web_search_options": {},
 }  # fmt: skip
 NOTHING_ASKED: dict[str, Any] = {
-    "best_of": 1, "echo": False, "function_call": "none", "functions": [], "modalities": ["text"],
-    "parallel_tool_calls": False, "response_format": {"type": "text"}, "store": False, "suffix": "",
+    "best_of": 1, "echo": False, "function_call": "none", "functions": [],
+    "include_obfuscation": False, "modalities": ["text"], "parallel_tool_calls": False,
+    "response_format": {"type": "text"}, "service_tier": "auto", "store": False, "suffix": "",
     "tool_choice": "auto", "tools": [], "verbosity": "medium",
 }  # fmt: skip
 
@@ -205,6 +208,21 @@ def test_a_field_that_is_not_supported_is_named(client: Client, path: str, field
 def test_a_field_that_asks_for_nothing_is_fine(client: Client, path: str) -> None:
     client.ask(path, **NOTHING_ASKED)
     client.ask(path, **dict.fromkeys(ASKING))
+
+
+def test_an_option_of_streams_that_is_not_supported_is_named(client: Client) -> None:
+    error = client.refused(stream=True, stream_options={"include_obfuscation": True})
+    assert (error["param"], error["code"]) == ("stream_options.include_obfuscation", "unsupported_parameter")
+    usage = client.events(stream_options={"include_obfuscation": False, "include_usage": True})[-1]["usage"]
+    assert usage["completion_tokens"] == 3
+
+
+def test_notes_to_another_service_change_nothing(client: Client) -> None:
+    notes = {
+        "metadata": {"a": "b"}, "safety_identifier": "a", "prompt_cache_key": "a", "prompt_cache_retention": "24h",
+        "prompt_cache_options": {"ttl": "30m"},
+    }  # fmt: skip
+    assert client.ask(**notes, service_tier="default")["choices"] == client.ask()["choices"]
 
 
 def test_these_are_all_the_unsupported_fields() -> None:

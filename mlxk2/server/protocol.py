@@ -92,6 +92,11 @@ class StreamOptions(_Fields):
         default=None, description="Whether the stream ends with a chunk that tells the usage. By default not."
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_unsupported(self.model_extra or {})
+        return self
+
 
 class GenerationBody(_Fields):
     """What chat and plain completions have in common."""
