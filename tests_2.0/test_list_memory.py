@@ -135,6 +135,21 @@ def test_a_pattern_forgets_nothing(hub, mlxk2):
     assert remembered(hub).read_bytes() == before
 
 
+def test_a_folder_under_two_names_is_remembered_under_both(hub, mlxk2):
+    """One of the names makes it an embedding model, which is told by the name alone."""
+    hub.add("org/chat", chat_model())
+    hub.folder("other/embed").symlink_to(hub.folder("org/chat"))
+    settle()
+    first, again = (mlxk2("list", "--json").json["data"]["models"] for _ in range(2))
+    assert [(model["name"], model["model_type"]) for model in first] == [
+        ("org/chat", "chat"),
+        ("other/embed", "embedding"),
+    ]
+    assert again == first
+    rename_remembered(hub)
+    assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
+
+
 def test_what_is_gone_is_forgotten(known, hub, mlxk2):
     shutil.rmtree(known.parent.parent)
     names(mlxk2)

@@ -39,13 +39,13 @@ class Memory:
 
     def describe(self, snapshot: Snapshot) -> ModelObject:
         """As `describe.describe`, from memory where the snapshot has not changed."""
-        fingerprint = _fingerprint(snapshot.path)
-        known = self._known.get(snapshot.path)
+        fingerprint, key = _fingerprint(snapshot.path), _key(snapshot)
+        known = self._known.get(key)
         if fingerprint is None or known is None or known[0] != fingerprint:
             # To import the judges takes as long as to remember a hundred models.
             known = [fingerprint, import_module("mlxk2.cache.describe").describe(snapshot)]
         if fingerprint is not None:
-            self._seen[snapshot.path] = known
+            self._seen[key] = known
         model: ModelObject = known[1]
         return model
 
@@ -68,7 +68,7 @@ class Memory:
             with open(self._file, encoding="utf-8") as file:
                 content = json.load(file)
             known = content["snapshots"] if content["stamp"] == self._stamp else {}
-            return {path: [fingerprint, dict(model)] for path, (fingerprint, model) in known.items()}
+            return {key: [fingerprint, dict(model)] for key, (fingerprint, model) in known.items()}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return {}  # there is none yet, or it was cut short
 
@@ -87,6 +87,11 @@ def _stamp() -> str:
     except OSError:
         times = []
     return f"{__version__} {folder} {times}"
+
+
+def _key(snapshot: Snapshot) -> str:
+    """By what a snapshot is found again: two folders may be one by a link, and a verdict also depends on the name."""
+    return f"{snapshot.path}\0{snapshot.name}"
 
 
 def _fingerprint(folder: str) -> str | None:
