@@ -64,6 +64,7 @@ SOUND = {
     "GGUF of several kinds in folders": gguf_model("Q4_0/m-Q4_0.gguf", "Q8_0/m-Q8_0.gguf"),
     "GGUF in parts in folders": gguf_model(*shard_names(2, "Q8_0/m", "gguf"), *shard_names(3, "Q4_0/m", "gguf")),
     "GGUF with a config": gguf_model() | {"config.json": b'{"model_type": "llama"}'},
+    "GGUF that chats, with a config": gguf_model() | without(chat_model(), "tokenizer.json", "model.safetensors"),
     "GGUF with a projector": gguf_model("m-Q4_0.gguf", "mmproj-f16.gguf"),
     "GGUF beside safetensors": chat_model() | {"model-f16.gguf": gguf()},
     "PyTorch": torch_model("pytorch_model.bin"),
@@ -241,6 +242,10 @@ DAMAGED = {
     # Rule 7: the tokenizer.
     "no tokenizer": (without(chat_model(), "tokenizer.json"), "No tokenizer"),
     "no tokenizer of a base model": (without(base_model(), "tokenizer.json"), "No tokenizer"),
+    "no tokenizer but that of another file": (
+        without(chat_model(), "tokenizer.json") | {"extra.gguf": gguf()},
+        "No tokenizer",
+    ),
     "half a BPE": (tokenized("vocab.json"), "No tokenizer"),
     "an empty tokenizer": (chat_model() | {"tokenizer.json": b""}, "tokenizer.json is empty"),
 }

@@ -60,10 +60,14 @@ def has_snapshot(contents: Contents) -> str | None:
 
 def has_config(contents: Contents) -> str | None:
     """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
-    weights = weight_names(contents)
-    if "config.json" not in contents and weights and all(name.endswith(".gguf") for name in weights):
+    if "config.json" not in contents and _is_gguf_alone(contents):
         return None
     return str(contents.config) if isinstance(contents.config, BrokenFile) else None
+
+
+def _is_gguf_alone(contents: Contents) -> bool:
+    weights = weight_names(contents)
+    return bool(weights) and all(name.endswith(".gguf") for name in weights)
 
 
 def has_weights(contents: Contents) -> str | None:
@@ -183,8 +187,10 @@ def has_only_finished_files(contents: Contents) -> str | None:
 
 
 def has_tokenizer(contents: Contents) -> str | None:
-    """Rule 7: a tokenizer with content is there; GGUF files carry their own."""
-    files = [file for file in contents.files if file.name in TOKENIZERS or file.name.endswith((".tiktoken", ".gguf"))]
+    """Rule 7: a tokenizer with content is there; a repo of GGUF files alone carries it in them."""
+    if _is_gguf_alone(contents):
+        return None
+    files = [file for file in contents.files if file.name in TOKENIZERS or file.name.endswith(".tiktoken")]
     if "merges.txt" in contents:
         files += filter(None, [contents.file("vocab.json")])
     if any(file.size for file in files):
