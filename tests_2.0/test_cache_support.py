@@ -218,3 +218,10 @@ def test_a_quantisation_in_the_config_comes_first(hub, mlxk2):
 def test_weights_that_mlx_lm_does_not_look_for_do_not_run(hub, mlxk2):
     files = without(chat_model(), "model.safetensors") | {"weights.safetensors": chat_model()["model.safetensors"]}
     assert runnable(hub, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
+
+
+@pytest.mark.parametrize("config", [{"architectures": ["LlamaDraftModel"]}, {"architectures": ["Qwen3EmbeddingModel"]}])
+def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(hub, mlxk2, config):
+    files = without(chat_model(**config), "tokenizer.json", "tokenizer_config.json")
+    assert runnable(hub, mlxk2, files).startswith("No tokenizer")
+    assert runnable(hub, mlxk2, files | {"tokenizer.json": b"{}"}) is None

@@ -89,6 +89,10 @@ SOUND = {
     },
     "no tokenizer where no text is written": plain(**{"model.safetensors": weights()})
     | {"config.json": as_json({"model_type": "vit", "architectures": ["ViTForImageClassification"]})},
+    "no tokenizer where nothing tells of text": plain(**{"model.safetensors": weights()})
+    | {"config.json": b'{"model_type": "snac"}'},
+    "no tokenizer of a part of another model": plain(**{"model.safetensors": weights()})
+    | {"config.json": as_json({"model_type": "llama", "architectures": ["LlamaDraftModel"]})},
     "the original beside it": chat_model()
     | {
         "original/consolidated.00.pth": b"PK\x03\x04",
@@ -242,6 +246,10 @@ DAMAGED = {
     # Rule 7: the tokenizer.
     "no tokenizer": (without(chat_model(), "tokenizer.json"), "No tokenizer"),
     "no tokenizer of a base model": (without(base_model(), "tokenizer.json"), "No tokenizer"),
+    "no tokenizer where nothing but mlx-lm tells that text is written": (
+        plain(**{"model.safetensors": weights(), "config.json": b'{"model_type": "llama"}'}),
+        "No tokenizer",
+    ),
     "no tokenizer but that of another file": (
         without(chat_model(), "tokenizer.json") | {"extra.gguf": gguf()},
         "No tokenizer",

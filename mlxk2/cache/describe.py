@@ -50,7 +50,7 @@ def describe_contents(contents: Contents) -> ModelObject:
     snapshot = contents.snapshot
     framework = framework_of(contents)
     model_type = model_type_of(contents)
-    damage = integrity.first_problem(contents, needs_tokenizer=model_type in TEXT_TYPES)
+    damage = integrity.first_problem(contents, _needs_tokenizer(contents, framework, model_type))
     reason = damage or why_not_runnable(contents, framework)
     return {
         "name": snapshot.name,
@@ -104,10 +104,23 @@ def _architectures(contents: Contents) -> Iterable[str]:
     return (name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
 
+def _needs_tokenizer(contents: Contents, framework: Framework, model_type: ModelType) -> bool:
+    """Whether a model generates text, as its type says; where nothing tells the type, as mlx-lm says that runs it."""
+    if model_type in TEXT_TYPES:
+        return True
+    # Embedding models, drafts and parts of others, which come without a tokenizer, name their architectures.
+    is_silent = model_type == "unknown" and not any(_architectures(contents))
+    return is_silent and framework == "MLX" and _why_not_loadable(contents) is None
+
+
 def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
     """Why mlx-lm can't run a model whose files are whole; None when it can."""
     if framework != "MLX":
         return f"Framework {framework} not executable with mlx-lm (requires MLX)"
+    return _why_not_loadable(contents) or integrity.has_tokenizer(contents)
+
+
+def _why_not_loadable(contents: Contents) -> str | None:
     try:
         problem = support.problem(_config_to_load(contents), support.installation())
     except BrokenFile as error:
