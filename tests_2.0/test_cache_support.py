@@ -12,6 +12,8 @@ from mlxk2.cache.support import Installation, installation, problem
 
 MLX_LM = Path(find_spec("mlx_lm").submodule_search_locations[0])
 MODULES = sorted(path.stem for path in (MLX_LM / "models").glob("*.py"))
+OWN = {"group_size": 64, "bits": 4}
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 METHODS = ("bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8")
 
 
@@ -173,6 +175,37 @@ def test_an_empty_quantisation_is_none(installed):
 def test_mlxs_own_quantisation_comes_first(installed):
     settings = {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"quant_method": "hqq"}}
     assert problem(CONFIG | settings, installed) is None
+
+
+def test_the_modes_are_those_that_mlx_knows(installed):
+    source = Path(find_spec("mlx").submodule_search_locations[0], "nn", "layers", "quantized.py").read_text()
+    assigned = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign))
+    known = next(ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "mode_defaults")
+    assert set(known) == set(MODES)
+    for mode in known:
+        assert problem(CONFIG | {"quantization": OWN | {"mode": mode, "a.layer": {"mode": mode}}}, installed) is None
+
+
+SOUND_OWN = [{}, {"mode": None}, {"lm_head": False}, {"lm_head": {"group_size": 32, "bits": 8}}, {"lm_head": True}]
+UNKNOWN_OWN = [
+    (OWN | {"mode": "mxfp6"}, "mxfp6"),
+    (OWN | {"mode": ["affine"]}, "['affine']"),
+    (OWN | {"lm_head": {"mode": "mxfp6"}}, "mxfp6"),
+    (OWN | {"lm_head": {"mode": None}}, "None"),
+    ({"bits": 4}, "affine (no group_size)"),
+    ({"group_size": 16, "mode": "nvfp4"}, "nvfp4 (no bits)"),
+]
+
+
+@pytest.mark.parametrize("more", SOUND_OWN)
+def test_mlxs_own_quantisation_runs(installed, more):
+    assert problem(CONFIG | {"quantization": OWN | more}, installed) is None
+
+
+@pytest.mark.parametrize(("settings", "shown"), UNKNOWN_OWN)
+def test_what_mlx_refuses_of_its_own_quantisation_is_named(installed, settings, shown):
+    said = problem(CONFIG | {"quantization": settings}, installed)
+    assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
 def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed):

@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from mlxk2.cache import installed
 
 _METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
+_MODES = {"affine", "mxfp4", "mxfp8", "nvfp4"}
 _COMPRESSED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
 _FP8_SCALES = "weight_scale_inv"  # an architecture that knows this name brings fp8 weights to bf16 itself
 # A name bound at the top level: by a class, an assignment, or an import, which may go over lines in parentheses.
@@ -88,8 +90,11 @@ def problem(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | Non
 
 def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
     """The name of a quantisation that mlx-lm can't load with this architecture."""
+    own = config.get("quantization")
+    if isinstance(own, dict):
+        return _unknown_mode(own)
     settings = quantization_of(config)
-    if not settings or isinstance(config.get("quantization"), dict):
+    if not settings:
         return None
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in _METHODS:
@@ -102,6 +107,16 @@ def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
         "fp8": _is_mxfp8(settings) or _FP8_SCALES in source,
     }
     return None if supported.get(method, True) else _full_name(method, settings)
+
+
+def _unknown_mode(settings: dict[str, Any]) -> str | None:
+    """What in the settings of MLX's own quantisation it can't load: a mode, of all layers or of one, or a lack."""
+    # Without a mode it is affine; null is that too for all layers, which are looked at, but not for one.
+    general = "affine" if settings.get("mode") is None else settings["mode"]
+    layers = [entry.get("mode", "affine") for entry in settings.values() if isinstance(entry, dict)]
+    unknown = (str(mode) for mode in (general, *layers) if not _is_text(mode) or mode not in _MODES)
+    lacking = (f"{general} (no {key})" for key in ("group_size", "bits") if key not in settings)
+    return next(chain(unknown, lacking), None)
 
 
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
