@@ -258,3 +258,8 @@ def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(hub, mlxk2, confi
     files = without(chat_model(**config), "tokenizer.json", "tokenizer_config.json")
     assert runnable(hub, mlxk2, files).startswith("No tokenizer")
     assert runnable(hub, mlxk2, files | {"tokenizer.json": b"{}"}) is None
+
+
+def test_a_config_that_mlx_lm_cannot_read_does_not_run(hub, mlxk2):
+    files = chat_model() | {"config.json": b"\xef\xbb\xbf" + as_json(CONFIG)}
+    assert runnable(hub, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"

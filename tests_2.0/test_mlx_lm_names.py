@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +66,12 @@ def test_functions_take_what_they_are_given(function: Callable[..., Any], argume
 )  # fmt: skip
 def test_the_tokenizer_wrapper_knows(name: str) -> None:
     assert isinstance(getattr(tokenizer_utils.TokenizerWrapper, name), property)
+
+
+def test_a_config_with_a_byte_order_mark_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(BOM_UTF8 + b'{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="BOM"):
+        utils.load_config(tmp_path)
 
 
 def test_the_responses_of_a_batch() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from functools import cached_property
 from importlib import import_module
@@ -83,6 +84,12 @@ class Contents:
             return error
         # A config is printed by `show`, and JSON encoders recurse.
         return BrokenFile("config.json is nested too deeply") if _is_too_deep(config) else config
+
+    @property
+    def has_marked_config(self) -> bool:
+        """Whether config.json begins with a byte order mark, which only some programs read over."""
+        file = self._by_name.get("config.json")
+        return file is not None and not file.problem and read(file, len(BOM_UTF8)) == BOM_UTF8
 
     @property
     def config_or_empty(self) -> dict[str, Any]:

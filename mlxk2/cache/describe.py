@@ -121,12 +121,14 @@ def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
 
 
 def _why_not_loadable(contents: Contents) -> str | None:
+    """Why mlx-lm can't load a model's config and weights."""
     try:
-        problem = support.problem(_config_to_load(contents), support.installation())
+        if problem := support.problem(_config_to_load(contents), support.installation()):
+            return problem
+        if contents.has_marked_config:
+            return "config.json begins with a byte order mark, which mlx-lm can't read"
     except BrokenFile as error:
         return str(error)
-    if problem:
-        return problem
     loadable = (f.name for f in contents.named(".safetensors") if f.name.startswith("model") and "/" not in f.name)
     return None if any(loadable) else "No model*.safetensors, the only weights that mlx-lm loads"
 
