@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hub import HubServer
 from hub.fixtures import Client
-from layouts import LFS_POINTER, chat_model, weights
+from layouts import LFS_POINTER, blob_name, chat_model, weights, write
 from pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
 
 REFS: dict[str, Callable[[Path, str], object]] = {
@@ -117,6 +117,51 @@ def test_force_finds_a_flipped_bit(hub_server: HubServer, hub_client: Client, is
     assert (data["download_status"], "model.safetensors" in data["message"]) == ("success", True)
     assert health(hub_client) == "Model is healthy"
     assert pulled(hub_client, MODEL, "--force")["download_status"] == "already_exists"
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["first", "update"])
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("model.safetensors", _truncate, ()),
+        ("model.safetensors", lambda path: _write(path, b""), ()),
+        ("tokenizer.json", _flip, ()),
+        ("model.safetensors", _flip, ("--force",)),
+    ],
+    ids=["truncated", "empty", "small", "flipped"],
+)
+def test_what_waits_since_an_earlier_attempt_is_not_believed(
+    hub_server: HubServer,
+    hub_client: Client,
+    is_there: bool,
+    name: str,
+    spoil: Callable[[Path], object],
+    words: tuple[str, ...],
+) -> None:
+    if is_there:
+        hub_server.add(MODEL, chat_model() | {"model.safetensors": weights(), "tokenizer.json": b'{"old": 1}'})
+        pulled(hub_client)
+    files = chat_model() | {"model.safetensors": weights("F32", (2048, 1200))}
+    commit = hub_server.add(MODEL, files)
+    folder = hub_client.hub / FOLDER / ".incomplete" if is_there else hub_client.hub / f".{FOLDER}.incomplete"
+    staged = folder / "blobs" / blob_name(name, files[name])
+    staged.parent.mkdir(parents=True)
+    write(staged, files[name])
+    spoil(staged)
+    assert pulled(hub_client, MODEL, *words)["commit_hash"] == commit
+    assert (hub_client.hub / FOLDER / "snapshots" / commit / name).read_bytes() == files[name]
+    assert health(hub_client) == "Model is healthy"
+
+
+def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    staged = hub_client.hub / FOLDER / ".incomplete" / "blobs" / blob_name("config.json", chat_model()["config.json"])
+    staged.parent.mkdir(parents=True)
+    staged.write_bytes(b"{}")
+    hub_server.add(MODEL, {"notes.txt": b"new"})
+    pulled(hub_client)
+    assert health(hub_client) == "Model is healthy"
 
 
 def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_client: Client) -> None:

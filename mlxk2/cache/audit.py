@@ -31,6 +31,7 @@ class Audit:
         self.wanted = list(wanted)
         self.missing = [file for file in self.wanted if not self._has(file)]
         self.misplaced = [file for file in self.wanted if not self._is_good(self._snapshot / file.name, file)]
+        self.spoilt = self._spoilt()
 
     @property
     def is_sound(self) -> bool:
@@ -41,6 +42,16 @@ class Audit:
         """The blobs of missing files that are there, but are not what their name says."""
         paths = {self._delivery.blob(file) for file in self.missing}
         return sorted(path for path in paths if os.path.lexists(path))
+
+    def is_staged(self, file: Wanted) -> bool:
+        """Whether a file waits, as good as the check can tell, since an earlier attempt."""
+        path = self._delivery.staged(file)
+        return os.path.lexists(path) and path not in self.spoilt
+
+    def _spoilt(self) -> list[Path]:
+        """The files that wait since an earlier attempt, but are not, or no longer, what their name says."""
+        staged = {self._delivery.staged(file): file for file in self.wanted}
+        return sorted(path for path, file in staged.items() if os.path.lexists(path) and not self._is_good(path, file))
 
     def remains(self) -> list[str]:
         """What other downloads left in the snapshot's folder: unfinished files, links that lead nowhere; by name."""

@@ -101,7 +101,8 @@ def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
 def _audit(delivery: Delivery, revision: Revision, wanted: list[Wanted], progress: Progress, by_hash: bool) -> Audit:
     if not by_hash:
         return Audit(delivery, revision.commit, wanted, looks_whole)
-    present = {file.blob: file.size for file in wanted if delivery.blob(file).exists()}
+    places = ((file, place) for file in wanted for place in (delivery.blob(file), delivery.staged(file)))
+    present = {place: file.size for file, place in places if place.exists()}
     with progress("Hashing", sum(present.values())) as advance:
         return Audit(delivery, revision.commit, wanted, has_its_hash(advance))
 
@@ -113,10 +114,10 @@ def _deliver(
     damaged = audit.bad_blobs()
     trusted = [] if by_hash else [file for file in audit.missing if delivery.blob(file) not in damaged]
     in_store = [file for file in trusted if sharing.has(hub, file)]
-    missing = [file for file in audit.missing if file not in in_store and not delivery.staged(file).exists()]
-    _check_space(revision.repo_id, delivery, missing, damaged)
+    missing = [file for file in audit.missing if file not in in_store and not audit.is_staged(file)]
+    _check_space(revision.repo_id, delivery, missing, [*damaged, *audit.spoilt])
     delivery.begin()
-    for path in damaged:
+    for path in (*damaged, *audit.spoilt):
         path.unlink()
     for file in in_store:
         sharing.stage(hub, delivery, file)
