@@ -1,5 +1,7 @@
 """The rules of health: every kind of damage is found and named, and no sound layout is called damaged."""
 
+import os
+
 import pytest
 from layouts import (
     CONFIG,
@@ -21,6 +23,10 @@ from layouts import (
     weights,
     without,
 )
+
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.hashes import examine
+from mlxk2.cache.store import Cache
 
 SHARDS = shard_names(3)
 INDEX = "model.safetensors.index.json"
@@ -351,6 +357,27 @@ def test_deep_keeps_the_first_problem(hub, mlxk2):
     flip(snapshot / "model.safetensors")
     (entry,) = mlxk2("health", "--deep", "--json").json["data"]["unhealthy"]
     assert entry["reason"].startswith("No tokenizer")
+    assert entry["reason"].endswith("; corrupt content: model.safetensors")
+
+
+def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub, mlxk2):
+    snapshot = hub.add("org/model", sharded_model())
+    os.truncate((snapshot / SHARDS[0]).resolve(), 50)
+    flip(snapshot / SHARDS[2])
+    (snapshot / SHARDS[1]).resolve().unlink()
+    _, said = verdict(mlxk2)
+    (entry,) = mlxk2("health", "--deep", "--json").json["data"]["unhealthy"]
+    assert entry["reason"] == f"{said}; corrupt content: {SHARDS[0]}, {SHARDS[2]}"
+
+
+def test_deep_goes_on_after_what_it_cannot_read(hub):
+    snapshot = hub.add("org/model", sharded_model())
+    contents = Contents(Cache(hub.path).resolve("org/model"))
+    (snapshot / "README.md").resolve().unlink()
+    flip(snapshot / SHARDS[2])
+    findings = examine(contents, lambda _: None)
+    assert findings.corrupt == (SHARDS[2],)
+    assert [problem.partition(" can't be read")[0] for problem in findings.unreadable] == ["README.md"]
 
 
 def test_deep_passes_over_what_has_no_hash(isolated_cache, mlxk2):

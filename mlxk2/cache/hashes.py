@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import File, read
+from mlxk2.cache.files import BrokenFile, File, read
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -19,15 +18,27 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
-def corrupt_files(contents: Contents, advance: Advance) -> Iterator[str]:
-    """The names of the files whose bytes do not have the hash that the cache filed them under.
+class Findings(NamedTuple):
+    """What came of reading every byte: the names of the corrupt files, and why others can't be read."""
+
+    corrupt: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def examine(contents: Contents, advance: Advance) -> Findings:
+    """Compare the bytes of all files with the hashes that the cache filed them under.
 
     Large files are filed by SHA-256, small ones by git's blob SHA-1 (`blob <size>\\0` and the bytes). `advance` is
     told how many bytes were read. A file that the cache filed under no hash can't be checked and is passed over.
     """
+    corrupt, unreadable = [], []
     for file in hashed_files(contents):
-        if digest(file, advance) != file.blob:
-            yield file.name
+        try:
+            if digest(file, advance) != file.blob:
+                corrupt.append(file.name)
+        except BrokenFile as error:
+            unreadable.append(str(error))
+    return Findings(tuple(corrupt), tuple(unreadable))
 
 
 def hashed_files(contents: Contents) -> list[File]:

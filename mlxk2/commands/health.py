@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import describe_contents
-from mlxk2.cache.files import BrokenFile
-from mlxk2.cache.hashes import corrupt_files, hashed_files
+from mlxk2.cache.hashes import examine, hashed_files
 from mlxk2.cache.integrity import HEALTHY
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError
@@ -57,27 +56,23 @@ def _entry(contents: Contents) -> HealthEntry:
 
 
 def _deepen(args: Namespace, contents: list[Contents], entries: list[HealthEntry]) -> list[HealthEntry]:
-    """The verdicts after the files of all models that look healthy were hashed."""
-    pairs = list(zip(contents, entries, strict=True))
-    intact = [content for content, entry in pairs if _is_healthy(entry)]
-    hashed = [file for content in intact for file in hashed_files(content)]
-    unknown = sum(len(content.files) for content in intact) - len(hashed)
+    """The verdicts after the files of all models were hashed."""
+    hashed = [file for content in contents for file in hashed_files(content)]
+    unknown = sum(not file.problem for content in contents for file in content.files) - len(hashed)
     if unknown and not args.json:
         files = "1 file has" if unknown == 1 else f"{unknown} files have"
         args.streams.stderr.write(f"Note: {files} no hash to compare with; the content was not checked.\n")
     with args.progress("Hashing", sum(file.size for file in hashed)) as advance:
-        return [_hashed(content, entry, advance) if _is_healthy(entry) else entry for content, entry in pairs]
+        return [_hashed(content, entry, advance) for content, entry in zip(contents, entries, strict=True)]
 
 
 def _hashed(contents: Contents, entry: HealthEntry, advance: Advance) -> HealthEntry:
-    try:
-        corrupt = list(corrupt_files(contents, advance))
-    except BrokenFile as error:
-        return {**entry, "status": "unhealthy", "reason": str(error)}
-    if not corrupt:
+    """The verdict after a model's files were hashed: the first problem, and every file that is corrupt besides."""
+    findings = examine(contents, advance)
+    problems = [entry["reason"]] if entry["status"] == "unhealthy" else []
+    problems += findings.unreadable
+    if findings.corrupt:
+        problems.append(f"{'c' if problems else 'C'}orrupt content: {', '.join(findings.corrupt)}")
+    if not problems:
         return entry
-    return {**entry, "status": "unhealthy", "reason": f"Corrupt content: {', '.join(corrupt)}"}
-
-
-def _is_healthy(entry: HealthEntry) -> bool:
-    return entry["status"] == "healthy"
+    return {**entry, "status": "unhealthy", "reason": "; ".join(dict.fromkeys(problems))}
