@@ -1,6 +1,7 @@
 """From a name to a verdict: which model and which revision an argument means, on all layouts of a cache."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,21 @@ def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub, mlxk2):
     (hub.folder("org/broken") / "refs" / "main").write_text(COMMIT)
     model = shown(mlxk2("show", "org/broken", "--json"))
     assert (model["health"], model["hash"], model["size_bytes"]) == ("unhealthy", None, 5040)
+
+
+def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub, mlxk2, tmp_path):
+    """Also in a model's folder that is kept on another disk, of which nothing else is counted."""
+    real = tmp_path / "other-disk"
+    waiting = real / ".incomplete" / "blobs"
+    waiting.mkdir(parents=True)
+    (waiting / ("a" * 64 + ".partial")).write_bytes(bytes(3000))
+    (waiting / ("b" * 64)).write_bytes(bytes(2000))
+    (tmp_path / "huge").write_bytes(bytes(9000))
+    (waiting / ("c" * 64)).symlink_to(tmp_path / "huge")
+    hub.folder("org/link").symlink_to(real)
+    shutil.copytree(real, hub.folder("org/model"), symlinks=True)
+    for name in ("org/link", "org/model"):
+        assert shown(mlxk2("show", name, "--json"))["size_bytes"] == 5000
 
 
 def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_path):

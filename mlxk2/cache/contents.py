@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxk2.cache import safetensors
 from mlxk2.cache.files import BrokenFile, File, Tree, read, read_whole
+from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.cache.store import Snapshot
 
 if TYPE_CHECKING:
@@ -132,8 +133,11 @@ class Contents:
         return sum({file.identity: file.size for file in files}.values())
 
     def _remains(self) -> Iterable[File]:
-        # Only where a download writes: the model's folder may be a link to anywhere, the root of a disk for one.
-        folders = (os.path.join(self.snapshot.path, name) for name in ("blobs", "refs", "snapshots"))
+        hub, *_ = self.snapshot.roots or (self.snapshot.path,)
+        if self.snapshot.path.startswith(os.path.join(hub, "")):
+            return self._tree.files(self.snapshot.path)
+        # Only where downloads write: a folder that is a link may lead anywhere, to the root of a disk for one.
+        folders = (os.path.join(self.snapshot.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE))
         return (file for folder in folders for file in self._tree.files(folder))
 
 

@@ -17,7 +17,6 @@ from mlxk2.cache import naming, refs
 from mlxk2.cache.files import Tree
 from mlxk2.errors import OperationError
 
-INCOMPLETE = ".incomplete"
 PARTIAL = ".partial"
 
 
@@ -42,7 +41,7 @@ class Delivery:
     def of(cls, hub: Path, repo_id: str) -> Delivery:
         """The delivery of a model to a hub folder; nothing is written."""
         model = hub / naming.folder_of(repo_id)
-        return cls(model, model / INCOMPLETE if model.is_dir() else hub / unfinished(model.name))
+        return cls(model, model / naming.INCOMPLETE if model.is_dir() else hub / unfinished(model.name))
 
     @property
     def tree(self) -> Tree:
@@ -125,7 +124,7 @@ class Delivery:
 
     def has_remains(self) -> bool:
         """Whether anything is left of unfinished downloads, ours or others'."""
-        return any(map(os.path.lexists, self._stagings())) or any((self.model / "blobs").glob(f"*{INCOMPLETE}"))
+        return any(map(os.path.lexists, self._stagings())) or any((self.model / "blobs").glob(f"*{naming.INCOMPLETE}"))
 
     def clear(self) -> None:
         """Remove what is left of our unfinished downloads."""
@@ -133,7 +132,7 @@ class Delivery:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _stagings(self) -> tuple[Path, Path]:
-        return self.model / INCOMPLETE, self.model.with_name(unfinished(self.model.name))
+        return self.model / naming.INCOMPLETE, self.model.with_name(unfinished(self.model.name))
 
     def _move_blobs(self, files: Sequence[Wanted]) -> None:
         (self.model / "blobs").mkdir(exist_ok=True)
@@ -150,7 +149,7 @@ class Delivery:
 
 def unfinished(folder: str) -> str:
     """The folder beside a model's in which the first download of it waits."""
-    return f".{folder}{INCOMPLETE}"
+    return f".{folder}{naming.INCOMPLETE}"
 
 
 def _make_folders(snapshot: Path, folder: Path) -> None:

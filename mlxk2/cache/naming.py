@@ -11,6 +11,7 @@ from mlxk2.printable import cut
 FOLDER_PREFIX = "models--"
 DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
+INCOMPLETE = ".incomplete"
 MAX_LENGTH = 96
 
 _SHORT_HASH = 7

@@ -19,7 +19,6 @@ from itertools import product
 from typing import NamedTuple, Protocol
 
 from mlxk2.cache import belongings, handles, locks, naming, scratch
-from mlxk2.cache.delivery import INCOMPLETE
 from mlxk2.cache.handles import Usage
 from mlxk2.cache.scratch import Scratch
 
@@ -123,7 +122,7 @@ def _is_of_revision(trash: Scratch) -> bool:
 def _model_folders(trash: Scratch) -> list[str]:
     """The folders of the models of which something is in the trash."""
     entries = set(handles.names_in(below=trash.handle))
-    unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
+    unfinished = {entry[1:].removesuffix(naming.INCOMPLETE) for entry in entries if entry.startswith(".")}
     return sorted(name for name in entries | unfinished if name.startswith(naming.FOLDER_PREFIX))
 
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from mlxk2.cache import locks
-from mlxk2.cache.delivery import INCOMPLETE, Delivery, Wanted
+from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.hub import library
 
 _LOCK_WAIT_SECONDS = 0.01
