@@ -119,6 +119,20 @@ def test_revisions_are_a_branch_or_a_hash_or_its_beginning(hub_server: HubServer
     assert (error["type"], "nowhere" in error["message"]) == ("download_failed", True)
 
 
+def test_a_branch_that_moves_to_a_revision_that_is_there_is_an_update(
+    hub_server: HubServer, hub_client: Client
+) -> None:
+    first = hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    second = hub_server.add(MODEL, {"notes.txt": b"new"})
+    pulled(hub_client, f"{MODEL}@{second}")
+    assert (hub_client.hub / FOLDER / "refs" / "main").read_text() == first
+    data = pulled(hub_client)
+    assert (data["download_status"], data["commit_hash"]) == ("success", second)
+    assert f"from {first[:7]} to {second[:7]}: no file had to be fetched" in data["message"]
+    assert pulled(hub_client)["download_status"] == "already_exists"
+
+
 def test_a_renamed_repo_is_found_by_its_old_name(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.rename(MODEL, "new/model")

@@ -108,8 +108,10 @@ class _Update(NamedTuple):
         after = self._local(found.repo_id, found.commit)
         flaw = f" As it is on the hub it is not healthy: {after.problem}." if after and after.problem else ""
         complete = f"{found.repo_id} is complete ({short_hash(found.commit)})."
-        message = (_told(found, before, done) if done.changed else complete) + flaw
-        return Outcome(done.changed, message, found.repo_id, found.commit)
+        # A branch may have moved to a revision that was there: then no file changes, but the model does.
+        changed = done.changed or _moves(found, before)
+        message = (_told(found, before, done) if changed else complete) + flaw
+        return Outcome(changed, message, found.repo_id, found.commit)
 
     def _download(self, found: Revision, complete: bool) -> Download:
         hub = Path(self.cache.hub)
@@ -141,13 +143,18 @@ def _kept(local: Local) -> Outcome:
     return Outcome(False, message, local.repo_id, local.commit)
 
 
+def _moves(found: Revision, before: Local | None) -> bool:
+    """Whether the model was at another commit before."""
+    return before is not None and before.commit not in (None, found.commit)
+
+
 def _told(found: Revision, before: Local | None, done: Download) -> str:
     """What a download did, in one or two sentences."""
     new = short_hash(found.commit)
     kept = f" {human_size(done.resumed_bytes)} were there from an earlier attempt." if done.resumed_bytes else ""
     if before is None or (before.commit is None and before.problem is None):
         return f"Downloaded {found.repo_id} ({new}).{kept}"
-    if before.commit is not None and before.commit != found.commit:
+    if before.commit is not None and _moves(found, before):
         return f"Updated {found.repo_id} from {short_hash(before.commit)} to {new}: {_changes(done)}.{kept}"
     return f"Repaired {found.repo_id} ({new}): {_changes(done)}.{kept}"
 
