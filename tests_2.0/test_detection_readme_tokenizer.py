@@ -37,6 +37,17 @@ MLX_CARDS = {
     "no UTF-8 in the text": card("library_name: mlx") + b"caf\xe9\n",
     "dates and numbers": card("date: 2024-02-31\nversion: 1.0\nlibrary_name: mlx\nnan: .nan\nbig: 1e999"),
 }
+RESULTS = "model-index:\n- name: x\n  results:\n" + "".join(
+    f"  - dataset:\n      name: library_name {i}\n    metrics:\n    - type: accuracy\n      value: {i}\n"
+    for i in range(6_000)
+)
+LONG_CARDS = {
+    "above": card(RESULTS + "tags:\n- text\n- mlx"),
+    "below": card("library_name: mlx\n" + RESULTS.rstrip()),
+    "between": card(RESULTS + "tags: [\ntext,\nmlx\n]\nother:\n- name: tags"),
+    "with comments, quoted": card(RESULTS + "# why: so\n'tags' :\n# because: of it\n\n- mlx"),
+    "after what is broken": card(RESULTS + "broken: [x\nlibrary_name: mlx"),
+}
 OTHER_CARDS = {
     "no front matter": PLAIN_CARD,
     "an empty file": b"",
@@ -52,6 +63,13 @@ OTHER_CARDS = {
     "an unknown alias": card("tags: *mlx"),
     "two documents": card("tags: [x]\n--- \nlibrary_name: mlx"),
 }
+
+
+@pytest.mark.parametrize("readme", LONG_CARDS.values(), ids=LONG_CARDS)
+@pytest.mark.timeout(5)
+def test_a_card_can_hold_the_results_of_many_benchmarks(described, readme):
+    assert len(readme) > 500_000
+    assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
 
 
 @pytest.mark.parametrize("readme", MLX_CARDS.values(), ids=MLX_CARDS)
@@ -168,6 +186,10 @@ HOSTILE_CARDS = {
     "one long line": card("tags: mlx" + "x" * 70_000),
     "many anchors": card("tags: [" + ", ".join(f"&a{i} mlx{i}" for i in range(5_000)) + "]"),
     "binary": bytes(range(256)) * 200,
+    "more tags than anyone has": card("tags:\n" + "- mlx\n" * 100_000),
+    "long lines of blanks": card(("tags" + " " * 99_000 + "\n") * 10),
+    "keys without end": card("mlx:\n" * 190_000),
+    "more than is read": card("x: y\n" * 300_000 + "tags: mlx"),
 }
 
 

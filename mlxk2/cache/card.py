@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
 MAX_NESTING = 32
+MAX_YAML = 1 << 16  # characters: the parser needs half a second for a megabyte
+
+_NEEDED = ("tags", "library_name", "pipeline_tag")
 
 # The base loader makes text of every scalar: no dates, no numbers, nothing that a value could break.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -27,10 +31,37 @@ def parse(text: str) -> Card:
         return Card()
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
-        front = _load("\n".join(lines[1:end]))
+        front = _load(_short(lines[1:end]))
     except (yaml.YAMLError, RecursionError, ValueError):
         return Card()
     return _card(front) if isinstance(front, dict) else Card()
+
+
+def _short(lines: Sequence[str]) -> str:
+    """The front matter; of a long one, which holds results of benchmarks, only the keys that are needed."""
+    text = "\n".join(lines)
+    if len(text) > MAX_YAML:
+        text = "\n".join(_needed(lines))
+    if len(text) > MAX_YAML:
+        raise ValueError("too long")
+    return text
+
+
+def _needed(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of the keys that are needed, each with those below it that are no key: deeper ones, items, brackets."""
+    is_needed = False
+    for line in lines:
+        if key := _key(line):
+            is_needed = key in _NEEDED
+        if is_needed:
+            yield line
+
+
+def _key(line: str) -> str:
+    """The key at the top level that a line begins with; empty where it is indented, an item, or the rest of a value."""
+    key, colon, value = line.partition(":")
+    is_key = colon and not value[:1].strip() and not key.startswith((" ", "\t", "-", "#", "[", "]", "{", "}"))
+    return key.strip().strip("\"'") if is_key else ""
 
 
 def _load(text: str) -> object:

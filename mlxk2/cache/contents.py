@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlxk2.cache.card import Card
 
 MAX_JSON_BYTES = 1 << 26
-MAX_CARD_BYTES = 1 << 16
+MAX_CARD_BYTES = 1 << 20
 MAX_JSON_NESTING = 64
 LFS_POINTER_START = b"version https://git-lfs"
 MAX_LFS_POINTER_BYTES = 1024
