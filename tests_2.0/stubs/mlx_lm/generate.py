@@ -72,22 +72,25 @@ def generate_step(*arguments: Any, **options: Any) -> Any:
     raise NotImplementedError
 
 
+State = tuple[str, None, None, str]
+
+
 class TextStateMachine:
     """Without marks and stop strings, text is in one state from its beginning to its end."""
 
     def __init__(self, transitions: Any) -> None:
         """No transitions are followed."""
 
-    def make_state(self, initial: str) -> str:
-        """The state is its name."""
-        return initial
+    def make_state(self, initial: str) -> State:
+        """The state has a name, and keeps no text back."""
+        return initial, None, None, ""
 
     @staticmethod
-    def split(state: str, text: str) -> tuple[str, list[tuple[str, str]]]:
+    def split(state: State, text: str) -> tuple[State, list[tuple[str, str]]]:
         """All text belongs to the state."""
-        return state, [(state, text)]
+        return state, [(state[0], text)]
 
     @staticmethod
-    def flush(state: str) -> tuple[str, str, str]:
+    def flush(state: State) -> tuple[State, str, str]:
         """Nothing is held back."""
-        return state, "", state
+        return state, "", state[0]
