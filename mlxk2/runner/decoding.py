@@ -80,10 +80,12 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
 
     def _report(self, logits: mx.array) -> list[mx.array | None]:
         """Return the logprobs [vocabulary] of each row that reports them."""
-        rows = [logits[number] if sampler.reports else None for number, sampler in enumerate(self.samplers)]
         # In 16 bits the sum would be rounded to an eighth.
-        wide = [row.astype(mx.float32) if row is not None else None for row in rows]
-        return [row - mx.logsumexp(row) if row is not None else None for row in wide]
+        rows = [
+            logits[number].astype(mx.float32) if sampler.reports else None
+            for number, sampler in enumerate(self.samplers)
+        ]
+        return [row - mx.logsumexp(row) if row is not None else None for row in rows]
 
 
 def _wanted(logprobs: Sequence[mx.array | None]) -> list[mx.array]:
