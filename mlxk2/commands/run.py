@@ -17,7 +17,6 @@ from mlxk2.runner.params import Sampling, check_max_tokens
 if TYPE_CHECKING:
     from mlxk2.runner.assistant import Answer, Assistant
     from mlxk2.runner.prompt import Message
-    from mlxk2.runner.runner import Chunk
     from mlxk2.spec import RunData
 
 
@@ -80,13 +79,10 @@ def _check_system(system: str | None) -> None:
 
 
 def _answer(assistant: Assistant, args: Namespace, prompt: str) -> Answer:
-    printer = Printer(args.streams.stdout, hide_reasoning=args.hide_reasoning)
-    chunks: list[Chunk] = []
-    show = chunks.append if args.json or args.no_stream else printer.show
-    answer = assistant.reply(_messages(args.system, prompt), show)
+    whole = args.json or args.no_stream
+    printer = Printer(args.streams.stdout, hide_reasoning=args.hide_reasoning, whole=whole)
+    answer = assistant.reply(_messages(args.system, prompt), printer.show)
     if not args.json:
-        for chunk in chunks:
-            printer.show(chunk)
         printer.end(interrupted=answer.finish_reason == "interrupted")
     if args.verbose:
         args.streams.stderr.write(f"{answer.statistics}\n")

@@ -15,7 +15,6 @@ from mlxk2.printable import printable
 from mlxk2.runner.assistant import Answer, Assistant
 from mlxk2.runner.console import Printer
 from mlxk2.runner.prompt import Message
-from mlxk2.runner.runner import Chunk
 
 ReadLine = Callable[[str], str]
 
@@ -108,18 +107,14 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         question: Message = {"role": "user", "content": text}
-        printer = Printer(self._out, hide_reasoning=self._hide_reasoning)
-        chunks: list[Chunk] = []
-        show = chunks.append if self._no_stream else printer.show
+        printer = Printer(self._out, hide_reasoning=self._hide_reasoning, whole=self._no_stream)
         try:
-            answer = self._assistant.reply(self._conversation(question), show)
+            answer = self._assistant.reply(self._conversation(question), printer.show)
         except MlxkError as error:
             again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
             said = printable(error.message, keep="\n")
             self._err.write(f"Error: {said}{again if isinstance(error, ContextLengthError) else ''}\n")
             return
-        for chunk in chunks:
-            printer.show(chunk)
         printer.end(interrupted=answer.finish_reason == "interrupted")
         if answer.finish_reason == "length":
             self._out.write("[The answer was cut: no tokens are left for it]\n")

@@ -35,17 +35,34 @@ class Interrupt:
 
 
 class Printer:
-    """Writes an answer to a stream as it comes: reasoning under a heading, apart from the answer."""
+    """Writes an answer to a stream as it comes, or `whole` at its end; reasoning under a heading, apart from it."""
 
-    def __init__(self, stream: IO[str], *, hide_reasoning: bool) -> None:
+    def __init__(self, stream: IO[str], *, hide_reasoning: bool, whole: bool = False) -> None:
         self._stream = stream
+        self._whole = whole
+        self._kept: list[Chunk] = []
         self._hidden: Kind | None = "reasoning" if hide_reasoning else None
         self._harmless = _HARMLESS if stream.isatty() else {}
         self._kind: Kind = "answer"
         self._last = "\n"
 
     def show(self, chunk: Chunk) -> None:
-        """Write the chunk's text, if it is to be seen."""
+        """Write the chunk's text, if it is to be seen; of a whole answer it is kept until the end."""
+        if self._whole:
+            self._kept.append(chunk)
+        else:
+            self._print(chunk)
+
+    def end(self, *, interrupted: bool) -> None:
+        """End the last line, and say so if the user ended the answer."""
+        for chunk in self._kept:
+            self._print(chunk)
+        self._end_line()
+        if interrupted:
+            self._write(f"{INTERRUPTED}\n")
+        self._stream.flush()
+
+    def _print(self, chunk: Chunk) -> None:
         if not chunk.text or chunk.kind == self._hidden:
             return
         if chunk.kind != self._kind:
@@ -53,13 +70,6 @@ class Printer:
             self._end_line()
             self._write(_HEADINGS[chunk.kind])
         self._write(chunk.text)
-        self._stream.flush()
-
-    def end(self, *, interrupted: bool) -> None:
-        """End the last line, and say so if the user ended the answer."""
-        self._end_line()
-        if interrupted:
-            self._write(f"{INTERRUPTED}\n")
         self._stream.flush()
 
     def _end_line(self) -> None:
