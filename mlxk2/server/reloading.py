@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.synchronize import Event
@@ -20,7 +21,7 @@ import mlxk2
 Target = Callable[[Event, list[socket.socket]], None]
 
 
-class _Reloader(StatReload):
+class Reloader(StatReload):
     """uvicorn's supervisor, which tells when the first server answers, and which signal ended it."""
 
     def __init__(self, target: Target, listener: socket.socket, announce: Callable[[], None]) -> None:
@@ -33,20 +34,25 @@ class _Reloader(StatReload):
 
     def startup(self) -> None:
         super().startup()
-        while not self.should_exit.is_set() and self.process.is_alive():
+        while self.stopped_by is None and self.process.is_alive():
             if self._answers.wait(0.1):
                 self._announce()
                 return
 
-    def signal_handler(self, sig: int, frame: FrameType | None) -> None:
+    def signal_handler(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as it is called
+        # Not by the event of the base class: what the signal interrupts may hold its lock, and would wait for itself.
         self.stopped_by = self.stopped_by or sig
-        super().signal_handler(sig, frame)
         # A second Ctrl-C ends the process at once; the server notices.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def pause(self) -> None:
+        time.sleep(self.config.reload_delay)
+        if self.stopped_by is not None:
+            raise StopIteration
 
 
 def serve_reloading(target: Target, listener: socket.socket, announce: Callable[[], None]) -> int | None:
     """Serve in a process of its own, which is replaced when the code changes, until a signal comes; return it."""
-    reloader = _Reloader(target, listener, announce)
+    reloader = Reloader(target, listener, announce)
     reloader.run()
     return reloader.stopped_by

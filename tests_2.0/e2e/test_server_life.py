@@ -463,6 +463,41 @@ def test_reload_survives_code_that_is_wrong(tmp_path: Path, code: Path) -> None:
         assert timed_end(server, signal.SIGINT) == 130
 
 
+PAUSES = """
+import os, signal, socket, sys
+from mlxk2.server.reloading import Reloader
+
+def end_at(moment):
+    lines = 0
+    def trace(frame, event, _):
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+    return trace
+
+for moment in range(1, 61):
+    reloader = Reloader(print, socket.socket(), print)
+    reloader.config.reload_delay = 0.001
+    signal.signal(signal.SIGTERM, reloader.signal_handler)
+    sys.settrace(end_at(moment))
+    try:
+        while True:
+            reloader.pause()
+    except StopIteration:
+        sys.settrace(None)
+    print(moment, flush=True)
+"""
+
+
+def test_reload_ends_whatever_line_of_its_waiting_the_signal_meets() -> None:
+    done = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(moment) for moment in range(1, 61)]
+
+
 @pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
 def test_a_kill_leaves_nothing(tmp_path: Path, reload: tuple[str, ...]) -> None:
     with Server("--model", "demo", *reload, home=tmp_path) as server:
