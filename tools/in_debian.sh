@@ -14,7 +14,8 @@ shift 2
 tree=$(cd "$(dirname "$0")/.." && pwd)
 
 if [ ! -e "$root/.ready" ]; then
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,git,g++,make "$suite" "$root"
+  packages=python3,python3-venv,ca-certificates,git,g++,make,procps,curl,jq,zsh,fish
+  debootstrap --variant=minbase --include="$packages" "$suite" "$root"
   cp -L /etc/resolv.conf "$root/etc/resolv.conf"
   cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
   for settings in /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"; do
