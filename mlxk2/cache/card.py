@@ -10,14 +10,12 @@ import yaml
 MAX_NESTING = 32
 MAX_YAML = 1 << 16  # characters: the parser needs half a second for a megabyte
 
-_NEEDED = ("tags", "library_name", "pipeline_tag")
-
 # The base loader makes text of every scalar: no dates, no numbers, nothing that a value could break.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 class Card(NamedTuple):
-    """What a card says of its model; empty where it is silent or can't be read."""
+    """What a card says of its model, by its keys; empty where it is silent or can't be read."""
 
     tags: tuple[str, ...] = ()
     library_name: str = ""
@@ -52,7 +50,7 @@ def _needed(lines: Iterable[str]) -> Iterator[str]:
     is_needed = False
     for line in lines:
         if key := _key(line):
-            is_needed = key in _NEEDED
+            is_needed = key in Card._fields
         if is_needed:
             yield line
 

@@ -109,7 +109,7 @@ class _Update(NamedTuple):
         flaw = f" As it is on the hub it is not healthy: {after.problem}." if after and after.problem else ""
         complete = f"{found.repo_id} is complete ({short_hash(found.commit)})."
         # A branch may have moved to a revision that was there: then no file changes, but the model does.
-        changed = done.changed or _moves(found, before)
+        changed = done.changed or _replaced(found, before) is not None
         message = (_told(found, before, done) if changed else complete) + flaw
         return Outcome(changed, message, found.repo_id, found.commit)
 
@@ -143,9 +143,9 @@ def _kept(local: Local) -> Outcome:
     return Outcome(False, message, local.repo_id, local.commit)
 
 
-def _moves(found: Revision, before: Local | None) -> bool:
-    """Whether the model was at another commit before."""
-    return before is not None and before.commit not in (None, found.commit)
+def _replaced(found: Revision, before: Local | None) -> str | None:
+    """The commit that the model was at before, if that was another one."""
+    return before.commit if before is not None and before.commit != found.commit else None
 
 
 def _told(found: Revision, before: Local | None, done: Download) -> str:
@@ -154,8 +154,8 @@ def _told(found: Revision, before: Local | None, done: Download) -> str:
     kept = f" {human_size(done.resumed_bytes)} were there from an earlier attempt." if done.resumed_bytes else ""
     if before is None or (before.commit is None and before.problem is None):
         return f"Downloaded {found.repo_id} ({new}).{kept}"
-    if before.commit is not None and _moves(found, before):
-        return f"Updated {found.repo_id} from {short_hash(before.commit)} to {new}: {_changes(done)}.{kept}"
+    if replaced := _replaced(found, before):
+        return f"Updated {found.repo_id} from {short_hash(replaced)} to {new}: {_changes(done)}.{kept}"
     return f"Repaired {found.repo_id} ({new}): {_changes(done)}.{kept}"
 
 

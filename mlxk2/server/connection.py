@@ -54,7 +54,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._arriving = Countdown(patience, self._stands_still)
         self._leaving = Countdown(patience, self._is_unread)
-        self._answering: RequestResponseCycle | None = None
+        self._started: RequestResponseCycle | None = None
         self._is_head = True
         self._moves = False
         self._between = 0
@@ -70,9 +70,9 @@ class Connection(HttpToolsProtocol):
         """Forget the connection; who answers is told, also where uvicorn looks at a request that was sent ahead."""
         self._arriving.stop()
         self._leaving.stop()
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        if cycle := self._answering:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
         self._ahead = self._ahead + len(data) if self.pipeline else 0
         if 0 < self._ahead <= MOST_BYTES_AHEAD:
             self.flow.resume_reading()
-        if not (self._is_busy or self._arriving.is_running or self.timeout_keep_alive_task):
+        if not (self._answering or self._arriving.is_running or self.timeout_keep_alive_task):
             # After a stray line end uvicorn does not wait for the next request any more.
             self._arriving.start()
 
@@ -143,16 +143,16 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     @property
-    def _is_busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self._answering is not None and not self._answering.response_complete
+    def _answering(self) -> RequestResponseCycle | None:
+        """The request that is being answered, if there is one; what came after it waits."""
+        return None if self._started is None or self._started.response_complete else self._started
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
+        self._started = cycle
         super()._start_asgi_task(cycle, app)
 
     def _stands_still(self) -> None:
-        if self._is_busy and (self._is_head or self._answering is not self.cycle):
+        if self._answering and (self._is_head or self._answering is not self.cycle):
             # The client may wait for that answer before it sends the rest of its next request.
             self._arriving.start()
         else:
