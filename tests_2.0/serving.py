@@ -56,7 +56,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlxk2", *command, "--port", "0", *arguments],
             cwd=home,
-            env=_environment(home) | dict(environment or {}),
+            env=environment_of(home) | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._err,
@@ -127,7 +127,7 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def environment_of(home: Path) -> dict[str, str]:
     """The environment of a user who has nothing but this home."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "TMPDIR") if name in os.environ}
     cache = {"HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "caches")}

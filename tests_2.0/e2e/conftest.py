@@ -14,7 +14,7 @@ def environment(isolated_cache: Path, tmp_path: Path) -> dict[str, str]:  # noqa
     """The variables of a shell whose user sees the isolated cache alone."""
     home = tmp_path / "home"
     home.mkdir()
-    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "MLXK2_STRICT_TEST_DELETE")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     cache = {name: os.environ[name] for name in names}
     return cache | {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "xterm"}

@@ -36,14 +36,6 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "fastapi", "pydanti
 
 
 @pytest.fixture
-def environment(isolated_cache):  # noqa: ARG001 - isolates
-    """The variables of a process that sees the isolated cache alone."""
-    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "PATH", "HOME")
-    names += ("MLXK2_STRICT_TEST_DELETE",)
-    return {name: os.environ[name] for name in names if name in os.environ} | {"LANG": "C.UTF-8", "TERM": "xterm"}
-
-
-@pytest.fixture
 def run(environment):
     """Runs the program to its end."""
 

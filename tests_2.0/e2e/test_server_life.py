@@ -21,7 +21,7 @@ import httpx
 import pytest
 from architectures import ARCHITECTURES
 from places import data_of
-from serving import Server, hub_of
+from serving import Server, environment_of, hub_of
 from tiny_models import BABBLE, say, write_chain, write_random
 
 import mlxk2
@@ -112,13 +112,8 @@ def program(*words: str, home: Path, **environment: str) -> subprocess.Completed
     """Run a `serve` that can't begin to serve."""
     hub_of(home)
     command = [sys.executable, "-m", "mlxk2", *words]
-    variables = own(home) | environment
+    variables = environment_of(home) | environment
     return subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)
-
-
-def own(home: Path) -> dict[str, str]:
-    """The variables of a user who has this home and nothing else."""
-    return {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf")}
 
 
 # ---------------------------------------------------------------------------------------------------------- the start
@@ -139,7 +134,7 @@ def test_the_envelope_comes_first_and_when_the_port_answers(tmp_path: Path, word
 def test_people_are_told_where(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-m", "mlxk2", "serve", "--model", "demo", "--port", "0"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=own(tmp_path), stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command, env=environment_of(tmp_path), stdout=pipe, stderr=pipe, text=True) as process:
         try:
             assert process.stdout is not None
             told = re.match(r"Serving with demo on (http://127\.0\.0\.1:\d+) .*Ctrl-C", process.stdout.readline())

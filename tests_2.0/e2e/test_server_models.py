@@ -19,7 +19,7 @@ import httpx
 import pytest
 from architectures import ARCHITECTURES
 from layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
-from serving import Server, hub_of
+from serving import Server, environment_of, hub_of
 from tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -172,7 +172,7 @@ def test_a_model_that_is_removed_meanwhile_still_answers(server: Server) -> None
     add(server.hub, "org/Gone", lambda folder: write_chain(folder, say("still", " here")))
     assert said(server, "org/Gone") == "still here"
     command = [sys.executable, "-m", "mlxk2", "rm", "org/Gone", "--force", "--json"]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(server.home), "HF_HOME": str(server.home / "hf")}
+    environment = environment_of(server.home)
     done = subprocess.run(command, env=environment, cwd=server.home, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert said(server, "org/Gone") == "still here"
