@@ -115,6 +115,24 @@ def test_shared_payload_goes_with_its_last_reference(hub: Hub, mlxk2: Program) -
     assert _shared_blobs.shared_store_blob_paths(hub.path) == set()
 
 
+@pytest.mark.parametrize("others", [(), ("org/other",)])
+def test_list_of_a_payload_that_is_gone_goes_with_its_last_reference(
+    hub: Hub, mlxk2: Program, others: tuple[str, ...]
+) -> None:
+    shared = Hub(hub.path, "shared")
+    for name in (NAME, *others):
+        shared.add(name, FIRST)
+    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
+    lists = {*(hub.path / "blobs").glob("*/*.refs")}
+    # As a removal leaves them that was killed in the middle of the library's sweep.
+    for payload in payloads:
+        payload.unlink()
+    for name in (NAME, *others):
+        assert {*(hub.path / "blobs").glob("*/*.refs")} == lists != set()
+        data_of(mlxk2("rm", name, "--json"), "rm")
+    assert {*(hub.path / "blobs").glob("*/*.refs")} == set()
+
+
 def test_payload_stays_when_its_references_cannot_be_read(hub: Hub, mlxk2: Program) -> None:
     Hub(hub.path, "shared").add(NAME, FIRST)
     payloads = _shared_blobs.shared_store_blob_paths(hub.path)
@@ -202,6 +220,8 @@ def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
         (_shared_blobs.shared_blob_manifest_path, ["cache_dir", "xet_hash"]),
         (_shared_blobs.shared_blob_target, ["blob_path", "cache_dir"]),
         (_shared_blobs.sweep_shared_blob, ["store_path", "cache_dir"]),
+        (_shared_blobs._shared_blob_lock, ["store_path"]),
+        (_shared_blobs._read_valid_manifest_references, ["store_path", "cache_dir"]),
     ],
 )
 def test_functions_of_the_library_that_rm_stands_on(function: Callable[..., object], parameters: list[str]) -> None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub.utils import _shared_blobs as library
@@ -30,6 +32,17 @@ class SharedBlobs:
     def sweep(self, payload: str) -> None:
         """Remove a payload if nothing refers to it any more; one whose references can't be read stays."""
         library.sweep_shared_blob(Path(payload), cache_dir=self._hub)
+        _, references = self.files_of(payload)
+        if os.path.lexists(references) and not os.path.lexists(payload):
+            self._remove_references(Path(payload), references)
+
+    def _remove_references(self, payload: Path, references: str) -> None:
+        """Remove the list of a payload that is gone: a sweep killed between the two leaves it, and so does the next."""
+        # As with the library's own sweep, what can't be removed stays.
+        with suppress(OSError), library._shared_blob_lock(payload):
+            is_gone = not os.path.lexists(payload)  # whoever brings it back holds the lock, and notes himself first
+            if is_gone and library._read_valid_manifest_references(payload, self._hub) == set():
+                os.unlink(references)
 
     def _goes_with(self, links: set[Path], payload: Path) -> bool:
         return library.expected_shared_blob_freed_size(payload, blob_paths_to_delete=links, cache_dir=self._hub) > 0
