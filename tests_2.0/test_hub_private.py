@@ -16,7 +16,6 @@ from mlxk2.hub import library
 
 PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (library.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
-    (library.are_symlinks_supported, {"cache_dir"}),
     (library.WeakFileLock, {"lock_file", "timeout"}),
     (library.is_xet_available, set()),
     (library.shared_blobs_enabled, set()),
@@ -27,6 +26,7 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
         library.publish_blob_to_shared_store,
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
+    (library.sweep_shared_blob, {"store_path", "cache_dir"}),
     (library.refresh_xet_connection_info, {"file_data", "headers"}),
     (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision", "endpoint"}),
     (library.xet_headers_without_auth, {"headers"}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,12 @@ class Delivery:
 
     def has_remains(self) -> bool:
         """Whether anything is left of unfinished downloads, ours or others'."""
-        return any(map(os.path.lexists, self._stagings())) or any((self.model / "blobs").glob(f"*{naming.INCOMPLETE}"))
+        return any(map(os.path.lexists, self._stagings())) or any(self.orphans())
+
+    def orphans(self) -> Iterator[Path]:
+        """What may be left among the model's blobs of a download by the library, or of a sharing."""
+        for pattern in (f"*{naming.INCOMPLETE}", ".*.shared"):
+            yield from (self.model / "blobs").glob(pattern)
 
     def clear(self) -> None:
         """Remove what is left of our unfinished downloads."""

@@ -75,7 +75,7 @@ def download(
                 done = _deliver(source, hub, delivery, audit, progress, by_hash)._replace(left_out=done.left_out)
             delivery.point(revision.ref, revision.commit)
             delivery.clear()
-            sharing.remove_orphans(hub, delivery)
+            sharing.settle(hub, delivery, wanted)
     return done
 
 
@@ -119,8 +119,7 @@ def _deliver(
     delivery.begin()
     for path in (*damaged, *audit.spoilt):
         path.unlink()
-    for file in in_store:
-        sharing.stage(hub, delivery, file)
+    missing += [file for file in in_store if not sharing.stage(hub, delivery, file)]
     total = sum({file.blob: file.size for file in missing}.values())
     with progress(revision.repo_id, total) as advance:
         resumed = fetch_all(source, missing, delivery, advance)
@@ -129,7 +128,7 @@ def _deliver(
         (delivery.snapshot(revision.commit) / name).unlink()
     delivery.finish(revision.commit, audit.wanted, audit.misplaced, revision.ref)
     for file in audit.missing:
-        sharing.share(hub, delivery, file, replace=by_hash or delivery.blob(file) in damaged)
+        sharing.share(hub, delivery, file)
     fetched = {file.name for file in audit.missing}
     repaired = {*remains, *(file.name for file in audit.misplaced)} - fetched
     return Download(tuple(sorted(fetched)), tuple(sorted(repaired)), resumed)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from filelock import Timeout
 from huggingface_hub import constants
-from huggingface_hub.file_download import are_symlinks_supported, http_get
+from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import logging
 from huggingface_hub.utils._fixes import WeakFileLock
 from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
@@ -21,6 +21,7 @@ from huggingface_hub.utils._shared_blobs import (
     publish_blob_to_shared_store,
     shared_blob_path,
     shared_blobs_enabled,
+    sweep_shared_blob,
     try_link_from_shared_store,
 )
 from huggingface_hub.utils._xet import (
@@ -38,7 +39,6 @@ __all__ = [
     "WeakFileLock",
     "XetFileData",
     "XetTokenType",
-    "are_symlinks_supported",
     "constants",
     "disable_progress_bars",
     "enable_progress_bars",
@@ -53,6 +53,7 @@ __all__ = [
     "refresh_xet_connection_info",
     "shared_blob_path",
     "shared_blobs_enabled",
+    "sweep_shared_blob",
     "try_link_from_shared_store",
     "without_xet",
     "xet_connection_info_refresh_url",

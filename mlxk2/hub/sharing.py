@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mlxk2.cache import locks
 from mlxk2.cache.delivery import Delivery, Wanted
@@ -20,38 +22,69 @@ def has(hub: Path, file: Wanted) -> bool:
     )
 
 
-def stage(hub: Path, delivery: Delivery, file: Wanted) -> None:
-    """Stage a link to the store in place of a file's bytes; it leads there once it is in the model's folder."""
+def stage(hub: Path, delivery: Delivery, file: Wanted) -> bool:
+    """Stage a file that the store has, unless it can't be had without fetching it.
+
+    It is a hard link: what the store keeps may go with the other models that need it while this one is still coming.
+    """
     assert file.xet_hash is not None
-    store = library.shared_blob_path(hub, file.xet_hash)
     staged = delivery.staged(file)
     staged.unlink(missing_ok=True)
-    staged.symlink_to(os.path.relpath(store, hub / delivery.model.name / "blobs"))
+    try:
+        os.link(library.shared_blob_path(hub, file.xet_hash), staged)
+    except OSError:
+        return False
+    return True
 
 
-def share(hub: Path, delivery: Delivery, file: Wanted, *, replace: bool) -> None:
-    """Let the store keep a delivered file, and count the model among those that need it; `replace` what it had."""
+def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
+    """Let the store keep a delivered file, and count the model among those that need it.
+
+    The library moves the file that it publishes, and then lays a link in its place. So it is given a second name of the
+    bytes: a kill in between must not leave the model without them.
+    """
     if file.xet_hash is None or not library.shared_blobs_enabled() or not library.is_xet_available():
         return
-    if delivery.blob(file).is_symlink():
-        library.try_link_from_shared_store(
-            blob_path=str(delivery.blob(file)), xet_hash=file.xet_hash, cache_dir=hub, expected_size=file.size
-        )
-    elif library.are_symlinks_supported(hub):
-        library.publish_blob_to_shared_store(
-            blob_path=str(delivery.blob(file)),
-            xet_hash=file.xet_hash,
-            cache_dir=hub,
-            expected_size=file.size,
-            replace_existing=replace,
-        )
+    blob = delivery.blob(file)
+    if blob.is_symlink():
+        return
+    spare = _spare(blob)
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(blob, spare)
+    except OSError:
+        return  # a file system without links: the model keeps the file for itself
+    entry: dict[str, Any] = {"xet_hash": file.xet_hash, "cache_dir": hub, "expected_size": file.size}
+    try:
+        # What the store has under this name may be damaged, the delivered file is not.
+        if library.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
+            library.try_link_from_shared_store(blob_path=str(blob), **entry)
+    finally:
+        spare.unlink()
+        # Only to strike out the second name, which was noted too.
+        library.sweep_shared_blob(library.shared_blob_path(hub, file.xet_hash), cache_dir=hub)
 
 
-def remove_orphans(hub: Path, delivery: Delivery) -> None:
-    """Remove what killed downloads of the library left of this model, unless one of them is still alive."""
+def _spare(blob: Path) -> Path:
+    """The second name of a blob that is being shared."""
+    return blob.with_name(blob.name + INCOMPLETE)
+
+
+def settle(hub: Path, delivery: Delivery, files: Iterable[Wanted]) -> None:
+    """Finish the sharing that a kill interrupted, and remove what else killed downloads left of this model."""
+    left = [path.name for path in delivery.orphans()]
+    for file in files:
+        # The second name itself, or the library's link on its way to that name.
+        if any(_spare(delivery.blob(file)).name in name for name in left):
+            share(hub, delivery, file)
+    _remove_orphans(hub, delivery)
+
+
+def _remove_orphans(hub: Path, delivery: Delivery) -> None:
+    """Remove what killed downloads left among the blobs of this model, unless one of them is still alive."""
     folder = hub / locks.FOLDER / delivery.model.name
-    for path in (delivery.model / "blobs").glob(f"*{INCOMPLETE}"):
-        lock = folder / f"{path.name.partition('.')[0]}.lock"
+    for path in list(delivery.orphans()):
+        lock = folder / f"{path.name.lstrip('.').partition('.')[0]}.lock"
         try:
             with library.WeakFileLock(lock, timeout=_LOCK_WAIT_SECONDS):
                 path.unlink(missing_ok=True)

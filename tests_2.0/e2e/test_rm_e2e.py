@@ -193,3 +193,21 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     assert data_of(fixtures.ended(pull), "pull")["download_status"] == "success"
     data_of(hub_client.run("rm", NAME, "--json"), "rm")
     assert not lock.parent.exists()
+
+
+def test_running_pull_keeps_shared_bytes_that_only_another_model_had(
+    hub_server: HubServer, hub_client: Client
+) -> None:
+    for name in (NAME, OTHER):
+        hub_server.add(name, COMMON, is_xet=True)
+    assert hub_client.run("pull", NAME).code == 0
+    hub_server.add(OTHER, {"slow.bin": b"x" * 1_000_000})
+    hub_server.faults.add(Fault("/objects/", times=1, rate=500_000))
+    pull = hub_client.start("pull", OTHER, "--json")
+    while not list(hub_client.hub.glob(".models--org--other.incomplete/blobs/*.partial")):
+        assert pull.poll() is None
+        time.sleep(0.005)
+    data_of(hub_client.run("rm", NAME, "--json"), "rm")
+    assert pull.poll() is None
+    assert data_of(fixtures.ended(pull), "pull")["download_status"] == "success"
+    assert hub_client.run("health", OTHER, "--deep", "--json").json["data"]["unhealthy"] == []
