@@ -1,4 +1,4 @@
-"""`clone` as a process: killed or interrupted at any moment, from the cache and from the hub; what it makes runs."""
+"""`clone` as a process: killed before each change, interrupted, from the cache and from the hub; what it makes runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from conftest import Program, Result
 from hub import Fault, HubServer
 from hub.fixtures import PROGRAM, Client, ended
+from killing import killable
 from layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
 from places import data_of, error_of, tree
 from tiny_models import say, write_chain
@@ -23,15 +24,21 @@ from tiny_models import say, write_chain
 pytestmark = pytest.mark.e2e
 
 NAME = "org/model"
-MOMENTS = 10
 LARGE = 16 << 20
 COPY_SECONDS = 0.04
+OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "MLXK2_ENABLE_ALPHA_FEATURES": "1"}
 MODEL = chat_model() | {f"file-{i}.txt": b"%d" % i for i in range(50)} | {"big.bin": bytes(range(256)) * (LARGE >> 8)}
 
 
 def content(folder: Path) -> dict[str, Any]:
     """The files of a folder."""
     return {name: value for name, value in tree(folder).items() if value is not None}
+
+
+def empty(folder: Path) -> None:
+    """Empty a folder."""
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -61,44 +68,30 @@ def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
     """Start a clone of what is in a home's cache, without a hub."""
-    settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    environment = {**os.environ, **settings, "MLXK2_ENABLE_ALPHA_FEATURES": "1"}
+    environment = {**os.environ, **OFFLINE, "HF_HUB_CACHE": str(home / "hub")}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*PROGRAM, "clone", *words, "--json"], env=environment, text=True, **streams)
 
 
-@pytest.mark.parametrize("moment", range(MOMENTS))
-def test_killed_at_any_moment_and_called_again(
-    cached: Path, moment: int, work: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = tree(cached)
-    target = work / "mine"
-    begin = time.monotonic()
-    process = start(cached, NAME, str(target))
-    wait_for(work, process)
-    if moment % 3 == 0:
-        # Every third kill is anywhere in a run: this one was only to learn how long its start takes.
-        until_begun = time.monotonic() - begin
-        process.kill()
-        process.communicate()
-        process = start(cached, NAME, str(target))
-        time.sleep(random.uniform(0, 1.5 * until_begun))
-    else:
-        time.sleep(random.uniform(0, COPY_SECONDS))
-    process.kill()
-    process.communicate()
-
-    assert tree(cached) == before
-    monkeypatch.setenv("HF_HUB_CACHE", str(cached / "hub"))
-    assert mlxk2("health", "--json").json["data"]["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
-    assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
-    again = ended(start(cached, NAME, str(target)))
-    if again.code:  # it was killed when all was done
-        assert error_of(again, "clone")["type"] == "InvalidTargetError"
-    else:
-        assert list(work.iterdir()) == [target]
-    assert content(target) == MODEL
-    assert tree(cached) == before
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_before_each_change_and_called_again(layout: Layout, environment: dict[str, str], work: Path) -> None:
+    model = chat_model() | {"sub/notes.txt": b"notes"}
+    hub = Path(environment["HF_HUB_CACHE"])
+    Hub(hub, layout).add(NAME, model)
+    before, target = tree(hub), work / "mine"
+    with killable(environment | OFFLINE) as program:
+        for _ in program.kills("clone", NAME, str(target), prepare=lambda: empty(work)):
+            assert tree(hub) == before
+            assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
+            again = program.run("clone", NAME, str(target), "--json")
+            if again.code:  # it was killed when all was done
+                assert error_of(again, "clone")["type"] == "InvalidTargetError"
+            else:
+                assert list(work.iterdir()) == [target]
+            assert content(target) == model
+        data = program.run("health", "--json").json["data"]
+    assert tree(hub) == before
+    assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
 @pytest.mark.parametrize("is_xet", [False, True])

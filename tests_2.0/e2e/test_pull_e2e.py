@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 from hub import Fault, HubServer
 from hub.fixtures import Client, ended
+from killing import killable
+from layouts import CONFIG, as_json, weights
 from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
 from shapes import assert_envelope
 
@@ -20,6 +22,7 @@ from mlxk2.sizes import human_size
 
 pytestmark = pytest.mark.e2e
 
+SMALL = {"config.json": as_json(CONFIG), "vocab.json": b'{"a": 0}', "merges.txt": b"", WEIGHTS: weights()}
 LOST_BYTES = 10 * MIB  # what a kill may cost of each file
 
 
@@ -55,6 +58,45 @@ def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
     for request in server.log.of("GET", "/objects/"):
         assert request.start >= reached.get(request.path, 0) - LOST_BYTES
         reached[request.path] = request.start + request.sent
+
+
+@pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
+@pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
+def test_killed_before_each_change_and_called_again(
+    hub_server: HubServer, hub_client: Client, is_xet: bool, is_update: bool
+) -> None:
+    allowed: list[list[tuple[str, str]]] = [[]]
+    template = hub_client.home.with_name("template")
+    template.mkdir()
+    if is_update:
+        allowed = [[(hub_server.add(MODEL, SMALL, is_xet=is_xet), "healthy")]]
+        assert hub_client.run("pull", MODEL).code == 0
+        shutil.copytree(hub_client.hub, template, symlinks=True, dirs_exist_ok=True)
+    new = hub_server.add(MODEL, SMALL | {WEIGHTS: weights("F32"), "sub/notes.txt": b"new"}, is_xet=is_xet)
+    allowed.append([(new, "healthy")])
+
+    def prepare() -> None:
+        shutil.rmtree(hub_client.hub, ignore_errors=True)
+        shutil.copytree(template, hub_client.hub, symlinks=True)
+
+    with killable(hub_client.environment) as program:
+        prepare()
+        assert program.run("pull", MODEL).code == 0
+        after = _files(hub_client.hub / FOLDER)
+        for _ in program.kills("pull", MODEL, prepare=prepare):
+            models = program.run("list", "--json").json["data"]["models"]
+            assert [(model["hash"], model["health"]) for model in models] in allowed
+            assert program.run("pull", MODEL).code == 0
+            assert _files(hub_client.hub / FOLDER) == after
+            assert program.run("rm", MODEL).code == 0
+            # The library leaves its lock files and, killed, half a list of a few bytes.
+            left = [name for name in _files(hub_client.hub) if not name.endswith((".lock", ".tmp"))]
+            assert left in ([], ["blobs/.huggingface-shared-blobs"])
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, also behind links."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_client: Client) -> None:

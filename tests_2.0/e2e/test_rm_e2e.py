@@ -1,21 +1,21 @@
-"""`rm` as a process: killed at any moment, asked on a terminal, beside other processes; what stays still runs."""
+"""`rm` as a process: killed before each change, asked on a terminal, beside other processes; what stays still runs."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pexpect
 import pytest
 from conftest import Program, Result
 from hub import Fault, HubServer, fixtures
 from hub.fixtures import Client
+from killing import Killable, killable
 from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model
 from places import data_of, error_of, tree
 from tiny_models import say, write_chain
@@ -26,24 +26,14 @@ pytestmark = pytest.mark.e2e
 
 NAME, OTHER = "org/model", "org/other"
 COMMAND = (sys.executable, "-m", "mlxk2", "rm")
-MOMENTS = 10
 WAIT_SECONDS = 60
 
-COMMON = chat_model() | {f"common-{i:03}.txt": b"common %d" % i for i in range(20)}
+COMMON = chat_model()
 OWN: dict[str, Files] = {
-    commit: {f"{commit[0]}-{i:03}.txt": b"%s %d" % (commit.encode(), i) for i in range(100)}
-    | {f"{commit[0]}-{i}.bin": commit.encode() * 500 + b"%d" % i for i in range(4)}
+    commit: {f"{commit[0]}-{i}": commit.encode() * 2 + b"%d" % i for i in range(2)}
+    | {f"{commit[0]}-{i}.bin": commit.encode() + b"%d" % i for i in range(2)}
     for commit in (COMMIT, OTHER_COMMIT)
 }
-
-
-class Template(NamedTuple):
-    """A cache that is copied for every kill, how an unkilled removal leaves it, and how many seconds that takes."""
-
-    hub: Path
-    after: dict[str, dict[str, Any]]
-    seconds: float
-    trash_seconds: float
 
 
 def start(hub: Path, *words: str) -> subprocess.Popen[str]:
@@ -59,14 +49,9 @@ def ended(process: subprocess.Popen[str]) -> Result:
     return Result(process.returncode, out, err)
 
 
-def wait_for_trash(hub: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until a process has begun to remove, or has ended."""
-    while process.poll() is None and not any(name.startswith(".trash-") for name in os.listdir(hub)):
-        time.sleep(0.0005)
-
-
 def copied(hub: Path, place: Path) -> Path:
-    """A copy of a cache, at a path as deep."""
+    """A copy of a cache at a place, where one may stand."""
+    shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(hub, place, symlinks=True)
     return place
 
@@ -76,10 +61,10 @@ def outcome(hub: Path) -> dict[str, Any]:
     return {name: value for name, value in tree(hub).items() if not name.endswith((".lock", ".tmp"))}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Template:
-    folder = tmp_path_factory.mktemp(request.param)
-    hub = Hub(folder / "hub", request.param)
+@pytest.fixture(params=LAYOUTS)
+def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A cache that is copied for every kill: of two models, one with two revisions."""
+    hub = Hub(tmp_path / "template", request.param)
     hub.path.mkdir()
     (hub.path / "TEST_SENTINEL").touch()
     hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
@@ -87,58 +72,34 @@ def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     hub.add(OTHER, COMMON | {"0-1.bin": OWN[COMMIT]["0-1.bin"]})
     (hub.path / ".locks" / "models--org--model").mkdir(parents=True)
     (hub.path / ".locks" / "models--org--model" / "stale.lock").touch()
-    after = {}
-    for number, argument in enumerate(ARGUMENTS):
-        place = copied(hub.path, folder / f"after-{number}")
-        begin = time.monotonic()
-        process = start(place, argument)
-        wait_for_trash(place, process)
-        trash = time.monotonic()
-        data_of(ended(process), "rm")
-        end = time.monotonic()
-        after[argument] = outcome(place)
-    return Template(hub.path, after, end - begin, end - trash)
+    return hub.path
 
 
-ARGUMENTS = (NAME, f"{NAME}@{COMMIT}")
-
-
-@pytest.mark.parametrize("moment", range(MOMENTS))
-def test_killed_at_any_moment_and_called_again(
-    template: Template, moment: int, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
+def test_killed_before_each_change_and_called_again(
+    template: Path, environment: dict[str, str], argument: str, tmp_path: Path
 ) -> None:
-    hub = copied(template.hub, tmp_path / "hub")
-    chance = random.Random()
-    argument = ARGUMENTS[moment % 2]
-    process = start(hub, argument)
-    # Most of a run is Python's start: every other two kills are aimed at the removal itself.
-    if moment % 4 < 2:
-        wait_for_trash(hub, process)
-        time.sleep(chance.uniform(0, template.trash_seconds))
-    else:
-        time.sleep(chance.uniform(0, template.seconds))
-    process.kill()
-    process.communicate()
-
-    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
-    assert_whole_or_gone(hub, mlxk2, argument)
-    again = ended(start(hub, argument))
-    if again.code == 0:
-        assert data_of(again, "rm")["action"] == "deleted"
-    else:  # it was killed when all was done
-        assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
-    assert outcome(hub) == template.after[argument]
-    assert_whole_or_gone(hub, mlxk2, argument)
+    hub = copied(template, tmp_path / "hub")
+    with killable(environment | {"HF_HUB_CACHE": str(hub)}) as program:
+        data_of(program.run("rm", argument, "--json"), "rm")
+        after = outcome(hub)
+        for _ in program.kills("rm", argument, prepare=lambda: copied(template, hub)):
+            assert_whole_or_gone(hub, program, argument)
+            again = program.run("rm", argument, "--json")
+            if again.code == 0:
+                assert data_of(again, "rm")["action"] == "deleted"
+            else:  # it was killed when all was done
+                assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
+            assert outcome(hub) == after
 
 
-def assert_whole_or_gone(hub: Path, mlxk2: Program, argument: str) -> None:
+def assert_whole_or_gone(hub: Path, program: Killable, argument: str) -> None:
     """All that is listed is healthy, and each of its revisions is complete."""
-    models = {model["name"]: model for model in mlxk2("list", "--json").json["data"]["models"]}
+    models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
     assert models.keys() - {NAME} == {OTHER}
     if argument != NAME:
         assert NAME in models
     assert all(model["health"] == "healthy" for model in models.values())
-    assert mlxk2("health", "--json").json["data"]["unhealthy"] == []
     snapshots = hub / "models--org--model" / "snapshots"
     for snapshot in snapshots.iterdir() if snapshots.exists() else ():
         content = {path.name: path.read_bytes() for path in snapshot.iterdir()}
