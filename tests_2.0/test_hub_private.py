@@ -26,7 +26,6 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
         library.publish_blob_to_shared_store,
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
-    (library.sweep_shared_blob, {"store_path", "cache_dir"}),
     (library.refresh_xet_connection_info, {"file_data", "headers"}),
     (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision", "endpoint"}),
     (library.xet_headers_without_auth, {"headers"}),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hub import HubServer
 from hub.fixtures import Client
 from layouts import chat_model
+from places import tmpfs
 from pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
 
 OTHER_FOLDER = "models--org--other"
@@ -84,6 +86,21 @@ def test_repos_that_share_a_large_file_keep_it_once(hub_server: HubServer, hub_c
     assert health(hub_client, "org/other") == "Model is healthy"
     manifests = [path.read_text() for path in (hub_client.hub / "blobs").rglob("*.refs")]
     assert manifests and all(FOLDER in text and OTHER_FOLDER in text for text in manifests)
+
+
+def test_a_model_on_another_disk_keeps_its_files_for_itself(
+    hub_server: HubServer, hub_client: Client, tmp_path: Path
+) -> None:
+    for name in (MODEL, "org/other"):
+        hub_server.add(name, chat_model(), is_xet=True)
+    with tmpfs(tmp_path / "disk", "16m") as disk:
+        pulled(hub_client)
+        shared = tree(hub_client.hub / "blobs")
+        (hub_client.hub / OTHER_FOLDER).symlink_to(disk)
+        pulled(hub_client, "org/other")
+        assert health(hub_client, "org/other") == "Model is healthy"
+        assert not [path for path in (disk / "blobs").iterdir() if path.is_symlink()]
+        assert tree(hub_client.hub / "blobs") == shared
 
 
 # -------------------------------------------------------------------------------------------------- names, revisions

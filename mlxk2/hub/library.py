@@ -21,7 +21,6 @@ from huggingface_hub.utils._shared_blobs import (
     publish_blob_to_shared_store,
     shared_blob_path,
     shared_blobs_enabled,
-    sweep_shared_blob,
     try_link_from_shared_store,
 )
 from huggingface_hub.utils._xet import (
@@ -53,7 +52,6 @@ __all__ = [
     "refresh_xet_connection_info",
     "shared_blob_path",
     "shared_blobs_enabled",
-    "sweep_shared_blob",
     "try_link_from_shared_store",
     "without_xet",
     "xet_connection_info_refresh_url",

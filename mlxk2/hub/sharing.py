@@ -11,6 +11,7 @@ from mlxk2.cache import locks
 from mlxk2.cache.delivery import Delivery, Wanted
 from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.hub import library
+from mlxk2.hub.shared_blobs import SharedBlobs
 
 _LOCK_WAIT_SECONDS = 0.01
 
@@ -62,7 +63,7 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
     finally:
         spare.unlink()
         # Only to strike out the second name, which was noted too.
-        library.sweep_shared_blob(library.shared_blob_path(hub, file.xet_hash), cache_dir=hub)
+        SharedBlobs(str(hub)).sweep(str(library.shared_blob_path(hub, file.xet_hash)))
 
 
 def _spare(blob: Path) -> Path:

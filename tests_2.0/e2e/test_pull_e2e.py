@@ -61,18 +61,15 @@ def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
-@pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
-def test_killed_before_each_change_and_called_again(
-    hub_server: HubServer, hub_client: Client, is_xet: bool, is_update: bool
-) -> None:
+def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_client: Client, is_update: bool) -> None:
     allowed: list[list[tuple[str, str]]] = [[]]
     template = hub_client.home.with_name("template")
     template.mkdir()
     if is_update:
-        allowed = [[(hub_server.add(MODEL, SMALL, is_xet=is_xet), "healthy")]]
+        allowed = [[(hub_server.add(MODEL, SMALL, is_xet=True), "healthy")]]
         assert hub_client.run("pull", MODEL).code == 0
         shutil.copytree(hub_client.hub, template, symlinks=True, dirs_exist_ok=True)
-    new = hub_server.add(MODEL, SMALL | {WEIGHTS: weights("F32"), "sub/notes.txt": b"new"}, is_xet=is_xet)
+    new = hub_server.add(MODEL, SMALL | {WEIGHTS: weights("F32"), "sub/notes.txt": b"new"}, is_xet=True)
     allowed.append([(new, "healthy")])
 
     def prepare() -> None:
