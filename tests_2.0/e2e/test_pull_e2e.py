@@ -14,7 +14,7 @@ import pytest
 from hub import Fault, HubServer
 from hub.fixtures import Client, ended
 from killing import killable
-from layouts import CONFIG, as_json, weights
+from layouts import gguf, gguf_model
 from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
 from shapes import assert_envelope
 
@@ -22,7 +22,6 @@ from mlxk2.sizes import human_size
 
 pytestmark = pytest.mark.e2e
 
-SMALL = {"config.json": as_json(CONFIG), "vocab.json": b'{"a": 0}', "merges.txt": b"", WEIGHTS: weights()}
 LOST_BYTES = 10 * MIB  # what a kill may cost of each file
 
 
@@ -66,10 +65,10 @@ def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_c
     template = hub_client.home.with_name("template")
     template.mkdir()
     if is_update:
-        allowed = [[(hub_server.add(MODEL, SMALL, is_xet=True), "healthy")]]
+        allowed = [[(hub_server.add(MODEL, gguf_model("model.gguf"), is_xet=True), "healthy")]]
         assert hub_client.run("pull", MODEL).code == 0
         shutil.copytree(hub_client.hub, template, symlinks=True, dirs_exist_ok=True)
-    new = hub_server.add(MODEL, SMALL | {WEIGHTS: weights("F32"), "sub/notes.txt": b"new"}, is_xet=True)
+    new = hub_server.add(MODEL, {"model.gguf": gguf(version=2), "sub/notes.txt": b"new"}, is_xet=True)
     allowed.append([(new, "healthy")])
 
     def prepare() -> None:
