@@ -16,7 +16,7 @@ from conftest import Program, Result
 from hub import Fault, HubServer, fixtures
 from hub.fixtures import Client
 from killing import Killable, killable
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
 from places import data_of, error_of, tree
 from tiny_models import say, write_chain
 
@@ -28,11 +28,11 @@ NAME, OTHER = "org/model", "org/other"
 COMMAND = (sys.executable, "-m", "mlxk2", "rm")
 WAIT_SECONDS = 60
 
-COMMON = chat_model()
+COMMON = gguf_model("model.gguf")
+# Of each revision a small file, a large one, and a large one that another model has too.
 OWN: dict[str, Files] = {
-    commit: {f"{commit[0]}-{i}": commit.encode() * 2 + b"%d" % i for i in range(2)}
-    | {f"{commit[0]}-{i}.bin": commit.encode() + b"%d" % i for i in range(2)}
-    for commit in (COMMIT, OTHER_COMMIT)
+    commit: {"own": commit.encode(), "own.bin": commit.encode() * 99, f"{commit[0]}.gguf": gguf(alignment=alignment)}
+    for commit, alignment in ((COMMIT, 64), (OTHER_COMMIT, 128))
 }
 
 
@@ -69,7 +69,7 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (hub.path / "TEST_SENTINEL").touch()
     hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
     hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
-    hub.add(OTHER, COMMON | {"0-1.bin": OWN[COMMIT]["0-1.bin"]})
+    hub.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
     (hub.path / ".locks" / "models--org--model").mkdir(parents=True)
     (hub.path / ".locks" / "models--org--model" / "stale.lock").touch()
     return hub.path
