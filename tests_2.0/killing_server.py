@@ -23,6 +23,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def _serve() -> None:
+    # All that a run would else import in its fork, every time anew.
+    import_module("mlxk2.human")
     for package in _IMPORTED:
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
             import_module(module.name)
