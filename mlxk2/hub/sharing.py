@@ -24,7 +24,7 @@ def has(hub: Path, file: Wanted) -> bool:
 
 
 def stage(hub: Path, delivery: Delivery, file: Wanted) -> bool:
-    """Stage a file that the store has, unless it can't be had without fetching it.
+    """Whether a file that the store has could be staged; otherwise it must be fetched.
 
     It is a hard link: what the store keeps may go with the other models that need it while this one is still coming.
     """
@@ -48,7 +48,7 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
         return
     blob = delivery.blob(file)
     if blob.is_symlink():
-        return
+        return  # it is shared already; a second name of the link would take the place of the bytes that it leads to
     spare = _spare(blob)
     spare.unlink(missing_ok=True)
     try:
@@ -61,7 +61,7 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
         if library.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
             library.try_link_from_shared_store(blob_path=str(blob), **entry)
     finally:
-        spare.unlink()
+        spare.unlink(missing_ok=True)
         # Only to strike out the second name, which was noted too.
         SharedBlobs(str(hub)).sweep(str(library.shared_blob_path(hub, file.xet_hash)))
 
