@@ -51,6 +51,12 @@ def tree(folder: Path) -> dict[str, Any]:
     return found
 
 
+def copied(folder: Path, place: Path) -> Path:
+    """A copy of a folder, links as they are, at a place where one may stand."""
+    shutil.rmtree(place, ignore_errors=True)
+    return Path(shutil.copytree(folder, place, symlinks=True))
+
+
 def room(folder: Path) -> int:
     """How many bytes of the disk all below a folder takes, as du counts them."""
     said = subprocess.run(["du", "-s", "-k", folder], check=True, capture_output=True, text=True).stdout

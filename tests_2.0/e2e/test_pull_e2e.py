@@ -15,6 +15,7 @@ from hub import Fault, HubServer
 from hub.fixtures import Client, ended
 from killing import killable
 from layouts import gguf, gguf_model
+from places import copied
 from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
 from shapes import assert_envelope
 
@@ -62,31 +63,26 @@ def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
 @pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
 def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_client: Client, is_update: bool) -> None:
     allowed: list[list[tuple[str, str]]] = [[]]
-    template = hub_client.home.with_name("template")
+    hub, template = hub_client.hub, hub_client.home.with_name("template")
     template.mkdir()
     if is_update:
         allowed = [[(hub_server.add(MODEL, gguf_model("model.gguf"), is_xet=True), "healthy")]]
         assert hub_client.run("pull", MODEL).code == 0
-        shutil.copytree(hub_client.hub, template, symlinks=True, dirs_exist_ok=True)
+        copied(hub, template)
     new = hub_server.add(MODEL, {"model.gguf": gguf(version=2), "sub/notes.txt": b"new"}, is_xet=True)
     allowed.append([(new, "healthy")])
-
-    def prepare() -> None:
-        shutil.rmtree(hub_client.hub, ignore_errors=True)
-        shutil.copytree(template, hub_client.hub, symlinks=True)
-
+    copied(template, hub)
     with killable(hub_client.environment) as program:
-        prepare()
         assert program.run("pull", MODEL).code == 0
-        after = _files(hub_client.hub / FOLDER)
-        for _ in program.kills("pull", MODEL, prepare=prepare):
+        after = _files(hub / FOLDER)
+        for _ in program.kills("pull", MODEL, prepare=lambda: copied(template, hub)):
             models = program.run("list", "--json").json["data"]["models"]
             assert [(model["hash"], model["health"]) for model in models] in allowed
             assert program.run("pull", MODEL).code == 0
-            assert _files(hub_client.hub / FOLDER) == after
+            assert _files(hub / FOLDER) == after
             assert program.run("rm", MODEL).code == 0
             # The library leaves its lock files and, killed, half a list of a few bytes.
-            left = [name for name in _files(hub_client.hub) if not name.endswith((".lock", ".tmp"))]
+            left = [name for name in _files(hub) if not name.endswith((".lock", ".tmp"))]
             assert left in ([], ["blobs/.huggingface-shared-blobs"])
 
 

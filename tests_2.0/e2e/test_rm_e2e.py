@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from hub import Fault, HubServer, fixtures
 from hub.fixtures import Client
 from killing import Killable, killable
 from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
-from places import data_of, error_of, tree
+from places import copied, data_of, error_of, tree
 from tiny_models import say, write_chain
 
 from mlxk2.cache import locks
@@ -47,13 +46,6 @@ def ended(process: subprocess.Popen[str]) -> Result:
     """How a started `rm` ended."""
     out, err = process.communicate(timeout=WAIT_SECONDS)
     return Result(process.returncode, out, err)
-
-
-def copied(hub: Path, place: Path) -> Path:
-    """A copy of a cache at a place, where one may stand."""
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(hub, place, symlinks=True)
-    return place
 
 
 def outcome(hub: Path) -> dict[str, Any]:
