@@ -24,7 +24,7 @@ PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- figures of tools/measure_style.py -->\n", "<!-- end of figures -->"
 
 LENGTHS = (50, 8), (90, 25), (100, 40)  # percentiles of the lengths of functions, and what they may be
-MOST_LINES = 300
+MOST_LINES = 400
 BLANKET = {"Exception", "BaseException"}
 
 Named = tuple[int, str]  # a number of lines, and what has so many
