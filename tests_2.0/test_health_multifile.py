@@ -142,6 +142,34 @@ def test_a_sound_layout_is_healthy(isolated_cache, mlxk2, files, layout):
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
 
 
+ODD = {
+    "shards without an index": (without(sharded_model(), INDEX), f"{INDEX} is missing"),
+    "PyTorch shards without an index": (torch_model(*BIN_SHARDS), f"{BIN_INDEX} is missing"),
+    "a whole file and the index of shards": (chat_model() | {INDEX: index_of(SHARDS)}, f"it names {SHARDS[0]}"),
+    "shards and the index of more shards": (sharded_model() | {INDEX: index_of(shard_names(5))}, "00001-of-00005"),
+    "shards and the index of a whole file": (sharded_model() | {INDEX: index_of(["model.safetensors"])}, "it names"),
+    "a whole file and the index of one part": (chat_model() | {INDEX: index_of(shard_names(1))}, "00001-of-00001"),
+    "PyTorch, whole, and the index of shards": (
+        torch_model("pytorch_model.bin") | {BIN_INDEX: index_of(BIN_SHARDS)},
+        f"it names {BIN_SHARDS[0]}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "warning"), ODD.values(), ids=ODD)
+def test_whole_weights_with_an_odd_index_are_healthy_with_a_warning(hub, mlxk2, files, warning):
+    hub.add("org/model", files)
+    assert verdict(mlxk2) == ("healthy", "Model is healthy")
+    for command in ("health", "show"):
+        assert warning in mlxk2(command, "org/model", "--json").err
+
+
+def test_a_single_numbered_file_needs_no_index(hub, mlxk2):
+    hub.add("org/model", without(sharded_model(1), INDEX))
+    assert verdict(mlxk2) == ("healthy", "Model is healthy")
+    assert mlxk2("health", "org/model", "--json").err == ""
+
+
 def test_what_the_hub_library_adds_is_no_damage(hub, mlxk2):
     hub.add("org/model", chat_model())
     folder = hub.folder("org/model")
@@ -209,9 +237,24 @@ DAMAGED = {
     # Rule 4: no index.
     "no weights": (without(chat_model(), "model.safetensors"), "No weight files"),
     "training arguments alone": (plain(**{"training_args.bin": b"PK"}), "No weight files"),
-    "shards without an index": (without(sharded_model(), INDEX), "missing: the index itself"),
-    "some shards without an index": (without(sharded_model(), INDEX, SHARDS[1]), f"missing: {SHARDS[1]}"),
-    "PyTorch shards without an index": (torch_model(BIN_SHARDS[0]), f"missing: {BIN_SHARDS[1]}"),
+    "some shards without an index": (without(sharded_model(), INDEX, SHARDS[1]), f"Missing shards: {SHARDS[1]}"),
+    "PyTorch shards without an index": (torch_model(BIN_SHARDS[0]), f"Missing shards: {BIN_SHARDS[1]}"),
+    "a stale index beside shards of which one is missing": (
+        without(sharded_model(), SHARDS[1]) | {INDEX: index_of(shard_names(5))},
+        f"Missing shards: {SHARDS[1]}",
+    ),
+    "a whole file beside one shard of the index": (
+        without(sharded_model(), *SHARDS[1:]) | {"model.safetensors": weights()},
+        f"Missing shard: {SHARDS[1]}",
+    ),
+    "an index beside weights of another stem": (
+        without(chat_model(), "model.safetensors") | {INDEX: index_of(SHARDS), "model-mtp.safetensors": weights()},
+        f"Missing shard: {SHARDS[0]}",
+    ),
+    "a stale index beside a truncated file": (
+        chat_model() | {INDEX: index_of(SHARDS), "model.safetensors": weights()[:-3]},
+        "model.safetensors is truncated",
+    ),
     "consolidated shards, one missing": (
         without(chat_model(), "model.safetensors")
         | {"consolidated-00001-of-00002.safetensors": WHOLE}
@@ -280,7 +323,7 @@ def test_the_first_problem_is_the_reason(hub, mlxk2):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("lost", [*SHARDS, INDEX, "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("lost", [*SHARDS, "config.json", "tokenizer.json"])
 def test_no_subset_is_healthy(isolated_cache, mlxk2, layout, lost):
     snapshot = Hub(isolated_cache, layout).add("org/model", sharded_model())
     (snapshot / lost).unlink()

@@ -100,7 +100,7 @@ DAMAGES: list[tuple[str, Files, str, str | None]] = [
     ("empty weights", chat_model() | {"model.safetensors": b""}, "damaged_weights", "model.safetensors"),
     ("cut weights", chat_model() | {"model.safetensors": weights()[:-1]}, "damaged_weights", "model.safetensors"),
     ("pointer", chat_model() | {"model.safetensors": LFS_POINTER}, "damaged_weights", "model.safetensors"),
-    ("no index", without(sharded_model(), "model.safetensors.index.json"), "incomplete_weights", None),
+    ("no index", without(sharded_model(), "model.safetensors.index.json", SHARDS[1]), "incomplete_weights", None),
     ("bad index", sharded_model() | {"model.safetensors.index.json": b"{}"}, "incomplete_weights",
      "model.safetensors.index.json"),
     ("missing shard", without(sharded_model(), SHARDS[1]), "missing_shard", SHARDS[1]),

@@ -42,6 +42,7 @@ class Contents:
             files = [] if snapshot.is_missing else self._tree.files(snapshot.path)
         self.files = tuple(file for file in files if not _is_companion(file.name))
         self._by_name = {file.name: file for file in self.files}
+        self._shards: dict[str, list[str]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
@@ -63,6 +64,15 @@ class Contents:
         if is_lfs_pointer(text):
             raise BrokenFile(f"{name} {IS_LFS_POINTER}")
         return _parse_object(name, text)
+
+    def shards_of(self, index: str) -> list[str]:
+        """Return the names in an index's `weight_map`, sorted; BrokenFile when the index has none."""
+        if index not in self._shards:
+            weight_map = self.json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise BrokenFile(f"{index} has no weight_map")
+            self._shards[index] = sorted(set(map(str, weight_map.values())))
+        return self._shards[index]
 
     @cached_property
     def has_chat_template(self) -> bool:

@@ -71,9 +71,12 @@ def _is_gguf_alone(contents: Contents) -> bool:
 
 
 def has_weights(contents: Contents) -> str | None:
-    """Rules 3 and 4: every shard of the index is there; without an index, weights that need none."""
+    """Rules 3 and 4: every shard of the index is there; without one, the weights are whole by themselves."""
     index = index_name(contents)
-    problem = _problem_of_index(contents, index) if index else _problem_without_index(contents)
+    if index and not is_stale(contents, index):
+        problem = _problem_of_index(contents, index)
+    else:
+        problem = _problem_without_index(contents)
     return problem or _problem_of_gguf_parts(contents)
 
 
@@ -87,22 +90,45 @@ def index_name(contents: Contents) -> str | None:
 
 
 def _problem_of_index(contents: Contents, index: str) -> str | None:
-    problems = (_problem_of_shard(contents, index, shard) for shard in _shards_of_index(contents, index))
+    problems = (_problem_of_shard(contents, index, shard) for shard in contents.shards_of(index))
     return next(filter(None, problems), None)
 
 
 def missing_shards(contents: Contents) -> list[str]:
     """The shards that the index names and that are not there; BrokenFile when the index can't be read."""
     index = index_name(contents)
-    shards = _shards_of_index(contents, index) if index else []
+    shards = contents.shards_of(index) if index and not is_stale(contents, index) else []
     return [shard for shard in shards if not _leads_out(shard) and shard not in contents]
 
 
-def _shards_of_index(contents: Contents, index: str) -> list[str]:
-    weight_map = contents.json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BrokenFile(f"{index} has no weight_map")
-    return sorted(set(map(str, weight_map.values())))
+def is_stale(contents: Contents, index: str) -> bool:
+    """Whether an index is of another numbering than the weights that are here, and so says nothing about them.
+
+    A conversion often keeps the index of the model that it was made from. mlx-lm reads `model*.safetensors` and no
+    index. An index of which one file is here, or that has the numbering of a file that is here, is not stale.
+    """
+    stem, _, ending = index.removesuffix(".index.json").rpartition(".")
+    named = [_numbering(shard, stem, ending) for shard in contents.shards_of(index)]
+    present = {_numbering(file.name, stem, ending) for file in contents.files} - {None}
+    return bool(present) and None not in named and present.isdisjoint(named)
+
+
+def _numbering(name: str, stem: str, ending: str) -> str | None:
+    """Of how many parts a weight file of this stem and ending is one, "" for a whole; None for any other file."""
+    if name == f"{stem}.{ending}":
+        return ""
+    match = _SHARD.fullmatch(name)
+    return match["count"] if match and (match["stem"], match["ending"]) == (stem, ending) else None
+
+
+def warnings(contents: Contents) -> list[str]:
+    """What is odd about the weights of a healthy model, though nothing of them is missing."""
+    index = index_name(contents)
+    if index and is_stale(contents, index):
+        named = contents.shards_of(index)[0]
+        return [f"{index} is of other weights than those here: it names {named}. mlx-lm does not read it"]
+    lone = [index for index, _, count in _parts(_weights_at_the_top(contents)) if count > 1 and index not in contents]
+    return [f"{index} is missing; the shards are complete by their numbers" for index in lone]
 
 
 def _leads_out(shard: str) -> bool:
@@ -127,22 +153,25 @@ def _problem_of_size(contents: Contents, file: File) -> str | None:
 
 
 def _problem_without_index(contents: Contents) -> str | None:
-    weights = weight_names(contents)
-    if not weights:
+    if not weight_names(contents):
         return "No weight files"
-    at_the_top = [name for name in weights if "/" not in name and not name.endswith(".gguf")]
-    problems = (_problem_of_shards(contents, *parts) for parts in _parts(at_the_top))
+    parts = _parts(_weights_at_the_top(contents))
+    problems = (_problem_of_shards(contents, index, missing) for index, missing, _ in parts)
     return next(filter(None, problems), None)
 
 
+def _weights_at_the_top(contents: Contents) -> list[str]:
+    return [name for name in weight_names(contents) if "/" not in name and not name.endswith(".gguf")]
+
+
 def _problem_of_shards(contents: Contents, index: str, missing: list[str]) -> str | None:
-    if index in contents:
+    if index in contents and not is_stale(contents, index):
         return _problem_of_index(contents, index)
-    return f"Shards without an index; missing: {', '.join(missing) or 'the index itself'}"
+    return f"Missing shards: {', '.join(missing)}" if missing else None
 
 
 def _problem_of_gguf_parts(contents: Contents) -> str | None:
-    for _, missing in _parts([file.name for file in contents.named(".gguf")]):
+    for _, missing, _ in _parts([file.name for file in contents.named(".gguf")]):
         if missing:
             return f"Missing parts: {', '.join(missing)}"
     return None
@@ -150,11 +179,13 @@ def _problem_of_gguf_parts(contents: Contents) -> str | None:
 
 def missing_parts(names: Iterable[str]) -> list[str]:
     """Of files that come in numbered parts, the first parts that are not among these names."""
-    return [part for _, missing in _parts(names) for part in missing]
+    return [part for _, missing, _ in _parts(names) for part in missing]
 
 
-def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """For each file that comes in parts (`stem-00001-of-00003.ending`) its index, and the first parts not there."""
+def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
+    """For each file that comes in parts (`stem-00001-of-00003.ending`) its index, the first parts not there, and how
+    many parts there should be.
+    """
     groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for name in names:
         if match := _SHARD.fullmatch(name):
@@ -162,7 +193,7 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     for (stem, count, ending), numbers in sorted(groups.items()):
         missing = (number for number in range(1, int(count) + 1) if number not in numbers)
         names = (f"{stem}-{number:05}-of-{count}.{ending}" for number in missing)
-        yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED))
+        yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED)), int(count)
 
 
 def has_whole_weights(contents: Contents) -> str | None:

@@ -6,11 +6,10 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import naming
+from mlxk2.cache import integrity, naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import describe_contents
 from mlxk2.cache.hashes import examine, hashed_files
-from mlxk2.cache.integrity import HEALTHY
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError
 
@@ -23,7 +22,7 @@ def run(args: Namespace) -> HealthData:
     """The verdict on every model of the cache, or on the one that is named; none when nothing has that name."""
     cache = Cache(hub_folder(os.environ))
     contents = [Contents(snapshot) for snapshot in _snapshots(cache, args.pattern)]
-    entries = [_entry(content) for content in contents]
+    entries = [_entry(content, args) for content in contents]
     if args.deep:
         entries = _deepen(args, contents, entries)
     healthy = [entry for entry in entries if entry["status"] == "healthy"]
@@ -48,10 +47,12 @@ def _snapshots(cache: Cache, pattern: str | None) -> list[Snapshot]:
         return []
 
 
-def _entry(contents: Contents) -> HealthEntry:
+def _entry(contents: Contents, args: Namespace) -> HealthEntry:
     model = describe_contents(contents)
     if model["health"] == "healthy":
-        return {"name": model["name"], "status": "healthy", "reason": HEALTHY}
+        for warning in integrity.warnings(contents):
+            args.streams.warn(f"{model['name']}: {warning}.")
+        return {"name": model["name"], "status": "healthy", "reason": integrity.HEALTHY}
     return {"name": model["name"], "status": "unhealthy", "reason": model["reason"] or ""}
 
 

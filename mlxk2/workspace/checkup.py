@@ -68,9 +68,12 @@ def _anomalies(contents: Contents) -> Iterator[Anomaly]:
         return
     unusable = [file for file in contents.files if file.problem]
     yield from (_anomaly("unusable_file", f"{file.name} {file.problem}.", file.name) for file in unusable)
-    yield from _broken_rules(contents, {file.name for file in unusable})
+    broken = list(_broken_rules(contents, {file.name for file in unusable}))
+    yield from broken
+    if not broken:
+        yield from (_warning("odd_index", f"{warning}.") for warning in integrity.warnings(contents))
     if README not in contents:
-        yield {"severity": "warning", "code": "no_readme", "message": f"There is no {README}.", "path": None}
+        yield _warning("no_readme", f"There is no {README}.")
 
 
 def _broken_rules(contents: Contents, reported: set[str]) -> Iterator[Anomaly]:
@@ -108,6 +111,10 @@ def _named_file(contents: Contents, problem: str) -> str | None:
     names = [file.name for file in contents.files if problem.startswith(f"{file.name} ")]
     names += [file.name for file in contents.files if problem.endswith(f": {file.name}")]
     return max(names, key=len, default=None)
+
+
+def _warning(code: str, message: str) -> Anomaly:
+    return {"severity": "warning", "code": code, "message": message, "path": None}
 
 
 def _anomaly(code: str, message: str, path: str | None = None) -> Anomaly:
