@@ -222,7 +222,11 @@ def test_nothing_is_written_outside_the_cache(
     assert tree(outside) == before
 
 
-@pytest.mark.parametrize("name", ["../../../escaped.txt", "a\\escaped.txt", "\x1b]0;escaped.txt", "\nescaped.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../../escaped.txt", "a\\escaped.txt", "\x1b]0;escaped.txt", "\nescaped.txt", "\u2028escaped.txt",
+     "a" * 245 + "escaped.txt", "a/" * 400 + "escaped.txt"],
+)  # fmt: skip
 def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client: Client, name: str) -> None:
     hub_server.add(MODEL, chat_model() | {name: b"x"})
     assert failed(hub_client, MODEL)["type"] == "download_failed"

@@ -1,8 +1,10 @@
-"""Repo ids, cache folder names and model arguments; pure strings, no disk."""
+"""Repo ids, cache folder names, model arguments and the names of a repo's files; pure strings, no disk."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
@@ -13,9 +15,13 @@ DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 INCOMPLETE = ".incomplete"
 MAX_LENGTH = 96
+# Of a file below a snapshot. Linux and macOS take a name of 255 bytes; macOS takes 1,024 for a path with all above it.
+MAX_PART_BYTES = 255
+MAX_PATH_BYTES = 800
 
 _SHORT_HASH = 7
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LINE_END = re.compile(r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 class ModelArgument(NamedTuple):
@@ -65,6 +71,59 @@ def parse(argument: str) -> ModelArgument:
     if at and (problem := _problem_of_revision(revision)):
         raise ValidationError(f"Invalid revision {_shown(revision)}: {problem}.")
     return ModelArgument(name, revision if at else None)
+
+
+def problem_of_file(path: str) -> str | None:
+    """Return why no file of a repo may have this path, else None; `push` and `pull` refuse the same ones."""
+    try:
+        size = len(path.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    parts = path.split("/")
+    if {"", ".", ".."} & set(parts):
+        return "is not a path below the folder"
+    if "\\" in path:
+        return "has a backslash in its name"
+    if _LINE_END.search(path):
+        return "has a line end in its name"
+    if _CONTROL.search(path):
+        return "has a control character in its name"
+    if max(len(part.encode("utf-8")) for part in parts) > MAX_PART_BYTES:
+        return f"has a name of more than {MAX_PART_BYTES} bytes"
+    return f"has a path of more than {MAX_PATH_BYTES} bytes" if size > MAX_PATH_BYTES else None
+
+
+def fold(path: str) -> str:
+    """Return what two paths share that are one to a disk which ignores case and Unicode forms, as a Mac's does."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+
+
+def clashes(paths: Iterable[str], key: Callable[[str], str] = fold) -> Iterator[tuple[str, str]]:
+    """Yield each path that can't be in a folder beside the others, and why.
+
+    Two paths are one to the disk when they have the same `key`.
+    """
+    paths = list(paths)
+    in_folder: dict[str, str] = {}
+    for path in paths:
+        for slash in re.finditer("/", path):
+            in_folder.setdefault(key(path[: slash.start()]), path)
+    first: dict[str, str] = {}
+    for path in paths:
+        if (found := key(path)) in first:
+            yield path, _likeness(path, first[found])
+        elif found in in_folder:
+            yield path, f"is a file, and {in_folder[found]} needs a folder of that name"
+        first.setdefault(found, path)
+
+
+def _likeness(path: str, other: str) -> str:
+    if path == other:
+        return "is there twice"
+    is_same_text = unicodedata.normalize("NFC", path) == unicodedata.normalize("NFC", other)
+    return f"differs from {other} only in {'its Unicode form' if is_same_text else 'upper and lower case'}"
 
 
 def _problem_of_name(name: str) -> str | None:

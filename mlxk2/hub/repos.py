@@ -14,13 +14,12 @@ from mlxk2.errors import AccessDeniedError, DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
 from mlxk2.hub.errors import RevisionMissingError, answered, nonsense
+from mlxk2.printable import cut
 
 DEFAULT_REF = "main"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH_START = re.compile(r"[0-9a-f]{3,40}")
-# A backslash, and control characters, which would speak to the terminal that shows the name.
-_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -96,7 +95,8 @@ def _commits(connection: Connection, repo_id: str, start: str) -> Iterator[str]:
 
 def _wanted(repo_id: str, entry: RepoFile) -> Wanted:
     blob, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
-    parts = entry.path.split("/")
-    if not _BLOB.fullmatch(blob) or _FORBIDDEN.search(entry.path) or {"", ".", ".."} & set(parts):
-        raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {entry.path!r}.")
+    problem = naming.problem_of_file(entry.path) or (None if _BLOB.fullmatch(blob) else "has no hash")
+    if problem:
+        shown = repr(cut(entry.path, naming.MAX_LENGTH))
+        raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {shown} {problem}.")
     return Wanted(entry.path, blob, size, entry.xet_hash if entry.lfs else None)

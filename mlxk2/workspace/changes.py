@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlxk2.cache.files import BrokenFile, File
 from mlxk2.cache.hashes import digest
 from mlxk2.errors import PushFailedError
-from mlxk2.printable import listed
+from mlxk2.printable import listed, printable
 from mlxk2.spec import ChangeSummary
 from mlxk2.workspace.folder import Workspace
 
@@ -97,11 +97,11 @@ def uploadable(workspace: Workspace) -> tuple[File, ...]:
     """The files of a workspace; PushFailedError when there are none, or some that can't be uploaded."""
     if not workspace.files:
         raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
-    if problems := [f"{file.name} {file.problem}" for file in workspace.files if file.problem]:
+    if problems := [f"{printable(file.name)} {file.problem}" for file in workspace.files if file.problem]:
         raise PushFailedError(
             f"Nothing was pushed: {listed(problems)}.",
-            hint="Only files inside the folder are uploaded. Replace links by the files themselves (`mlxk2 clone` "
-            "makes a folder without links), or name what is to stay at home in .hfignore.",
+            hint="Rename files whose names are at fault. Replace links by the files themselves (`mlxk2 clone` makes a "
+            "folder without links). Or name in .hfignore what is to stay at home.",
         )
     return workspace.files
 

@@ -9,6 +9,7 @@ from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import TEXT_TYPES, model_type_of
 from mlxk2.cache.files import BrokenFile
 from mlxk2.cache.integrity import Rule
+from mlxk2.printable import printable
 from mlxk2.spec import Anomaly, ConfigHealth, IndexHealth, WeightsHealth, WorkspaceHealth
 from mlxk2.workspace.folder import Workspace
 
@@ -67,7 +68,8 @@ def _anomalies(contents: Contents) -> Iterator[Anomaly]:
         yield _anomaly("empty_folder", "There are no files to push.")
         return
     unusable = [file for file in contents.files if file.problem]
-    yield from (_anomaly("unusable_file", f"{file.name} {file.problem}.", file.name) for file in unusable)
+    for file in unusable:
+        yield _anomaly("unusable_file", f"{printable(file.name)} {file.problem}.", file.name)
     broken = list(_broken_rules(contents, {file.name for file in unusable}))
     yield from broken
     if not broken:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
+from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
 from mlxk2.cache.store import Snapshot
@@ -40,7 +41,9 @@ class Workspace:
     def files(self) -> tuple[File, ...]:
         """The files to be uploaded, by name; one that can't be has a `problem`."""
         entries = walk(self.root, self.ignore.matches)
-        return tuple(sorted(map(self._file, entries), key=lambda file: file.name))
+        files = sorted(map(self._file, entries), key=lambda file: file.name)
+        clashes = dict(naming.clashes(file.name for file in files))
+        return tuple(_refused(file, clashes.get(file.name)) for file in files)
 
     def contents(self, name: str) -> Contents:
         """The files as those of a model of this name, for the rules of health."""
@@ -59,6 +62,12 @@ class Workspace:
         file = self._tree.file(name, path) or broken(name, "is a link to a folder")
         # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
         return file._replace(blob=None)
+
+
+def _refused(file: File, clash: str | None) -> File:
+    """The file, with a problem if no file on the hub may have its name."""
+    problem = file.problem or naming.problem_of_file(file.name) or clash
+    return broken(file.name, problem) if problem else file
 
 
 def find(name: str) -> Workspace:

@@ -1,0 +1,99 @@
+"""The names that `push` refuses: those of files that no `pull` would accept, or that some disks can't tell apart."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from layouts import chat_model
+from pulling import failed
+from pushing import MODEL, Pusher
+
+MODEL_FILES = {name: content for name, content in chat_model().items() if isinstance(content, bytes)}
+DEEP = "/".join(["a" * 200] * 5)
+E_WITH_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}.txt"
+
+NAMES = {
+    "a\\b.txt": "backslash",
+    "a\nb.txt": "line end",
+    "a\rb.txt": "line end",
+    "a\u2028b.txt": "line end",
+    "a\tb.txt": "control character",
+    "\x1b[31mred.txt": "control character",
+    "a\x7f.txt": "control character",
+    "sub\\folder/b.txt": "backslash",
+    "sub\n/b.txt": "line end",
+    DEEP: "bytes",
+}
+TWINS = {
+    "case": (("readme.md", "README.md"), "readme.md", "README.md only in upper and lower case"),
+    "case of a folder": (("Images/a.png", "images/A.png"), "images/A.png", "only in upper and lower case"),
+    "other letters": (("Äh.txt", "äh.txt"), "äh.txt", "only in upper and lower case"),
+    "form": (
+        (E_WITH_ACUTE, unicodedata.normalize("NFD", E_WITH_ACUTE)), E_WITH_ACUTE, "only in its Unicode form",
+    ),
+    "file and folder": (("Docs", "docs/a.txt"), "Docs", "docs/a.txt needs a folder of that name"),
+}  # fmt: skip
+
+
+def anomalies(pusher: Pusher) -> list[tuple[str, str, str | None]]:
+    """The errors of the folder: code, message and path."""
+    found = pusher.data("--check-only")["workspace_health"]["anomalies"]
+    return [(a["code"], a["message"], a["path"]) for a in found if a["severity"] == "error"]
+
+
+@pytest.mark.parametrize(("name", "problem"), NAMES.items(), ids=map(repr, NAMES))
+def test_a_name_that_pull_refuses_is_not_pushed(pusher: Pusher, name: str, problem: str) -> None:
+    pusher.add({"a": b"1"})
+    pusher.write(MODEL_FILES | {name: b"x"})
+    [(code, message, path)] = anomalies(pusher)
+    assert (code, path, problem in message, message.isprintable()) == ("unusable_file", name, True, True)
+    for words in (("--dry-run",), ("--private",)):
+        error = pusher.error(*words)
+        assert (error["type"], problem in error["message"]) == ("push_operation_failed", True)
+        assert "Rename" in error["hint"]
+    assert pusher.on_hub() == {"a": b"1"}
+    # And `pull` refuses it, for the same reason.
+    pusher.server.add("org/other", MODEL_FILES | {name: b"x"})
+    error = failed(pusher.client, "org/other")
+    assert (error["type"], problem in error["message"]) == ("download_failed", True)
+
+
+def test_people_see_the_name_on_one_line(pusher: Pusher) -> None:
+    pusher.write(MODEL_FILES | {"a\nb.txt": b"x"})
+    assert pusher.run("--check-only").out.count("\n") == 2
+    assert "a\N{REPLACEMENT CHARACTER}b.txt has a line end in its name" in pusher.run("--dry-run").err
+
+
+@pytest.mark.parametrize(("names", "path", "problem"), TWINS.values(), ids=TWINS)
+def test_names_that_are_one_to_some_disks_are_not_pushed(
+    pusher: Pusher, names: tuple[str, str], path: str, problem: str
+) -> None:
+    (pusher.folder / "Case").touch()
+    if (pusher.folder / "case").exists():
+        pytest.skip("the disk of the tests ignores case itself")
+    (pusher.folder / "Case").unlink()
+    pusher.add({"a": b"1"})
+    pusher.write(MODEL_FILES | dict.fromkeys(names, b"x"))
+    [(code, message, found)] = anomalies(pusher)
+    assert (code, found, problem in message) == ("unusable_file", path, True)
+    assert problem in pusher.error("--private")["message"]
+    assert pusher.on_hub() == {"a": b"1"}
+
+
+def test_one_of_two_such_names_may_stay_at_home(pusher: Pusher) -> None:
+    pusher.add({}, private=True)
+    pusher.write({"README.md": b"x", "readme.md": b"y", ".hfignore": b"/readme.md\n"})
+    pusher.data("--private")
+    assert sorted(pusher.on_hub()) == [".hfignore", "README.md"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ä ö/ü", "\N{PILE OF POO}", "a:b|c<d>?*", "..a", "a..", "...", "-x", "~", "a" * 250]
+)
+def test_unusual_names_are_pushed(pusher: Pusher, name: str) -> None:
+    pusher.write(MODEL_FILES | {name: b"x"})
+    assert anomalies(pusher) == []
+    pusher.data("--private", "--create")
+    assert name in pusher.on_hub()
+    assert pusher.client.run("pull", MODEL, HF_TOKEN=pusher.token).code == 0
