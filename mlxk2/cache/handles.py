@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_MAX_ATTEMPTS = 5
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
 
 
@@ -66,9 +69,37 @@ def walk(handle: int) -> Iterator[tuple[str, int]]:
             yield name, inner
 
 
-def _fail(error: OSError) -> None:
+def _fail(error: BaseException) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def remove(name: str, below: int) -> None:
+    """Remove a file, a link or a folder with all that is in it; links are not followed.
+
+    What vanishes meanwhile is passed over: on disks that are not macOS's own, a file takes its companion `._name`
+    along.
+    """
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        try:
+            _remove(name, below)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            # Something was laid into a folder after it was listed: by the Finder, for one.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _MAX_ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _remove(name: str, below: int) -> None:
+    if not stat.S_ISDIR(os.stat(name, dir_fd=below, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=below)
+    elif sys.version_info >= (3, 12):
+        shutil.rmtree(name, dir_fd=below, onexc=lambda _call, _path, error: _fail(error))
+    else:
+        shutil.rmtree(name, dir_fd=below, onerror=lambda _call, _path, info: _fail(info[1]))
 
 
 class Usage:

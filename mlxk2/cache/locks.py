@@ -1,6 +1,7 @@
 """The lock files of downloads, `hub/.locks/models--…/<etag>.lock`: held by a living process, or left behind.
 
 What counts is flock's word, as for filelock, by which huggingface_hub takes them: a process that dies loses its locks.
+Network file systems may have no locks, or grant every lock to everyone: there a lock file counts as held for a day.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
-from mlxk2.cache import handles
+from mlxk2.cache import handles, naming
 from mlxk2.cache.handles import Usage
 
 FOLDER = ".locks"
 PULL_LOCK = "pull.lock"  # held by our own `pull` from its first look at the model to its end
+ABANDONED_SECONDS = 24 * 60 * 60  # Where no lock says whether its holder lives: no download or copy takes longer.
+# What flock answers where there are no locks: of SMB, NFS without locks, and NFS whose lock service is away.
+UNSUPPORTED = (errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
 # A pipe that stands in a lock's place must not be waited for.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -62,8 +68,9 @@ def clean(hub: int, folder: str, usage: Usage) -> int:
     for name, below, is_free in _locks(hub, folder):
         if is_free:
             usage.add(name, below)
-            os.unlink(name, dir_fd=below)
+            handles.remove(name, below)
             cleaned += 1
+    _remove_litter(hub, folder, usage)
     with handles.folder(FOLDER, below=hub) as locks:
         if locks is not None:
             _remove_empty(folder, locks, usage)
@@ -103,21 +110,61 @@ def _pull_lock(locks: int) -> Iterator[bool]:
     is_new = PULL_LOCK not in handles.names_in(below=locks)
     handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
     try:
-        is_ours = try_lock(handle) is not False
+        is_ours = try_lock(handle, PULL_LOCK, locks) is not False
         yield is_ours
         if is_ours and is_new:
-            os.unlink(PULL_LOCK, dir_fd=locks)
+            with suppress(FileNotFoundError):
+                os.unlink(PULL_LOCK, dir_fd=locks)
     finally:
         os.close(handle)
 
 
-def try_lock(handle: int) -> bool | None:
-    """Take the lock of an open file or folder: False when another process has it, None where there are no locks."""
+def try_lock(handle: int, name: str, below: int) -> bool | None:
+    """Take the lock of an open file or folder that goes by this name.
+
+    False when another process has it, or something else goes by the name now. None where locks mean nothing.
+    """
+    if (is_ours := _flock(handle)) is not True:
+        return is_ours
+    try:
+        second = os.open(name, _FLAGS, dir_fd=below)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return False
+    try:
+        if not os.path.samestat(os.fstat(handle), os.fstat(second)):
+            return False
+        # Some network file systems grant every lock. There the second handle gets it too.
+        return True if _flock(second) is False else None
+    finally:
+        os.close(second)
+
+
+def _flock(handle: int) -> bool | None:
+    """Ask for a lock: False when it is held by another handle, None where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
+
+
+def is_free(handle: int, name: str, below: int) -> bool:
+    """Return whether the lock of an open file or folder is ours now, or is too old to be anyone's."""
+    is_ours = try_lock(handle, name, below)
+    if is_ours is not None:
+        return is_ours
+    return time.time() - os.fstat(handle).st_mtime > ABANDONED_SECONDS
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a lock file is held by any process, this one included; never where locks mean nothing."""
+    handle = os.open(path, _FLAGS)
+    try:
+        return _flock(handle) is False
+    finally:
+        os.close(handle)
 
 
 def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
@@ -126,18 +173,20 @@ def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
         if locks is None:
             return
         for name in handles.names_in(below=locks):
-            with _taken(name, locks) as is_free:
+            if naming.is_litter(name):
+                continue
+            with taken(name, locks) as is_free:
                 if is_free is not None:
                     yield name, locks, is_free
 
 
 @contextmanager
-def _taken(name: str, below: int) -> Iterator[bool | None]:
-    """Whether the lock was free, which is ours now; None for what is no lock file."""
+def taken(name: str, below: int) -> Iterator[bool | None]:
+    """Take a lock file's lock if it is free, and say whether it was; None for what is no lock file."""
     try:
         handle = os.open(name, _FLAGS, dir_fd=below)
     except PermissionError:
-        yield False  # another user's, of which nobody can tell
+        yield False  # another user's, who may hold it
         return
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
@@ -145,10 +194,19 @@ def _taken(name: str, below: int) -> Iterator[bool | None]:
         yield None
         return
     try:
-        # Where nobody can tell whether a lock is held, it may be.
-        yield try_lock(handle) is True if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        yield is_free(handle, name, below) if stat.S_ISREG(os.fstat(handle).st_mode) else None
     finally:
         os.close(handle)
+
+
+def _remove_litter(hub: int, folder: str, usage: Usage) -> None:
+    """Remove what macOS laid among a model's lock files, unless a lock or something else is left there."""
+    with handles.folder(FOLDER, folder, below=hub) as locks:
+        names = [] if locks is None else handles.names_in(below=locks)
+        if locks is not None and all(map(naming.is_litter, names)):
+            for name in names:
+                usage.add(name, locks)
+                handles.remove(name, locks)
 
 
 def _remove_empty(folder: str, below: int, usage: Usage) -> None:

@@ -14,12 +14,14 @@ FOLDER_PREFIX = "models--"
 DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 INCOMPLETE = ".incomplete"
+COMPANION = "._"  # Begins the name under which macOS keeps a file's attributes on a disk that is not its own.
 MAX_LENGTH = 96
 # Of a file below a snapshot. Linux and macOS take a name of 255 bytes; macOS takes 1,024 for a path with all above it.
 MAX_PART_BYTES = 255
 MAX_PATH_BYTES = 800
 
 _SHORT_HASH = 7
+_LITTER = (".DS_Store", ".localized")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINE_END = re.compile(r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
@@ -44,6 +46,11 @@ def repo_id_of(folder: str) -> str:
 def readable(file_name: str) -> str:
     """A name from the disk; bytes that are no UTF-8 become replacement characters."""
     return file_name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_litter(file_name: str) -> bool:
+    """Return whether macOS lays files of this name beside the user's: they are no refs, no locks, and fill no folder."""
+    return file_name.startswith(COMPANION) or file_name in _LITTER
 
 
 def candidates(name: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from mlxk2.cache import handles
+from mlxk2.cache import handles, naming
 from mlxk2.cache.files import BrokenFile, Tree, read
 
 MAX_BYTES = 256
@@ -16,6 +16,8 @@ _UNFINISHED = ".incomplete-ref"
 
 def commit_of(ref: str, model: str, tree: Tree) -> str | None:
     """The commit that a ref of the model in this folder names; None where no ref can be read inside the tree."""
+    if naming.is_litter(os.path.basename(ref)):
+        return None
     file = tree.file(ref, os.path.join(model, FOLDER, ref))
     try:
         return _commit_in(read(file, MAX_BYTES)) if file else None
@@ -43,7 +45,8 @@ def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
             return
         for path, _, files, inner in os.fwalk(".", dir_fd=refs):
             parents = [part for part in path.split(os.sep) if part != "."]
-            yield from ((FOLDER, *parents, name) for name in files if _read_below(name, inner) == commit)
+            names = [name for name in files if not naming.is_litter(name)]
+            yield from ((FOLDER, *parents, name) for name in names if _read_below(name, inner) == commit)
 
 
 def _read_below(name: str, below: int) -> str | None:

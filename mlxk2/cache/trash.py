@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import product
@@ -59,7 +58,7 @@ class Outcome(NamedTuple):
 def take_model(entries: Iterable[str], hub: int, trash: Scratch) -> None:
     """Rename into the trash what the hub folder has of a model: its folder or a link, its unfinished download."""
     for entry in entries:
-        os.rename(entry, entry, src_dir_fd=hub, dst_dir_fd=trash.handle)
+        _rename(entry, hub, entry, trash.handle)
 
 
 def take_revision(folder: str, revision: str, hub: int, trash: Scratch) -> None:
@@ -87,7 +86,9 @@ def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None) -
     count(trash, usage)
     # A revision's own folder goes last: while it is there, it tells what the trash is.
     for folder, name in product(_model_folders(trash), ("rest", "blobs") if _is_of_revision(trash) else ()):
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True, dir_fd=trash.handle)
+        with handles.folder(folder, below=trash.handle) as inside:
+            if inside is not None:
+                handles.remove(name, inside)
     scratch.remove(trash, hub)
     return Outcome(usage.bytes, cleaned)
 
@@ -101,7 +102,8 @@ def abandoned(hub: int) -> Iterator[Scratch]:
 def count(trash: Scratch, usage: Usage) -> None:
     """Count what was moved into the trash, not the folders that were made for it."""
     if not _is_of_revision(trash):
-        usage.add_all(trash.handle)
+        for entry in scratch.names_in(trash):
+            usage.add(entry, trash.handle)
         return
     for folder, name in product(_model_folders(trash), _MADE):
         with handles.folder(folder, name, below=trash.handle) as handle:
@@ -129,7 +131,8 @@ def _model_folders(trash: Scratch) -> list[str]:
 def _revision_in(folder: str, trash: Scratch) -> str | None:
     if not _is_of_revision(trash):
         return None
-    return next(iter(handles.names_in(folder, "snapshots", below=trash.handle)), None)
+    names = handles.names_in(folder, "snapshots", below=trash.handle)
+    return next((name for name in names if not naming.is_litter(name)), None)
 
 
 def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
@@ -144,7 +147,8 @@ def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
             return
         others = handles.names_in("snapshots", below=model)
         for blob in belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else ():
-            _move(("blobs", blob), model, ("blobs", blob), inside)
+            with suppress(FileNotFoundError):
+                _move(("blobs", blob), model, ("blobs", blob), inside)
         # The same revision may have been pulled again since.
         for parts in belongings.bookkeeping_of(revision, model) if revision not in others else ():
             with suppress(FileNotFoundError):
@@ -159,7 +163,15 @@ def _move(source: belongings.Parts, below: int, target: belongings.Parts, target
     ):
         if parent is None or target_parent is None:
             raise FileNotFoundError
-        os.rename(source[-1], target[-1], src_dir_fd=parent, dst_dir_fd=target_parent)
+        _rename(source[-1], parent, target[-1], target_parent)
+
+
+def _rename(name: str, below: int, target: str, target_below: int) -> None:
+    """Rename a file or folder, and the companion that macOS may have laid beside it."""
+    os.rename(name, target, src_dir_fd=below, dst_dir_fd=target_below)
+    with suppress(FileNotFoundError):
+        companions = (naming.COMPANION + name, naming.COMPANION + target)
+        os.rename(*companions, src_dir_fd=below, dst_dir_fd=target_below)
 
 
 def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore, usage: Usage) -> None:

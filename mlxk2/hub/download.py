@@ -95,6 +95,12 @@ def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
         except library.Timeout:
             notify(f"Another pull of {repo_id} is running; waiting for it.")
             held.enter_context(library.WeakFileLock(lock))
+        except OSError as error:
+            if error.errno not in locks.UNSUPPORTED:
+                raise
+        if not locks.is_held(lock):
+            # A disk without locks: a file that stays would count as held for a day.
+            held.callback(lock.unlink, missing_ok=True)
         yield
 
 
