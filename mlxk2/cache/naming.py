@@ -49,7 +49,7 @@ def readable(file_name: str) -> str:
 
 
 def is_litter(file_name: str) -> bool:
-    """Return whether macOS lays files of this name beside the user's: they are no refs, no locks, and fill no folder."""
+    """Return whether macOS lays files of this name beside the user's: no refs, no locks, and no content of a folder."""
     return file_name.startswith(COMPANION) or file_name in _LITTER
 
 

@@ -1,0 +1,51 @@
+"""Makes the disk of a Python program answer as others do: Python imports this at its start when it is on the path.
+
+`FLOCK` is `<errno's name, or "granted"> <folders or all>`: what flock answers. With `COMPANIONS` set, a name that goes
+takes its companion `._name` along, as on exFAT, FAT and SMB disks of macOS.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from typing import Any
+
+_unlink, _rmdir, _flock = os.unlink, os.rmdir, fcntl.flock
+
+
+def _flock_as_told(handle: Any, operation: int) -> None:
+    answer, things = os.environ["FLOCK"].split()
+    number = handle if isinstance(handle, int) else handle.fileno()
+    if things == "folders" and not stat.S_ISDIR(os.fstat(number).st_mode):
+        _flock(handle, operation)
+    elif answer != "granted":
+        raise OSError(getattr(errno, answer), os.strerror(getattr(errno, answer)))
+
+
+def _unlink_both(path: Any, *, dir_fd: int | None = None) -> None:
+    _unlink(path, dir_fd=dir_fd)
+    _drop_companion(path, dir_fd)
+
+
+def _rmdir_both(path: Any, *, dir_fd: int | None = None) -> None:
+    _rmdir(path, dir_fd=dir_fd)
+    _drop_companion(path, dir_fd)
+
+
+def _drop_companion(path: Any, dir_fd: int | None) -> None:
+    folder, name = os.path.split(os.fspath(path))
+    try:
+        _unlink(os.path.join(folder, "._" + name), dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+
+
+if "FLOCK" in os.environ:
+    fcntl.flock = _flock_as_told
+if "COMPANIONS" in os.environ:
+    # shutil asks whether these functions take a dir_fd.
+    os.supports_dir_fd |= {_unlink_both, _rmdir_both}
+    os.unlink = os.remove = _unlink_both
+    os.rmdir = _rmdir_both

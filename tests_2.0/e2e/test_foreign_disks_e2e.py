@@ -1,0 +1,187 @@
+"""`rm`, `clone` and `pull` on disks that are not Linux's own: without locks of folders or of files, with companions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub import HubServer
+from hub.fixtures import Client
+from layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from places import data_of, error_of, tree
+
+pytestmark = pytest.mark.e2e
+
+NAME = "org/model"
+STUB = str(Path(__file__).parents[1] / "disks")
+LOCKLESS = [
+    f"{answer} {things}"
+    for answer in ("EISDIR", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "granted")
+    for things in ("folders", "all")
+]
+DAYS = 2 * 24 * 60 * 60
+
+
+@pytest.fixture
+def cache(hub_client: Client) -> Hub:
+    """A cache with a model of two revisions, for programs that find the stub on their path."""
+    hub_client.environment["PYTHONPATH"] = STUB
+    hub_client.hub.mkdir(parents=True)
+    (hub_client.hub / SENTINEL).touch()
+    hub = Hub(hub_client.hub)
+    hub.add(NAME, chat_model())
+    hub.add(NAME, chat_model() | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+    return hub
+
+
+def left(folder: Path) -> set[str]:
+    """What is left in a folder, without the marker of tests."""
+    return {path.name for path in folder.iterdir()} - {SENTINEL}
+
+
+@pytest.mark.parametrize("flock", LOCKLESS)
+def test_commands_end_and_leave_nothing_where_locks_mean_nothing(
+    hub_server: HubServer, hub_client: Client, cache: Hub, tmp_path: Path, flock: str
+) -> None:
+    def run(*words: str) -> object:
+        return data_of(hub_client.run(*words, "--json", FLOCK=flock), words[0])
+
+    hub_server.add("org/new", chat_model())
+    run("rm", f"{NAME}@dev")
+    assert left(cache.path) - {".locks"} == {"models--org--model"}
+    run("clone", NAME, str(tmp_path / "work" / "cached"))
+    run("clone", "org/new", str(tmp_path / "work" / "new"))
+    assert left(tmp_path / "work") == {"cached", "new"}
+    run("pull", "org/new")
+    run("rm", "org/new")
+    run("rm", NAME)
+    assert left(cache.path) <= {".locks"}
+    assert not [path for path in cache.path.rglob("*") if not path.is_dir() and path.name != SENTINEL]
+
+
+WORKING = """
+import os, sys
+from mlxk2.cache import handles, scratch
+with handles.opened(sys.argv[1]) as below, scratch.created(sys.argv[2], below) as made:
+    os.mkdir("models--org--living", dir_fd=made.handle)
+    print(made.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def working(hub_client: Client) -> Iterator[Callable[..., Path]]:
+    """Starts processes that work in a scratch folder until the test ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, prefix: str, flock: str) -> Path:
+        command = [sys.executable, "-c", WORKING, str(folder), prefix]
+        environment = hub_client.environment | {"FLOCK": flock}
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        return folder / process.stdout.readline().decode().strip()
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+@pytest.mark.parametrize("flock", LOCKLESS)
+def test_a_living_process_keeps_its_folder(
+    hub_client: Client, cache: Hub, working: Callable[..., Path], flock: str
+) -> None:
+    living = working(cache.path, ".trash-model-", flock)
+    data_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
+    assert (living / "models--org--living").is_dir()
+
+
+@pytest.mark.parametrize(("flock", "goes"), [(flock, not flock.endswith("all")) for flock in LOCKLESS])
+def test_folders_of_dead_processes_go_when_that_is_certain(
+    hub_client: Client, cache: Hub, flock: str, goes: bool
+) -> None:
+    for name in (".trash-model-new", ".trash-model-old"):
+        (cache.path / name / "models--org--dead").mkdir(parents=True)
+        (cache.path / name / ".lock").touch()
+    before = time.time() - DAYS
+    for path in (cache.path / ".trash-model-old", cache.path / ".trash-model-old" / ".lock"):
+        os.utime(path, (before, before))
+    data_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
+    assert left(cache.path) - {".locks"} == (set() if goes else {".trash-model-new"})
+
+
+@pytest.mark.parametrize("flock", ["EWOULDBLOCK all", "EACCES all"])
+def test_a_disk_that_grants_no_lock_at_all_ends_the_command(hub_client: Client, cache: Hub, flock: str) -> None:
+    error = error_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
+    assert error["type"] in ("OperationError", "PermissionError")
+    assert left(cache.path) - {".locks"} == {"models--org--model"}
+
+
+# -------------------------------------------------------------------------------------------------------- companions
+
+
+def litter(folder: Path) -> None:
+    """Lay companions beside all that is below a folder, and a file of the Finder into each folder."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            (path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+        if path != folder and path.name not in (".DS_Store", SENTINEL):
+            path.with_name("._" + path.name).write_bytes(b"\0\5\26\7")
+
+
+@pytest.fixture
+def littered(cache: Hub) -> Hub:
+    """A cache on such a disk, with what killed downloads and removals left there."""
+    (cache.path / ".locks" / "models--org--model").mkdir(parents=True)
+    (cache.path / ".locks" / "models--org--model" / "stale.lock").touch()
+    Hub(cache.path / ".trash-model-0").add("org/gone", chat_model())
+    unfinished = cache.path / ".models--org--model.incomplete" / "blobs"
+    unfinished.mkdir(parents=True)
+    (unfinished / "abc.partial").touch()
+    litter(cache.path)
+    return cache
+
+
+def of_user(folder: Path) -> dict[str, object]:
+    """What a folder holds but for what macOS lays there."""
+    return {name: value for name, value in tree(folder).items() if not Path(name).name.startswith(("._", ".DS_S"))}
+
+
+@pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
+def test_rm_of_a_model_with_companions(hub_client: Client, littered: Hub, companions: dict[str, str]) -> None:
+    data = data_of(hub_client.run("rm", NAME, "--json", **companions), "rm")
+    assert (data["action"], data["lock_files_cleaned"]) == ("deleted", 1)
+    assert {name for name in left(littered.path) if "models--" in name or "trash" in name} <= {"._.trash-model-0"}
+    assert not (littered.path / ".locks" / "models--org--model").exists()
+
+
+@pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
+def test_rm_of_a_revision_with_companions(hub_client: Client, littered: Hub, companions: dict[str, str]) -> None:
+    # A companion is no ref, whatever it says.
+    (littered.folder(NAME) / "refs" / "._dev").write_text(COMMIT)
+    data = data_of(hub_client.run("rm", f"{NAME}@{COMMIT}", "--json", **companions), "rm")
+    assert data["action"] == "deleted"
+    folder = littered.folder(NAME)
+    assert {name for name in left(folder / "snapshots") if not name.startswith(".")} == {OTHER_COMMIT}
+    assert {path.name for path in (folder / "refs").iterdir()} == {"dev", "._dev", ".DS_Store"}
+    assert not [name for name in left(littered.path) if name.startswith(".trash")]
+    health = hub_client.run("health", NAME, "--json").json["data"]["summary"]
+    assert health["healthy_count"] == 1
+
+
+@pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
+def test_clone_and_pull_with_companions(
+    hub_server: HubServer, hub_client: Client, littered: Hub, tmp_path: Path, companions: dict[str, str]
+) -> None:
+    for name in (NAME, "org/new"):
+        hub_server.add(name, chat_model() | {"new.txt": b"new"})
+    data_of(hub_client.run("pull", NAME, "--json", **companions), "pull")
+    data_of(hub_client.run("clone", "org/new", str(tmp_path / "mine"), "--json", **companions), "clone")
+    assert of_user(tmp_path / "mine") == chat_model() | {"new.txt": b"new"}
+    summary = hub_client.run("health", "--deep", "--json").json["data"]["summary"]
+    assert (summary["total"], summary["healthy_count"]) == (1, 1)
