@@ -6,6 +6,7 @@ takes its companion `._name` along, as on exFAT, FAT and SMB disks of macOS.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -36,10 +37,8 @@ def _rmdir_both(path: Any, *, dir_fd: int | None = None) -> None:
 
 def _drop_companion(path: Any, dir_fd: int | None) -> None:
     folder, name = os.path.split(os.fspath(path))
-    try:
+    with contextlib.suppress(FileNotFoundError):
         _unlink(os.path.join(folder, "._" + name), dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
 
 
 if "FLOCK" in os.environ:
