@@ -35,6 +35,8 @@ _KEEP_ALIVE = 60
 # Seconds after which connections that still did not end are cut off, and all that is left of the process.
 _GRACE = 2.0
 _LONGEST_END = 4.0
+# Clients whose leaving frees memory worth returning to the system.
+_CROWD = 64
 
 
 # Ends the process with an exit code, whatever its threads are doing.
@@ -77,6 +79,7 @@ class _Server(uvicorn.Server):
         self._engine = engine
         self._life = life
         self._preloading: asyncio.Task[None] | None = None
+        self._most_clients = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -98,6 +101,14 @@ class _Server(uvicorn.Server):
         except MlxkError as error:
             self.failure = error
             self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        clients = len(self.server_state.connections)
+        self._most_clients = max(self._most_clients, clients)
+        if self._most_clients >= _CROWD and clients <= self._most_clients // 2:
+            self._most_clients = clients
+            cpu.trim()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A model that is being loaded, or a long step, can't be called off.

@@ -312,6 +312,33 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(impatient: Impatient) 
                 time.sleep(0.1)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_comes_too_slowly_is_not_waited_for(impatient: Impatient, chunked: bool) -> None:
+    kind = "Transfer-Encoding: chunked" if chunked else "Content-Length: 3000000"
+    unit = b"1\r\nx\r\n" if chunked else b"x"
+    begin = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
+        connection.sendall(begin.encode() + unit * 100_000)
+        connection.settimeout(10)
+        deadline = time.monotonic() + 20
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() < deadline:
+                connection.send(unit)
+                time.sleep(0.1)
+            pytest.fail("it is still waited for")
+
+
+def test_a_body_that_comes_fast_enough_is_waited_for(impatient: Impatient) -> None:
+    body = json.dumps({**CAPITAL, "max_tokens": 2, "unknown": "x" * 1_000_000}).encode()
+    begin = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=30) as connection:
+        connection.sendall(begin.encode())
+        for start in range(0, len(body), 50_000):
+            connection.sendall(body[start : start + 50_000])
+            time.sleep(0.2)
+        assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_request_behind_another_is_not_waited_for_either(impatient: Impatient) -> None:
     first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     half = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,97 @@ def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: Server
     with Wire(server.port) as wire:
         wire.send(b"".join(asked * 5))
         assert [wire.answer().status for _ in range(20)] == [200, 400, 200, 404] * 5
+
+
+TINY = b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n"
+AHEAD = {
+    "tiny requests": TINY,
+    "tiny requests of HTTP/1.0": b"GET / HTTP/1.0\r\n\r\n",
+    "tiny requests that offer an upgrade": TINY.replace(b"a\r\n", b"a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n"),
+    "tiny chunks": b"POST /h HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+    "empty lines": b"\r\n",
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("unit", AHEAD.values(), ids=AHEAD)
+def test_requests_without_end_take_no_memory(server: Server, unit: bytes, reads: bool) -> None:
+    with Wire(server.port) as slow:
+        slow.send(post(CHAT, BABBLING, port=server.port))
+        slow.until(b"data: ")
+        with bounded(server, 60, 60), flooding(server, unit, 3, reads=reads):
+            for _ in range(5):
+                began = time.monotonic()
+                health(server)
+                assert time.monotonic() - began < 5
+
+
+@contextmanager
+def flooding(server: Server, unit: bytes, clients: int, *, reads: bool) -> Iterator[None]:
+    """Clients that send the same again and again while the block runs, some megabytes of it at most."""
+    block = unit * (64_000 // len(unit))
+    wires = [Wire(server.port) for _ in range(clients)]
+    threads = [threading.Thread(target=send_all, args=[wire, [block] * 40], daemon=True) for wire in wires]
+    threads += [threading.Thread(target=read_all, args=[wire], daemon=True) for wire in wires if reads]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    yield
+    for wire in wires:
+        wire.half_close()
+        wire.reset()
+    for thread in threads:
+        thread.join(10)
+
+
+def send_all(wire: Wire, parts: list[bytes]) -> None:
+    """Send until either end closes the connection."""
+    with suppress(OSError):
+        wire.send(*parts)
+
+
+def read_all(wire: Wire) -> None:
+    """Read what comes until either end closes the connection, and keep nothing of it."""
+    with suppress(OSError):
+        while wire.receive():
+            pass
+
+
+def test_many_requests_that_are_sent_ahead_are_all_answered(server: Server) -> None:
+    with Wire(server.port) as wire:
+        thread = threading.Thread(target=wire.send, args=[TINY.replace(b"Host: a", b"Host: localhost") * 20_000])
+        thread.start()
+        assert {wire.answer().status for _ in range(20_000)} == {404}
+        thread.join()
+        assert answers_rightly(wire, server)
+
+
+def test_what_is_no_http_behind_a_request_is_refused_after_its_answer(server: Server) -> None:
+    for body in (QUESTION, QUESTION[:-1] + b',"stream":true}'):
+        with Wire(server.port) as wire:
+            wire.send(post(CHAT, body, port=server.port), b"garbage\r\n\r\n")
+            assert wire.answer().status == 200
+            assert_is_error(wire.answer(), 400)
+            assert wire.is_over()
+
+
+@needs_proc
+def test_heads_of_many_small_fields_take_no_memory(server: Server) -> None:
+    begin = head("GET /health HTTP/1.1", port=server.port)[:-2]
+    wires = []
+    try:
+        with bounded(server, 60, 20):
+            for fields in (b"a:\r\n" * 15_000, b"a:\r\n" * 200 + b"b: " + b"y" * 30_000):
+                wires += [Wire(server.port).send(begin + fields) for _ in range(100)]
+            health(server)
+        assert_is_error(wires[0].answer(), 431)
+        with Wire(server.port) as wire:
+            fields = tuple(f"X-{number}: y" for number in range(200))
+            assert wire.send(head("GET /health HTTP/1.1", *fields, port=server.port)).answer().status == 200
+    finally:
+        for wire in wires:
+            wire.reset()
 
 
 @needs_proc

@@ -1,0 +1,95 @@
+"""Plain HTTP in all the forms that clients and proxies write it, each of which gets the answer it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serving import Server
+from wire import CHAT, Answer, Wire, head, post
+
+pytestmark = pytest.mark.e2e
+
+QUESTION = b'{"messages":[{"role":"user","content":"What is 3 + 4?"}],"temperature":0}'
+STREAM = QUESTION[:-1] + b',"stream":true}'
+ANSWER = "3 + 4 = 7."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the demo."""
+    with Server("--model", "demo", home=tmp_path_factory.mktemp("server")) as server:
+        yield server
+        assert "Traceback" not in server.err and "WebSocket" not in server.err, server.err
+
+
+def text_of(answer: Answer) -> str:
+    """The answer to a chat."""
+    assert answer.status == 200, answer
+    return str(answer.json["choices"][0]["message"]["content"])
+
+
+# ----------------------------------------------------------------------------------------------------------- upgrades
+
+
+UPGRADES = {
+    "h2c": ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk"),
+    "h2c in small letters": ("connection: upgrade", "upgrade: H2C"),
+    "two protocols": ("Connection: keep-alive, Upgrade", "Upgrade: h2c, websocket"),
+    "two fields": ("Connection: Upgrade", "Connection: keep-alive", "Upgrade: TLS/1.0", "Upgrade: h2c"),
+    "a websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: eA=="),
+    "an unknown one": ("Connection: Upgrade", "Upgrade: nothing/1"),
+    "not in Connection": ("Upgrade: h2c",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])
+@pytest.mark.parametrize("fields", UPGRADES.values(), ids=UPGRADES)
+def test_an_offer_to_upgrade_is_ignored(server: Server, fields: tuple[str, ...], apart: bool) -> None:
+    chunks = b"".join(b"%x\r\n%c\r\n" % (1, byte) for byte in QUESTION) + b"0\r\n\r\n"
+    asked = [
+        head("GET /v1/models HTTP/1.1", *fields, port=server.port),
+        post(CHAT, QUESTION, *fields, port=server.port),
+        head("DELETE /v1/models HTTP/1.1", *fields, "Content-Length: 3", port=server.port) + b"abc",
+        head(f"POST {CHAT} HTTP/1.1", *fields, "Transfer-Encoding: chunked", port=server.port) + chunks,
+        post(CHAT, STREAM, *fields, port=server.port),
+        head("GET /health HTTP/1.1", port=server.port),
+    ]
+    with Wire(server.port) as wire:
+        if apart:
+            for request in asked:
+                for begin in range(0, len(request), 40):
+                    wire.send(request[begin : begin + 40])
+        else:
+            wire.send(b"".join(asked))
+        assert wire.answer().json["object"] == "list"
+        assert text_of(wire.answer()) == ANSWER
+        assert wire.answer().status == 405
+        assert text_of(wire.answer()) == ANSWER
+        assert wire.answer().body.endswith(b"data: [DONE]\n\n")
+        assert wire.answer().json["status"] == "ok"
+
+
+def test_an_offer_to_upgrade_that_ends_the_connection(server: Server) -> None:
+    with Wire(server.port) as wire:
+        fields = ("Connection: close, Upgrade", "Upgrade: h2c")
+        assert text_of(wire.send(post(CHAT, QUESTION, *fields, port=server.port)).answer()) == ANSWER
+        assert wire.is_over()
+
+
+# ----------------------------------------------------------------------------------------------------------- HTTP/1.0
+
+
+@pytest.mark.parametrize("fields", [(), ("Connection: keep-alive",), ("Expect: 100-continue",)], ids=str)
+@pytest.mark.parametrize("body", [QUESTION, STREAM, b"{"], ids=["whole", "stream", "error"])
+def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
+    server: Server, body: bytes, fields: tuple[str, ...]
+) -> None:
+    with Wire(server.port) as wire:
+        wire.send(post(CHAT, body, *fields, port=server.port).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        answer = wire.answer()
+        assert answer.status == (400 if body == b"{" else 200)
+        assert "transfer-encoding" not in answer.headers and answer.headers["connection"] == "close"
+        assert wire.is_over()
+    if body == STREAM:
+        assert answer.body.endswith(b"data: [DONE]\n\n")
