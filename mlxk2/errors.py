@@ -39,7 +39,35 @@ to the server that it is about.
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Sequence
+
+# What helps against a refusal of the operating system, in words that follow its own.
+_REMEDIES = {
+    errno.EACCES: "check its owner and its mode",
+    errno.EIO: "check the disk that it is on",
+    errno.ENOTCONN: "its disk is not connected; connect it again",
+    errno.ESTALE: "its disk is not connected; connect it again",
+    errno.EHOSTDOWN: "its disk is not connected; connect it again",
+    errno.ETIMEDOUT: "its disk is not connected; connect it again",
+}
+# macOS protects some folders and disks from programs, and keeps some files in iCloud alone.
+_REMEDIES_OF_MACOS = {
+    errno.EPERM: "allow the terminal in System Settings › Privacy & Security › Files and Folders",
+}
+IN_ICLOUD = "is in iCloud only; open it in Finder to download it"
+
+
+def cause(error: OSError, platform: str | None = None) -> str:
+    """Return why the operating system refused: its own words, and what the user can do where that is known."""
+    is_macos = (platform or sys.platform) == "darwin"
+    if is_macos and error.errno == errno.EDEADLK:
+        return f"it {IN_ICLOUD}"
+    words = error.strerror or str(error) or type(error).__name__
+    remedies = _REMEDIES | _REMEDIES_OF_MACOS if is_macos else _REMEDIES
+    remedy = remedies.get(error.errno or 0)
+    return f"{words}; {remedy}" if remedy else words
 
 
 class MlxkError(Exception):

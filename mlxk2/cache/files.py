@@ -1,15 +1,27 @@
-"""The files of a folder: links followed within bounds, bytes read within limits."""
+"""The files of a folder: links followed within bounds, bytes read within limits.
+
+Other programs change a cache while it is read. A file that became something else between two looks is looked at anew.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from mlxk2.cache.naming import readable
+from mlxk2.errors import IN_ICLOUD, cause
 
 MAX_LINKS = 8
+MAX_LOOKS = 8  # at a file that is another one at each look
+
+# A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
 
 
 class BrokenFile(Exception):
@@ -21,7 +33,8 @@ class File(NamedTuple):
 
     `name` is the path relative to the folder, with `/`. `path` is where the bytes are, all links followed, `size` their
     number, and `identity` tells whether two files share them. `blob` is the name that the cache gave the bytes, where
-    there is one. A file with a `problem` (dangling, outside, …) has no bytes to be read.
+    there is one. A file with a `problem` (dangling, outside, …) has no bytes to be read; it `is_refused` when the
+    operating system does not let the user see it. `find_again` looks for the file once more.
     """
 
     name: str
@@ -30,6 +43,8 @@ class File(NamedTuple):
     identity: tuple[int, int]
     blob: str | None = None
     problem: str | None = None
+    is_refused: bool = False
+    find_again: Callable[[], File | None] | None = None
 
 
 class Entry(NamedTuple):
@@ -38,6 +53,25 @@ class Entry(NamedTuple):
     name: str
     path: str
     problem: str | None = None
+
+
+class OpenFile(NamedTuple):
+    """A file that is open, as it was found when it was opened."""
+
+    file: File
+    descriptor: int
+
+    def read(self, limit: int, offset: int = 0) -> bytes:
+        """Return at most `limit` bytes from `offset`; raise BrokenFile when they can't be read."""
+        end = min(offset + limit, self.file.size)
+        parts = []
+        try:
+            while offset < end and (part := os.pread(self.descriptor, end - offset, offset)):
+                parts.append(part)
+                offset += len(part)
+        except OSError as error:
+            raise _unreadable(self.file, error) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Tree:
@@ -62,10 +96,13 @@ class Tree:
         return sorted(filter(None, map(self._file, walk(folder))), key=lambda file: file.name)
 
     def _file(self, entry: Entry) -> File | None:
-        return broken(entry.name, entry.problem) if entry.problem else self.file(entry.name, entry.path)
+        if entry.problem:
+            return broken(entry.name, entry.problem, is_refused=True)
+        return self.file(entry.name, entry.path)
 
     def file(self, name: str, path: str) -> File | None:
         """The file behind a path, or None for a link to a folder."""
+        find_again = partial(self.file, name, path)
         blob = None
         try:
             for _ in range(MAX_LINKS):
@@ -76,13 +113,16 @@ class Tree:
                 path = os.path.join(real, base)
                 status = os.lstat(path)
                 if not stat.S_ISLNK(status.st_mode):
-                    return _found(name, path, status, blob)
-                path = _joined(real, os.readlink(path))
-                blob = blob or _blob_name(path)
+                    return _found(name, path, status, blob, find_again)
+                if target := _target(path):
+                    path = _joined(real, target)
+                    blob = blob or _blob_name(path)
         except FileNotFoundError:
             return broken(name, "is a dangling link")
-        except (OSError, ValueError) as error:
-            return broken(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
+        except OSError as error:
+            return broken(name, f"can't be read ({cause(error)})", is_refused=True)
+        except ValueError as error:
+            return broken(name, f"can't be read ({error})")
         return broken(name, "is a link without an end")
 
     def _real_folder(self, folder: str) -> str:
@@ -109,12 +149,12 @@ def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False
     while pending:
         folder, prefix = pending.pop()
         try:
-            entries = list(os.scandir(folder))
+            found = [(entry, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(folder)]
         except OSError as error:
-            yield Entry(prefix.rstrip("/") or ".", folder, f"can't be read ({error.strerror})")
+            yield Entry(prefix.rstrip("/") or ".", folder, f"can't be read ({cause(error)})")
             continue
-        for entry in entries:
-            name, is_folder = prefix + readable(entry.name), entry.is_dir(follow_symlinks=False)
+        for entry, is_folder in found:
+            name = prefix + readable(entry.name)
             if leaves_out(name, is_folder):
                 continue
             if is_folder:
@@ -123,27 +163,91 @@ def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False
                 yield Entry(name, entry.path)
 
 
+@contextmanager
+def opened(file: File) -> Iterator[OpenFile]:
+    """Open a file as what it was found to be; BrokenFile when it can't be opened.
+
+    One that is another file by now, as a blob that became a link into the store of all repos, is looked at anew.
+    """
+    current = _open(file)
+    try:
+        yield current
+    finally:
+        os.close(current.descriptor)
+
+
+def _open(file: File) -> OpenFile:
+    for _ in range(MAX_LOOKS):
+        if file.problem:
+            raise BrokenFile(f"{file.name} {file.problem}")
+        try:
+            if current := _opened_as_found(file):
+                return current
+        except OSError as error:
+            again = _again(file)
+            # Nothing has changed, or what was there is gone: then this is what is to be said.
+            if again is None or again.problem or (again.path, again.identity) == (file.path, file.identity):
+                raise _unreadable(file, error) from error
+        else:
+            again = _again(file)
+        if again is None:
+            break
+        file = again
+    raise BrokenFile(f"{file.name} changes while it is read; try again")
+
+
+def _opened_as_found(file: File) -> OpenFile | None:
+    """Open a file's path; None when another file is there by now."""
+    descriptor = os.open(file.path, _FLAGS)
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if not stat.S_ISREG(status.st_mode) or _identity(status) != file.identity:
+        os.close(descriptor)
+        return None
+    return OpenFile(file._replace(size=status.st_size), descriptor)
+
+
+def _again(file: File) -> File | None:
+    again = file.find_again() if file.find_again else None
+    return again and again._replace(name=file.name, blob=file.blob)
+
+
 def read(file: File, limit: int, offset: int = 0) -> bytes:
     """At most `limit` bytes of a file from `offset`; BrokenFile when it can't be read."""
-    if file.problem:
-        raise BrokenFile(f"{file.name} {file.problem}")
-    # A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(file.path, flags)
-        try:
-            return os.pread(descriptor, limit, offset)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise BrokenFile(f"{file.name} can't be read ({error.strerror})") from error
+    with opened(file) as current:
+        return current.read(limit, offset)
 
 
 def read_whole(file: File, limit: int) -> bytes:
     """All bytes of a file; BrokenFile when it has more than `limit` or can't be read."""
+    with opened(file) as current:
+        check_size(current.file, limit)
+        return current.read(limit)
+
+
+def check_size(file: File, limit: int) -> None:
+    """BrokenFile when a file has more bytes than one of its name is read with."""
     if file.size > limit:
-        raise BrokenFile(f"{file.name} is too large to be what its name says ({file.size} bytes)")
-    return read(file, limit)
+        raise BrokenFile(
+            f"{file.name} is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"
+        )
+
+
+def _unreadable(file: File, error: OSError) -> BrokenFile:
+    return BrokenFile(f"{file.name} can't be read ({cause(error)})")
+
+
+def _target(path: str) -> str | None:
+    """Where a link leads; None when it is no link any more."""
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
 
 
 def _joined(folder: str, target: str) -> str:
@@ -153,12 +257,20 @@ def _joined(folder: str, target: str) -> str:
     return os.path.join(folder, target)
 
 
-def _found(name: str, path: str, status: os.stat_result, blob: str | None) -> File | None:
+def _found(
+    name: str, path: str, status: os.stat_result, blob: str | None, find_again: Callable[[], File | None]
+) -> File | None:
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):
         return broken(name, "is not a regular file")
-    return File(name, path, status.st_size, (status.st_dev, status.st_ino), blob)
+    if getattr(status, "st_flags", 0) & _DATALESS:
+        return broken(name, IN_ICLOUD, is_refused=True)
+    return File(name, path, status.st_size, _identity(status), blob, find_again=find_again)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _blob_name(path: str) -> str | None:
@@ -166,6 +278,6 @@ def _blob_name(path: str) -> str | None:
     return name if os.path.basename(folder) == "blobs" else None
 
 
-def broken(name: str, problem: str) -> File:
+def broken(name: str, problem: str, *, is_refused: bool = False) -> File:
     """A file of which there is only to say why it can't be read."""
-    return File(name, "", 0, (0, 0), None, problem)
+    return File(name, "", 0, (0, 0), None, problem, is_refused)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 
-from mlxk2.cache.files import BrokenFile, File, read
+from mlxk2.cache.files import BrokenFile, File, OpenFile, opened
 
 MAX_HEADER_BYTES = 1 << 26  # vocabularies of 262,144 tokens with their merges need a sixth of it
 MAX_ENTRIES = 1 << 17  # tensors, pairs and nested arrays together: real files have a few thousand
@@ -34,7 +34,12 @@ _BLOCKS = {
 
 def check(file: File) -> None:
     """BrokenFile unless the file is a GGUF file at least as large as its tensor table needs."""
-    header = _Header(file)
+    with opened(file) as current:
+        _check(current)
+
+
+def _check(current: OpenFile) -> None:
+    file, header = current.file, _Header(current)
     if header.take(4) != b"GGUF":
         raise BrokenFile(f"{file.name} is no GGUF file")
     version = header.number("<I")
@@ -52,8 +57,9 @@ def check(file: File) -> None:
 class _Header:
     """Reads a header from its beginning on; BrokenFile where the file ends too early."""
 
-    def __init__(self, file: File) -> None:
-        self._file = file
+    def __init__(self, current: OpenFile) -> None:
+        self._current = current
+        self._file = current.file
         self._bytes = b""
         self._entries = 0
         self.position = 0
@@ -140,6 +146,6 @@ class _Header:
         if end > MAX_HEADER_BYTES:
             raise BrokenFile(f"{self._file.name} has a GGUF header of more than {MAX_HEADER_BYTES} bytes")
         wanted = min(max(2 * end, 1 << 16), MAX_HEADER_BYTES)
-        self._bytes = read(self._file, wanted)
+        self._bytes += self._current.read(wanted - len(self._bytes), offset=len(self._bytes))
         if end > len(self._bytes):
             raise BrokenFile(f"{self._file.name} changed while it was read")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
+import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import BrokenFile, File, read
+from mlxk2.cache.files import BrokenFile, File, opened
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -52,11 +54,15 @@ def _is_hash(blob: str | None) -> bool:
 
 def digest(file: File, advance: Advance) -> str:
     """The hash of a file's bytes, of the kind that names its blob."""
-    hashed = begun(file.blob, file.size)
-    for offset in range(0, file.size, CHUNK_BYTES):
-        chunk = read(file, CHUNK_BYTES, offset)
-        hashed.update(chunk)
-        advance(len(chunk))
+    with opened(file) as current:
+        if sys.platform == "darwin":
+            # What is read once must not drive from memory what is used.
+            fcntl.fcntl(current.descriptor, fcntl.F_NOCACHE, 1)
+        hashed = begun(file.blob, current.file.size)
+        for offset in range(0, current.file.size, CHUNK_BYTES):
+            chunk = current.read(CHUNK_BYTES, offset)
+            hashed.update(chunk)
+            advance(len(chunk))
     return hashed.hexdigest()
 
 

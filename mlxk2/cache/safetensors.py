@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlxk2.cache.files import BrokenFile, File, read
+from mlxk2.cache.files import BrokenFile, File, opened
 from mlxk2.cache.plain_header import BITS, metadata_of
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -21,11 +21,11 @@ _FIRST_READ = 1 << 16  # most headers are smaller
 
 def read_metadata(file: File) -> dict[str, str]:
     """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
-    begin = read(file, _FIRST_READ)
-    length = _header_length(file, begin[:8])
-    if 8 + length > len(begin):
-        begin += read(file, 8 + length - len(begin), offset=len(begin))
-    text = begin[8 : 8 + length]
+    with opened(file) as current:
+        file = current.file
+        begin = current.read(_FIRST_READ)
+        length = _header_length(file, begin[:8])
+        text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
     metadata = metadata_of(text, file.size - 8 - length)
     return _parsed_metadata(file, text) if metadata is None else metadata
 
