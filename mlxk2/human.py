@@ -37,6 +37,8 @@ from mlxk2.tables import Listing, Row, facts
 UNBOUNDED_WIDTH = 100_000
 PAGE = 24
 
+_NO_CACHE = "No models found: the cache folder is not there."
+
 
 def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
     """What a command's data says, ready for a stream: fitted to a terminal, plain elsewhere."""
@@ -80,6 +82,8 @@ def _is_listed(args: Namespace, model: ModelObject) -> bool:
 
 def _nothing_listed(args: Namespace, data: ListData) -> str:
     count = data["count"]
+    if not count and args.absence:
+        return _NO_CACHE
     if not count:
         download = "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
         return _unnamed(args.pattern) if args.pattern else download
@@ -157,6 +161,8 @@ def _metadata_facts(data: ShowData) -> dict[str, str]:
 def health(args: Namespace, data: HealthData) -> list[RenderableType]:
     """A line for every model, the unhealthy ones last, and the count."""
     summary = data["summary"]
+    if not summary["total"] and args.absence:
+        return [_NO_CACHE]
     if not summary["total"]:
         return [_unnamed(args.pattern) if args.pattern else "No models found."]
     rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]

@@ -51,6 +51,16 @@ class Contents:
         """The file of this name, relative to the snapshot."""
         return self._by_name.get(name)
 
+    def file_of(self, problem: str) -> File | None:
+        """The file that a problem is about: its text begins or ends with the file's name."""
+        named = [file for file in self.files if problem.startswith(f"{file.name} ")]
+        named += [file for file in self.files if problem.endswith(f": {file.name}")]
+        return max(named, key=lambda file: len(file.name), default=None)
+
+    def is_unchanged_since(self, other: Contents) -> bool:
+        """Whether an earlier look found the same files in the same places."""
+        return self.snapshot == other.snapshot and _marks(self.files) == _marks(other.files)
+
     def named(self, *suffixes: str) -> list[File]:
         """The files whose names end in one of these, by name."""
         return [file for file in self.files if file.name.endswith(suffixes)]
@@ -92,7 +102,7 @@ class Contents:
         try:
             config = self.json("config.json")
         except BrokenFile as error:
-            return error
+            return BrokenFile(str(error))  # without the traceback, which would keep the text that was read
         # A config is printed by `show`, and JSON encoders recurse.
         return BrokenFile("config.json is nested too deeply") if _is_too_deep(config) else config
 
@@ -151,6 +161,10 @@ class Contents:
         return (file for folder in folders for file in self._tree.files(folder))
 
 
+def _marks(files: Iterable[File]) -> list[tuple[str, str, int, tuple[int, int], str | None]]:
+    return [(file.name, file.path, file.size, file.identity, file.problem) for file in files]
+
+
 def _is_companion(name: str) -> bool:
     """Whether macOS laid this file beside another (`._name`), as it does on disks that are not its own."""
     return name.startswith("._") or "/._" in name
@@ -165,7 +179,7 @@ def _safetensors_metadata(file: File) -> dict[str, str] | BrokenFile:
     try:
         return safetensors.read_metadata(file)
     except BrokenFile as error:
-        return error
+        return BrokenFile(str(error))  # without the traceback, which would keep the header
 
 
 def _parse_object(name: str, text: bytes) -> dict[str, Any]:

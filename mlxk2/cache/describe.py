@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxk2.cache import integrity, naming, support
@@ -15,6 +15,8 @@ from mlxk2.cache.store import Snapshot
 
 if TYPE_CHECKING:
     from mlxk2.spec import Capability, Framework, Metadata, ModelObject, ModelType
+
+MAX_LOOKS = 5  # at a model that changes under each
 
 CAPABILITIES: dict[ModelType, list[Capability]] = {
     "chat": ["text-generation", "chat"],
@@ -38,6 +40,20 @@ _QUANTIZATION_FILE = "hf_quant_config.json"
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
 _EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
 _CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
+
+
+def look(find: Callable[[], Snapshot]) -> tuple[Contents, ModelObject]:
+    """Read and describe the snapshot that `find` finds; what `find` raises is raised, as for a model that is gone.
+
+    A pull or a removal may be at work beside: a model that is unhealthy is looked at anew as long as it changes.
+    """
+    contents = Contents(find())
+    for _ in range(MAX_LOOKS):
+        model = describe_contents(contents)
+        if model["health"] == "healthy" or (again := Contents(find())).is_unchanged_since(contents):
+            return contents, model
+        contents = again
+    return contents, describe_contents(contents)
 
 
 def describe(snapshot: Snapshot) -> ModelObject:

@@ -21,6 +21,7 @@ MAX_LOOKS = 8  # at a file that is another one at each look
 
 # A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # refusals of a path, whoever asks
 _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
 
 
@@ -120,7 +121,7 @@ class Tree:
         except FileNotFoundError:
             return broken(name, "is a dangling link")
         except OSError as error:
-            return broken(name, f"can't be read ({cause(error)})", is_refused=True)
+            return broken(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _OF_NAMES)
         except ValueError as error:
             return broken(name, f"can't be read ({error})")
         return broken(name, "is a link without an end")

@@ -49,13 +49,16 @@ def weight_names(contents: Contents) -> list[str]:
 
 def has_snapshot(contents: Contents) -> str | None:
     """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
+    if contents.snapshot.problem:
+        return contents.snapshot.problem
     if contents.snapshot.is_missing:
         return "No snapshot: the model was never downloaded completely"
     if not contents.is_inside:
         return "The snapshot is a link that leads outside the cache"
     if not contents.files:
         return "The snapshot is empty"
-    return next((f"{file.name} {file.problem}" for file in contents.files if file.problem), None)
+    problems = ((file.name, file.problem) for file in contents.files if file.problem)
+    return next((f"{'its folder' if name == '.' else name} {problem}" for name, problem in problems), None)
 
 
 def has_config(contents: Contents) -> str | None:

@@ -2,7 +2,8 @@
 
 Judging a model means reading a thousand tensors' places out of headers; that nothing has changed since is told by a
 few `stat` calls. A snapshot is recognised by the inode, the size and the time of the last change (ctime, which no
-program can set) of all its files and folders. Only `list` remembers: `health`, `show` and `run` always look.
+program can set) of all its files and folders; on a disk that keeps no ctime, by how its files begin too. Only `list`
+remembers: `health`, `show` and `run` always look.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlxk2 import __version__
 from mlxk2.cache import installed
+from mlxk2.cache.files import BrokenFile, Tree, read
 from mlxk2.cache.store import Snapshot
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # A file that changes twice within one tick of the file system's clock shows one time: what is as young as this may
 # still change unseen, and is not remembered.
 SETTLED_NS = 2_000_000_000
+BEGINNING_BYTES = 1 << 18
 
 
 class Memory:
@@ -37,14 +40,16 @@ class Memory:
         self._known = self._load()
         self._seen: dict[str, list[Any]] = {}
 
-    def describe(self, snapshot: Snapshot) -> ModelObject:
-        """As `describe.describe`, from memory where the snapshot has not changed."""
-        fingerprint, key = _fingerprint(snapshot.path), _key(snapshot)
+    def describe(self, find: Callable[[], Snapshot]) -> ModelObject:
+        """As `describe.look`, from memory where the snapshot that `find` finds has not changed."""
+        snapshot = find()
+        fingerprint, key = _fingerprint(snapshot), _key(snapshot)
         known = self._known.get(key)
         if fingerprint is None or known is None or known[0] != fingerprint:
             # To import the judges takes as long as to remember a hundred models.
-            known = [fingerprint, import_module("mlxk2.cache.describe").describe(snapshot)]
-        if fingerprint is not None:
+            contents, described = import_module("mlxk2.cache.describe").look(find)
+            known = [fingerprint if contents.snapshot == snapshot else None, described]
+        if known[0] is not None:
             self._seen[key] = known
         model: ModelObject = known[1]
         return model
@@ -94,23 +99,33 @@ def _key(snapshot: Snapshot) -> str:
     return f"{snapshot.path}\0{snapshot.name}"
 
 
-def _fingerprint(folder: str) -> str | None:
+def _fingerprint(snapshot: Snapshot) -> str | None:
     """By what an unchanged folder is recognised; None for one that just changed, or has what can't be looked at."""
+    folder = snapshot.path
     if os.path.islink(folder) or os.path.islink(os.path.dirname(folder)):
         return None  # it may lead anywhere, and is not entered before that is known
-    marks: list[str] = []
-    newest = 0
+    statuses: list[os.stat_result] = []
     pending = [folder]
     try:
         while pending:
             folder = pending.pop()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-            for path in (folder, *(entry.path for entry in entries if entry.path not in folders)):
-                status = os.stat(path)
-                newest = max(newest, status.st_ctime_ns)
-                marks.append(f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_ctime_ns}")
+            statuses += map(os.stat, (folder, *(entry.path for entry in entries if entry.path not in folders)))
             pending += folders
     except (OSError, ValueError):
         return None
-    return " ".join(marks) if newest < time.time_ns() - SETTLED_NS else None
+    if max(status.st_ctime_ns for status in statuses) >= time.time_ns() - SETTLED_NS:
+        return None
+    marks = [f"{status.st_ino}:{status.st_size}:{status.st_ctime_ns}" for status in statuses]
+    if all(status.st_ctime_ns == status.st_mtime_ns for status in statuses):
+        # On FAT, and other disks that keep no ctime, this is the time that any program may set.
+        marks += _beginnings(snapshot)
+    return " ".join(marks)
+
+
+def _beginnings(snapshot: Snapshot) -> Iterator[str]:
+    """A checksum of what a verdict rests on: each file's first bytes, where headers are."""
+    for file in Tree(snapshot.roots).files(snapshot.path):
+        with suppress(BrokenFile):
+            yield f"{zlib.crc32(read(file, BEGINNING_BYTES)):x}"

@@ -22,6 +22,9 @@ MAX_PATH_BYTES = 800
 
 _SHORT_HASH = 7
 _LITTER = (".DS_Store", ".localized")
+# What the hub accepts: https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id).
+_REPO_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
+_REVISION = re.compile(r"(?!-)[\w./-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINE_END = re.compile(r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
@@ -61,6 +64,15 @@ def candidates(name: str) -> list[str]:
 def short_hash(commit: str) -> str:
     """As much of a commit as people need to tell it from others."""
     return commit[:_SHORT_HASH]
+
+
+def pull_command(argument: str) -> str | None:
+    """The command that downloads `org/name` or `org/name@revision`; None where no hub can have what that names."""
+    name, at, revision = argument.partition("@")
+    is_possible = _REPO_ID.fullmatch(name) and not name.endswith(".git") and len(name) <= MAX_LENGTH
+    if not is_possible or (at and not _REVISION.fullmatch(revision)):
+        return None
+    return f"mlxk2 pull {argument}"
 
 
 def is_path(argument: str) -> bool:

@@ -25,6 +25,20 @@ def commit_of(ref: str, model: str, tree: Tree) -> str | None:
         return None
 
 
+def refusal(ref: str, model: str, tree: Tree) -> str | None:
+    """Why the operating system does not let the user see a ref; None where it does, or there is none."""
+    file = tree.file(f"{FOLDER}/{ref}", os.path.join(model, FOLDER, ref))
+    if file is None:
+        return None
+    if file.is_refused:
+        return f"{file.name} {file.problem}"
+    try:
+        read(file, MAX_BYTES)
+    except BrokenFile as error:
+        return None if file.problem else str(error)
+    return None
+
+
 def write(ref: str, commit: str, model: str) -> None:
     """Let a ref name a commit; whoever reads it meanwhile finds the old one or the new."""
     path = os.path.join(model, FOLDER, ref)

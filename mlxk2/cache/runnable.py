@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlxk2.cache.describe import describe
-from mlxk2.cache.store import Cache, Snapshot, repair_hint
+from mlxk2.cache import repair
+from mlxk2.cache.describe import look
+from mlxk2.cache.store import Cache, Snapshot
 from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
 
 
@@ -12,11 +13,10 @@ def runnable(cache: Cache, argument: str) -> Snapshot:
 
     Raises NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with what to do about it.
     """
-    snapshot = cache.resolve(argument)
-    model = describe(snapshot)
+    contents, model = look(lambda: cache.resolve(argument))
     if model["health"] == "unhealthy":
-        hint = repair_hint(snapshot, argument)
-        raise ModelUnhealthyError(f"{model['name']} is damaged: {model['reason']}", hint=hint)
+        reason = model["reason"] or ""
+        raise ModelUnhealthyError(repair.complaint(contents, reason), hint=repair.hint(contents, reason, argument))
     if not model["runtime_compatible"]:
         raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
-    return snapshot
+    return contents.snapshot

@@ -6,6 +6,7 @@ Layout: `hub/models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ from typing import NamedTuple
 
 from mlxk2.cache import naming, refs
 from mlxk2.cache.files import Tree
-from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError
+from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError, cause
 
 DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
 MIN_HASH_LENGTH = 3
+NO_CACHE = "The cache folder is not there. If it is on another disk, connect that disk."
 
 _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
 
@@ -25,7 +27,8 @@ class Snapshot(NamedTuple):
     """A model's files at one revision.
 
     `path` is the folder that holds them: of a model without any snapshot (`is_missing`) the model's own folder. Reading
-    stays inside `roots`; None stands for no bounds, in a folder that the user named by path.
+    stays inside `roots`; None stands for no bounds, in a folder that the user named by path. A `problem` is why the
+    operating system does not let the user see which snapshots there are.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Snapshot(NamedTuple):
     path: str
     roots: tuple[str, ...] | None
     is_missing: bool = False
+    problem: str | None = None
 
 
 class CachedModel(NamedTuple):
@@ -43,41 +47,54 @@ class CachedModel(NamedTuple):
     hub: str
 
     def revisions(self) -> list[str]:
-        """The folders under `snapshots/`, newest first."""
+        """The folders under `snapshots/`, newest first; OperationError when they can't be read."""
+        try:
+            return self._revisions()
+        except OSError as error:
+            raise OperationError(f"{self.name} can't be read: {_problem_of_snapshots(error)}.") from error
+
+    def _revisions(self) -> list[str]:
         folder = os.path.join(self.path, "snapshots")
         if not Tree(self._roots).contains(folder):
             return []
         try:
-            entries = [entry for entry in os.scandir(folder) if os.path.isdir(entry.path)]
-            entries.sort(key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
-        except OSError:
-            return []  # without a snapshot that can be read a model has none: health says so
-        return [entry.name for entry in entries]
-
-    def ref(self, name: str) -> str | None:
-        """The commit that a ref such as `main` names."""
-        return refs.commit_of(name, self.path, Tree(self._roots))
+            entries = [entry for entry in os.scandir(folder) if _is_folder(entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [entry.name for entry in sorted(entries, key=lambda entry: (-_changed_ns(entry), entry.name))]
 
     def snapshot(self) -> Snapshot:
-        """The snapshot that `refs/main` names, else the newest."""
-        revisions = self.revisions()
+        """The snapshot that `refs/main` names, else the newest; ModelNotFoundError when the model is gone."""
+        tree = Tree(self._roots)
+        try:
+            os.lstat(self.path)
+            revisions = self._revisions()
+            problem = refs.refusal("main", self.path, tree) if revisions else None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ModelNotFoundError(f"{self.name} is no longer in the cache.") from error
+        except OSError as error:
+            problem = _problem_of_snapshots(error)
+        if problem:
+            return Snapshot(self.name, None, self.path, self._roots, is_missing=True, problem=problem)
         if not revisions:
             return Snapshot(self.name, None, self.path, self._roots, is_missing=True)
-        main = self.ref("main")
+        main = refs.commit_of("main", self.path, tree)
         return self._at(main if main in revisions else revisions[0])
 
     def snapshot_at(self, revision: str) -> Snapshot:
         """The snapshot at a ref, or at the only commit that begins with `revision`."""
         revisions = self.revisions()
-        if (commit := self.ref(revision)) in revisions:
+        if (commit := refs.commit_of(revision, self.path, Tree(self._roots))) in revisions:
             return self._at(commit)
         matches = [r for r in revisions if r.startswith(revision)] if len(revision) >= MIN_HASH_LENGTH else []
         if not matches:
+            if problem := refs.refusal(revision, self.path, Tree(self._roots)):
+                raise OperationError(f"{self.name} can't be read: {problem}.")
             raise HashNotFoundError(
                 f"{self.name} has no revision {revision!r} in the cache "
                 f"(a branch, or at least {MIN_HASH_LENGTH} characters of a hash).",
                 available_hashes=revisions,
-                hint=f"If the hub has it: mlxk2 pull {self.name}@{revision}",
+                hint=_if_it_is_there(f"{self.name}@{revision}"),
             )
         if len(matches) > 1:
             raise AmbiguousMatchError(
@@ -102,6 +119,11 @@ class Cache:
     def __init__(self, hub: str | os.PathLike[str]) -> None:
         self.hub = os.path.realpath(hub)
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such folder: nothing was downloaded yet, or its disk is not connected."""
+        return not os.path.lexists(self.hub)
+
     def scan(self) -> list[CachedModel]:
         """All models of the cache, by name; datasets, spaces and the shared blobs are none."""
         try:
@@ -109,12 +131,12 @@ class Cache:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise OperationError(f"The cache folder can't be read: {error.strerror}.") from error
+            raise OperationError(f"The cache folder can't be read: {cause(error)}.") from error
         return sorted(
             (
                 CachedModel(naming.repo_id_of(entry.name), _real(entry), self.hub)
                 for entry in entries
-                if entry.name.startswith(naming.FOLDER_PREFIX) and os.path.isdir(entry.path)
+                if entry.name.startswith(naming.FOLDER_PREFIX) and _is_folder(entry)
             ),
             key=lambda model: (model.name, model.path),
         )
@@ -137,9 +159,11 @@ class Cache:
         matches = self.matching(name)
         if not matches:
             wanted = naming.candidates(name)[0] + ("" if revision is None else f"@{revision}")
+            command = naming.pull_command(wanted)
+            download = f" To download it: {command}" if command else ""
             raise ModelNotFoundError(
-                f"Model {name!r} is not in the cache. To download it: mlxk2 pull {wanted}",
-                hint="`mlxk2 list --all` shows what is in the cache.",
+                f"Model {name!r} is not in the cache.{download}",
+                hint=NO_CACHE if self.is_missing else "`mlxk2 list --all` shows what is in the cache.",
             )
         if len(matches) > 1:
             raise AmbiguousMatchError(
@@ -157,12 +181,29 @@ class Cache:
         return [model for model in models if name.lower() in model.name.lower()]
 
 
-def repair_hint(snapshot: Snapshot, argument: str) -> str | None:
-    """How to repair the damaged model that a model argument meant; None of one that no pull would bring."""
-    if snapshot.roots is None:
-        return None
-    _, at, revision = argument.partition("@")
-    return f"Repair it with: mlxk2 pull {snapshot.name}{at}{revision}"
+def _problem_of_snapshots(error: OSError) -> str:
+    return f"its snapshots can't be read ({cause(error)})"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or one that the operating system does not let the user see."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        return error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def _changed_ns(entry: os.DirEntry[str]) -> int:
+    """When a folder was changed; 0, that is long ago, where this can't be seen."""
+    try:
+        return entry.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _if_it_is_there(argument: str) -> str | None:
+    command = naming.pull_command(argument)
+    return command and f"If the hub has it: {command}"
 
 
 def _real(entry: os.DirEntry[str]) -> str:
@@ -186,6 +227,15 @@ def hub_folder(environment: Mapping[str, str]) -> str:
         return _expanded(hub)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return _expanded(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
+
+
+def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
+    """What to say where the cache folder that the user's variables name is not there; None where it is.
+
+    Without such a variable nothing was downloaded yet, which is nothing to warn of.
+    """
+    named = [name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME") if environment.get(name)]
+    return f"{NO_CACHE} ({named[0]} leads to {cache.hub})" if named and cache.is_missing else None
 
 
 def _expanded(path: str) -> str:

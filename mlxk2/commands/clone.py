@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mlxk2.cache import naming, space, target
+from mlxk2.cache import naming, repair, space, target
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.copy import Method, copy_files
-from mlxk2.cache.describe import describe_contents
+from mlxk2.cache.describe import look
 from mlxk2.cache.naming import ModelArgument
-from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder, repair_hint
+from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder
 from mlxk2.errors import (
     AccessDeniedError,
     HashNotFoundError,
@@ -72,11 +72,11 @@ def _clone(args: Namespace) -> CloneData:
     cache = Cache(hub_folder(os.environ))
     path = target.checked(args.target_dir, cache.hub)
     source = _cached(cache, wanted) or _on_hub(wanted)
-    contents = None if isinstance(source, OnHub) else _checked(source, args)
+    contents = None if isinstance(source, OnHub) else _checked(source, args, is_fresh=False)
     progress: Progress = args.progress
     with _explained(args.target_dir), target.built(path) as scratch:
         if isinstance(source, OnHub):
-            contents = _checked(_pulled(source, scratch, progress, args), args)
+            contents = _checked(_pulled(source, scratch, progress, args), args, is_fresh=True)
         assert contents is not None
         files = [file for file in contents.files if not file.problem]
         place = os.path.join(scratch, target.FINISHED)
@@ -130,16 +130,17 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 
 
-def _checked(snapshot: Snapshot, args: Namespace) -> Contents:
+def _checked(snapshot: Snapshot, args: Namespace, *, is_fresh: bool) -> Contents:
     """The contents of a snapshot; ModelUnhealthyError when they are damaged and that matters, or there are none."""
-    contents = Contents(snapshot)
-    model = describe_contents(contents)
-    repair = repair_hint(snapshot, args.model if args.branch is None else f"{args.model}@{args.branch}")
+    contents, model = look(lambda: snapshot)
+    reason = model["reason"] or ""
+    argument = args.model if args.branch is None else f"{args.model}@{args.branch}"
+    remedy = repair.ON_THE_HUB if is_fresh else repair.hint(contents, reason, argument)
     if not any(not file.problem for file in contents.files):
-        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=repair)
+        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=remedy)
     if model["health"] == "unhealthy" and not args.no_health_check:
-        ways = filter(None, (repair, "Clone it as it is with: --no-health-check"))
-        raise ModelUnhealthyError(f"{snapshot.name} is damaged: {model['reason']}", hint=". ".join(ways))
+        ways = filter(None, (remedy, "Clone it as it is with: --no-health-check"))
+        raise ModelUnhealthyError(repair.complaint(contents, reason), hint=". ".join(ways))
     return contents
 
 

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache import integrity, naming
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import describe_contents
+from mlxk2.cache.describe import MAX_LOOKS, look
 from mlxk2.cache.hashes import examine, hashed_files
-from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.cache.store import Cache, Snapshot, absence, hub_folder
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
     from mlxk2.spec import HealthData, HealthEntry
 
+Find = Callable[[], Snapshot]
+
+
+class Verdict(NamedTuple):
+    """What the files of a model tell without being read to their ends; `find` finds the model again."""
+
+    find: Find
+    contents: Contents
+    entry: HealthEntry
+
 
 def run(args: Namespace) -> HealthData:
     """The verdict on every model of the cache, or on the one that is named; none when nothing has that name."""
     cache = Cache(hub_folder(os.environ))
-    contents = [Contents(snapshot) for snapshot in _snapshots(cache, args.pattern)]
-    entries = [_entry(content, args) for content in contents]
-    if args.deep:
-        entries = _deepen(args, contents, entries)
+    verdicts = [verdict for find in _finders(cache, args.pattern) if (verdict := _verdict(find, args))]
+    args.absence = absence(cache, os.environ)
+    if args.absence:
+        args.streams.warn(args.absence)
+    entries = list(_deepened(args, verdicts)) if args.deep else [verdict.entry for verdict in verdicts]
     healthy = [entry for entry in entries if entry["status"] == "healthy"]
     unhealthy = [entry for entry in entries if entry["status"] == "unhealthy"]
     return {
@@ -34,42 +46,72 @@ def run(args: Namespace) -> HealthData:
     }
 
 
-def _snapshots(cache: Cache, pattern: str | None) -> list[Snapshot]:
+def _finders(cache: Cache, pattern: str | None) -> list[Find]:
     if pattern is None:
-        return [model.snapshot() for model in cache.scan()]
+        return [model.snapshot for model in cache.scan()]
     if pattern == naming.DEMO:
         return []  # it comes with the package and is no model of the cache
+    if naming.is_path(pattern):
+        cache.resolve(pattern)
+    return [lambda: cache.resolve(pattern)]
+
+
+def _verdict(find: Find, args: Namespace) -> Verdict | None:
+    """The verdict on a model; None when there is none, or none any more."""
     try:
-        return [cache.resolve(pattern)]
+        contents, model = look(find)
     except ModelNotFoundError:
-        if naming.is_path(pattern):
-            raise
-        return []
-
-
-def _entry(contents: Contents, args: Namespace) -> HealthEntry:
-    model = describe_contents(contents)
+        return None
+    entry: HealthEntry = {"name": model["name"], "status": model["health"], "reason": model["reason"] or ""}
     if model["health"] == "healthy":
         for warning in integrity.warnings(contents):
             args.streams.warn(f"{model['name']}: {warning}.")
-        return {"name": model["name"], "status": "healthy", "reason": integrity.HEALTHY}
-    return {"name": model["name"], "status": "unhealthy", "reason": model["reason"] or ""}
+        entry["reason"] = integrity.HEALTHY
+    # A new object of the same files: what was read of them goes, or the configs of all models would stay in memory.
+    return Verdict(find, Contents(contents.snapshot, contents.files), entry)
 
 
-def _deepen(args: Namespace, contents: list[Contents], entries: list[HealthEntry]) -> list[HealthEntry]:
+def _deepened(args: Namespace, verdicts: list[Verdict]) -> Iterator[HealthEntry]:
     """The verdicts after the files of all models were hashed."""
-    hashed = [file for content in contents for file in hashed_files(content)]
-    unknown = sum(not file.problem for content in contents for file in content.files) - len(hashed)
+    hashed = [file for verdict in verdicts for file in hashed_files(verdict.contents)]
+    unknown = sum(not file.problem for verdict in verdicts for file in verdict.contents.files) - len(hashed)
     if unknown and not args.json:
         files = "1 file has" if unknown == 1 else f"{unknown} files have"
         args.streams.stderr.write(f"Note: {files} no hash to compare with; the content was not checked.\n")
     with args.progress("Hashing", sum(file.size for file in hashed)) as advance:
-        return [_hashed(content, entry, advance) for content, entry in zip(contents, entries, strict=True)]
+        for verdict in verdicts:
+            if entry := _hashed(verdict, args, advance):
+                yield entry
 
 
-def _hashed(contents: Contents, entry: HealthEntry, advance: Advance) -> HealthEntry:
-    """The verdict after a model's files were hashed: the first problem, and every file that is corrupt besides."""
-    findings = examine(contents, advance)
+def _hashed(verdict: Verdict, args: Namespace, advance: Advance) -> HealthEntry | None:
+    """The verdict after a model's files were hashed; None when the model was removed meanwhile.
+
+    Hashing takes time: a model that changed since it was looked at is looked at and hashed anew.
+    """
+    entry = _hashed_once(verdict, advance)
+    for _ in range(MAX_LOOKS):
+        if entry["status"] == "healthy" or _is_unchanged(verdict):
+            return entry
+        again = _verdict(verdict.find, args)
+        if again is None:
+            return None
+        verdict = again
+        entry = _hashed_once(verdict, advance)
+    return entry
+
+
+def _is_unchanged(verdict: Verdict) -> bool:
+    try:
+        return Contents(verdict.find()).is_unchanged_since(verdict.contents)
+    except ModelNotFoundError:
+        return False
+
+
+def _hashed_once(verdict: Verdict, advance: Advance) -> HealthEntry:
+    """The first problem, and every file that is corrupt or can't be read as well."""
+    entry = verdict.entry
+    findings = examine(verdict.contents, advance)
     problems = [entry["reason"]] if entry["status"] == "unhealthy" else []
     problems += findings.unreadable
     if findings.corrupt:

@@ -8,10 +8,11 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from mlxk2.cache.memory import Memory, memory_file
-from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, absence, hub_folder
+from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
-    from mlxk2.spec import ListData
+    from mlxk2.spec import ListData, ModelObject
 
 
 def run(args: Namespace) -> ListData:
@@ -22,9 +23,20 @@ def run(args: Namespace) -> ListData:
     # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
     gc.disable()
     try:
-        models = [memory.describe(model.snapshot()) for model in cache.scan() if pattern in model.name.lower()]
+        wanted = (model for model in cache.scan() if pattern in model.name.lower())
+        models = [found for model in wanted if (found := _described(memory, model))]
     finally:
         gc.enable()
-    if not pattern:
+    args.absence = absence(cache, os.environ)
+    if args.absence:
+        args.streams.warn(args.absence)
+    elif not pattern:
         memory.save()
     return {"models": models, "count": len(models)}
+
+
+def _described(memory: Memory, model: CachedModel) -> ModelObject | None:
+    try:
+        return memory.describe(model.snapshot)
+    except ModelNotFoundError:
+        return None  # it was removed since the cache was scanned

@@ -7,8 +7,8 @@ from argparse import Namespace
 from typing import Literal
 
 from mlxk2.cache import integrity
-from mlxk2.cache.contents import TEMPLATE_FILES, Contents
-from mlxk2.cache.describe import describe_contents, metadata_of
+from mlxk2.cache.contents import TEMPLATE_FILES
+from mlxk2.cache.describe import look, metadata_of
 from mlxk2.cache.files import File
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.sizes import human_size
@@ -23,8 +23,9 @@ _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
 def run(args: Namespace) -> ShowData:
     """The model object and what its config says; on request its files and its config."""
-    contents = Contents(Cache(hub_folder(os.environ)).resolve(args.model))
-    data: ShowData = {"model": describe_contents(contents), "metadata": metadata_of(contents)}
+    cache = Cache(hub_folder(os.environ))
+    contents, model = look(lambda: cache.resolve(args.model))
+    data: ShowData = {"model": model, "metadata": metadata_of(contents)}
     if data["model"]["health"] == "healthy":
         for warning in integrity.warnings(contents):
             args.streams.warn(f"{warning}.")

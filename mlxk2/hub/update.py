@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache import naming
-from mlxk2.cache.describe import describe
+from mlxk2.cache.describe import look
 from mlxk2.cache.naming import short_hash
 from mlxk2.cache.store import Cache, CachedModel
-from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundError, NetworkError
+from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundError, ModelNotFoundError, NetworkError
 from mlxk2.hub import repos
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, Notify, download
@@ -120,13 +120,19 @@ class _Update(NamedTuple):
         )
 
     def _local(self, repo_id: str, revision: str | None) -> Local | None:
+        try:
+            return self._verdict(repo_id, revision)
+        except ModelNotFoundError:
+            return None  # it was removed since the cache was scanned
+
+    def _verdict(self, repo_id: str, revision: str | None) -> Local | None:
         model = next((model for model in self.cache.scan() if model.name == repo_id), None)
         if model is None:
             return None
         commit = model.snapshot().commit if revision is None else _commit_of(model, revision)
         if commit is None:
             return Local(repo_id, None, None if model.revisions() else "it has no snapshot")
-        verdict = describe(model.snapshot_at(commit))
+        _, verdict = look(lambda: model.snapshot_at(commit))
         return Local(repo_id, commit, verdict["reason"] if verdict["health"] == "unhealthy" else None)
 
 

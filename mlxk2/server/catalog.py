@@ -7,8 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from mlxk2.cache import naming
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import describe_contents
+from mlxk2.cache.describe import look
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import DEMO_FOLDER, Cache, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError, ValidationError
@@ -69,11 +68,12 @@ class Catalog:
 
     def _described(self, is_wanted: Callable[[str], bool]) -> dict[str, Model]:
         cache = Cache(hub_folder(os.environ))
-        snapshots = [cache.resolve(naming.DEMO)] if is_wanted(naming.DEMO) else []
-        snapshots += [model.snapshot() for model in cache.scan() if is_wanted(model.name)]
-        found = {entry.id: entry for snapshot in snapshots if (entry := _entry(snapshot))}
+        finders = [lambda: cache.resolve(naming.DEMO)] if is_wanted(naming.DEMO) else []
+        finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
+        found = {entry.id: entry for find in finders if (entry := _entry(find))}
         if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
-            pinned = _entry(Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None))
+            snapshot = Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None)
+            pinned = _entry(lambda: snapshot)
             found.update({pinned.id: pinned} if pinned else {})
         return found
 
@@ -91,14 +91,16 @@ def _resolve(name: str) -> Snapshot:
     return runnable(Cache(hub_folder(os.environ)), name)
 
 
-def _entry(snapshot: Snapshot) -> Model | None:
-    contents = Contents(snapshot)
-    model = describe_contents(contents)
+def _entry(find: Callable[[], Snapshot]) -> Model | None:
+    try:
+        contents, model = look(find)
+    except ModelNotFoundError:
+        return None  # it was removed since the cache was scanned
     if not model["runtime_compatible"]:
         return None
-    owner, _, _ = snapshot.name.rpartition("/")
+    owner, _, _ = model["name"].rpartition("/")
     return Model(
-        id=snapshot.name,
+        id=model["name"],
         object="model",
         created=int(datetime.fromisoformat(model["last_modified"]).timestamp()),
         owned_by=owner or "mlxk2",

@@ -109,10 +109,8 @@ def _code(rule: Rule, contents: Contents) -> str:
 
 
 def _named_file(contents: Contents, problem: str) -> str | None:
-    """The file that a problem is about: its text begins or ends with the file's name."""
-    names = [file.name for file in contents.files if problem.startswith(f"{file.name} ")]
-    names += [file.name for file in contents.files if problem.endswith(f": {file.name}")]
-    return max(names, key=len, default=None)
+    file = contents.file_of(problem)
+    return file and file.name
 
 
 def _warning(code: str, message: str) -> Anomaly:

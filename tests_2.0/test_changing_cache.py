@@ -1,0 +1,169 @@
+"""A cache that changes while it is read: pulls, sharings and removals at work beside, at the worst moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layouts import COMMIT, OTHER_COMMIT, Hub, chat_model, sharded_model
+
+NAME = "org/model"
+
+# Does something once, exactly before the process opens or lists a file or a folder of this name for the nth time.
+BETWEEN = """
+import os, shutil, sys
+event, name, count, action, *words = sys.argv[1:]
+left, came = int(count), False
+def hook(seen, args):
+    global left, came
+    if seen == event and args and isinstance(args[0], str) and args[0].endswith(name):
+        left -= 1
+        if left == 0:
+            came = True
+            exec(action, globals())
+sys.addaudithook(hook)
+from mlxk2.cli import main
+code = main(words)
+assert came, "the moment never came"
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def between(isolated_cache: Path) -> Any:  # noqa: ARG001 - isolates
+    """Runs the program, and something else exactly before it opens or lists a name."""
+
+    def run(event: str, name: str, action: str, *words: str, count: int = 1) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", BETWEEN, event, name, str(count), action, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
+        assert "Traceback" not in done.stderr, done
+        return done
+
+    return run
+
+
+def share(blob: Path, hub: Path) -> str:
+    """The code that makes a blob a link into the store that all repos share, as the library does."""
+    payload = hub / "blobs" / "aa" / blob.name
+    payload.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(payload, blob.parent)
+    return f"os.rename({str(blob)!r}, {str(payload)!r}); os.symlink({target!r}, {str(blob)!r})"
+
+
+def verdicts(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """How healthy the models are of which a command speaks."""
+    data = json.loads(done.stdout)["data"]
+    entries = data.get("models") or [data["model"]] if "healthy" not in data else data["healthy"] + data["unhealthy"]
+    return [entry.get("health") or entry["status"] for entry in entries]
+
+
+FILES = ["config.json", "model.safetensors", "tokenizer_config.json", "README.md"]
+COMMANDS = [("list",), ("health",), ("show", NAME), ("health", "--deep")]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", FILES)
+def test_a_blob_that_becomes_a_link_is_sound(hub: Hub, between: Any, words: tuple[str, ...], name: str) -> None:
+    blob = (hub.add(NAME, chat_model()) / name).resolve()
+    done = between("open", blob.name, share(blob, hub.path), *words, "--json")
+    assert done.returncode == 0
+    assert verdicts(done) == ["healthy"], done.stdout
+    assert blob.is_symlink()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(hub: Hub, between: Any, count: int) -> None:
+    blob = (hub.add(NAME, sharded_model()) / "model-00002-of-00003.safetensors").resolve()
+    done = between("open", blob.name, share(blob, hub.path), "health", "--deep", "--json", count=count)
+    assert verdicts(done) == ["healthy"], done.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "health", "show"])
+def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(hub: Hub, between: Any, command: str) -> None:
+    """Of another size too: a pull repairs by renaming."""
+    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
+    new = hub.path.parent / "new"
+    new.write_bytes(blob.read_bytes() + b" " * 4096)
+    action = f"os.replace({str(new)!r}, {str(blob)!r})"
+    done = between("open", blob.name, action, command, *([NAME] if command == "show" else []), "--json")
+    assert verdicts(done) == ["healthy"], done.stdout
+
+
+def test_a_file_that_changes_at_each_look_is_said_to(hub: Hub, between: Any) -> None:
+    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
+    replace = (
+        f"left, blob = 99, {str(blob)!r}; new = f'{{blob}}.{{len(os.listdir(os.path.dirname(blob)))}}';"
+        "shutil.copyfile(blob, new); os.rename(blob, new + '.old'); os.rename(new, blob); left = 1"
+    )
+    done = between("open", blob.name, replace, "health", "--json")
+    assert "config.json changes while it is read; try again" in done.stdout
+
+
+MOMENTS = {
+    "its snapshots are listed": ("os.scandir", "--model/snapshots"),
+    "its files are listed": ("os.scandir", f"--model/snapshots/{COMMIT}"),
+    "its ref is read": ("open", "--model/refs/main"),
+    "its config is read": ("open", "config.json"),
+    "its weights are read": ("open", "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
+def test_a_model_that_is_removed_before(hub: Hub, between: Any, words: tuple[str, ...], moment: str) -> None:
+    """It is not listed, and the others are."""
+    snapshot = hub.add(NAME, chat_model())
+    hub.add("org/other", chat_model(model_type="qwen3"))
+    event, name = MOMENTS[moment]
+    done = between(event, (snapshot / name).resolve().name if "/" not in name else name, removal(hub), *words, "--json")
+    assert done.returncode == 0
+    assert NAME not in done.stdout and "org/other" in done.stdout
+    assert "No such file" not in done.stdout
+
+
+def removal(hub: Hub) -> str:
+    """The code that removes the model as `rm` does: away first, then piece by piece."""
+    trash = str(hub.path / ".trash")
+    return f"os.rename({str(hub.folder(NAME))!r}, {trash!r}); shutil.rmtree({trash!r})"
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_a_model_that_is_removed_beside_is_not_found(hub: Hub, between: Any, command: str) -> None:
+    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
+    done = between("open", blob.name, removal(hub), command, NAME, *(["hi"] if command == "run" else []), "--json")
+    assert '"model_not_found"' in done.stdout
+
+
+def test_a_model_removed_while_it_is_hashed_is_not_listed(hub: Hub, between: Any) -> None:
+    blob = (hub.add(NAME, chat_model()) / "model.safetensors").resolve()
+    done = between("open", blob.name, removal(hub), "health", "--deep", "--json", count=2)
+    assert '"total": 0' in done.stdout
+
+
+@pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
+def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(hub: Hub, between: Any, words: Any) -> None:
+    hub.add(NAME, chat_model())
+    hub.add(NAME, chat_model(hidden_size=128), OTHER_COMMIT, ref=None)
+    model = hub.folder(NAME)
+    (model / "refs" / "main").write_text(COMMIT)
+    blob = (model / "snapshots" / COMMIT / "config.json").resolve()
+    update = (
+        f"open({str(model / 'refs' / 'main')!r}, 'w').write({OTHER_COMMIT!r});"
+        f"shutil.rmtree({str(model / 'snapshots' / COMMIT)!r}); os.unlink({str(blob)!r})"
+    )
+    done = between("open", blob.name, update, *words, "--json")
+    assert verdicts(done) == ["healthy"], done.stdout
+
+
+def test_hashing_opens_each_file_once(hub: Hub, between: Any) -> None:
+    """It has many pieces, and is opened for nothing else."""
+    blob = (hub.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()
+    opens = hub.path.parent / "opens"
+    note = f"left = 1; os.write(os.open({str(opens)!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY), b'.')"
+    between("open", blob.name, note, "health", "--deep", "--json")
+    assert opens.read_text() == "."
