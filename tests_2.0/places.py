@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -78,3 +80,27 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
 def tmpfs(place: Path, size: str) -> Any:
     """A small disk in memory."""
     return mounted(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+
+
+@contextmanager
+def ignoring_case(place: Path) -> Iterator[Path]:
+    """A disk that ignores case at a place; the test is skipped where FUSE is missing or not permitted."""
+    folder = place.with_name(f"{place.name}-behind")
+    folder.mkdir()
+    place.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "case_insensitive.py", folder, place],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not os.path.ismount(place) and server.poll() is None:
+        time.sleep(0.01)
+    if server.poll() is not None:
+        *_, reason = ("", *server.communicate()[1].strip().splitlines())
+        pytest.skip(f"a disk that ignores case can't be mounted by FUSE here: {reason}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+        server.communicate(timeout=30)

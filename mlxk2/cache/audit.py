@@ -28,9 +28,12 @@ class Audit:
         self._tree = delivery.tree
         self._check = check
         self._verdicts: dict[tuple[tuple[int, int], str], bool] = {}
+        self._unreadable: set[tuple[tuple[int, int], str]] = set()
+        # No revision is a link: what is behind one belongs to another.
+        self._is_there = not self._snapshot.is_symlink()
         self.wanted = list(wanted)
         self.missing = [file for file in self.wanted if not self._has(file)]
-        self.misplaced = [file for file in self.wanted if not self._is_good(self._snapshot / file.name, file)]
+        self.misplaced = [file for file in self.wanted if not self._is_placed(file)]
         self.spoilt = self._spoilt()
 
     @property
@@ -39,9 +42,9 @@ class Audit:
         return not (self.missing or self.misplaced or self.remains())
 
     def bad_blobs(self) -> list[Path]:
-        """The blobs of missing files that are there, but are not what their name says."""
-        paths = {self._delivery.blob(file) for file in self.missing}
-        return sorted(path for path in paths if os.path.lexists(path))
+        """The blobs of missing files that are there, but are not what their name says; not those that can't be read."""
+        paths = {self._delivery.blob(file): file for file in self.missing}
+        return sorted(path for path, file in paths.items() if os.path.lexists(path) and self._can_be_read(path, file))
 
     def is_staged(self, file: Wanted) -> bool:
         """Whether a file waits, as good as the check can tell, since an earlier attempt."""
@@ -55,14 +58,21 @@ class Audit:
 
     def remains(self) -> list[str]:
         """What other downloads left in the snapshot's folder: unfinished files, links that lead nowhere; by name."""
-        if not self._snapshot.is_dir():
+        if not self._is_there or not self._snapshot.is_dir():
             return []
         names = {file.name for file in self.wanted}
         files = (file for file in self._tree.files(str(self._snapshot)) if file.name not in names)
         return [file.name for file in files if file.problem or file.name.endswith(integrity.PARTIAL)]
 
     def _has(self, file: Wanted) -> bool:
-        return self._is_good(self._delivery.blob(file), file) or self._is_good(self._snapshot / file.name, file)
+        return self._is_good(self._delivery.blob(file), file) or self._is_placed(file)
+
+    def _is_placed(self, file: Wanted) -> bool:
+        return self._is_there and self._is_good(self._snapshot / file.name, file)
+
+    def _can_be_read(self, path: Path, wanted: Wanted) -> bool:
+        file = self._tree.file(wanted.name, str(path))
+        return file is None or (file.identity, wanted.blob) not in self._unreadable
 
     def _is_good(self, path: Path, wanted: Wanted) -> bool:
         file = self._tree.file(wanted.name, str(path)) if os.path.lexists(path) else None
@@ -71,7 +81,12 @@ class Audit:
         # A blob and the entries that lead to it are one file, which is read once.
         key = file.identity, wanted.blob
         if key not in self._verdicts:
-            self._verdicts[key] = self._check(file, wanted)
+            try:
+                self._verdicts[key] = self._check(file, wanted)
+            except BrokenFile:
+                # Its mode, or a fault of the disk: it is fetched, and then takes the place of this one.
+                self._verdicts[key] = False
+                self._unreadable.add(key)
         return self._verdicts[key]
 
 
@@ -84,7 +99,10 @@ def looks_whole(file: File, wanted: Wanted) -> bool:
 
 
 def has_its_hash(advance: Advance) -> Check:
-    """A check of a file's bytes by the hash that names its blob; `advance` is told how many were read."""
+    """A check of a file's bytes by the hash that names its blob; BrokenFile when they can't be read.
+
+    `advance` is told how many were read.
+    """
 
     def check(file: File, wanted: Wanted) -> bool:
         return hashes.digest(file._replace(blob=wanted.blob), advance) == wanted.blob

@@ -48,9 +48,18 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
 
 
 def _place(file: File, folder: str) -> str:
-    """Where a file's copy will be; the folders on the way are made."""
+    """Where a file's copy will be; the folders on the way are made. OperationError when the place is taken."""
     path = os.path.join(folder, file.name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        is_taken = os.path.lexists(path)
+    except (FileExistsError, NotADirectoryError):
+        is_taken = True
+    if is_taken:
+        raise OperationError(
+            f"{file.name!r} can't be copied beside another file of the model: the disk takes their names for one.",
+            hint="Clone to another disk.",
+        )
     return path
 
 
@@ -65,8 +74,9 @@ def _copy_plainly(files: Sequence[File], folder: str, progress: Progress, may_mo
         for file in copied:
             _copy(file, _place(file, folder), advance)
     for file in movable:
-        os.rename(file.path, _place(file, folder))
-        _make_writable(_place(file, folder))
+        path = _place(file, folder)
+        os.rename(file.path, path)
+        _make_writable(path)
 
 
 def _copy(file: File, path: str, advance: Advance) -> None:

@@ -6,18 +6,22 @@ own folder's `.incomplete`: always on the file system that they are for, so that
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxk2.cache import naming, refs
+from mlxk2.cache import handles, naming, refs
 from mlxk2.cache.files import Tree
 from mlxk2.errors import OperationError
 
 PARTIAL = ".partial"
+
+# How a file system says that it has no symbolic links: each has a number of its own, NFS one without a name.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,52 @@ class Delivery:
         """Whether anything stands in a revision's folder under a file's name, be it sound or not."""
         return os.path.lexists(self.snapshot(commit) / wanted.name)
 
-    def begin(self) -> None:
-        """Make the folder for unfinished files; OperationError when the model's folders lead out of the cache."""
-        tree, name = self.tree, naming.repo_id_of(self.model.name)
-        for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs", self.staging):
-            if not tree.contains(str(folder)):
-                problem = f"The {folder.name} folder of {name} is a link that leads outside the cache."
+    def check_names(self, ref: str | None) -> None:
+        """OperationError where the model's folder or its ref is another one's: such a disk takes two names for one."""
+        folder, name = self.model, naming.repo_id_of(self.model.name)
+        if not folder.is_dir():
+            return
+        here, beside = handles.name_on_disk(str(folder)), refs.in_the_way(ref, str(folder)) if ref else None
+        real = Path(os.path.realpath(folder))
+        if folder.is_symlink() and real.parent == Path(os.path.realpath(folder.parent)):
+            raise OperationError(
+                f"{name} is a link to the folder of {naming.repo_id_of(real.name)}, which a pull would change.",
+                hint="Remove that link, then pull again.",
+            )
+        if here != folder.name:
+            other = naming.repo_id_of(here)
+            raise OperationError(
+                f"This disk ignores case: the folder of {name} is the one that the cache has for {other}.",
+                hint=f"If both are one model: mlxk2 pull {other}. Else set HF_HUB_CACHE to another disk.",
+            )
+        if beside is not None:
+            raise OperationError(
+                f"The cache keeps the branch {beside!r} of {name} where {ref!r} would be kept.",
+                hint=f"Pull it by its commit: mlxk2 pull {name}@HASH",
+            )
+
+    def secure(self) -> None:
+        """Let nothing that is written reach beyond the model's own folders by a link.
+
+        OperationError when one of its folders is such a link; ours for unfinished downloads is removed.
+        """
+        own, name = Tree((os.path.realpath(self.model),)), naming.repo_id_of(self.model.name)
+        for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs"):
+            if not own.contains(str(folder)):
+                problem = f"The {folder.name} folder of {name} is a link that leads out of the model's folder."
                 raise OperationError(problem, hint="Remove that link, then pull again.")
+        for folder in (self.staging, self.staging / "blobs", self.staging / "snapshots", self.staging / "refs"):
+            if folder.is_symlink():
+                folder.unlink()
+
+    def clear_places(self, commit: str, files: Iterable[Wanted]) -> None:
+        """Remove empty folders from these files' places; OperationError when something is in one."""
+        for file in files:
+            for path in (self.snapshot(commit) / file.name, self.blob(file), self.staged(file), self.partial(file)):
+                _clear(path)
+
+    def begin(self) -> None:
+        """Make the folder for unfinished files."""
         (self.staging / "blobs").mkdir(parents=True, exist_ok=True)
 
     def finish(self, commit: str, files: Sequence[Wanted], misplaced: Sequence[Wanted], ref: str | None) -> None:
@@ -157,6 +200,19 @@ def unfinished(folder: str) -> str:
     return f".{folder}{naming.INCOMPLETE}"
 
 
+def _clear(path: Path) -> None:
+    """Remove an empty folder that is in a file's place; OperationError when something is in it."""
+    if path.is_symlink() or not path.is_dir():
+        return
+    try:
+        path.rmdir()
+    except OSError as fault:
+        raise OperationError(
+            f"A folder is where the file {path.name} of the model belongs: {fault.strerror}.",
+            hint="Move that folder away, then pull again.",
+        ) from fault
+
+
 def _make_folders(snapshot: Path, folder: Path) -> None:
     """Make a folder below a snapshot; a link or a file on the way, which no revision has, gives way."""
     steps = [folder, *folder.parents]
@@ -171,11 +227,31 @@ def _link_all(snapshot: Path, files: Sequence[Wanted], model: Path) -> None:
     for file in files:
         uses[file.blob] -= 1
         path = snapshot / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
         up = [".."] * (2 + file.name.count("/"))
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.join(*up, "blobs", file.blob))
-        except OSError:
-            # A file system without links, as on many external disks: the bytes themselves stand in the snapshot.
-            put = shutil.copyfile if uses[file.blob] else os.replace
+        except (FileExistsError, NotADirectoryError) as fault:
+            raise _collision(file) from fault
+        except OSError as fault:
+            if fault.errno not in _NO_LINKS:
+                raise
+            # As on many external disks: the bytes themselves stand in the snapshot.
+            if os.path.lexists(path):
+                raise _collision(file) from fault
+            put = _copy if uses[file.blob] else os.replace
             put(model / "blobs" / file.blob, path)
+
+
+def _collision(file: Wanted) -> OperationError:
+    """What to say of a file of a new snapshot whose name is taken, by another of its files."""
+    return OperationError(
+        f"{file.name!r} can't be kept beside another file of the model: this disk takes their names for one.",
+        hint="Set HF_HUB_CACHE to another disk, or ask the model's author to rename one of them.",
+    )
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a file to a name that is free."""
+    with path.open("rb") as source, target.open("xb") as copy:
+        shutil.copyfileobj(source, copy)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from mlxk2.cache import naming
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _MAX_ATTEMPTS = 5
@@ -57,6 +59,17 @@ def names_in(*names: str, below: int) -> list[str]:
     # A handle that was open before may show what was there then: btrfs lists no entry that is newer than the handle.
     with folder(*names, ".", below=below) as handle:
         return [] if handle is None else sorted(os.listdir(handle))
+
+
+def name_on_disk(path: str) -> str:
+    """The name under which the disk keeps what is at a path: another one where the disk ignores case."""
+    folder, name = os.path.split(path)
+    names = os.listdir(folder)
+    if name in names:
+        return name
+    alike = [other for other in names if naming.folded(other) == naming.folded(name)]
+    # Some disks keep each accent in a form of their own.
+    return next((other for other in alike if not naming.is_one_text(other, name)), name)
 
 
 def walk(handle: int) -> Iterator[tuple[str, int]]:

@@ -61,7 +61,7 @@ class Memory:
         unfinished = f"{self._file}.{os.getpid()}"
         try:
             os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
-            with open(unfinished, "w", encoding="utf-8") as file:
+            with open(unfinished, "x", encoding="utf-8") as file:
                 json.dump({"stamp": self._stamp, "snapshots": self._seen}, file)
             os.replace(unfinished, self._file)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
@@ -59,6 +60,59 @@ def is_litter(file_name: str) -> bool:
 def candidates(name: str) -> list[str]:
     """The full names that a name may be or stand for, in the order in which they are tried."""
     return [name] if "/" in name else [f"{DEFAULT_ORG}/{name}", name]
+
+
+class Collision(NamedTuple):
+    """Two files of one repo that some disk can't keep side by side, and why, as the end of a sentence."""
+
+    first: str
+    second: str
+    reason: str
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step on the way to files: the first name that leads over it, and the names of the steps below."""
+
+    first: str
+    is_file: bool = False
+    below: dict[str, _Step] = field(default_factory=dict)
+
+
+def folded(name: str) -> str:
+    """The name as the most tolerant disk reads it: without case, and with each accent in one form only."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def is_one_text(first: str, second: str) -> bool:
+    """Whether two names differ in nothing but how their accents are encoded."""
+    return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
+
+
+def find_collision(names: Iterable[str]) -> Collision | None:
+    """The first two of these paths (with `/`) that are not two files everywhere, if there are such.
+
+    A disk may ignore case and the form of accents, as macOS's does. Folders that differ in that alone are one folder
+    there, which harms no file in them.
+    """
+    top = _Step("")
+    for name in names:
+        step = top
+        for part in folded(name).split("/"):
+            if step.is_file:
+                return Collision(step.first, name, "one would be a file and a folder")
+            step = step.below.setdefault(part, _Step(name))
+        if step.is_file:
+            return Collision(step.first, name, _why_one(step.first, name))
+        if step.below:
+            return Collision(step.first, name, "one would be a file and a folder")
+        step.is_file, step.first = True, name
+    return None
+
+
+def _why_one(first: str, second: str) -> str:
+    differ = "how accents are encoded" if is_one_text(first, second) else "upper and lower case"
+    return f"they differ only in {differ}, which some disks ignore (those of macOS do)"
 
 
 def short_hash(commit: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from mlxk2.cache import handles, naming
 from mlxk2.cache.files import BrokenFile, Tree, read
@@ -40,13 +41,48 @@ def refusal(ref: str, model: str, tree: Tree) -> str | None:
 
 
 def write(ref: str, commit: str, model: str) -> None:
-    """Let a ref name a commit; whoever reads it meanwhile finds the old one or the new."""
-    path = os.path.join(model, FOLDER, ref)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Let a ref name a commit; a reader finds the old one or the new. A link in its place or on the way gives way."""
+    *parents, name = ref.split("/")
+    folder = os.path.join(model, FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    for parent in parents:
+        folder = os.path.join(folder, parent)
+        if os.path.islink(folder):
+            os.unlink(folder)
+        os.makedirs(folder, exist_ok=True)
     new = os.path.join(model, _UNFINISHED)
-    with open(new, "w", encoding="ascii") as file:
+    with suppress(FileNotFoundError):
+        os.unlink(new)
+    with open(new, "x", encoding="ascii") as file:
         file.write(commit)
-    os.replace(new, path)
+    place = os.path.join(folder, name)
+    if os.path.isdir(place) and not os.path.islink(place):
+        for path, _, _ in os.walk(place, topdown=False):
+            os.rmdir(path)
+    os.replace(new, place)
+
+
+def in_the_way(ref: str, model: str) -> str | None:
+    """The other ref that stands where this one must be written: on its way, below it, or as the same name on this disk.
+
+    A disk may ignore case. A link or a folder without refs is not in the way.
+    """
+    path, found = os.path.join(model, FOLDER), []
+    for step in ref.split("/"):
+        path = os.path.join(path, step)
+        if os.path.islink(path) or not os.path.lexists(path):
+            return None
+        found.append(handles.name_on_disk(path))
+        if not os.path.isdir(path):
+            break
+    there = "/".join(found)
+    if os.path.isdir(path):
+        return next((os.path.join(there, name) for name in _below(path)), None)
+    return there if there != ref else None
+
+
+def _below(folder: str) -> Iterator[str]:
+    return (os.path.relpath(os.path.join(path, name), folder) for path, _, names in os.walk(folder) for name in names)
 
 
 def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:

@@ -64,12 +64,17 @@ def download(
     files = repos.files(connection, revision)
     with translated(revision.repo_id):
         delivery = Delivery.of(hub, revision.repo_id)
+        delivery.check_names(revision.ref)
         wanted = files if complete else [file for file in files if delivery.has_entry(revision.commit, file)]
         done = Download((), (), 0, left_out=len(files) - len(wanted))
         if not by_hash and _is_settled(delivery, revision, Audit(delivery, revision.commit, wanted, looks_whole)):
             return done  # without a lock, which could not be taken in a cache that may only be read
         with _alone(hub, revision.repo_id, notify):
             delivery = Delivery.of(hub, revision.repo_id)
+            delivery.check_names(revision.ref)
+            delivery.secure()
+            if not delivery.snapshot(revision.commit).is_dir():
+                wanted, done = files, done._replace(left_out=0)  # it was removed while this waited
             audit = _audit(delivery, revision, wanted, progress, by_hash)
             if not audit.is_sound:
                 done = _deliver(source, hub, delivery, audit, progress, by_hash)._replace(left_out=done.left_out)
@@ -122,10 +127,12 @@ def _deliver(
     in_store = [file for file in trusted if sharing.has(hub, file)]
     missing = [file for file in audit.missing if file not in in_store and not audit.is_staged(file)]
     _check_space(revision.repo_id, delivery, missing, [*damaged, *audit.spoilt])
+    delivery.clear_places(revision.commit, [*audit.missing, *audit.misplaced])
     delivery.begin()
     for path in (*damaged, *audit.spoilt):
-        path.unlink()
-    missing += [file for file in in_store if not sharing.stage(hub, delivery, file)]
+        path.unlink(missing_ok=True)
+    with progress("Hashing", sum(file.size for file in in_store)) as advance:
+        missing += [file for file in in_store if not sharing.stage(hub, delivery, file, advance)]
     total = sum({file.blob: file.size for file in missing}.values())
     with progress(revision.repo_id, total) as advance:
         resumed = fetch_all(source, missing, delivery, advance)

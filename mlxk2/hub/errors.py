@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from mlxk2.cache import space
+from mlxk2.cache.naming import Collision
 from mlxk2.errors import (
     AccessDeniedError,
     CachePermissionError,
@@ -102,6 +104,19 @@ def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
 
 class RevisionMissingError(DownloadFailedError):
     """The repo is there, the revision is not."""
+
+
+class NamesCollideError(DownloadFailedError):
+    """The repo lists two files that some disk takes for one; to ask again does not help."""
+
+    def __init__(self, repo_id: str, collision: Collision) -> None:
+        first, second, reason = collision
+        if first == second:
+            message, hint = f"The hub lists {first!r} of {repo_id} twice. Nothing was written.", None
+        else:
+            message = f"{repo_id} has {first!r} and {second!r}, but no place for both: {reason}. Nothing was written."
+            hint = f"To leave one out: hf download {repo_id} --exclude {shlex.quote(second)}"
+        super().__init__(message, hint=hint or "Is HF_ENDPOINT the address of a hub?")
 
 
 def _of_disk(fault: Exception, repo_id: str) -> MlxkError:

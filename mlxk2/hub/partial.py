@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -20,6 +21,28 @@ class Stopped(Exception):
     """Another file failed, or the user interrupted: nobody waits for this one any more."""
 
 
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def _opened(path: Path) -> int:
+    """A handle of an unfinished file, which no other name shares; what is there instead makes room for a new one."""
+    try:
+        handle = os.open(path, _FLAGS)
+    except OSError:
+        return _new(path)  # there is none, or a link, or a file that can't be read
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return handle
+    os.close(handle)
+    return _new(path)
+
+
+def _new(path: Path) -> int:
+    """A handle of a new file in the place of what is there; OSError for a folder."""
+    path.unlink(missing_ok=True)
+    return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+
+
 class Partial:
     """A file that is written from where an earlier attempt stopped; what was there already is hashed first.
 
@@ -30,7 +53,8 @@ class Partial:
         self._wanted = wanted
         self._advance = advance
         self._stop = stop
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        self._path = path
+        self._handle = _opened(path)
         self._restart()
         self.resumed = self._read_back()
 
@@ -81,8 +105,15 @@ class Partial:
     def _read_back(self) -> int:
         if os.fstat(self._handle).st_size > self._wanted.size:
             os.ftruncate(self._handle, 0)
-        while chunk := os.read(self._handle, CHUNK_BYTES):
-            self._count(chunk)
+        try:
+            while chunk := os.read(self._handle, CHUNK_BYTES):
+                self._count(chunk)
+        except OSError:
+            # A fault of the disk under bytes that can be fetched again, to another place of it.
+            os.close(self._handle)
+            self._handle = _new(self._path)
+            self._advance(-self._size)
+            self._restart()
         return self._size
 
     def _count(self, chunk: bytes) -> None:

@@ -13,7 +13,7 @@ from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import AccessDeniedError, DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
-from mlxk2.hub.errors import RevisionMissingError, answered, nonsense
+from mlxk2.hub.errors import NamesCollideError, RevisionMissingError, answered, nonsense
 from mlxk2.printable import cut
 
 DEFAULT_REF = "main"
@@ -48,12 +48,18 @@ def find(connection: Connection, name: str, revision: str | None) -> Revision:
 
 
 def files(connection: Connection, revision: Revision) -> list[Wanted]:
-    """The files of a revision; DownloadFailedError when there are none, or one would lead out of the model's folder."""
+    """The files of a revision, of which no two have one name on any disk.
+
+    DownloadFailedError when there are none, or one would lead out of the model's folder; NamesCollideError when two
+    have one name.
+    """
     with answered(revision.repo_id):
         entries = connection.api.list_repo_tree(revision.repo_id, recursive=True, revision=revision.commit)
         found = [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
     if not found:
         raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({naming.short_hash(revision.commit)}).")
+    if collision := naming.find_collision(file.name for file in found):
+        raise NamesCollideError(revision.repo_id, collision)
     return found
 
 

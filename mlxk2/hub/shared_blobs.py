@@ -29,6 +29,11 @@ class SharedBlobs:
         """The payload and the list of its references, which goes with it."""
         return [payload, str(library.shared_blob_manifest_path(self._hub, Path(payload).name))]
 
+    def holders(self, payload: str) -> set[str] | None:
+        """The names of the repos' blobs that lead to a payload; None when the list of its references can't be read."""
+        found = library._read_valid_manifest_references(Path(payload), self._hub)
+        return None if found is None else {link.name for link in found}
+
     def sweep(self, payload: str) -> None:
         """Remove a payload if nothing refers to it any more; one whose references can't be read stays."""
         library.sweep_shared_blob(Path(payload), cache_dir=self._hub)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxk2.cache import locks
+from mlxk2.cache.audit import has_its_hash
 from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache.files import BrokenFile
 from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.hub import library
 from mlxk2.hub.shared_blobs import SharedBlobs
+
+if TYPE_CHECKING:
+    from mlxk2.progress import Advance
 
 _LOCK_WAIT_SECONDS = 0.01
 
@@ -23,8 +28,8 @@ def has(hub: Path, file: Wanted) -> bool:
     )
 
 
-def stage(hub: Path, delivery: Delivery, file: Wanted) -> bool:
-    """Whether a file that the store has could be staged; otherwise it must be fetched.
+def stage(hub: Path, delivery: Delivery, file: Wanted, advance: Advance) -> bool:
+    """Whether a file that the store has could be staged, its bytes verified; otherwise it must be fetched.
 
     It is a hard link: what the store keeps may go with the other models that need it while this one is still coming.
     """
@@ -33,9 +38,13 @@ def stage(hub: Path, delivery: Delivery, file: Wanted) -> bool:
     staged.unlink(missing_ok=True)
     try:
         os.link(library.shared_blob_path(hub, file.xet_hash), staged)
-    except OSError:
-        return False
-    return True
+        found = delivery.tree.file(file.name, str(staged))
+        if found is not None and has_its_hash(advance)(found, file):
+            return True
+    except (OSError, BrokenFile):
+        pass  # whatever the store has, the hub has it too
+    staged.unlink(missing_ok=True)
+    return False
 
 
 def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
@@ -49,6 +58,8 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
     blob = delivery.blob(file)
     if blob.is_symlink():
         return  # it is shared already; a second name of the link would take the place of the bytes that it leads to
+    if not _is_alone(hub, file):
+        return  # the hub gives other bytes the same name: those that are there belong to another model
     spare = _spare(blob)
     spare.unlink(missing_ok=True)
     try:
@@ -57,13 +68,23 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
         return  # a file system without links: the model keeps the file for itself
     entry: dict[str, Any] = {"xet_hash": file.xet_hash, "cache_dir": hub, "expected_size": file.size}
     try:
-        # What the store has under this name may be damaged, the delivered file is not.
+        # What the store has under this name may be damaged, the delivered file is not: it takes the other's place.
         if library.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
             library.try_link_from_shared_store(blob_path=str(blob), **entry)
     finally:
         spare.unlink(missing_ok=True)
         # Only to strike out the second name, which was noted too.
         SharedBlobs(str(hub)).sweep(str(library.shared_blob_path(hub, file.xet_hash)))
+
+
+def _is_alone(hub: Path, file: Wanted) -> bool:
+    """Whether all models that need the store's bytes under a file's Xet hash file them under the same blob as it."""
+    assert file.xet_hash is not None
+    payload = library.shared_blob_path(hub, file.xet_hash)
+    if not os.path.lexists(payload):
+        return True
+    holders = SharedBlobs(str(hub)).holders(str(payload))
+    return holders is not None and {name.removesuffix(INCOMPLETE) for name in holders} <= {file.blob}
 
 
 def _spare(blob: Path) -> Path:

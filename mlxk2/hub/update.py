@@ -13,7 +13,7 @@ from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundE
 from mlxk2.hub import repos
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, Notify, download
-from mlxk2.hub.errors import RevisionMissingError
+from mlxk2.hub.errors import NamesCollideError, RevisionMissingError
 from mlxk2.hub.repos import Revision
 from mlxk2.printable import listed
 from mlxk2.sizes import human_size
@@ -92,6 +92,8 @@ class _Update(NamedTuple):
         """Put right what health can't see in a model that is healthy and current; mostly there is nothing."""
         try:
             done = self._download(found, complete=False)
+        except NamesCollideError:
+            raise
         except _PASSING as fault:
             local = self._local(found.repo_id, found.commit)
             if local is None or not local.is_healthy:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".model", ".tiktoken", "tokenizer.json")
 LFS_SIZE = 10_000_000
@@ -91,6 +92,7 @@ class Contents:
     """Everything the hub knows. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
 
     `in_store` finds those that were uploaded to the store beside the hub. `ignore_rules` came along with uploads.
+    `changed` is what a listing becomes before it is sent: a hub may lie.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Contents:
     objects: dict[str, bytes] = field(default_factory=dict)
     ignore_rules: list[str | None] = field(default_factory=list)
     page_size: int = 1000
+    changed: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda listing: listing
     in_store: Callable[[str], Blob | None] = lambda _: None
 
     def object(self, sha256: str) -> bytes | None:

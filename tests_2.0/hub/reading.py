@@ -69,7 +69,8 @@ class Reading:
 
     def tree(self, request: Request, owner: str, name: str, revision: str, folder: str = "") -> Any:
         commit = commit_of(self._repo(request, owner, name), unquote(revision))
-        return _page(request, _tree(commit, unquote(folder)), self._contents.page_size)
+        listing = self._contents.changed(_tree(commit, unquote(folder)))
+        return _page(request, listing, self._contents.page_size)
 
     def resolve(self, request: Request, owner: str, name: str, revision: str, path: str) -> Response:
         repo = open_repo_of(self._contents, request, f"{owner}/{name}")
