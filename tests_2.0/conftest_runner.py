@@ -16,6 +16,7 @@ from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import Place, Step, TokenLogprob
 from mlxk2.runner.runner import Chunk, MLXRunner
 from mlxk2.runner.text import Vocabulary
+from mlxk2.runner.tokenizer import RefusedError
 
 END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
@@ -91,6 +92,10 @@ class ScriptedTokenizer:
         """A new one at each reading."""
         return ScriptedDetokenizer()
 
+    def until(self, _: Callable[[], bool]) -> ScriptedTokenizer:
+        """This tokenizer, which is done at once."""
+        return self
+
     @property
     def added_tokens_decoder(self) -> dict[int, Any]:
         """All marks, which are special but for those of reasoning."""
@@ -116,16 +121,18 @@ class ScriptedTokenizer:
         """The text of tokens."""
         return "".join(_NAMES.get(token) or chr(token) for token in tokens)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, context: int | None = None) -> list[int]:  # noqa: ARG002
         """One token per byte, after the BOS if there is one and it is asked for."""
         return tokens_of((self.bos_token or "") if add_special_tokens else "", text)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> list[int]:
-        """All turns, then the template's own end; ValueError where a role stands twice in a row."""
-        assert add_generation_prompt
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool, context: int | None = None
+    ) -> list[int]:
+        """All turns, then the template's own end; RefusedError where a role stands twice in a row."""
+        assert add_generation_prompt and (context is None or context > 0)
         roles = [message["role"] for message in messages]
         if any(role == following for role, following in zip(roles, roles[1:], strict=False)):
-            raise ValueError("roles must alternate")
+            raise RefusedError("roles must alternate")
         text = "".join(f"{_speaker(message)}:{message['content']};" for message in messages)
         return tokens_of(text, self.template_end)
 

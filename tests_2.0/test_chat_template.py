@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jinja2.exceptions import TemplateError
 from tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 
 import mlxk2
-from mlxk2.errors import ModelError
-from mlxk2.runner.template import ChatTemplate
+from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
+from mlxk2.runner.confined import Confined as Process
+from mlxk2.runner.confined import Starter
+from mlxk2.runner.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be <b>brief</b> & \"kind\".\n"},
@@ -47,21 +48,52 @@ SOUND = {
 }
 
 
+class Confined:
+    """One process, which is given one chat template after the other; all tokens of a text are its bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.starter = OneProcess()
+
+    def ask(self, source: str, messages: Any = MESSAGES, **options: Any) -> str:
+        """The text of a conversation."""
+        tokenizer = self.open(source)
+        return tokenizer.decode(tokenizer.apply_chat_template(messages, **options))
+
+    def open(self, source: str) -> Tokenizer:
+        """A tokenizer with this template."""
+        write_tokenizer(self.folder, template=source, config={"bos_token": "<|im_start|>"})
+        return load_tokenizer(self.folder, {}, self.starter, "damaged")
+
+
+class OneProcess(Starter):
+    """Gives the same process again, as long as it lives: to start one takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process: Process | None = None
+
+    def take(self) -> Process:
+        """Return the process, or a new one."""
+        if self.process is None or not self.process.is_alive:
+            self.process = super().take()
+        return self.process
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tokenizer of transformers, to compare with."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, config={"bos_token": "<|im_start|>"})
-    return AutoTokenizer.from_pretrained(folder)
+def confined(tmp_path_factory: pytest.TempPathFactory) -> Confined:
+    """A process for this file's templates."""
+    return Confined(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize("source", SOUND.values(), ids=SOUND)
-def test_a_template_says_what_transformers_has_it_say(tokenizer: Any, source: str) -> None:
+def test_a_template_says_what_transformers_has_it_say(confined: Confined, source: str) -> None:
     options = {"add_generation_prompt": True, "enable_thinking": True}
-    expected = tokenizer.apply_chat_template(MESSAGES, chat_template=source, tokenize=False, **options)
-    template = ChatTemplate(source, tokenizer.special_tokens_map)
-    assert template(MESSAGES, **options) == expected
-    assert template(MESSAGES, **options) == expected
+    tokenizer = confined.open(source)
+    theirs = AutoTokenizer.from_pretrained(confined.folder)
+    expected = theirs.apply_chat_template(MESSAGES, tokenize=False, **options)
+    for _ in range(2):
+        assert tokenizer.decode(tokenizer.apply_chat_template(MESSAGES, **options)) == expected
 
 
 REFUSING = {
@@ -83,24 +115,24 @@ REFUSING = {
     "is nested without end": ("{% if 1 %}" * 5000 + "{% endif %}" * 5000, "recursion"),
     "has an expression without end": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "recursion"),
     "counts too far": ("{{ range(10 ** 9) | list }}", "Range too big"),
-    "multiplies a text": ("{{ 'x' * 10 ** 10 }}", "1024 MB"),
-    "multiplies a list": ("{{ ([0] * 10 ** 9) | length }}", "1024 MB"),
+    "multiplies a text": ("{{ 'x' * 10 ** 10 }}", "3072 MB"),
+    "multiplies a list": ("{{ ([0] * 10 ** 9) | length }}", "3072 MB"),
     "doubles a text": (
         "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
-        "1024 MB",
+        "3072 MB",
     ),
-    "fills a line": ("{{ 'x' | center(10 ** 10) }}", "1024 MB"),
-    "formats a number": ("{{ '%10000000000d' | format(1) }}", "1024 MB"),
-    "formats a text": ("{{ '{:>10000000000}'.format(1) }}", "1024 MB"),
-    "indents JSON": ("{{ messages | tojson(indent=10 ** 10) }}", "1024 MB"),
+    "fills a line": ("{{ 'x' | center(10 ** 10) }}", "3072 MB"),
+    "formats a number": ("{{ '%10000000000d' | format(1) }}", "3072 MB"),
+    "formats a text": ("{{ '{:>10000000000}'.format(1) }}", "3072 MB"),
+    "indents JSON": ("{{ messages | tojson(indent=10 ** 10) }}", "3072 MB"),
     "says too much": ("{{ 'x' * 100_000_000 }}", "a prompt of 100000000 characters"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSING.values(), ids=REFUSING)
-def test_a_template_that_refuses_or_goes_astray_says_why(source: str, reason: str) -> None:
-    with pytest.raises(TemplateError, match=reason):
-        ChatTemplate(source, {})(MESSAGES)
+def test_a_template_that_refuses_or_goes_astray_says_why(confined: Confined, source: str, reason: str) -> None:
+    with pytest.raises(RefusedError, match=reason):
+        confined.ask(source)
 
 
 ENDLESS = {
@@ -110,40 +142,40 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
-def test_a_template_that_does_not_end_is_ended(source: str) -> None:
-    template = ChatTemplate("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine", {})
+def test_a_template_that_does_not_end_is_ended(confined: Confined, source: str) -> None:
+    tokenizer = confined.open("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    with pytest.raises(ModelError, match="ran for more than 2 seconds"):
-        template([{"role": "user"}])
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+    with pytest.raises(ModelNotRunnableError, match="ran for more than 2 seconds"):
+        tokenizer.apply_chat_template([{"role": "user"}])
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6
     # The next conversation finds a template that works.
-    assert template([{"role": "system"}]) == "fine"
+    assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "system"}])) == "fine"
 
 
-def test_a_process_that_somebody_ends_is_replaced_and_leaves_nothing_open() -> None:
-    others = processes()
-    template = ChatTemplate("fine", {})
+def test_a_process_that_somebody_ends_is_replaced_and_leaves_nothing_open(confined: Confined) -> None:
+    tokenizer = confined.open("fine")
     open_before = len(os.listdir("/dev/fd"))
-    for _ in range(5):
-        (process,) = processes() - others
+    for _ in range(3):
+        (process,) = processes()
         os.kill(process, signal.SIGKILL)
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-        assert template([]) == "fine"
+        assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
     assert len(os.listdir("/dev/fd")) == open_before
 
 
 def processes() -> set[int]:
-    """The living processes of templates that this process has started."""
+    """The living processes of tokenizers that this process has started."""
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(maxsplit=2) for line in told.splitlines())
-    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "template_process" in args}
+    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "tokenizer_process" in args}
 
 
-def test_other_threads_go_on_while_a_template_loops() -> None:
+def test_other_threads_go_on_while_a_template_loops(confined: Confined) -> None:
     steps = []
-    template = ChatTemplate(ENDLESS["loops"], {})
-    thread = threading.Thread(target=lambda: pytest.raises(ModelError, template, MESSAGES))
+    tokenizer = confined.open(ENDLESS["loops"])
+    ask = tokenizer.apply_chat_template
+    thread = threading.Thread(target=lambda: pytest.raises(ModelNotRunnableError, ask, MESSAGES))
     thread.start()
     while thread.is_alive():
         began = time.perf_counter()
@@ -152,7 +184,57 @@ def test_other_threads_go_on_while_a_template_loops() -> None:
     assert len(steps) > 100 and sorted(steps)[len(steps) * 9 // 10] < 0.1
 
 
-def test_a_long_conversation_is_rendered() -> None:
-    messages = [{"role": "user", "content": "é\U0001f600"}] * 100_000
-    text = ChatTemplate(CHATML, {})(messages, add_generation_prompt=True)
-    assert text.count("é\U0001f600") == 100_000
+def test_a_long_conversation_is_rendered(confined: Confined) -> None:
+    messages = [{"role": "user", "content": "é\U0001f600"}] * 50_000
+    assert confined.ask(CHATML, messages, add_generation_prompt=True).count("é\U0001f600") == 50_000
+
+
+CONTINUED = {
+    "as it is": ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "Pa ", "<Hi><Pa "),
+    "trimmed": ("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}", "Pa ", "<Hi><Pa"),
+    "said before": ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "Hi", "<Hi><Hi"),
+    "alone": ("{{ messages[-1].content }}{{ eos_token }}", "\n Pa\n", "\n Pa\n"),
+}
+
+
+@pytest.mark.parametrize(("source", "begun", "expected"), CONTINUED.values(), ids=CONTINUED)
+def test_a_last_message_is_continued_as_transformers_does(
+    confined: Confined, source: str, begun: str, expected: str
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": begun}]
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    assert confined.ask(source, messages, **options) == expected
+    theirs = AutoTokenizer.from_pretrained(confined.folder)
+    assert theirs.apply_chat_template(messages, tokenize=False, **options) == expected
+
+
+def test_a_template_that_leaves_out_the_message_to_continue_refuses(confined: Confined) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Pa"}]
+    with pytest.raises(RefusedError, match="leaves out the last message"):
+        confined.ask("{{ messages[0].content }}", messages, continue_final_message=True)
+
+
+def test_a_process_that_stands_still_is_replaced(confined: Confined) -> None:
+    process = confined.starter.take()
+    (pid,) = processes()
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ModelError, match="does not answer"):
+        process.ask({"ask": "decode", "ids": []}, patience=0.3)
+    assert confined.ask("fine") == "fine"
+
+
+def test_a_process_ends_when_its_question_is_cancelled(confined: Confined) -> None:
+    tokenizer = confined.open(ENDLESS["loops"]).until(lambda: True)
+    with pytest.raises(InterruptedByUser):
+        tokenizer.apply_chat_template(MESSAGES)
+    assert not processes()
+
+
+def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) -> None:
+    # What fills memory takes its time, and the kernel's limit is not reached within it.
+    write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
+    process = Process(watches_memory=True, memory=500 << 20)
+    opening = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
+    process.ask(opening)
+    with pytest.raises(ModelNotRunnableError, match="needs more than 500 MB of memory"):
+        process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, ValidationError
+from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import Sampling, check_max_tokens
@@ -33,6 +34,9 @@ def run(args: Namespace) -> RunData | None:
     snapshot = runnable(Cache(hub_folder(os.environ)), args.model)
     _check_system(args.system)
     prompt = "" if wants_chat else _prompt(args)
+    # The process of the tokenizer takes as long to start as MLX.
+    starter = Starter()
+    starter.prepare()
     assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
         snapshot.path,
         name=snapshot.name,
@@ -40,6 +44,7 @@ def run(args: Namespace) -> RunData | None:
         use_template=not args.no_chat_template,
         sampling=sampling,
         max_tokens=args.max_tokens,
+        starter=starter,
     )
     if wants_chat:
         manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}

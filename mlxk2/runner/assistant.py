@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from mlxk2.runner import backend
+from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Interrupt
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
@@ -62,9 +63,10 @@ class Assistant:
         use_template: bool,
         sampling: Sampling,
         max_tokens: int | None,
+        starter: Starter,
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
-        model = backend.load(folder, adapter, name=name)
+        model = backend.load(folder, adapter, name=name, starter=starter)
         prompter = Prompter(
             model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
         )
@@ -72,11 +74,11 @@ class Assistant:
 
     def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
         """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
-        prompt = self._prompter.chat(messages)
-        request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
-        started = time.perf_counter()
         with Interrupt() as interrupted:
+            prompt = self._prompter.until(interrupted).chat(messages)
+            request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
+            started = time.perf_counter()
             for chunk in self._runner.stream(request, interrupted):
                 texts[chunk.kind].append(chunk.text)
                 show(chunk)

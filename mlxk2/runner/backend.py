@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_adapters, load_config, load_model, load_tokenizer
+from mlx_lm.utils import load_adapters, load_config, load_model
 
 from mlxk2.cache import integrity
 from mlxk2.cache.contents import Contents
@@ -29,17 +28,19 @@ from mlxk2.errors import (
 )
 from mlxk2.runner import cpu, params
 from mlxk2.runner.batch import Batch, Queue, can_batch
+from mlxk2.runner.confined import Cancelled, Starter
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
-from mlxk2.runner.template import confine
 from mlxk2.runner.text import Vocabulary
+from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer
 from mlxk2.runner.tokenizer_faults import as_damage
 from mlxk2.sizes import human_size
 
-# Any type whose tokenizer class is the generic one that reads tokenizer.json.
-_GENERIC_TOKENIZER = "aria"
 # mlx-lm lists every weight that is missing.
 _LONGEST_REASON = 300
+
+
+ReadTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LoadedModel:
     """A model in memory, ready to generate in the thread that loaded it."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     vocabulary: Vocabulary
     vocabulary_size: int
     context_length: int
@@ -66,12 +67,15 @@ def load(
     name: str | None = None,
     memory: int | None = None,
     for_batches: bool = False,
+    read: ReadTokenizer | None = None,
+    starter: Starter | None = None,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
     Without `name` the folder's is used in messages, without `memory` all that the machine has. `for_batches` makes it
-    take longer, for the sake of the speed of many answers at once. `unload` is called to drop the model that is there,
+    take longer, for the sake of the speed of many answers at once. `read` gives the tokenizer where it was loaded
+    before, else it is loaded in a process of the `starter`. `unload` is called to drop the model that is there,
     as soon as only the reading of the weights can still go wrong. Raises ModelUnhealthyError for damaged files,
     ModelNotRunnableError for what MLX or mlx-lm can't do, InsufficientMemoryError before any weight is read,
     ValidationError for a folder that is no adapter.
@@ -82,8 +86,8 @@ def load(
         # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
         mx.disable_compile()
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
-    config = _read_config(folder, name)
-    tokenizer, vocabulary = _load_tokenizer(folder, name, config)
+    config = read_config(folder, name)
+    tokenizer, vocabulary = read() if read else load_vocabulary(folder, name, config, starter or Starter())
     model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
     if for_batches:
         cpu.suit_batches(model)
@@ -98,7 +102,8 @@ def load(
     )
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """Return the config of a folder, as mlx-lm reads it; raise ModelError for one that can't be run."""
     try:
         config = load_config(folder)
     except (OSError, ValueError) as fault:
@@ -110,18 +115,14 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _load_tokenizer(folder: Path, name: str, config: dict[str, Any]) -> tuple[Any, Vocabulary]:
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    if _ships_tokenizer_code(folder) and (folder / "tokenizer.json").is_file():
-        options["tokenizer_type"] = _GENERIC_TOKENIZER
-    # What it warns of (long prompts, tokenizer classes) is checked here or changes nothing.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def load_vocabulary(
+    folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = bool
+) -> tuple[Tokenizer, Vocabulary]:
+    """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError for a damaged one."""
     damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"
     with as_damage(lambda fault: _sentence(damaged, fault, folder)):
-        tokenizer = load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
-        vocabulary = Vocabulary.of(tokenizer, _ends_of_config(folder))
-    confine(tokenizer)
-    return tokenizer, vocabulary
+        tokenizer = load_tokenizer(folder, config, starter, damaged, cancelled)
+        return tokenizer, Vocabulary.of(tokenizer, _ends_of_config(folder))
 
 
 def _ends_of_config(folder: Path) -> list[int]:
@@ -130,12 +131,6 @@ def _ends_of_config(folder: Path) -> list[int]:
     with contextlib.suppress(OSError, ValueError):
         named = json.loads((folder / "config.json").read_bytes()).get("eos_token_id")
     return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
-
-
-def _ships_tokenizer_code(folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_bytes())
-    return False
 
 
 def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:

@@ -1,18 +1,14 @@
-"""The program that renders one chat template again and again, within limits of time and memory.
+"""Chat templates: the environment they are written for, and how a conversation is rendered with one.
 
-It reads lines of JSON, the template first and then the variables of each rendering, and answers each rendering with a
-line. It imports nothing of mlxk2 and little else, so that it is up before the model is.
+They are programs of strangers, and run in the process of `tokenizer_process`, within its limits of memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
@@ -21,12 +17,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Of processor time, for one rendering. The longest conversations that fit a context take a tenth of it.
-SECONDS = 2.0
-MEMORY = 1 << 30
 # Characters; more than any prompt has.
 MOST_TEXT = 64 << 20
-_MOST_MESSAGE = 300
+# Marks where a last message ends that is to be continued; as transformers does, with a space that may be trimmed.
+_END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class _Generation(Extension):
@@ -96,39 +90,24 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def main() -> None:
-    """Answer until nobody asks any more."""
-    with contextlib.suppress(ValueError, OSError):  # systems that know no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open(0, "rb") as asked, open(1, "wb") as answers:
-        serve(asked, answers)
+def render(template: Template, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+    """Return the text of a conversation; with `continue_final_message`, only up to the end of the last message.
 
-
-def serve(asked: BinaryIO, answers: BinaryIO) -> None:
-    """Answer every line of variables with a line that has either `text` or `error`."""
-    source = json.loads(asked.readline())
-    template: Template | None = None
-    for line in asked:
-        # Nobody handles its signal: the kernel ends the process, whatever it is in.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        try:
-            template = template or environment().from_string(source)
-            answer = {"text": _limited(template.render(json.loads(line)))}
-        except MemoryError:
-            answer = {"error": f"it needs more than {MEMORY >> 20} MB of memory"}
-        except Exception as fault:  # noqa: BLE001 - whatever a program does wrong is told
-            answer = {"error": (str(fault) or type(fault).__name__)[:_MOST_MESSAGE]}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
-        answers.flush()
+    Semantics: `apply_chat_template` of transformers.
+    """
+    values = dict(variables)
+    if not values.pop("continue_final_message", False):
+        return _limited(template.render(messages=messages, **values))
+    last = messages[-1]
+    text = _limited(template.render(messages=[*messages[:-1], {**last, "content": last["content"] + _END}], **values))
+    end = text.rfind(_END.strip())
+    if end < 0 or last["content"].strip() not in text:
+        raise TemplateError("it leaves out the last message, which is to be continued")
+    # Without the space behind the mark, the template trims messages.
+    return text[:end] if text.startswith(_END, end) else text[:end].rstrip()
 
 
 def _limited(text: str) -> str:
     if len(text) > MOST_TEXT:
         raise TemplateError(f"it makes a prompt of {len(text)} characters")
     return text
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,80 @@
-"""The tokenizer wrapper, in name only."""
+"""The tokenizer: one token per byte."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
 
-class TokenizerWrapper:
-    """What mlx-lm puts around a tokenizer."""
+END = 256
+
+
+class Detokenizer:
+    """One byte per token."""
+
+    last_segment = ""
+
+    def __init__(self, tokenizer: object) -> None:
+        """Nothing of the tokenizer is needed."""
+
+    def add_token(self, token: int) -> None:
+        """Decode a byte."""
+        self.last_segment = chr(token)
+
+    def finalize(self) -> None:
+        """Nothing is held back."""
+        self.last_segment = ""
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class Tokenizer:
+    """One token per byte, and one for the end; the chat template is `role:content`."""
+
+    eos_token_ids = frozenset({END})
+    has_thinking = False
+    has_chat_template = True
+    chat_template = bos_token = response_initial_state = None
+    structural_markers: tuple[str, ...] = ()
+    response_transitions: dict[str, Any] = {}
+    added_tokens_decoder: dict[int, Any] = {}
+    all_special_ids = [END]
+    think_start = think_end = None
+    _thinking_kwarg = "enable_thinking"
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer that is wrapped: there is but one."""
+        return self
+
+    @property
+    def _detokenizer(self) -> Detokenizer:
+        """What is copied for each answer."""
+        return Detokenizer(self)
+
+    def get_vocab(self) -> dict[str, int]:
+        """The end."""
+        return {"<end>": END}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Names of special tokens."""
+        return ["<end>" for _ in ids]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The bytes of the text."""
+        return list(text.encode())
+
+    def _chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+        """The bytes of `role:content`."""
+        return self.encode("".join(f"{message['role']}:{message['content']}" for message in messages))
+
+    def __len__(self) -> int:
+        return END + 1
+
+
+def load(folder: Path, options: dict[str, Any], eos_token_ids: Any, defaults: Any) -> Tokenizer:
+    """The tokenizer of bytes."""
+    return Tokenizer()
 
 
 def _byte_decoder() -> dict[str, int]:

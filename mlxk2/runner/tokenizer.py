@@ -1,0 +1,190 @@
+"""A model's tokenizer, all of whose work is done in processes of their own: its files are programs of strangers."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from mlx_lm import tokenizer_utils, utils
+
+from mlxk2.errors import ModelUnhealthyError
+from mlxk2.runner.confined import Answer, Cancelled, Pool, Starter
+from mlxk2.runner.params import too_long
+
+# Any type whose tokenizer class is the generic one that reads tokenizer.json.
+_GENERIC_TOKENIZER = "aria"
+# Decoded again and again for the names of likely tokens.
+_MAX_REMEMBERED, _MAX_SHORT = 1 << 17, 4
+
+
+class RefusedError(Exception):
+    """The chat template, or the tokenizer, can't make a prompt of this conversation or text; the message says why."""
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """Whether an added token is special."""
+
+    special: bool
+
+
+class Tokenizer:
+    """What mlx-lm's tokenizer wrapper says of the tokenizer of a folder, without its code running in this process.
+
+    Raises ModelUnhealthyError where the tokenizer is damaged, and what `Confined.ask` raises.
+    """
+
+    def __init__(self, pool: Pool, said: Mapping[str, Any]) -> None:
+        self._pool = pool
+        self._cancelled: Cancelled = bool
+        self._size: int = said["size"]
+        self._names: list[str | None] | None = said["names"]
+        self._vocabulary: dict[str, int] = said["vocabulary"]
+        self._whole_letter: list[int] = said["whole_letter"]
+        self._letter: list[int] = said["letter"]
+        self.eos_token_ids: set[int] = set(said["ends"])
+        self.added_tokens_decoder = {int(token): AddedToken(special) for token, (_, special) in said["added"].items()}
+        self._added = {int(token): name for token, (name, _) in said["added"].items()}
+        self.all_special_ids: list[int] = said["special"]
+        self.bos_token: str | None = said["bos_token"]
+        self.has_chat_template: bool = said["has_chat_template"]
+        self.chat_template: str | None = said["chat_template"]
+        self.think_start: str | None = said["think_start"]
+        self.think_end: str | None = said["think_end"]
+        self.structural_markers: Sequence[str] = said["structural_markers"]
+        self.response_transitions: Mapping[str, Any] = said["response_transitions"]
+        self.response_initial_state: str | None = said["response_initial_state"]
+        self._decode_short = lru_cache(_MAX_REMEMBERED)(self._decode)
+        self._detokenizer = self._new_detokenizer(said["detokenizer"], said["trim_space"])
+
+    def _new_detokenizer(self, kind: str, trim_space: bool | None) -> Any:
+        made = getattr(tokenizer_utils, kind)
+        return made(self) if trim_space is None else made(self, trim_space=trim_space)
+
+    def until(self, cancelled: Cancelled) -> Tokenizer:
+        """Return this tokenizer for one request: once that is `cancelled`, what it asked for is ended."""
+        view = copy.copy(self)
+        view._cancelled = cancelled
+        return view
+
+    def close(self) -> None:
+        """End its processes."""
+        self._pool.close()
+
+    @property
+    def has_thinking(self) -> bool:
+        """Whether mlx-lm knows the marks around reasoning."""
+        return self.think_start is not None
+
+    @property
+    def detokenizer(self) -> Any:
+        """A new detokenizer at each reading."""
+        detokenizer = copy.copy(self._detokenizer)
+        detokenizer.reset()
+        return detokenizer
+
+    def __len__(self) -> int:
+        return self._size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the ids of all tokens by their names."""
+        return self._vocabulary
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        """Return the names of tokens."""
+        if self._names is not None:
+            return [self._names[token] for token in ids]
+        names = {number: name for name, number in self._vocabulary.items()} | self._added
+        return [names.get(token) for token in ids]
+
+    def convert_tokens_to_ids(self, name: str) -> int | None:
+        """Return the id of a token."""
+        found: int | None = self._ask({"ask": "find", "names": [name]})[0]["ids"][0]
+        return found
+
+    def encode(self, text: str, add_special_tokens: bool = True, context: int | None = None) -> Sequence[int]:
+        """Return the tokens of a text; raise ContextLengthError early for one of far more than `context`."""
+        if text == "a":
+            return self._whole_letter if add_special_tokens else self._letter
+        question = {"ask": "encode", "text": text, "special": add_special_tokens, "context": context}
+        return self._tokens(question, context)
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], context: int | None = None, **options: Any
+    ) -> Sequence[int]:
+        """Return the tokens of a conversation; the `options` are transformers' and the variables of the template."""
+        question = {"ask": "chat", "messages": messages, "options": options, "context": context}
+        return self._tokens(question, context)
+
+    def _tokens(self, question: Mapping[str, Any], context: int | None) -> Sequence[int]:
+        head, tokens = self._ask(question)
+        if "too_long" in head:
+            assert context is not None
+            raise too_long(f"more than {context}", context)
+        return tokens
+
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        """Return the text of these tokens, with all their marks."""
+        return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT else self._decode(tokens)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._ask({"ask": "decode", "ids": list(tokens)})[0]["text"]
+        return text
+
+    def _ask(self, question: Mapping[str, Any]) -> Answer:
+        answer = self._pool.ask(question, self._cancelled)
+        if "damaged" in answer[0]:
+            raise ModelUnhealthyError(
+                f"The model's tokenizer is damaged. Pull the model again or choose another one: {answer[0]['damaged']}"
+            )
+        if "refused" in answer[0]:
+            raise RefusedError(answer[0]["refused"])
+        return answer
+
+
+def load_tokenizer(
+    folder: Path, config: Mapping[str, Any], starter: Starter, damaged: str, cancelled: Cancelled = bool
+) -> Tokenizer:
+    """Load the tokenizer of a model's folder in a process of its own; raise ModelUnhealthyError that says `damaged`."""
+    # What it warns of changes nothing here.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if _ships_code(folder) and (folder / "tokenizer.json").is_file():
+        options["tokenizer_type"] = _GENERIC_TOKENIZER
+    opening = {
+        "ask": "open",
+        "folder": str(folder.absolute()),
+        "options": options,
+        "ends": config.get("eos_token_id"),
+        "defaults": _defaults(folder),
+    }
+    pool = Pool(starter, opening, partial(_check, damaged, folder))
+    return Tokenizer(pool, pool.open(cancelled))
+
+
+def _check(damaged: str, folder: Path, said: Mapping[str, Any]) -> None:
+    if (reason := said.get("damaged") or said.get("refused")) is not None:
+        reason = " ".join(reason.replace(str(folder), folder.name).split())
+        raise ModelUnhealthyError(f"{damaged}: {reason}")
+
+
+def _ships_code(folder: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_bytes())
+    return False
+
+
+def _defaults(folder: Path) -> Any:
+    """Return what mlx-lm has for models of this kind that came without settings of their tokenizer."""
+    with suppress(ValueError, LookupError, OSError):
+        model_class, _ = utils._get_classes(utils.load_config(folder))
+        return getattr(importlib.import_module(model_class.__module__), "TOKENIZER_DEFAULTS", None)
+    return None

@@ -1,0 +1,206 @@
+"""The program that makes prompts of one model: it renders its chat template and runs its tokenizer, within limits.
+
+Both are programs that came with the model. Questions are lines of JSON on stdin. An answer is a line of JSON on stdout,
+followed by as many bytes of token ids as its `bytes` says. It imports nothing of MLX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import types
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jinja2.exceptions import TemplateError
+
+from mlxk2.runner import template_process
+from mlxk2.runner.limits import LOAD_SECONDS, MEMORY, TEMPLATE_SECONDS, TEXT_SECONDS
+
+# Average characters per token; most texts have fewer.
+_CHARACTERS = 8
+_MAX_MESSAGE = 300
+# Faults that a text or a conversation can cause; for all others the tokenizer is to blame.
+_OF_THE_TEXT = (
+    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TemplateError, TypeError, ValueError,
+)  # fmt: skip
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+class _TooLongError(Exception):
+    """The text has more tokens than the context."""
+
+
+class _Model:
+    """The tokenizer and the chat template of one folder."""
+
+    def __init__(self, folder: str, options: dict[str, Any], ends: Any, defaults: Any) -> None:
+        tokenizer_utils = _import_tokenizer_utils()
+        self._wrapper = tokenizer_utils.load(Path(folder), options, eos_token_ids=ends, defaults=defaults)
+        self._tokenizer = self._wrapper._tokenizer
+        self._template: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that the asking process needs to know of the tokenizer."""
+        wrapper, detokenizer = self._wrapper, self._wrapper._detokenizer
+        has_names = hasattr(detokenizer, "tokenmap")
+        return {
+            "size": len(wrapper),
+            "names": wrapper.convert_ids_to_tokens(list(range(len(wrapper)))) if has_names else None,
+            "detokenizer": type(detokenizer).__name__,
+            "trim_space": getattr(detokenizer, "trim_space", None),
+            "vocabulary": wrapper.get_vocab(),
+            "added": {token: [str(entry), entry.special] for token, entry in wrapper.added_tokens_decoder.items()},
+            "special": wrapper.all_special_ids,
+            "ends": sorted(wrapper.eos_token_ids),
+            "bos_token": wrapper.bos_token,
+            "has_chat_template": wrapper.has_chat_template,
+            "chat_template": wrapper.chat_template if isinstance(wrapper.chat_template, str) else None,
+            "think_start": wrapper.think_start,
+            "think_end": wrapper.think_end,
+            "structural_markers": wrapper.structural_markers,
+            "response_transitions": wrapper.response_transitions,
+            "response_initial_state": wrapper.response_initial_state,
+            "letter": wrapper.encode("a", add_special_tokens=False),
+            "whole_letter": wrapper.encode("a", add_special_tokens=True),
+        }
+
+    def chat(self, messages: list[Any], options: dict[str, Any], context: int | None) -> Sequence[int]:
+        """Return the tokens of a conversation; `options` are `apply_chat_template`'s, and the template's variables."""
+        with _limit(signal.ITIMER_PROF, TEMPLATE_SECONDS):
+            rendered = self._render(messages, options)
+        return rendered if not isinstance(rendered, str) else self.encode(rendered, False, context)
+
+    def _render(self, messages: list[Any], options: dict[str, Any]) -> Any:
+        wrapper = self._wrapper
+        if (kwarg := wrapper._thinking_kwarg) != "enable_thinking" and "enable_thinking" in options:
+            options[kwarg] = options.pop("enable_thinking")
+        if wrapper._chat_template is not None:
+            return wrapper._chat_template(messages, **options)
+        if _is_library_code(self._tokenizer) or not isinstance(self._tokenizer.chat_template, str):
+            return self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+        if self._template is None:
+            self._template = template_process.environment().from_string(self._tokenizer.chat_template)
+        variables = {"tools": None, "documents": None, **self._tokenizer.special_tokens_map, **options}
+        return template_process.render(self._template, messages, variables)
+
+    def encode(self, text: str, special: bool, context: int | None) -> Sequence[int]:
+        """Return the tokens of a text; of a long one try the beginning first, since the whole takes its time."""
+        length = len(text) if context is None else context * _CHARACTERS
+        while length < len(text):
+            if context is not None and len(self._encoded(text[:length], special)) > context:
+                raise _TooLongError
+            length *= 2
+        return self._encoded(text, special)
+
+    def _encoded(self, text: str, special: bool) -> Sequence[int]:
+        tokens: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        return tokens
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of tokens."""
+        text: str = self._tokenizer.decode(ids)
+        return text
+
+    def find(self, names: list[str]) -> list[Any]:
+        """Return the ids of tokens by their names."""
+        return [self._tokenizer.convert_tokens_to_ids(name) for name in names]
+
+
+def _import_tokenizer_utils() -> Any:
+    """Import mlx-lm's module without the rest of mlx-lm, which imports MLX."""
+    if "mlx_lm" not in sys.modules:
+        found = importlib.util.find_spec("mlx_lm")
+        assert found is not None
+        package = types.ModuleType("mlx_lm")
+        package.__path__ = list(found.submodule_search_locations or ())
+        sys.modules["mlx_lm"] = package
+    return importlib.import_module("mlx_lm.tokenizer_utils")
+
+
+def _is_library_code(tokenizer: Any) -> bool:
+    base = sys.modules["transformers.tokenization_utils_base"].PreTrainedTokenizerBase
+    return type(tokenizer).apply_chat_template is not base.apply_chat_template
+
+
+@contextlib.contextmanager
+def _limit(timer: int, seconds: float) -> Iterator[None]:
+    """Limit the processor time of what is inside: the kernel ends the process, whatever code it is in."""
+    signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(timer, 0)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    with contextlib.suppress(ValueError, OSError):  # systems without this limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open(0, "rb") as asked, open(os.dup(1), "wb") as answers:
+        # What libraries print is no answer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _import_tokenizer_utils()
+        serve(asked, answers)
+
+
+def serve(asked: BinaryIO, answers: BinaryIO) -> None:
+    """Answer every question; `open` names the folder that the others are about."""
+    model: _Model | None = None
+    for line in asked:
+        question = json.loads(line)
+        if question["ask"] == "open":
+            model = None
+            answer = _guarded(_open_model, question)
+            model = answer[0].pop("model", None)
+        else:
+            answer = _guarded(_answer, {**question, "model": model})
+        answers.write(json.dumps({**answer[0], "bytes": len(answer[1])}).encode() + b"\n" + answer[1])
+        answers.flush()
+
+
+def _open_model(question: Mapping[str, Any]) -> Answer:
+    with _limit(signal.ITIMER_VIRTUAL, LOAD_SECONDS):
+        model = _Model(question["folder"], question["options"], question["ends"], question["defaults"])
+        return {"model": model, **model.describe()}, b""
+
+
+def _answer(question: Mapping[str, Any]) -> Answer:
+    model: _Model = question["model"]
+    with _limit(signal.ITIMER_VIRTUAL, TEXT_SECONDS):
+        match question["ask"]:
+            case "chat":
+                tokens = model.chat(question["messages"], question["options"], question["context"])
+            case "encode":
+                tokens = model.encode(question["text"], question["special"], question["context"])
+            case "decode":
+                return {"text": model.decode(question["ids"])}, b""
+            case _:
+                return {"ids": model.find(question["names"])}, b""
+    return {}, array("I", tokens).tobytes()
+
+
+def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, Any]) -> Answer:
+    """Return the answer, or what went wrong; panics of Rust libraries are no Exceptions."""
+    try:
+        return ask(question)
+    except _TooLongError:
+        return {"too_long": True}, b""
+    except MemoryError:
+        return {"refused": f"it needs more than {MEMORY >> 20} MB of memory"}, b""
+    except BaseException as fault:  # noqa: BLE001 - whatever a program does wrong becomes an answer
+        kind = "refused" if isinstance(fault, _OF_THE_TEXT) and question["ask"] != "open" else "damaged"
+        return {kind: (str(fault) or type(fault).__name__)[:_MAX_MESSAGE]}, b""
+
+
+if __name__ == "__main__":
+    main()
