@@ -177,14 +177,19 @@ class Starter:
     def prepare(self) -> None:
         """Start a process that will be asked for soon."""
         with self._lock:
-            if self._spare is None or not self._spare.is_alive:
+            if self._spare is None:
                 self._spare = Confined()
 
     def take(self) -> Confined:
         """Return a process that nothing was asked of yet."""
         with self._lock:
             spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.is_alive else Confined()
+        if spare is None:
+            return Confined()
+        if spare.is_alive:
+            return spare
+        spare.close()
+        return Confined()
 
     def restock(self) -> None:
         """Start the spare process again, where one is kept."""
@@ -231,6 +236,8 @@ class Pool:
         process = self._acquire(cancelled)
         try:
             if process is None or not process.is_alive:
+                if process is not None:
+                    process.close()
                 process, _ = self._start(cancelled)
                 self._starter.restock()
             yield process

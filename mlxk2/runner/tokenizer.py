@@ -48,8 +48,8 @@ class Tokenizer:
         self._size: int = said["size"]
         self._names: list[str | None] | None = said["names"]
         self._vocabulary: dict[str, int] = said["vocabulary"]
-        self._whole_letter: list[int] = said["whole_letter"]
-        self._letter: list[int] = said["letter"]
+        # Asked for with each text, with and without what is put around it.
+        self._letters: dict[bool, Sequence[int]] = {False: said["letter"]}
         self.eos_token_ids: set[int] = set(said["ends"])
         self.added_tokens_decoder = {int(token): AddedToken(special) for token, (_, special) in said["added"].items()}
         self._added = {int(token): name for token, (name, _) in said["added"].items()}
@@ -112,10 +112,13 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True, context: int | None = None) -> Sequence[int]:
         """Return the tokens of a text; raise ContextLengthError early for one of far more than `context`."""
-        if text == "a":
-            return self._whole_letter if add_special_tokens else self._letter
+        if text == "a" and add_special_tokens in self._letters:
+            return self._letters[add_special_tokens]
         question = {"ask": "encode", "text": text, "special": add_special_tokens, "context": context}
-        return self._tokens(question, context)
+        tokens = self._tokens(question, context)
+        if text == "a":
+            self._letters[add_special_tokens] = tokens
+        return tokens
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], context: int | None = None, **options: Any

@@ -70,7 +70,6 @@ class _Model:
             "response_transitions": wrapper.response_transitions,
             "response_initial_state": wrapper.response_initial_state,
             "letter": wrapper.encode("a", add_special_tokens=False),
-            "whole_letter": wrapper.encode("a", add_special_tokens=True),
         }
 
     def chat(self, messages: list[Any], options: dict[str, Any], context: int | None) -> Sequence[int]:
