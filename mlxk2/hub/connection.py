@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 
 from mlxk2 import __version__
-from mlxk2.hub import endpoint, library
+from mlxk2.hub import endpoint, guard, library, tokens
+from mlxk2.hub.limits import Limits
 
 # It decides in Rust, when its first session starts.
 XET_TELEMETRY_VARIABLE = "HF_XET_TELEMETRY_ENABLED"
@@ -21,29 +21,25 @@ class Connection:
 
     api: HfApi
     token: str | None
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a request to the hub itself; the token must go to no other host."""
+        """The headers of a request to the hub itself; the token goes to no other host."""
         headers: dict[str, str] = self.api._build_hf_headers()
         return headers
 
 
-def connect() -> Connection:
+def connect(limits: Limits | None = None) -> Connection:
     """The connection that the environment describes; nothing is asked of the hub yet.
 
-    ValidationError when HF_ENDPOINT is no address.
+    ValidationError when HF_ENDPOINT is no address, AuthError when the token can't be sent.
     """
     library.quiet()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
-    found = token(os.environ)
+    address, limits = endpoint.of(os.environ), limits or Limits()
+    library.set_client_factory(lambda: guard.client(address, limits))
+    found = tokens.find(os.environ)
     # False stands for none, where None would make the library look for one.
-    api = HfApi(
-        endpoint=endpoint.of(os.environ), token=found or False, library_name="mlxk2", library_version=__version__
-    )
-    return Connection(api, found)
-
-
-def token(environment: Mapping[str, str]) -> str | None:
-    """`HF_TOKEN`, else the token of `hf auth login`, else the older `HUGGINGFACE_HUB_TOKEN`, else None."""
-    return get_token() or environment.get("HUGGINGFACE_HUB_TOKEN", "").strip() or None
+    api = HfApi(endpoint=address, token=found or False, library_name="mlxk2", library_version=__version__)
+    return Connection(api, found, limits)

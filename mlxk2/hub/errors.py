@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +31,21 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, question
+from mlxk2.printable import cut
 
 TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
 OFFLINE = "Offline mode is on (HF_HUB_OFFLINE)."
 OFFLINE_HINT = "Unset HF_HUB_OFFLINE to reach the hub."
+LIMITS_HINT = "Try again later. If it stays, the hub, or a proxy before it, does not answer as it should."
 AGAIN_HINT = "Try again later; what was fetched so far is kept."
 
 # What the library raises when an answer is no JSON, or lacks what it must have, and for a URL that is none.
-NONSENSE = (AttributeError, KeyError, TypeError, ValueError, httpx2.InvalidURL)
+NONSENSE = (AttributeError, KeyError, TypeError, ValueError, RecursionError, httpx2.InvalidURL)
+
+MAX_CAUSE = 300
+# What a cause may quote of a request: credentials in a URL, and the token.
+_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=Bearer )[^\s'\"]+")
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED = (401, 403)
@@ -54,18 +62,29 @@ def translated(repo_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def answered(repo_id: str) -> Iterator[None]:
-    """As `translated`, around questions to the hub: an answer that the library can't make sense of is a failure too."""
+def answered(repo_id: str, limits: Limits) -> Iterator[None]:
+    """As `translated`, around one question to the hub: an answer without sense or end is a failure too."""
     try:
-        with translated(repo_id):
+        with translated(repo_id), question(limits):
             yield
     except NONSENSE as fault:
-        raise DownloadFailedError(nonsense(repo_id)) from fault
+        raise DownloadFailedError(nonsense(repo_id, fault)) from fault
 
 
-def nonsense(repo_id: str) -> str:
+def nonsense(repo_id: str, fault: Exception) -> str:
     """What to say of an answer that no hub would give."""
-    return f"The hub's answer for {repo_id} makes no sense; is HF_ENDPOINT the address of a hub?"
+    why = f" ({fault})" if isinstance(fault, NonsenseError) else ""
+    return f"The hub's answer for {repo_id} makes no sense{why}; is HF_ENDPOINT the address of a hub?"
+
+
+def beyond_limits(fault: LimitExceeded, repo_id: str) -> str:
+    """What to say of an answer that was given up because of its size or its time."""
+    return f"The hub's answer for {repo_id} {fault}."
+
+
+def cause(fault: BaseException) -> str:
+    """The words of an exception on one line, without secrets; its type where it has none."""
+    return cut(_SECRETS.sub("", " ".join(str(fault).split())), MAX_CAUSE) or type(fault).__name__
 
 
 def as_error(fault: Exception, repo_id: str) -> MlxkError:
@@ -76,9 +95,13 @@ def as_error(fault: Exception, repo_id: str) -> MlxkError:
         return NetworkError(OFFLINE, hint=OFFLINE_HINT)
     if isinstance(fault, HfHubHTTPError):
         return _of_answer(fault, repo_id)
+    if isinstance(fault, LimitExceeded):
+        return LimitsError(beyond_limits(fault, repo_id), hint=LIMITS_HINT)
+    if isinstance(fault, httpx2.DecodingError):
+        return DownloadFailedError(nonsense(repo_id, fault))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
-            f"The hub could not be reached for {repo_id} ({type(fault).__name__}).",
+            f"The hub could not be reached for {repo_id}: {cause(fault)}.",
             hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
         )
     return _of_disk(fault, repo_id)
@@ -99,7 +122,12 @@ def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
         return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=TOKEN_HINT)
     if status == _TOO_MANY:
         return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
-    return DownloadFailedError(f"The hub failed with {status} for {repo_id}.", hint=AGAIN_HINT)
+    said = f": {cause(ValueError(fault.server_message))}" if fault.server_message else ""
+    return DownloadFailedError(f"The hub failed with {status} for {repo_id}{said}.", hint=AGAIN_HINT)
+
+
+class LimitsError(DownloadFailedError):
+    """An answer was larger, slower or longer than the limits allow; it will be again."""
 
 
 class RevisionMissingError(DownloadFailedError):

@@ -14,7 +14,13 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import logging
 from huggingface_hub.utils._fixes import WeakFileLock
-from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
+from huggingface_hub.utils._http import (
+    default_client_factory,
+    hf_raise_for_status,
+    http_backoff,
+    parse_ratelimit_headers,
+    set_client_factory,
+)
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._shared_blobs import (
     has_shared_blob,
@@ -39,6 +45,7 @@ __all__ = [
     "XetFileData",
     "XetTokenType",
     "constants",
+    "default_client_factory",
     "disable_progress_bars",
     "enable_progress_bars",
     "get_xet_session",
@@ -47,9 +54,11 @@ __all__ = [
     "http_backoff",
     "http_get",
     "is_xet_available",
+    "parse_ratelimit_headers",
     "publish_blob_to_shared_store",
     "quiet",
     "refresh_xet_connection_info",
+    "set_client_factory",
     "shared_blob_path",
     "shared_blobs_enabled",
     "try_link_from_shared_store",

@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
-from mlxk2.hub.errors import NONSENSE, OFFLINE, OFFLINE_HINT, as_error, nonsense
+from mlxk2.hub.errors import LIMITS_HINT, NONSENSE, OFFLINE, OFFLINE_HINT, as_error, beyond_limits, cause, nonsense
+from mlxk2.hub.limits import LimitExceeded, NonsenseError
 from mlxk2.hub.logs import without
 from mlxk2.printable import cut
 
@@ -28,7 +29,7 @@ TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: 
 _INVALID_REVISION = "invalid rev id"
 _UNAUTHORISED, _FORBIDDEN = 401, 403
 # Other values that are wrong may be the fault of a file.
-_NONSENSE = tuple(kind for kind in NONSENSE if kind is not ValueError)
+_NONSENSE = (NonsenseError, *(kind for kind in NONSENSE if kind is not ValueError))
 _CONFLICTS = (409, 412)
 
 
@@ -42,7 +43,7 @@ def understood(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except _NONSENSE as fault:
-        raise PushFailedError(nonsense(repo_id)) from fault
+        raise PushFailedError(nonsense(repo_id, fault)) from fault
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
         raise as_push_error(_first_cause(fault), repo_id, hidden) from fault
 
@@ -60,14 +61,16 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         return UploadFailedError(OFFLINE, hint=OFFLINE_HINT)
     if isinstance(fault, HfHubHTTPError):
         return _of_answer(fault, repo_id, without(hidden, fault.server_message or ""))
-    if isinstance(fault, JSONDecodeError):
-        return UploadFailedError(nonsense(repo_id))
-    text = _shortened(without(hidden, str(fault)))
+    if isinstance(fault, LimitExceeded):
+        return UploadFailedError(beyond_limits(fault, repo_id), hint=LIMITS_HINT)
+    if isinstance(fault, (JSONDecodeError, httpx2.DecodingError)):
+        return UploadFailedError(nonsense(repo_id, fault))
+    text = without(hidden, cause(fault))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
-        return _unreachable(repo_id, text or type(fault).__name__)
+        return _unreachable(repo_id, text)
     if isinstance(fault, OSError) and fault.strerror:
         return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({fault.strerror}).")
-    return UploadFailedError(f"The upload to {repo_id} failed: {text or type(fault).__name__}")
+    return UploadFailedError(f"The upload to {repo_id} failed: {text}")
 
 
 def _first_cause(fault: BaseException) -> BaseException:

@@ -6,21 +6,20 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from huggingface_hub.hf_api import RepoFile
-
 from mlxk2.cache import naming
 from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import AccessDeniedError, DownloadFailedError
-from mlxk2.hub import library
+from mlxk2.hub import library, listing
 from mlxk2.hub.connection import Connection
-from mlxk2.hub.errors import NamesCollideError, RevisionMissingError, answered, nonsense
+from mlxk2.hub.errors import NamesCollideError, RevisionMissingError, answered
+from mlxk2.hub.limits import NonsenseError
+from mlxk2.hub.listing import Entry
 from mlxk2.printable import cut
 
 DEFAULT_REF = "main"
+NO_HASH = "has no hash"
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH_START = re.compile(r"[0-9a-f]{3,40}")
-_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Revision(NamedTuple):
@@ -53,9 +52,9 @@ def files(connection: Connection, revision: Revision) -> list[Wanted]:
     DownloadFailedError when there are none, or one would lead out of the model's folder; NamesCollideError when two
     have one name.
     """
-    with answered(revision.repo_id):
-        entries = connection.api.list_repo_tree(revision.repo_id, recursive=True, revision=revision.commit)
-        found = [_wanted(revision.repo_id, entry) for entry in entries if isinstance(entry, RepoFile)]
+    with answered(revision.repo_id, connection.limits):
+        entries = listing.entries(connection, revision.repo_id, revision.commit)
+        found = [_wanted(revision.repo_id, entry) for entry in entries]
     if not found:
         raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({naming.short_hash(revision.commit)}).")
     if collision := naming.find_collision(file.name for file in found):
@@ -74,14 +73,13 @@ def _revision(connection: Connection, repo_id: str, revision: str | None) -> Rev
 
 
 def _commit(connection: Connection, repo_id: str, revision: str | None) -> str:
-    with answered(repo_id):
-        info = connection.api.model_info(repo_id, revision=revision, timeout=library.constants.HF_HUB_ETAG_TIMEOUT)
+    with answered(repo_id, connection.limits):
+        timeout = library.constants.HF_HUB_ETAG_TIMEOUT
+        info = listing.checked(connection.api.model_info(repo_id, revision=revision, timeout=timeout))
         if info.gated:
             # Everybody may read of a gated repo; who may read its files, the hub says only when asked.
             connection.api.auth_check(repo_id)
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise DownloadFailedError(nonsense(repo_id))
-    return info.sha
+    return str(info.sha)
 
 
 def _commit_that_begins(connection: Connection, repo_id: str, start: str) -> str:
@@ -94,15 +92,17 @@ def _commit_that_begins(connection: Connection, repo_id: str, start: str) -> str
 
 
 def _commits(connection: Connection, repo_id: str, start: str) -> Iterator[str]:
-    with answered(repo_id):
-        commits = connection.api.list_repo_commits(repo_id)
-        yield from (commit.commit_id for commit in commits if commit.commit_id.startswith(start))
+    with answered(repo_id, connection.limits):
+        for commit in connection.api.list_repo_commits(repo_id):
+            if not listing.is_commit(commit.commit_id):
+                raise NonsenseError(f"a commit is no hash: {commit.commit_id!r:.100}")
+            if commit.commit_id.startswith(start):
+                yield commit.commit_id
 
 
-def _wanted(repo_id: str, entry: RepoFile) -> Wanted:
-    blob, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
-    problem = naming.problem_of_file(entry.path) or (None if _BLOB.fullmatch(blob) else "has no hash")
-    if problem:
+def _wanted(repo_id: str, entry: Entry) -> Wanted:
+    problem = naming.problem_of_file(entry.path)
+    if problem or entry.blob is None:
         shown = repr(cut(entry.path, naming.MAX_LENGTH))
-        raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {shown} {problem}.")
-    return Wanted(entry.path, blob, size, entry.xet_hash if entry.lfs else None)
+        raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {shown} {problem or NO_HASH}.")
+    return Wanted(entry.path, entry.blob, entry.size, entry.xet_hash)

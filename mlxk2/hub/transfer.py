@@ -18,6 +18,7 @@ from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
+from mlxk2.hub.limits import LimitExceeded, receiving_file
 from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
 from mlxk2.sizes import human_size
@@ -77,7 +78,7 @@ def _may_pass(fault: Exception) -> bool:
     if isinstance(fault, HfHubHTTPError):
         return fault.response.status_code >= FIRST_SERVER_ERROR
     # These the library has tried five times more, already.
-    if isinstance(fault, (httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
+    if isinstance(fault, (LimitExceeded, httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
         return False
     return isinstance(fault, (httpx2.TransportError, ConnectionError)) or getattr(fault, "errno", None) is None
 
@@ -98,7 +99,8 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
-    library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
+    with receiving_file(wanted.size):
+        library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
 
 
 def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:

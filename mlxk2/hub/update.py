@@ -13,7 +13,7 @@ from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundE
 from mlxk2.hub import repos
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.download import Download, Notify, download
-from mlxk2.hub.errors import NamesCollideError, RevisionMissingError
+from mlxk2.hub.errors import LimitsError, NamesCollideError, RevisionMissingError
 from mlxk2.hub.repos import Revision
 from mlxk2.printable import listed
 from mlxk2.sizes import human_size
@@ -85,6 +85,8 @@ class _Update(NamedTuple):
             self.notify(fault.message)
             if local is not None and local.is_healthy and not self.force:
                 return local
+            if isinstance(fault, LimitsError):
+                raise
             # It may pass meanwhile, and if it does not, this says why.
             return repos.find(self.connection, name, revision)
 

@@ -15,12 +15,13 @@ from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
 from mlxk2.cache import hashes
 from mlxk2.errors import AuthError, PushFailedError
 from mlxk2.hub import library, logs
 from mlxk2.hub.connection import Connection, connect
+from mlxk2.hub.limits import NonsenseError, question
+from mlxk2.hub.listing import Entry, checked, entries, is_commit
 from mlxk2.hub.refusal import TOKEN_HINT, BranchMissingError, is_branch_missing, understood
 from mlxk2.workspace.changes import Changes, HubFile, Upload
 
@@ -60,6 +61,7 @@ class Branch:
     """A branch of a repo, as the user's token sees it; `hidden` are texts that no message and no log line may hold."""
 
     def __init__(self, connection: Connection, repo_id: str, name: str, hidden: Sequence[str]) -> None:
+        self._connection = connection
         self._api = connection.api
         self._headers = connection.headers
         self._repo_id = repo_id
@@ -76,7 +78,7 @@ class Branch:
 
     def look(self) -> Standing:
         """How the branch stands. AuthError, UploadFailedError when the hub does not say."""
-        with understood(self._repo_id, self._hidden):
+        with understood(self._repo_id, self._hidden), question(self._connection.limits):
             try:
                 info, has_branch = self._info()
             except GatedRepoError:
@@ -88,7 +90,10 @@ class Branch:
                 has_branch=has_branch,
                 is_public=info.private is False,
                 commit=info.sha,
-                files=dict(self._files(info)),
+                files={
+                    entry.path: HubFile(entry.size, entry.blob)
+                    for entry in entries(self._connection, self._repo_id, info.sha)
+                },
             )
 
     def make_repo(self) -> None:
@@ -122,17 +127,14 @@ class Branch:
     def _info(self) -> tuple[ModelInfo, bool]:
         timeout = library.constants.HF_HUB_ETAG_TIMEOUT
         try:
-            return self._api.model_info(self._repo_id, revision=self._name, timeout=timeout), True
+            return checked(self._api.model_info(self._repo_id, revision=self._name, timeout=timeout)), True
         except HfHubHTTPError as fault:
             if not is_branch_missing(fault):
                 raise
-        return self._api.model_info(self._repo_id, timeout=timeout), False
+        return checked(self._api.model_info(self._repo_id, timeout=timeout)), False
 
-    def _files(self, info: ModelInfo) -> Iterator[tuple[str, HubFile]]:
-        for entry in self._api.list_repo_tree(self._repo_id, recursive=True, revision=info.sha):
-            if isinstance(entry, RepoFile):
-                size, blob = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-                yield entry.path, HubFile(size, blob or None)
+    def _entries(self, commit: str | None) -> Iterator[Entry]:
+        return entries(self._connection, self._repo_id, commit)
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
         additions = _additions(upload.changes)
@@ -157,6 +159,8 @@ class Branch:
                 revision=self._name,
                 parent_commit=upload.parent,
             )
+            if not is_commit(made.oid) or not isinstance(made.commit_url, str):
+                raise NonsenseError("the new commit is no hash")
         return made.oid, made.commit_url
 
     def _transport(self) -> AbstractContextManager[None]:
