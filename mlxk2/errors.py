@@ -15,7 +15,7 @@
     │   └── UploadFailedError       the hub refused an upload, or could not be reached for it
     ├── PushError                   a folder can't be pushed
     │   ├── DependencyMissingError  the hub's client library is not installed
-    │   ├── AuthError               no token, or one that the hub does not know
+    │   ├── AuthError               no token, or one that can't be sent or that the hub does not know
     │   ├── WorkspaceNotFoundError  there is no such folder
     │   ├── RepoNotFoundError       there is no such repo, and none may be made
     │   └── PushFailedError         anything else on the way
@@ -182,7 +182,7 @@ class DependencyMissingError(PushError):
 
 
 class AuthError(PushError):
-    """There is no token, or the hub does not know it."""
+    """There is no token, or it can't be sent, or the hub does not know it."""
 
     type = "auth_error"
 

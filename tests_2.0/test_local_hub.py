@@ -16,12 +16,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._http import default_client_factory, set_client_factory
 
 # The library's own, of how it calls its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 MODEL = "owner/model"
 FILES = {"config.json": b"{}", "sub/notes.txt": b"notes", "model.safetensors": b"weights" * 1000}
+
+
+@pytest.fixture(autouse=True)
+def _unguarded() -> None:
+    """The library's client as it is by default, not the one for another hub that a test before this one set up."""
+    set_client_factory(default_client_factory)
 
 
 @pytest.fixture

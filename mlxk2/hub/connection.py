@@ -37,7 +37,8 @@ def connect(limits: Limits | None = None) -> Connection:
     """
     library.quiet()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
-    address, limits = endpoint.of(os.environ), limits or Limits()
+    address = endpoint.of(os.environ)
+    limits = limits or Limits.patient(library.constants.HF_HUB_ETAG_TIMEOUT, library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
     library.set_client_factory(lambda: guard.client(address, limits))
     found = tokens.find(os.environ)
     # False stands for none, where None would make the library look for one.

@@ -33,10 +33,20 @@ class Limits:
     slow_file_seconds: float = 60
     slow_file_bytes: int = 4_000
     question_answers: int = 1000
-    question_bytes: int = 256_000_000
+    question_bytes: int = 100_000_000
     question_seconds: float = 1800
     pause_seconds: int = 300
     files: int = 100_000
+
+    @classmethod
+    def patient(cls, answer: float, file: float) -> Limits:
+        """Return the limits for a user who asks to wait longer for an answer, or for a file, than they would."""
+        usual = cls()
+        return cls(
+            silence_seconds=max(usual.silence_seconds, answer),
+            slow_seconds=max(usual.slow_seconds, answer),
+            slow_file_seconds=max(usual.slow_file_seconds, file),
+        )
 
 
 class LimitExceeded(httpx2.TransportError):
@@ -135,8 +145,6 @@ class Watch:
 
     def patience(self, timeout: float | None) -> float:
         """Return how long one read may wait, in seconds; `timeout` is what the library asks for."""
-        if self._has_begun and timeout is not None:
-            self._slow_seconds = max(self._slow_seconds, timeout)
         left = (self._slow_seconds if self._has_begun else self._silence) - self._waited
         if self._deadline is not None:
             left = min(left, self._deadline - time.monotonic())

@@ -1,0 +1,326 @@
+"""A hub that never ends, drips, or sends bombs: each question to it ends in one clear error, within limits."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+from hub.fixtures import Client
+from hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
+from pushing import Pusher
+
+from mlxk2.errors import MlxkError
+from mlxk2.hub import repos
+from mlxk2.hub.connection import Connection, connect
+from mlxk2.hub.errors import translated
+from mlxk2.hub.limits import Limits
+from mlxk2.hub.transfer import Source, fetch
+from mlxk2.hub.upload import Branch
+
+SHORT = Limits(
+    answer_bytes=100_000,
+    error_bytes=1_000,
+    answer_seconds=2,
+    silence_seconds=1,
+    slow_seconds=0.5,
+    slow_file_seconds=0.5,
+    question_answers=30,
+    question_bytes=1_000_000,
+    pause_seconds=5,
+    files=5_000,
+)
+Question = Callable[[Connection, Path], object]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Question, Answer, str], str]:
+    """Ask a question of a hub that answers one route badly; the message of the error that it ends in."""
+
+    def asked(question: Question, answer: Answer, route: str) -> str:
+        with hostile_hub({route: answer}) as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            monkeypatch.setenv("HF_TOKEN", "hf_secret")
+            monkeypatch.setenv("NO_PROXY", "*")
+            with pytest.raises(MlxkError) as caught:
+                question(connect(SHORT), tmp_path)
+        assert REPO in caught.value.message or "config.json" in caught.value.message
+        return caught.value.message
+
+    return asked
+
+
+def find(connection: Connection, _: Path) -> object:
+    """Ask which revision it is."""
+    return repos.find(connection, REPO, "main")
+
+
+def listing(connection: Connection, _: Path) -> object:
+    """Ask for the files."""
+    return repos.files(connection, repos.Revision(REPO, COMMIT, "main"))
+
+
+def file(connection: Connection, folder: Path) -> object:
+    """Ask for the bytes of a file."""
+    revision = repos.Revision(REPO, COMMIT, "main")
+    [wanted] = repos.files(connection, revision)
+    with translated(REPO):
+        return fetch(Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
+
+
+def standing(connection: Connection, _: Path) -> object:
+    """Ask how a branch stands, as a push does."""
+    return Branch(connection, REPO, "main", ["hf_secret"]).look()
+
+
+def next_page(request: Handler, body: object, where: str) -> None:
+    request.say(body, link=f'<{where}>; rel="next"')
+
+
+def address(request: Handler) -> str:
+    return f"http://{request.headers['host']}{request.path}"
+
+
+def pages(request: Handler) -> None:
+    next_page(request, [ENTRY], f"{address(request)}&x=1")
+
+
+def same_page(request: Handler) -> None:
+    next_page(request, [], address(request))
+
+
+def drip(request: Handler) -> None:
+    request.begin(content_length="100000")
+    request.drip(b"[" + b" " * 99_999, 2, 0.05)
+
+
+def drip_of_chunks(request: Handler) -> None:
+    request.begin(transfer_encoding="chunked")
+    request.drip(b"1\r\n \r\n" * 10_000, 6, 0.05)
+
+
+def drip_of_a_chunk_size(request: Handler) -> None:
+    request.begin(transfer_encoding="chunked")
+    request.drip(b"1;" + b"x" * 10_000, 2, 0.05)
+
+
+def drip_of_headers(request: Handler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    request.drip(b"x: y\r\n" * 10_000, 2, 0.05)
+
+
+def notices_without_end(request: Handler) -> None:
+    while True:
+        request.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+
+
+def silence(_: Handler) -> None:
+    time.sleep(3)
+
+
+def silence_inside(request: Handler) -> None:
+    request.begin(content_length="1000")
+    time.sleep(3)
+
+
+def steady_but_endless(request: Handler) -> None:
+    request.begin(transfer_encoding="chunked")
+    while True:
+        request.wfile.write(b"400\r\n" + b" " * 1024 + b"\r\n")
+        time.sleep(0.05)
+
+
+def gzip_bomb(request: Handler) -> None:
+    request.say(gzip.compress(bytes(10_000_000)), content_encoding="gzip")
+
+
+def deflate_bomb(request: Handler) -> None:
+    request.say(zlib.compress(bytes(10_000_000)), content_encoding="deflate")
+
+
+def nested_bomb(request: Handler) -> None:
+    request.say(gzip.compress(gzip.compress(bytes(50_000_000))), content_encoding="gzip, gzip")
+
+
+def empty_members(request: Handler) -> None:
+    request.begin(transfer_encoding="chunked", content_encoding="gzip")
+    press = zlib.compressobj(0, zlib.DEFLATED, 31)
+    while True:
+        data = b"".join(press.flush(zlib.Z_FULL_FLUSH) or b"\0\0\0\xff\xff" for _ in range(1000))
+        request.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def broken_gzip(request: Handler) -> None:
+    request.say(b"no gzip at all", content_encoding="gzip")
+
+
+def huge(request: Handler) -> None:
+    request.say(b'["' + b"x" * 1_000_000 + b'"]')
+
+
+def deep(request: Handler) -> None:
+    request.say(b"[" * 40_000 + b"]" * 40_000)
+
+
+def endless_body(request: Handler) -> None:
+    request.begin(connection="close")
+    while True:
+        request.wfile.write(b" " * 65536)
+
+
+def huge_headers(request: Handler) -> None:
+    request.say([], x="y" * 200_000)
+
+
+def redirects(request: Handler) -> None:
+    request.say(b"", 302, location=f"{address(request)}x")
+
+
+def redirects_with_endless_bodies(request: Handler) -> None:
+    request.begin(302, location=f"{address(request)}x", connection="close")
+    while True:
+        request.wfile.write(b" " * 65536)
+
+
+def long_pause(request: Handler) -> None:
+    request.say({"error": "slow down"}, 429, retry_after="99999999")
+
+
+def long_pause_of_a_rate(request: Handler) -> None:
+    request.say({"error": "slow down"}, 429, ratelimit='"api";r=0;t=99999999')
+
+
+LARGE, NONSENSE, SLOW, TIME = "is larger than", "makes no sense", "came too slowly", "took longer than"
+TOO_LONG = f"sends more than|{LARGE}"
+ANY_ANSWER = [
+    (drip, SLOW), (drip_of_chunks, SLOW), (drip_of_a_chunk_size, SLOW), (drip_of_headers, SLOW),
+    (notices_without_end, LARGE), (silence, "did not begin"), (silence_inside, SLOW), (steady_but_endless, TIME),
+    (gzip_bomb, LARGE), (deflate_bomb, LARGE), (nested_bomb, LARGE), (empty_members, LARGE), (broken_gzip, NONSENSE),
+    (huge, LARGE), (deep, NONSENSE), (endless_body, LARGE), (huge_headers, LARGE), (redirects, "redirects"),
+    (redirects_with_endless_bodies, "redirects"), (long_pause, "asks to wait"), (long_pause_of_a_rate, "asks to wait"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "said"), ANY_ANSWER, ids=lambda value: getattr(value, "__name__", ""))
+def test_no_answer_is_read_or_waited_for_without_end(
+    ask: Callable[[Question, Answer, str], str], answer: Answer, said: str
+) -> None:
+    began = time.monotonic()
+    for question, route in ((find, INFO_ROUTE), (standing, TREE_ROUTE)):
+        assert re.search(said, ask(question, answer, route)), question
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("answer", [pages, same_page])
+@pytest.mark.parametrize("question", [listing, standing])
+def test_no_listing_is_followed_without_end(
+    ask: Callable[[Question, Answer, str], str], question: Question, answer: Answer
+) -> None:
+    assert "does not end: it comes in more than 30 parts" in ask(question, answer, TREE_ROUTE)
+
+
+@pytest.mark.parametrize("question", [listing, standing])
+def test_no_listing_is_read_without_end(ask: Callable[[Question, Answer, str], str], question: Question) -> None:
+    folders = [{"type": "directory", "path": "d", "oid": "0"}] * 1500
+    assert "lists more than 5,000 files" in ask(question, lambda r: next_page(r, folders, address(r)), TREE_ROUTE)
+
+
+def test_the_parts_of_a_listing_are_counted_together(ask: Callable[[Question, Answer, str], str]) -> None:
+    said = ask(listing, lambda r: next_page(r, b"[]".ljust(90_000), address(r)), TREE_ROUTE)
+    assert "is larger than 1.0MB in all its parts" in said
+
+
+def test_the_commits_of_a_repo_end(ask: Callable[[Question, Answer, str], str]) -> None:
+    def by_its_start(connection: Connection, _: Path) -> object:
+        return repos.find(connection, REPO, "abc")
+
+    def answer(request: Handler) -> None:
+        if INFO_ROUTE in request.path:
+            request.say({}, 404, x_error_code="RevisionNotFound")
+        else:
+            same_page(request)
+
+    assert "does not end" in ask(by_its_start, answer, "/api/models/")
+
+
+def long_file(request: Handler) -> None:
+    request.say(b"x" * 100)
+
+
+FILE_ANSWERS = [
+    (drip, SLOW), (drip_of_chunks, SLOW), (drip_of_a_chunk_size, SLOW), (drip_of_headers, SLOW),
+    (notices_without_end, LARGE), (gzip_bomb, TOO_LONG), (nested_bomb, TOO_LONG),
+    (empty_members, LARGE), (endless_body, TOO_LONG), (long_file, TOO_LONG),
+    (redirects, "redirects"), (long_pause, "asks to wait"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "said"), FILE_ANSWERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_no_file_is_received_without_end(
+    ask: Callable[[Question, Answer, str], str], answer: Answer, said: str
+) -> None:
+    assert re.search(said, ask(file, answer, FILE_ROUTE))
+
+
+@pytest.mark.parametrize("answer", [endless_body, drip, broken_gzip, gzip_bomb])
+def test_the_status_of_an_error_counts_whatever_its_text(
+    ask: Callable[[Question, Answer, str], str], answer: Answer
+) -> None:
+    def refuse(request: Handler) -> None:
+        begin = request.begin
+        request.begin = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
+        answer(request)
+
+    assert "is not on the hub, or is private" in ask(find, refuse, INFO_ROUTE)
+
+
+@pytest.mark.parametrize("count", [5_000, 50_000])
+@pytest.mark.parametrize("size", [1_000, 50_000])
+def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, size: int) -> None:
+    names = [f"some-folder/of-files/{number:05}.safetensors" for number in range(count)]
+    lfs = {"lfs": {"oid": "b" * 64, "size": 2, "pointerSize": 130}, "xetHash": "c" * 64}
+    parts = [
+        json.dumps([ENTRY | lfs | {"path": name} for name in names[at : at + size]]) for at in range(0, count, size)
+    ]
+
+    def answer(request: Handler) -> None:
+        number = int(request.path.partition("&page=")[2] or 0)
+        plain = address(request).partition("&page=")[0]
+        more = {"link": f'<{plain}&page={number + 1}>; rel="next"'} if number + 1 < len(parts) else {}
+        request.say(parts[number], **more)
+
+    with hostile_hub({TREE_ROUTE: answer}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("NO_PROXY", "*")
+        found = repos.files(connect(), repos.Revision(REPO, COMMIT, "main"))
+    assert [file.name for file in found] == names
+
+
+def test_a_slow_honest_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: Handler) -> None:
+        data = json.dumps([ENTRY]).encode().ljust(20_000)
+        request.begin(content_length=str(len(data)))
+        request.drip(data, 1_000, 0.05)
+
+    with hostile_hub({TREE_ROUTE: answer}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("NO_PROXY", "*")
+        connection = connect(Limits(slow_seconds=0.5, slow_bytes=1_000))
+        assert len(repos.files(connection, repos.Revision(REPO, COMMIT, "main"))) == 1
+
+
+def test_pull_and_push_say_it(hub_client: Client, pusher: Pusher) -> None:
+    pusher.write({"config.json": b"{}"})
+    with hostile_hub({TREE_ROUTE: same_page}) as hub:
+        outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
+        error = pusher.error("--dry-run", HF_ENDPOINT=hub.url)
+    assert (outcome.code, outcome.json["error"]["type"]) == (1, "download_failed")
+    assert error["type"] == "upload_failed"
+    assert "more than 1,000 parts" in outcome.json["error"]["message"] + error["message"]
+    assert not hub_client.hub.exists()
