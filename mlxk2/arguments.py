@@ -225,6 +225,8 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--port", type=int, default=8000, help="the port to listen on (default: 8000)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer (default: half the context)")
     parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
+    help = "a further name that clients use for this machine; may be given several times"
+    parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)
     parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
     parser.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="answers at a time (default: 64)")
     parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="requests that wait (default: 256)")

@@ -249,7 +249,7 @@ def test_models_of_the_cache_and_the_demo(hub: Hub) -> None:
         assert {entry["owned_by"] for entry in found["data"]} == {"mlxk2", "mlx-community"}
 
 
-@pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/"])
+@pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
 def test_a_model_that_is_not_listed(hub: Hub, name: str) -> None:
     hub.add("mlx-community/Small", chat_model())
     hub.add("org/gguf", gguf_model())

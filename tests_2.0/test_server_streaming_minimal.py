@@ -152,3 +152,14 @@ def test_a_fault_on_the_way_is_an_event_of_its_own() -> None:
     assert last == {
         "error": {"message": "Generation failed: no", "type": "server_error", "param": None, "code": "operation"}
     }
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_no_character_of_an_answer_ends_the_line_of_an_event(path: str) -> None:
+    text = "a\u0085b\u2028c\u2029d\re\nf\x0bg\x0ch\x1ci\x1dj\x1ek"
+    with serving(saying(text)) as client:
+        body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "stream": True, "logprobs": None}
+        said = client.post(path, json=body).text
+        assert all(line.startswith("data: ") or not line for line in said.splitlines())
+        (choice,) = folded(client.events(path), path)
+        assert choice["text"] == text

@@ -17,7 +17,7 @@ from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import check_max_tokens
-from mlxk2.server.listener import LOOPBACK, bind, url_of
+from mlxk2.server.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -79,6 +79,8 @@ def _serve_anew(
 def _check(args: Namespace) -> None:
     check_max_tokens(args.max_tokens)
     _bytes(args.prompt_cache_bytes)
+    _api_key(args)
+    _names(args)
     if args.adapter is not None and args.model is None:
         raise CommandError("--adapter needs the --model that it belongs to.", command="server")
     if args.adapter is not None and not os.path.isdir(args.adapter):
@@ -92,7 +94,7 @@ def _check(args: Namespace) -> None:
 def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
     pinned = (args.model, serving.Target(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
     return serving.Settings(
-        access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ())),
+        access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ()), _names(args)),
         limits=serving.Limits(args.max_concurrent, args.max_queue),
         prompt_cache_bytes=_bytes(args.prompt_cache_bytes),
         pinned=pinned,
@@ -113,7 +115,34 @@ def _bytes(size: str | None) -> int:
 
 
 def _api_key(args: Namespace) -> str | None:
-    return args.api_key or os.environ.get(KEY_VARIABLE)
+    """Return the key without white space around it; raise ValidationError for one that no client could send."""
+    source = "--api-key" if args.api_key is not None else KEY_VARIABLE
+    given = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
+    if given is None:
+        return None
+    key = str(given).strip()
+    if not key:
+        hint = f"Set a key, or leave out --api-key and unset {KEY_VARIABLE} to serve without one."
+        raise ValidationError(f"{source} is empty: no client could send this key.", hint=hint)
+    if any(c.isspace() or (ord(c) < 0x20 or ord(c) == 0x7F) for c in key):
+        hint = "Choose a key without them."
+        raise ValidationError(f"{source} has white space or control characters inside the key.", hint=hint)
+    return key
+
+
+def _names(args: Namespace) -> tuple[str, ...]:
+    """Return the names that the server answers to, beside its address and the loopback.
+
+    The machine's own names are among them only with a wildcard address and a key: a web page could use them, too.
+    """
+    names = []
+    for given in args.allowed_host or ():
+        name = typed_host_name(given.strip())
+        if not name:
+            raise ValidationError(f"--allowed-host takes a name such as my-mac.local, not {given!r}.")
+        names.append(name)
+    own = own_names() if args.host in WILDCARDS and _api_key(args) else ()
+    return (*names, *own)
 
 
 def _warn_if_open(args: Namespace) -> None:

@@ -22,6 +22,7 @@ from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, strea
 from mlxk2.server.answers import Models
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Target
+from mlxk2.server.paths import Paths
 from mlxk2.server.presence import EventStream, while_connected
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
@@ -43,12 +44,13 @@ class Service:
 
 def create_app(service: Service, access: guard.Access) -> FastAPI:
     """Return the ASGI application."""
-    app = FastAPI(title="mlxk2", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mlxk2", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.openapi = partial(openapi.description, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
     _add_routes(app)
     _add_handlers(app)
     app.add_middleware(guard.Guard, access=access)
+    app.add_middleware(Paths)
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -57,12 +59,16 @@ def create_app(service: Service, access: guard.Access) -> FastAPI:
 
 
 def _add_routes(app: FastAPI) -> None:
-    app.get("/health")(_health)
-    app.get("/v1/models")(_models)
-    app.get("/v1/models/{model:path}")(_model)
-    app.post("/v1/chat/completions")(_chat)
-    app.post("/v1/completions")(_complete)
-    app.get("/", include_in_schema=False)(chat_page.page)
+    # HTTP demands HEAD wherever there is GET.
+    look = partial(app.api_route, methods=["GET", "HEAD"])
+    look("/health")(_health)
+    # Some clients leave out the beginning of OpenAI's paths.
+    for begin, is_described in (("/v1", True), ("", False)):
+        look(f"{begin}/models", include_in_schema=is_described)(_models)
+        look(f"{begin}/models/{{model:path}}", include_in_schema=is_described)(_model)
+        app.post(f"{begin}/chat/completions", include_in_schema=is_described)(_chat)
+        app.post(f"{begin}/completions", include_in_schema=is_described)(_complete)
+    look("/", include_in_schema=False)(chat_page.page)
     app.mount("/page", chat_page.Files(), name="page")
 
 

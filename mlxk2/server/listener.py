@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import re
 import socket
 
 from mlxk2.errors import OperationError
 
 BACKLOG = 2048
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+WILDCARDS = ("0.0.0.0", "::", "")
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _OTHER_HOST = "Choose an address of this machine with --host."
 
@@ -42,3 +46,34 @@ def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = _LOOPBACK_OF.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def host_name(text: str) -> str:
+    """Return the name or address in a Host header in one form; "" for what is neither.
+
+    The port, one dot at the end and the case mean nothing.
+    """
+    match = _HOST.fullmatch(text)
+    name = (match["address"] or match["name"]).lower().removesuffix(".") if match else ""
+    return str(ipaddress.ip_address(name)) if is_address(name) else name
+
+
+def typed_host_name(text: str) -> str:
+    """Return the same for what a user types, who may leave out the brackets of an address of IPv6."""
+    return host_name(f"[{text}]" if ":" in text and is_address(text) else text)
+
+
+def is_address(name: str) -> bool:
+    """Whether this is an address of IP, which nothing looks up."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def own_names() -> tuple[str, ...]:
+    """Return the names of this machine in its network, in the form of `host_name`."""
+    name = host_name(socket.gethostname())
+    first = name.partition(".")[0]
+    return tuple({name, first, f"{first}.local"}) if first else ()

@@ -50,12 +50,13 @@ _ERRORS: Mapping[int, str] = {
     404: "No such model.",
     405: "The path is there, but not for this method.",
     413: "The body is too large.",
+    415: "The body has a Content-Encoding that is not supported.",
     431: "The head of the request is too large.",
     500: "Generating failed, or something unforeseen.",
     503: "No more can be taken now, or the server is shutting down.",
 }
-_OF_ALL = (400, 403, 405, 413, 431, 500, 503)
-_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 503: "Retry-After"}
+_OF_ALL = (400, 403, 405, 413, 415, 431, 500, 503)
+_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 415: "Accept-Encoding", 503: "Retry-After"}
 _KEY = {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."}
 
 

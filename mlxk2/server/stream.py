@@ -19,6 +19,7 @@ from mlxk2.server.shapes import JSON, Answer, Envelope, Shape, usage
 
 DONE = b"data: [DONE]\n\n"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 # Chunks with twenty logprobs each, of which so many are events in some milliseconds.
 _AT_ONCE = 64
 
@@ -100,4 +101,8 @@ def _joined(parts: Sequence[Part]) -> list[_Joined]:
 
 
 def _event(data: JSON) -> bytes:
-    return b"data: %s\n\n" % _ENCODER.encode(data).encode()
+    text = _ENCODER.encode(data)
+    if not text.isascii():
+        # JSON lets these stand in a text, but some clients take them for the end of the line.
+        text = text.translate(_LINE_ENDS)
+    return b"data: %s\n\n" % text.encode()

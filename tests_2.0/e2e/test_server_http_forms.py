@@ -93,3 +93,45 @@ def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
         assert wire.is_over()
     if body == STREAM:
         assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
+    for version, status in (("1.0", 200), ("1.1", 400)):
+        with Wire(server.port) as wire:
+            answer = wire.send(f"GET /v1/models HTTP/{version}\r\n\r\n".encode()).answer()
+            assert answer.status == status, answer
+    with Wire(server.port) as wire:
+        assert wire.send(b"GET /v1/models HTTP/1.0\r\nHost: evil.example\r\n\r\n").answer().status == 403
+
+
+# -------------------------------------------------------------------------------------------------------------- paths
+
+
+GETS = ("/", "/health", "/v1/models", "/models", "/v1/models/demo", "/models/demo", "/openapi.json", "/page/style.css")
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_head_answers_as_get_does_without_the_body(server: Server, path: str) -> None:
+    with Wire(server.port) as wire:
+        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer()
+        only = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).answer(of_head=True)
+        assert (only.status, only.headers.get("content-length")) == (200, whole.headers.get("content-length"))
+        assert only.headers["content-type"] == whole.headers["content-type"]
+        assert wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer().status == 200
+
+
+@pytest.mark.parametrize("form", ["{}/", "{}//", "/{}", "{}?", "{}/?x=1"])
+@pytest.mark.parametrize("path", GETS[1:])
+def test_slashes_at_the_end_or_in_a_row_mean_nothing(server: Server, path: str, form: str) -> None:
+    with Wire(server.port) as wire:
+        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer()
+        other = wire.send(head(f"GET {form.format(path)} HTTP/1.1", port=server.port)).answer()
+        assert (other.status, other.body) == (whole.status, whole.body) == (200, whole.body)
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/chat/completions/", f"{CHAT}/", "/v1//chat/completions"])
+def test_a_chat_by_another_form_of_its_path(server: Server, path: str) -> None:
+    with Wire(server.port) as wire:
+        assert text_of(wire.send(post(path, QUESTION, port=server.port)).answer()) == ANSWER
+        short = post("/completions/", b'{"prompt":"x","max_tokens":1}', port=server.port)
+        assert wire.send(short).answer().status == 200

@@ -363,7 +363,7 @@ def test_a_model_has_an_object_and_what_is_none_has_not(server: Server) -> None:
         listed = client.get("/v1/models").json()["data"]
         assert [model["id"] for model in listed] == ["demo"]
         assert client.get("/v1/models/demo").json() == listed[0]
-        for name in ("x", "dem", "demo/", "..%2f..%2fetc", "%00", "%ff%fe", "a" * 5000):
+        for name in ("x", "dem", "demo/x", "..%2f..%2fetc", "%00", "%ff%fe", "a" * 5000):
             answer = client.get(f"/v1/models/{name}")
             assert_is_error(Answer(answer.status_code, dict(answer.headers), answer.content))
             assert answer.status_code in (400, 404)

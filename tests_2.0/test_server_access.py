@@ -1,0 +1,146 @@
+"""Who may ask the server: the names it answers to, its key, and how both are given at the start."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import Program
+from places import error_of
+from serving import Server
+from starlette.datastructures import Headers
+from wire import Wire, assert_is_error
+
+from mlxk2.server.guard import Access
+
+# --------------------------------------------------------------------------------------------------------------- keys
+
+
+def opens(key: str, *fields: tuple[bytes, bytes]) -> bool:
+    """Whether a request with these fields is let in by a server with this key."""
+    return Access(api_key=key).knows_key(Headers(raw=list(fields)))
+
+
+RIGHT = {
+    "bearer": ("k", (b"authorization", b"Bearer k")),
+    "another case": ("k", (b"authorization", b"bEARER k")),
+    "more white space": ("k", (b"authorization", b" Bearer \t k \t")),
+    "a tab": ("k", (b"authorization", b"Bearer\tk")),
+    "x-api-key": ("k", (b"x-api-key", b" k ")),
+    "the second is right": ("k", (b"authorization", b"Bearer unused"), (b"x-api-key", b"k")),
+    "the first is right": ("k", (b"authorization", b"Bearer k"), (b"x-api-key", b"unused")),
+    "UTF-8": ("sésame", (b"authorization", "Bearer sésame".encode())),
+    "Latin-1": ("sésame", (b"authorization", "Bearer sésame".encode("latin-1"))),
+    "UTF-8 that ends like white space": ("voilà", (b"authorization", "Bearer voilà".encode())),
+    "UTF-8 that begins and ends so": ("àÅ", (b"x-api-key", "àÅ".encode())),
+    "past Latin-1": ("ключ\U0001f511", (b"x-api-key", "ключ\U0001f511".encode())),
+    "no UTF-8": (os.fsdecode(b"k\xff\xfe"), (b"x-api-key", b"k\xff\xfe")),
+}
+WRONG = {
+    "nothing": ("k",),
+    "no scheme": ("k", (b"authorization", b"k")),
+    "another scheme": ("k", (b"authorization", b"Basic k")),
+    "an empty key": ("k", (b"authorization", b"Bearer "), (b"x-api-key", b"")),
+    "bytes that are no UTF-8": ("k", (b"authorization", b"Bearer \xff"), (b"x-api-key", b"\xff\xfe")),
+    "a longer one": ("k", (b"x-api-key", b"k\xff")),
+    "another one that is no UTF-8": (os.fsdecode(b"k\xff"), (b"x-api-key", b"k\xfe")),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT.values(), ids=RIGHT)
+def test_a_right_key_opens_in_every_form(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
+    assert opens(*case)
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_a_wrong_key_opens_nothing(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
+    assert not opens(*case)
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "\t\r\n", "two words", "two\nlines", "nbsp\u00a0inside", "\x7f", "a\x01b"], ids=ascii
+)
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_key_that_no_client_could_send_is_refused_at_the_start(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, key: str, way: str
+) -> None:
+    words = ["--api-key", key] if way == "option" else []
+    monkeypatch.setenv("MLXK2_API_KEY", "right" if words else key)
+    error = error_of(mlxk2("serve", "--port", "0", *words, "--json"), "server")
+    assert error["type"] == "ValidationError"
+    assert ("--api-key" if words else "MLXK2_API_KEY") in error["message"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("key", [b" spaced\r\n", b"no\xff\xfeUTF-8"], ids=ascii)
+def test_a_server_with_an_unusual_key_answers_every_request(tmp_path: Path, key: bytes) -> None:
+    def status(port: int, given: bytes) -> int:
+        with Wire(port) as wire:
+            fields = b"Host: localhost\r\nAuthorization: Bearer %s" % given
+            return wire.send(b"GET /v1/models HTTP/1.1\r\n%s\r\n\r\n" % fields).answer().status
+
+    with Server(home=tmp_path, environment={"MLXK2_API_KEY": os.fsdecode(key)}) as server:
+        assert status(server.port, key.strip()) == 200
+        assert [status(server.port, given) for given in (b"x", b"\xff", b"", "é".encode())] == [401] * 4
+        assert server.err == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+
+
+NAMES = ("my-mac.local", "[fd00::1]", "HOST.docker.internal:8000")
+FORMS = [
+    "my-mac.local", "MY-MAC.local.", "my-mac.local:1", "my-mac.local.:8000", "[fd00::1]:8000", "[FD00:0:0::1]",
+    "host.docker.internal", "localhost.", "[0:0:0:0:0:0:0:1]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server on the loopback with further names, until the end of the tests here."""
+    words = [word for name in (*NAMES, "fd00::2") for word in ("--allowed-host", name)]
+    with Server(*words, home=tmp_path_factory.mktemp("named")) as server:
+        yield server  # type: ignore[misc] # a fixture
+
+
+def answer_to(server: Server, host: str) -> tuple[int, str]:
+    """The status of a request under this name, and the message of its error."""
+    with Wire(server.port) as wire:
+        fields = f"Host: {host}\r\nAuthorization: Bearer secret"
+        answer = wire.send(f"GET /v1/models HTTP/1.1\r\n{fields}\r\n\r\n".encode()).answer()
+        return answer.status, "" if answer.status == 200 else assert_is_error(answer)["message"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("host", [*FORMS, "[fd00::2]"])
+def test_a_name_that_was_allowed_is_answered_in_every_form(named: Server, host: str) -> None:
+    assert answer_to(named, host) == (200, "")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "host", ["other.local", "my-mac.local.evil.example", "my-mac.local..", "fd00::1", "[fd00::3]", "x y"]
+)
+def test_another_name_is_refused_with_what_to_do(named: Server, host: str) -> None:
+    status, message = answer_to(named, host)
+    assert status == 403
+    assert host in ("my-mac.local..", "fd00::1", "x y") or f"--allowed-host {host.strip('[]')}" in message.replace(
+        "[", ""
+    )
+
+
+@pytest.mark.e2e
+def test_the_machines_own_names_need_a_wildcard_and_a_key(tmp_path: Path) -> None:
+    own = socket.gethostname()
+    for words, key, status in (("0.0.0.0", "secret", 200), ("0.0.0.0", "", 403), ("127.0.0.1", "secret", 403)):
+        environment = {"MLXK2_API_KEY": key} if key else {}
+        with Server("--host", words, home=tmp_path, environment=environment) as server:
+            for name in (own, f"{own.partition('.')[0]}.local"):
+                assert answer_to(server, f"{name}:{server.port}")[0] == status
+
+
+@pytest.mark.parametrize("name", ["", " ", "http://my-mac.local", "my mac", "a/b", "*", "[::1", "é.local"], ids=ascii)
+def test_a_name_that_is_none_is_refused_at_the_start(mlxk2: Program, name: str) -> None:
+    assert "--allowed-host" in error_of(mlxk2("serve", "--allowed-host", name, "--json"), "server")["message"]
