@@ -253,6 +253,8 @@ class PushData(TypedDict):
     would_create_branch: NotRequired[bool]
     added_files: NotRequired[list[str]]
     deleted_files: NotRequired[list[str]]
+    secrets_left_out: NotRequired[list[str]]
+    secrets_on_hub: NotRequired[list[str]]
 
 
 class RunData(TypedDict):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import gguf, hashes, integrity, safetensors
+from mlxk2.cache import gguf, hashes, integrity, litter, safetensors
 from mlxk2.cache.delivery import Delivery, Wanted
 from mlxk2.cache.files import BrokenFile, File
 
@@ -61,7 +61,8 @@ class Audit:
         if not self._is_there or not self._snapshot.is_dir():
             return []
         names = {file.name for file in self.wanted}
-        files = (file for file in self._tree.files(str(self._snapshot)) if file.name not in names)
+        found = self._tree.files(str(self._snapshot), litter.is_litter)
+        files = (file for file in found if file.name not in names)
         return [file.name for file in files if file.problem or file.name.endswith(integrity.PARTIAL)]
 
     def _has(self, file: Wanted) -> bool:

@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlxk2.cache import safetensors
+from mlxk2.cache import litter, safetensors
 from mlxk2.cache.files import BrokenFile, File, Tree, read, read_whole
 from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.cache.store import Snapshot
@@ -32,15 +32,17 @@ _TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"[^"]|\[\s*\{)')
 
 
 class Contents:
-    """A snapshot's files, or those of them that are given, and what stands in them."""
+    """A snapshot's files without litter, or those of them that are given, and what stands in them."""
 
     def __init__(self, snapshot: Snapshot, files: Iterable[File] | None = None) -> None:
         self.snapshot = snapshot
         self._tree = Tree(snapshot.roots)
         self.is_inside = self._tree.contains(snapshot.path)
         if files is None:
-            files = [] if snapshot.is_missing else self._tree.files(snapshot.path)
-        self.files = tuple(file for file in files if not _is_companion(file.name))
+            # In a folder of the user's, a secret or a lock file is as little the model's as for a push.
+            leaves_out = litter.stays_at_home if snapshot.roots is None else litter.is_litter
+            files = [] if snapshot.is_missing else self._tree.files(snapshot.path, leaves_out)
+        self.files = tuple(file for file in files if not litter.is_litter(file.name))
         self._by_name = {file.name: file for file in self.files}
         self._shards: dict[str, list[str]] = {}
 
@@ -163,11 +165,6 @@ class Contents:
 
 def _marks(files: Iterable[File]) -> list[tuple[str, str, int, tuple[int, int], str | None]]:
     return [(file.name, file.path, file.size, file.identity, file.problem) for file in files]
-
-
-def _is_companion(name: str) -> bool:
-    """Whether macOS laid this file beside another (`._name`), as it does on disks that are not its own."""
-    return name.startswith("._") or "/._" in name
 
 
 def is_lfs_pointer(text: bytes) -> bool:

@@ -66,7 +66,7 @@ def describe_contents(contents: Contents) -> ModelObject:
     snapshot = contents.snapshot
     framework = framework_of(contents)
     model_type = model_type_of(contents)
-    damage = integrity.first_problem(contents, _needs_tokenizer(contents, framework, model_type))
+    damage = integrity.first_problem(contents, needs_tokenizer(contents))
     reason = damage or why_not_runnable(contents, framework)
     return {
         "name": snapshot.name,
@@ -120,13 +120,14 @@ def _architectures(contents: Contents) -> Iterable[str]:
     return (name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
 
-def _needs_tokenizer(contents: Contents, framework: Framework, model_type: ModelType) -> bool:
+def needs_tokenizer(contents: Contents) -> bool:
     """Whether a model generates text, as its type says; where nothing tells the type, as mlx-lm says that runs it."""
+    model_type = model_type_of(contents)
     if model_type in TEXT_TYPES:
         return True
     # Embedding models, drafts and parts of others, which come without a tokenizer, name their architectures.
     is_silent = model_type == "unknown" and not any(_architectures(contents))
-    return is_silent and framework == "MLX" and _why_not_loadable(contents) is None
+    return is_silent and framework_of(contents) == "MLX" and _why_not_loadable(contents) is None
 
 
 def why_not_runnable(contents: Contents, framework: Framework) -> str | None:

@@ -90,11 +90,12 @@ class Tree:
         """Whether a folder, all links followed, lies inside the roots."""
         return self._is_inside(self._real_folder(folder))
 
-    def files(self, folder: str) -> list[File]:
-        """All files below a folder, by name; links to folders are not entered."""
+    def files(self, folder: str, leaves_out: Callable[[str], bool] = lambda _: False) -> list[File]:
+        """All files below a folder, by name, but for those it `leaves_out`; links to folders are not entered."""
         if not self.contains(folder):
             return []
-        return sorted(filter(None, map(self._file, walk(folder))), key=lambda file: file.name)
+        entries = walk(folder, lambda name, _: leaves_out(name))
+        return sorted(filter(None, map(self._file, entries)), key=lambda file: file.name)
 
     def _file(self, entry: Entry) -> File | None:
         if entry.problem:

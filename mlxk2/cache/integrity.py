@@ -56,7 +56,7 @@ def has_snapshot(contents: Contents) -> str | None:
     if not contents.is_inside:
         return "The snapshot is a link that leads outside the cache"
     if not contents.files:
-        return "The snapshot is empty"
+        return "The folder has no files of a model" if contents.snapshot.roots is None else "The snapshot is empty"
     problems = ((file.name, file.problem) for file in contents.files if file.problem)
     return next((f"{'its folder' if name == '.' else name} {problem}" for name, problem in problems), None)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from mlxk2.cache import naming
 from mlxk2.errors import CommandError, DependencyMissingError, RepoNotFoundError, ValidationError
 from mlxk2.hub import endpoint
-from mlxk2.printable import cut
+from mlxk2.printable import cut, listed
 from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
 from mlxk2.workspace import changes, checkup, folder
 from mlxk2.workspace.changes import Upload, counted
 from mlxk2.workspace.folder import Workspace
+from mlxk2.workspace.ignore import IGNORE_FILE
 
 if TYPE_CHECKING:
     from mlxk2.hub.upload import Branch, Pushed, Standing
@@ -62,7 +63,7 @@ def _branch_class() -> type[Branch]:
 
 
 def _checked(args: Namespace, workspace: Workspace) -> PushData:
-    health = checkup.check(workspace, args.repo_id)
+    health = checkup.check(workspace)
     data = _nothing_done(args, workspace, _verdict(health))
     data["workspace_health"] = health
     return data
@@ -86,7 +87,29 @@ def _planned(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
     data["would_create_branch"] = makes_branch
     data["added_files"] = [file.name for file in found.added]
     data["deleted_files"] = list(found.deleted)
+    _say_what_is_withheld(args, workspace, standing, data)
     return data
+
+
+def _say_what_is_withheld(args: Namespace, workspace: Workspace, standing: Standing, data: PushData) -> None:
+    """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
+    on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name))
+    if workspace.withheld:
+        data["secrets_left_out"] = workspace.withheld
+    if on_hub:
+        data["secrets_on_hub"] = on_hub
+    if args.json:
+        return
+    if workspace.withheld:
+        args.streams.warn(
+            f"Not pushed, as they look like secrets: {listed(workspace.withheld)}. "
+            f"To push one, write !{workspace.withheld[0]} into {IGNORE_FILE}."
+        )
+    if on_hub:
+        args.streams.warn(
+            f"Left on the hub, where others may read them, though they look like secrets: {listed(on_hub)}. "
+            "Delete them there, and renew what they open."
+        )
 
 
 def _missing(args: Namespace, standing: Standing) -> str:
@@ -110,6 +133,7 @@ def _pushed(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
     data = _nothing_done(args, workspace, pushed.remark or _told(found.summary, standing))
     data["created_repo"] = created
     data["hf_logs"] = pushed.said
+    _say_what_is_withheld(args, workspace, standing, data)
     if pushed.commit is None:
         data["no_changes"] = True
     else:

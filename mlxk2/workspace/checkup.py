@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from mlxk2.cache import integrity
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import TEXT_TYPES, model_type_of
-from mlxk2.cache.files import BrokenFile
+from mlxk2.cache.describe import needs_tokenizer
+from mlxk2.cache.files import BrokenFile, File
 from mlxk2.cache.integrity import Rule
 from mlxk2.printable import printable
 from mlxk2.spec import Anomaly, ConfigHealth, IndexHealth, WeightsHealth, WorkspaceHealth
 from mlxk2.workspace.folder import Workspace
+from mlxk2.workspace.ignore import IGNORE_FILE
 
 CONFIG = "config.json"
 README = "README.md"
@@ -25,13 +26,16 @@ _CODES: dict[Rule, str] = {
 }
 
 
-def check(workspace: Workspace, repo_id: str) -> WorkspaceHealth:
-    """What the API says of a folder that is to become this model; nothing but the folder is looked at."""
-    contents = workspace.contents(repo_id)
-    anomalies = list(_anomalies(contents))
+def check(workspace: Workspace) -> WorkspaceHealth:
+    """What the API says of a folder that is to become a model; nothing but the folder is looked at.
+
+    It is the verdict of `show` on the folder, unless a `.hfignore` leaves out more, or a file can't be uploaded.
+    """
+    contents = workspace.contents()
+    anomalies = [*_anomalies(workspace.files, contents), *map(_withheld, workspace.withheld)]
     return {
-        "files_count": len(contents.files),
-        "total_bytes": sum(file.size for file in contents.files),
+        "files_count": len(workspace.files),
+        "total_bytes": sum(file.size for file in workspace.files),
         "config": _config(contents),
         "weights": _weights(contents),
         "anomalies": anomalies,
@@ -63,11 +67,11 @@ def _missing_shards(contents: Contents) -> list[str]:
         return []  # the rule for weights says what is wrong with the index
 
 
-def _anomalies(contents: Contents) -> Iterator[Anomaly]:
+def _anomalies(files: Sequence[File], contents: Contents) -> Iterator[Anomaly]:
     if not contents.files:
-        yield _anomaly("empty_folder", "There are no files to push.")
+        yield _anomaly("empty_folder", f"{integrity.has_snapshot(contents)}.")
         return
-    unusable = [file for file in contents.files if file.problem]
+    unusable = [file for file in files if file.problem]
     for file in unusable:
         yield _anomaly("unusable_file", f"{printable(file.name)} {file.problem}.", file.name)
     broken = list(_broken_rules(contents, {file.name for file in unusable}))
@@ -82,19 +86,20 @@ def _broken_rules(contents: Contents, reported: set[str]) -> Iterator[Anomaly]:
     """An anomaly for each rule that is broken, less those about files that were reported already."""
     for rule in _rules(contents):
         problem = _ask(rule, contents)
-        missing = _missing_shards(contents) if rule is integrity.has_weights else []
         if problem is None:
             continue
-        if missing:
-            yield from (_anomaly("missing_shard", f"Missing shard: {shard}.", shard) for shard in missing)
-        elif (path := _named_file(contents, problem)) is None or path not in reported:
+        missing = _missing_shards(contents) if rule is integrity.has_weights else []
+        shards = {f"Missing shard: {shard}": shard for shard in missing}
+        path = _named_file(contents, problem)
+        if problem not in shards and path not in reported:
             yield _anomaly(_code(rule, contents), f"{problem}.", path)
             reported = reported | ({path} if path else set())
+        yield from (_anomaly("missing_shard", f"{text}.", shard) for text, shard in shards.items())
 
 
 def _rules(contents: Contents) -> Iterable[Rule]:
     rules = [rule for rule in integrity.RULES if rule is not integrity.has_snapshot]
-    return [*rules, integrity.has_tokenizer] if model_type_of(contents) in TEXT_TYPES else rules
+    return [*rules, integrity.has_tokenizer] if needs_tokenizer(contents) else rules
 
 
 def _ask(rule: Rule, contents: Contents) -> str | None:
@@ -113,8 +118,14 @@ def _named_file(contents: Contents, problem: str) -> str | None:
     return file and file.name
 
 
-def _warning(code: str, message: str) -> Anomaly:
-    return {"severity": "warning", "code": code, "message": message, "path": None}
+def _withheld(name: str) -> Anomaly:
+    shown = printable(name)
+    message = f"{shown} looks like a secret and is not pushed; to push it, write !{shown} into {IGNORE_FILE}."
+    return _warning("secret_left_out", message, name)
+
+
+def _warning(code: str, message: str, path: str | None = None) -> Anomaly:
+    return {"severity": "warning", "code": code, "message": message, "path": path}
 
 
 def _anomaly(code: str, message: str, path: str | None = None) -> Anomaly:

@@ -9,7 +9,7 @@ from functools import cached_property
 from mlxk2.cache import naming
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
-from mlxk2.cache.store import Snapshot
+from mlxk2.cache.store import folder_snapshot
 from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 
@@ -40,14 +40,30 @@ class Workspace:
     @cached_property
     def files(self) -> tuple[File, ...]:
         """The files to be uploaded, by name; one that can't be has a `problem`."""
-        entries = walk(self.root, self.ignore.matches)
-        files = sorted(map(self._file, entries), key=lambda file: file.name)
+        files = sorted(map(self._file, self._walked[0]), key=lambda file: file.name)
         clashes = dict(naming.clashes(file.name for file in files))
         return tuple(_refused(file, clashes.get(file.name)) for file in files)
 
-    def contents(self, name: str) -> Contents:
-        """The files as those of a model of this name, for the rules of health."""
-        return Contents(Snapshot(name, None, self.root, (self.root,)), self.files)
+    @property
+    def withheld(self) -> list[str]:
+        """The files and folders (`name/`) that are not uploaded, only because they look like secrets; by name."""
+        return self._walked[1]
+
+    def contents(self) -> Contents:
+        """The files as those of the model that `show` describes, for the rules of health."""
+        return Contents(folder_snapshot(self.name), self.files)
+
+    @cached_property
+    def _walked(self) -> tuple[list[Entry], list[str]]:
+        withheld = []
+
+        def stays_at_home(name: str, is_folder: bool) -> bool:
+            stays = self.ignore.matches(name, is_folder)
+            if stays and self.ignore.withholds(name, is_folder):
+                withheld.append(name + "/" * is_folder)
+            return stays
+
+        return list(walk(self.root, stays_at_home)), sorted(withheld)
 
     @cached_property
     def _tree(self) -> Tree:

@@ -3,6 +3,7 @@
 Supported: blank lines and `#` comments, `*`, `?`, `[a-z]` and `[!a-z]`, `**`, a `/` at the start or in the middle (the
 pattern counts from the folder's top), a `/` at the end (folders only), `!` (take back in), and `\\` before a character
 that is meant literally. The last pattern that matches decides; what is in an ignored folder can't be taken back in.
+The default patterns ignore what is in a folder for secrets, not the folder: `!.aws/config` takes that one file back in.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from mlxk2.cache import litter
+
 IGNORE_FILE = ".hfignore"
 
-# What tools and systems leave behind, and what may hold secrets; a `!` can take them back in.
-DEFAULTS = (
-    ".DS_Store", "._*", "Thumbs.db", "__pycache__/", "*.pyc", ".ipynb_checkpoints/", ".venv/", "venv/", ".env",
-    "*.lock",
-)  # fmt: skip
 # The hub takes nothing of these names.
 ALWAYS = (".git", ".cache")
+# Old clients of the hub keep a token among what they left in this folder.
+_TOKEN_FOLDER = ".huggingface"
+_FOLDER_OF_SECRETS = {folder: f"**/{folder}/*" for folder in litter.SECRET_FOLDERS}
+_SECRETS = (
+    *_FOLDER_OF_SECRETS.values(), f"**/{_TOKEN_FOLDER}/token", *litter.SECRETS,
+    *(f"!{pattern}" for pattern in litter.NO_SECRETS),
+)  # fmt: skip
+# What tools and systems leave behind, and what may hold secrets; a `!` can take them back in.
+DEFAULTS = (
+    *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER), f"**/{_TOKEN_FOLDER}/*", *litter.PRIVATE,
+    *_SECRETS,
+)  # fmt: skip
 
 _TOKEN = re.compile(
     r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, none too
@@ -44,6 +54,7 @@ class _Rule(NamedTuple):
     pattern: re.Pattern[str]
     folders_only: bool
     ignores: bool
+    is_of_secrets: bool
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,16 @@ class Ignore:
     """The merged rules: the defaults, then the user's lines, then what the hub forbids."""
 
     lines: tuple[str, ...]
+    defaults: int = 0
 
     @classmethod
     def of(cls, text: str) -> Ignore:
         """The rules with the text of an ignore file."""
-        return cls((*DEFAULTS, *text.splitlines(), *ALWAYS))
+        own = text.splitlines()
+        # `!.ssh/` takes the folder back in: then its content is ignored no more, but for keys.
+        returned = {_FOLDER_OF_SECRETS.get(line[1:].strip("*/ \t")) for line in own if line.startswith("!")}
+        defaults = [line for line in DEFAULTS if line not in returned]
+        return cls((*defaults, *own, *ALWAYS), len(defaults))
 
     @property
     def text(self) -> str:
@@ -64,23 +80,43 @@ class Ignore:
 
     def matches(self, name: str, is_folder: bool) -> bool:
         """Whether a pattern means this path itself, relative to the top; folders above it are not looked at."""
-        for rule in reversed(self._rules):
-            if (is_folder or not rule.folders_only) and rule.pattern.fullmatch(name):
-                return rule.ignores
-        return False
+        rule = self._deciding(name, is_folder)
+        return rule is not None and rule.ignores
 
     def covers(self, name: str) -> bool:
         """Whether a file stays at home, for itself or for a folder above it."""
-        parts = name.split("/")
-        folders = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
-        return any(self.matches(folder, is_folder=True) for folder in folders) or self.matches(name, is_folder=False)
+        rule = self._covering(name, is_folder=False)
+        return rule is not None and rule.ignores
+
+    def withholds(self, name: str, is_folder: bool = False) -> bool:
+        """Whether it stays at home because it looks like a secret, and for nothing that the user wrote."""
+        rule = self._covering(name, is_folder)
+        return rule is not None and rule.ignores and rule.is_of_secrets
+
+    def _covering(self, name: str, is_folder: bool) -> _Rule | None:
+        for slash in re.finditer("/", name):
+            rule = self._deciding(name[: slash.start()], is_folder=True)
+            if rule is not None and rule.ignores:
+                return rule
+        return self._deciding(name, is_folder)
+
+    def _deciding(self, name: str, is_folder: bool) -> _Rule | None:
+        # Most names have nothing of what the many defaults are about, which one pattern finds out.
+        rules = self._own_rules + (self._default_rules if litter.stays_at_home(name) else [])
+        fitting = (rule for rule in rules if is_folder or not rule.folders_only)
+        return next((rule for rule in fitting if rule.pattern.fullmatch(name)), None)
 
     @cached_property
-    def _rules(self) -> list[_Rule]:
-        return list(_parsed(self.lines))
+    def _own_rules(self) -> list[_Rule]:
+        """Those after the defaults, the last first."""
+        return [*_parsed(self.lines[self.defaults :], are_defaults=False)][::-1]
+
+    @cached_property
+    def _default_rules(self) -> list[_Rule]:
+        return [*_parsed(self.lines[: self.defaults], are_defaults=True)][::-1]
 
 
-def _parsed(lines: Iterable[str]) -> Iterable[_Rule]:
+def _parsed(lines: Iterable[str], *, are_defaults: bool) -> Iterable[_Rule]:
     for line in lines:
         line = _without_trailing_spaces(line)
         if not line or line.startswith("#") or len(line) > _LONGEST:
@@ -89,8 +125,9 @@ def _parsed(lines: Iterable[str]) -> Iterable[_Rule]:
         pattern = line if ignores else line[1:]
         folders_only = pattern.endswith("/")
         pattern = pattern.removesuffix("/")
-        if pattern and (regex := _compiled(pattern)):
-            yield _Rule(regex, folders_only, ignores)
+        # A Mac's disk has `.ENV` for `.env`, and a key is one in any spelling.
+        if pattern and (regex := _compiled(pattern, re.IGNORECASE if are_defaults else 0)):
+            yield _Rule(regex, folders_only, ignores, are_defaults and line in _SECRETS)
 
 
 def _without_trailing_spaces(line: str) -> str:
@@ -99,13 +136,13 @@ def _without_trailing_spaces(line: str) -> str:
     return stripped + " " if is_escaped else stripped
 
 
-def _compiled(pattern: str) -> re.Pattern[str] | None:
+def _compiled(pattern: str, flags: int) -> re.Pattern[str] | None:
     """The regular expression of a pattern; None for one that can match nothing, such as `[z-a]`."""
     is_anchored = "/" in pattern
     text = pattern.removeprefix("/") if is_anchored else f"**/{pattern}"
     pieces = [_translated(token) for token in _TOKEN.finditer(text)]
     try:
-        return re.compile(_joined(pieces, _FOLDERS, _joined_segments), re.DOTALL)
+        return re.compile(_joined(pieces, _FOLDERS, _joined_segments), re.DOTALL | flags)
     except re.error:
         return None
 

@@ -1,0 +1,143 @@
+"""Secrets stay at home, and `push` says so; whoever means it can push them all the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from layouts import chat_model
+from pushing import Pusher
+
+from mlxk2.cache import litter
+from mlxk2.workspace.ignore import Ignore
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "push.md"
+WHOLE = {name: content for name, content in chat_model().items() if isinstance(content, bytes)}
+SECRETS = [
+    ".env", ".env.local", ".env.production", ".envrc", "sub/.env", "prod.env", ".ENV", ".netrc", "_netrc",
+    ".git-credentials", ".npmrc", ".pypirc", ".ssh/id_rsa", ".ssh/config", "sub/.ssh/known_hosts", ".aws/credentials",
+    ".aws/config", ".gnupg/secring.gpg", ".kube/config", ".docker/config.json", ".azure/accessTokens.json",
+    ".huggingface/token", "key.pem", "certs/Server.PEM", "private.key", "id_rsa", "id_rsa.old", "id_ed25519",
+    "credentials.json", "credentials-prod.json", "gcp/application_default_credentials.json", "client_secret_1.json",
+    "service-account.json", "service_account_key.json", "kaggle.json", "secrets.toml", ".bash_history", "hf_token",
+]  # fmt: skip
+NO_SECRETS = [
+    ".env.example", ".env.sample", ".env.template", ".env.local.example", "example.env", "id_rsa.pub", ".gitattributes",
+    ".gitignore", ".hfignore", "tokenizer.json", "token", "tokens.txt", "special_tokens_map.json", "environment.yml",
+    "keys.txt", "monkey.py", "keyboard.md", "secrets.md", "history.md", "training_history.txt", "ssh/notes.txt",
+    "credentials.md", "env/a.txt", "docker/Dockerfile", "pem/a.txt", "idempotent.txt", "id_map.json", "aws.md",
+]  # fmt: skip
+
+
+def left_out(pusher: Pusher) -> list[str]:
+    """The names of what the check says is left out."""
+    anomalies = pusher.data("--check-only")["workspace_health"]["anomalies"]
+    return [anomaly["path"] for anomaly in anomalies if anomaly["code"] == "secret_left_out"]
+
+
+def test_secrets_are_left_out_and_named(pusher: Pusher) -> None:
+    pusher.write(WHOLE | dict.fromkeys(SECRETS, b"hush"))
+    found = [name for name in SECRETS if (pusher.folder / name).exists()]
+    assert sorted(left_out(pusher)) == sorted(found)
+    assert pusher.data("--check-only")["workspace_health"]["healthy"]
+    assert pusher.data("--check-only")["workspace_health"]["files_count"] == len(WHOLE)
+    planned, pushed = pusher.data("--dry-run"), pusher.data("--private", "--create")
+    assert planned["secrets_left_out"] == pushed["secrets_left_out"] == sorted(found)
+    assert sorted(planned["added_files"]) == sorted(WHOLE)
+    assert pusher.on_hub().keys() | {".gitattributes"} == WHOLE.keys()
+    assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
+
+
+def test_people_read_it_as_a_warning(pusher: Pusher) -> None:
+    pusher.write(WHOLE | {".netrc": b"hush", ".ssh/config": b"hush"})
+    expected = "Warning: Not pushed, as they look like secrets: .netrc, .ssh/config. To push one, write !.netrc into"
+    for words in (("--dry-run",), ("--private", "--create")):
+        assert expected in pusher.run(*words).err
+    assert (
+        "  warning: .netrc looks like a secret and is not pushed; to push it, write !.netrc"
+        in pusher.run("--check-only").out
+    )
+    (pusher.folder / ".hfignore").write_text("!.netrc\n!.ssh/config\n")
+    assert pusher.run("--private").err == ""
+    assert {".netrc", ".ssh/config"} <= pusher.on_hub().keys()
+
+
+def test_other_files_are_no_secrets(pusher: Pusher) -> None:
+    files = dict.fromkeys(NO_SECRETS, b"") | WHOLE
+    pusher.write(files)
+    assert left_out(pusher) == []
+    pusher.add({})
+    pusher.data("--private")
+    assert pusher.on_hub().keys() | {".gitattributes"} == files.keys()
+
+
+@pytest.mark.parametrize(
+    ("lines", "pushed"),
+    [
+        ("!.netrc", {".netrc"}),
+        ("!.aws/config", {".aws/config"}),
+        ("!.aws/", {".aws/config"}),
+        ("!/.aws", {".aws/config"}),
+        ("!.aws/\n!.aws/credentials", {".aws/config", ".aws/credentials"}),
+        ("!.aws/**", {".aws/config", ".aws/credentials"}),
+        ("!.ssh/old/", {".ssh/old/notes"}),
+        ("!.huggingface/token", {".huggingface/token"}),
+        ("!*.pem\n!.env.*", {"key.pem", ".env.local"}),
+        ("# nothing", set()),
+    ],
+)
+def test_an_exclamation_mark_pushes_them_all_the_same(pusher: Pusher, lines: str, pushed: set[str]) -> None:
+    secrets = [
+        ".netrc", ".aws/config", ".aws/credentials", ".ssh/old/notes", ".ssh/old/id_rsa", ".huggingface/token",
+        "key.pem", ".env.local",
+    ]  # fmt: skip
+    pusher.add({})
+    pusher.write({"a": b"1", ".hfignore": lines.encode()} | dict.fromkeys(secrets, b"x"))
+    data = pusher.data("--private")
+    assert pusher.on_hub().keys() - {"a", ".hfignore"} == pushed
+    assert not pushed & set(data["secrets_left_out"])
+
+
+def test_what_the_user_ignores_is_not_worth_a_word(pusher: Pusher) -> None:
+    pusher.write(WHOLE | {".env": b"x", ".ssh/config": b"x", ".hfignore": b".env\n.ssh/\n"})
+    assert left_out(pusher) == []
+    assert "secrets_left_out" not in pusher.data("--dry-run")
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_secret_that_is_on_the_hub_stays_and_is_named(pusher: Pusher, is_here: bool) -> None:
+    pusher.add({"a": b"1", ".netrc": b"old", ".aws/config": b"old", "gone": b"2"})
+    pusher.write({"a": b"3"} | ({".netrc": b"new"} if is_here else {}))
+    for words in (("--dry-run",), ("--private",)):
+        data = pusher.data(*words)
+        assert data["secrets_on_hub"] == [".aws/config", ".netrc"]
+        assert data["change_summary"] == {"added": 0, "modified": 1, "deleted": 1}
+        assert (".netrc" in data.get("secrets_left_out", [])) is is_here
+    assert pusher.on_hub() == {"a": b"3", ".netrc": b"old", ".aws/config": b"old"}
+    warning = (
+        "Warning: Left on the hub, where others may read them, though they look like secrets: .aws/config, .netrc."
+    )
+    for words in (("--dry-run",), ("--private",)):
+        assert warning in pusher.run(*words).err
+
+
+def test_a_secret_that_was_taken_back_in_is_a_file_like_any_other(pusher: Pusher) -> None:
+    pusher.add({"a": b"1", ".netrc": b"old"})
+    pusher.write({"a": b"1", ".hfignore": b"!.netrc\n"})
+    assert pusher.data("--dry-run")["deleted_files"] == [".netrc"]
+    assert "secrets_on_hub" not in pusher.data("--private")
+    assert ".netrc" not in pusher.on_hub()
+
+
+@pytest.mark.parametrize(
+    "name", [*SECRETS, *NO_SECRETS, *litter.PRIVATE, "a/Thumbs.db", "Icon\r", ".m.icloud", "Icons"]
+)
+def test_the_default_rules_are_those_of_show(name: str) -> None:
+    assert Ignore.of("").covers(name) is litter.stays_at_home(name)
+
+
+def test_the_document_has_every_pattern() -> None:
+    quoted = set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
+    patterns = {*litter.TOOLS, *litter.PRIVATE, *litter.SECRET_FOLDERS, *litter.SECRETS, *litter.NO_SECRETS}
+    assert patterns - quoted == set()
