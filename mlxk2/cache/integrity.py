@@ -57,8 +57,12 @@ def has_snapshot(contents: Contents) -> str | None:
         return "The snapshot is a link that leads outside the cache"
     if not contents.files:
         return "The folder has no files of a model" if contents.snapshot.roots is None else "The snapshot is empty"
-    problems = ((file.name, file.problem) for file in contents.files if file.problem)
-    return next((f"{'its folder' if name == '.' else name} {problem}" for name, problem in problems), None)
+    return next((why_unreadable(file) for file in contents.files if file.problem), None)
+
+
+def why_unreadable(file: File) -> str:
+    """Return what is wrong with a file that has a problem."""
+    return f"{'its folder' if file.name == '.' else file.name} {file.problem}"
 
 
 def has_config(contents: Contents) -> str | None:

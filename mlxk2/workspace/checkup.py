@@ -73,7 +73,7 @@ def _anomalies(files: Sequence[File], contents: Contents) -> Iterator[Anomaly]:
         return
     unusable = [file for file in files if file.problem]
     for file in unusable:
-        yield _anomaly("unusable_file", f"{printable(file.name)} {file.problem}.", file.name)
+        yield _anomaly("unusable_file", f"{printable(integrity.why_unreadable(file))}.", file.name)
     broken = list(_broken_rules(contents, {file.name for file in unusable}))
     yield from broken
     if not broken:
