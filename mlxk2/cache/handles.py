@@ -82,7 +82,7 @@ def walk(handle: int) -> Iterator[tuple[str, int]]:
             yield name, inner
 
 
-def _fail(error: BaseException) -> None:
+def _fail(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -91,28 +91,38 @@ def remove(name: str, below: int) -> None:
     """Remove a file, a link or a folder with all that is in it; links are not followed.
 
     What vanishes meanwhile is passed over: on disks that are not macOS's own, a file takes its companion `._name`
-    along.
+    along. All that can be removed is, before the first error is raised.
     """
     for attempt in range(1, _MAX_ATTEMPTS + 1):
-        try:
-            _remove(name, below)
-        except FileNotFoundError:
+        errors = _remove(name, below)
+        # Something may have been laid into a folder after it was listed: by the Finder, for one.
+        serious = [error for error in errors if error.errno not in (errno.ENOTEMPTY, errno.EEXIST)]
+        if serious or (errors and attempt == _MAX_ATTEMPTS):
+            raise (serious or errors)[0]
+        if not errors:
             return
-        except OSError as error:
-            # Something was laid into a folder after it was listed: by the Finder, for one.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _MAX_ATTEMPTS:
-                raise
+
+
+def _remove(name: str, below: int) -> list[OSError]:
+    """Try to remove; what stood in the way."""
+    errors: list[OSError] = []
+
+    def note(error: BaseException) -> None:
+        if not isinstance(error, OSError):
+            raise error
+        if not isinstance(error, FileNotFoundError):
+            errors.append(error)
+
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=below, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=below)
+        elif sys.version_info >= (3, 12):
+            shutil.rmtree(name, dir_fd=below, onexc=lambda _call, _path, error: note(error))
         else:
-            return
-
-
-def _remove(name: str, below: int) -> None:
-    if not stat.S_ISDIR(os.stat(name, dir_fd=below, follow_symlinks=False).st_mode):
-        os.unlink(name, dir_fd=below)
-    elif sys.version_info >= (3, 12):
-        shutil.rmtree(name, dir_fd=below, onexc=lambda _call, _path, error: _fail(error))
-    else:
-        shutil.rmtree(name, dir_fd=below, onerror=lambda _call, _path, info: _fail(info[1]))
+            shutil.rmtree(name, dir_fd=below, onerror=lambda _call, _path, info: note(info[1]))
+    except OSError as error:
+        note(error)
+    return errors
 
 
 class Usage:

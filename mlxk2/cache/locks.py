@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxk2.cache import handles, naming
+from mlxk2.cache import handles, naming, space
 from mlxk2.cache.handles import Usage
 
 FOLDER = ".locks"
@@ -79,10 +79,13 @@ def clean(hub: int, folder: str, usage: Usage) -> int:
 
 @contextmanager
 def claimed(hub: int, folder: str) -> Iterator[bool]:
-    """Keep `pull` from a model as long as the block runs; False when one is at work already."""
+    """Keep `pull` from a model as long as the block runs; False when one is at work already.
+
+    Where the disk is too full for the lock, there is none: no pull can take it either.
+    """
     with _made(FOLDER, hub), handles.folder(FOLDER, below=hub) as parent:
         if parent is None:
-            yield True  # a link is in its place, behind which nothing of ours is
+            yield True  # a link is in its place, behind which nothing of ours is, or the disk is full
             return
         with _made(folder, parent), handles.folder(folder, below=parent) as locks:
             if locks is None:
@@ -97,7 +100,9 @@ def _made(name: str, below: int) -> Iterator[None]:
     """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
     try:
         os.mkdir(name, dir_fd=below)
-    except FileExistsError:
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, *space.FULL):
+            raise
         yield
         return
     yield
@@ -108,7 +113,13 @@ def _made(name: str, below: int) -> Iterator[None]:
 @contextmanager
 def _pull_lock(locks: int) -> Iterator[bool]:
     is_new = PULL_LOCK not in handles.names_in(below=locks)
-    handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
+    try:
+        handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
+    except OSError as error:
+        if error.errno not in space.FULL:
+            raise
+        yield True
+        return
     try:
         is_ours = try_lock(handle, PULL_LOCK, locks) is not False
         yield is_ours

@@ -15,6 +15,7 @@ FOLDER_PREFIX = "models--"
 DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 INCOMPLETE = ".incomplete"
+REMOVED = ".removed"  # Begins the names of what a removal hid in a model's folder; `hidden.py` has the rest.
 COMPANION = "._"  # Begins the name under which macOS keeps a file's attributes on a disk that is not its own.
 MAX_LENGTH = 96
 # Of a file below a snapshot. Linux and macOS take a name of 255 bytes; macOS takes 1,024 for a path with all above it.

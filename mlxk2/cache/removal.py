@@ -1,23 +1,37 @@
 """Removing a model, or one revision of it: a plan, then its execution.
 
-A model is whole or gone at every moment, and a killed removal is finished by the next one: `trash.py` tells how.
+A model is whole or gone at every moment, and a killed removal is finished by the next one: `trash.py` tells how, and
+`hidden.py` for disks that are too full for a trash.
 Everything happens below a handle of the hub folder and no link is followed, so nothing outside can be reached.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from mlxk2.cache import belongings, delivery, handles, locks, naming, scratch, trash
+from mlxk2.cache import belongings, delivery, handles, hidden, locks, naming, scratch, space, trash
 from mlxk2.cache.handles import Usage
 from mlxk2.cache.locks import Locks
+from mlxk2.cache.scratch import Scratch
 from mlxk2.cache.store import CachedModel
 from mlxk2.cache.trash import Outcome, Remains, SharedStore
-from mlxk2.errors import AmbiguousMatchError, LocksPresentError, ModelNotFoundError, OperationError
+from mlxk2.errors import (
+    AmbiguousMatchError,
+    CachePermissionError,
+    LocksPresentError,
+    ModelNotFoundError,
+    OperationError,
+    cause,
+)
+
+_EARLIER_UNREADABLE = "The cache can't be looked through"
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 STORE_MARKER = os.path.join("blobs", ".huggingface-shared-blobs")
 
@@ -65,7 +79,7 @@ def unfinished(hub: str, name: str) -> CachedModel | None:
 def plan(model: CachedModel, revision: str | None, store: SharedStore | None) -> Removal:
     """What goes with a model, or with one of its revisions; with the only one, all of the model."""
     revisions = model.revisions()
-    with _explained(model.name), handles.opened(model.hub) as hub:
+    with _refused(model.name), handles.opened(model.hub) as hub:
         folder = _folder_of(model.name, hub)
         is_link = os.path.islink(os.path.join(model.hub, folder))
         if revisions == [revision]:
@@ -142,29 +156,88 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Outc
     LocksPresentError when a download is at work, unless by `force`; ModelNotFoundError when someone else removed the
     model meanwhile.
     """
-    prefix = trash.REVISION_PREFIX if removal.revision else trash.MODEL_PREFIX
-    with _explained(removal.name), handles.opened(removal.hub) as hub, scratch.created(prefix, hub) as bin:
+    with _refused(removal.name), handles.opened(removal.hub) as hub:
         try:
-            _take(removal, hub, bin, force)
+            with _trash_with(removal, hub, force) as (bin, usage), _unfinished(removal.name):
+                return trash.finish(bin, hub, removal.hub, store, usage)
+        except OSError as error:
+            # A trash takes room, if only a little.
+            if error.errno not in space.FULL:
+                raise
+        return _remove_in_place(removal, hub, store, force)
+
+
+@contextmanager
+def _trash_with(removal: Removal, hub: int, force: bool) -> Iterator[tuple[Scratch, Usage]]:
+    """A trash with what goes in it, and what was deleted besides; on failure everything is as it was."""
+    usage = Usage()
+    with scratch.created(trash.REVISION_PREFIX if removal.revision else trash.MODEL_PREFIX, hub) as bin:
+        try:
+            with _claimed(removal, hub, force):
+                if removal.revision is None:
+                    trash.take_model(removal.entries, hub, bin)
+                else:
+                    trash.take_revision(removal.folder, removal.revision, hub, bin)
+                trash.gather(bin, hub, usage)
         except BaseException:
             # What was renamed stays for the next removal; without that, the trash is only ours.
             if not trash.remains_in(bin):
                 scratch.remove(bin, hub)
             raise
-        return trash.finish(bin, hub, removal.hub, store)
+        yield bin, usage
 
 
-def _take(removal: Removal, hub: int, bin: scratch.Scratch, force: bool) -> None:
-    """Move into the trash what goes, while no download can begin."""
+def _remove_in_place(removal: Removal, hub: int, store: SharedStore | None, force: bool) -> Outcome:
+    """Remove without a trash, for which the disk is too full."""
+    usage = Usage()
+    with _claimed(removal, hub, force):
+        hidden.hide(removal.folder, removal.revision, hub)
+        with _unfinished(removal.name):
+            for entry in removal.entries if removal.revision is None else ():
+                if entry != removal.folder:
+                    usage.add(entry, hub)
+                    handles.remove(entry, hub)
+            hidden.delete(removal.folder, hub, usage, is_whole=removal.revision is None)
+    with _unfinished(removal.name):
+        return _drop_hidden(removal.folder, hub, removal.hub, store, usage)
+
+
+def _drop_hidden(folder: str, hub: int, hub_path: str, store: SharedStore | None, usage: Usage) -> Outcome:
+    """Remove shared payloads and lock files, and at last what is hidden of a model: it tells what is to be done."""
+    if store is not None:
+        trash.sweep_unreferenced(store, usage)
+    try:
+        if hidden.is_alone(folder, hub):
+            # The disk has room for a trash now, unless others took it.
+            with scratch.created(trash.MODEL_PREFIX, hub) as bin:
+                _take_alone(folder, hub, bin)
+                return trash.finish(bin, hub, hub_path, store, usage)
+    except OSError as error:
+        if error.errno not in space.FULL:
+            raise
+    cleaned = locks.clean(hub, folder, usage)
+    hidden.drop(folder, hub, usage)
+    if not handles.names_in(folder, below=hub):
+        usage.add(folder, hub)
+        handles.remove(folder, hub)
+    return Outcome(usage.bytes, cleaned)
+
+
+def _take_alone(folder: str, hub: int, bin: Scratch) -> None:
+    """Move a model's folder into the trash, unless a download has begun in it."""
+    with locks.claimed(hub, folder) as is_ours, suppress(FileNotFoundError):  # a link went before
+        if is_ours and hidden.is_alone(folder, hub):
+            trash.take_model((folder,), hub, bin)
+
+
+@contextmanager
+def _claimed(removal: Removal, hub: int, force: bool) -> Iterator[None]:
+    """Let no download begin; LocksPresentError where one is at work, unless by `force`."""
     check_locks(removal, force)
     with locks.claimed(hub, removal.folder) as is_ours:
         if not is_ours:
             check_locks(removal, force, (f"{locks.FOLDER}/{removal.folder}/{locks.PULL_LOCK}",))
-        if removal.revision is None:
-            trash.take_model(removal.entries, hub, bin)
-        else:
-            trash.take_revision(removal.folder, removal.revision, hub, bin)
-        trash.gather(bin, hub)
+        yield
 
 
 def check_locks(removal: Removal, force: bool, further: Iterable[str] = ()) -> None:
@@ -182,39 +255,80 @@ def interrupted(hub_path: str) -> Earlier:
     """What killed removals left to be done, and the room that it takes."""
     usage = Usage()
     remains: list[Remains] = []
-    with _explained("The cache"), handles.opened(hub_path) as hub:
+    with _explained(_EARLIER_UNREADABLE), handles.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
             remains += trash.remains_in(bin)
             trash.count(bin, usage)
+        for folder in hidden.folders(hub):
+            remains += hidden.remains_in(folder, hub)
+            hidden.count(folder, hub, usage)
     return Earlier(remains, Outcome(usage.bytes, 0))
 
 
 def finish_interrupted(hub_path: str, store: SharedStore | None) -> Earlier:
     """Do what killed removals left to be done, as far as that is possible: the rest is the next one's."""
-    remains: list[Remains] = []
-    freed = cleaned = 0
-    problem = None
-    with _explained("The cache"), handles.opened(hub_path) as hub:
+    earlier = Earlier([], Outcome(0, 0))
+    with _explained(_EARLIER_UNREADABLE), handles.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
             found = trash.remains_in(bin)
-            try:
-                outcome = trash.finish(bin, hub, hub_path, store)
-            except OSError as error:
-                problem = error.strerror
-                continue
-            remains += found
-            freed, cleaned = freed + outcome.freed_bytes, cleaned + outcome.lock_files_cleaned
-    return Earlier(remains, Outcome(freed, cleaned), problem)
+            earlier = _and(earlier, found, partial(trash.finish, bin, hub, hub_path, store))
+        for folder in hidden.folders(hub):
+            found = hidden.remains_in(folder, hub)
+            earlier = _and(earlier, found, partial(_finish_hidden, folder, hub, hub_path, store))
+        if store is not None:
+            store.tidy()
+    return earlier
+
+
+def _and(earlier: Earlier, found: list[Remains], finish: Callable[[], Outcome | None]) -> Earlier:
+    """Finish one more removal, and add up what came of it."""
+    try:
+        outcome = finish()
+    except OSError as error:
+        return earlier._replace(problem=_why(error))
+    if outcome is None:
+        return earlier
+    sums = map(sum, zip(earlier.outcome, outcome, strict=True))
+    return Earlier([*earlier.remains, *found], Outcome(*sums), earlier.problem)
+
+
+def _finish_hidden(folder: str, hub: int, hub_path: str, store: SharedStore | None) -> Outcome | None:
+    """Delete what is hidden of a model; None while a download of it is at work, which may need some of it."""
+    usage = Usage()
+    with locks.claimed(hub, folder) as is_ours:
+        if not is_ours:
+            return None
+        hidden.delete(folder, hub, usage)
+    return _drop_hidden(folder, hub, hub_path, store, usage)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _refused(name: str) -> Iterator[None]:
+    """Say of faults that nothing of the model was removed; ModelNotFoundError where it is no longer there."""
+    with _explained(f"{name} can't be removed", "Nothing of it was removed."):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ModelNotFoundError(f"{name} is no longer in the cache.") from error
+
+
+def _unfinished(name: str) -> AbstractContextManager[None]:
+    """Say of faults that the model is gone, but not all of its bytes."""
+    message = f"{name} is removed, but not all of its files could be deleted"
+    return _explained(message, hint="What is left goes with the next `mlxk2 rm`.")
+
+
+@contextmanager
+def _explained(message: str, rest: str = "", hint: str | None = None) -> Iterator[None]:
     """Faults of the disk as errors of the tree."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{name} is no longer in the cache.") from error
     except OSError as error:
-        raise OperationError(
-            f"{name} can't be removed completely: {error.strerror}.", hint="What is left goes with the next `mlxk2 rm`."
-        ) from error
+        kind = CachePermissionError if error.errno in _FORBIDDEN else OperationError
+        raise kind(f"{message}: {_why(error)}. {rest}".rstrip(), hint=hint) from error
+
+
+def _why(error: OSError) -> str:
+    """Say why the operating system refused, and of which file or folder."""
+    name = os.path.basename(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else ""
+    return f"{cause(error)} ({naming.readable(name)})" if name else cause(error)

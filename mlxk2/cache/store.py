@@ -136,7 +136,7 @@ class Cache:
             (
                 CachedModel(naming.repo_id_of(entry.name), _real(entry), self.hub)
                 for entry in entries
-                if entry.name.startswith(naming.FOLDER_PREFIX) and _is_folder(entry)
+                if entry.name.startswith(naming.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
             ),
             key=lambda model: (model.name, model.path),
         )
@@ -204,6 +204,12 @@ def _changed_ns(entry: os.DirEntry[str]) -> int:
 def _if_it_is_there(argument: str) -> str | None:
     command = naming.pull_command(argument)
     return command and f"If the hub has it: {command}"
+
+
+def _is_gone(folder: str) -> bool:
+    """Return whether a removal that was killed, on a full disk, left a model's folder without its snapshots."""
+    has_mark = os.path.lexists(os.path.join(folder, naming.REMOVED))
+    return has_mark and not os.path.lexists(os.path.join(folder, "snapshots"))
 
 
 def _real(entry: os.DirEntry[str]) -> str:

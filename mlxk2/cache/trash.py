@@ -9,15 +9,16 @@ finds the trash abandoned, until the last step, which removes the trash itself.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import product
 from typing import NamedTuple, Protocol
 
-from mlxk2.cache import belongings, handles, locks, naming, scratch
+from mlxk2.cache import belongings, handles, locks, naming, scratch, space
 from mlxk2.cache.handles import Usage
 from mlxk2.cache.scratch import Scratch
 
@@ -33,6 +34,12 @@ class SharedStore(Protocol):
 
     def released_with(self, blobs: Iterable[str]) -> list[str]:
         """The payloads that nobody needs once these links in the repos' `blobs/` are gone."""
+
+    def unreferenced(self) -> list[str]:
+        """The payloads to which nothing refers any more."""
+
+    def tidy(self) -> None:
+        """Remove what killed processes left unfinished."""
 
     def files_of(self, payload: str) -> list[str]:
         """The files that go when a payload goes."""
@@ -68,29 +75,62 @@ def take_revision(folder: str, revision: str, hub: int, trash: Scratch) -> None:
     _move((folder, "snapshots", revision), hub, (folder, "snapshots", revision), trash.handle)
 
 
-def gather(trash: Scratch, hub: int) -> None:
-    """Take what else goes with what is in the trash; done once more, it finds nothing left."""
+def gather(trash: Scratch, hub: int, usage: Usage) -> bool:
+    """Take what else goes with what is in the trash; done once more, it finds nothing left.
+
+    What a full disk has no room to move is deleted where it stands, and counted. False when links to shared payloads
+    had to stay: they say in the trash what is to be released.
+    """
+    folders = _model_folders(trash) if _is_of_revision(trash) else []
+    return all([_take_rest(folder, hub, trash, usage) for folder in folders])
+
+
+def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, usage: Usage | None = None) -> Outcome:
+    """Remove all that belongs to what is in the trash, then the trash; `usage` is what was counted before."""
+    usage = usage or Usage()
+    is_complete = False
+    while not is_complete:
+        is_complete = gather(trash, hub, usage)
+        count(trash, usage, ("blobs", "rest"))
+        has_freed = [_empty(folder, trash, hub, hub_path, store, usage) for folder in _model_folders(trash)]
+        if not is_complete and not any(has_freed):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    cleaned = sum(locks.clean(hub, folder, usage) for folder in _model_folders(trash))
     if _is_of_revision(trash):
-        for folder in _model_folders(trash):
-            _take_rest(folder, hub, trash)
-
-
-def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None) -> Outcome:
-    """Remove all that belongs to what is in the trash, then the trash."""
-    gather(trash, hub)
-    usage, cleaned = Usage(), 0
-    for folder in _model_folders(trash):
-        if store is not None:
-            _sweep(folder, trash, hub, hub_path, store, usage)
-        cleaned += locks.clean(hub, folder, usage)
-    count(trash, usage)
-    # A revision's own folder goes last: while it is there, it tells what the trash is.
-    for folder, name in product(_model_folders(trash), ("rest", "blobs") if _is_of_revision(trash) else ()):
-        with handles.folder(folder, below=trash.handle) as inside:
-            if inside is not None:
-                handles.remove(name, inside)
+        count(trash, usage, ("snapshots",))
     scratch.remove(trash, hub)
     return Outcome(usage.bytes, cleaned)
+
+
+def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, usage: Usage) -> bool:
+    """Delete what the trash has of a model, but for a revision's snapshot, which tells what the trash is.
+
+    Shared payloads go last, since the library locks them, for which a full disk must have gained room. True when
+    anything was there.
+    """
+    with handles.folder(folder, below=trash.handle) as inside:
+        if inside is None:
+            return False
+        if not _is_of_revision(trash):
+            for name in handles.names_in(below=inside):
+                if name != "blobs":
+                    handles.remove(name, inside)
+        removed = _empty_folder("rest", inside, lambda _name, _rest: True)
+        removed += _empty_folder("blobs", inside, lambda name, blobs: belongings.target_of(name, blobs) is None)
+        if store is not None:
+            _sweep(folder, trash, hub, hub_path, store, usage)
+        removed += _empty_folder("blobs", inside, lambda _name, _blobs: True)
+        return removed > 0
+
+
+def _empty_folder(name: str, below: int, is_meant: Callable[[str, int], bool]) -> int:
+    """Delete what is meant in a folder; how much it was."""
+    with handles.folder(name, below=below) as folder:
+        names = [] if folder is None else [inner for inner in handles.names_in(below=folder) if is_meant(inner, folder)]
+        for inner in names:
+            assert folder is not None
+            handles.remove(inner, folder)
+    return len(names)
 
 
 def abandoned(hub: int) -> Iterator[Scratch]:
@@ -99,13 +139,13 @@ def abandoned(hub: int) -> Iterator[Scratch]:
         yield from scratch.abandoned(prefix, hub)
 
 
-def count(trash: Scratch, usage: Usage) -> None:
-    """Count what was moved into the trash, not the folders that were made for it."""
+def count(trash: Scratch, usage: Usage, parts: Iterable[str] = _MADE) -> None:
+    """Count what was moved into the trash, of a revision only these parts, not the folders that were made for it."""
     if not _is_of_revision(trash):
         for entry in scratch.names_in(trash):
             usage.add(entry, trash.handle)
         return
-    for folder, name in product(_model_folders(trash), _MADE):
+    for folder, name in product(_model_folders(trash), parts):
         with handles.folder(folder, name, below=trash.handle) as handle:
             if handle is not None:
                 usage.add_all(handle)
@@ -135,8 +175,8 @@ def _revision_in(folder: str, trash: Scratch) -> str | None:
     return next((name for name in names if not naming.is_litter(name)), None)
 
 
-def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
-    """Move into the trash what was there for the trash's revision alone."""
+def _take_rest(folder: str, hub: int, trash: Scratch, usage: Usage) -> bool:
+    """Move into the trash what was there for the trash's revision alone; False when something had to stay."""
     revision = _revision_in(folder, trash)
     with (
         handles.folder(folder, below=hub) as model,
@@ -144,15 +184,30 @@ def _take_rest(folder: str, hub: int, trash: Scratch) -> None:
         handles.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
     ):
         if revision is None or model is None or inside is None:
-            return
+            return True
         others = handles.names_in("snapshots", below=model)
-        for blob in belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else ():
-            with suppress(FileNotFoundError):
-                _move(("blobs", blob), model, ("blobs", blob), inside)
+        blobs = belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else []
+        moves: list[tuple[belongings.Parts, belongings.Parts]] = [(("blobs", blob), ("blobs", blob)) for blob in blobs]
         # The same revision may have been pulled again since.
-        for parts in belongings.bookkeeping_of(revision, model) if revision not in others else ():
-            with suppress(FileNotFoundError):
-                _move(parts, model, ("rest", secrets.token_hex(8)), inside)
+        notes = belongings.bookkeeping_of(revision, model) if revision not in others else ()
+        moves += [(note, ("rest", secrets.token_hex(8))) for note in notes]
+        return all([_move_or_delete(source, model, target, inside, usage) for source, target in moves])
+
+
+def _move_or_delete(source: belongings.Parts, model: int, target: belongings.Parts, inside: int, usage: Usage) -> bool:
+    """Move what may have gone; on a full disk delete it, unless it is a link. False when it had to stay."""
+    try:
+        with suppress(FileNotFoundError):
+            _move(source, model, target, inside)
+    except OSError as error:
+        if error.errno not in space.FULL:
+            raise
+        with handles.folder(*source[:-1], below=model) as parent:
+            if parent is None or belongings.target_of(source[-1], parent) is not None:
+                return False
+            usage.add(source[-1], parent)
+            handles.remove(source[-1], parent)
+    return True
 
 
 def _move(source: belongings.Parts, below: int, target: belongings.Parts, target_below: int) -> None:
@@ -188,6 +243,12 @@ def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
         with handles.folder(*place.split(os.sep)[:-1], below=hub) as parent:
             if parent is not None:
                 _sweep_payload(payload, store, usage)
+
+
+def sweep_unreferenced(store: SharedStore, usage: Usage) -> None:
+    """Release the shared payloads that nobody needs, whatever became of the links to them."""
+    for payload in store.unreferenced():
+        _sweep_payload(payload, store, usage)
 
 
 def _sweep_payload(payload: str, store: SharedStore, usage: Usage) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import _shared_blobs as library
 
+from mlxk2.cache import space
+
 
 class SharedBlobs:
     """The shared blobs of a hub folder, given by its real path."""
@@ -34,20 +36,52 @@ class SharedBlobs:
         found = library._read_valid_manifest_references(Path(payload), self._hub)
         return None if found is None else {link.name for link in found}
 
-    def sweep(self, payload: str) -> None:
-        """Remove a payload if nothing refers to it any more; one whose references can't be read stays."""
-        library.sweep_shared_blob(Path(payload), cache_dir=self._hub)
-        _, references = self.files_of(payload)
-        if os.path.lexists(references) and not os.path.lexists(payload):
-            self._remove_references(Path(payload), references)
+    def unreferenced(self) -> list[str]:
+        """The payloads to which nothing refers any more; of some only the list is left."""
+        payloads = set(library.unreferenced_shared_blobs(self._hub))
+        lists = (self._hub / "blobs").glob("[0-9a-f][0-9a-f]/*.refs")
+        payloads |= {path.with_suffix("") for path in lists if not path.parent.is_symlink()}
+        return sorted(str(payload) for payload in payloads if self._is_unneeded(payload))
 
-    def _remove_references(self, payload: Path, references: str) -> None:
-        """Remove the list of a payload that is gone: a sweep killed between the two leaves it, and so does the next."""
-        # As with the library's own sweep, what can't be removed stays.
-        with suppress(OSError), library._shared_blob_lock(payload):
-            is_gone = not os.path.lexists(payload)  # whoever brings it back holds the lock, and notes himself first
-            if is_gone and library._read_valid_manifest_references(payload, self._hub) == set():
-                os.unlink(references)
+    def sweep(self, payload: str) -> None:
+        """Remove a payload if nothing refers to it any more; one whose references can't be read stays.
+
+        OSError when the disk is too full for the library's lock: the library would say nothing, and the payload stay.
+        """
+        library.sweep_shared_blob(Path(payload), cache_dir=self._hub)
+        if self._is_unneeded(Path(payload)) or self._unfinished_lists(Path(payload)):
+            self._finish_sweep(Path(payload))
+
+    def tidy(self) -> None:
+        """Remove the half-written lists of killed processes, each under its payload's lock: then nobody writes one."""
+        for unfinished in sorted((self._hub / "blobs").glob("[0-9a-f][0-9a-f]/*.refs.*.tmp")):
+            payload = unfinished.with_name(unfinished.name.partition(".")[0])
+            if not payload.parent.is_symlink() and library._XET_HASH_REGEX.fullmatch(payload.name):
+                with suppress(OSError), library._shared_blob_lock(payload):
+                    self._remove_unfinished_lists(payload)
+
+    def _finish_sweep(self, payload: Path) -> None:
+        """Remove what a killed sweep left, and the next one leaves too: half-written lists, the list of no payload."""
+        try:
+            with library._shared_blob_lock(payload):
+                self._remove_unfinished_lists(payload)
+                # Whoever brings a payload back holds the lock, and notes himself first.
+                if self._is_unneeded(payload) and not os.path.lexists(payload):
+                    os.unlink(self.files_of(str(payload))[1])
+        except OSError as error:
+            # As with the library's own sweep, what can't be removed stays.
+            if error.errno in space.FULL:
+                raise
+
+    def _is_unneeded(self, payload: Path) -> bool:
+        return library._read_valid_manifest_references(payload, self._hub) == set()
+
+    def _unfinished_lists(self, payload: Path) -> list[Path]:
+        return list(payload.parent.glob(f"{payload.name}.refs.*.tmp"))
+
+    def _remove_unfinished_lists(self, payload: Path) -> None:
+        for unfinished in self._unfinished_lists(payload):
+            unfinished.unlink(missing_ok=True)
 
     def _goes_with(self, links: set[Path], payload: Path) -> bool:
         return library.expected_shared_blob_freed_size(payload, blob_paths_to_delete=links, cache_dir=self._hub) > 0

@@ -1,7 +1,8 @@
 """Makes the disk of a Python program answer as others do: Python imports this at its start when it is on the path.
 
 `FLOCK` is `<errno's name, or "granted"> <folders or all>`: what flock answers. With `COMPANIONS` set, a name that goes
-takes its companion `._name` along, as on exFAT, FAT and SMB disks of macOS.
+takes its companion `._name` along, as on exFAT, FAT and SMB disks of macOS. `MKDIR` is the name of the error with which
+no folder can be made.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ def _drop_companion(path: Any, dir_fd: int | None) -> None:
         _unlink(os.path.join(folder, "._" + name), dir_fd=dir_fd)
 
 
+def _no_mkdir(path: Any, *_mode: int, **_settings: int) -> None:
+    number = getattr(errno, os.environ["MKDIR"])
+    raise OSError(number, os.strerror(number), path)
+
+
+if "MKDIR" in os.environ:
+    os.mkdir = _no_mkdir
 if "FLOCK" in os.environ:
     fcntl.flock = _flock_as_told
 if "COMPANIONS" in os.environ:

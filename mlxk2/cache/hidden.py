@@ -1,0 +1,128 @@
+"""Removal in place, for disks that are too full for a trash: a rename within the model's folder takes no room.
+
+    models--org--name/.removed/<commit>    all of the model: what was its `snapshots/`
+    models--org--name/.removed-<commit>    one revision
+What is hidden so is gone. What only it needs is deleted where it stands, and the hidden snapshots last, so that anyone
+who finds them after a kill can do all of it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+from mlxk2.cache import belongings, handles, naming
+from mlxk2.cache.handles import Usage
+from mlxk2.cache.trash import Remains
+
+_REVISION_PREFIX = naming.REMOVED + "-"
+
+
+def hide(folder: str, revision: str | None, hub: int) -> None:
+    """Hide a model's revision, or all of them; FileNotFoundError when the revision is not there."""
+    with handles.folder(folder, below=hub) as model:
+        if model is None:
+            return  # a link, which is removed itself
+        if revision is None:
+            with suppress(FileNotFoundError):  # a model without any snapshot
+                os.rename("snapshots", naming.REMOVED, src_dir_fd=model, dst_dir_fd=model)
+            return
+        with handles.folder("snapshots", below=model) as snapshots:
+            if snapshots is None:
+                raise FileNotFoundError
+            os.rename(revision, _REVISION_PREFIX + revision, src_dir_fd=snapshots, dst_dir_fd=model)
+
+
+def folders(hub: int) -> Iterator[str]:
+    """Yield the folders of models of which something is hidden."""
+    for folder in handles.names_in(below=hub):
+        names = handles.names_in(folder, below=hub) if folder.startswith(naming.FOLDER_PREFIX) else ()
+        if any(name.startswith(naming.REMOVED) for name in names):
+            yield folder
+
+
+def remains_in(folder: str, hub: int) -> list[Remains]:
+    """List what of a model was to be removed."""
+    name = naming.repo_id_of(folder)
+    with handles.folder(folder, below=hub) as model:
+        if model is None:
+            return []
+        hidden = [None if parts[0] == naming.REMOVED else _commit_of(parts) for parts in _snapshots(model)]
+        return [Remains(name, commit) for commit in dict.fromkeys(hidden)]
+
+
+def count(folder: str, hub: int, usage: Usage) -> None:
+    """Count the room that `delete` would free."""
+    with handles.folder(folder, below=hub) as model:
+        if model is None:
+            return
+        if _is_gone(model):
+            usage.add(folder, hub)
+            return
+        for parts in _snapshots(model):
+            for *parents, name in (*_belongings(parts, model), parts):
+                with handles.folder(*parents, below=model) as parent:
+                    if parent is not None:
+                        usage.add(name, parent)
+
+
+def delete(folder: str, hub: int, usage: Usage, *, is_whole: bool = False) -> None:
+    """Delete what only hidden snapshots need; all of the model where no other is left, or `is_whole`."""
+    with handles.folder(folder, below=hub) as model:
+        if model is None:
+            _remove((folder,), hub, usage)
+            return
+        for parts in _snapshots(model):
+            for belonging in _belongings(parts, model):
+                _remove(belonging, model, usage)
+        names = handles.names_in(below=model) if is_whole or _is_gone(model) else ()
+        for name in names:
+            if not name.startswith(naming.REMOVED):
+                _remove((name,), model, usage)
+
+
+def is_alone(folder: str, hub: int) -> bool:
+    """Return whether a model's folder holds nothing but what is hidden."""
+    return all(name.startswith(naming.REMOVED) for name in handles.names_in(folder, below=hub))
+
+
+def drop(folder: str, hub: int, usage: Usage) -> None:
+    """Remove what is hidden: the last step, since it tells what is to be done."""
+    with handles.folder(folder, below=hub) as model:
+        for name in handles.names_in(folder, below=hub) if model is not None else ():
+            if model is not None and name.startswith(naming.REMOVED):
+                _remove((name,), model, usage)
+
+
+def _is_gone(model: int) -> bool:
+    names = handles.names_in(below=model)
+    return naming.REMOVED in names and "snapshots" not in names
+
+
+def _snapshots(model: int) -> list[belongings.Parts]:
+    """Where the hidden snapshots are, below a handle of their model's folder."""
+    whole = [(naming.REMOVED, commit) for commit in handles.names_in(naming.REMOVED, below=model)]
+    single = [(name,) for name in handles.names_in(below=model) if name.startswith(_REVISION_PREFIX)]
+    return [parts for parts in (*whole, *single) if not naming.is_litter(parts[-1])]
+
+
+def _commit_of(parts: belongings.Parts) -> str:
+    return parts[-1].removeprefix(_REVISION_PREFIX)
+
+
+def _belongings(parts: belongings.Parts, model: int) -> Iterator[belongings.Parts]:
+    """Where is what only a hidden snapshot needs."""
+    others = handles.names_in("snapshots", below=model)
+    with handles.folder(*parts, below=model) as snapshot:
+        if snapshot is not None:
+            yield from (("blobs", blob) for blob in belongings.blobs_only_of(snapshot, model, others))
+    if _commit_of(parts) not in others:  # it may have been pulled again since
+        yield from belongings.bookkeeping_of(_commit_of(parts), model)
+
+
+def _remove(parts: belongings.Parts, model: int, usage: Usage) -> None:
+    with handles.folder(*parts[:-1], below=model) as parent:
+        if parent is not None:
+            usage.add(parts[-1], parent)
+            handles.remove(parts[-1], parent)

@@ -1,0 +1,188 @@
+"""`rm` on a disk that is full to the last block, or that holds no more files: it frees the model, also when killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from hub.fixtures import Client
+from killing import Killable, killable
+from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Files, Hub, Layout, chat_model, gguf
+from places import copied, data_of, error_of, mounted, tree
+
+pytestmark = pytest.mark.e2e
+
+NAME, OTHER = "org/model", "org/other"
+STUB = str(Path(__file__).parents[1] / "disks")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BLOCK_BYTES = 1024
+FILLER = "filler"
+COMMON = chat_model()
+# Of each revision a small file, a large one, and a large one that another model has too.
+OWN: dict[str, Files] = {
+    commit: {"own": commit.encode(), "own.bin": commit.encode() * 2000, f"{commit[0]}.gguf": gguf(alignment=alignment)}
+    for commit, alignment in ((COMMIT, 64), (OTHER_COMMIT, 128))
+}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk whose blocks can be counted."""
+    make = shutil.which("mkfs.ext4")
+    if make is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(2 << 20)
+    options = ["-q", "-m", "0", "-b", str(BLOCK_BYTES), "-O", "^has_journal", "-N", "1024"]
+    subprocess.run([make, *options, image], check=True, capture_output=True)
+    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as place:
+        yield place
+
+
+def two_models(folder: Path, layout: Layout) -> Path:
+    """A cache with two models, one of them with two revisions."""
+    hub = Hub(folder, layout)
+    hub.path.mkdir()
+    (hub.path / SENTINEL).touch()
+    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
+    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    hub.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
+    return folder
+
+
+def fill(folder: Path) -> None:
+    """Fill a disk to its last block, and the hub folder with names until it would need a further block."""
+    with (folder / FILLER).open("wb", buffering=0) as file:
+        for size in (64 * BLOCK_BYTES, BLOCK_BYTES):
+            while room_for(lambda: file.write(bytes(size))):  # noqa: B023 - called at once
+                pass
+    for number in count():
+        if not room_for(lambda: (folder / "hub" / f"x{number}").touch()):  # noqa: B023 - called at once
+            break
+    with (folder / f"{FILLER}-2").open("wb", buffering=0) as file:
+        while room_for(lambda: file.write(bytes(BLOCK_BYTES))):
+            pass
+
+
+def room_for(write: Any) -> bool:
+    """Write; whether there was room for it."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return False
+    return True
+
+
+def refilled(template: Path, disk: Path) -> Path:
+    """The template's cache on a disk that is full with it."""
+    for filler in disk.glob(f"{FILLER}*"):
+        filler.unlink()
+    copied(template, disk / "hub")
+    fill(disk)
+    return disk / "hub"
+
+
+def outcome(hub: Path) -> dict[str, Any]:
+    """What is in a cache, without what fills its folder, the lock files of the library, and a folder for our own."""
+    left = tree(hub).items()
+    return {name: value for name, value in left if name[0] != "x" and name != ".locks" and not name.endswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("layout", "argument"),
+    [("links", NAME), ("shared", NAME), ("shared", f"{NAME}@{COMMIT}"), ("copies", f"{NAME}@{COMMIT}")],
+)
+def test_killed_before_each_change_on_a_full_disk(
+    disk: Path, environment: dict[str, str], tmp_path: Path, layout: Layout, argument: str
+) -> None:
+    template = two_models(tmp_path / "template", layout)
+    hub = refilled(template, disk)
+    with pytest.raises(OSError, match="No space left"):
+        (hub / "folder").mkdir()
+    with killable(environment | {"HF_HUB_CACHE": str(hub)}) as program:
+        freed = data_of(program.run("rm", argument, "--json"), "rm")["freed_bytes"]
+        assert freed > 80_000
+        assert os.statvfs(disk).f_bfree * BLOCK_BYTES > freed - 8 * BLOCK_BYTES
+        after = outcome(hub)
+        assert_removed(after, argument)
+        for _ in program.kills("rm", argument, prepare=lambda: refilled(template, disk)):
+            assert_whole_or_gone(hub, program, argument)
+            again = program.run("rm", argument, "--json")
+            if again.code:  # it was killed when all was done
+                assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
+            assert outcome(hub) == after
+
+
+def assert_removed(after: dict[str, Any], argument: str) -> None:
+    """Nothing is left of what was named, and no trash."""
+    rest = {name for name in after if name.split("/")[0] not in (SENTINEL, "blobs", ".locks", "models--org--other")}
+    assert not [name for name in rest if COMMIT in name or "removed" in name or "trash" in name]
+    assert bool(rest) == (argument != NAME)
+
+
+def assert_whole_or_gone(hub: Path, program: Killable, argument: str) -> None:
+    """All that is listed is healthy, and each of its revisions is complete."""
+    models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
+    assert models.keys() - {NAME} == {OTHER}
+    assert argument == NAME or NAME in models
+    assert all(model["health"] == "healthy" for model in models.values()), models
+    snapshots = hub / "models--org--model" / "snapshots"
+    for snapshot in snapshots.iterdir() if snapshots.exists() else ():
+        assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == COMMON | OWN[snapshot.name]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("words", [[NAME], [NAME, "--force"], [f"{NAME}@{COMMIT}"]])
+def test_a_disk_that_holds_no_more_files(
+    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, words: list[str]
+) -> None:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs") as place:
+        hub = two_models(place / "hub", layout)
+        monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+        for number in count():
+            if not room_for(lambda: (place / str(number)).touch()):  # noqa: B023 - called at once
+                break
+        data_of(mlxk2("rm", *words, "--json"), "rm")
+        assert_removed(outcome(hub), words[0])
+        models = mlxk2("list", "--json").json["data"]["models"]
+        assert [model["health"] for model in models] == ["healthy"] * (1 if words[0] == NAME else 2)
+
+
+@pytest.mark.parametrize("answer", ["ENOSPC", "EDQUOT"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
+def test_a_disk_that_never_has_room_for_a_folder(
+    hub_client: Client, tmp_path: Path, answer: str, layout: Layout, argument: str
+) -> None:
+    hub = two_models(tmp_path / "hub", layout)
+    settings = {"PYTHONPATH": STUB, "MKDIR": answer, "HF_HUB_CACHE": str(hub)}
+    planned = data_of(hub_client.run("rm", argument, "--dry-run", "--json", **settings), "rm")
+    deleted = data_of(hub_client.run("rm", argument, "--json", **settings), "rm")
+    assert deleted["freed_bytes"] == planned["freed_bytes"]
+    assert_removed(outcome(hub), argument)
+
+
+def test_a_pull_after_a_killed_removal_keeps_its_model(hub: Hub, mlxk2: Program) -> None:
+    # As a removal in place leaves a model that was killed at once, and then pulled again at another revision.
+    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    (hub.folder(NAME) / "snapshots").rename(hub.folder(NAME) / ".removed")
+    assert error_of(mlxk2("show", NAME, "--json"), "show")["type"] == "model_not_found"
+    planned = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
+    assert planned["action"] == "planned"
+    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT)
+    error_of(mlxk2("rm", "org/none", "--json"), "rm")
+    assert [model["health"] for model in mlxk2("list", "--json").json["data"]["models"]] == ["healthy"]
+    assert not list(hub.path.rglob(".removed*"))
+    blobs = {path.read_bytes() for path in (hub.folder(NAME) / "blobs").iterdir()}
+    assert blobs == set((COMMON | OWN[OTHER_COMMIT]).values())
