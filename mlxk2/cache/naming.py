@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
@@ -71,13 +70,13 @@ class Collision(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
 class _Step:
     """A step on the way to files: the first name that leads over it, and the names of the steps below."""
 
-    first: str
-    is_file: bool = False
-    below: dict[str, _Step] = field(default_factory=dict)
+    def __init__(self, first: str) -> None:
+        self.first = first
+        self.is_file = False
+        self.below: dict[str, _Step] = {}
 
 
 def folded(name: str) -> str:

@@ -1,0 +1,268 @@
+"""`pull` where links stand, or can't: nothing is written through one, and no other model's bytes change."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub import HubServer
+from hub.fixtures import Client
+from layouts import blob_name, chat_model, weights
+from pulling import FOLDER, MODEL, assert_healthy, failed, fetched, health, pulled, tree
+
+GOOD = "good/model"
+WEIGHTS = "model.safetensors"
+OTHER_BYTES = weights("F32", (300, 300))
+
+
+def _blob(client: Client, repo_id: str = GOOD) -> Path:
+    """The bytes of a model's weights, where its links lead."""
+    (path,) = client.hub.glob(f"models--{repo_id.replace('/', '--')}/snapshots/*/{WEIGHTS}")
+    return path.resolve()
+
+
+@pytest.fixture
+def good(hub_server: HubServer, hub_client: Client) -> Path:
+    """The payload in the shared store of a model that was pulled."""
+    hub_server.add(GOOD, chat_model(), is_xet=True)
+    pulled(hub_client, GOOD)
+    payload = _blob(hub_client)
+    assert payload.parent.parent == hub_client.hub / "blobs"
+    return payload
+
+
+def _hash_of_another(server: HubServer) -> None:
+    """Let the hub say of all large files that they are the good model's weights."""
+    good = next(iter(server.contents.repos[GOOD].commits.values())).files[WEIGHTS]
+    server.contents.changed = lambda listing: [
+        entry | {"xetHash": good.xet_hash} if "xetHash" in entry else entry for entry in listing
+    ]
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
+@pytest.mark.parametrize("data", [OTHER_BYTES, weights()[:-1] + b"E"], ids=["another size", "the same size"])
+def test_a_hub_that_gives_other_bytes_the_same_name(
+    hub_server: HubServer, hub_client: Client, good: Path, data: bytes, words: tuple[str, ...]
+) -> None:
+    before = good.read_bytes()
+    hub_server.add(MODEL, chat_model() | {WEIGHTS: data}, is_xet=True)
+    _hash_of_another(hub_server)
+    for _ in range(2):
+        pulled(hub_client, MODEL, *words)
+        assert good.read_bytes() == before
+        assert (_blob(hub_client, MODEL).read_bytes(), _blob(hub_client).read_bytes()) == (data, before)
+    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+
+
+def test_the_same_the_other_way_round(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(GOOD, chat_model(), is_xet=True)
+    hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES}, is_xet=True)
+    _hash_of_another(hub_server)
+    pulled(hub_client)
+    pulled(hub_client, GOOD)
+    assert _blob(hub_client).read_bytes() == chat_model()[WEIGHTS]
+    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
+def test_wrong_bytes_in_the_store_reach_no_other_model(
+    hub_server: HubServer, hub_client: Client, good: Path, words: tuple[str, ...]
+) -> None:
+    good.chmod(0o644)
+    good.write_bytes(good.read_bytes()[:-1] + b"E")
+    kept = good.open("rb")
+    hub_server.add(MODEL, chat_model() | {"notes.txt": b"another model"}, is_xet=True)
+    pulled(hub_client, MODEL, *words)
+    # What another process has open keeps its bytes: the payload was replaced, not written to.
+    assert kept.read().endswith(b"E")
+    kept.close()
+    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+
+
+def test_sound_bytes_of_the_store_are_not_fetched_again(
+    hub_server: HubServer, hub_client: Client, good: Path
+) -> None:
+    hub_server.add(MODEL, chat_model(), is_xet=True)
+    hub_server.log.clear()
+    pulled(hub_client)
+    assert WEIGHTS not in fetched(hub_server) and hub_server.log.count("GET", "/xet-read-token/") == 0
+    assert _blob(hub_client, MODEL) == good
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+
+
+def _partial(client: Client) -> Path:
+    path = client.hub / f".{FOLDER}.incomplete" / "blobs" / f"{blob_name(WEIGHTS, OTHER_BYTES)}.partial"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def _unfinished(client: Client) -> Path:
+    return client.hub / f".{FOLDER}.incomplete"
+
+
+PLANTED: dict[str, Callable[[Client, Path], object]] = {
+    "a partial file is a link": lambda client, good: _partial(client).symlink_to(good),
+    "a partial file is a hard link": lambda client, good: os.link(good, _partial(client)),
+    "a partial file is a pipe": lambda client, _: os.mkfifo(_partial(client)),
+    "a partial file is a folder": lambda client, _: _partial(client).mkdir(),
+    "the unfinished model is a link": lambda client, good: _unfinished(client).symlink_to(_model_of(good)),
+    "a folder of it is a link": lambda client, good: _linked(_unfinished(client) / "blobs", _model_of(good) / "blobs"),
+    "another is a link": lambda client, good: _linked(_unfinished(client) / "snapshots", _model_of(good) / "snapshots"),
+    "the new ref is a link": lambda client, good: _linked(_unfinished(client) / ".incomplete-ref", good),
+    "the new ref is a hard link": lambda client, good: os.link(good, _made(_unfinished(client)) / ".incomplete-ref"),
+}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _linked(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.symlink_to(target)
+
+
+def _model_of(payload: Path) -> Path:
+    return payload.parents[2] / "models--good--model"
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
+def test_a_first_pull_writes_through_no_link(
+    hub_server: HubServer, hub_client: Client, good: Path, plant: Callable[[Client, Path], object]
+) -> None:
+    model, payload = tree(_model_of(good)), good.read_bytes()
+    commit = hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
+    plant(hub_client, good)
+    pulled(hub_client)
+    assert (tree(_model_of(good)), good.read_bytes()) == (model, payload)
+    assert_healthy(hub_client, commit)
+
+
+@pytest.mark.parametrize("name", [".incomplete-ref", "refs/main", "refs/fix", "snapshots/COMMIT", ".incomplete"])
+def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Client, good: Path, name: str) -> None:
+    hub_server.add(MODEL, chat_model())
+    pulled(hub_client)
+    commit = hub_server.add(MODEL, {WEIGHTS: OTHER_BYTES}, branch="fix/a")
+    hub_server.contents.repos[MODEL].branches["main"] = commit
+    path = hub_client.hub / FOLDER / name.replace("COMMIT", commit)
+    if path.exists():
+        path.unlink()
+    target = {"refs/fix": "refs", "snapshots/COMMIT": "snapshots", ".incomplete": "."}.get(name)
+    target = _model_of(good) / target if target else good
+    if name == "snapshots/COMMIT":
+        (target,) = target.iterdir()
+        (target / "mine.tmp").write_text("the other model's")
+    path.symlink_to(target)
+    model, payload = tree(_model_of(good)), good.read_bytes()
+    for branch in ("main", "fix/a"):
+        assert pulled(hub_client, f"{MODEL}@{branch}")["commit_hash"] == commit
+        assert (hub_client.hub / FOLDER / "refs" / branch).read_text() == commit
+    assert (tree(_model_of(good)), good.read_bytes()) == (model, payload)
+    assert_healthy(hub_client, commit)
+
+
+def test_a_model_that_is_a_link_to_another_one(hub_server: HubServer, hub_client: Client, good: Path) -> None:
+    hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
+    (hub_client.hub / FOLDER).symlink_to(_model_of(good).name)
+    before = tree(_model_of(good))
+    assert "a link to the folder of good/model" in failed(hub_client, MODEL)["message"]
+    assert tree(_model_of(good)) == before
+
+
+@pytest.mark.parametrize("folder", ["blobs", "snapshots", "refs"])
+def test_a_folder_that_is_a_link_to_another_models(
+    hub_server: HubServer, hub_client: Client, good: Path, folder: str
+) -> None:
+    hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
+    pulled(hub_client)
+    (hub_client.hub / FOLDER / folder).rename(hub_client.hub / FOLDER / "aside")
+    (hub_client.hub / FOLDER / folder).symlink_to(_model_of(good) / folder)
+    before = tree(_model_of(good))
+    hub_server.add(MODEL, {"notes.txt": b"new"})
+    assert "leads out of the model's folder" in failed(hub_client, MODEL)["message"]
+    assert tree(_model_of(good)) == before
+
+
+@pytest.mark.parametrize("place", ["snapshot", "blobs", "staged"])
+def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Client, place: str) -> None:
+    files = chat_model()
+    commit = hub_server.add(MODEL, files)
+    pulled(hub_client)
+    blob = blob_name("config.json", files["config.json"])
+    model = hub_client.hub / FOLDER
+    entry = model / "snapshots" / commit / "config.json"
+    path = {"snapshot": entry, "blobs": model / "blobs" / blob, "staged": model / ".incomplete" / "blobs" / blob}[place]
+    (model / "blobs" / blob).unlink()
+    if path == entry:
+        path.unlink()
+    path.mkdir(parents=True)
+    (path / "mine.txt").write_text("the user's own")
+    error = failed(hub_client, MODEL)
+    assert (error["type"], "Move that folder away" in error["hint"]) == ("OperationError", True)
+    assert (path / "mine.txt").read_text() == "the user's own"
+    (path / "mine.txt").unlink()
+    assert pulled(hub_client)["download_status"] == "success"
+    assert health(hub_client) == "Model is healthy"
+
+
+# ------------------------------------------------------------------------------------------- a file system without them
+
+# Stands in for a file system without links: in the program's process, every one is refused as such a system would.
+NO_LINKS = """
+import os
+def refuse(*_, **__):
+    raise OSError(int(os.environ["NO_LINKS"]), "no links here")
+os.symlink = os.link = refuse
+"""
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM], ids=["ENOTSUP", "EPERM"])
+def test_a_file_system_without_links(
+    hub_server: HubServer, hub_client: Client, tmp_path: Path, number: int
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_LINKS)
+    hub_client.environment |= {"PYTHONPATH": str(site), "NO_LINKS": str(number)}
+    # Two names of the same bytes, and a folder.
+    files = chat_model() | {"copy/model.safetensors": chat_model()[WEIGHTS], "notes.txt": b"old"}
+    first = hub_server.add(MODEL, files, is_xet=True)
+    pulled(hub_client)
+    snapshot = hub_client.hub / FOLDER / "snapshots" / first
+    assert {name: (snapshot / name).read_bytes() for name in files} == files
+    assert not [path for path in hub_client.hub.rglob("*") if path.is_symlink()]
+    hub_server.log.clear()
+    for words in ((), ("--force",)):
+        assert pulled(hub_client, MODEL, *words)["download_status"] == "already_exists"
+    assert not fetched(hub_server)
+    assert health(hub_client) == "Model is healthy"
+    (snapshot / WEIGHTS).write_bytes(b"damaged")
+    assert pulled(hub_client)["download_status"] == "success"
+    second = hub_server.add(MODEL, {"notes.txt": b"new"})
+    assert pulled(hub_client)["commit_hash"] == second
+    assert_healthy(hub_client, second)
+    _use(hub_client, tmp_path / "clone")
+    assert hub_client.run("rm", f"{MODEL}@{first}", "--force").code == 0
+    assert not snapshot.exists()
+    assert_healthy(hub_client, second)
+    assert hub_client.run("rm", MODEL, "--force").code == 0
+    assert not list(hub_client.hub.glob(f"*{FOLDER}*"))
+
+
+def _use(client: Client, copy: Path) -> None:
+    """Clone the model, and push the copy."""
+    assert client.run("clone", MODEL, str(copy)).code == 0
+    assert (copy / WEIGHTS).read_bytes() == (copy / "copy" / WEIGHTS).read_bytes() == chat_model()[WEIGHTS]
+    token = client.server.token("someone")
+    outcome = client.run("push", str(copy), "someone/copy", "--private", "--create", "--json", HF_TOKEN=token)
+    assert outcome.code == 0, outcome
+    on_hub: dict[str, Any] = client.run("clone", "someone/copy", f"{copy}-2", "--json", HF_TOKEN=token).json
+    assert on_hub["status"] == "success"
+    assert tree(Path(f"{copy}-2")).items() >= tree(copy).items()
