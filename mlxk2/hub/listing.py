@@ -33,7 +33,8 @@ def checked(info: ModelInfo) -> ModelInfo:
     """Return what the hub says of a repo; NonsenseError when its commit or its access are not what they should be."""
     if not is_commit(info.sha):
         raise NonsenseError("its commit is no hash")
-    if not isinstance(info.private, bool | None) or not isinstance(info.gated, bool | str | None):
+    said = (info.private, info.disabled)
+    if not all(isinstance(value, bool | None) for value in said) or not isinstance(info.gated, bool | str | None):
         raise NonsenseError("it does not say who may read it")
     return info
 

@@ -26,6 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms
+    body = b""
 
     def say(self, body: bytes | str | object, status: int = 200, **headers: str) -> None:
         """Answer with a text, or with anything else as JSON; an underscore in a header's name is a hyphen."""
@@ -89,7 +90,7 @@ def hostile_hub(routes: Mapping[str, Answer]) -> Iterator[HostileHub]:
 
     class Scripted(Handler):
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
             hub.seen.append(Seen(self.path, self.headers.get("authorization"), self.headers.get("cookie")))
             answer = next((answer for part, answer in routes.items() if part in self.path), _answer_well)
             try:

@@ -1,0 +1,191 @@
+"""The user's token goes to the hub and to no other address; one that can't be sent is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub import HubServer
+from hub.fixtures import Client
+from hub.hostile import DATA, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, HostileHub, hostile_hub
+from pushing import Pusher
+
+TOKEN = "hf_secret"
+
+
+@pytest.fixture
+def other() -> Iterator[HostileHub]:
+    """Another origin, which answers whatever it is asked as a hub would."""
+    ok: dict[str, Answer] = {part: lambda request: request.say({}) for part in ("/upload", "/verify")}
+    with hostile_hub(ok) as hub:
+        yield hub
+
+
+def assert_clean(other: HostileHub) -> None:
+    """Requests came, and none of them had anything of the user's."""
+    assert other.seen
+    assert {(seen.authorization, seen.cookie) for seen in other.seen} == {(None, None)}
+
+
+def to(other: HostileHub, status: int) -> Callable[[Handler], None]:
+    """An answer that sends the client to the same path on the other origin."""
+
+    def answer(request: Handler) -> None:
+        link = f'<{other.url}{request.path}>; rel="next"'
+        headers = {"set_cookie": "session=1", "link": link, "location": other.url + request.path}
+        request.say([] if TREE_ROUTE in request.path else {}, status, **headers)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("route", "status"), [(TREE_ROUTE, 200), (TREE_ROUTE, 307), (INFO_ROUTE, 302), (FILE_ROUTE, 302)]
+)
+@pytest.mark.parametrize("command", ["pull", "clone"])
+def test_no_other_origin_gets_it_from_a_pull(
+    hub_client: Client, tmp_path: Path, other: HostileHub, command: str, route: str, status: int
+) -> None:
+    target = [str(tmp_path / "folder"), "--no-health-check"] if command == "clone" else []
+    with hostile_hub({route: to(other, status)}) as hub:
+        outcome = hub_client.run(command, f"{REPO}@main", *target, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert outcome.code == 0, outcome
+    assert {seen.authorization for seen in hub.seen} == {f"Bearer {TOKEN}"}
+    assert_clean(other)
+
+
+def test_credentials_of_the_address_stay_there(hub_client: Client, other: HostileHub) -> None:
+    with hostile_hub({TREE_ROUTE: to(other, 200)}) as hub:
+        address = hub.url.replace("//", "//user:pass@")
+        outcome = hub_client.run("pull", REPO, HF_ENDPOINT=address)
+    assert outcome.code == 0, outcome
+    assert all((seen.authorization or "").startswith("Basic ") for seen in hub.seen)
+    assert_clean(other)
+
+
+@pytest.mark.parametrize(("route", "status"), [(TREE_ROUTE, 200), (INFO_ROUTE, 307)])
+def test_no_other_origin_gets_it_from_a_push(pusher: Pusher, other: HostileHub, route: str, status: int) -> None:
+    pusher.write({"config.json": DATA})
+    with hostile_hub({route: to(other, status)}) as hub:
+        pusher.data("--dry-run", HF_ENDPOINT=hub.url)
+    assert_clean(other)
+
+
+def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHub) -> None:
+    """The hub names two addresses of the other origin for a large file: one to upload to, one to report to."""
+    pusher.write({"config.json": DATA, "model.safetensors": b"weights"})
+
+    def batch(request: Handler) -> None:
+        [asked] = json.loads(request.body)["objects"]
+        actions = {"upload": {"href": f"{other.url}/upload"}, "verify": {"href": f"{other.url}/verify"}}
+        request.say({"transfer": "basic", "objects": [asked | {"actions": actions}]})
+
+    def preupload(request: Handler) -> None:
+        modes = {"config.json": "regular", "model.safetensors": "lfs"}
+        paths = [file["path"] for file in json.loads(request.body)["files"]]
+        request.say({"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]})
+
+    def commit(request: Handler) -> None:
+        url = f"http://{request.headers['host']}/{REPO}/commit/{'b' * 40}"
+        request.say({"commitOid": "b" * 40, "commitUrl": url})
+
+    routes: dict[str, Answer] = {
+        TREE_ROUTE: lambda request: request.say([]),
+        "/xet-write-token/": lambda request: request.say({}, 404),
+        "/preupload/": preupload,
+        "/info/lfs/objects/batch": batch,
+        "/commit/": commit,
+    }
+    with hostile_hub(routes) as hub:
+        outcome = pusher.run("--private", HF_ENDPOINT=hub.url)
+    assert outcome.code == 0, (outcome, hub.seen, other.seen)
+    assert other.count("/upload") and other.count("/verify")
+    assert_clean(other)
+
+
+def test_no_other_origin_gets_it_over_xet(hub_client: Client, other: HostileHub) -> None:
+    """The hub sends the client elsewhere for the token of the store."""
+    lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
+    with hostile_hub({TREE_ROUTE: lambda r: r.say([ENTRY | lfs]), "/xet-read-token/": to(other, 302)}) as hub:
+        outcome = hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    assert outcome.code == 1
+    assert hub.count("/xet-read-token/")
+    assert_clean(other)
+
+
+# ---------------------------------------------------------------------------------------------- what can't be sent
+
+LOOK_ALIKE, QUOTED = "hf_\N{CYRILLIC SMALL LETTER A}bc", '"hf_abc"'
+UNSENDABLE = [
+    ("hf_\N{LATIN SMALL LETTER E WITH ACUTE}", "not ASCII"), (LOOK_ALIKE, "not ASCII"), ("\ufeffhf_abc", "not ASCII"),
+    ("hf_abc\u200b", "not ASCII"), (QUOTED, "quotation mark"), ("'hf_abc'", "quotation mark"),
+    ("hf_a\nX: y", "line end"),
+    ("hf_a\r\nhf_b", "line end"), ("hf_a\x1b[1m", "control character"), ("hf_a\tb", "control character"),
+    ("Bearer hf_abc", "white space"),
+]  # fmt: skip
+SENT = ["hf_abc\n", "hf_abc\r\n", "  hf_abc ", "\thf_abc\t\n"]
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
+def test_a_token_that_cant_be_sent_is_named(pusher: Pusher, variable: str) -> None:
+    pusher.write({"config.json": DATA})
+    for token, why in UNSENDABLE:
+        error = pusher.error("--dry-run", **{"HF_TOKEN": "", variable: token})
+        assert error["type"] == "auth_error"
+        assert error["message"].startswith(f"{variable} holds a token that can't be sent: there is "), ascii(token)
+        assert why in error["message"], ascii(token)
+        assert "hf_" not in error["message"]
+    assert pusher.server.log.requests == []
+
+
+def test_pull_names_it_as_well(hub_server: HubServer, hub_client: Client) -> None:
+    outcome = hub_client.run("pull", REPO, "--json", HF_TOKEN=LOOK_ALIKE)
+    assert (outcome.code, outcome.json["error"]["type"]) == (1, "auth_error")
+    assert "HF_TOKEN" in outcome.json["error"]["message"] and LOOK_ALIKE not in outcome.out + outcome.err
+    assert (hub_server.log.requests, hub_client.hub.exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"hf_\xc3\xa9", "not ASCII"),
+        (b"hf_\xff", "is not text"),
+        (b"hf_a\nhf_b\n", "line end"),
+        (QUOTED.encode(), "quotation"),
+    ],
+)
+def test_a_token_file_that_holds_none_is_named(
+    hub_server: HubServer, hub_client: Client, data: bytes, why: str
+) -> None:
+    hub_client.home.mkdir()
+    (hub_client.home / "token").write_bytes(data)
+    outcome = hub_client.run("pull", REPO, "--json", PYTHONUTF8="1")
+    message = outcome.json["error"]["message"]
+    assert (outcome.json["error"]["type"], message.startswith("The token file of `hf auth login`")) == (
+        "auth_error",
+        True,
+    )
+    assert why in message and "hf_" not in message
+    assert hub_server.log.requests == []
+
+
+def test_a_token_file_that_is_a_folder_is_named(hub_client: Client) -> None:
+    (hub_client.home / "token").mkdir(parents=True)
+    error = hub_client.run("pull", REPO, "--json").json["error"]
+    assert (error["type"], "can't be read (Is a directory)" in error["message"]) == ("auth_error", True)
+
+
+@pytest.mark.parametrize("token", SENT, ids=ascii)
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
+def test_white_space_around_a_token_is_removed(hub_client: Client, variable: str, token: str) -> None:
+    with hostile_hub({}) as hub:
+        assert hub_client.run("pull", REPO, **{"HF_ENDPOINT": hub.url, variable: token}).code == 0
+    assert {seen.authorization for seen in hub.seen} == {"Bearer hf_abc"}
+
+
+@pytest.mark.parametrize("token", ["", "\n", "  "], ids=ascii)
+def test_white_space_alone_is_no_token(hub_client: Client, token: str) -> None:
+    with hostile_hub({}) as hub:
+        assert hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=token, HUGGINGFACE_HUB_TOKEN=token).code == 0
+    assert {seen.authorization for seen in hub.seen} == {None}
