@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from codecs import BOM_UTF8
@@ -12,7 +10,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlxk2.cache import litter, safetensors
+from mlxk2.cache import json_text, litter, safetensors
 from mlxk2.cache.files import BrokenFile, File, Tree, read, read_whole
 from mlxk2.cache.naming import INCOMPLETE
 from mlxk2.cache.store import Snapshot
@@ -20,7 +18,8 @@ from mlxk2.cache.store import Snapshot
 if TYPE_CHECKING:
     from mlxk2.cache.card import Card
 
-MAX_JSON_BYTES = 1 << 26
+MAX_TOKENIZER_CONFIG_BYTES = 1 << 24
+MAX_SHARDS = 99_999  # their numbers have five digits
 MAX_CARD_BYTES = 1 << 20
 MAX_JSON_NESTING = 64
 LFS_POINTER_START = b"version https://git-lfs"
@@ -72,10 +71,14 @@ class Contents:
         file = self._by_name.get(name)
         if file is None:
             raise BrokenFile(f"{name} is missing")
-        text = read_whole(file, MAX_JSON_BYTES)
+        limit = json_text.INDEX if name.endswith(".index.json") else json_text.CONFIG
+        text = read_whole(file, limit.bytes)
         if is_lfs_pointer(text):
             raise BrokenFile(f"{name} {IS_LFS_POINTER}")
-        return _parse_object(name, text)
+        value = json_text.parse(name, text, limit, encoding="utf-8-sig", parse_float=json_text.finite)
+        if not isinstance(value, dict) or not value:
+            raise BrokenFile(f"{name} is not a JSON object with content")
+        return value
 
     def shards_of(self, index: str) -> list[str]:
         """Return the names in an index's `weight_map`, sorted; BrokenFile when the index has none."""
@@ -83,7 +86,10 @@ class Contents:
             weight_map = self.json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise BrokenFile(f"{index} has no weight_map")
-            self._shards[index] = sorted(set(map(str, weight_map.values())))
+            shards = set(map(str, weight_map.values()))
+            if len(shards) > MAX_SHARDS:
+                raise BrokenFile(f"{index} names too many files ({len(shards):,}, at most {MAX_SHARDS:,})")
+            self._shards[index] = sorted(shards)
         return self._shards[index]
 
     @cached_property
@@ -94,7 +100,7 @@ class Contents:
         file = self._by_name.get("tokenizer_config.json")
         try:
             # The key is looked for in the text: such a file can have megabytes of tokens besides.
-            return file is not None and bool(_TEMPLATE_KEY.search(read_whole(file, MAX_JSON_BYTES)))
+            return file is not None and bool(_TEMPLATE_KEY.search(read_whole(file, MAX_TOKENIZER_CONFIG_BYTES)))
         except BrokenFile:
             return False
 
@@ -139,7 +145,7 @@ class Contents:
 
     @cached_property
     def safetensors(self) -> dict[str, dict[str, str] | BrokenFile]:
-        """Of every safetensors file its metadata, or what is wrong with it, by name."""
+        """Of every safetensors file what its metadata says of its format, or what is wrong with it, by name."""
         return {file.name: _safetensors_metadata(file) for file in self.named(".safetensors")}
 
     @cached_property
@@ -174,25 +180,10 @@ def is_lfs_pointer(text: bytes) -> bool:
 
 def _safetensors_metadata(file: File) -> dict[str, str] | BrokenFile:
     try:
-        return safetensors.read_metadata(file)
+        metadata = safetensors.read_metadata(file)
     except BrokenFile as error:
         return BrokenFile(str(error))  # without the traceback, which would keep the header
-
-
-def _parse_object(name: str, text: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode("utf-8-sig"), parse_float=_finite, parse_constant=str)
-    except (ValueError, RecursionError) as error:
-        raise BrokenFile(f"{name} is not valid JSON") from error
-    if not isinstance(value, dict) or not value:
-        raise BrokenFile(f"{name} is not a JSON object with content")
-    return value
-
-
-def _finite(text: str) -> float | str:
-    """A number, or its text where it is infinite: configs hold such, JSON can't say them."""
-    number = float(text)
-    return number if math.isfinite(number) else text
+    return {"format": metadata["format"]} if "format" in metadata else {}
 
 
 def _is_too_deep(value: object) -> bool:

@@ -22,6 +22,7 @@ MAX_LOOKS = 8  # at a file that is another one at each look
 # A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # refusals of a path, whoever asks
+_UNKNOWN = (0, 0)  # the identity of a file that was not looked at
 _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
 
 
@@ -206,7 +207,7 @@ def _opened_as_found(file: File) -> OpenFile | None:
     except OSError:
         os.close(descriptor)
         raise
-    if not stat.S_ISREG(status.st_mode) or _identity(status) != file.identity:
+    if not stat.S_ISREG(status.st_mode) or file.identity not in (_UNKNOWN, _identity(status)):
         os.close(descriptor)
         return None
     return OpenFile(file._replace(size=status.st_size), descriptor)
@@ -282,4 +283,4 @@ def _blob_name(path: str) -> str | None:
 
 def broken(name: str, problem: str, *, is_refused: bool = False) -> File:
     """A file of which there is only to say why it can't be read."""
-    return File(name, "", 0, (0, 0), None, problem, is_refused)
+    return File(name, "", 0, _UNKNOWN, None, problem, is_refused)

@@ -12,7 +12,7 @@ import struct
 
 from mlxk2.cache.files import BrokenFile, File, OpenFile, opened
 
-MAX_HEADER_BYTES = 1 << 26  # vocabularies of 262,144 tokens with their merges need a sixth of it
+MAX_HEADER_BYTES = 1 << 25  # vocabularies of 262,144 tokens with their merges need a third of it
 MAX_ENTRIES = 1 << 17  # tensors, pairs and nested arrays together: real files have a few thousand
 MAX_NESTING = 4
 MAX_DIMENSIONS = 8
@@ -144,7 +144,8 @@ class _Header:
         if end > self._file.size:
             raise BrokenFile(f"{self._file.name} is truncated inside its header ({self._file.size} bytes)")
         if end > MAX_HEADER_BYTES:
-            raise BrokenFile(f"{self._file.name} has a GGUF header of more than {MAX_HEADER_BYTES} bytes")
+            limit = f"at least {end:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
+            raise BrokenFile(f"{self._file.name} has too large a GGUF header ({limit})")
         wanted = min(max(2 * end, 1 << 16), MAX_HEADER_BYTES)
         self._bytes += self._current.read(wanted - len(self._bytes), offset=len(self._bytes))
         if end > len(self._bytes):

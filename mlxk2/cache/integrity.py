@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from mlxk2.cache import gguf
-from mlxk2.cache.contents import IS_LFS_POINTER, Contents
-from mlxk2.cache.files import BrokenFile, File
+from mlxk2.cache.contents import IS_LFS_POINTER, MAX_TOKENIZER_CONFIG_BYTES, Contents
+from mlxk2.cache.files import BrokenFile, File, check_size
 
 HEALTHY = "Model is healthy"
 MAX_NAMED = 5  # of the missing parts: what a file's name says may be a hundred thousand
@@ -228,6 +228,8 @@ def has_tokenizer(contents: Contents) -> str | None:
     """Rule 7: a tokenizer with content is there; a repo of GGUF files alone carries it in them."""
     if _is_gguf_alone(contents):
         return None
+    if config := contents.file("tokenizer_config.json"):
+        check_size(config, MAX_TOKENIZER_CONFIG_BYTES)
     files = [file for file in contents.files if file.name in TOKENIZERS or file.name.endswith(".tiktoken")]
     if "merges.txt" in contents:
         files += filter(None, [contents.file("vocab.json")])

@@ -7,13 +7,14 @@ The tensors fill the rest of the file without a gap (https://huggingface.co/docs
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from mlxk2.cache import json_text
 from mlxk2.cache.files import BrokenFile, File, opened
 from mlxk2.cache.plain_header import BITS, metadata_of
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = json_text.HEADER.bytes  # the format allows 100 MB
+MAX_TENSORS = 1 << 18  # a model of a trillion weights has 200,000, in many files
 
 _MOST = 1 << 63
 _FIRST_READ = 1 << 16  # most headers are smaller
@@ -26,6 +27,9 @@ def read_metadata(file: File) -> dict[str, str]:
         begin = current.read(_FIRST_READ)
         length = _header_length(file, begin[:8])
         text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
+    tensors = text.count(b'"data_offsets"')
+    if tensors > MAX_TENSORS:
+        raise BrokenFile(f"{file.name} has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
     metadata = metadata_of(text, file.size - 8 - length)
     return _parsed_metadata(file, text) if metadata is None else metadata
 
@@ -45,17 +49,15 @@ def _header_length(file: File, begin: bytes) -> int:
         raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
     length = int.from_bytes(begin, "little")
     if length > MAX_HEADER_BYTES:
-        raise BrokenFile(f"{file.name} is no safetensors file (its header would have {length} bytes)")
+        limit = f"its header would have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
+        raise BrokenFile(f"{file.name} is no safetensors file ({limit})")
     if 8 + length > file.size:
         raise BrokenFile(f"{file.name} is truncated inside its header ({file.size} bytes)")
     return length
 
 
 def _parse(file: File, text: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        header = None
+    header = json_text.parse(f"{file.name} has a safetensors header that", text, json_text.HEADER)
     if not isinstance(header, dict):
         raise BrokenFile(f"{file.name} has a damaged safetensors header")
     return header

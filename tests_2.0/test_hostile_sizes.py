@@ -1,0 +1,150 @@
+"""Files of a cache that are large: real ones are read, hostile ones take neither the memory nor the time of others."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from layouts import Files, Hub, Sparse, as_json, chat_model, gguf_pair, gguf_text, raw_safetensors, shard_names, weights
+
+MIB = 1 << 20
+BOUND = 250 * MIB  # the program alone takes 22
+INDEX = "model.safetensors.index.json"
+
+MEASURE = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE)
+sys.stdout.buffer.write(done.stdout)
+unit = 1 if sys.platform == "darwin" else 1024
+sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit))
+"""
+
+
+def measured(*words: str) -> tuple[Any, int]:
+    """The data of a command, and the bytes of memory that it took at its peak."""
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "mlxk2", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=True)
+    return json.loads(done.stdout)["data"], int(done.stderr.rpartition("\n")[2])
+
+
+def lists(size: int) -> bytes:
+    """JSON of which a parser makes thirty times as much memory."""
+    return b'{"a":[' + b"[]," * (size // 3) + b"1]}"
+
+
+def strings(size: int) -> bytes:
+    """An index that names a file for every 18 bytes."""
+    pairs = b",".join(b'"%06x":"%06x"' % (number, number) for number in range(size // 18))
+    return b'{"weight_map":{' + pairs + b"}}"
+
+
+def wide(size: int) -> bytes:
+    """One character that makes all of a text take four bytes for each."""
+    return '{"weight_map":{"😀":"'.encode() + b"x" * size + b'"}}'
+
+
+def header(text: bytes) -> bytes:
+    """A safetensors file of nothing but this header."""
+    return struct.pack("<Q", len(text)) + text
+
+
+def tensors(count: int) -> bytes:
+    """A safetensors file of so many tensors of one byte, in the form that writers write."""
+    entry = b'"%06x":{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}'
+    entries = (entry % (number, number, number + 1) for number in range(count))
+    return header(b"{" + b",".join(entries) + b"}") + bytes(count)
+
+
+def gguf_of(value: bytes) -> bytes:
+    """A GGUF file with one text."""
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + gguf_pair("k", 8, gguf_text(value))
+
+
+HOSTILE = {
+    "a config": ("config.json", lists(60 * MIB), "62,914,569 bytes, at most 4,194,304 are read"),
+    "a config of many values": ("config.json", lists(4 * MIB - 99), "too many values to be read"),
+    "an index": (INDEX, lists(60 * MIB), "too many values to be read (41,943,042, at most 700,000)"),
+    "an index of many names": (INDEX, strings(10 * MIB), "names too many files (582,542, at most 99,999)"),
+    "an index of wide characters": (INDEX, wide(40 * MIB), "bytes that are not all ASCII, at most 16,777,216"),
+    "a header": ("model.safetensors", header(lists(60 * MIB)), "too many values to be read (41,943,042, at most"),
+    "a header past the limit": ("model.safetensors", header(lists(77 * MIB)), "bytes, at most 67,108,864 are read"),
+    "a header of many tensors": (
+        "model.safetensors",
+        tensors(400_000),
+        "tensors to be read (400,000, at most 262,",
+    ),
+    "a GGUF header": ("x.gguf", gguf_of(b"x" * 60 * MIB), "bytes, at most 33,554,432 are read"),
+    "a tokenizer's config": ("tokenizer_config.json", lists(60 * MIB), "62,914,569 bytes, at most 16,777,216 are read"),
+}
+
+
+@pytest.mark.parametrize("command", ["health", "list"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_takes_little_memory_and_is_named(hub: Hub, kind: str, command: str) -> None:
+    name, content, reason = HOSTILE[kind]
+    hub.add("org/model", chat_model() | {name: content})
+    data, peak = measured(command)
+    (entry,) = data["unhealthy"] if command == "health" else data["models"]
+    assert entry["reason"].startswith(f"{name} ") and reason in entry["reason"]
+    assert peak < BOUND
+
+
+def test_a_hostile_model_card_takes_little_memory(hub: Hub) -> None:
+    hub.add("org/model", chat_model() | {"README.md": b"---\ntags:\n" + b"- mlx\n" * 10 * MIB})
+    data, peak = measured("health")
+    assert len(data["healthy"]) == 1
+    assert peak < BOUND
+
+
+def many_values() -> bytes:
+    return b'{"model_type":"llama","a":[' + b'{"k":1},' * 90_000 + b"1]}"
+
+
+def many_texts() -> bytes:
+    return b'{"a":"' + b"x" * (4 * MIB - 99) + b'"'
+
+
+@pytest.mark.parametrize("command", ["health", "list"])
+@pytest.mark.parametrize("config", [many_values, many_texts])
+def test_what_was_read_of_a_model_is_let_go(hub: Hub, command: str, config: Any) -> None:
+    """Also where it is broken: an error remembers what was read when it was raised."""
+    content = config()
+    for number in range(24):
+        hub.add(f"org/model-{number}", chat_model() | {"config.json": content})
+    data, peak = measured(command)
+    assert len(data["models"] if command == "list" else data["healthy"] + data["unhealthy"]) == 24
+    assert peak < 130 * MIB
+
+
+def test_the_metadata_of_weights_is_let_go(hub: Hub) -> None:
+    names = shard_names(12)
+    files: Files = {name: weights() for name in names}
+    for number, name in enumerate(names):
+        files[name] = raw_safetensors({"__metadata__": {"format": "mlx", "x": str(number) + "x" * (20 * MIB)}})
+    hub.add("org/model", chat_model() | files)
+    _, peak = measured("health")
+    assert peak < 150 * MIB
+
+
+def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(hub: Hub) -> None:
+    shards = shard_names(61)
+    parts = ("weight", "scales", "biases")
+    experts = [f"mlp.experts.{number}.{which}_proj" for number in range(384) for which in ("up", "gate", "down")]
+    names = [[f"model.layers.{layer}.{expert}.{part}" for expert in experts for part in parts] for layer in range(61)]
+    index = {name: shard for layer, shard in zip(names, shards, strict=True) for name in layer}
+    assert len(index) > 200_000
+    entries = (
+        f'"{name}":{{"dtype":"U32","shape":[1],"data_offsets":[{4 * i},{4 * i + 4}]}}' for i, name in enumerate(index)
+    )
+    all_in_one = header("{{{}}}".format(",".join(entries)).encode())
+    files = dict.fromkeys(shards, weights()) | {INDEX: as_json({"weight_map": index})}
+    files[shards[0]] = Sparse(all_in_one, len(all_in_one) + 4 * len(index))
+    hub.add("org/model", chat_model() | files)
+    data, peak = measured("health")
+    assert len(data["healthy"]) == 1, data
+    assert peak < 2 * BOUND
