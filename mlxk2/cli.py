@@ -81,7 +81,10 @@ def _has_reader(stream: IO[str]) -> bool:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        args = arguments.parse(words, os.environ)
+        try:
+            args = arguments.parse(words, os.environ)
+        except SystemExit:
+            return 0  # argparse has printed its help
         data = _execute(args)
         text = _rendered(args, data)
     except OSError as error:
@@ -89,8 +92,6 @@ def _run(words: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
             raise
         return _report(_as_error(error), words)
-    except SystemExit:
-        return 0  # argparse has printed its help
     # Every fault ends here as one error of the tree, also a panic of a Rust library, which is no Exception.
     except BaseException as error:  # noqa: BLE001
         return _report(_as_error(error), words)
@@ -113,8 +114,9 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
 
 def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
     """Print the data of a command that goes on after it has them."""
-    sys.stdout.write(_rendered(args, data))
-    sys.stdout.flush()
+    # Not to sys.stdout: a library that is being imported in another thread may have its place.
+    args.streams.stdout.write(_rendered(args, data))
+    args.streams.stdout.flush()
 
 
 def leave(code: int) -> None:

@@ -8,11 +8,12 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress"}
+FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
     "errors": set(),
+    "fence": {"errors"},
     "constraints": set(),
     "spec": {"constraints"},
     "sizes": set(),

@@ -140,6 +140,13 @@ def test_stats_and_help_and_unknown_commands() -> None:
     assert len(backend.requests) == 1
 
 
+@pytest.mark.parametrize("line", ["caf\udce9", "/system caf\udce9"])
+def test_text_that_is_not_utf8_is_refused_and_does_no_harm(line: str) -> None:
+    shown, backend = chat([line, "b"])
+    assert "not UTF-8" in shown.stdout.getvalue()
+    assert backend.prompts == ["user:b;"]
+
+
 def test_a_path_is_a_question_and_no_command() -> None:
     assert chat(["/etc/passwd is what?"])[1].prompts == ["user:/etc/passwd is what?;"]
 

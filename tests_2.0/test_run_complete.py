@@ -15,7 +15,7 @@ from conftest_runner import generate, saying, streams, text
 from layouts import Hub, chat_model, without
 
 from mlxk2.errors import ModelNotRunnableError
-from mlxk2.runner.console import Printer
+from mlxk2.runner.console import Printer, harmless
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.runner import Chunk
 
@@ -126,6 +126,16 @@ def test_a_terminal_is_safe_from_control_characters() -> None:
     assert pipe.getvalue() == "a\x1b[2J\tb\x07\n\x9b"
 
 
+@pytest.mark.parametrize("mark", ["\u202e", "\u2066", "\u200b", "\u2028", "\u2029", "\ufeff", "\U000e0041", "\x85"])
+def test_a_terminal_is_safe_from_marks_that_change_the_order_of_text(mark: str) -> None:
+    assert harmless(f"a{mark}b") == "a\ufffdb"
+
+
+@pytest.mark.parametrize("text", ["👩\u200d🚀 ❤\ufe0f", "می\u200cخواهم", "עברית\u200f!", "a\u00a0b\u3000c\td\n"])
+def test_text_of_all_scripts_is_shown_as_it_is(text: str) -> None:
+    assert harmless(text) == text
+
+
 def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sees_environment.py").write_text("import os\nseen = os.environ['HF_HUB_OFFLINE']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -137,7 +147,7 @@ def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.Mon
 def test_without_mlx_the_user_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "needs_mlx.py").write_text("import nonesuch_mlx\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModelNotRunnableError, match="nonesuch_mlx can't be imported"):
+    with pytest.raises(ModelNotRunnableError, match="can't be imported: No module named 'nonesuch_mlx'"):
         import_offline("needs_mlx")
 
 

@@ -7,7 +7,6 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.fence import import_hub
 from mlxk2.printable import listed
 from mlxk2.spec import CloneData
 
@@ -117,15 +117,15 @@ def _find(cache: Cache, name: str) -> CachedModel:
 
 
 def _on_hub(wanted: ModelArgument) -> OnHub:
-    connection = import_module("mlxk2.hub.connection").connect()
-    return OnHub(connection, import_module("mlxk2.hub.repos").find(connection, wanted.name, wanted.revision))
+    connection = import_hub("mlxk2.hub.connection").connect()
+    return OnHub(connection, import_hub("mlxk2.hub.repos").find(connection, wanted.name, wanted.revision))
 
 
 def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) -> Snapshot:
     """The model's snapshot in a cache of its own, which goes with the scratch folder."""
     hub = Path(scratch, TEMPORARY_HUB)
     hub.mkdir()
-    download = import_module("mlxk2.hub.download").download
+    download = import_hub("mlxk2.hub.download").download
     download(source.connection, source.revision, hub, progress, notify=args.streams.warn)
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from mlxk2.cache import naming
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
+from mlxk2.fence import import_hub
 from mlxk2.spec import PullData
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run(args: Namespace) -> PullData:
     cache = Cache(hub_folder(os.environ))
     try:
         # The hub's room is slow to import, and says itself when the environment forbids it.
-        done: Outcome = import_module("mlxk2.hub.update").update(
+        done: Outcome = import_hub("mlxk2.hub.update").update(
             cache, name, revision, args.progress, notify=args.streams.warn, force=args.force
         )
     except MlxkError as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mlxk2.cache import naming
-from mlxk2.errors import CommandError, DependencyMissingError, RepoNotFoundError, ValidationError
+from mlxk2.errors import CommandError, DependencyMissingError, OperationError, RepoNotFoundError, ValidationError
+from mlxk2.fence import import_hub
 from mlxk2.hub import endpoint
 from mlxk2.printable import cut, listed
 from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
@@ -53,10 +53,13 @@ def _check_usage(args: Namespace) -> None:
 def _branch_class() -> type[Branch]:
     # The library takes a third of a second to import, and a check of the folder does without it.
     try:
-        branch: type[Branch] = import_module("mlxk2.hub.upload").Branch
-    except ModuleNotFoundError as error:
+        branch: type[Branch] = import_hub("mlxk2.hub.upload").Branch
+    except OperationError as error:
+        cause = error.__cause__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise
         raise DependencyMissingError(
-            f"Pushing needs the package huggingface_hub ({error.name} is not installed).",
+            f"Pushing needs the package huggingface_hub ({cause.name} is not installed).",
             hint="Install it with: pip install huggingface_hub",
         ) from error
     return branch

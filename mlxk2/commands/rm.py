@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Literal
 
 from mlxk2.cache import naming, removal
@@ -21,6 +20,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.fence import import_hub
 from mlxk2.printable import printable
 from mlxk2.sizes import human_size
 from mlxk2.spec import RmData
@@ -61,7 +61,7 @@ def _shared_store(hub: str) -> SharedStore | None:
     """The store of shared blobs; without one, the client library is not even imported."""
     if not removal.has_shared_store(hub):
         return None
-    store: SharedStore = import_module("mlxk2.hub.shared_blobs").SharedBlobs(hub)
+    store: SharedStore = import_hub("mlxk2.hub.shared_blobs").SharedBlobs(hub)
     return store
 
 

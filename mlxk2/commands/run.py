@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+from mlxk2.cache.contents import Contents
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import Cache, hub_folder
-from mlxk2.errors import CommandError, ValidationError
+from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.errors import CommandError, ContextLengthError, ValidationError
 from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
-from mlxk2.runner.params import Sampling, check_max_tokens
+from mlxk2.runner.params import Sampling, check_max_tokens, context_length
+
+# Far more than any context holds. What stdin has beyond it is not read: it may never end.
+MAX_PROMPT_CHARACTERS = 1 << 25
 
 if TYPE_CHECKING:
     from mlxk2.runner.assistant import Answer, Assistant
@@ -33,7 +37,7 @@ def run(args: Namespace) -> RunData | None:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
     snapshot = runnable(Cache(hub_folder(os.environ)), args.model)
     _check_system(args.system)
-    prompt = "" if wants_chat else _prompt(args)
+    prompt = "" if wants_chat else _prompt(args, snapshot)
     # The process of the tokenizer takes as long to start as MLX.
     starter = Starter()
     starter.prepare()
@@ -64,16 +68,27 @@ def _sampling(args: Namespace) -> Sampling:
     )
 
 
-def _prompt(args: Namespace) -> str:
+def _prompt(args: Namespace, snapshot: Snapshot) -> str:
     """Return the prompt of the command line, else stdin's without the line end that a shell puts after it."""
     try:
-        prompt: str = args.prompt if args.prompt not in (None, "-") else args.streams.stdin.read().rstrip("\r\n")
+        prompt: str = args.prompt if args.prompt not in (None, "-") else _read_stdin(args.streams.stdin, snapshot)
         prompt.encode()
     except UnicodeError as fault:
         raise ValidationError("The prompt is not UTF-8 text.") from fault
     if not prompt.strip():
         raise ValidationError("The prompt is empty.")
     return prompt
+
+
+def _read_stdin(stdin: IO[str], snapshot: Snapshot) -> str:
+    prompt = stdin.read(MAX_PROMPT_CHARACTERS + 1)
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        context = context_length(Contents(snapshot).config_or_empty)
+        raise ContextLengthError(
+            f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters, but the context of {snapshot.name} "
+            f"holds {context} tokens. Shorten the prompt."
+        )
+    return prompt.rstrip("\r\n")
 
 
 def _check_system(system: str | None) -> None:

@@ -4,5 +4,6 @@ import os
 
 from mlxk2.hub import endpoint
 
-# The library takes the address apart while it is imported, and fails there without a word of where it came from.
+# The library reads these while it is imported, and fails there without a word of where they came from.
 endpoint.of(os.environ)
+endpoint.check_timeouts(os.environ)

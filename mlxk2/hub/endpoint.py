@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from mlxk2.errors import ValidationError
 
+TIMEOUTS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 DEFAULT = "https://huggingface.co"
 
 
@@ -21,3 +22,12 @@ def of(environment: Mapping[str, str]) -> str:
     if not is_address:
         raise ValidationError(f"HF_ENDPOINT is not the address of a hub, such as {DEFAULT}.")
     return endpoint
+
+
+def check_timeouts(environment: Mapping[str, str]) -> None:
+    """Raise ValidationError when a time-out of the library is no whole number of seconds."""
+    for name in TIMEOUTS:
+        try:
+            int(environment.get(name, "0"))
+        except ValueError as fault:
+            raise ValidationError(f"{name} is not a whole number of seconds.") from fault

@@ -26,6 +26,7 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.fence import fenced
 from mlxk2.runner import cpu, params
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.confined import Cancelled, Starter
@@ -136,7 +137,8 @@ def _ends_of_config(folder: Path) -> list[int]:
 def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:
     """Return the model with weights of which nothing is read yet."""
     try:
-        model, _ = load_model(folder, lazy=True)
+        with fenced():  # it imports the architecture
+            model, _ = load_model(folder, lazy=True)
         if adapter is not None:
             _lay_over(model, adapter, name)
         cpu.suit(model)

@@ -29,7 +29,7 @@ _HELP = f"""\
 /stats        show the size and speed of the conversation
 exit, quit    leave; so does Ctrl-D, or Ctrl-C at the prompt
 A line that ends in \\ goes on in the next one; {_BLOCK} begins and ends a block of lines.
-Ctrl-C ends an answer and keeps what was said so far.
+Ctrl-C ends an answer and keeps what was said so far. Ctrl-Z suspends the program.
 """
 
 
@@ -47,7 +47,7 @@ class Streams(Protocol):
 
 def converse(assistant: Assistant, streams: Streams, system: str | None, **manner: bool) -> None:
     """Hold a conversation on the terminal until the user leaves; `manner` is what `Chat` may be told."""
-    session: PromptSession[str] = PromptSession(history=_history(os.environ))
+    session: PromptSession[str] = PromptSession(history=_history(os.environ), enable_suspend=True)
     Chat(assistant, streams, system, **manner).run(session.prompt)
 
 
@@ -96,6 +96,9 @@ class Chat:
             self._out.write("\n")
 
     def _handle(self, text: str) -> None:
+        if not _is_utf8(text):
+            self._out.write("This is not UTF-8 text, so it was not taken. Set the terminal to UTF-8.\n")
+            return
         word, _, rest = text.partition(" ")
         if command := self._commands.get(word):
             self._out.write(command(rest.strip()))
@@ -159,6 +162,15 @@ class Chat:
             return "Nothing was said yet.\n"
         turns = len(self._turns) // 2
         return f"{turns} turns, {self._tokens} tokens generated. Last: {self._last.statistics}\n"
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text has no bytes that Python could not read and put aside as surrogates."""
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def read_turn(read_line: ReadLine) -> str:

@@ -36,6 +36,9 @@ _SETTINGS = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error", "OPENBLAS_NUM_THREADS": "1",
 }  # fmt: skip
 
+# What libraries fail over when they are imported, though nothing is asked of a hub.
+_NOT_READ = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "MLXLM_USE_MODELSCOPE")
+
 Answer = tuple[dict[str, Any], "array[int]"]
 Cancelled = Callable[[], bool]
 
@@ -54,7 +57,8 @@ class Confined:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **_SETTINGS},
+            cwd="/",  # the user's working folder may be gone
+            env={name: value for name, value in os.environ.items() if name not in _NOT_READ} | _SETTINGS,
             start_new_session=True,  # Ctrl-C is not meant for it
         )
         assert self._process.stdin is not None and self._process.stdout is not None

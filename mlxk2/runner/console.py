@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import IO, TYPE_CHECKING
+from unicodedata import category
 
 if TYPE_CHECKING:
     from mlxk2.runner.runner import Chunk
@@ -13,8 +14,18 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "[Generation interrupted by user]"
 _HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
-# Control characters, which a model could use to move the cursor or to recolour the terminal.
-_HARMLESS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# Control and format characters, line separators: with these a model could move the cursor, recolour the terminal, or
+# turn the order of what is read around.
+_HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
+# Line ends, and what emoji and the scripts of Persian, Hindi, Arabic or Hebrew need: joiners and marks of direction.
+_NEEDED = "\n\t\u200c\u200d\u200e\u200f"
+
+
+def harmless(text: str) -> str:
+    """Return a model's text without what would change more of a terminal than the text itself."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in _NEEDED or category(c) not in _HARMFUL else "\ufffd" for c in text)
 
 
 class Interrupt:
@@ -42,7 +53,7 @@ class Printer:
         self._whole = whole
         self._kept: list[Chunk] = []
         self._hidden: Kind | None = "reasoning" if hide_reasoning else None
-        self._harmless = _HARMLESS if stream.isatty() else {}
+        self._is_terminal = stream.isatty()
         self._kind: Kind = "answer"
         self._last = "\n"
 
@@ -78,4 +89,4 @@ class Printer:
 
     def _write(self, text: str) -> None:
         self._last = text[-1]
-        self._stream.write(text.translate(self._harmless))
+        self._stream.write(harmless(text) if self._is_terminal else text)

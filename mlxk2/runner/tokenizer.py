@@ -15,7 +15,8 @@ from typing import Any
 
 from mlx_lm import tokenizer_utils, utils
 
-from mlxk2.errors import ModelUnhealthyError
+from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
+from mlxk2.fence import fenced
 from mlxk2.runner.confined import Answer, Cancelled, Pool, Starter
 from mlxk2.runner.params import too_long
 
@@ -174,9 +175,13 @@ def load_tokenizer(
 
 
 def _check(damaged: str, folder: Path, said: Mapping[str, Any]) -> None:
-    if (reason := said.get("damaged") or said.get("refused")) is not None:
-        reason = " ".join(reason.replace(str(folder), folder.name).split())
-        raise ModelUnhealthyError(f"{damaged}: {reason}")
+    reason = said.get("damaged") or said.get("refused") or said.get("missing")
+    if reason is None:
+        return
+    reason = " ".join(reason.replace(str(folder), folder.name).split())
+    if "missing" in said:
+        raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
+    raise ModelUnhealthyError(f"{damaged}: {reason}")
 
 
 def _ships_code(folder: Path) -> bool:
@@ -187,7 +192,8 @@ def _ships_code(folder: Path) -> bool:
 
 def _defaults(folder: Path) -> Any:
     """Return what mlx-lm has for models of this kind that came without settings of their tokenizer."""
-    with suppress(ValueError, LookupError, OSError):
+    # An architecture that can't be imported is named when the weights are loaded.
+    with suppress(ValueError, LookupError, OSError, ImportError), fenced():
         model_class, _ = utils._get_classes(utils.load_config(folder))
         return getattr(importlib.import_module(model_class.__module__), "TOKENIZER_DEFAULTS", None)
     return None

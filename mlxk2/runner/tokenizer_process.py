@@ -196,6 +196,8 @@ def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, 
         return {"too_long": True}, b""
     except MemoryError:
         return {"refused": f"it needs more than {MEMORY >> 20} MB of memory"}, b""
+    except ImportError as fault:
+        return {"missing": str(fault)[:_MAX_MESSAGE]}, b""
     except BaseException as fault:  # noqa: BLE001 - whatever a program does wrong becomes an answer
         kind = "refused" if isinstance(fault, _OF_THE_TEXT) and question["ask"] != "open" else "damaged"
         return {kind: (str(fault) or type(fault).__name__)[:_MAX_MESSAGE]}, b""

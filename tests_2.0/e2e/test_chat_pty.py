@@ -18,17 +18,21 @@ PROMPT = r"\x1b\[2C"
 LEFT = "[Generation interrupted by user]"
 
 
+def variables(home: Path) -> dict[str, str]:
+    """Return the environment of a user's terminal."""
+    return {
+        "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "TERM": "xterm",
+        "XDG_STATE_HOME": str(home / "state"), "PROMPT_TOOLKIT_NO_CPR": "1", "LANG": "C.UTF-8",
+    }  # fmt: skip
+
+
 class Terminal:
     """A chat with a model on a terminal."""
 
     def __init__(self, model: Path, home: Path, *words: str) -> None:
-        environment = {
-            "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "TERM": "xterm",
-            "XDG_STATE_HOME": str(home / "state"), "PROMPT_TOOLKIT_NO_CPR": "1", "LANG": "C.UTF-8",
-        }  # fmt: skip
         self.child = pexpect.spawn(
             sys.executable, ["-m", "mlxk2", "run", str(model), *words],
-            env=environment, encoding="utf-8", timeout=60, dimensions=(50, 200),
+            env=variables(home), encoding="utf-8", timeout=60, dimensions=(50, 200),
         )  # fmt: skip
         self.child.expect(PROMPT)
 
@@ -123,6 +127,24 @@ def test_ctrl_d_leaves(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.child.sendeof()
     assert terminal.end() == 0
+
+
+def test_ctrl_z_suspends_the_chat(paris: Path, home: Path) -> None:
+    # In a shell with job control: a program that no shell could wake is not suspended.
+    shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=variables(home), encoding="utf-8", timeout=60)
+    shell.sendline(f"{sys.executable} -m mlxk2 run {paris}")
+    shell.expect_exact("exit to leave")
+    shell.expect(PROMPT)
+    shell.send("\x1a")
+    shell.expect("Stopped|suspended")
+    shell.sendline("fg")
+    shell.expect(PROMPT)
+    shell.sendline("France?")
+    shell.expect_exact("Paris!")
+    shell.sendline("quit")
+    shell.sendline("exit")
+    shell.expect(pexpect.EOF)
+    shell.close()
 
 
 def test_what_was_typed_is_there_the_next_time(paris: Path, home: Path) -> None:

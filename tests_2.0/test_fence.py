@@ -1,0 +1,98 @@
+"""Libraries that are imported change nothing of the process, whatever they try, and say why they fail."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxk2.errors import MlxkError, ModelNotRunnableError, OperationError
+from mlxk2.fence import fenced, import_hub, raise_open_files
+from mlxk2.runner.offline import import_offline
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Return the name of a library whose import runs the code that the test gives."""
+    name = f"library_of_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(request.param)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def of(code: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("library", [code], indirect=True)
+
+
+@of("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\nresource.setrlimit(0, (-5, 3))")
+def test_limits_stay_as_they_were(library: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    import_offline(library)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == before[1]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= before[0]
+
+
+@of("print('[ERROR] not documented')")
+def test_what_is_printed_goes_to_stderr(library: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import_offline(library)
+    assert capsys.readouterr() == ("", "[ERROR] not documented\n")
+
+
+@of("import os\nassert os.getcwd()")
+def test_a_working_folder_that_is_gone_is_no_obstacle(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    import_offline(library)
+    with pytest.raises(FileNotFoundError):
+        os.getcwd()
+
+
+@of("import os\nos.environ['HF_ENDPOINT'] = 'x'\nassert 'MLXLM_USE_MODELSCOPE' not in os.environ")
+def test_variables_stay_as_they_were(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setenv("MLXLM_USE_MODELSCOPE", "True")
+    import_offline(library)
+    assert "HF_ENDPOINT" not in os.environ
+    assert os.environ["MLXLM_USE_MODELSCOPE"] == "True"
+
+
+FAILURES = {
+    "To run olmo: pip install ai2-olmo": "import sys\nprint('To run olmo: pip install ai2-olmo')\nsys.exit(1)",
+    "a library ended the program (3)": "raise SystemExit(3)",
+    "No module named 'nonesuch'": "import nonesuch",
+    "invalid literal for int()": "int('abc')",
+    "NotImplementedError": "raise NotImplementedError",
+}
+
+
+@pytest.mark.parametrize(("library", "reason"), [(c, r) for r, c in FAILURES.items()], indirect=["library"])
+@pytest.mark.parametrize(("enter", "kind"), [(import_offline, ModelNotRunnableError), (import_hub, OperationError)])
+def test_a_failure_is_an_error_with_its_cause(enter: object, kind: type[MlxkError], library: str, reason: str) -> None:
+    with pytest.raises(kind) as caught:
+        enter(library)  # type: ignore[operator]
+    assert reason in caught.value.message
+    assert caught.value.details["hint"]
+
+
+def test_the_fence_ends_with_an_error_inside(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="mine"), fenced():
+        raise ValueError("mine")
+    sys.stdout.write("back\n")
+    assert capsys.readouterr().out == "back\n"
+
+
+@pytest.mark.parametrize(("soft", "wanted", "after"), [(256, 2048, 2048), (256, 10**9, 4096), (3000, 2048, 3000)])
+def test_open_files_are_raised_within_the_hard_limit(soft: int, wanted: int, after: int) -> None:
+    # In a process of its own: a hard limit can't be raised again.
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 4096))
+        raise_open_files(wanted)
+        os._exit(resource.getrlimit(resource.RLIMIT_NOFILE) != (after, 4096))
+    assert os.waitpid(pid, 0)[1] == 0
