@@ -7,9 +7,9 @@ program.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import resource
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
@@ -38,8 +38,8 @@ def import_hub(module: str) -> Any:
 def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
     """Keep the limits, stdout, the working folder and the environment as they are while a library does its work.
 
-    Inside, the environment has these variables; None stands for one that is not set. What the library prints goes to
-    stderr at the end. Raise ImportError where it ends the program, with what it printed as the reason.
+    Inside, the environment has these variables; None stands for one that is not set. What the library prints
+    becomes a warning in the log. Raise ImportError where it ends the program, with what it printed as the reason.
     """
     printed = io.StringIO()
     try:
@@ -48,7 +48,7 @@ def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
     except SystemExit as end:
         raise ImportError(printed.getvalue().strip() or f"a library ended the program ({end})") from end
     if printed.getvalue():
-        sys.stderr.write(printed.getvalue())
+        logging.getLogger(__name__).warning(printed.getvalue().strip())
 
 
 def reason_of(fault: BaseException) -> str:
