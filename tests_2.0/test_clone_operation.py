@@ -98,6 +98,32 @@ def test_existing_empty_folder_is_filled(hub: Hub, mlxk2: Program, workplace: Pa
     assert (workplace / "mine").stat().st_mode & 0o777 == 0o700
 
 
+def test_what_macos_lays_in_a_folder_does_not_fill_it(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+    hub.add(NAME, MODEL | {".DS_Store": b"of the model"})
+    (workplace / "mine").mkdir()
+    litter = {".DS_Store": b"of the user", ".localized": b"", "._notes": b"attributes"}
+    for name, data in litter.items():
+        (workplace / "mine" / name).write_bytes(data)
+    before = tree(workplace)
+    # What fails leaves it as it was.
+    error_of(mlxk2("clone", "org/none", "mine", "--json"), "clone")
+    assert tree(workplace) == before
+    data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
+    assert content(workplace / "mine") == MODEL | litter
+    assert [path.name for path in workplace.iterdir()] == ["mine"]
+
+
+def test_the_cache_under_another_name_is_no_target(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+    hub.add(NAME, MODEL)
+    before = tree(hub.path)
+    # A disk that ignores case has many names for the cache, and a bind mount has two.
+    with mounted(tmp_path / "again", "--bind", str(hub.path)) as again:
+        for target in (again / "mine", again / "models--org--model" / "new" / "mine"):
+            error = error_of(mlxk2("clone", NAME, str(target), "--json"), "clone")
+            assert (error["type"], "in the cache" in error["message"]) == ("InvalidTargetError", True)
+    assert tree(hub.path) == before
+
+
 def test_link_to_an_empty_folder_stays_a_link(hub: Hub, mlxk2: Program, workplace: Path) -> None:
     hub.add(NAME, MODEL)
     (workplace / "disk" / "there").mkdir(parents=True)

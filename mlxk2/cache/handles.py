@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from mlxk2.cache import naming
@@ -101,6 +101,21 @@ def remove(name: str, below: int) -> None:
             raise (serious or errors)[0]
         if not errors:
             return
+
+
+def remove_all(names: Iterable[str], below: int) -> int:
+    """Remove all of these, as `remove` does, before the first error is raised; how many they were."""
+    errors: list[OSError] = []
+    number = 0
+    for name in names:
+        number += 1
+        try:
+            remove(name, below)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return number
 
 
 def _remove(name: str, below: int) -> list[OSError]:

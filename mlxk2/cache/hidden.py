@@ -37,9 +37,15 @@ def hide(folder: str, revision: str | None, hub: int) -> None:
 def folders(hub: int) -> Iterator[str]:
     """Yield the folders of models of which something is hidden."""
     for folder in handles.names_in(below=hub):
-        names = handles.names_in(folder, below=hub) if folder.startswith(naming.FOLDER_PREFIX) else ()
-        if any(name.startswith(naming.REMOVED) for name in names):
+        if folder.startswith(naming.FOLDER_PREFIX) and _has_hidden(folder, hub):
             yield folder
+
+
+def _has_hidden(folder: str, hub: int) -> bool:
+    try:
+        return any(name.startswith(naming.REMOVED) for name in handles.names_in(folder, below=hub))
+    except PermissionError:
+        return False  # another user's model, which is that user's to finish
 
 
 def remains_in(folder: str, hub: int) -> list[Remains]:

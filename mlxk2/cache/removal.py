@@ -76,6 +76,13 @@ def unfinished(hub: str, name: str) -> CachedModel | None:
     return CachedModel(name, os.path.join(hub, folder), hub)
 
 
+def check_readable(model: CachedModel) -> None:
+    """CachePermissionError when the operating system does not let the user see which snapshots a model has."""
+    folder = os.path.basename(model.path)
+    with _refused(model.name), handles.opened(model.hub) as hub:
+        handles.names_in(folder, "snapshots", below=hub)
+
+
 def plan(model: CachedModel, revision: str | None, store: SharedStore | None) -> Removal:
     """What goes with a model, or with one of its revisions; with the only one, all of the model."""
     revisions = model.revisions()
@@ -329,6 +336,7 @@ def _explained(message: str, rest: str = "", hint: str | None = None) -> Iterato
 
 
 def _why(error: OSError) -> str:
-    """Say why the operating system refused, and of which file or folder."""
+    """Say why the operating system refused, and of which file or folder, unless it is one of ours."""
     name = os.path.basename(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else ""
-    return f"{cause(error)} ({naming.readable(name)})" if name else cause(error)
+    is_ours = name.startswith((trash.MODEL_PREFIX, trash.REVISION_PREFIX)) or name == scratch.LOCK
+    return f"{naming.readable(name)}: {cause(error)}" if name and not is_ours else cause(error)

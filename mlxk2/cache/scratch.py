@@ -82,8 +82,7 @@ def names_in(scratch: Scratch) -> list[str]:
 
 def remove(scratch: Scratch, below: int) -> None:
     """Remove a folder and all that is in it, the lock last; links in it are removed, not followed."""
-    for name in names_in(scratch):
-        handles.remove(name, scratch.handle)
+    handles.remove_all(names_in(scratch), scratch.handle)
     # A network file system keeps a file that is open under another name in the folder, which then can't go.
     scratch.release()
     handles.remove(scratch.name, below)

@@ -112,9 +112,7 @@ def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
         if inside is None:
             return False
         if not _is_of_revision(trash):
-            for name in handles.names_in(below=inside):
-                if name != "blobs":
-                    handles.remove(name, inside)
+            handles.remove_all((name for name in handles.names_in(below=inside) if name != "blobs"), inside)
         removed = _empty_folder("rest", inside, lambda _name, _rest: True)
         removed += _empty_folder("blobs", inside, lambda name, blobs: belongings.target_of(name, blobs) is None)
         if store is not None:
@@ -126,11 +124,10 @@ def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
 def _empty_folder(name: str, below: int, is_meant: Callable[[str, int], bool]) -> int:
     """Delete what is meant in a folder; how much it was."""
     with handles.folder(name, below=below) as folder:
-        names = [] if folder is None else [inner for inner in handles.names_in(below=folder) if is_meant(inner, folder)]
-        for inner in names:
-            assert folder is not None
-            handles.remove(inner, folder)
-    return len(names)
+        if folder is None:
+            return 0
+        names = [entry for entry in handles.names_in(below=folder) if is_meant(entry, folder)]
+        return handles.remove_all(names, folder)
 
 
 def abandoned(hub: int) -> Iterator[Scratch]:

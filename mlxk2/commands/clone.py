@@ -25,6 +25,7 @@ from mlxk2.errors import (
     ModelUnhealthyError,
     OperationError,
     ValidationError,
+    cause,
 )
 from mlxk2.fence import import_hub
 from mlxk2.printable import listed
@@ -155,7 +156,7 @@ def _explained(typed: str) -> Iterator[None]:
         elif error.errno == errno.EFBIG:
             message = f"A file of the model is larger than {typed} may hold (a limit such as `ulimit -f`)."
         else:
-            message = f"{typed} can't be written: {error.strerror}."
+            message = f"{typed} can't be written: {cause(error)}."
         raise OperationError(f"{message} Nothing was left there.") from error
 
 

@@ -84,6 +84,7 @@ def _check_test_cache(hub: str, environment: Mapping[str, str]) -> None:
 
 def _plan(cache: Cache, wanted: ModelArgument, store: SharedStore | None) -> Removal:
     model = _find(cache, wanted.name)
+    removal.check_readable(model)
     snapshot = None if wanted.revision is None else model.snapshot_at(wanted.revision)
     return removal.plan(model, snapshot and os.path.basename(snapshot.path), store)
 

@@ -94,6 +94,27 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
     assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
+def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str, str], work: Path) -> None:
+    model, target = chat_model(), work / "mine"
+    Hub(Path(environment["HF_HUB_CACHE"])).add(NAME, model)
+
+    def prepare() -> None:
+        empty(work)
+        target.mkdir()
+        (target / ".DS_Store").write_bytes(b"of the user")
+
+    with killable(environment | OFFLINE) as program:
+        for _ in program.kills("clone", NAME, str(target), prepare=prepare):
+            again = program.run("clone", NAME, str(target), "--json")
+            if again.code:  # it was killed when the model was in its place
+                assert error_of(again, "clone")["type"] == "InvalidTargetError"
+                (target / "config.json").unlink()
+                assert content(target).keys() <= model.keys() | {".DS_Store"}
+                continue
+            assert list(work.iterdir()) == [target]
+            assert content(target) == model | {".DS_Store": b"of the user"}
+
+
 @pytest.mark.parametrize("is_xet", [False, True])
 def test_uncached_model_is_pulled_aside(
     hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool

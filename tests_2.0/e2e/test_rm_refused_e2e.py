@@ -1,0 +1,153 @@
+"""`rm` where the operating system refuses: the message has its words, and says what was removed and what was not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program, Result
+from huggingface_hub.utils import _shared_blobs
+from layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from places import data_of, error_of, mounted, tree
+
+pytestmark = pytest.mark.e2e
+
+NAME = "org/model"
+CAPABILITIES = "-chown,-dac_override,-dac_read_search,-fowner"
+FILES = chat_model() | {"a.bin": b"a" * 100_000}
+
+
+def as_user(*words: str, uid: int = 12345) -> Result:
+    """Run the program as another user, who may not do what root may."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or os.getuid() != 0:
+        pytest.skip("needs root and setpriv, to become another user")
+    command = [setpriv, "--reuid", str(uid), "--clear-groups"]
+    command += ["--bounding-set", CAPABILITIES, "--inh-caps", CAPABILITIES, sys.executable, "-m", "mlxk2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if "ermission denied" in done.stderr and "mlxk2" not in done.stderr:
+        pytest.skip("another user can't run this Python")
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A cache with a model of two revisions, in a place that every user can reach."""
+    place = Path("/tmp") / f"mlxk2-test-{os.getpid()}"
+    place.mkdir()
+    hub = Hub(place / "hub")
+    hub.path.mkdir()
+    (hub.path / SENTINEL).touch()
+    hub.add(NAME, FILES)
+    hub.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub.path))
+    yield hub
+    shutil.rmtree(place)
+
+
+def refused(result: Result, hub: Hub, before: dict[str, Any], words: str) -> None:
+    """Nothing was removed, and the error says so, and why."""
+    error = error_of(result, "rm")
+    assert error["type"] == "PermissionError"
+    assert words in error["message"]
+    assert "Nothing of it was removed." in error["message"]
+    assert "hint" not in error
+    assert tree(hub.path) == before
+
+
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
+def test_a_cache_of_another_user(open_hub: Hub, argument: str) -> None:
+    refused(as_user("rm", argument, "--json"), open_hub, tree(open_hub.path), "Permission denied")
+
+
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
+@pytest.mark.parametrize("part", ["", "snapshots"])
+def test_a_model_that_another_user_closed(open_hub: Hub, argument: str, part: str) -> None:
+    open_hub.add("org/other", FILES)
+    before = tree(open_hub.path)
+    for folder in (open_hub.path, *(path for path in open_hub.path.rglob("*") if path.is_dir())):
+        os.chown(folder, 12345, 12345)
+    closed = open_hub.folder(NAME) / part
+    os.chown(closed, 0, 0)
+    closed.chmod(0o700)
+    refused(as_user("rm", argument, "--json"), open_hub, before, "Permission denied")
+    assert data_of(as_user("rm", "org/other", "--json"), "rm")["action"] == "deleted"
+
+
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
+def test_a_file_system_that_is_read_only(
+    tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
+        hub = Hub(disk / "hub")
+        hub.add(NAME, FILES)
+        hub.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+        (hub.path / SENTINEL).touch()
+        (hub.path / ".trash-model-0" / "models--org--old").mkdir(parents=True)
+        monkeypatch.setenv("HF_HUB_CACHE", str(hub.path))
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        data_of(mlxk2("rm", argument, "--dry-run", "--json"), "rm")
+        refused(mlxk2("rm", argument, "--json"), hub, tree(hub.path), "Read-only file system")
+
+
+@pytest.fixture
+def immutable() -> Iterator[Any]:
+    """Makes files immutable until the test ends."""
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", path], capture_output=True).returncode:
+            pytest.skip("chattr +i is not there, or not permitted")
+        made.append(path)
+
+    yield make
+    for path in made:
+        for place in (path, *path.parents[1].glob(f".trash-*/models--org--model/blobs/{path.name}")):
+            subprocess.run(["chattr", "-i", place], capture_output=True)
+
+
+def test_an_immutable_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
+    hub.add(NAME, FILES)
+    immutable(hub.folder(NAME))
+    refused(mlxk2("rm", NAME, "--json"), hub, tree(hub.path), "Operation not permitted")
+
+
+def test_an_immutable_file_of_a_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
+    snapshot = hub.add(NAME, FILES)
+    blob = (snapshot / "config.json").resolve()
+    immutable(blob)
+    error = error_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert error["type"] == "PermissionError"
+    assert error["message"].startswith(f"{NAME} is removed, but not all of its files could be deleted: {blob.name}: ")
+    assert "next `mlxk2 rm`" in error["hint"]
+    assert mlxk2("list", "--json").json["data"]["models"] == []
+    # All that could be deleted is gone.
+    assert {path.name for path in hub.path.rglob("*") if path.is_file()} == {SENTINEL, ".lock", blob.name}
+    (left,) = hub.path.glob(".trash-*/*/blobs/*")
+    subprocess.run(["chattr", "-i", left], check=True)
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["action"] == "deleted"
+
+
+# ---------------------------------------------------------------------------------------------- what the library left
+
+
+def test_half_written_lists_of_the_store_go(hub: Hub, mlxk2: Program) -> None:
+    shared = Hub(hub.path, "shared")
+    for name in (NAME, "org/other"):
+        shared.add(name, FILES)
+    payload, *_ = _shared_blobs.shared_store_blob_paths(hub.path)
+    strange = payload.with_name("notes.refs.tmp")
+    for path in (payload.with_name(f"{payload.name}.refs.01234567.tmp"), strange):
+        path.write_text("models--org")
+    before = tree(hub.path)
+    data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
+    assert tree(hub.path) == before
+    data_of(mlxk2("rm", NAME, "--json"), "rm")
+    assert list(hub.path.glob("blobs/*/*.tmp")) == [strange]
+    assert mlxk2("health", "--deep", "--json").json["data"]["summary"]["healthy_count"] == 1
