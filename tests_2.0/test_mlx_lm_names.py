@@ -23,14 +23,20 @@ generate = import_module("mlx_lm.generate")
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        (generate.BatchGenerator, ["model", "completion_batch_size", "prefill_batch_size", "prefill_step_size"]),
-        (
-            generate.BatchGenerator.insert_segments,
-            ["segments", "max_tokens", "caches", "all_tokens", "samplers", "logits_processors", "stop_sequences"],
-        ),
+        (generate.BatchGenerator, ["model", "completion_batch_size"]),
         (generate.BatchGenerator.remove, ["uids", "return_prompt_caches"]),
-        (generate.BatchGenerator.extract_cache, ["uids"]),
+        (generate.PromptProcessingBatch, ["model", "uids", "caches"]),
+        (generate.PromptProcessingBatch.prompt, ["tokens"]),
+        (generate.PromptProcessingBatch.extract_cache, ["idx"]),
+        (
+            generate.GenerationBatch,
+            [
+                "model", "uids", "inputs", "prompt_cache", "tokens", "samplers", "fallback_sampler",
+                "logits_processors", "stop_sequences", "max_tokens",
+            ],
+        ),
         (generate.GenerationBatch.empty, ["model", "fallback_sampler"]),
+        (generate.GenerationBatch.extend, ["batch"]),
         (generate.BatchGenerator.next, []),
         (generate.StopSequences, ["stop_sequences"]),
         (generate.TextStateMachine, ["transitions"]),
@@ -77,8 +83,7 @@ def test_a_config_with_a_byte_order_mark_is_not_read(tmp_path: Path) -> None:
 def test_the_responses_of_a_batch() -> None:
     fields = set(inspect.signature(generate.GenerationBatch.Response).parameters)
     assert {"uid", "token", "logprobs", "finish_reason", "prompt_cache", "all_tokens"} <= fields
-    fields = set(inspect.signature(generate.PromptProcessingBatch.Response).parameters)
-    assert {"uid", "end_of_segment", "end_of_prompt"} <= fields
+    assert "prompt_cache" in vars(generate.PromptProcessingBatch.empty(_NoModel(), min))
 
 
 def test_the_batch_whose_step_is_our_own() -> None:

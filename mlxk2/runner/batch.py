@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.generate import StopSequences, generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxk2.runner import sampling
-from mlxk2.runner.decoding import RowSampler, generator
+from mlxk2.runner.decoding import RowSampler, generator, join, piece
 from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.prompt_cache import Prefix, PromptCache
+from mlxk2.runner.probabilities import Report
+from mlxk2.runner.prompt_cache import PromptCache, Tokens
+from mlxk2.runner.reading import Reader, Reading
 from mlxk2.runner.rows import Place, Step, TokenLogprob
 
-# How many new tokens of a prompt make it worth keeping their state before the answer has ended.
-_WORTH = 64
+# For each second in which prompts are read, the rows that get tokens have at least that much of one.
+_SHARE = 0.25
 
 
 def can_batch(model: Any) -> bool:
@@ -31,23 +33,30 @@ def _can_merge(cache: Any) -> bool:
     return hasattr(cache, "merge") and all(map(_can_merge, getattr(cache, "caches", ())))
 
 
-def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> TokenLogprob | None:
-    """Return what the request wants to know of a token, given the logprobs [vocabulary] that it was chosen by."""
-    if request.logprobs is None:
-        return None
-    count = min(request.logprobs, logprobs.shape[-1])
-    likeliest = mx.argpartition(-logprobs, kth=count - 1)[:count] if count else mx.array([], dtype=mx.int32)
-    tokens, values = cast(list[int], likeliest.tolist()), cast(list[float], logprobs[likeliest].tolist())
-    top = sorted(zip(tokens, values, strict=True), key=lambda entry: -entry[1])
-    return TokenLogprob(token, cast(float, logprobs[token].item()), tuple(top))
-
-
 @dataclass
-class _Reading:
-    """A row on its way: its request, and after how many tokens of its prompt the state is worth keeping."""
+class _Answer:
+    """A row of the batch: what it answers, the tokens that it goes on from, and how many may still come.
+
+    `reading` is those tokens on their way into the model, until the row joins those that get a token at each step.
+    """
 
     request: GenerationRequest
-    stops: tuple[int, ...]
+    tokens: Tokens
+    left: int
+    reading: Reading | None
+    cached_tokens: int = 0
+
+    @property
+    def answered(self) -> int:
+        """How many tokens of the answer are there already."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    def spared(self, row: int) -> int:
+        """Return how many tokens of its prompt need not be computed for a row that waits for its reading."""
+        assert self.reading is not None
+        # What is read is read for the first of the rows, and spared to all others.
+        is_first = row == self.reading.rows[0]
+        return min(self.reading.cached if is_first else len(self.tokens) - 1, len(self.request.prompt))
 
 
 class Batch:
@@ -57,72 +66,99 @@ class Batch:
         self._generator = generator(model, max_rows)
         self._ends = StopSequences([(token,) for token in end_tokens])
         self._prompts = prompts
-        self._rows: dict[int, _Reading] = {}
+        self._reader = Reader(model, prompts, piece())
+        self._max_rows = max_rows
+        self._rows: dict[int, _Answer] = {}
+        # Those whose prompt has been read, until there is room for them.
+        self._ready: list[int] = []
+        self._decoding = 0
+        # Seconds that the rows are to have before more is read.
+        self._debt = 0.0
+        self._count = 0
 
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
         """Add a row that goes on after these tokens of its answer; tell its number and what need not be computed."""
-        tokens = [*request.prompt, *answered]
-        prefix = self._prompts.find(tokens) if self._prompts else Prefix(None, 0, 0)
-        stops = _stops(prefix, len(tokens)) if self._prompts else ()
-        bounds = (prefix.length, *stops, len(tokens))
-        (row,) = self._generator.insert_segments(
-            [[tokens[start:end] for start, end in itertools.pairwise(bounds)]],
-            max_tokens=[max_tokens - len(answered)],
-            caches=[prefix.state],
-            all_tokens=[tokens[: prefix.length]],
-            samplers=[RowSampler(request, len(answered))],
-            logits_processors=[sampling.processors(request.sampling, len(request.prompt))],
-            stop_sequences=[self._ends],
-        )
-        self._rows[row] = _Reading(request, stops)
-        return Place(row, min(prefix.length, len(request.prompt)))
+        self._count += 1
+        tokens = (*request.prompt, *answered) if answered else request.prompt
+        reading = self._reader.add(self._count, tokens, request.client)
+        answer = _Answer(request, tokens, max_tokens - len(answered), reading)
+        self._rows[self._count] = answer
+        return Place(self._count, answer.spared(self._count))
 
     def next(self) -> list[Step]:
-        """Process the next part of the prompts, or the next token of every row; the list may be empty."""
-        read, responses = self._generator.next()
-        for progress in read:
-            if progress.end_of_segment and not progress.end_of_prompt:
-                self._keep_prompt(progress.uid)
+        """Read more of the prompts if it is their turn, then give each row its next token; the list may be empty."""
+        with mx.stream(self._generator.stream):
+            if self._reader and self._decoding + len(self._ready) < self._max_rows and not self._owed():
+                self._read()
+            room = self._max_rows - self._decoding
+            joining, self._ready = self._ready[:room], self._ready[room:]
+            if joining:
+                self._join(joining)
+        start = time.perf_counter()
+        _, responses = self._generator.next()
+        self._debt -= time.perf_counter() - start
         return [self._step(response) for response in responses]
+
+    def _owed(self) -> bool:
+        """Whether the rows that get tokens are still to have time for what was read before."""
+        return self._decoding > 0 and self._debt > 0
+
+    def _read(self) -> None:
+        start = time.perf_counter()
+        self._ready += [row for reading in self._reader.next() for row in reading.rows]
+        self._debt = _SHARE * (time.perf_counter() - start)
+
+    def _join(self, rows: list[int]) -> None:
+        """Let rows whose prompts have been read get a token at each step."""
+        answers = [self._rows[row] for row in rows]
+        states = []
+        for row, answer in zip(rows, answers, strict=True):
+            assert answer.reading is not None
+            answer.cached_tokens = answer.spared(row)
+            states.append(answer.reading.state)
+            answer.reading = None
+        join(
+            self._generator,
+            rows,
+            states,
+            [answer.tokens for answer in answers],
+            samplers=[RowSampler(answer.request, answer.answered) for answer in answers],
+            logits_processors=[
+                sampling.processors(answer.request.sampling, len(answer.request.prompt)) for answer in answers
+            ],
+            stop_sequences=[self._ends] * len(rows),
+            max_tokens=[answer.left for answer in answers],
+        )
+        self._decoding += len(rows)
 
     def _step(self, response: Any) -> Step:
         row, token = response.uid, response.token
-        request = self._rows[row].request
+        answer = self._rows[row]
         if response.finish_reason is not None:
             del self._rows[row]
+            self._decoding -= 1
             if self._prompts:
                 self._prompts.keep(response.all_tokens, response.prompt_cache)
-        return Step(row, token, response.finish_reason, _logprob(request, token, response.logprobs))
-
-    def _keep_prompt(self, row: int) -> None:
-        """Keep the state of a prompt that has been read up to the end of a segment, if this is where it is wanted."""
-        if self._rows[row].stops:
-            state, tokens = self._generator.extract_cache([row])[row]
-            if len(tokens) in self._rows[row].stops:
-                self._prompts.keep(tokens, state)
+        logprob = response.logprobs.told(token) if response.logprobs is not None else None
+        return Step(row, token, response.finish_reason, logprob, answer.cached_tokens)
 
     def remove(self, row: int) -> None:
         """Drop a row, whether it is waiting, in its prompt or in its answer; what was computed for it is kept."""
-        del self._rows[row]
-        left = self._generator.remove([row], return_prompt_caches=bool(self._prompts))
-        for state, tokens in left.values():
-            if tokens:
+        answer = self._rows.pop(row)
+        if row in self._ready:
+            self._ready.remove(row)
+        elif answer.reading is not None:
+            self._reader.remove(row, answer.reading)
+        else:
+            self._decoding -= 1
+            left = self._generator.remove([row], return_prompt_caches=bool(self._prompts))
+            for state, tokens in left.values():
                 self._prompts.keep(tokens, state)
 
     def close(self) -> None:
         """Give back what the generator has reserved."""
         with contextlib.suppress(RuntimeError):
             self._generator.close()
-
-
-def _stops(prefix: Prefix, length: int) -> tuple[int, ...]:
-    """Return after how many tokens of a prompt of that length to stop reading, in order to keep the state.
-
-    Before the last token, for those who ask the same or go on from there; and where an earlier prompt took another
-    turn, which it could be no more than the first to do.
-    """
-    stops = (prefix.shared, length - 1)
-    return tuple(stop for last, stop in zip((prefix.length, *stops), stops, strict=False) if stop - last >= _WORTH)
 
 
 class _Row(NamedTuple):
@@ -174,3 +210,10 @@ class Queue:
     def close(self) -> None:
         """Drop all rows."""
         self._rows.clear()
+
+
+def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> TokenLogprob | None:
+    """Return what the request wants to know of a token, given the logprobs [vocabulary] that it was chosen by."""
+    if request.logprobs is None:
+        return None
+    return Report(logprobs[None], mx.array([token]), [request.logprobs]).rows[0].told(token)

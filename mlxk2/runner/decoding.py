@@ -6,26 +6,24 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
 from mlxk2.runner import sampling
 from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.probabilities import Report, ReportedRow
+from mlxk2.runner.prompt_cache import State, Tokens
 
-# How many prompts are read together.
-_PROMPTS = 8
-# How many tokens of each prompt are read at a time: between them other rows get a token, and a cancel is heard.
 _PIECE = 512
 # On the CPU, smaller pieces take no longer in all.
 _PIECE_ON_CPU = 256
 
 
 class RowSampler(sampling.Sampler):
-    """A row's sampler, which also knows whether anyone wants the logprobs of its tokens."""
+    """A row's sampler, which also knows of how many tokens the logprobs are wanted; None for nothing."""
 
     def __init__(self, request: GenerationRequest, position: int) -> None:
         super().__init__(request.sampling, position)
-        self.reports = request.logprobs is not None
+        self.reports = request.logprobs
 
 
 class Decoding(GenerationBatch):  # type: ignore[misc]
@@ -37,17 +35,17 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
 
     samplers: list[RowSampler]
     _next_tokens: mx.array
-    _next_logprobs: list[mx.array | None]
+    _next_logprobs: list[ReportedRow | None]
     _num_tokens: list[int]
     max_tokens: list[int]
 
-    def _step(self) -> tuple[list[int], list[mx.array | None]]:
+    def _step(self) -> tuple[list[int], list[ReportedRow | None]]:
         inputs, logprobs = self._next_tokens, self._next_logprobs
         self._current_tokens, self._current_logprobs = inputs, logprobs
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(inputs, logits)
         self._next_tokens = sampling.choose(self.samplers, logits)
-        self._next_logprobs = self._report(logits)
+        self._next_logprobs = self._report(logits, self._next_tokens)
         if self._is_under_way():
             # While MLX computes this step, the one before it is read.
             mx.async_eval(self._next_tokens, _wanted(self._next_logprobs), contexts)  # type: ignore[no-untyped-call]
@@ -78,33 +76,50 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
             rows.append(row)
         return mx.concatenate(rows), contexts
 
-    def _report(self, logits: mx.array) -> list[mx.array | None]:
-        """Return the logprobs [vocabulary] of each row that reports them."""
-        # In 16 bits the sum would be rounded to an eighth.
-        rows = [
-            logits[number].astype(mx.float32) if sampler.reports else None
-            for number, sampler in enumerate(self.samplers)
-        ]
-        return [row - mx.logsumexp(row) if row is not None else None for row in rows]
+    def _report(self, logits: mx.array, tokens: mx.array) -> list[ReportedRow | None]:
+        """Return what each row that reports logprobs will tell of these tokens."""
+        counts = [sampler.reports for sampler in self.samplers]
+        numbers = [number for number, count in enumerate(counts) if count is not None]
+        if not numbers:
+            return [None] * len(counts)
+        rows = mx.array(numbers)
+        report = Report(logits[rows], tokens[rows], [count for count in counts if count is not None])
+        told = iter(report.rows)
+        return [next(told) if count is not None else None for count in counts]
 
 
-def _wanted(logprobs: Sequence[mx.array | None]) -> list[mx.array]:
-    return [row for row in logprobs if row is not None]
+def _wanted(logprobs: Sequence[ReportedRow | None]) -> list[mx.array]:
+    reports = {id(row.report): row.report for row in logprobs if row is not None}
+    return [array for report in reports.values() for array in report.arrays]
 
 
 def generator(model: Any, max_rows: int) -> BatchGenerator:
-    """Return mlx-lm's generator with a `Decoding` in the place of its own batch."""
-    made = BatchGenerator(
-        model,
-        completion_batch_size=max_rows,
-        prefill_batch_size=min(max_rows, _PROMPTS if _can_pad(model) else 1),
-        prefill_step_size=_PIECE_ON_CPU if mx.default_device() == mx.cpu else _PIECE,
-    )
-    # Rows that have been read are moved into the batch that is there, so it need not be replaced anywhere else.
+    """Return mlx-lm's generator with a `Decoding` in the place of its own batch, for prompts that have been read."""
+    made = BatchGenerator(model, completion_batch_size=max_rows)
     made._generation_batch = Decoding.empty(model, made.sampler)
     return made
 
 
-def _can_pad(model: Any) -> bool:
-    """Whether prompts can be padded to one length: some recurrent models would take the padding for tokens."""
-    return all(type(layer) in (KVCache, RotatingKVCache) for layer in make_prompt_cache(model))
+def join(
+    generator: BatchGenerator,
+    rows: list[int],
+    states: Sequence[State | None],
+    tokens: Sequence[Tokens],
+    **options: list[Any],
+) -> None:
+    """Add rows to the batch of a generator: their states are those before the last of their tokens.
+
+    Its own way would make copies of the states before it adds them, and choose their first tokens one by one.
+    """
+    read = PromptProcessingBatch(generator.model, rows, list(states))
+    last = mx.array([row[-1] for row in tokens])
+    before = [list(row[:-1]) for row in tokens]
+    joining = Decoding(
+        generator.model, rows, last, read.prompt_cache, before, fallback_sampler=generator.sampler, **options
+    )
+    generator._generation_batch.extend(joining)
+
+
+def piece() -> int:
+    """Return how many tokens of prompts are read before the other rows get their next token, and a cancel is heard."""
+    return _PIECE_ON_CPU if mx.default_device() == mx.cpu else _PIECE

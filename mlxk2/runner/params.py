@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from mlxk2.cache import describe
@@ -61,7 +61,7 @@ class GenerationRequest:
     `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
     `thinking` says that the prompt ends inside a reasoning block. `logprobs` is how many of the likeliest tokens to
     report beside each chosen one; None reports nothing. A `plain` answer goes on with the text of the prompt: no marks
-    are looked for in it, and its first space belongs to it.
+    are looked for in it, and its first space belongs to it. Prompts of one `client` take turns with those of others.
     """
 
     prompt: tuple[int, ...]
@@ -71,6 +71,7 @@ class GenerationRequest:
     thinking: bool = False
     logprobs: int | None = None
     plain: bool = False
+    client: Hashable = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

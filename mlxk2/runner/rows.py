@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, overload
 
 from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.prompt_cache import PromptCache
@@ -16,28 +17,56 @@ FAULTS = (
 )
 
 
+class Likeliest(Sequence[tuple[int, float]]):
+    """Tokens with their logprobs, in as little room as they need: of one answer there may be a million."""
+
+    __slots__ = ("_logprobs", "_tokens")
+
+    def __init__(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        self._tokens = array("I", tokens)
+        self._logprobs = array("f", logprobs)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, float]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Likeliest: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, float] | Likeliest:
+        if isinstance(index, slice):
+            return Likeliest(self._tokens[index], self._logprobs[index])
+        return self._tokens[index], self._logprobs[index]
+
+
 class TokenLogprob(NamedTuple):
     """The natural logarithm of a chosen token's probability, and of those of the likeliest tokens, largest first."""
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...]
+    top: Sequence[tuple[int, float]]
 
 
 class Place(NamedTuple):
-    """A row of the batch, and how many tokens of its prompt need not be computed."""
+    """A row of the batch, and how many tokens of its prompt need not be computed, as far as is known now."""
 
     row: int
     cached_tokens: int = 0
 
 
 class Step(NamedTuple):
-    """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it."""
+    """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it.
+
+    `cached_tokens` of the row's prompt did not have to be computed; None where nothing new is known of that.
+    """
 
     row: int
     token: int
     finish_reason: Literal["stop", "length"] | None
     logprob: TokenLogprob | None = None
+    cached_tokens: int | None = None
 
 
 class Rows(Protocol):

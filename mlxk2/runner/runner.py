@@ -217,6 +217,8 @@ class MLXRunner:
             return [self._fail(session, fault, _UNREADABLE)]
 
     def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
+        if step.cached_tokens is not None and not session.answered:
+            session.cached_tokens = step.cached_tokens
         session.answered.append(step.token)
         pieces = session.text.add(step.token, step.logprob)
         if step.finish_reason is None and not session.text.stopped:
