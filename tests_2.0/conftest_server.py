@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from mlxk2.errors import MlxkError
+from mlxk2.runner.params import token_budget
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.guard import Access
+from mlxk2.server.preparing import Make, Prepared
 from mlxk2.server.worker import Worker
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -115,6 +118,23 @@ def error_of(response: httpx.Response, status: int) -> Mapping[str, Any]:
     return dict(error)
 
 
+class ScriptedPreparing:
+    """Makes prompts with the tokenizers of scripted models, of the one in memory or the next."""
+
+    def __init__(self, models: Sequence[ScriptedBackend], delay: float = 0.0) -> None:
+        self.models = list(models) or [ScriptedBackend(lambda _: [])]
+        self.delay = delay
+
+    async def prepare(self, target: Target, make: Make) -> Prepared:  # noqa: ARG002 - all have the same tokenizer
+        """Return the requests."""
+        await asyncio.sleep(self.delay)
+        model = self.models[0]
+        requests = make(model)
+        for entry in requests:
+            token_budget(entry, model.context_length)
+        return Prepared(requests, model.vocabulary)
+
+
 @contextmanager
 def serving(
     *models: ScriptedBackend,
@@ -124,8 +144,13 @@ def serving(
     max_tokens: int | None = None,
     access: Access | None = None,
     failure: MlxkError | None = None,
+    delay: float = 0.0,
+    **timing: float,
 ) -> Iterator[Client]:
-    """Serve these models one after the other, or whatever makes loading fail, until the end of the block."""
+    """Serve these models one after the other, or whatever makes loading fail, until the end of the block.
+
+    Each prompt takes `delay` seconds.
+    """
     left = list(models)
 
     def load(_: Target, unload: Callable[[], None]) -> ScriptedBackend:
@@ -137,7 +162,8 @@ def serving(
     worker = Worker(lambda model: MLXRunner(model, max_rows=max_concurrent))
     engine = Engine(load, worker, Limits(max_concurrent, max_queue))
     target = Target("org/scripted", "/nowhere")
-    service = Service(engine, Catalog(("scripted", target) if pinned else None), max_tokens)
+    preparing = ScriptedPreparing(models, delay)
+    service = Service(engine, Catalog(("scripted", target) if pinned else None), preparing, max_tokens, **timing)
     app = create_app(service, access or Access())
     with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         try:

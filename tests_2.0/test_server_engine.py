@@ -446,7 +446,7 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
         shelf = Shelf()
         async with engine_on(shelf) as engine:
             unread = await engine.generate(A, 1, planned(ENDLESS))
-            await until(lambda: engine.active == 0)
+            await until(lambda: unread.is_closed)
             with pytest.raises(MlxkError, match="nobody reads it"):
                 await text_of(unread)
             assert unread.completion_tokens < 2 * MOST_WAITING

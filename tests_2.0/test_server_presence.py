@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest_runner import ScriptedBackend, tokens_of
+from conftest_server import ScriptedPreparing
 
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -89,7 +90,7 @@ def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
             return models[-1]
 
         engine = Engine(load, Worker(MLXRunner), Limits(2, 2))
-        app = create_app(Service(engine, Catalog((MODEL.name, MODEL))), Access())
+        app = create_app(Service(engine, Catalog((MODEL.name, MODEL)), ScriptedPreparing([])), Access())
         tasks = asyncio.all_tasks()
         try:
             for steps in [*range(80), *range(80, 2000, 60)]:

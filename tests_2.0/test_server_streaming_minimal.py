@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from conftest_runner import ScriptedBackend, saying
+from conftest_runner import ScriptedBackend, ScriptedRows, saying
 from conftest_server import CHAT, TEXT, Client, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from mlxk2.errors import ModelUnhealthyError
+from mlxk2.runner.params import GenerationRequest
 
 SCRIPTS = [
     ("Hello, wörld 😀.\n",),
@@ -137,10 +142,63 @@ def test_reasoning_comes_before_the_answer_in_a_field_of_its_own() -> None:
     assert set(kinds) == {"reasoning_content", "content"}
 
 
-def test_a_fault_before_the_first_token_is_a_status() -> None:
-    with serving(ScriptedBackend(lambda _: [RuntimeError("no")])) as client:
-        assert client.refused(stream=True, status=500)["message"] == "Generation failed: no"
+def test_a_fault_after_the_prompt_is_an_event_in_a_stream_and_else_a_status() -> None:
+    broken = [ScriptedBackend(lambda _: [RuntimeError("no")]) for _ in range(2)]
+    with serving(*broken) as client:
+        assert client.refused(status=500)["message"] == "Generation failed: no"
+        assert [event["error"]["message"] for event in client.events()] == ["Generation failed: no"]
         assert client.refused(stream=True, n=0)["param"] == "n"
+        assert client.refused(stream=True, messages=[{"role": "user", "content": "x" * 5000}])["param"] == "messages"
+        assert client.refused(TEXT, stream=True, prompt=[299, 300])["param"] == "prompt"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_model_that_can_not_be_loaded_is_an_event_in_a_stream(path: str) -> None:
+    with serving(failure=ModelUnhealthyError("damaged")) as client:
+        assert client.refused(path)["code"] == "model_unhealthy"
+        assert [event["error"]["code"] for event in client.events(path)] == ["model_unhealthy"]
+
+
+class Slow(ScriptedRows):
+    """Rows whose prompt takes a while."""
+
+    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Any:
+        """Add a row, late."""
+        time.sleep(0.3)
+        return super().insert(request, max_tokens, answered)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("late", ["prompt", "answer"])
+def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
+    prompt = {"delay": 0.3, "patience": 0.05} if late == "prompt" else {}
+    rows = Slow if late == "answer" else ScriptedRows
+    with serving(saying("Hello", rows=rows), pulse=0.02, **prompt) as client:
+        events = client.events(path, stream_options={"include_usage": True})
+    *parts, end = events
+    choices = [event["choices"][0] for event in parts]
+    empty = [choice.get("delta", choice) for choice in choices[: choices.index(_with_text(choices))]]
+    assert len(empty) > 3
+    if path == CHAT:
+        assert empty == [{"role": "assistant", "content": ""}, *[{}] * (len(empty) - 1)]
+    else:
+        assert {choice["text"] for choice in empty} == {""}
+    assert all(choice["finish_reason"] is None for choice in choices[:-1])
+    assert len({(event["id"], event["model"]) for event in events}) == 1
+    assert end["usage"]["completion_tokens"] == 6
+    (answer,) = folded(parts, path)
+    assert answer["text"] == "Hello"
+
+
+def _with_text(choices: Sequence[Any]) -> Any:
+    return next(choice for choice in choices if choice.get("text") or choice.get("delta", {}).get("content"))
+
+
+def test_a_prompt_that_is_refused_late_is_an_event() -> None:
+    with serving(saying("Hello", context_length=8), delay=0.2, patience=0.05, pulse=0.02) as client:
+        *empty, last = client.events()
+    assert empty
+    assert (last["error"]["code"], last["error"]["param"]) == ("context_length_exceeded", "messages")
 
 
 def test_a_fault_on_the_way_is_an_event_of_its_own() -> None:

@@ -102,6 +102,17 @@ def token_budget(request: GenerationRequest, context: int) -> int:
     return left if request.max_tokens is None else min(request.max_tokens, left)
 
 
+def check_tokens(request: GenerationRequest, size: int) -> None:
+    """Raise ValidationError for a token that a model with so many tokens does not have."""
+    # MLX reads past its arrays when an index is out of range: a wrong answer at best.
+    if not all(0 <= token < size for token in request.prompt):
+        raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
+    for token, _ in request.sampling.logit_bias:
+        if token >= size:
+            message = f"logit_bias names token {token}, but the model has {size} tokens."
+            raise ValidationError(message, param="logit_bias")
+
+
 def too_long(tokens: str, context: int) -> ContextLengthError:
     """Return the error for a prompt of that many tokens, in words."""
     return ContextLengthError(

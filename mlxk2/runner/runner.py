@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mlxk2.errors import MlxkError, ModelError, ValidationError
-from mlxk2.runner.params import GenerationRequest, token_budget
+from mlxk2.errors import MlxkError, ModelError
+from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob
 from mlxk2.runner.text import Kind, Piece, TextStream
@@ -79,7 +79,7 @@ class MLXRunner:
 
     def submit(self, request: GenerationRequest) -> Session:
         """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
-        self._check_tokens(request)
+        check_tokens(request, self._backend.vocabulary_size)
         max_tokens = token_budget(request, self._backend.context_length)
         text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking, plain=request.plain)
         session = Session(request, text, max_tokens)
@@ -146,16 +146,6 @@ class MLXRunner:
         self._trial = None
         self._drop_rows()
         self._prompts.clear()
-
-    def _check_tokens(self, request: GenerationRequest) -> None:
-        # MLX reads past its arrays when an index is out of range: a wrong answer at best.
-        size = self._backend.vocabulary_size
-        if not all(0 <= token < size for token in request.prompt):
-            raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
-        for token, _ in request.sampling.logit_bias:
-            if token >= size:
-                message = f"logit_bias names token {token}, but the model has {size} tokens."
-                raise ValidationError(message, param="logit_bias")
 
     def _place(self, session: Session) -> None:
         """Add a session to the batch."""

@@ -18,15 +18,17 @@ from starlette.requests import ClientDisconnect
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
+from mlxk2.runner.params import check_tokens
 from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
 from mlxk2.server.answers import Models
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Target
 from mlxk2.server.paths import Paths
+from mlxk2.server.preparing import Make, Preparing
 from mlxk2.server.presence import EventStream, while_connected
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
+from mlxk2.server.reply import Reply
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
-from mlxk2.server.worker import Plan
 
 B = TypeVar("B", bound=GenerationBody)
 # What to answer to a request that an error ended.
@@ -35,11 +37,17 @@ Handler = Callable[[Request, Any], Response]
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes work with; `max_tokens` limits an answer whose request does not say."""
+    """What the routes work with; `max_tokens` limits an answer whose request does not say.
+
+    A stream has an event every `pulse` seconds, and begins after `patience` seconds of preparing its prompt.
+    """
 
     engine: Engine
     catalog: Catalog
+    preparing: Preparing
     max_tokens: int | None = None
+    pulse: float = 10.0
+    patience: float = 10.0
 
 
 def create_app(service: Service, access: guard.Access) -> FastAPI:
@@ -122,41 +130,71 @@ async def _model(request: Request, model: str) -> JSONResponse:
 
 async def _chat(request: Request) -> Response:
     body = await _body(request, ChatBody)
-    service = _service(request)
-    requests = partial(plan.chat_requests, body, default_limit=service.max_tokens)
-    slots = body.n or 1
-    shape = partial(ChatShape, logprobs=body.wanted_logprobs is not None)
-    return await _answer(request, body, slots, requests, shape, "messages")
+    make = partial(plan.chat_requests, body, default_limit=_service(request).max_tokens)
+    shape = ChatShape(logprobs=body.wanted_logprobs is not None)
+    return await _answer(request, body, Work(body.n or 1, make, shape, "messages"))
 
 
 async def _complete(request: Request) -> Response:
     body = await _body(request, CompletionBody)
-    service = _service(request)
-    requests = partial(plan.completion_requests, body, default_limit=service.max_tokens)
-    slots = (body.n or 1) * len(body.prompts)
-    shape = partial(CompletionShape, logprobs=body.logprobs is not None)
-    return await _answer(request, body, slots, requests, shape, "prompt")
+    make = partial(plan.completion_requests, body, default_limit=_service(request).max_tokens)
+    shape = CompletionShape(logprobs=body.logprobs is not None)
+    return await _answer(request, body, Work((body.n or 1) * len(body.prompts), make, shape, "prompt"))
 
 
-async def _answer(
-    request: Request, body: GenerationBody, slots: int, requests: Plan, make_shape: Callable[..., Shape], field: str
-) -> Response:
-    """Generate; answer as a stream or as a whole. Until there is something to send, an error is a status."""
+@dataclass(frozen=True)
+class Work:
+    """What a request asks for: how many answers, to what, how they are told, and which field is at fault."""
+
+    slots: int
+    make: Make
+    shape: Shape
+    field: str
+
+
+async def _answer(request: Request, body: GenerationBody, work: Work) -> Response:
+    """Generate; answer as a stream or as a whole.
+
+    A stream begins when its prompt is ready and the queue has room for it; until then an error is a status.
+    """
     service = _service(request)
     most = service.engine.limits.max_concurrent
-    if slots > most:
-        message = f"{slots} answers are asked for, but this server gives at most {most} at once."
+    if work.slots > most:
+        message = f"{work.slots} answers are asked for, but this server gives at most {most} at once."
         raise ValidationError(message, param="n")
     async with while_connected(request.receive), AsyncExitStack() as held:
-        held.enter_context(_about(field, ContextLengthError, ValidationError))
-        reply = await service.engine.generate(await _target(service, body.model), slots, requests)
-        held.callback(reply.close)
-        shape = make_shape(reply.vocabulary)
+        begun = asyncio.ensure_future(_begin(service, body.model, work))
+        held.callback(_abandon, begun)
         if not body.stream:
-            return Response(await stream.fold(reply, shape), media_type="application/json")
-        first = await stream.first_parts(reply)
+            with _about(work.field, ContextLengthError, ValidationError):
+                return Response(await stream.fold(await begun, work.shape), media_type="application/json")
+        done, _ = await asyncio.wait({begun}, timeout=service.patience)
+        name = (await begun).name if done else body.model or ""
         held.pop_all()
-        return EventStream(reply, stream.frames(reply, shape, first, includes_usage=body.includes_usage))
+        frames = stream.frames(
+            begun, work.shape, name, includes_usage=body.includes_usage, pulse=service.pulse
+        )
+        return EventStream(frames, partial(_abandon, begun))
+
+
+async def _begin(service: Service, name: str | None, work: Work) -> Reply:
+    """Make the prompts and queue the request."""
+    target = await _target(service, name)
+    with _about(work.field, ContextLengthError, ValidationError):
+        requests, work.shape.vocabulary = await service.preparing.prepare(target, work.make)
+        if service.engine.model is not None and service.engine.target == target:
+            for entry in requests:
+                check_tokens(entry, service.engine.model.vocabulary_size)
+        return await service.engine.generate(target, work.slots, lambda _: requests)
+
+
+def _abandon(begun: asyncio.Future[Reply]) -> None:
+    """Stop what a request began, however far it came."""
+    if not begun.done():
+        begun.cancel()
+        begun.add_done_callback(_abandon)
+    elif not begun.cancelled() and begun.exception() is None:
+        begun.result().close()
 
 
 @contextmanager

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mlxk2.errors import MlxkError, ModelError, ServerBusyError, ServerStoppingError
+from mlxk2.errors import (
+    MlxkError,
+    ModelError,
+    OperationError,
+    ServerBusyError,
+    ServerStoppingError,
+    ValidationError,
+)
 from mlxk2.runner.rows import Backend
 from mlxk2.server.reply import Reply
 from mlxk2.server.worker import Plan, Worker
@@ -37,11 +45,13 @@ class Limits:
 
 @dataclass(eq=False)
 class _Ticket:
-    """A request that waits for its model and its slots; the future gives the model."""
+    """A request that waits for its model and its slots: then it is started, or else refused."""
 
     target: Target
     slots: int
-    admitted: asyncio.Future[Backend]
+    start: Callable[[Backend], object]
+    refuse: Callable[[MlxkError], object]
+    is_started: bool = False
 
 
 class Engine:
@@ -59,7 +69,7 @@ class Engine:
         self._load = load
         self._worker = worker
         self._waiting: deque[_Ticket] = deque()
-        self._replies: dict[Reply, int] = {}
+        self._tickets: dict[Reply, _Ticket] = {}
         self._active = 0
         self._swap_task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -76,62 +86,65 @@ class Engine:
 
     async def preload(self, target: Target) -> None:
         """Load a model before anyone asks for it; raise what makes that fail."""
-        await self._admitted(target, 0)
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def end(error: MlxkError | None = None) -> None:
+            if loaded.done():
+                return
+            if error is None:
+                loaded.set_result(None)
+            else:
+                loaded.set_exception(error)
+
+        self._enter(_Ticket(target, 0, lambda _: end(), end))
+        await loaded
 
     async def generate(self, target: Target, slots: int, plan: Plan) -> Reply:
-        """Wait for the model and for that many slots, then begin to generate what `plan` makes of the request.
+        """Queue a request, and return its reply at once; what `plan` makes of it is generated when its turn comes.
 
-        Raises ServerBusyError when the queue is full, ServerStoppingError at the end, and what loading the model
-        raises; the reply raises what `plan` and `MLXRunner.submit` do. It must be closed.
+        Raises ServerBusyError when the queue is full, ServerStoppingError at the end. The reply raises what loading the
+        model, `plan` and `MLXRunner.submit` do. It must be closed.
         """
-        model = await self._admitted(target, slots)
-        reply = Reply(target.name, model.vocabulary, slots, self._release)
-        self._replies[reply] = slots
-        if self._is_stopping:
-            # The end has come since the admission.
-            reply.fail(ServerStoppingError())
-        self._worker.generate(reply, plan)
+        reply = Reply(target.name, slots, self._release)
+        ticket = _Ticket(target, slots, lambda _: self._worker.generate(reply, plan), reply.fail)
+        self._tickets[reply] = ticket
+        try:
+            self._enter(ticket)
+        except MlxkError:
+            del self._tickets[reply]
+            raise
         return reply
+
+    @property
+    def model(self) -> Backend | None:
+        """The model in memory."""
+        return self._worker.model
 
     def stop(self) -> None:
         """Take no more work and end all that is under way with an error."""
         self._is_stopping = True
         error = ServerStoppingError()
         while self._waiting:
-            _refuse(self._waiting.popleft(), error)
-        for reply in list(self._replies):
+            self._waiting.popleft().refuse(error)
+        for reply in list(self._tickets):
             reply.fail(error)
 
     def close(self) -> None:
         """Let the threads end after what they are doing now."""
         self._worker.stop()
 
-    async def _admitted(self, target: Target, slots: int) -> Backend:
+    def _enter(self, ticket: _Ticket) -> None:
         if self._is_stopping:
             raise ServerStoppingError
-        ticket = _Ticket(target, slots, asyncio.get_running_loop().create_future())
         self._waiting.append(ticket)
         self._admit()
-        if not ticket.admitted.done() and slots and self._is_full():
+        if not ticket.is_started and ticket.slots and self._is_full():
             self._waiting.remove(ticket)
             raise ServerBusyError(len(self._waiting))
-        try:
-            return await ticket.admitted
-        except asyncio.CancelledError:
-            self._withdraw(ticket)
-            raise
 
     def _is_full(self) -> bool:
         # The one whose model is being loaded is served next, however long the queue may be.
         return len(self._waiting) > self.limits.max_queue + (self._swap_task is not None)
-
-    def _withdraw(self, ticket: _Ticket) -> None:
-        """Forget a ticket whose client has gone, and free its slots if it had got them at the same moment."""
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
-        elif not ticket.admitted.cancelled() and ticket.admitted.exception() is None:
-            self._active -= ticket.slots
-        self._admit()
 
     def _admit(self) -> None:
         """Let in whoever may, from the head of the queue: nobody overtakes, so nobody waits for ever."""
@@ -144,9 +157,9 @@ class Engine:
             if self._active and self._active + ticket.slots > self.limits.max_concurrent:
                 return
             self._waiting.popleft()
-            if not ticket.admitted.done():
-                self._active += ticket.slots
-                ticket.admitted.set_result(self._worker.model)
+            self._active += ticket.slots
+            ticket.is_started = True
+            ticket.start(self._worker.model)
 
     async def _swap(self, target: Target) -> None:
         self.loading = target
@@ -166,21 +179,24 @@ class Engine:
     def _refuse_all(self, target: Target, error: MlxkError) -> None:
         for ticket in [ticket for ticket in self._waiting if ticket.target == target]:
             self._waiting.remove(ticket)
-            _refuse(ticket, error)
+            ticket.refuse(error)
 
     def _release(self, reply: Reply) -> None:
-        self._worker.cancel(reply)
-        self._active -= self._replies.pop(reply)
+        ticket = self._tickets.pop(reply)
+        if ticket.is_started:
+            self._worker.cancel(reply)
+            self._active -= ticket.slots
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
         self._admit()
 
 
 def _load_error(target: Target, fault: Exception) -> MlxkError:
+    if isinstance(fault, ValidationError) and target.adapter is not None:
+        # The adapter is not the client's, and neither is its path.
+        logging.error(fault.message)
+        return OperationError(fault.message.replace(target.adapter, os.path.basename(target.adapter)))
     if isinstance(fault, MlxkError):
         return fault
     logging.error("Loading %s failed", target.name, exc_info=fault)
     return ModelError(f"{target.name} can't be loaded: {fault}")
-
-
-def _refuse(ticket: _Ticket, error: MlxkError) -> None:
-    if not ticket.admitted.done():
-        ticket.admitted.set_exception(error)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-from mlxk2.server.reply import Reply
 
 
 @asynccontextmanager
@@ -40,14 +38,14 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """A reply as server-sent events; however it ends, the reply is closed."""
+    """Server-sent events; however they end, `close` is called."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, frames: AsyncIterator[bytes]) -> None:
+    def __init__(self, frames: AsyncIterator[bytes], close: Callable[[], object]) -> None:
         self.status_code = 200
         self.background = None
-        self._reply = reply
+        self._close = close
         self._frames = frames
         # Proxies must neither keep nor collect what is meant to be seen now.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -59,7 +57,7 @@ class EventStream(Response):
                 async with while_connected(receive):
                     await self._send(send)
         finally:
-            self._reply.close()
+            self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 
 from mlxk2.errors import OperationError
 from mlxk2.runner.runner import Chunk, Session
-from mlxk2.runner.text import Vocabulary
 
 # A reader this many chunks of each answer behind has stopped reading.
 MOST_WAITING = 4096
@@ -22,10 +21,9 @@ class Reply:
     the request holds, however far it came.
     """
 
-    def __init__(self, name: str, vocabulary: Vocabulary, count: int, on_close: Callable[[Reply], None]) -> None:
+    def __init__(self, name: str, count: int, on_close: Callable[[Reply], None]) -> None:
         self.name = name
         self.count = count
-        self.vocabulary = vocabulary
         self.sessions: list[Session] = []
         self._unfinished = count
         self._parts: list[Part] = []

@@ -19,6 +19,7 @@ import uvicorn
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
 from mlxk2.runner import backend, cpu
+from mlxk2.runner.confined import Starter
 from mlxk2.runner.rows import Backend
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -27,6 +28,7 @@ from mlxk2.server.connection import Connection
 from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.guard import Access
 from mlxk2.server.listener import BACKLOG
+from mlxk2.server.preparing import Preparers
 from mlxk2.server.worker import Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -72,11 +74,12 @@ class Life:
 class _Server(uvicorn.Server):
     """uvicorn's server, which loads a model at the start and ends its streams with a mark."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, life: Life) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, preparers: Preparers, life: Life) -> None:
         super().__init__(config)
         self.stopped_by: int | None = None
         self.failure: MlxkError | None = None
         self._engine = engine
+        self._preparers = preparers
         self._life = life
         self._preloading: asyncio.Task[None] | None = None
         self._most_clients = 0
@@ -115,6 +118,7 @@ class _Server(uvicorn.Server):
         end = threading.Timer(_LONGEST_END, self._life.leave, [self.exit_code])
         end.daemon = True
         end.start()
+        self._preparers.stop()
         self._engine.stop()
         asyncio.get_running_loop().call_later(_GRACE, self._cut_off)
         await super().shutdown(sockets)
@@ -150,12 +154,17 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     `announce` is called as soon as the port answers.
     """
     cpu.give_memory_back()
-    engine = Engine(_load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
-    app = create_app(Service(engine, Catalog(settings.pinned), settings.max_tokens), settings.access)
+    starter = Starter(keeps_spare=True)
+    starter.prepare()
+    preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue)
+    load = partial(_load, preparers)
+    engine = Engine(load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
+    app = create_app(Service(engine, Catalog(settings.pinned), preparers, settings.max_tokens), settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
-    server = _Server(_config(app, settings), engine, Life(announce, leave, pinned))
+    server = _Server(_config(app, settings), engine, preparers, Life(announce, leave, pinned))
     server.run(sockets=[listener])
     engine.close()
+    preparers.close()
     if server.failure is not None:
         # The data was printed when the port answered; a second document on stdout would be one too many.
         logging.critical(server.failure.message)
@@ -167,8 +176,9 @@ def _runner(settings: Settings, model: Backend) -> MLXRunner:
     return MLXRunner(model, prompt_cache_bytes=settings.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
 
 
-def _load(target: Target, unload: Callable[[], None]) -> Backend:
-    return backend.load(target.path, target.adapter, name=target.name, for_batches=True, unload=unload)
+def _load(preparers: Preparers, target: Target, unload: Callable[[], None]) -> Backend:
+    read = partial(preparers.tokenizer, target)
+    return backend.load(target.path, target.adapter, name=target.name, for_batches=True, read=read, unload=unload)
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:

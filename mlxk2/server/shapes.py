@@ -34,6 +34,8 @@ class Shape(Protocol):
     id_prefix: str
     whole: str
     chunk: str
+    # Of the model, once it is known; the names of tokens are there.
+    vocabulary: Vocabulary | None
 
     def choice(self, number: int, answer: Answer) -> JSON:
         """Return a whole answer."""
@@ -47,6 +49,9 @@ class Shape(Protocol):
     def ending(self, number: int, finish_reason: str) -> JSON:
         """Return the end of a streamed answer."""
 
+    def nothing(self, number: int) -> JSON:
+        """Return a part without any text, which shows that the answer is still being worked on."""
+
 
 class ChatShape:
     """`/v1/chat/completions`: messages with their reasoning apart."""
@@ -55,8 +60,8 @@ class ChatShape:
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
 
-    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, *, logprobs: bool) -> None:
+        self.vocabulary: Vocabulary | None = None
         self._logprobs = logprobs
 
     def choice(self, number: int, answer: Answer) -> JSON:
@@ -84,6 +89,10 @@ class ChatShape:
         """Return the chunk that ends a message."""
         return self._chunk(number, {}, finish_reason=finish_reason)
 
+    def nothing(self, number: int) -> JSON:
+        """Return an empty part of a message."""
+        return self._chunk(number, {})
+
     def _chunk(self, number: int, delta: JSON, logprobs: JSON | None = None, finish_reason: str | None = None) -> JSON:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
@@ -97,7 +106,7 @@ class ChatShape:
         return {**self._named(entry.token, entry.logprob), "top_logprobs": top}
 
     def _named(self, token: int, logprob: float) -> JSON:
-        raw = token_bytes(self._vocabulary, token)
+        raw = _bytes(self, token)
         return {"token": _name(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
@@ -108,8 +117,8 @@ class CompletionShape:
     whole = "text_completion"
     chunk = "text_completion"
 
-    def __init__(self, vocabulary: Vocabulary, *, logprobs: bool) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, *, logprobs: bool) -> None:
+        self.vocabulary: Vocabulary | None = None
         self._logprobs = logprobs
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
 
@@ -129,12 +138,16 @@ class CompletionShape:
         """Return the end of a continuation."""
         return self._choice(number, "", (), finish_reason)
 
+    def nothing(self, number: int) -> JSON:
+        """Return an empty part of a continuation."""
+        return self._choice(number, "", (), None)
+
     def _choice(self, number: int, text: str, logprobs: Sequence[TokenLogprob], finish_reason: str | None) -> JSON:
         told = self._told(number, logprobs) if self._logprobs else None
         return {"index": number, "text": text, "logprobs": told, "finish_reason": finish_reason}
 
     def _told(self, number: int, logprobs: Sequence[TokenLogprob]) -> JSON:
-        raw = [token_bytes(self._vocabulary, entry.token) for entry in logprobs]
+        raw = [_bytes(self, entry.token) for entry in logprobs]
         return {
             "tokens": [_older_name(part) for part in raw],
             "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
@@ -146,9 +159,14 @@ class CompletionShape:
         # The chosen token is always told, also where it is none of the likeliest.
         pairs = dict([*entry.top, (entry.token, entry.logprob)])
         return {
-            _older_name(token_bytes(self._vocabulary, token)): _finite(logprob)
+            _older_name(_bytes(self, token)): _finite(logprob)
             for token, logprob in pairs.items()
         }
+
+
+def _bytes(shape: Shape, token: int) -> bytes:
+    assert shape.vocabulary is not None
+    return token_bytes(shape.vocabulary, token)
 
 
 class _Offsets:

@@ -46,31 +46,52 @@ def _whole(reply: Reply, shape: Shape, answers: Sequence[Answer]) -> bytes:
     return "".join(_ENCODER.iterencode(whole)).encode()
 
 
-async def first_parts(reply: Reply) -> list[Part]:
-    """Wait for the first chunks; an error that comes instead can still become a status."""
-    return await anext(reply, [])
+async def frames(
+    begun: asyncio.Future[Reply], shape: Shape, model: str, *, includes_usage: bool, pulse: float
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream; an error on the way becomes an event of its own before the end.
 
-
-async def frames(reply: Reply, shape: Shape, first: list[Part], *, includes_usage: bool) -> AsyncIterator[bytes]:
-    """Yield the events of a stream; an error on the way becomes an event of its own before the end."""
-    envelope = Envelope(shape, reply.name)
+    `begun` gives the reply, `model` is its model's name. An event comes every `pulse` seconds at least: clients give up
+    on a stream that stands still, and comments do not keep all of them waiting.
+    """
+    envelope = Envelope(shape, model)
     extra: JSON = {"usage": None} if includes_usage else {}
     opened: set[int] = set()
-    parts = first
     try:
-        while parts:
+        while not (await asyncio.wait({begun}, timeout=pulse))[0]:
+            yield _event(envelope.chunk(_sign_of_life(shape, opened)) | extra)
+        reply = begun.result()
+        while (parts := await _next_parts(reply, pulse)) != []:
+            if parts is None:
+                yield _event(envelope.chunk(_sign_of_life(shape, opened)) | extra)
+                continue
             for begin in range(0, len(parts), _AT_ONCE):
                 if begin:
                     # Who lags has many waiting, and is not alone.
                     await asyncio.sleep(0)
                 choices = _choices(shape, parts[begin : begin + _AT_ONCE], opened)
                 yield b"".join(_event(envelope.chunk(choice) | extra) for choice in choices)
-            parts = await anext(reply, [])
         if includes_usage:
             yield _event(envelope.chunk() | {"usage": usage(reply)})
     except MlxkError as error:
         yield _event(faults.of_error(error))
     yield DONE
+
+
+async def _next_parts(reply: Reply, pulse: float) -> list[Part] | None:
+    """Return what came next: nothing at the end, None if nothing came in time."""
+    try:
+        async with asyncio.timeout(pulse):
+            return await anext(reply, [])
+    except TimeoutError:
+        return None
+
+
+def _sign_of_life(shape: Shape, opened: set[int]) -> JSON:
+    """Return a part without text; the first one opens the first answer."""
+    opening = None if 0 in opened else shape.opening(0)
+    opened.add(0)
+    return opening or shape.nothing(0)
 
 
 def _choices(shape: Shape, parts: Sequence[Part], opened: set[int]) -> Iterator[JSON]:

@@ -31,7 +31,7 @@ class Thread:
 
     async def run(self, job: Callable[..., T], *args: object) -> T:
         """Do a job when those before it are done; return what it returns, raise what it raises."""
-        return await asyncio.wrap_future(self._executor.submit(_outcome, job, *args))
+        return await asyncio.wrap_future(self._executor.submit(outcome, job, *args))
 
     def queue(self, job: Callable[..., None], *args: object) -> None:
         """Do a job when those before it are done; nobody waits for it."""
@@ -42,7 +42,7 @@ class Thread:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _outcome(job: Callable[..., T], *args: object) -> T:
+def outcome(job: Callable[..., T], *args: object) -> T:
     """Do a job; what it raises is an Exception that a future can carry."""
     try:
         return job(*args)

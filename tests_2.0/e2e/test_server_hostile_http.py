@@ -620,11 +620,11 @@ GREEDY = "{{ 'x' * 10 ** 10 }}"
 
 
 @needs_proc
-@pytest.mark.parametrize(("template", "status"), [(LOOPING, 500), (GREEDY, 400)], ids=["looping", "greedy"])
-def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, template: str, status: int) -> None:
-    name = f"org/hostile-{status}"
+@pytest.mark.parametrize("template", [LOOPING, GREEDY], ids=["looping", "greedy"])
+def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, template: str) -> None:
+    name = f"org/hostile-{len(template)}"
     template = "{% if messages[0].content == 'x' %}" + template + "{% endif %}" + CHATML
-    folder = write_chain(shared.home / f"m{status}", BABBLE, template=template)
+    folder = write_chain(shared.home / f"m{len(template)}", BABBLE, template=template)
     shared.hub.add(name, files_of(folder))
     model = json.dumps({"model": name, "max_tokens": 3}).encode()[1:-1] + b","
     asked = b"{" + model + b'"messages":[{"role":"user","content":"%s"}]}'
@@ -635,6 +635,6 @@ def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, te
             health(server)
             assert time.monotonic() - began < 2
         other.send(post(CHAT, asked % b"y", port=server.port))
-        error = assert_is_error(wire.answer(), status)
+        error = assert_is_error(wire.answer(), 400)
         assert "chat template" in error["message"]
         assert other.answer().json["usage"]["completion_tokens"] == 3

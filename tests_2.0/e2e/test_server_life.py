@@ -301,7 +301,8 @@ def test_the_end_of_requests_that_wait(tmp_path: Path, endless: str, number: sig
         wait_for(lambda: health(server)["queued"] == 4)
         assert timed_end(server, number) == SIGNALS[number]
         assert b"shutting_down" in rest(connections[0])
-        assert [rest(connection)[:12] for connection in (*connections[1:], other)] == [b"HTTP/1.1 503"] * 4
+        # The prompts were ready: their streams have begun.
+        assert all(b"shutting_down" in rest(connection) for connection in (*connections[1:], other))
         assert server.err == ""
 
 
@@ -323,7 +324,7 @@ def test_the_end_in_the_middle_of_a_long_prompt(tmp_path: Path, slow: str, numbe
         wait_for(lambda: health(server)["active"] == 2)
         time.sleep(0.5)
         assert timed_end(server, number) == SIGNALS[number]
-        assert [rest(connection)[:13] for connection in connections] == [b"HTTP/1.1 503 "] * 2
+        assert all(b"shutting_down" in rest(connection) for connection in connections)
         assert server.err == ""
 
 

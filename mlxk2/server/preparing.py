@@ -1,0 +1,181 @@
+"""Prompts: what clients sent as token ids, before the model is in memory and without the time of others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mlxk2.errors import ServerBusyError, ServerStoppingError
+from mlxk2.runner import backend, params
+from mlxk2.runner.confined import Cancelled, Starter
+from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.text import Vocabulary
+from mlxk2.runner.tokenizer import Tokenizer
+from mlxk2.server.engine import Target
+from mlxk2.server.worker import outcome
+
+# Models whose tokenizers are kept, and prompts of one model that are made at the same time.
+_MAX_MODELS = 3
+_MAX_OF_ONE = 4
+_THREADS = 32
+_WEIGHTS = (".safetensors", ".gguf", ".bin")
+
+# Turns a checked body into requests for a model, of which only the tokenizer needs to be there.
+Make = Callable[[Any], Sequence[GenerationRequest]]
+
+
+class Prepared(NamedTuple):
+    """The requests to generate, and what the model's tokens mean."""
+
+    requests: Sequence[GenerationRequest]
+    vocabulary: Vocabulary
+
+
+class Preparing(Protocol):
+    """Makes the prompts of requests."""
+
+    async def prepare(self, target: Target, make: Make) -> Prepared:
+        """Return what a request asks of a model."""
+
+
+class Model(NamedTuple):
+    """What is needed of a model to make prompts for it."""
+
+    tokenizer: Any
+    vocabulary: Vocabulary
+    context_length: int
+
+
+class Preparers:
+    """The tokenizers of the models that were asked for last, each in processes of its own.
+
+    `limit` is how many requests may be prepared or wait for that. `prepare` is for the thread of the event loop.
+    """
+
+    def __init__(self, starter: Starter, limit: int) -> None:
+        self._starter = starter
+        self._limit = limit
+        self._is_stopping = False
+        self._work: set[asyncio.Future[Prepared]] = set()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._shelf = _Shelf(starter)
+
+    async def prepare(self, target: Target, make: Make) -> Prepared:
+        """Return what a request asks of a model; raise what is wrong with the request or with the tokenizer.
+
+        Cancelling this ends the process that works on it.
+        """
+        if self._is_stopping:
+            raise ServerStoppingError
+        if len(self._work) >= self._limit:
+            raise ServerBusyError(len(self._work))
+        work = asyncio.ensure_future(self._in_turn(target, make))
+        self._work.add(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._is_stopping:
+                raise ServerStoppingError from None
+            raise
+        finally:
+            self._work.discard(work)
+
+    async def _in_turn(self, target: Target, make: Make) -> Prepared:
+        has_gone = threading.Event()
+        try:
+            async with self._turns.setdefault(target.path, asyncio.Semaphore(_MAX_OF_ONE)):
+                job = self._threads.submit(outcome, self._prepare, target, make, has_gone.is_set)
+                return await asyncio.wrap_future(job)
+        finally:
+            has_gone.set()
+
+    def stop(self) -> None:
+        """Take no more requests, and end those under way with an error."""
+        self._is_stopping = True
+        for work in self._work:
+            work.cancel()
+
+    def _prepare(self, target: Target, make: Make, has_gone: Cancelled) -> Prepared:
+        model = self._shelf.model(target, has_gone)
+        requests = make(model._replace(tokenizer=model.tokenizer.until(has_gone)))
+        for request in requests:
+            params.token_budget(request, model.context_length)
+        return Prepared(requests, model.vocabulary)
+
+    def tokenizer(self, target: Target) -> tuple[Tokenizer, Vocabulary]:
+        """Return the tokenizer of a model that is being loaded; for any thread."""
+        model = self._shelf.model(target, bool)
+        return model.tokenizer, model.vocabulary
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing now."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Shelf:
+    """The models whose tokenizers are loaded; those that were not asked for the longest go first."""
+
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._models: OrderedDict[str, tuple[object, Model]] = OrderedDict()
+
+    def model(self, target: Target, cancelled: Cancelled) -> Model:
+        """Return a model, loaded anew if its files have changed."""
+        with self._lock:
+            lock = self._locks.setdefault(target.path, threading.Lock())
+        state = _state(target.path)
+        if found := self._found(target.path, state):
+            return found
+        with lock:
+            # Another request may have loaded it by now.
+            if found := self._found(target.path, state):
+                return found
+            model = self._load(target, cancelled)
+            self._keep(target.path, state, model)
+        return model
+
+    def _found(self, path: str, state: object) -> Model | None:
+        with self._lock:
+            kept, model = self._models.get(path, (None, None))
+            # The files of a model in memory may be gone.
+            if model is None or (state is not None and kept != state):
+                return None
+            self._models.move_to_end(path)
+            return model
+
+    def _load(self, target: Target, cancelled: Cancelled) -> Model:
+        folder = Path(target.path)
+        config = backend.read_config(folder, target.name)
+        tokenizer, vocabulary = backend.load_vocabulary(folder, target.name, config, self._starter, cancelled)
+        return Model(tokenizer, vocabulary, params.context_length(config))
+
+    def _keep(self, path: str, state: object, model: Model) -> None:
+        with self._lock:
+            left = [self._models.pop(path)[1]] if path in self._models else []
+            self._models[path] = (state, model)
+            if len(self._models) > _MAX_MODELS:
+                gone, (_, other) = self._models.popitem(last=False)
+                self._locks.pop(gone, None)
+                left.append(other)
+        for unused in left:
+            # Where it is still used, it starts a process again.
+            unused.tokenizer.close()
+
+
+def _state(path: str) -> object:
+    """Return by what unchanged files are recognised; those of weights say nothing of the tokenizer."""
+    try:
+        entries = sorted(entry.name for entry in os.scandir(path) if not entry.name.endswith(_WEIGHTS))
+        states = [os.stat(os.path.join(path, name)) for name in entries]
+    except OSError:
+        return None
+    return tuple(entries), tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
