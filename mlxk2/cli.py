@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mlxk2 import arguments
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
+from mlxk2.outlet import LAST_WAIT, Outlet
 from mlxk2.printable import printable
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
     args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
     args.announce = lambda data: _announce(args, data)
     args.leave = leave
+    args.detach = detach
     result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
     return result
 
@@ -115,15 +117,34 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
 def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
     """Print the data of a command that goes on after it has them."""
     # Not to sys.stdout: a library that is being imported in another thread may have its place.
-    args.streams.stdout.write(_rendered(args, data))
-    args.streams.stdout.flush()
+    stdout = args.streams.stdout
+    stdout.write(_rendered(args, data))
+    if isinstance(stdout, Outlet):
+        stdout.deliver(LAST_WAIT)
+        stdout.pass_on_to(args.streams.stderr)
+    else:
+        stdout.flush()
+
+
+def detach(*, is_announced: bool = False) -> Streams:
+    """Let no output wait for its reader, for a command that must go on whatever becomes of it; return the streams.
+
+    When the data are announced, stdout has its document, and what libraries print goes to stderr.
+    """
+    sys.stdout, sys.stderr = stdout, stderr = Outlet(sys.stdout), Outlet(sys.stderr)
+    if is_announced:
+        stdout.pass_on_to(stderr)
+    return Streams(sys.stdin, stdout, stderr)  # type: ignore[arg-type] # they have all that is called of a text stream
 
 
 def leave(code: int) -> None:
     """End the process at once, for a command some thread of which can't be waited for."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+        if isinstance(stream, Outlet):
+            stream.drain(LAST_WAIT)
+        else:
+            with suppress(OSError):
+                stream.flush()
     os._exit(code)
 
 
@@ -132,7 +153,7 @@ def _rendered(args: argparse.Namespace, data: Mapping[str, Any] | None) -> str:
         return ""
     if args.json:
         return _envelope("success", args.command, data, None)
-    text: str = import_module("mlxk2.human").render(args, data, sys.stdout)
+    text: str = import_module("mlxk2.human").render(args, data, args.streams.stdout)
     return text
 
 

@@ -8,7 +8,7 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence"}
+FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence", "outlet"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
@@ -19,6 +19,7 @@ BELOW = {
     "sizes": set(),
     "printable": set(),
     "progress": set(),
+    "outlet": set(),
     "arguments": {"errors"},
     "cache": FOUNDATION,
     "workspace": FOUNDATION | {"cache"},

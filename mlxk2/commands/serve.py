@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlxk2.spec import ServerData
 
 KEY_VARIABLE = "MLXK2_API_KEY"
+_FUNCTIONS = ("leave", "detach")
 _PLAIN = (str, int, list, type(None))
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -45,6 +46,7 @@ def run(args: Namespace) -> None:
         "url": url_of(listener),
         "model": snapshot.name if snapshot else None,
     }
+    args.streams = args.detach()
     _warn_if_open(args)
     serve = _serve_reloading if args.reload else _serve
     serve(args, snapshot, listener, lambda: args.announce(data))
@@ -60,7 +62,7 @@ def _serve_reloading(
 ) -> None:
     reloading = import_offline("mlxk2.server.reloading")
     # What the other process can't be sent, it does not need.
-    sent = {name: value for name, value in vars(args).items() if name == "leave" or isinstance(value, _PLAIN)}
+    sent = {key: value for key, value in vars(args).items() if key in _FUNCTIONS or isinstance(value, _PLAIN)}
     target = partial(_serve_anew, Namespace(**sent), snapshot)
     stopped_by = reloading.serve_reloading(target, listener, announce)
     args.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
@@ -70,6 +72,7 @@ def _serve_anew(
     args: Namespace, snapshot: Snapshot | None, answers: Event, sockets: Sequence[socket.socket]
 ) -> None:
     """Serve in a process that is started again after each change; what stops it is told, and waits for the next."""
+    args.detach(is_announced=True)
     try:
         _serve(args, snapshot, sockets[0], answers.set)
     except MlxkError as error:

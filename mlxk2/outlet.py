@@ -1,0 +1,104 @@
+"""Text that goes to a file, a pipe or a terminal without ever waiting for what reads there."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import select
+import threading
+from typing import IO
+
+# Text that waits for a reader; what is written beyond it is dropped.
+MAX_WAITING_BYTES = 1 << 20
+# How long the end of the program waits for a reader, in seconds.
+LAST_WAIT = 0.5
+
+
+class Outlet(io.TextIOBase):
+    """A text stream in place of another one, whose bytes a thread writes in the background.
+
+    When too many wait, further lines are dropped and counted; the count is written as soon as there is room.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self._stream = stream  # if it went, its file would be closed
+        self._file = stream.fileno()
+        self._changed = threading.Condition()
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._dropped = 0
+        self._is_writing = False
+        self._error: OSError | None = None
+        self._instead: Outlet | None = None
+        threading.Thread(target=self._write_all, name="outlet", daemon=True).start()
+        atexit.register(self.drain, LAST_WAIT)
+
+    def write(self, text: str) -> int:
+        """Take text; it is written soon, or dropped."""
+        if self._instead is not None:
+            return self._instead.write(text)
+        data = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._size + len(data) <= MAX_WAITING_BYTES:
+                self._waiting.append(data)
+                self._size += len(data)
+            else:
+                self._dropped += max(1, text.count("\n"))
+            self._changed.notify_all()
+        return len(text)
+
+    def drain(self, seconds: float) -> None:
+        """Wait until everything is written, that long at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._is_writing, seconds)
+
+    def deliver(self, seconds: float) -> None:
+        """Do the same, and raise OSError if something could not be written."""
+        self.drain(seconds)
+        if self._error is not None:
+            raise self._error
+
+    def pass_on_to(self, other: Outlet) -> None:
+        """Give all further text to another one."""
+        self._instead = other
+
+    def writable(self) -> bool:
+        """Return True, as streams for writing do."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor that the text goes to."""
+        return self._file
+
+    def isatty(self) -> bool:
+        """Whether that is a terminal."""
+        return os.isatty(self._file)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._dropped)
+                data = b"".join(self._waiting)
+                if self._dropped:
+                    data += b"WARNING: %d lines were dropped here, since nothing read them.\n" % self._dropped
+                self._waiting, self._size, self._dropped, self._is_writing = [], 0, 0, True
+            try:
+                self._write(data)
+            except OSError as error:
+                # The reader has gone, or the disk is full: the program goes on all the same.
+                self._error = error
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._file, data) :]
+            except BlockingIOError:
+                # Another program that shares the pipe has switched waiting off.
+                select.select([], [self._file], [])

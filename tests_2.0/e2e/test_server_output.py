@@ -1,0 +1,115 @@
+"""A server whose output is not read goes on serving, and ends in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import END, START, environment_of, hub_of
+from wire import CHAT, Wire, post
+
+from mlxk2.outlet import MAX_WAITING_BYTES, Outlet
+
+pytestmark = pytest.mark.e2e
+
+QUESTION = b'{"messages":[{"role":"user","content":"What is 3 + 4?"}],"temperature":0}'
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """The ends of a pipe that holds as much as it can."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+WAYS = {
+    "stderr": ("stderr",),
+    "stderr, with requests logged": ("stderr", "--verbose"),
+    "stderr, started again by changes": ("stderr", "--reload", "--verbose"),
+    "stdout": ("stdout", "--json"),
+    "both": ("both", "--verbose"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_output_that_is_not_read_stops_nothing(tmp_path: Path, way: tuple[str, ...]) -> None:
+    which, *words = way
+    hub_of(tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", str(port), *words]
+    with full_pipe() as (_, full):
+        out, err = (full if which in (name, "both") else subprocess.DEVNULL for name in ("stdout", "stderr"))
+        process = subprocess.Popen(command, env=environment_of(tmp_path), cwd=tmp_path, stdout=out, stderr=err)
+        try:
+            wait_until_ready(port)
+            for _ in range(20):
+                with Wire(port) as wire:
+                    assert wire.send(b"garbage\r\n\r\n").answer().status == 400
+            with Wire(port) as wire:
+                assert wire.send(post(CHAT, QUESTION, port=port)).answer().status == 200
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert process.wait(END) == 0
+            assert time.monotonic() - began < 5
+        finally:
+            process.kill()
+            process.wait(END)
+
+
+def wait_until_ready(port: int) -> None:
+    """Wait until the model is loaded."""
+    deadline = time.monotonic() + START
+    while True:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=START).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_lines_that_nothing_reads_are_dropped_and_counted() -> None:
+    with full_pipe() as (reading, writing), os.fdopen(os.dup(writing), "w") as stream:
+        outlet = Outlet(stream)
+        line = "y" * 1023 + "\n"
+        kept = MAX_WAITING_BYTES // len(line)
+        began = time.monotonic()
+        outlet.write("first\n")
+        outlet.drain(0.1)  # so that the thread has taken it, and stands
+        for _ in range(kept + 7):
+            outlet.write(line)
+        outlet.drain(0.1)
+        assert time.monotonic() - began < 5
+        said = b""
+        while b"dropped" not in said:
+            said += os.read(reading, 1 << 16)
+        said = said.lstrip(b"x")
+        assert said.startswith(b"first\n") and said.count(b"y\n") == kept
+        assert said.endswith(b"WARNING: 7 lines were dropped here, since nothing read them.\n")
+        outlet.write("last\n")
+        outlet.drain(10)
+        assert os.read(reading, 100) == b"last\n"
