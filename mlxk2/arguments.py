@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
 from mlxk2.errors import CommandError
+from mlxk2.printable import cut
 
 COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server", "completion")
 ALPHA_COMMANDS = ("clone", "push")
 DEFAULT_COLUMNS = 100
+# A number of more digits is past every limit here.
+_MAX_DIGITS = 25
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
 # `server` is the name that the JSON API knows; all other commands are called what they are typed as.
 API_NAMES = {"serve": "server"}
@@ -133,6 +138,28 @@ def _command(commands: Subparsers, name: str, help: str, example: str, module: s
     return parser
 
 
+def _whole(text: str) -> int:
+    """Return a whole number; the digits of other scripts are refused, which `int` takes."""
+    if re.fullmatch("[+-]?[0-9]+", text) is None:
+        raise _not_a("whole number", text)
+    if len(text) > _MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+    return int(text)
+
+
+def _decimal(text: str) -> float:
+    """Return a number that is finite."""
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE) is None:
+        raise _not_a("number", text)
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+    return value
+
+
+def _not_a(kind: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is not a {kind} in the digits 0 to 9")
+
+
 def _add_list(commands: Subparsers) -> None:
     parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
     parser.add_argument("pattern", nargs="?", help="only models whose name contains this")
@@ -208,13 +235,17 @@ def _add_run(commands: Subparsers) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="default: what the model's context leaves")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
-    parser.add_argument("--top-p", type=float, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample from the N likeliest (default: all)")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="relative to the likeliest (default: 0)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.1, metavar="R", help="1 is none (default: 1.1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
+    parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    parser.add_argument("--top-p", type=_decimal, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
+    parser.add_argument(
+        "--top-k", type=_whole, default=0, metavar="N", help="sample from the N likeliest (default: all)"
+    )
+    help = "relative to the likeliest (default: 0)"
+    parser.add_argument("--min-p", type=_decimal, default=0.0, metavar="P", help=help)
+    help = "1 is none (default: 1.1)"
+    parser.add_argument("--repetition-penalty", type=_decimal, default=1.1, metavar="R", help=help)
+    parser.add_argument("--seed", type=_whole, metavar="N", help="the same seed gives the same text")
 
 
 def _add_serve(commands: Subparsers, name: str, help: str) -> None:
@@ -222,14 +253,16 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--model", help="load this model at the start")
     parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="the port to listen on (default: 8000)")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="limit of an answer (default: half the context)")
+    parser.add_argument("--port", type=_whole, default=8000, help="the port to listen on (default: 8000)")
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="limit of an answer (default: half the context)")
     parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
     help = "a further name that clients use for this machine; may be given several times"
     parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)
     parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
-    parser.add_argument("--max-concurrent", type=int, default=64, metavar="N", help="answers at a time (default: 64)")
-    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="requests that wait (default: 256)")
+    parser.add_argument(
+        "--max-concurrent", type=_whole, default=64, metavar="N", help="answers at a time (default: 64)"
+    )
+    parser.add_argument("--max-queue", type=_whole, default=256, metavar="N", help="requests that wait (default: 256)")
     help = "memory for prompts already read, such as 2GB (default: an eighth of the machine's)"
     parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help=help)
     levels = ("critical", "error", "warning", "info", "debug")

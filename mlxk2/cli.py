@@ -24,6 +24,8 @@ from mlxk2.printable import printable
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
 
+# What people read of a list; JSON has it all.
+_MAX_MATCHES = 20
 DEBUG_VARIABLE = "MLXK2_DEBUG"
 
 
@@ -189,7 +191,9 @@ def _lines(error: MlxkError) -> Iterator[str]:
         yield printable(str(hint), keep="\n")
     matches = error.details.get("matches") or error.details.get("available_hashes")
     if isinstance(matches, list):
-        yield from (f"  {printable(str(match))}" for match in matches)
+        yield from (f"  {printable(str(match))}" for match in matches[:_MAX_MATCHES])
+        if more := len(matches[_MAX_MATCHES:]):
+            yield f"  … and {more:,} more; --json has them all"
 
 
 def _as_error(error: BaseException) -> MlxkError:

@@ -20,7 +20,7 @@ BELOW = {
     "printable": set(),
     "progress": set(),
     "outlet": set(),
-    "arguments": {"errors"},
+    "arguments": {"errors", "printable"},
     "cache": FOUNDATION,
     "workspace": FOUNDATION | {"cache"},
     "hub": FOUNDATION | {"cache", "workspace"},

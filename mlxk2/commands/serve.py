@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
+from mlxk2.printable import cut
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import check_max_tokens
 from mlxk2.server.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "MLXK2_API_KEY"
 _FUNCTIONS = ("leave", "detach")
+_MAX_SHOWN = 40
 _PLAIN = (str, int, list, type(None))
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_MAX_CONCURRENT = 1 << 16
+_MAX_QUEUE = 1 << 20
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)B?", re.IGNORECASE)
+# More than any machine has, and what MLX can still count.
+_MAX_BYTES = 1 << 60
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -68,9 +74,7 @@ def _serve_reloading(
     args.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
 
 
-def _serve_anew(
-    args: Namespace, snapshot: Snapshot | None, answers: Event, sockets: Sequence[socket.socket]
-) -> None:
+def _serve_anew(args: Namespace, snapshot: Snapshot | None, answers: Event, sockets: Sequence[socket.socket]) -> None:
     """Serve in a process that is started again after each change; what stops it is told, and waits for the next."""
     args.detach(is_announced=True)
     try:
@@ -90,8 +94,10 @@ def _check(args: Namespace) -> None:
         raise ValidationError(f"--adapter must be a folder, which {args.adapter!r} is not.")
     if not 0 <= args.port < 1 << 16:
         raise ValidationError(f"--port must be from 0 to 65535, not {args.port}.")
-    if args.max_concurrent < 1 or args.max_queue < 0:
-        raise ValidationError("--max-concurrent must be at least 1, and --max-queue at least 0.")
+    if not 1 <= args.max_concurrent <= _MAX_CONCURRENT:
+        raise ValidationError(f"--max-concurrent must be from 1 to {_MAX_CONCURRENT}, not {args.max_concurrent}.")
+    if not 0 <= args.max_queue <= _MAX_QUEUE:
+        raise ValidationError(f"--max-queue must be from 0 to {_MAX_QUEUE}, not {args.max_queue}.")
 
 
 def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
@@ -112,9 +118,11 @@ def _bytes(size: str | None) -> int:
     if size is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     match = _SIZE.fullmatch(size.strip())
-    if match is None:
-        raise ValidationError(f"--prompt-cache-bytes must be a size such as 500MB or 2GB, not {size!r}.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else -1
+    if not 0 <= count <= _MAX_BYTES:
+        given = cut(size, _MAX_SHOWN)
+        raise ValidationError(f"--prompt-cache-bytes must be a size such as 500MB or 2GB, not {given!r}.")
+    return count
 
 
 def _api_key(args: Namespace) -> str | None:
