@@ -26,13 +26,13 @@ NAMES = {
     DEEP: "bytes",
 }
 TWINS = {
-    "case": (("readme.md", "README.md"), "readme.md", "README.md only in upper and lower case"),
+    "case": (("readme.md", "README.md"), "readme.md", "README.md: they differ only in upper and lower case"),
     "case of a folder": (("Images/a.png", "images/A.png"), "images/A.png", "only in upper and lower case"),
     "other letters": (("Äh.txt", "äh.txt"), "äh.txt", "only in upper and lower case"),
     "form": (
-        (E_WITH_ACUTE, unicodedata.normalize("NFD", E_WITH_ACUTE)), E_WITH_ACUTE, "only in its Unicode form",
+        (E_WITH_ACUTE, unicodedata.normalize("NFD", E_WITH_ACUTE)), E_WITH_ACUTE, "only in how accents are encoded",
     ),
-    "file and folder": (("Docs", "docs/a.txt"), "Docs", "docs/a.txt needs a folder of that name"),
+    "file and folder": (("Docs", "docs/a.txt"), "Docs", "beside docs/a.txt: one would be a file and a folder"),
 }  # fmt: skip
 
 

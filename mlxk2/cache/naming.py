@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
@@ -70,15 +70,6 @@ class Collision(NamedTuple):
     reason: str
 
 
-class _Step:
-    """A step on the way to files: the first name that leads over it, and the names of the steps below."""
-
-    def __init__(self, first: str) -> None:
-        self.first = first
-        self.is_file = False
-        self.below: dict[str, _Step] = {}
-
-
 def folded(name: str) -> str:
     """The name as the most tolerant disk reads it: without case, and with each accent in one form only."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
@@ -89,25 +80,22 @@ def is_one_text(first: str, second: str) -> bool:
     return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
 
 
-def find_collision(names: Iterable[str]) -> Collision | None:
-    """The first two of these paths (with `/`) that are not two files everywhere, if there are such.
+def collisions(paths: Iterable[str]) -> Iterator[Collision]:
+    """Yield each of these paths (with `/`) that some disk can't keep beside an earlier one.
 
     A disk may ignore case and the form of accents, as macOS's does. Folders that differ in that alone are one folder
     there, which harms no file in them.
     """
-    top = _Step("")
-    for name in names:
-        step = top
-        for part in folded(name).split("/"):
-            if step.is_file:
-                return Collision(step.first, name, "one would be a file and a folder")
-            step = step.below.setdefault(part, _Step(name))
-        if step.is_file:
-            return Collision(step.first, name, _why_one(step.first, name))
-        if step.below:
-            return Collision(step.first, name, "one would be a file and a folder")
-        step.is_file, step.first = True, name
-    return None
+    paths = list(paths)
+    folders = {folded(path[: slash.start()]): path for path in reversed(paths) for slash in re.finditer("/", path)}
+    files: dict[str, str] = {}
+    for path in paths:
+        key = folded(path)
+        if key in files:
+            yield Collision(files[key], path, _why_one(files[key], path))
+        elif key in folders:
+            yield Collision(folders[key], path, "one would be a file and a folder")
+        files.setdefault(key, path)
 
 
 def _why_one(first: str, second: str) -> str:
@@ -164,39 +152,6 @@ def problem_of_file(path: str) -> str | None:
     if max(len(part.encode("utf-8")) for part in parts) > MAX_PART_BYTES:
         return f"has a name of more than {MAX_PART_BYTES} bytes"
     return f"has a path of more than {MAX_PATH_BYTES} bytes" if size > MAX_PATH_BYTES else None
-
-
-def fold(path: str) -> str:
-    """Return what two paths share that are one to a disk which ignores case and Unicode forms, as a Mac's does."""
-    if path.isascii():
-        return path.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
-
-
-def clashes(paths: Iterable[str], key: Callable[[str], str] = fold) -> Iterator[tuple[str, str]]:
-    """Yield each path that can't be in a folder beside the others, and why.
-
-    Two paths are one to the disk when they have the same `key`.
-    """
-    paths = list(paths)
-    in_folder: dict[str, str] = {}
-    for path in paths:
-        for slash in re.finditer("/", path):
-            in_folder.setdefault(key(path[: slash.start()]), path)
-    first: dict[str, str] = {}
-    for path in paths:
-        if (found := key(path)) in first:
-            yield path, _likeness(path, first[found])
-        elif found in in_folder:
-            yield path, f"is a file, and {in_folder[found]} needs a folder of that name"
-        first.setdefault(found, path)
-
-
-def _likeness(path: str, other: str) -> str:
-    if path == other:
-        return "is there twice"
-    is_same_text = unicodedata.normalize("NFC", path) == unicodedata.normalize("NFC", other)
-    return f"differs from {other} only in {'its Unicode form' if is_same_text else 'upper and lower case'}"
 
 
 def _problem_of_name(name: str) -> str | None:

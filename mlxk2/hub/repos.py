@@ -57,7 +57,7 @@ def files(connection: Connection, revision: Revision) -> list[Wanted]:
         found = [_wanted(revision.repo_id, entry) for entry in entries]
     if not found:
         raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({naming.short_hash(revision.commit)}).")
-    if collision := naming.find_collision(file.name for file in found):
+    if collision := next(naming.collisions(file.name for file in found), None):
         raise NamesCollideError(revision.repo_id, collision)
     return found
 

@@ -41,7 +41,8 @@ class Workspace:
     def files(self) -> tuple[File, ...]:
         """The files to be uploaded, by name; one that can't be has a `problem`."""
         files = sorted(map(self._file, self._walked[0]), key=lambda file: file.name)
-        clashes = dict(naming.clashes(file.name for file in files))
+        collisions = naming.collisions(file.name for file in files)
+        clashes = {name: f"has no place beside {other}: {reason}" for other, name, reason in collisions}
         return tuple(_refused(file, clashes.get(file.name)) for file in files)
 
     @property
