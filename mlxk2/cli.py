@@ -20,6 +20,7 @@ from mlxk2 import arguments
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
 from mlxk2.outlet import LAST_WAIT, Outlet
 from mlxk2.printable import printable
+from mlxk2.sleep import NoSleep
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -110,6 +111,7 @@ def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
     is_quiet = args.json or getattr(args, "quiet", False)
     args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
     args.announce = lambda data: _announce(args, data)
+    args.no_sleep = NoSleep()
     args.leave = leave
     args.detach = detach
     result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)

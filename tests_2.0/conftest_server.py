@@ -24,6 +24,7 @@ from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.guard import Access
 from mlxk2.server.preparing import Make, Prepared
 from mlxk2.server.worker import Worker
+from mlxk2.sleep import NoSleep
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 _KEY = {"Authorization": "Bearer secret"}
@@ -145,6 +146,7 @@ def serving(
     access: Access | None = None,
     failure: MlxkError | None = None,
     delay: float = 0.0,
+    no_sleep: NoSleep | None = None,
     **timing: float,
 ) -> Iterator[Client]:
     """Serve these models one after the other, or whatever makes loading fail, until the end of the block.
@@ -163,7 +165,8 @@ def serving(
     engine = Engine(load, worker, Limits(max_concurrent, max_queue))
     target = Target("org/scripted", "/nowhere")
     preparing = ScriptedPreparing(models, delay)
-    service = Service(engine, Catalog(("scripted", target) if pinned else None), preparing, max_tokens, **timing)
+    catalog = Catalog(("scripted", target) if pinned else None)
+    service = Service(engine, catalog, preparing, max_tokens, no_sleep=no_sleep or NoSleep(), **timing)
     app = create_app(service, access or Access())
     with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         try:

@@ -8,7 +8,7 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence", "outlet"}
+FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence", "outlet", "sleep"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
@@ -20,6 +20,7 @@ BELOW = {
     "printable": set(),
     "progress": set(),
     "outlet": set(),
+    "sleep": set(),
     "arguments": {"errors", "printable"},
     "cache": FOUNDATION,
     "workspace": FOUNDATION | {"cache"},

@@ -13,7 +13,9 @@ from serving import Server
 from starlette.datastructures import Headers
 from wire import Wire, assert_is_error
 
+from mlxk2.errors import OperationError
 from mlxk2.server.guard import Access
+from mlxk2.server.listener import bind
 
 # --------------------------------------------------------------------------------------------------------------- keys
 
@@ -144,3 +146,24 @@ def test_the_machines_own_names_need_a_wildcard_and_a_key(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["", " ", "http://my-mac.local", "my mac", "a/b", "*", "[::1", "é.local"], ids=ascii)
 def test_a_name_that_is_none_is_refused_at_the_start(mlxk2: Program, name: str) -> None:
     assert "--allowed-host" in error_of(mlxk2("serve", "--allowed-host", name, "--json"), "server")["message"]
+
+
+# --------------------------------------------------------------------------------------------------------------- port
+
+
+@pytest.mark.parametrize(("listening", "asked"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")])
+def test_a_port_where_something_answers_is_in_use_on_a_mac(listening: str, asked: str) -> None:
+    # There the system would not say so.
+    with socket.create_server((listening, 0)) as other:
+        port = other.getsockname()[1]
+        other.settimeout(30)
+        with pytest.raises(OperationError, match="it is in use"):
+            bind(asked, port, platform="darwin")
+        other.accept()[0].close()
+        other.settimeout(0.2)
+        with pytest.raises(OperationError, match="it is in use"):
+            bind(asked, port, platform="linux")
+        with pytest.raises(TimeoutError):
+            other.accept()
+    with bind(asked, port, platform="darwin") as own:
+        assert own.getsockname()[1] == port

@@ -58,7 +58,8 @@ class OnHub(NamedTuple):
 def run(args: Namespace) -> CloneData:
     """Copy the model that the arguments name into the target folder, from the cache or, if need be, from the hub."""
     try:
-        return _clone(args)
+        with args.no_sleep.held():
+            return _clone(args)
     except MlxkError as error:
         error.data = {**_data(args, _status_of(error), error.message)}
         raise

@@ -24,9 +24,10 @@ def run(args: Namespace) -> PullData:
     cache = Cache(hub_folder(os.environ))
     try:
         # The hub's room is slow to import, and says itself when the environment forbids it.
-        done: Outcome = import_hub("mlxk2.hub.update").update(
-            cache, name, revision, args.progress, notify=args.streams.warn, force=args.force
-        )
+        with args.no_sleep.held():
+            done: Outcome = import_hub("mlxk2.hub.update").update(
+                cache, name, revision, args.progress, notify=args.streams.warn, force=args.force
+            )
     except MlxkError as error:
         error.data = {**_data(args, _status(error), error.message)}
         raise

@@ -15,6 +15,7 @@ from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.rows import Backend
 from mlxk2.runner.runner import Chunk, MLXRunner
 from mlxk2.runner.text import Kind
+from mlxk2.sleep import NoSleep
 
 Reason = Literal["stop", "length", "interrupted"]
 
@@ -52,6 +53,7 @@ class Assistant:
         self._prompter = prompter
         self._sampling = sampling
         self._max_tokens = max_tokens
+        self._no_sleep = NoSleep()
 
     @classmethod
     def load(
@@ -75,7 +77,7 @@ class Assistant:
     def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
         """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
-        with Interrupt() as interrupted:
+        with Interrupt() as interrupted, self._no_sleep.held():
             prompt = self._prompter.until(interrupted).chat(messages)
             request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
             started = time.perf_counter()

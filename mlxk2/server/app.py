@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
 from mlxk2.runner.params import check_tokens
 from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
 from mlxk2.server.answers import Models
+from mlxk2.server.awake import Awake
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Target
 from mlxk2.server.paths import Paths
@@ -29,6 +30,7 @@ from mlxk2.server.presence import EventStream, while_connected
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 from mlxk2.server.reply import Reply
 from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
+from mlxk2.sleep import NoSleep
 
 B = TypeVar("B", bound=GenerationBody)
 # What to answer to a request that an error ended.
@@ -48,6 +50,7 @@ class Service:
     max_tokens: int | None = None
     pulse: float = 10.0
     patience: float = 10.0
+    no_sleep: NoSleep = field(default_factory=NoSleep)
 
 
 def create_app(service: Service, access: guard.Access) -> FastAPI:
@@ -57,6 +60,7 @@ def create_app(service: Service, access: guard.Access) -> FastAPI:
     app.openapi = partial(openapi.description, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
     _add_routes(app)
     _add_handlers(app)
+    app.add_middleware(Awake, no_sleep=service.no_sleep)
     app.add_middleware(guard.Guard, access=access)
     app.add_middleware(Paths)
     if access.origins:

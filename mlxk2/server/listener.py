@@ -6,6 +6,8 @@ import errno
 import ipaddress
 import re
 import socket
+import sys
+from typing import Any
 
 from mlxk2.errors import OperationError
 
@@ -14,16 +16,20 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARDS = ("0.0.0.0", "::", "")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_PROBE_SECONDS = 1.0
 _OTHER_HOST = "Choose an address of this machine with --host."
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
     """Return a socket that listens on the first address of the host; OperationError when that can't be, as in use."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no host name"
         raise OperationError(f"The server can't listen on {host!r}: {reason}.", hint=_OTHER_HOST) from error
+    if platform == "darwin" and port and _is_answered(family, address):
+        # BSD lets 127.0.0.1 be bound beside a server of all addresses, and the other way round.
+        raise _refusal(host, port, OSError(errno.EADDRINUSE, ""))
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,6 +39,17 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise _refusal(host, port, error) from error
     return listener
+
+
+def _is_answered(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether something listens where clients of this machine would look for a server of this address."""
+    host, *rest = address
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        if probe.connect_ex((_LOOPBACK_OF.get(host, host), *rest)):
+            return False
+        # A connection to itself is possible, where the system chooses the same port for it.
+        return bool(probe.getsockname() != probe.getpeername())
 
 
 def _refusal(host: str, port: int, error: OSError) -> OperationError:

@@ -30,6 +30,7 @@ from mlxk2.server.guard import Access
 from mlxk2.server.listener import BACKLOG
 from mlxk2.server.preparing import Preparers
 from mlxk2.server.worker import Worker
+from mlxk2.sleep import NoSleep
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds an idle connection is kept for the client's next request.
@@ -37,6 +38,8 @@ _KEEP_ALIVE = 60
 # Seconds after which connections that still did not end are cut off, and all that is left of the process.
 _GRACE = 2.0
 _LONGEST_END = 4.0
+# Seconds after an answer until the machine may fall asleep.
+_LINGER = 10.0
 # Clients whose leaving frees memory worth returning to the system.
 _CROWD = 64
 
@@ -159,7 +162,9 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue)
     load = partial(_load, preparers)
     engine = Engine(load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
-    app = create_app(Service(engine, Catalog(settings.pinned), preparers, settings.max_tokens), settings.access)
+    no_sleep = NoSleep(linger=_LINGER)
+    service = Service(engine, Catalog(settings.pinned), preparers, settings.max_tokens, no_sleep=no_sleep)
+    app = create_app(service, settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
     server = _Server(_config(app, settings), engine, preparers, Life(announce, leave, pinned))
     server.run(sockets=[listener])

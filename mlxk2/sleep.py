@@ -1,0 +1,75 @@
+"""The sleep of a Mac that is left alone, kept off while it works."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PROGRAM = "caffeinate"
+
+
+class NoSleep:
+    """Keeps macOS from idle sleep while something is `held`: one `caffeinate` for all, none at rest.
+
+    It is ended `linger` seconds after the last piece of work, so that many short ones share it; with the process that
+    started it, it ends by itself. On other systems nothing happens.
+    """
+
+    def __init__(self, platform: str = sys.platform, linger: float = 0.0) -> None:
+        self._is_mac = platform == "darwin"
+        self._linger = linger
+        self._lock = threading.Lock()
+        self._held = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the machine awake inside the block."""
+        if self._is_mac:
+            self._begin()
+        try:
+            yield
+        finally:
+            if self._is_mac:
+                self._end()
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._held += 1
+            if self._process is None or self._process.poll() is not None:
+                self._process = _start()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._held -= 1
+            is_last = not self._held and self._process is not None
+        if is_last and self._linger:
+            timer = threading.Timer(self._linger, self._rest)
+            timer.daemon = True
+            timer.start()
+        elif is_last:
+            self._rest()
+
+    def _rest(self) -> None:
+        with self._lock:
+            process = None if self._held else self._process
+            if process is not None:
+                self._process = None
+                process.kill()
+                process.wait()
+
+
+def _start() -> subprocess.Popen[bytes] | None:
+    """Start the program that keeps the machine awake; without it the work goes on all the same."""
+    nothing = subprocess.DEVNULL
+    command = [_PROGRAM, "-i", "-w", str(os.getpid())]
+    try:
+        return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    except OSError as error:
+        logging.debug("%s can't be started, so the machine may fall asleep: %s", _PROGRAM, error)
+        return None
