@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,21 @@ from layouts import SENTINEL, Hub
 # Seconds: importing MLX on a machine that is busy with other tests takes long.
 START = 60.0
 END = 15.0
+
+
+@contextlib.contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """The ends of a pipe that holds as much as it can."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
 
 
 def hub_of(home: Path) -> Hub:
@@ -36,7 +51,8 @@ class Server:
     """`mlxk2 serve` on a free port: `with Server("--model", "demo", home=tmp_path) as server: ...`.
 
     It is ready when the block begins: /health says so, unless `ready` is False; then the port answers. `environment`
-    adds variables. However the block ends, the process and all that it started are gone after it.
+    adds variables; `stderr` is a descriptor to write to, in place of what `err` gives. However the block ends, the
+    process and all that it started are gone after it.
     """
 
     envelope: dict[str, Any]
@@ -48,6 +64,7 @@ class Server:
         environment: Mapping[str, str] | None = None,
         ready: bool = True,
         command: Sequence[str] = ("serve", "--json"),
+        stderr: int | None = None,
     ) -> None:
         self.home = home
         self.hub = hub_of(home)
@@ -59,7 +76,7 @@ class Server:
             env=environment_of(home) | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._err,
+            stderr=self._err if stderr is None else stderr,
             start_new_session=True,
         )
 

@@ -8,13 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from serving import END, START, environment_of, hub_of
+from serving import END, START, environment_of, full_pipe, hub_of
 from wire import CHAT, Wire, post
 
 from mlxk2.outlet import MAX_WAITING_BYTES, Outlet
@@ -22,21 +20,6 @@ from mlxk2.outlet import MAX_WAITING_BYTES, Outlet
 pytestmark = pytest.mark.e2e
 
 QUESTION = b'{"messages":[{"role":"user","content":"What is 3 + 4?"}],"temperature":0}'
-
-
-@contextmanager
-def full_pipe() -> Iterator[tuple[int, int]]:
-    """The ends of a pipe that holds as much as it can."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        while True:
-            os.write(writing, b"x" * 4096)
-    except BlockingIOError:
-        os.set_blocking(writing, True)
-    yield reading, writing
-    os.close(reading)
-    os.close(writing)
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from gauges import Held, Sample
 from judge import RESTART, Judge
 from models import DEMO, WALK
 from questions import CHAT, FACTS, HEALTH, MODELS, chat
-from serving import Server
+from serving import Server, full_pipe
 from world import World
 
 # Seconds that the end may take, as promised.
@@ -40,6 +40,7 @@ class Life:
         self.at_start: Held | None = None
         self._world = world
         self._judge = judge
+        self._lives = 0
         self._alone = asyncio.Lock()
         self._held = ExitStack()
         self._server: Server | None = None
@@ -52,7 +53,12 @@ class Life:
     async def start(self) -> None:
         """Start the server and wait until it is ready."""
         environment = {**self._world.environment, "MLXK2_API_KEY": KEY}
-        server = Server(*_ARGUMENTS, "--port", str(self.port), home=self._world.home, environment=environment)
+        self._lives += 1
+        # In every third life the log goes into a pipe that is full and not read.
+        stderr = self._held.enter_context(full_pipe())[1] if self._lives % 3 == 2 else None
+        server = Server(
+            *_ARGUMENTS, "--port", str(self.port), home=self._world.home, environment=environment, stderr=stderr
+        )
         # Also if this is cancelled before it is ready.
         self._held.push(server)
         self._server = await asyncio.to_thread(server.__enter__)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 
 from channels import connection, request_bytes
@@ -13,6 +15,8 @@ from questions import Question
 
 # Seconds that a client stays at most.
 _STAY = 20.0
+_TINY = b"GET /h HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_LARGE_BODY = 4 << 20
 
 Farewell = Callable[[asyncio.StreamWriter], None]
 Vanish = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes, Random], Awaitable[None]]
@@ -60,6 +64,31 @@ async def _in_the_stream(
         await reader.read(256)
 
 
+async def _behind_requests_without_end(
+    _: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, rng: Random
+) -> None:
+    writer.write(request)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(rng.random() * 3):
+            while True:
+                writer.write(_TINY * 2000)
+                await writer.drain()
+
+
+async def _in_a_slow_body(_: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, rng: Random) -> None:
+    head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % _LARGE_BODY, request)
+    writer.write(head + b" " * rng.randrange(_LARGE_BODY // 2))
+    for _ in range(rng.randrange(10)):
+        await writer.drain()
+        await asyncio.sleep(0.3)
+        writer.write(b" ")
+
+
+async def _after_no_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: bytes, rng: Random) -> None:
+    writer.write(rng.randbytes(100) + b"\r\n\r\n")
+    await writer.drain()
+
+
 async def _drain(reader: asyncio.StreamReader) -> None:
     while await reader.read(1 << 12):
         pass
@@ -80,6 +109,9 @@ _PLACES: dict[str, Vanish] = {
     "in the body": _in_the_body,
     "in the queue": _in_the_queue,
     "in the stream": _in_the_stream,
+    "behind requests without end": _behind_requests_without_end,
+    "in a slow body": _in_a_slow_body,
+    "after no HTTP": _after_no_http,
 }
 _FAREWELLS: dict[str, Farewell] = {
     "reset": _reset,
