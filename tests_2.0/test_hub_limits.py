@@ -16,6 +16,7 @@ from hub.fixtures import Client
 from hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
 from pushing import Pusher
 
+from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import MlxkError
 from mlxk2.hub import repos
 from mlxk2.hub.connection import Connection, connect
@@ -266,6 +267,21 @@ def test_no_file_is_received_without_end(
     ask: Callable[[Question, Answer, str], str], answer: Answer, said: str
 ) -> None:
     assert re.search(said, ask(file, answer, FILE_ROUTE))
+
+
+def test_no_file_begins_anew_without_end(ask: Callable[[Question, Answer, str], str]) -> None:
+    def cut(request: Handler) -> None:
+        request.begin(content_length="3000000")
+        request.wfile.write(bytes(1_500_000))
+        request.close_connection = True
+
+    def large(connection: Connection, folder: Path) -> object:
+        wanted = Wanted("config.json", "b" * 40, 3_000_000)
+        source = Source(connection, repos.Revision(REPO, COMMIT, "main"))
+        with translated(REPO):
+            return fetch(source, wanted, folder / "partial", lambda _: None, Event())
+
+    assert "begins config.json anew each time" in ask(large, cut, FILE_ROUTE)
 
 
 @pytest.mark.parametrize("answer", [endless_body, drip, broken_gzip, gzip_bomb])

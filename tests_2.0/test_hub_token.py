@@ -19,7 +19,8 @@ TOKEN = "hf_secret"
 def other() -> Iterator[HostileHub]:
     """Another origin, which answers whatever it is asked as a hub would."""
     ok: dict[str, Answer] = {part: lambda request: request.say({}) for part in ("/upload", "/verify")}
-    with hostile_hub(ok) as hub:
+    # Xet repeats its question for minutes when the answer has no sense.
+    with hostile_hub(ok | {"/xet-read-token/": lambda request: request.say({}, 404)}) as hub:
         yield hub
 
 
@@ -104,14 +105,42 @@ def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHu
     assert_clean(other)
 
 
+def xet_token(store: str, seconds: int) -> dict[str, str]:
+    return {"x_xet_cas_url": store, "x_xet_access_token": "xet", "x_xet_token_expiration": str(seconds)}
+
+
 def test_no_other_origin_gets_it_over_xet(hub_client: Client, other: HostileHub) -> None:
-    """The hub sends the client elsewhere for the token of the store."""
+    """The hub names the other origin as the store, with a token that is over, and sends all who ask again there, too.
+
+    The first to ask is the library, the second the client of Xet, which is another program's.
+    """
+    answers = iter([lambda request: request.say({}, **xet_token(other.url, 1))])
+    elsewhere = to(other, 302)
     lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
-    with hostile_hub({TREE_ROUTE: lambda r: r.say([ENTRY | lfs]), "/xet-read-token/": to(other, 302)}) as hub:
+    routes: dict[str, Answer] = {
+        TREE_ROUTE: lambda request: request.say([ENTRY | lfs]),
+        "/xet-read-token/": lambda request: next(answers, elsewhere)(request),
+    }
+    with hostile_hub(routes) as hub:
         outcome = hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert outcome.code == 1
-    assert hub.count("/xet-read-token/")
+    assert hub.count("/xet-read-token/") > 1
     assert_clean(other)
+
+
+def test_no_hub_chooses_a_folder_for_the_store_of_xet(hub_client: Client, tmp_path: Path) -> None:
+    """The Xet client makes a folder for a store that is one of this machine."""
+    chosen = tmp_path / "chosen"
+    lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
+    routes: dict[str, Answer] = {
+        TREE_ROUTE: lambda request: request.say([ENTRY | lfs]),
+        "/xet-read-token/": lambda request: request.say({}, **xet_token(f"local://{chosen}", 1 << 40)),
+    }
+    with hostile_hub(routes) as hub:
+        # An address of this machine that does not look like one.
+        outcome = hub_client.run("pull", REPO, HF_ENDPOINT=hub.url.replace("127.0.0.1", "0.0.0.0"))
+    assert outcome.code == 1 and hub.count("/xet-read-token/")
+    assert not chosen.exists()
 
 
 # ---------------------------------------------------------------------------------------------- what can't be sent

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from mlxk2.errors import ValidationError
 
 TIMEOUTS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 DEFAULT = "https://huggingface.co"
+SCHEMES = ("http", "https")
 
 
 def of(environment: Mapping[str, str]) -> str:
@@ -16,7 +19,7 @@ def of(environment: Mapping[str, str]) -> str:
     endpoint = environment.get("HF_ENDPOINT") or DEFAULT
     try:
         parts = urlsplit(endpoint)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_address = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_address = False
     if not is_address:
@@ -31,3 +34,19 @@ def check_timeouts(environment: Mapping[str, str]) -> None:
             int(environment.get(name, "0"))
         except ValueError as fault:
             raise ValidationError(f"{name} is not a whole number of seconds.") from fault
+
+
+def check_store(store: str, endpoint: str) -> None:
+    """Refuse, with ValueError, a store of Xet that is a folder of this machine, unless the hub is on it, too.
+
+    The Xet client takes `local:///folder` for a store and writes there, so that a hub could choose any folder.
+    """
+    if store.partition("://")[0].lower() not in SCHEMES and not _is_loopback(endpoint):
+        raise ValueError("the hub names a store for Xet that is not on the network")
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mlxk2.progress import Advance
 
 
+# An honest hub that can't go on from where it stopped begins anew a few times at most.
+MAX_RESTARTS = 5
+
+
 class Stopped(Exception):
     """Another file failed, or the user interrupted: nobody waits for this one any more."""
 
@@ -53,6 +57,7 @@ class Partial:
         self._wanted = wanted
         self._advance = advance
         self._stop = stop
+        self._restarts = 0
         self._path = path
         self._handle = _opened(path)
         self._restart()
@@ -87,7 +92,10 @@ class Partial:
         return position
 
     def truncate(self) -> int:
-        """Forget all bytes: the file begins again."""
+        """Forget all bytes: the file begins again. DownloadFailedError when it has begun too often."""
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise DownloadFailedError(f"The hub begins {self._wanted.name} anew each time, and never sends all of it.")
         os.ftruncate(self._handle, 0)
         os.lseek(self._handle, 0, os.SEEK_SET)
         self._advance(-self._size)

@@ -65,7 +65,8 @@ def _complete(source: Source, wanted: Wanted, file: Partial, receive: Receive) -
         try:
             receive(source, wanted, file)
             return
-        except (httpx2.TransportError, OSError) as fault:
+        # The library calls itself after each broken connection, so that many of them are too many for it.
+        except (httpx2.TransportError, OSError, RecursionError) as fault:
             pauses = iter(PAUSES) if file.tell() > before else pauses
             pause = next(pauses, None)
             if pause is None or not _may_pass(fault):

@@ -18,7 +18,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from mlxk2.cache import hashes
 from mlxk2.errors import AuthError, PushFailedError
-from mlxk2.hub import library, logs
+from mlxk2.hub import endpoint, library, logs
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.limits import NonsenseError, question
 from mlxk2.hub.listing import Entry, checked, entries, is_commit
@@ -31,6 +31,7 @@ NO_CHANGES = "No files have been modified"
 # What a hub answers that does not know a route; one that knows it names what else is missing.
 ROUTE_MISSING = (404, 405)
 ERROR_CODE = "x-error-code"
+STORE = "x-xet-cas-url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ class Branch:
         if answer.status_code in ROUTE_MISSING and ERROR_CODE not in answer.headers:
             return library.without_xet()
         library.hf_raise_for_status(answer)
+        endpoint.check_store(answer.headers.get(STORE, endpoint.DEFAULT), self._api.endpoint)
         return nullcontext()
 
     def _check_card(self, additions: Sequence[CommitOperationAdd]) -> None:

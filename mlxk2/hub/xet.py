@@ -8,7 +8,7 @@ from __future__ import annotations
 from hf_xet import XetFileInfo
 
 from mlxk2.cache.delivery import Wanted
-from mlxk2.hub import library
+from mlxk2.hub import endpoint, library
 from mlxk2.hub.connection import Connection
 from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
@@ -27,6 +27,7 @@ def receive(connection: Connection, revision: Revision, wanted: Wanted, file: Pa
     store = library.refresh_xet_connection_info(
         file_data=library.XetFileData(file_hash=wanted.xet_hash, refresh_route=route), headers=connection.headers
     )
+    endpoint.check_store(store.endpoint, connection.api.endpoint)
     session = library.get_xet_session()  # type: ignore[no-untyped-call]
     with session.new_download_stream_group(
         endpoint=store.endpoint,
