@@ -192,7 +192,8 @@ class Delivery:
         keep = {file.blob for file in files}
         for entry in list(os.scandir(self.staging / "blobs")):
             if entry.name not in keep:
-                os.unlink(entry.path)
+                # One that macOS laid beside another goes with it.
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def unfinished(folder: str) -> str:

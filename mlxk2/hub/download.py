@@ -138,7 +138,7 @@ def _deliver(
         resumed = fetch_all(source, missing, delivery, advance)
     remains = audit.remains()
     for name in remains:
-        (delivery.snapshot(revision.commit) / name).unlink()
+        (delivery.snapshot(revision.commit) / name).unlink(missing_ok=True)
     delivery.finish(revision.commit, audit.wanted, audit.misplaced, revision.ref)
     for file in audit.missing:
         sharing.share(hub, delivery, file)

@@ -137,9 +137,11 @@ def littered(cache: Hub) -> Hub:
     (cache.path / ".locks" / "models--org--model").mkdir(parents=True)
     (cache.path / ".locks" / "models--org--model" / "stale.lock").touch()
     Hub(cache.path / ".trash-model-0").add("org/gone", chat_model())
-    unfinished = cache.path / ".models--org--model.incomplete" / "blobs"
-    unfinished.mkdir(parents=True)
-    (unfinished / "abc.partial").touch()
+    for name in ("model", "new"):
+        unfinished = cache.path / f".models--org--{name}.incomplete" / "blobs"
+        unfinished.mkdir(parents=True)
+        (unfinished / "abc").touch()
+        (unfinished / "abc.partial").touch()
     litter(cache.path)
     return cache
 
@@ -182,7 +184,9 @@ def test_clone_and_pull_with_companions(
     assert littered.path == hub_client.hub
     for name in (NAME, "org/new"):
         hub_server.add(name, chat_model() | {"new.txt": b"new"})
-    data_of(hub_client.run("pull", NAME, "--json", **companions), "pull")
+    for name in (NAME, "org/new"):
+        data_of(hub_client.run("pull", name, "--json", **companions), "pull")
+    data_of(hub_client.run("rm", "org/new", "--json", **companions), "rm")
     data_of(hub_client.run("clone", "org/new", str(tmp_path / "mine"), "--json", **companions), "clone")
     assert of_user(tmp_path / "mine") == chat_model() | {"new.txt": b"new"}
     summary = hub_client.run("health", "--deep", "--json").json["data"]["summary"]
