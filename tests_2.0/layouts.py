@@ -216,6 +216,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 2048,
 }
 TOKENIZER = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+OTHER_ARCHITECTURE = {"model_type": "opt", "architectures": ["OPTForCausalLM"]}
 TOKENIZER_CONFIG = as_json({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages }}"})
 README = b"---\nlicense: apache-2.0\nlibrary_name: mlx\ntags:\n- mlx\n---\n# A model\n"
 
@@ -233,8 +234,8 @@ def chat_model(**config: object) -> Files:
 
 
 def base_model() -> Files:
-    """A sound PyTorch model that completes text: no chat template, no sign of MLX."""
-    files = chat_model() | {"model.safetensors": weights(mlx=False), "README.md": b"# A model\n"}
+    """A sound PyTorch model that completes text: no chat template, no sign of MLX, unknown to mlx-lm."""
+    files = chat_model(**OTHER_ARCHITECTURE) | {"model.safetensors": weights(mlx=False), "README.md": b"# A model\n"}
     del files["tokenizer_config.json"]
     return files
 

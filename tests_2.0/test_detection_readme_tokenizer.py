@@ -1,9 +1,27 @@
 """What a model is: its framework by org, card and weights; its type by config, card, template and name."""
 
 import pytest
-from layouts import CONFIG, README, TOKENIZER_CONFIG, as_json, base_model, chat_model, gguf_model, weights, without
+from layouts import (
+    CONFIG,
+    OTHER_ARCHITECTURE,
+    README,
+    TOKENIZER_CONFIG,
+    as_json,
+    base_model,
+    chat_model,
+    gguf_model,
+    shard_names,
+    sharded_model,
+    weights,
+    without,
+)
 
 PLAIN_CARD = b"# A model\n"
+MLX_QUANTIZED = CONFIG | OTHER_ARCHITECTURE | {"quantization": {"group_size": 64, "bits": 4}}
+
+
+def config(**changes):
+    return {"config.json": as_json(CONFIG | changes)}
 
 
 @pytest.fixture
@@ -28,6 +46,8 @@ MLX_CARDS = {
     "a tag": card("tags:\n- text\n- mlx"),
     "a tag in a line": card("tags: [mlx, chat]"),
     "one tag as text": card("tags: mlx"),
+    "another case": card("tags: [MLX]"),
+    "mlx-lm for the library": card("library_name: mlx-lm"),
     "a quoted tag": card("tags: ['mlx']"),
     "the library": card("library_name: mlx"),
     "CRLF": card("tags:\n- mlx", newline="\r\n"),
@@ -91,6 +111,9 @@ def test_a_card_that_does_not_say_mlx(described, readme):
         ("mlx-communityx/x", base_model(), "PyTorch"),
         ("org/mlx", base_model(), "PyTorch"),
         ("org/x", base_model() | {"model.safetensors": weights(mlx=True)}, "MLX"),
+        ("org/x", base_model() | {"config.json": as_json(MLX_QUANTIZED)}, "MLX"),
+        ("org/x", gguf_model() | {"config.json": as_json(MLX_QUANTIZED)}, "GGUF"),
+        ("org/x", base_model() | {"config.json": as_json(MLX_QUANTIZED | {"quantization": {"bits": 4}})}, "PyTorch"),
         ("org/x", gguf_model(), "GGUF"),
         ("org/x", base_model() | gguf_model(), "GGUF"),
         ("org/x", gguf_model() | {"README.md": README}, "MLX"),
@@ -107,11 +130,59 @@ def test_the_framework_follows_org_card_and_weights(described, name, files, fram
         assert model["reason"] == f"Framework {framework} not executable with mlx-lm (requires MLX)"
 
 
+SHARDS_INDEX = "model.safetensors.index.json"
+GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+ORDERED = weights(mlx=False).replace(b'"model.norm.weight"', b'"model.norm.g_idx" ')
+LOADED_AS_THEY_ARE = {
+    "plain weights": {},
+    "shards": without(sharded_model(), "README.md", "config.json")
+    | {name: weights(mlx=False) for name in shard_names(3)},
+    "no architecture named": config(architectures=None),
+    "a model that also sees": config(architectures=["LlavaForConditionalGeneration"], model_type="llava"),
+    "AWQ": config(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128}),
+    "GPTQ without an order of its groups": config(**GPTQ),
+    "beside GGUF": without(gguf_model(), "README.md", "config.json"),
+}
+NOT_LOADED = {
+    "another architecture": config(model_type="opt"),
+    "no architecture": config(model_type=None),
+    "a classifier": config(architectures=["LlamaForSequenceClassification"]),
+    "a base for embeddings": config(architectures=["LlamaModel"]),
+    "an embedding model by its card": {"README.md": card("pipeline_tag: sentence-similarity")},
+    "code of its own": config(model_file="model.py"),
+    "bitsandbytes": config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "AWQ of 8 bits": config(quantization_config={"quant_method": "awq", "bits": 8}),
+    "GPTQ with an order of its groups": config(**GPTQ)
+    | {"model.safetensors": ORDERED},
+}
+OTHER_WEIGHTS = {
+    "a LoRA adapter alone": "adapter_model.safetensors",
+    "weights in a folder": "transformer/model.safetensors",
+    "another name": "consolidated.safetensors",
+    "weights of PyTorch": "pytorch_model.bin",
+}
+
+
+@pytest.mark.parametrize("files", LOADED_AS_THEY_ARE.values(), ids=LOADED_AS_THEY_ARE)
+def test_weights_that_mlx_lm_loads_as_they_are_need_no_label(described, files):
+    whole = base_model() | config() | files
+    model = described(without(whole, "model.safetensors") if SHARDS_INDEX in files else whole)
+    assert (model["framework"], model["runtime_compatible"], model["reason"]) == ("MLX", True, None)
+
+
+@pytest.mark.parametrize("files", NOT_LOADED.values(), ids=NOT_LOADED)
+def test_weights_that_mlx_lm_does_not_load_stay_those_of_pytorch(described, files):
+    model = described(base_model() | config() | files)
+    assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
+
+
+@pytest.mark.parametrize("name", OTHER_WEIGHTS.values(), ids=OTHER_WEIGHTS)
+def test_weights_that_mlx_lm_does_not_read_stay_those_of_pytorch(described, name):
+    files = without(base_model() | config(), "model.safetensors") | {name: weights(mlx=False)}
+    assert described(files)["framework"] == "PyTorch"
+
+
 # ---------------------------------------------------------------------------------------------------------------- type
-
-
-def config(**changes):
-    return {"config.json": as_json(CONFIG | changes)}
 
 
 BERT = config(model_type="bert", architectures=["BertModel"])

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mlxk2.cache import integrity, naming, support
+from mlxk2.cache import integrity, naming, safetensors, support
 from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import BrokenFile
+from mlxk2.cache.files import BrokenFile, File
 from mlxk2.cache.store import Snapshot
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ _NUMBERS = {
 }
 _LAST_SECOND = 253_402_300_799  # of the year 9999: the format has no room for more
 _CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
+_GROUP_ORDER = ".g_idx"  # how a tensor's name ends that says which group each input belongs to
 _QUANTIZATION_FILE = "hf_quant_config.json"
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
 _EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
 _CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
+# Of models that also see or hear, mlx-lm loads the part that writes text.
+_WRITING_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration")
+_MLX_LIBRARIES = ("mlx", "mlx-lm")
 
 
 def look(find: Callable[[], Snapshot]) -> tuple[Contents, ModelObject]:
@@ -85,7 +89,7 @@ def describe_contents(contents: Contents) -> ModelObject:
 
 def framework_of(contents: Contents) -> Framework:
     """The framework that a model's weights are made for."""
-    if _says_mlx(contents):
+    if _says_mlx(contents) or _loads_as_it_is(contents):
         return "MLX"
     if contents.named(".gguf"):
         return "GGUF"
@@ -95,11 +99,23 @@ def framework_of(contents: Contents) -> Framework:
 def _says_mlx(contents: Contents) -> bool:
     if contents.snapshot.name.startswith(naming.DEFAULT_ORG + "/"):
         return True
-    card = contents.card("mlx")
-    if card is not None and ("mlx" in card.tags or card.library_name == "mlx"):
+    card = contents.card("mlx", "MLX")
+    if card is not None and ("mlx" in map(str.lower, card.tags) or card.library_name.lower() in _MLX_LIBRARIES):
         return True
     headers = contents.safetensors.values()
-    return any(isinstance(header, dict) and header.get("format") == "mlx" for header in headers)
+    if any(isinstance(header, dict) and header.get("format") == "mlx" for header in headers):
+        return True
+    # Only MLX's converters write this key; that of all others is `quantization_config`.
+    settings = contents.config_or_empty.get("quantization")
+    return isinstance(settings, dict) and {"group_size", "bits"} <= settings.keys() and bool(_loaded_weights(contents))
+
+
+def _loads_as_it_is(contents: Contents) -> bool:
+    """Whether mlx-lm loads the weights though they were made for another library: it knows the names of most."""
+    architectures = list(_architectures(contents))
+    writes = not architectures or any(map(_WRITING_ARCHITECTURE.search, architectures))
+    # An embedding model has the architecture of a text model, and no head for the next token.
+    return writes and _why_not_loadable(contents) is None and model_type_of(contents) != "embedding"
 
 
 def model_type_of(contents: Contents) -> ModelType:
@@ -146,8 +162,26 @@ def _why_not_loadable(contents: Contents) -> str | None:
             return "config.json begins with a byte order mark, which mlx-lm can't read"
     except BrokenFile as error:
         return str(error)
-    loadable = (f.name for f in contents.named(".safetensors") if f.name.startswith("model") and "/" not in f.name)
-    return None if any(loadable) else "No model*.safetensors, the only weights that mlx-lm loads"
+    weights = _loaded_weights(contents)
+    if not weights:
+        return "No model*.safetensors, the only weights that mlx-lm loads"
+    return _why_not_unpacked(contents, weights)
+
+
+def _loaded_weights(contents: Contents) -> list[File]:
+    """The files of weights that mlx-lm reads."""
+    return [f for f in contents.named(".safetensors") if f.name.startswith("model") and "/" not in f.name]
+
+
+def _why_not_unpacked(contents: Contents, weights: Iterable[File]) -> str | None:
+    """Why mlx-lm can't unpack weights of GPTQ or AWQ: it reads none with an order of their groups."""
+    method = (support.quantization_of(contents.config_or_empty) or {}).get("quant_method")
+    if method not in ("gptq", "awq") or isinstance(contents.config_or_empty.get("quantization"), dict):
+        return None
+    found = support.installation()
+    version = found.version if found else ""
+    has_order = any(safetensors.has_tensor(file, _GROUP_ORDER) for file in weights)
+    return f"Quantization '{method} (g_idx)' not supported by mlx-lm {version}" if has_order else None
 
 
 def _config_to_load(contents: Contents) -> dict[str, Any]:

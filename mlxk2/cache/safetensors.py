@@ -22,6 +22,18 @@ _FIRST_READ = 1 << 16  # most headers are smaller
 
 def read_metadata(file: File) -> dict[str, str]:
     """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
+    file, text = _read_header(file)
+    metadata = metadata_of(text, file.size - 8 - len(text))
+    return _parsed_metadata(file, text) if metadata is None else metadata
+
+
+def has_tensor(file: File, ending: str) -> bool:
+    """Whether the name of a tensor ends so; BrokenFile when the file is truncated inside its header."""
+    return f'{ending}"'.encode() in _read_header(file)[1]
+
+
+def _read_header(file: File) -> tuple[File, bytes]:
+    """The file as it was when it was read, and the JSON text of its header."""
     with opened(file) as current:
         file = current.file
         begin = current.read(_FIRST_READ)
@@ -30,8 +42,7 @@ def read_metadata(file: File) -> dict[str, str]:
     tensors = text.count(b'"data_offsets"')
     if tensors > MAX_TENSORS:
         raise BrokenFile(f"{file.name} has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
-    metadata = metadata_of(text, file.size - 8 - length)
-    return _parsed_metadata(file, text) if metadata is None else metadata
+    return file, text
 
 
 def _parsed_metadata(file: File, text: bytes) -> dict[str, str]:
