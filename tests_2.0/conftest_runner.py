@@ -81,6 +81,7 @@ class ScriptedTokenizer:
     response_initial_state: str | None = None
     think_start: str = "<think>"
     think_end: str = "</think>"
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_thinking(self) -> bool:
@@ -126,10 +127,11 @@ class ScriptedTokenizer:
         return tokens_of((self.bos_token or "") if add_special_tokens else "", text)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool, context: int | None = None
+        self, messages: Sequence[Mapping[str, str]], context: int | None = None, **variables: Any
     ) -> list[int]:
         """All turns, then the template's own end; RefusedError where a role stands twice in a row."""
-        assert add_generation_prompt and (context is None or context > 0)
+        assert context is None or context > 0
+        self.variables = variables
         roles = [message["role"] for message in messages]
         if any(role == following for role, following in zip(roles, roles[1:], strict=False)):
             raise RefusedError("roles must alternate")

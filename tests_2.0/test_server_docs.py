@@ -49,7 +49,8 @@ def _type(field: Any) -> str:
     if field["type"] == "array":
         return f"array of {_type(field['items'])}{_size(field)}"
     if field["type"] == "object":
-        return f"object of {_type(field['additionalProperties'])}{_size(field)}"
+        values = field["additionalProperties"]
+        return f"object{'' if values is True else f' of {_type(values)}'}{_size(field)}"
     return {"string": "text"}.get(field["type"], field["type"]) + _range(field) + _length(field)
 
 

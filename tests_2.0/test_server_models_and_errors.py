@@ -183,13 +183,17 @@ ASKING: dict[str, Any] = {
     "moderation": {"model": "omni-moderation-latest"}, "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "low", "response_format": {"type": "json_object"}, "service_tier": "flex", "store": True,
     "suffix": "end", "tool_choice": "required",
+    "chat_template": "x", "documents": [{}], "ebnf": "x", "grammar": "x", "guided_choice": ["a"],
+    "guided_decoding_backend": "x", "guided_grammar": "x", "guided_json": {}, "guided_json_object": True,
+    "guided_regex": "x", "guided_whitespace_pattern": " ", "json_schema": {}, "regex": "x", "structured_outputs": {},
+    "think": False,
     "tools": [{"type": "function", "function": {"name": "f"}}], "verbosity": "low", "web_search_options": {},
 }  # fmt: skip
 NOTHING_ASKED: dict[str, Any] = {
     "best_of": 1, "echo": False, "function_call": "none", "functions": [],
     "include_obfuscation": False, "modalities": ["text"], "parallel_tool_calls": False,
     "response_format": {"type": "text"}, "service_tier": "auto", "store": False, "suffix": "",
-    "tool_choice": "auto", "tools": [], "verbosity": "medium",
+    "tool_choice": "auto", "tools": [], "verbosity": "medium", "documents": [], "guided_json_object": False,
 }  # fmt: skip
 
 
@@ -208,6 +212,55 @@ def test_a_field_that_is_not_supported_is_named(client: Client, path: str, field
 def test_a_field_that_asks_for_nothing_is_fine(client: Client, path: str) -> None:
     client.ask(path, **NOTHING_ASKED)
     client.ask(path, **dict.fromkeys(ASKING))
+
+
+# -------------------------------------------------------------------------------------------- for the chat template
+
+OPEN = {"continue_final_message": True}
+VARIABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {"add_generation_prompt": True}),
+    "thinking off": ({"enable_thinking": False}, {"enable_thinking": False, "add_generation_prompt": True}),
+    "in an object": ({"chat_template_kwargs": {"a": [1]}}, {"a": [1], "add_generation_prompt": True}),
+    "twice the same": (
+        {"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": True},
+        {"enable_thinking": True, "add_generation_prompt": True},
+    ),
+    "continued": (OPEN, {"continue_final_message": True, "add_generation_prompt": False}),
+    "no new turn": ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+    "null": ({"chat_template_kwargs": None, "continue_final_message": None}, {"add_generation_prompt": True}),
+}
+
+
+@pytest.mark.parametrize(("fields", "variables"), VARIABLES.values(), ids=VARIABLES)
+def test_the_chat_template_gets_what_the_request_sets(fields: dict[str, Any], variables: dict[str, Any]) -> None:
+    model = saying("hi")
+    with serving(model) as client:
+        client.ask(**fields)
+    assert model.tokenizer.variables == variables
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({**OPEN, "add_generation_prompt": True}, "continue_final_message"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"continue_final_message": True}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, "enable_thinking"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"enable_thinking": "no"}, "enable_thinking"),
+])  # fmt: skip
+def test_what_the_chat_template_can_not_get_is_refused(client: Client, fields: dict[str, Any], param: str) -> None:
+    assert client.refused(**fields)["param"] == param
+
+
+def test_an_answer_that_continues_a_message_keeps_its_first_space() -> None:
+    with serving(saying(" is")) as client:
+        assert client.ask(**OPEN)["choices"][0]["message"]["content"] == " is"
+
+
+def test_messages_without_number_are_refused_before_they_are_looked_at(client: Client) -> None:
+    many = [{"role": "user", "content": "hi"}]
+    assert client.refused(messages=many * 70_000)["code"] == "array_above_max_length"
+    assert client.refused(messages=many * 5_000)["code"] == "context_length_exceeded"
 
 
 def test_an_option_of_streams_that_is_not_supported_is_named(client: Client) -> None:

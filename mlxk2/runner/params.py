@@ -62,6 +62,7 @@ class GenerationRequest:
     `thinking` says that the prompt ends inside a reasoning block. `logprobs` is how many of the likeliest tokens to
     report beside each chosen one; None reports nothing. A `plain` answer goes on with the text of the prompt: no marks
     are looked for in it, and its first space belongs to it. Prompts of one `client` take turns with those of others.
+    One that `continues` a message keeps its first space too.
     """
 
     prompt: tuple[int, ...]
@@ -72,6 +73,7 @@ class GenerationRequest:
     logprobs: int | None = None
     plain: bool = False
     client: Hashable = None
+    continues: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -81,7 +81,13 @@ class MLXRunner:
         """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
         check_tokens(request, self._backend.vocabulary_size)
         max_tokens = token_budget(request, self._backend.context_length)
-        text = TextStream(self._backend.vocabulary, request.stop, thinking=request.thinking, plain=request.plain)
+        text = TextStream(
+            self._backend.vocabulary,
+            request.stop,
+            thinking=request.thinking,
+            plain=request.plain,
+            continues=request.continues,
+        )
         session = Session(request, text, max_tokens)
         if self._trial is not None:
             self._trial.join(session)

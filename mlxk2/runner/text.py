@@ -153,12 +153,18 @@ class TextStream:
     """The text of one answer: whole characters only, reasoning apart, nothing of a stop string.
 
     Stop strings are looked for in the answer alone: in the reasoning they would end it before it began. A `plain` one
-    goes on with another text: it is all answer, and its first space belongs to it. `logprobs` are those of the tokens
-    that the answer is made of.
+    goes on with another text: it is all answer, and its first space belongs to it, as in one that `continues`.
+    `logprobs` are those of the tokens that the answer is made of.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, thinking: bool = False, plain: bool = False
+        self,
+        vocabulary: Vocabulary,
+        stop: Sequence[str] = (),
+        *,
+        thinking: bool = False,
+        plain: bool = False,
+        continues: bool = False,
     ) -> None:
         self.stopped = False
         self.logprobs: list[TokenLogprob] = []
@@ -173,8 +179,8 @@ class TextStream:
         self._longest_mark = max((len(mark) for edges in transitions.values() for mark, _ in edges), default=0)
         self._longest_stop = max(map(len, stop), default=0)
         self._kind: Kind | None = None
-        self._at_start = not plain
-        if plain:
+        self._at_start = not (plain or continues)
+        if plain or continues:
             self._skip(vocabulary.letter)
 
     def _skip(self, tokens: Sequence[int]) -> None:

@@ -20,8 +20,9 @@ _SEEDS = 1 << 64
 
 def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` answers to a conversation."""
-    prompt = _prompter(model).chat([_turn(message) for message in body.messages])
+    prompt = _prompter(model).chat([_turn(message) for message in body.messages], body.template_variables)
     request = _request(body, prompt, body.limit or _limit(model, default_limit))
+    request = replace(request, continues=bool(body.continue_final_message))
     return _variants(request, body.n or 1)
 
 

@@ -30,6 +30,14 @@ Tokens = Several[Token]
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 MOST_ANSWERS = 128
+# Far more than any conversation has: to look at each takes its time.
+MOST_MESSAGES = 65_536
+# Arguments of transformers' `apply_chat_template` that are no variables of a template, and what has a field of its own.
+RESERVED = frozenset({
+    "add_generation_prompt", "chat_template", "context", "continue_final_message", "conversation", "documents",
+    "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation",
+})  # fmt: skip
 # Each of the answers looks at each of them.
 MOST_BIASES = 10_000
 
@@ -178,7 +186,24 @@ class GenerationBody(_Fields):
 class ChatBody(GenerationBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Several[Message] = Field(description="The conversation so far.")
+    messages: Several[Message] = Field(max_length=MOST_MESSAGES, description="The conversation so far.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables for the model's chat template, by name."
+    )
+    enable_thinking: Flag | None = Field(
+        default=None,
+        description="Whether the model thinks before it answers: the variable of this name, for chat templates that "
+        "know it. By default what the template says.",
+    )
+    add_generation_prompt: Flag | None = Field(
+        default=None,
+        description="Whether the chat template begins the model's turn. By default it does, unless "
+        "`continue_final_message` is true.",
+    )
+    continue_final_message: Flag | None = Field(
+        default=None,
+        description="Whether the answer continues the last message, which is left open for that. By default not.",
+    )
     max_completion_tokens: Count | None = Field(
         default=None, description="The newer name of `max_tokens`, which it overrides."
     )
@@ -188,6 +213,39 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = Field(
         default=None, description="How many of the likeliest tokens to tell in each place; only with `logprobs`."
     )
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        given = self.chat_template_kwargs or {}
+        if reserved := sorted(RESERVED & given.keys()):
+            raise PydanticCustomError(
+                "together", "Invalid 'chat_template_kwargs': {key} is no variable that a request can set there.",
+                {"name": "chat_template_kwargs", "key": repr(reserved[0])},
+            )  # fmt: skip
+        if self.enable_thinking not in (None, given.get("enable_thinking", self.enable_thinking)):
+            raise PydanticCustomError(
+                "together", "'enable_thinking' is not what 'chat_template_kwargs' says.", {"name": "enable_thinking"}
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError(
+                "together",
+                "'continue_final_message' and 'add_generation_prompt' can't both be true: a message is continued, or "
+                "a new one begins.",
+                {"name": "continue_final_message"},
+            )
+        return self
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given beside the messages."""
+        given = dict(self.chat_template_kwargs or {})
+        if self.enable_thinking is not None:
+            given["enable_thinking"] = self.enable_thinking
+        begins = self.add_generation_prompt
+        given["add_generation_prompt"] = not self.continue_final_message if begins is None else begins
+        if self.continue_final_message:
+            given["continue_final_message"] = True
+        return given
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:

@@ -1,4 +1,7 @@
-"""Fields that OpenAI defines and this server does not have yet: a request that uses one is refused by its name."""
+"""Fields that OpenAI or another server defines, and that ask for what this one does not have yet.
+
+A request that uses one is refused by its name: without it, the answer would be another one than the one asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,35 @@ from pydantic_core import PydanticCustomError
 FIELDS: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
+    "chat_template": (),
+    "documents": ([],),
+    "ebnf": (),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
+    "grammar": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_json_object": (False,),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
     "include_obfuscation": (False,),
+    "json_schema": (),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
     "refusal": (),
+    "regex": (),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "structured_outputs": (),
     "suffix": ("",),
+    "think": (),
     "tool_call_id": (),
     "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
