@@ -150,9 +150,9 @@ async def text_of(reply: Reply) -> str:
         reply.close()
 
 
-async def ask(engine: Engine, target: Target, prompt: str = "hi", slots: int = 1) -> str:
+async def ask(engine: Engine, target: Target, prompt: str = "hi", slots: int = 1, client: str = "") -> str:
     """Generate, and return all that comes."""
-    return await text_of(await engine.generate(target, slots, planned(prompt, slots)))
+    return await text_of(await engine.generate(target, slots, planned(prompt, slots), client))
 
 
 def later(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
@@ -203,6 +203,68 @@ def test_a_wide_request_is_not_overtaken() -> None:
             )
             await asyncio.gather(*tasks)
             assert ended == ["first", "wide", "last"]
+
+    run(test())
+
+
+async def order_of(engine: Engine, *asked: tuple[str, str, int]) -> list[str]:
+    """The names of questions, each of a client and so many slots, in the order in which they end, behind a long one."""
+    ended: list[str] = []
+
+    async def note(name: str, client: str, slots: int) -> None:
+        await ask(engine, A, slots=slots, client=client)
+        ended.append(name)
+
+    first = later(ask(engine, A, LONG, engine.limits.max_concurrent, client="before"))
+    await until(lambda: engine.active == engine.limits.max_concurrent)
+    await asyncio.gather(*first, *later(*(note(*question) for question in asked)))
+    return ended
+
+
+def test_many_questions_of_one_client_do_not_keep_another_waiting() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=1) as engine:
+            many = [(f"many {number}", "many", 1) for number in range(20)]
+            ended = await order_of(engine, *many, ("one", "one", 1), ("one again", "one", 1))
+            assert ended[:4] == ["many 0", "one", "many 1", "one again"]
+            assert ended[4:] == [f"many {number}" for number in range(2, 20)]
+
+    run(test())
+
+
+def test_wide_questions_of_one_client_do_not_keep_another_waiting() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=4) as engine:
+            wide = [(f"wide {number}", "wide", 4) for number in range(3)]
+            ended = await order_of(engine, *wide, *((f"one {number}", "one", 1) for number in range(4)))
+            assert ended == ["wide 0", *(f"one {number}" for number in range(4)), "wide 1", "wide 2"]
+
+    run(test())
+
+
+def test_those_who_are_overtaken_get_their_turn_however_many_come() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=1, queue=1000) as engine:
+            many = [(f"many {number}", "many", 1) for number in range(2)]
+            ended = await order_of(engine, *many, *((f"new {number}", f"{number}", 1) for number in range(200)))
+            assert ended.index("many 1") <= 65
+
+    run(test())
+
+
+def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=1, queue=3) as engine:
+            first = later(ask(engine, A, LONG))
+            await until(lambda: engine.active == 1)
+            many = later(*(ask(engine, A, client="many") for _ in range(3)))
+            await until(lambda: engine.queued == 3)
+            one = later(ask(engine, A, client="one"))
+            with pytest.raises(ServerBusyError, match="3 requests wait"):
+                await many[2]
+            with pytest.raises(ServerBusyError, match="3 requests wait"):
+                await ask(engine, A, client="many")
+            assert await asyncio.gather(*first, *many[:2], *one) == ["A" * 300, "A", "A", "A"]
 
     run(test())
 

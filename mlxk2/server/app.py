@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,7 +167,7 @@ async def _answer(request: Request, body: GenerationBody, work: Work) -> Respons
         message = f"{work.slots} answers are asked for, but this server gives at most {most} at once."
         raise ValidationError(message, param="n")
     async with while_connected(request.receive), AsyncExitStack() as held:
-        begun = asyncio.ensure_future(_begin(service, body.model, work))
+        begun = asyncio.ensure_future(_begin(service, body.model, work, guard.client_of(request.scope)))
         held.callback(_abandon, begun)
         if not body.stream:
             with _about(work.field, ContextLengthError, ValidationError):
@@ -181,15 +181,15 @@ async def _answer(request: Request, body: GenerationBody, work: Work) -> Respons
         return EventStream(frames, partial(_abandon, begun))
 
 
-async def _begin(service: Service, name: str | None, work: Work) -> Reply:
-    """Make the prompts and queue the request."""
+async def _begin(service: Service, name: str | None, work: Work, client: Hashable) -> Reply:
+    """Make the prompts and queue the client's request."""
     target = await _target(service, name)
     with _about(work.field, ContextLengthError, ValidationError):
         requests, work.shape.vocabulary = await service.preparing.prepare(target, work.make)
         if service.engine.model is not None and service.engine.target == target:
             for entry in requests:
                 check_tokens(entry, service.engine.model.vocabulary_size)
-        return await service.engine.generate(target, work.slots, lambda _: requests)
+        return await service.engine.generate(target, work.slots, lambda _: requests, client)
 
 
 def _abandon(begun: asyncio.Future[Reply]) -> None:

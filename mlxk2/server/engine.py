@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 from mlxk2.errors import (
     MlxkError,
@@ -18,17 +16,13 @@ from mlxk2.errors import (
     ServerStoppingError,
     ValidationError,
 )
+from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.rows import Backend
 from mlxk2.server.reply import Reply
+from mlxk2.server.turns import Target, Ticket, Turns
 from mlxk2.server.worker import Plan, Worker
 
-
-class Target(NamedTuple):
-    """A model to load: its name, the folder of its files, and a LoRA adapter's. Equal ones are the same model."""
-
-    name: str
-    path: str
-    adapter: str | None = None
+__all__ = ["Engine", "Limits", "Load", "Target"]
 
 
 # Loads a target; calls the function it is given before it needs the memory of the model before.
@@ -43,19 +37,8 @@ class Limits:
     max_queue: int
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """A request that waits for its model and its slots: then it is started, or else refused."""
-
-    target: Target
-    slots: int
-    start: Callable[[Backend], object]
-    refuse: Callable[[MlxkError], object]
-    is_started: bool = False
-
-
 class Engine:
-    """Admits requests in the order they came, and swaps models when the requests of the one before are through.
+    """Admits requests, each client's in turn, and swaps models when the requests of the one before are through.
 
     One swap serves all who wait for a model at that moment; none of them waits for more than that because of it.
 
@@ -68,8 +51,8 @@ class Engine:
         self.loading: Target | None = None
         self._load = load
         self._worker = worker
-        self._waiting: deque[_Ticket] = deque()
-        self._tickets: dict[Reply, _Ticket] = {}
+        self._waiting = Turns()
+        self._tickets: dict[Reply, Ticket] = {}
         self._active = 0
         self._swap_task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -96,17 +79,21 @@ class Engine:
             else:
                 loaded.set_exception(error)
 
-        self._enter(_Ticket(target, 0, lambda _: end(), end))
+        self._enter(Ticket(target, 0, lambda _: end(), end))
         await loaded
 
-    async def generate(self, target: Target, slots: int, plan: Plan) -> Reply:
-        """Queue a request, and return its reply at once; what `plan` makes of it is generated when its turn comes.
+    async def generate(self, target: Target, slots: int, plan: Plan, client: Hashable = None) -> Reply:
+        """Queue a client's request, and return its reply at once; what `plan` makes of it is generated in its turn.
 
         Raises ServerBusyError when the queue is full, ServerStoppingError at the end. The reply raises what loading the
         model, `plan` and `MLXRunner.submit` do. It must be closed.
         """
         reply = Reply(target.name, slots, self._release)
-        ticket = _Ticket(target, slots, lambda _: self._worker.generate(reply, plan), reply.fail)
+
+        def requests(model: Backend) -> Sequence[GenerationRequest]:
+            return [replace(request, client=client) for request in plan(model)]
+
+        ticket = Ticket(target, slots, lambda _: self._worker.generate(reply, requests), reply.fail, client)
         self._tickets[reply] = ticket
         try:
             self._enter(ticket)
@@ -125,7 +112,7 @@ class Engine:
         self._is_stopping = True
         error = ServerStoppingError()
         while self._waiting:
-            self._waiting.popleft().refuse(error)
+            self._waiting.pop().refuse(error)
         for reply in list(self._tickets):
             reply.fail(error)
 
@@ -133,30 +120,34 @@ class Engine:
         """Let the threads end after what they are doing now."""
         self._worker.stop()
 
-    def _enter(self, ticket: _Ticket) -> None:
+    def _enter(self, ticket: Ticket) -> None:
         if self._is_stopping:
             raise ServerStoppingError
-        self._waiting.append(ticket)
+        self._waiting.add(ticket)
         self._admit()
         if not ticket.is_started and ticket.slots and self._is_full():
-            self._waiting.remove(ticket)
-            raise ServerBusyError(len(self._waiting))
+            refused = self._waiting.last_of_most(ticket.client)
+            self._waiting.remove(refused)
+            busy = ServerBusyError(len(self._waiting))
+            if refused is ticket:
+                raise busy
+            refused.refuse(busy)
 
     def _is_full(self) -> bool:
         # The one whose model is being loaded is served next, however long the queue may be.
         return len(self._waiting) > self.limits.max_queue + (self._swap_task is not None)
 
     def _admit(self) -> None:
-        """Let in whoever may, from the head of the queue: nobody overtakes, so nobody waits for ever."""
+        """Let in whoever may, from the head of the queue: what does not fit yet is waited for."""
         while self._waiting and self._swap_task is None:
-            ticket = self._waiting[0]
+            ticket = self._waiting.first
             if self._worker.model is None or ticket.target != self.target:
                 if not self._active:
                     self._swap_task = asyncio.get_running_loop().create_task(self._swap(ticket.target))
                 return
             if self._active and self._active + ticket.slots > self.limits.max_concurrent:
                 return
-            self._waiting.popleft()
+            self._waiting.pop()
             self._active += ticket.slots
             ticket.is_started = True
             ticket.start(self._worker.model)
@@ -167,7 +158,7 @@ class Engine:
             await self._worker.load(lambda unload: self._load(target, unload))
             self.target = target
             # Those that came for this model meanwhile save a swap by going first; later ones go to the end.
-            self._waiting = deque(sorted(self._waiting, key=lambda ticket: ticket.target != target))
+            self._waiting.prefer(target)
         except Exception as fault:  # noqa: BLE001 - handed to all who wait for this model
             self._refuse_all(target, _load_error(target, fault))
         finally:

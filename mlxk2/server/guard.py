@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -53,6 +53,12 @@ class Access:
         pairs = product(_keys_of(headers), _bytes_of(self.api_key))
         # All comparisons are made, so that the time they take says nothing.
         return any([secrets.compare_digest(given, key) for given, key in pairs])
+
+
+def client_of(scope: Scope) -> Hashable:
+    """Return who asks, as far as can be told: those who send the same keys from the same address are one client."""
+    address = scope.get("client")
+    return (address and address[0], *_keys_of(Headers(scope=scope)))
 
 
 def _keys_of(headers: Headers) -> Iterator[bytes]:
