@@ -17,7 +17,7 @@ from io import UnsupportedOperation
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mlxk2 import arguments
-from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError
+from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, remedy, words
 from mlxk2.outlet import LAST_WAIT, Outlet
 from mlxk2.printable import printable
 from mlxk2.sleep import NoSleep
@@ -205,7 +205,11 @@ def _as_error(error: BaseException) -> MlxkError:
     if isinstance(error, KeyboardInterrupt):
         mapped: MlxkError = InterruptedByUser("Interrupted.")
     elif isinstance(error, OSError) and error.strerror:
-        mapped = OperationError(f"The operating system refused{_thing(error)}: {error.strerror}.")
+        advice = remedy(error)
+        mapped = OperationError(
+            f"The operating system refused{_thing(error)}: {words(error)}.",
+            hint=advice and f"{advice[0].upper()}{advice[1:]}.",
+        )
     else:
         mapped = OperationError(f"Unexpected {type(error).__name__}; set {DEBUG_VARIABLE}=1 to see where.")
     mapped.__cause__ = error

@@ -61,13 +61,24 @@ IN_ICLOUD = "is in iCloud only; open it in Finder to download it"
 
 def cause(error: OSError, platform: str | None = None) -> str:
     """Return why the operating system refused: its own words, and what the user can do where that is known."""
-    is_macos = (platform or sys.platform) == "darwin"
-    if is_macos and error.errno == errno.EDEADLK:
+    return "; ".join(filter(None, (words(error, platform), remedy(error, platform))))
+
+
+def words(error: OSError, platform: str | None = None) -> str:
+    """Return what the operating system says of an error, in a sentence that tells something."""
+    if _is_macos(platform) and error.errno == errno.EDEADLK:
         return f"it {IN_ICLOUD}"
-    words = error.strerror or str(error) or type(error).__name__
-    remedies = _REMEDIES | _REMEDIES_OF_MACOS if is_macos else _REMEDIES
-    remedy = remedies.get(error.errno or 0)
-    return f"{words}; {remedy}" if remedy else words
+    return error.strerror or str(error) or type(error).__name__
+
+
+def remedy(error: OSError, platform: str | None = None) -> str | None:
+    """Return what the user can do against an error; None where that is not known."""
+    remedies = _REMEDIES | _REMEDIES_OF_MACOS if _is_macos(platform) else _REMEDIES
+    return remedies.get(error.errno or 0)
+
+
+def _is_macos(platform: str | None) -> bool:
+    return (platform or sys.platform) == "darwin"
 
 
 class MlxkError(Exception):

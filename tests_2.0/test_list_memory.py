@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from importlib.util import spec_from_file_location
@@ -94,6 +95,36 @@ def test_a_change_is_seen_at_once(known, mlxk2, change):
     change(known)
     found = verdicts(mlxk2)
     assert found == {"org/chat": "unhealthy", FROM_MEMORY: "healthy"}
+
+
+# A disk such as FAT keeps no ctime: in its place it shows the time that any program may set.
+WITHOUT_CTIME = """
+import os, sys, types
+def stat(path, *args, real=os.stat, **named):
+    status = real(path, *args, **named)
+    found = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+    return types.SimpleNamespace(**(found | {"st_ctime_ns": status.st_mtime_ns, "st_ctime": status.st_mtime}))
+os.stat = stat
+from mlxk2.cli import main
+sys.exit(main(["list", "--json"]))
+"""
+
+
+@pytest.mark.parametrize("change", [None, _rewrite_with_its_old_time])
+def test_a_change_is_seen_where_the_disk_keeps_no_ctime(hub, change):
+    def listed():
+        command = [sys.executable, "-c", WITHOUT_CTIME]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return [model["name"] for model in json.loads(done.stdout)["data"]["models"]]
+
+    snapshot = hub.add("org/chat", chat_model())
+    for path in (snapshot, *snapshot.iterdir()):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert listed() == ["org/chat"]
+    rename_remembered(hub)
+    if change:
+        change(snapshot)
+    assert listed() == (["org/chat"] if change else [FROM_MEMORY])
 
 
 def test_another_revision_is_seen_at_once(known, hub, mlxk2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mlxk2 import errors
 from mlxk2.cache import space
 from mlxk2.cache.naming import Collision
 from mlxk2.errors import (
@@ -161,9 +161,13 @@ def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
         )
     if number in _FORBIDDEN:
         return CachePermissionError(
-            f"The cache can't be written ({getattr(fault, 'strerror', '')}); {repo_id} was not downloaded.",
+            f"The cache can't be written ({_words(fault)}); {repo_id} was not downloaded.",
             hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
         )
     if number is not None:
-        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {os.strerror(number)}.")
+        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {_words(fault)}.")
     return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)
+
+
+def _words(fault: Exception) -> str:
+    return errors.cause(fault) if isinstance(fault, OSError) else str(fault)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mlxk2 import errors
 from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
 from mlxk2.hub.errors import LIMITS_HINT, NONSENSE, OFFLINE, OFFLINE_HINT, as_error, beyond_limits, cause, nonsense
 from mlxk2.hub.limits import LimitExceeded, NonsenseError
@@ -69,7 +70,7 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         return _unreachable(repo_id, text)
     if isinstance(fault, OSError) and fault.strerror:
-        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({fault.strerror}).")
+        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({errors.cause(fault)}).")
     return UploadFailedError(f"The upload to {repo_id} failed: {text}")
 
 

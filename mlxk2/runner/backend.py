@@ -25,6 +25,7 @@ from mlxk2.errors import (
     ModelUnhealthyError,
     OperationError,
     ValidationError,
+    cause,
 )
 from mlxk2.fence import fenced
 from mlxk2.runner import cpu, params
@@ -201,7 +202,7 @@ def _checked_adapter(adapter: Path) -> Path:
     try:
         settings = json.loads((adapter / "adapter_config.json").read_bytes())
     except OSError as fault:
-        raise OperationError(f"{adapter}/adapter_config.json can't be read: {fault.strerror}.") from fault
+        raise OperationError(f"{adapter}/adapter_config.json can't be read: {cause(fault)}.") from fault
     except ValueError:
         settings = None
     if not isinstance(settings, dict):

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from mlxk2.errors import ContextLengthError, MlxkError
+from mlxk2.errors import ContextLengthError, MlxkError, cause
 from mlxk2.printable import printable
 from mlxk2.runner.assistant import Answer, Assistant
 from mlxk2.runner.console import Printer
@@ -154,7 +154,7 @@ class Chat:
         except FileExistsError:
             return f"{name} exists and stays as it is; choose another name.\n"
         except (OSError, ValueError) as fault:
-            return f"{name} can't be written: {getattr(fault, 'strerror', None) or fault}.\n"
+            return f"{name} can't be written: {cause(fault) if isinstance(fault, OSError) else fault}.\n"
         return f"Saved to {name}.\n"
 
     def _statistics(self, _: str) -> str:
