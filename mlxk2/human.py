@@ -161,8 +161,6 @@ def _metadata_facts(data: ShowData) -> dict[str, str]:
 def health(args: Namespace, data: HealthData) -> list[RenderableType]:
     """A line for every model, the unhealthy ones last, and the count."""
     summary = data["summary"]
-    if not summary["total"] and args.absence:
-        return [_NO_CACHE]
     if not summary["total"]:
         return [_unnamed(args.pattern) if args.pattern else "No models found."]
     rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]

@@ -33,9 +33,8 @@ def run(args: Namespace) -> HealthData:
     """The verdict on every model of the cache, or on the one that is named; none when nothing has that name."""
     cache = Cache(hub_folder(os.environ))
     verdicts = [verdict for find in _finders(cache, args.pattern) if (verdict := _verdict(find, args))]
-    args.absence = absence(cache, os.environ)
-    if args.absence:
-        args.streams.warn(args.absence)
+    if missing := absence(cache, os.environ):
+        args.streams.warn(missing)
     entries = list(_deepened(args, verdicts)) if args.deep else [verdict.entry for verdict in verdicts]
     healthy = [entry for entry in entries if entry["status"] == "healthy"]
     unhealthy = [entry for entry in entries if entry["status"] == "unhealthy"]
