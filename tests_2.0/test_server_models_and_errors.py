@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ from conftest_runner import ScriptedBackend, saying
 from conftest_server import CHAT, MESSAGES, TEXT, Client, error_of, serving
 from layouts import Hub, chat_model, gguf_model
 
+from mlxk2.cache.memory import SETTLED_NS
 from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
 from mlxk2.server import unsupported
+from mlxk2.server.answers import Model
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Target
 from mlxk2.server.guard import Access
@@ -338,6 +343,78 @@ def test_no_model_named_and_none_loaded(hub: Hub) -> None:  # noqa: ARG001 - iso
     with serving(pinned=False) as client:
         error = client.refused()
     assert (error["message"], error["param"]) == ("The request names no model, and none is loaded.", "model")
+
+
+class Counting(Catalog):
+    """Counts the looks at all models, each of which waits for `gate`, and those that were called off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.begun = self.called_off = 0
+
+    def entries(self, cancelled: Callable[[], bool] = bool) -> list[Model]:
+        """Look at all models."""
+        self.begun += 1
+        while not self.gate.wait(0.01):
+            if cancelled():
+                self.called_off += 1
+                return []
+        return super().entries(cancelled)
+
+
+def test_one_look_at_the_cache_serves_all_who_wait(hub: Hub) -> None:
+    hub.add("org/Small", chat_model())
+
+    async def ask() -> None:
+        catalog = Counting()
+        asking = [asyncio.create_task(catalog.all()) for _ in range(200)]
+        await asyncio.sleep(0.02)
+        for task in asking[:150]:
+            task.cancel()
+        # Others are found in between.
+        assert (await catalog.search("org/Small")).name == "org/Small"
+        catalog.gate.set()
+        for task in asking[150:]:
+            assert [entry.id for entry in await task] == ["demo", "org/Small"]
+        assert (catalog.begun, catalog.called_off) == (1, 0)
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(hub: Hub) -> None:  # noqa: ARG001 - isolates
+    async def ask() -> None:
+        catalog = Counting()
+        for _ in range(3):
+            asking = [asyncio.create_task(catalog.all()) for _ in range(50)]
+            await asyncio.sleep(0.02)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        while catalog.called_off < 3:
+            await asyncio.sleep(0.01)
+        catalog.gate.set()
+        assert [entry.id for entry in await catalog.all()] == ["demo"]
+        assert catalog.begun == 4
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_what_changes_in_the_cache_is_seen(hub: Hub) -> None:
+    def names() -> list[str]:
+        return [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+
+    model = hub.add("org/a", chat_model())
+    # What is younger is not remembered.
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
+    with serving(pinned=False) as client:
+        for _ in range(2):
+            assert names() == ["demo", "org/a"]
+        hub.add("org/b", chat_model())
+        assert names() == ["demo", "org/a", "org/b"]
+        client.refused(model="org/c", status=404)
+        (model / "config.json").unlink()
+        assert names() == ["demo", "org/b"]
 
 
 def test_a_model_that_mlx_does_not_run(hub: Hub) -> None:

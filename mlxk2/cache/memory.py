@@ -43,12 +43,12 @@ class Memory:
     def describe(self, find: Callable[[], Snapshot]) -> ModelObject:
         """As `describe.look`, from memory where the snapshot that `find` finds has not changed."""
         snapshot = find()
-        fingerprint, key = _fingerprint(snapshot), _key(snapshot)
+        mark, key = fingerprint(snapshot), _key(snapshot)
         known = self._known.get(key)
-        if fingerprint is None or known is None or known[0] != fingerprint:
+        if mark is None or known is None or known[0] != mark:
             # To import the judges takes as long as to remember a hundred models.
             contents, described = import_module("mlxk2.cache.describe").look(find)
-            known = [fingerprint if contents.snapshot == snapshot else None, described]
+            known = [mark if contents.snapshot == snapshot else None, described]
         if known[0] is not None:
             self._seen[key] = known
         model: ModelObject = known[1]
@@ -99,7 +99,7 @@ def _key(snapshot: Snapshot) -> str:
     return f"{snapshot.path}\0{snapshot.name}"
 
 
-def _fingerprint(snapshot: Snapshot) -> str | None:
+def fingerprint(snapshot: Snapshot) -> str | None:
     """By what an unchanged folder is recognised; None for one that just changed, or has what can't be looked at."""
     folder = snapshot.path
     if os.path.islink(folder) or os.path.islink(os.path.dirname(folder)):

@@ -122,13 +122,15 @@ async def _health(request: Request) -> JSONResponse:
 
 
 async def _models(request: Request) -> JSONResponse:
-    entries = await asyncio.to_thread(_service(request).catalog.entries)
+    async with while_connected(request.receive):
+        entries = await _service(request).catalog.all()
     return JSONResponse(Models(object="list", data=entries).model_dump())
 
 
 async def _model(request: Request, model: str) -> JSONResponse:
     with _about("model", MlxkError):
-        entry = await asyncio.to_thread(_service(request).catalog.entry, model)
+        async with while_connected(request.receive):
+            entry = await _service(request).catalog.one(model)
     return JSONResponse(entry.model_dump())
 
 
@@ -218,7 +220,7 @@ async def _target(service: Service, name: str | None) -> Target:
             return service.catalog.default(loaded)
         if target := service.catalog.known(name, loaded):
             return target
-        return await asyncio.to_thread(service.catalog.find, name)
+        return await service.catalog.search(name)
 
 
 async def _body(request: Request, kind: type[B]) -> B:

@@ -39,7 +39,7 @@ def of_error(error: MlxkError) -> dict[str, Any]:
     if isinstance(matches := error.details.get("matches") or error.details.get("available_hashes"), list):
         extra.append(", ".join(map(str, matches)))
     return body(
-        " ".join([error.message, *extra]),
+        " ".join([_sentence(error.message), *map(_sentence, extra)]) if extra else error.message,
         error.http_status,
         param=error.param,
         code=_code(error.type),
@@ -55,6 +55,11 @@ def response_of(error: MlxkError) -> JSONResponse:
 def of_http(error: HTTPException) -> JSONResponse:
     """Return the response for what the router refuses: an unknown path, a wrong method."""
     return refusal(f"{error.detail}.", error.status_code, headers=error.headers)
+
+
+def _sentence(text: str) -> str:
+    """Return a text with an end, so that another sentence can follow; commands are told without one."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _code(kind: str) -> str:
