@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlx_lm.generate import TextStateMachine
 
 from mlxk2.runner.attribution import Attribution
+from mlxk2.runner.stops import StopScan, StopStrings
 
 if TYPE_CHECKING:
     from mlxk2.runner.rows import TokenLogprob
@@ -99,6 +101,11 @@ class Vocabulary:
             think_start=think[0] if think else None,
         )
 
+    @cached_property
+    def marks(self) -> TextStateMachine:
+        """What finds the marks in the text of an answer."""
+        return TextStateMachine(self.transitions)
+
     def hides(self, token: int) -> bool:
         """Whether a token is never text: special, or one of those that only pad the model's output to a round size."""
         return token in self.hidden_tokens or token >= self.size
@@ -174,10 +181,9 @@ class TextStream:
         self._held = 0
         initial = "normal" if plain else "reasoning" if thinking else vocabulary.initial_state
         transitions = {} if plain else vocabulary.transitions
-        self._marks = TextStateMachine(transitions).make_state(initial)
-        self._stops = TextStateMachine({"answer": [(text, None) for text in stop]}).make_state("answer")
+        self._marks = (TextStateMachine({}) if plain else vocabulary.marks).make_state(initial)
+        self._stops = StopScan(StopStrings(stop))
         self._longest_mark = max((len(mark) for edges in transitions.values() for mark, _ in edges), default=0)
-        self._longest_stop = max(map(len, stop), default=0)
         self._kind: Kind | None = None
         self._at_start = not (plain or continues)
         if plain or continues:
@@ -218,11 +224,11 @@ class TextStream:
         content = "".join(part for kind, part in pieces if kind == "answer")
         if self.stopped:
             self._held = 0
-        elif self._stops[3] and not content:
+        elif self._stops.held and not content:
             # Marks may have followed what could be the beginning of a stop string.
             self._held += len(text)
         else:
-            self._held = len(self._marks[3]) + len(self._stops[3])
+            self._held = len(self._marks[3]) + len(self._stops.held)
         self.logprobs += self._attribution.take(text, content, self._held)
 
     def _read(self, text: str) -> Iterator[Piece]:
@@ -252,13 +258,12 @@ class TextStream:
             yield kind, text
 
     def _before_stop(self, text: str) -> str:
-        self._stops, segments = _split(self._stops, text, self._longest_stop)
-        self.stopped = self._stops[0] is None
-        return "".join(part for _, part in segments)
+        text = self._stops.add(text)
+        self.stopped = self._stops.found
+        return text
 
     def _release(self) -> Iterator[Piece]:
-        self._stops, held, _ = TextStateMachine.flush(self._stops)
-        if held:
+        if held := self._stops.flush():
             yield "answer", held
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from mlxk2.errors import ValidationError
-from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.params import GenerationRequest, Sampling, token_budget
 from mlxk2.runner.prompt import Message, Prompt, Prompter
+from mlxk2.runner.stops import StopStrings
 from mlxk2.server import protocol
 from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
 
@@ -16,6 +17,8 @@ _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
 )  # fmt: skip
 _SEEDS = 1 << 64
+# Of one request, the chosen tokens' and the likeliest ones': some 200 bytes each, until they are sent.
+MOST_LOGPROBS_HELD = 1 << 21
 
 
 def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
@@ -23,7 +26,7 @@ def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequ
     prompt = _prompter(model).chat([_turn(message) for message in body.messages], body.template_variables)
     request = _request(body, prompt, body.limit or _limit(model, default_limit))
     request = replace(request, continues=bool(body.continue_final_message))
-    return _variants(request, body.n or 1)
+    return _held(body, _variants(request, body.n or 1), model)
 
 
 def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
@@ -31,7 +34,7 @@ def completion_requests(body: CompletionBody, model: Any, default_limit: int | N
     limit = body.limit or _limit(model, default_limit)
     prompts = [_completion_prompt(model, prompt) for prompt in body.prompts]
     requests = [replace(_request(body, prompt, limit), plain=True, thinking=False) for prompt in prompts]
-    return [variant for request in requests for variant in _variants(request, body.n or 1)]
+    return _held(body, [variant for request in requests for variant in _variants(request, body.n or 1)], model)
 
 
 def _turn(message: protocol.Message) -> Message:
@@ -59,9 +62,31 @@ def _limit(model: Any, default: int | None) -> int:
 def _request(body: ChatBody | CompletionBody, prompt: Prompt, limit: int) -> GenerationRequest:
     if not prompt.tokens:
         raise ValidationError("The prompt is empty, and the model has no token that begins a text.")
-    return GenerationRequest(
-        prompt.tokens, limit, _sampling(body), body.stops, prompt.thinking, body.wanted_logprobs
-    )
+    stops = StopStrings(body.stops)
+    return GenerationRequest(prompt.tokens, limit, _sampling(body), stops, prompt.thinking, body.wanted_logprobs)
+
+
+def _held(
+    body: ChatBody | CompletionBody, requests: Sequence[GenerationRequest], model: Any
+) -> Sequence[GenerationRequest]:
+    """Return the requests if there is room for the logprobs of all their answers until the last is there.
+
+    Where the client sets no limit to their length, this does.
+    """
+    if body.stream or body.wanted_logprobs is None:
+        return requests
+    each = body.wanted_logprobs + 1
+    if body.limit is None:
+        most = max(1, MOST_LOGPROBS_HELD // (each * len(requests)))
+        return [replace(request, max_tokens=min(request.max_tokens or most, most)) for request in requests]
+    tokens = sum(token_budget(request, model.context_length) for request in requests)
+    if tokens * each > MOST_LOGPROBS_HELD:
+        raise ValidationError(
+            f"The answers may have {tokens:,} tokens with {each} logprobs each, but the server holds at most "
+            f"{MOST_LOGPROBS_HELD:,} for a request. Ask for fewer, or for a stream.",
+            param="max_tokens",
+        )
+    return requests
 
 
 def _variants(request: GenerationRequest, count: int) -> list[GenerationRequest]:

@@ -6,7 +6,7 @@ import codecs
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,28 @@ class Answer:
     texts: dict[Kind, str] = field(default_factory=lambda: {"answer": "", "reasoning": ""})
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+
+
+class Written(list[JSON]):
+    """What is made of each of many things when it is written, and not kept; for an encoder that iterates."""
+
+    def __init__(self, make: Callable[[TokenLogprob], JSON], things: Sequence[TokenLogprob]) -> None:
+        super().__init__()
+        self._make = make
+        self._things = things
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def __iter__(self) -> Iterator[JSON]:
+        return map(self._make, self._things)
+
+
+def _list(make: Callable[[TokenLogprob], JSON], things: Sequence[TokenLogprob]) -> list[JSON]:
+    return list(map(make, things))
+
+
+Listed = Callable[[Callable[[TokenLogprob], JSON], Sequence[TokenLogprob]], list[JSON]]
 
 
 class Shape(Protocol):
@@ -72,7 +94,7 @@ class ChatShape:
         return {
             "index": number,
             "message": message,
-            "logprobs": self._told(answer.logprobs),
+            "logprobs": self._told(answer.logprobs, Written),
             "finish_reason": answer.finish_reason,
         }
 
@@ -96,10 +118,10 @@ class ChatShape:
     def _chunk(self, number: int, delta: JSON, logprobs: JSON | None = None, finish_reason: str | None = None) -> JSON:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _told(self, logprobs: Sequence[TokenLogprob]) -> JSON | None:
+    def _told(self, logprobs: Sequence[TokenLogprob], listed: Listed = _list) -> JSON | None:
         if not self._logprobs:
             return None
-        return {"content": [self._token(entry) for entry in logprobs], "refusal": None}
+        return {"content": listed(self._token, logprobs), "refusal": None}
 
     def _token(self, entry: TokenLogprob) -> JSON:
         top = [self._named(token, logprob) for token, logprob in entry.top]
@@ -124,7 +146,7 @@ class CompletionShape:
 
     def choice(self, number: int, answer: Answer) -> JSON:
         """Return a whole continuation."""
-        return self._choice(number, answer.texts["answer"], answer.logprobs, answer.finish_reason)
+        return self._choice(number, answer.texts["answer"], answer.logprobs, answer.finish_reason, Written)
 
     def opening(self, number: int) -> None:  # noqa: ARG002 - part of every shape
         """Return nothing: the text comes first."""
@@ -142,16 +164,23 @@ class CompletionShape:
         """Return an empty part of a continuation."""
         return self._choice(number, "", (), None)
 
-    def _choice(self, number: int, text: str, logprobs: Sequence[TokenLogprob], finish_reason: str | None) -> JSON:
-        told = self._told(number, logprobs) if self._logprobs else None
+    def _choice(
+        self,
+        number: int,
+        text: str,
+        logprobs: Sequence[TokenLogprob],
+        finish_reason: str | None,
+        listed: Listed = _list,
+    ) -> JSON:
+        told = self._told(number, logprobs, listed) if self._logprobs else None
         return {"index": number, "text": text, "logprobs": told, "finish_reason": finish_reason}
 
-    def _told(self, number: int, logprobs: Sequence[TokenLogprob]) -> JSON:
+    def _told(self, number: int, logprobs: Sequence[TokenLogprob], listed: Listed) -> JSON:
         raw = [_bytes(self, entry.token) for entry in logprobs]
         return {
             "tokens": [_older_name(part) for part in raw],
             "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
-            "top_logprobs": [self._top(entry) for entry in logprobs],
+            "top_logprobs": listed(self._top, logprobs),
             "text_offset": [self._offsets[number].next(part) for part in raw],
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.rows import TokenLogprob
@@ -22,6 +23,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 # Chunks with twenty logprobs each, of which so many are events in some milliseconds.
 _AT_ONCE = 64
+_PIECES = 4096
 
 
 async def fold(reply: Reply, shape: Shape) -> bytes:
@@ -41,9 +43,14 @@ async def fold(reply: Reply, shape: Shape) -> bytes:
 
 def _whole(reply: Reply, shape: Shape, answers: Sequence[Answer]) -> bytes:
     choices = [shape.choice(number, answer) for number, answer in enumerate(answers)]
-    whole = Envelope(shape, reply.name).whole(choices, reply)
-    # Piece by piece: at once, all other threads would wait for it.
-    return "".join(_ENCODER.iterencode(whole)).encode()
+    return written(Envelope(shape, reply.name).whole(choices, reply))
+
+
+def written(whole: JSON) -> bytes:
+    """Return a response object as JSON."""
+    # Piece by piece: at once, all other threads would wait for it. The pieces are joined before they are too many.
+    pieces = _ENCODER.iterencode(whole)
+    return b"".join(iter(lambda: "".join(islice(pieces, _PIECES)).encode(), b""))
 
 
 async def frames(

@@ -1,0 +1,118 @@
+"""What one request may take: stop strings and logprobs of many answers, in memory that is counted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import tracemalloc
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest_runner import ScriptedBackend, saying
+
+from mlxk2.errors import ValidationError
+from mlxk2.runner.probabilities import Report
+from mlxk2.runner.rows import TokenLogprob
+from mlxk2.runner.stops import StopScan, StopStrings
+from mlxk2.runner.text import TextStream
+from mlxk2.server import plan, stream
+from mlxk2.server.protocol import ChatBody, CompletionBody
+from mlxk2.server.shapes import Answer, ChatShape, CompletionShape
+
+
+def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> None:
+    chance = random.Random(0)
+    stops = ["".join(chance.choices("abc\u00e9\U0001f600", k=1000)) for _ in range(16)]
+    body = ChatBody.model_validate({"messages": [{"role": "user", "content": "Hi"}], "stop": stops, "n": 60})
+    vocabulary = saying("x").vocabulary
+    _ = vocabulary.marks
+    tracemalloc.start()
+    requests = plan.chat_requests(body, saying("x"), 10)
+    texts = [TextStream(vocabulary, entry.stop) for entry in requests]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(texts) == 60
+    assert len({id(entry.stop) for entry in requests}) == 1
+    assert taken < 1 << 20
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_stop_string_ends_a_text_where_it_is_found_first(seed: int) -> None:
+    chance = random.Random(seed)
+    text = "".join(chance.choices("ab", k=30))
+    stops = tuple("".join(chance.choices("ab", k=chance.randint(1, 7))) for _ in range(chance.randint(0, 4)))
+    scan, given = StopScan(StopStrings(stops)), ""
+    for part in _parts(text, chance):
+        given += scan.add(part)
+        read = len(given) + len(scan.held)
+        if scan.found:
+            break
+        # No more is held than may begin a stop string.
+        assert given + scan.held == text[:read]
+        assert not scan.held or any(stop.startswith(scan.held) for stop in stops)
+    ends = [(end, -len(stop)) for stop in stops for end in range(31) if text[:end].endswith(stop)]
+    if ends:
+        assert scan.found and given == text[: sum(min(ends))]
+    else:
+        assert not scan.found and given + scan.flush() == text
+
+
+def _parts(text: str, chance: random.Random) -> list[str]:
+    bounds = [0, *sorted(chance.sample(range(1, len(text)), 8)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def _chat(**options: Any) -> ChatBody:
+    return ChatBody.model_validate({"messages": [{"role": "user", "content": "Hi"}], "logprobs": True, **options})
+
+
+def test_more_logprobs_than_can_be_held_are_refused_before_anything_is_generated() -> None:
+    model = ScriptedBackend(lambda _: [], context_length=1 << 20)
+    refused = r"1,280,000 tokens with 21 logprobs each, .* at most 2,097,152"
+    with pytest.raises(ValidationError, match=refused) as caught:
+        plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000), model, None)
+    assert caught.value.param == "max_tokens"
+    body = CompletionBody.model_validate({"prompt": ["a"] * 64, "logprobs": 20, "max_tokens": 20_000})
+    with pytest.raises(ValidationError, match=r"1,280,000 tokens"):
+        plan.completion_requests(body, model, None)
+    plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000, stream=True), model, None)
+    plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=1500), model, None)
+
+
+def test_what_the_context_has_left_counts_and_not_a_larger_limit() -> None:
+    model = ScriptedBackend(lambda _: [], context_length=1 << 14)
+    plan.chat_requests(_chat(n=4, top_logprobs=20, max_tokens=1 << 30), model, None)
+
+
+def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_held() -> None:
+    model = ScriptedBackend(lambda _: [], context_length=1 << 20)
+    for count in (1, 64):
+        requests = plan.chat_requests(_chat(n=count, top_logprobs=20), model, None)
+        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= plan.MOST_LOGPROBS_HELD
+    assert plan.chat_requests(_chat(top_logprobs=0), model, None)[0].max_tokens == 1 << 19
+
+
+@pytest.mark.parametrize("make", [ChatShape, CompletionShape])
+def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(make: Any) -> None:
+    count = 3000
+    shape = make(logprobs=True)
+    shape.vocabulary = saying("x").vocabulary
+    tracemalloc.start()
+    answer = Answer(finish_reason="stop")
+    answer.logprobs = [_logprob(number) for number in range(count)]
+    held, _ = tracemalloc.get_traced_memory()
+    content = stream.written(shape.choice(0, answer))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 800 * count
+    assert peak - held < 2.5 * len(content) + 1_000_000
+    told = json.loads(content)["logprobs"]
+    entries = told["content"] if make is ChatShape else told["top_logprobs"]
+    assert len(entries) == count
+
+
+def _logprob(number: int) -> TokenLogprob:
+    logits = mx.arange(100.0)[None] / 7
+    return Report(logits, mx.array([number % 100]), [20]).rows[0].told(number % 100)
