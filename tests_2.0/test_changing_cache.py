@@ -160,6 +160,17 @@ def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(hub: Hub, betwee
     assert verdicts(done) == ["healthy"], done.stdout
 
 
+def test_a_blob_that_becomes_a_link_is_cloned(
+    hub: Hub, between: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
+    notes = os.urandom(5000)
+    blob = (hub.add(NAME, chat_model() | {"notes.bin": notes}) / "notes.bin").resolve()
+    done = between("open", blob.name, share(blob, hub.path), "clone", NAME, str(tmp_path / "mine"), "--json")
+    assert done.returncode == 0, done
+    assert (tmp_path / "mine" / "notes.bin").read_bytes() == notes
+
+
 def test_hashing_opens_each_file_once(hub: Hub, between: Any) -> None:
     """It has many pieces, and is opened for nothing else."""
     blob = (hub.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()

@@ -12,11 +12,12 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from mlxk2.cache import space
-from mlxk2.cache.files import File
+from mlxk2.cache.files import BrokenFile, File, OpenFile, opened
 from mlxk2.errors import OperationError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Method = Literal["apfs_clonefile", "reflink", "copy"]
 CHUNK_BYTES = 1 << 22
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-_CLONE_NOFOLLOW = 1  # sys/clonefile.h
+_AT_FDCWD = -2  # macOS's sys/fcntl.h
 
 
 def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_move: bool = False) -> Method:
@@ -38,7 +39,7 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
     """
     done = 0
     for file in files:
-        if not _clone(file.path, _place(file, folder)):
+        if not _clone(file, _place(file, folder)):
             break
         done += 1
     if files and done == len(files):
@@ -81,37 +82,43 @@ def _copy_plainly(files: Sequence[File], folder: str, progress: Progress, may_mo
 
 def _copy(file: File, path: str, advance: Advance) -> None:
     copied = 0
-    with _original(file.path) as source, open(path, "xb") as target:
-        while chunk := source.read(CHUNK_BYTES):
+    with _original(file) as source, open(path, "xb") as target:
+        while chunk := source.read(CHUNK_BYTES, offset=copied):
             target.write(chunk)
             copied += len(chunk)
             advance(len(chunk))
-    if copied != file.size:
+    if copied != source.file.size:
         raise OperationError(f"{file.name} changed while it was copied; try again.")
 
 
-def _original(path: str) -> IO[bytes]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return open(os.open(path, flags), "rb", buffering=0)
+@contextmanager
+def _original(file: File) -> Iterator[OpenFile]:
+    """The file to be copied, open; OperationError when it can't be read."""
+    try:
+        with opened(file) as current:
+            yield current
+    except BrokenFile as error:
+        raise OperationError(f"{error}.") from error
 
 
 if sys.platform == "darwin":
-    _clonefile = ctypes.CDLL(None, use_errno=True).clonefile
+    _fclonefileat = ctypes.CDLL(None, use_errno=True).fclonefileat
 
-    def _clone(path: str, target: str) -> bool:
+    def _clone(file: File, target: str) -> bool:
         """Share a file's blocks; False where that can't be, which leaves nothing. See clonefile(2)."""
-        if _clonefile(os.fsencode(path), os.fsencode(target), _CLONE_NOFOLLOW) != 0:
-            return False
+        with _original(file) as source:
+            if _fclonefileat(source.descriptor, _AT_FDCWD, os.fsencode(target), 0) != 0:
+                return False
         _make_writable(target)
         return True
 
 else:
 
-    def _clone(path: str, target: str) -> bool:
+    def _clone(file: File, target: str) -> bool:
         """Share a file's blocks; False where that can't be, which leaves nothing. See ioctl_ficlone(2)."""
-        with _original(path) as source, open(target, "xb") as copy:
+        with _original(file) as source, open(target, "xb") as copy:
             try:
-                fcntl.ioctl(copy, _FICLONE, source.fileno())
+                fcntl.ioctl(copy, _FICLONE, source.descriptor)
             except OSError:
                 # Each file system refuses with a number of its own. What is really wrong, the plain copy will meet too.
                 os.unlink(target)
