@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
         # The connection is part of reference cycles, which may live for minutes; what takes memory must not.
         self._held.clear()
         self.pipeline.clear()
-        self.headers = []
+        self.headers, self.url = [], b""
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes, and parse them as far as it is their turn."""

@@ -57,7 +57,10 @@ _ERRORS: Mapping[int, str] = {
 }
 _OF_ALL = (400, 403, 405, 413, 415, 431, 500, 503)
 _HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 415: "Accept-Encoding", 503: "Retry-After"}
-_KEY = {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."}
+_KEYS = {
+    "key": {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same key."},
+}
 
 
 @cache
@@ -68,7 +71,7 @@ def description(*, has_key: bool) -> JSON:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, has_key)
     components: JSON = {"schemas": _schemas()}
     if has_key:
-        components["securitySchemes"] = {"key": _KEY}
+        components["securitySchemes"] = _KEYS
     info = {"title": "mlxk2", "version": __version__, "summary": "OpenAI's API, answered by models on this machine."}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
@@ -85,7 +88,7 @@ def _described(operation: _Operation, has_key: bool) -> JSON:
         described["responses"]["503"]["description"] = "The first model is being loaded, or no more can be taken now."
         described["responses"]["503"]["content"] = {"application/json": {"schema": health}}
     if has_key and not is_open:
-        described["security"] = [{"key": []}]
+        described["security"] = [{name: []} for name in _KEYS]
     if "{model}" in operation.path:
         schema = {"type": "string"}
         described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]

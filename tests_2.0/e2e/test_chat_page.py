@@ -26,7 +26,7 @@ FLAGS = (
 PARIS = "The capital of France is Paris."
 # Of a machine that is busy with other tests, in milliseconds.
 expect.set_options(timeout=20_000)
-KEY = "a-key-of-this-test"
+KEY = "schlüssel-ключ-🔑"
 MARKDOWN = """Look:
 
 # Heading

@@ -56,7 +56,7 @@ export class Api {
   async #request(path, options = {}) {
     for (;;) {
       const key = this.#key;
-      const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+      const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${utf8(key)}` }) };
       const response = await reach(path, { ...options, headers });
       if (response.status !== 401) return checked(response);
       // Whoever else was refused has asked for a new one already.
@@ -113,6 +113,11 @@ async function* events(response) {
 function lost(error) {
   if (error.name === "AbortError") throw error;
   return { done: true };
+}
+
+/** Return a text as the bytes of UTF-8, one character each, as headers take them. */
+function utf8(text) {
+  return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
 function stored() {
