@@ -18,12 +18,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
-from mlxk2.runner.limits import MEMORY, TEMPLATE_SECONDS, TEXT_SECONDS
+from mlxk2.runner.limits import MEMORY, PATIENCE, SECONDS, TEMPLATE_SECONDS
 
 _PROGRAM = "mlxk2.runner.tokenizer_process"
-# Seconds of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
-PATIENCE = 20.0
-LOAD_PATIENCE = 180.0
 # Processes for one model, and the seconds after which another is started beside one that is busy.
 _MAX_PROCESSES = 3
 _BUSY = 1.0
@@ -41,6 +38,14 @@ _NOT_READ = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "MLXLM_USE_MODELS
 
 Answer = tuple[dict[str, Any], "array[int]"]
 Cancelled = Callable[[], bool]
+
+
+class _EndedError(Exception):
+    """The process has ended, with this code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class Confined:
@@ -72,14 +77,19 @@ class Confined:
         """Whether it can still be asked."""
         return self.close.alive and self._process.poll() is None
 
-    def ask(self, question: Mapping[str, Any], patience: float = PATIENCE, cancelled: Cancelled = bool) -> Answer:
+    def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Answer:
         """Return the answer, as its JSON and its token ids. Whatever goes wrong on the way ends the process.
 
-        Raises ModelError where it does not come to an end, InterruptedByUser where it was `cancelled`.
+        `patience` is how many seconds of wall time it may take. Raises ModelError where it does not come to an end,
+        InterruptedByUser where it was `cancelled`.
         """
         try:
             # Escaped, since a conversation may hold half a surrogate pair.
-            return self._exchange(json.dumps(question).encode() + b"\n", time.monotonic() + patience, cancelled)
+            deadline = time.monotonic() + (PATIENCE[question["ask"]] if patience is None else patience)
+            return self._exchange(json.dumps(question).encode() + b"\n", deadline, cancelled)
+        except _EndedError as ended:
+            self.close()
+            raise _death(ended.code, question["ask"]) from None
         except BaseException:
             self.close()
             raise
@@ -101,7 +111,7 @@ class Confined:
                     if found := _parse(answer):
                         return found
                 else:
-                    raise _death(self._process.wait())
+                    raise _EndedError(self._process.wait())
             self._check(deadline, cancelled)
             if not events and self._watches_memory and _memory(self._process.pid) > self._limit:
                 raise _needs_memory(self._limit)
@@ -112,7 +122,7 @@ class Confined:
         except BlockingIOError:
             return 0
         except BrokenPipeError:
-            raise _death(self._process.wait()) from None
+            raise _EndedError(self._process.wait()) from None
 
     def _check(self, deadline: float, cancelled: Cancelled) -> None:
         if cancelled():
@@ -135,10 +145,10 @@ def _parse(answer: bytearray) -> Answer | None:
     return head, ids
 
 
-def _death(code: int) -> ModelError:
+def _death(code: int, asked: str) -> ModelError:
     seconds = {
         -signal.SIGPROF: ("chat template", TEMPLATE_SECONDS),
-        -signal.SIGVTALRM: ("tokenizer", TEXT_SECONDS),
+        -signal.SIGVTALRM: ("tokenizer", SECONDS[asked]),
     }
     if code in seconds:
         what, limit = seconds[code]
@@ -270,6 +280,6 @@ class Pool:
 
     def _start(self, cancelled: Cancelled) -> tuple[Confined, Mapping[str, Any]]:
         process = self._starter.take()
-        answer, _ = process.ask(self._opening, LOAD_PATIENCE, cancelled)
+        answer, _ = process.ask(self._opening, cancelled=cancelled)
         self._check(answer)
         return process, answer

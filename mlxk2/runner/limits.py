@@ -4,8 +4,10 @@ from __future__ import annotations
 
 # Of processor time, for one rendering. The longest conversations that fit a context take a tenth of it.
 TEMPLATE_SECONDS = 2.0
-# Of processor time, for one prompt. A context of a million tokens takes two seconds.
-TEXT_SECONDS = 10.0
-# Of processor time. Some tokenizers are converted when they are loaded: most of a minute on a slow machine.
-LOAD_SECONDS = 120.0
+# Of processor time, by what is asked. Some tokenizers are converted when they are loaded: most of a minute on a slow
+# machine. A prompt of a million tokens takes two seconds. A line of an answer, which is decoded while the answers of
+# others wait, takes less than a millisecond.
+SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1.0}
+# Of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
+PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
 MEMORY = 3 << 30

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NotRequired, TypedDict
 
-from mlxk2.errors import ValidationError
+from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.confined import Cancelled
 from mlxk2.runner.params import too_long
 from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import RefusedError
+from mlxk2.runner.tokenizer import DecodeError, RefusedError
 
 
 class Message(TypedDict):
@@ -93,5 +93,8 @@ class Prompter:
         return sum(1 for _ in takewhile(self._vocabulary.end_tokens.__contains__, reversed(letter)))
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
-        return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))
+        try:
+            return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))
+        except DecodeError as fault:
+            raise ModelError(f"The model's tokens can't be decoded: {fault}") from fault
 

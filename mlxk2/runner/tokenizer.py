@@ -15,7 +15,7 @@ from typing import Any
 
 from mlx_lm import tokenizer_utils, utils
 
-from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
+from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
 from mlxk2.runner.confined import Answer, Cancelled, Pool, Starter
 from mlxk2.runner.params import too_long
@@ -28,6 +28,10 @@ _MAX_REMEMBERED, _MAX_SHORT = 1 << 17, 4
 
 class RefusedError(Exception):
     """The chat template, or the tokenizer, can't make a prompt of this conversation or text; the message says why."""
+
+
+class DecodeError(RuntimeError):
+    """Tokens can't be turned into text; as any fault of an answer, it ends that answer alone."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,10 @@ class Tokenizer:
         return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT else self._decode(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._ask({"ask": "decode", "ids": list(tokens)})[0]["text"]
+        try:
+            text: str = self._ask({"ask": "decode", "ids": list(tokens)})[0]["text"]
+        except (ModelError, RefusedError) as fault:
+            raise DecodeError(str(fault)) from fault
         return text
 
     def _ask(self, question: Mapping[str, Any]) -> Answer:

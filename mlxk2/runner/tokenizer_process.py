@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from jinja2.exceptions import TemplateError
 
 from mlxk2.runner import template_process
-from mlxk2.runner.limits import LOAD_SECONDS, MEMORY, TEMPLATE_SECONDS, TEXT_SECONDS
+from mlxk2.runner.limits import MEMORY, SECONDS, TEMPLATE_SECONDS
 
 # Average characters per token; most texts have fewer.
 _CHARACTERS = 8
@@ -168,14 +168,14 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _open_model(question: Mapping[str, Any]) -> Answer:
-    with _limit(signal.ITIMER_VIRTUAL, LOAD_SECONDS):
+    with _limit(signal.ITIMER_VIRTUAL, SECONDS["open"]):
         model = _Model(question["folder"], question["options"], question["ends"], question["defaults"])
         return {"model": model, **model.describe()}, b""
 
 
 def _answer(question: Mapping[str, Any]) -> Answer:
     model: _Model = question["model"]
-    with _limit(signal.ITIMER_VIRTUAL, TEXT_SECONDS):
+    with _limit(signal.ITIMER_VIRTUAL, SECONDS[question["ask"]]):
         match question["ask"]:
             case "chat":
                 tokens = model.chat(question["messages"], question["options"], question["context"])
