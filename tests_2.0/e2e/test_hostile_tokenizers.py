@@ -80,7 +80,7 @@ def test_a_tokenizer_that_fills_memory_fails_alone(server: Server, tmp_path: Pat
     name = add(server, tmp_path / "model", change)
     refused = ask(server, name, "a")
     assert refused.status_code in (400, 500)
-    assert "The model's tokenizer" in refused.json()["error"]["message"]
+    assert "model's tokenizer" in refused.json()["error"]["message"]
     assert ask(server, "demo", "Hello").status_code == 200
 
 
