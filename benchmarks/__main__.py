@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup.py", "listing.py", "generation.py", "quantized_cpu.py", "download.py", "serving.py")
+SCRIPTS = (
+    "startup.py", "listing.py", "generation.py", "quantized_cpu.py", "download.py", "serving.py", "fairness.py",
+)  # fmt: skip
 
 
 def main() -> int:

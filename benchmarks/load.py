@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 # No answer takes that many seconds.
@@ -45,6 +45,23 @@ def together(port: int, requests: Sequence[Request]) -> list[Answer | BaseExcept
         return await asyncio.gather(*(_ask(port, request) for request in requests), return_exceptions=True)
 
     return asyncio.run(all_of_them())
+
+
+def watch(port: int, body: Body, seen: Callable[[], None]) -> None:
+    """Ask for one answer, and say at each of its events that one is there."""
+
+    async def look() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await _send(writer, {"stream": True, **body})
+            await _check(reader)
+            while (line := await reader.readline()) and line != DONE:
+                if line.startswith(b"data: {"):
+                    seen()
+        finally:
+            writer.close()
+
+    asyncio.run(look())
 
 
 def whole(answer: Answer | BaseException) -> Answer:

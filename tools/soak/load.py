@@ -89,6 +89,7 @@ class Load:
             questions.a_walk: 4,
             questions.a_stopped_walk: 2,
             questions.a_tale: 4,
+            questions.a_long_one: 1,
             questions.a_wrong_one: 4,
             questions.an_unloadable_one: 1,
             questions.a_look: 3,

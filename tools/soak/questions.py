@@ -72,6 +72,7 @@ def repeatable(rng: Random) -> list[Question]:
         ("follow-up", CHAT, chat(fact, said, "What is 3 + 4?", temperature=0)),
         ("follow-up", CHAT, chat(fact, said, "Hello", FACTS["Hello"], _LONG, temperature=0, max_tokens=limit)),
         ("long prompt", CHAT, chat(filler, temperature=0, max_tokens=8)),
+        ("long prompt", CHAT, chat(filler[::-1], seed=seeds[0], max_tokens=4, n=8)),
         ("seeded", CHAT, chat(_LONG, seed=seeds[0], temperature=1.5, max_tokens=limit, n=3)),
         ("seeded", CHAT, chat("Hello", seed=seeds[1], temperature=2, top_k=50, max_tokens=limit)),
         ("seeded", CHAT, chat("Hello", seed=seeds[2], top_p=0.9, frequency_penalty=1, max_tokens=limit, stop=["?"])),
@@ -110,6 +111,12 @@ def a_fact(rng: Random) -> Question:
     """The demo at temperature 0."""
     asked, said = rng.choice(list(FACTS.items()))
     return Question("greedy", CHAT, chat(asked, temperature=0), _says([said]))
+
+
+def a_long_one(rng: Random) -> Question:
+    """A prompt of up to a few thousand tokens that was not asked before, for one answer or many."""
+    words = " ".join(str(rng.randrange(1000)) for _ in range(rng.randrange(50, 1000)))
+    return Question("long", CHAT, chat(words, max_tokens=2, n=rng.choice((1, 1, 8))))
 
 
 def a_tale(rng: Random) -> Question:

@@ -1,0 +1,128 @@
+"""What `mlxk2 serve` makes others wait for: a short question and a running stream beside long prompts, many answers."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import load
+import rounds
+import servers
+from load import Answer, Body, Request
+from servers import NAMES, Server
+from serving import GREEDY, endless
+
+ROUNDS = 3
+LONG_PROMPTS = 8
+# Of the demo about four thousand and fifteen hundred tokens.
+LONG_WORDS, SHARED_WORDS = 3_750, 1_450
+ANSWERS = 16
+STREAMED = 3_000
+# Seconds after which all the long prompts have come.
+LATER = 0.5
+_WORDS = ("one", "two", "three", "four", "five", "six")
+
+
+def _question(text: str, tokens: int, **options: object) -> Body:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, **GREEDY, **options}
+
+
+def _long(words: int, chance: random.Random) -> str:
+    """A prompt that was never asked before."""
+    return " ".join(chance.choices(_WORDS, k=words))
+
+
+def _long_requests(chance: random.Random) -> list[Request]:
+    return [Request(_question(_long(LONG_WORDS, chance), 1)) for _ in range(LONG_PROMPTS)]
+
+
+def short_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
+    """The wait for the first token of a short question that comes after eight long prompts."""
+    waits = []
+    for _ in range(ROUNDS):
+        short = Request(_question("What is 3 + 4?", 8), delay=LATER)
+        answer, *_ = (load.whole(answer) for answer in load.together(us.port, [short, *_long_requests(chance)]))
+        waits.append(answer.first)
+    print(f"a short question beside long prompts: first token after {min(waits):.2f} to {max(waits):.2f} s")
+    what = f"first token of a short question beside {LONG_PROMPTS} long prompts"
+    return rounds.Figure(what, statistics.median(waits), at_most=1.0, unit="s")
+
+
+def stream_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
+    """The longest time that a running stream stands still while eight long prompts are read."""
+    gaps = [_longest_gap(us, _long_requests(chance)) for _ in range(ROUNDS)]
+    print(f"a stream beside long prompts: stands still for {min(gaps):.2f} to {max(gaps):.2f} s")
+    what = f"a stream stands still beside {LONG_PROMPTS} long prompts"
+    return rounds.Figure(what, statistics.median(gaps), at_most=0.5, unit="s")
+
+
+def _longest_gap(us: Server, long: Sequence[Request]) -> float:
+    times: list[float] = []
+    question = _question("Count from 1 to 100.", STREAMED)
+    streaming = threading.Thread(
+        target=load.watch, args=(us.port, question, lambda: times.append(time.perf_counter()))
+    )
+    streaming.start()
+    while not times:
+        time.sleep(0.01)
+    for answer in load.together(us.port, long):
+        load.whole(answer)
+    end = time.perf_counter()
+    streaming.join()
+    seen = [moment for moment in times if moment <= end]
+    return max(later - earlier for earlier, later in itertools.pairwise([*seen, end]))
+
+
+def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Figure:
+    """The time of eight long prompts that come together, ours and theirs in turn."""
+    pairs = rounds.paired(
+        lambda: _seconds(us, _long_requests(chance)), lambda: _seconds(them, _long_requests(chance)), ROUNDS
+    )
+    what = f"{LONG_PROMPTS} long prompts together"
+    rounds.tell(what, pairs, "s", NAMES)
+    return rounds.Figure(what, rounds.median_ratio(pairs), at_most=1.15)
+
+
+def _seconds(server: Server, requests: Sequence[Request]) -> float:
+    answers: list[Answer] = [load.whole(answer) for answer in load.together(server.port, requests)]
+    return max(answer.last for answer in answers)
+
+
+def many_answers(us: Server, chance: random.Random) -> rounds.Figure:
+    """The time of sixteen answers to one prompt, by that of one."""
+
+    def seconds(count: int) -> float:
+        return load.ask(us.port, _question(_long(SHARED_WORDS, chance), 1, n=count)).last
+
+    pairs = rounds.paired(lambda: seconds(ANSWERS), lambda: seconds(1))
+    what = f"{ANSWERS} answers to one prompt"
+    rounds.tell(what, pairs, "s", (f"{ANSWERS} answers", "one answer"))
+    return rounds.Figure(what, rounds.median_ratio(pairs), at_most=1.5)
+
+
+def main() -> int:
+    """Measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", help="make the model here, or use the one that is here")
+    args = parser.parse_args()
+    chance = random.Random(time.time())
+    with rounds.workspace(args.keep) as folder:
+        model = endless(folder / "endless")
+        with servers.ours(model) as us, servers.theirs(model) as them:
+            figures = [
+                short_beside_long(us, chance),
+                stream_beside_long(us, chance),
+                long_together(us, them, chance),
+                many_answers(us, chance),
+            ]
+    return rounds.verdict(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
