@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class _Answer:
         """How many tokens of the answer are there already."""
         return len(self.tokens) - len(self.request.prompt)
 
+    def processors(self) -> list[sampling.Processor]:
+        """Return what changes the row's logits."""
+        return sampling.processors(self.request.sampling, len(self.request.prompt))
+
     def spared(self, row: int) -> int:
         """Return how many tokens of its prompt need not be computed for a row that waits for its reading."""
         assert self.reading is not None
@@ -79,9 +84,7 @@ class Batch:
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
         """Add a row that goes on after these tokens of its answer; tell its number and what need not be computed."""
         self._count += 1
-        tokens = (*request.prompt, *answered) if answered else request.prompt
-        reading = self._reader.add(self._count, tokens, request.client)
-        answer = _Answer(request, tokens, max_tokens - len(answered), reading)
+        answer = _answer(self._reader, self._count, request, max_tokens, answered)
         self._rows[self._count] = answer
         return Place(self._count, answer.spared(self._count))
 
@@ -123,9 +126,7 @@ class Batch:
             states,
             [answer.tokens for answer in answers],
             samplers=[RowSampler(answer.request, answer.answered) for answer in answers],
-            logits_processors=[
-                sampling.processors(answer.request.sampling, len(answer.request.prompt)) for answer in answers
-            ],
+            logits_processors=[answer.processors() for answer in answers],
             stop_sequences=[self._ends] * len(rows),
             max_tokens=[answer.left for answer in answers],
         )
@@ -161,55 +162,97 @@ class Batch:
             self._generator.close()
 
 
-class _Row(NamedTuple):
-    """A request, what generates its tokens, and how many may still come."""
+class _Current(NamedTuple):
+    """The row that is generated now, what generates its tokens, and how many may still come."""
 
-    request: GenerationRequest
+    row: int
     tokens: Iterator[tuple[int, mx.array]]
     left: int
 
 
 class Queue:
-    """Rows that are generated one after another, in the order they came."""
+    """Rows that are generated one after another, in the order in which their prompts have been read."""
 
     def __init__(self, model: Any, end_tokens: Collection[int]) -> None:
         self._model = model
         self._ends = end_tokens
-        self._rows: dict[int, _Row] = {}
+        self._reader = Reader(model, PromptCache(0), piece())
+        self._rows: dict[int, _Answer] = {}
+        self._ready: list[int] = []
+        self._current: _Current | None = None
         self._count = 0
 
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that goes on after these tokens of its answer; tell its number."""
-        left = max_tokens - len(answered)
-        tokens = generate_step(
-            mx.array([*request.prompt, *answered]),
-            self._model,
-            max_tokens=left,
-            sampler=sampling.Sampler(request.sampling, len(answered)),
-            logits_processors=sampling.processors(request.sampling, len(request.prompt)),
-        )
+        """Add a row that goes on after these tokens of its answer; tell its number and what need not be computed."""
         self._count += 1
-        self._rows[self._count] = _Row(request, tokens, left)
-        return Place(self._count)
+        answer = _answer(self._reader, self._count, request, max_tokens, answered)
+        self._rows[self._count] = answer
+        return Place(self._count, answer.spared(self._count))
 
     def next(self) -> list[Step]:
-        """Return the next token of the oldest row, after all of its prompt if it is the first."""
-        row, (request, tokens, left) = next(iter(self._rows.items()))
-        token, logprobs = next(tokens)
-        self._rows[row] = _Row(request, tokens, left - 1)
-        reason: Literal["stop", "length"] | None = "stop" if token in self._ends else "length" if left == 1 else None
-        step = Step(row, token, reason, _logprob(request, token, logprobs))
+        """Return the next token of the row that is generated, or read a budget of tokens of the prompts."""
+        if self._current is None and not self._ready:
+            self._ready += [row for reading in self._reader.next() for row in reading.rows]
+        if self._current is None and self._ready:
+            self._current = self._begun(self._ready.pop(0))
+        return [self._step(self._current)] if self._current is not None else []
+
+    def _begun(self, row: int) -> _Current:
+        answer = self._rows[row]
+        assert answer.reading is not None
+        answer.cached_tokens = answer.spared(row)
+        tokens = generate_step(
+            mx.array(answer.tokens[-1:]),
+            self._model,
+            max_tokens=answer.left,
+            sampler=sampling.Sampler(answer.request.sampling, answer.answered),
+            logits_processors=[_after(answer.tokens[:-1], processor) for processor in answer.processors()],
+            # Others may go on from the same state.
+            prompt_cache=copy.deepcopy(answer.reading.state),
+        )
+        answer.reading = None
+        return _Current(row, tokens, answer.left)
+
+    def _step(self, current: _Current) -> Step:
+        answer = self._rows[current.row]
+        token, logprobs = next(current.tokens)
+        is_last = current.left == 1
+        reason: Literal["stop", "length"] | None = "stop" if token in self._ends else "length" if is_last else None
+        logprob = _logprob(answer.request, token, logprobs)
+        self._current = current._replace(left=current.left - 1)
         if reason:
-            self.remove(row)
-        return [step]
+            self.remove(current.row)
+        return Step(current.row, token, reason, logprob, answer.cached_tokens)
 
     def remove(self, row: int) -> None:
-        """Drop a row, whether it is waiting or in its answer."""
-        del self._rows[row]
+        """Drop a row, whether it is waiting, in its prompt or in its answer."""
+        answer = self._rows.pop(row)
+        if row in self._ready:
+            self._ready.remove(row)
+        elif answer.reading is not None:
+            self._reader.remove(row, answer.reading)
+        else:
+            self._current = None
 
     def close(self) -> None:
         """Drop all rows."""
         self._rows.clear()
+        self._ready.clear()
+        self._current = None
+
+
+def _answer(
+    reader: Reader, row: int, request: GenerationRequest, max_tokens: int, answered: Sequence[int]
+) -> _Answer:
+    """Return what a row answers, whose prompt waits to be read."""
+    tokens = (*request.prompt, *answered) if answered else request.prompt
+    return _Answer(request, tokens, max_tokens - len(answered), reader.add(row, tokens, request.client))
+
+
+def _after(before: Tokens, processor: sampling.Processor) -> sampling.Processor:
+    """Return a processor that is given the tokens since then, for one that wants those before as well."""
+    seen = mx.array(before, dtype=mx.uint32)
+    return lambda tokens, logits: processor(mx.concatenate([seen, tokens.astype(mx.uint32)]), logits)
 
 
 def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> TokenLogprob | None:
