@@ -256,7 +256,7 @@ class BrokenStream:
     def isatty():
         return False
 
-    def read(self):
+    def read(self, _size=-1):
         raise self._fault
 
 
