@@ -40,8 +40,10 @@ SHORT = Limits(
 Question = Callable[[Connection, Path], object]
 
 
-@pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Question, Answer, str], str]:
+Ask = Callable[[Question, Answer, str], str]
+
+
+def _asker(limits: Limits, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Ask:
     """Ask a question of a hub that answers one route badly; the message of the error that it ends in."""
 
     def asked(question: Question, answer: Answer, route: str) -> str:
@@ -50,11 +52,23 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Question, 
             monkeypatch.setenv("HF_TOKEN", "hf_secret")
             monkeypatch.setenv("NO_PROXY", "*")
             with pytest.raises(MlxkError) as caught:
-                question(connect(SHORT), tmp_path)
+                question(connect(limits), folder)
         assert REPO in caught.value.message or "config.json" in caught.value.message
         return caught.value.message
 
     return asked
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
+    """Ask with so little patience that a test sees its end."""
+    return _asker(SHORT, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def ask_patiently(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
+    """Ask as the program does, of a hub that answers at once."""
+    return _asker(Limits(), monkeypatch, tmp_path)
 
 
 def find(connection: Connection, _: Path) -> object:
@@ -209,9 +223,7 @@ ANY_ANSWER = [
 
 
 @pytest.mark.parametrize(("answer", "said"), ANY_ANSWER, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_answer_is_read_or_waited_for_without_end(
-    ask: Callable[[Question, Answer, str], str], answer: Answer, said: str
-) -> None:
+def test_no_answer_is_read_or_waited_for_without_end(ask: Ask, answer: Answer, said: str) -> None:
     began = time.monotonic()
     for question, route in ((find, INFO_ROUTE), (standing, TREE_ROUTE)):
         assert re.search(said, ask(question, answer, route)), question
@@ -220,24 +232,22 @@ def test_no_answer_is_read_or_waited_for_without_end(
 
 @pytest.mark.parametrize("answer", [pages, same_page])
 @pytest.mark.parametrize("question", [listing, standing])
-def test_no_listing_is_followed_without_end(
-    ask: Callable[[Question, Answer, str], str], question: Question, answer: Answer
-) -> None:
+def test_no_listing_is_followed_without_end(ask: Ask, question: Question, answer: Answer) -> None:
     assert "does not end: it comes in more than 30 parts" in ask(question, answer, TREE_ROUTE)
 
 
 @pytest.mark.parametrize("question", [listing, standing])
-def test_no_listing_is_read_without_end(ask: Callable[[Question, Answer, str], str], question: Question) -> None:
+def test_no_listing_is_read_without_end(ask: Ask, question: Question) -> None:
     folders = [{"type": "directory", "path": "d", "oid": "0"}] * 1500
     assert "lists more than 5,000 files" in ask(question, lambda r: next_page(r, folders, address(r)), TREE_ROUTE)
 
 
-def test_the_parts_of_a_listing_are_counted_together(ask: Callable[[Question, Answer, str], str]) -> None:
+def test_the_parts_of_a_listing_are_counted_together(ask: Ask) -> None:
     said = ask(listing, lambda r: next_page(r, b"[]".ljust(90_000), address(r)), TREE_ROUTE)
     assert "is larger than 1.0MB in all its parts" in said
 
 
-def test_the_commits_of_a_repo_end(ask: Callable[[Question, Answer, str], str]) -> None:
+def test_the_commits_of_a_repo_end(ask: Ask) -> None:
     def by_its_start(connection: Connection, _: Path) -> object:
         return repos.find(connection, REPO, "abc")
 
@@ -263,13 +273,11 @@ FILE_ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "said"), FILE_ANSWERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_file_is_received_without_end(
-    ask: Callable[[Question, Answer, str], str], answer: Answer, said: str
-) -> None:
+def test_no_file_is_received_without_end(ask: Ask, answer: Answer, said: str) -> None:
     assert re.search(said, ask(file, answer, FILE_ROUTE))
 
 
-def test_no_file_begins_anew_without_end(ask: Callable[[Question, Answer, str], str]) -> None:
+def test_no_file_begins_anew_without_end(ask: Ask) -> None:
     def cut(request: Handler) -> None:
         request.begin(content_length="3000000")
         request.wfile.write(bytes(1_500_000))
@@ -285,15 +293,76 @@ def test_no_file_begins_anew_without_end(ask: Callable[[Question, Answer, str], 
 
 
 @pytest.mark.parametrize("answer", [endless_body, drip, broken_gzip, gzip_bomb])
-def test_the_status_of_an_error_counts_whatever_its_text(
-    ask: Callable[[Question, Answer, str], str], answer: Answer
-) -> None:
+def test_the_status_of_an_error_counts_whatever_its_text(ask: Ask, answer: Answer) -> None:
     def refuse(request: Handler) -> None:
         begin = request.begin
         request.begin = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
         answer(request)
 
     assert "is not on the hub, or is private" in ask(find, refuse, INFO_ROUTE)
+
+
+ERROR_TEXTS = {
+    "a list": b"[]",
+    "a text": b'"x"',
+    "null": b"null",
+    "errors that are a number": b'{"errors": 5}',
+    "errors that are numbers": b'{"errors": [5]}',
+    "an error that is an object": b'{"error": {"a": 1}}',
+    "a deep list": b"[" * 900,
+    "a number without end": b"1" * 900,
+    "no UTF-8": b"\xff\xfe\xfd",
+    "half a character": b'{"error": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("text", ERROR_TEXTS.values(), ids=ERROR_TEXTS.keys())
+@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (standing, TREE_ROUTE)])
+def test_the_status_of_an_error_counts_whatever_form_its_text_has(
+    ask_patiently: Ask, question: Question, route: str, text: bytes
+) -> None:
+    assert "418" in ask_patiently(
+        question, lambda request: request.say(text, 418, content_type="application/json"), route
+    )
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "zlib"])
+def test_the_status_of_an_error_counts_whatever_its_charset(ask_patiently: Ask, charset: str) -> None:
+    def refuse(request: Handler) -> None:
+        request.say(b"x", 418, content_type=f"text/plain; charset={charset}")
+
+    assert "418" in ask_patiently(file, refuse, FILE_ROUTE)
+
+
+def test_a_page_for_people_is_no_reason(ask_patiently: Ask) -> None:
+    page = "<html>Out of order</html>"
+    assert "html" not in ask_patiently(
+        file, lambda request: request.say(page, 418, content_type="text/html"), FILE_ROUTE
+    )
+
+
+HEADERS = {
+    "a redirect to no host": (302, {"location": "http://a..b/"}),
+    "a redirect to a host without end": (302, {"location": f"http://{'a' * 300}/"}),
+    "a redirect to no port": (302, {"location": "http://127.0.0.1:99999/"}),
+    "a range of no number": (206, {"content_range": "bytes 0-1/abc"}),
+    "a range without end": (206, {"content_range": f"bytes 0-1/{'9' * 5000}"}),
+    "a pause without end": (429, {"retry_after": "9" * 5000}),
+}
+
+
+@pytest.mark.parametrize(("status", "headers"), HEADERS.values(), ids=HEADERS.keys())
+@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (standing, TREE_ROUTE)])
+def test_headers_that_can_not_be(
+    ask_patiently: Ask,
+    question: Question,
+    route: str,
+    status: int,
+    headers: dict[str, str],
+) -> None:
+    if question is not file and status == 206:
+        pytest.skip("only a file has a range")
+    ask_patiently(question, lambda request: request.say(b"{}", status, **headers), route)
 
 
 @pytest.mark.parametrize("count", [5_000, 50_000])

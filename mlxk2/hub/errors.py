@@ -83,8 +83,9 @@ def beyond_limits(fault: LimitExceeded, repo_id: str) -> str:
 
 
 def cause(fault: BaseException) -> str:
-    """The words of an exception on one line, without secrets; its type where it has none."""
-    return cut(_SECRETS.sub("", " ".join(str(fault).split())), MAX_CAUSE) or type(fault).__name__
+    """The words of an exception on one line, without secrets and full stop; its type where it has none."""
+    words = " ".join(str(fault).split()).rstrip(".")
+    return cut(_SECRETS.sub("", words), MAX_CAUSE) or type(fault).__name__
 
 
 def as_error(fault: Exception, repo_id: str) -> MlxkError:

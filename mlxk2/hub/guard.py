@@ -5,6 +5,7 @@ The user's token leaves for the hub itself only. No answer is larger, slower or 
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Iterable, Iterator
@@ -100,6 +101,9 @@ class Guard(httpx2.BaseTransport):
         if method != "HEAD":
             for name in ON_THE_WAY:
                 headers.pop(name, None)
+            if not is_result and body:
+                body = _legible(body, headers.get("content-type", ""))
+                headers["content-type"] = "application/json"
         return httpx2.Response(answer.status_code, headers=headers, content=body, extensions=answer.extensions)
 
     def _body(self, answer: httpx2.Response, is_result: bool) -> bytes:
@@ -122,10 +126,29 @@ class Guard(httpx2.BaseTransport):
         """Refuse to wait for as long as an answer asks; the library would sleep until then."""
         limit = library.parse_ratelimit_headers(answer.headers)
         after = answer.headers.get("retry-after", "").strip()
-        asked = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
-        asked += [int(after)] if after.isascii() and after.isdigit() else []
+        asked: list[float] = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
+        asked += [float(after)] if after.isascii() and after.isdigit() else []
         if answer.status_code >= FIRST_REDIRECT and max(asked, default=0) > self._limits.pause_seconds:
             raise LimitExceeded(f"({answer.status_code}) asks to wait longer than {self._limits.pause_seconds} seconds")
+
+
+def _legible(body: bytes, content_type: str) -> bytes:
+    """Return the text of an error in the form in which the library reads it; a page for people says nothing to it.
+
+    The library would stumble over any other form, so that the status would be lost.
+    """
+    text = body.decode("utf-8", "replace")
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not _is_list_of_messages(said.get("errors")):
+        said = {} if "html" in content_type.lower() else {"error": text}
+    return json.dumps(said).encode()
+
+
+def _is_list_of_messages(errors: object) -> bool:
+    return errors is None or (isinstance(errors, list) and all(isinstance(error, dict) for error in errors))
 
 
 class WatchedBody(httpx2.SyncByteStream):

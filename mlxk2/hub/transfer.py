@@ -18,6 +18,7 @@ from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub import library
 from mlxk2.hub.connection import Connection
+from mlxk2.hub.errors import nonsense
 from mlxk2.hub.limits import LimitExceeded, receiving_file
 from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
@@ -100,8 +101,12 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
-    with receiving_file(wanted.size):
-        library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
+    try:
+        with receiving_file(wanted.size):
+            library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
+    except (ValueError, httpx2.InvalidURL) as fault:
+        # Headers that are no numbers, or an address that is none.
+        raise DownloadFailedError(nonsense(wanted.name, fault)) from fault
 
 
 def _receive_xet(source: Source, wanted: Wanted, file: Partial) -> None:
