@@ -234,8 +234,14 @@ def _add_run(commands: Subparsers) -> None:
     parser.add_argument("--verbose", action="store_true", help="print token counts and speed to stderr")
 
 
+def _add_context_length(parser: argparse.ArgumentParser) -> None:
+    help = "how many tokens the model holds (default: what its files say)"
+    parser.add_argument("--context-length", type=_whole, metavar="N", help=help)
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
+    _add_context_length(parser)
     parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
     parser.add_argument("--top-p", type=_decimal, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
     parser.add_argument(
@@ -255,6 +261,7 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_whole, default=8000, help="the port to listen on (default: 8000)")
     parser.add_argument("--max-tokens", type=_whole, metavar="N", help="limit of an answer (default: half the context)")
+    _add_context_length(parser)
     parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
     help = "a further name that clients use for this machine; may be given several times"
     parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)

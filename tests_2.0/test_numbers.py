@@ -8,8 +8,8 @@ from layouts import Hub, chat_model
 from places import error_of
 
 WHOLE = {
-    "run": ("--max-tokens", "--top-k", "--seed"),
-    "serve": ("--max-tokens", "--port", "--max-concurrent", "--max-queue"),
+    "run": ("--max-tokens", "--context-length", "--top-k", "--seed"),
+    "serve": ("--max-tokens", "--context-length", "--port", "--max-concurrent", "--max-queue"),
 }
 DECIMAL = {"run": ("--temperature", "--top-p", "--min-p", "--repetition-penalty")}
 NO_NUMBERS = ("", " ", "nan", "inf", "-Infinity", "٣", "１", "1_0", "0x1", "one", "1,5", "1e400", "9" * 400, "9" * 5000)
@@ -53,6 +53,7 @@ def test_a_size_that_is_none_is_one_error(mlxk2: Program, size: str) -> None:
 LIMITS = (
     ("--max-concurrent", 0), ("--max-concurrent", 65537), ("--max-queue", -1), ("--max-queue", 2**64),
     ("--port", 65536), ("--port", -1), ("--max-tokens", 0), ("--max-tokens", 2**64),
+    ("--context-length", 0), ("--context-length", 2**64),
 )  # fmt: skip
 
 

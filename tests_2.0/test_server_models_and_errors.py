@@ -307,6 +307,14 @@ def test_models_of_the_cache_and_the_demo(hub: Hub) -> None:
         assert {entry["owned_by"] for entry in found["data"]} == {"mlxk2", "mlx-community"}
 
 
+@pytest.mark.parametrize(("override", "lengths"), [(None, [4096, None]), (77, [77, 77])])
+def test_a_context_that_no_file_names_is_null_and_can_be_given(
+    hub: Hub, override: int | None, lengths: list[int | None]
+) -> None:
+    hub.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
+    assert [entry.context_length for entry in Catalog(context=override).entries()] == lengths
+
+
 @pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
 def test_a_model_that_is_not_listed(hub: Hub, name: str) -> None:
     hub.add("mlx-community/Small", chat_model())

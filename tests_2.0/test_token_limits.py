@@ -6,32 +6,107 @@ from typing import Any
 
 import pytest
 from conftest_runner import generate, request, saying
+from layouts import Files, Hub, as_json, chat_model, without
 
+from mlxk2.cache.contents import Contents
+from mlxk2.cache.context import context_length, length_in_config
+from mlxk2.cache.store import Cache
 from mlxk2.errors import ContextLengthError, ValidationError
-from mlxk2.runner.params import GenerationRequest, Sampling, check_max_tokens, context_length, token_budget
+from mlxk2.runner.params import GenerationRequest, Sampling, check_max_tokens, default_max_tokens, token_budget
 
 
-@pytest.mark.parametrize(
-    "key", ["max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len"]
-)
+def read(files: Files, hub: Hub) -> int | None:
+    """Return the context length of a model with these files."""
+    hub.add("org/model", files)
+    return context_length(Contents(Cache(str(hub.path)).resolve("org/model")))
+
+
+NAMES = (
+    "max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "max_seq_len",
+    "model_max_length", "seq_len",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NAMES)
 def test_the_context_comes_from_the_config(key: str) -> None:
-    assert context_length({key: 1234}) == 1234
-    assert context_length({"text_config": {key: 1234}}) == 1234
+    assert length_in_config({key: 1234}) == 1234
+    assert length_in_config({"text_config": {key: 1234}}) == 1234
 
 
 def test_the_outer_config_wins() -> None:
-    assert context_length({"n_positions": 10, "text_config": {"max_position_embeddings": 20}}) == 10
+    assert length_in_config({"n_positions": 10, "text_config": {"max_position_embeddings": 20}}) == 10
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "2048", None, 10**30, 2048.0, []])
-def test_a_context_that_is_no_number_of_tokens_is_4096(value: object) -> None:
-    assert context_length({"max_position_embeddings": value}) == 4096
-    assert context_length({"max_position_embeddings": value, "seq_len": 7}) == 7
+def test_a_context_that_is_no_number_of_tokens_does_not_count(value: object) -> None:
+    assert length_in_config({"max_position_embeddings": value}) is None
+    assert length_in_config({"max_position_embeddings": value, "seq_len": 7}) == 7
 
 
-def test_without_a_word_in_the_config_the_context_is_4096() -> None:
-    assert context_length({}) == 4096
-    assert context_length({"text_config": None}) == 4096
+# What published configs say: the positions, their scaling, and how many tokens the model's card promises.
+SCALED: dict[str, tuple[int, dict[str, Any], int]] = {
+    "Qwen3 with YaRN": (40960, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+    "YaRN without the original": (2048, {"type": "yarn", "factor": 4}, 8192),
+    "DeepSeek": (163840, {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163840),
+    "a YaRN of mlx-lm's": (2048, {"type": "telechat3-yarn", "factor": 4.0}, 8192),
+    "linear": (4096, {"type": "linear", "factor": 4.0}, 16384),
+    "dynamic": (4096, {"rope_type": "dynamic", "factor": 2.0}, 8192),
+    "Llama 3.1": (131072, {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 131072),
+    "Llama 3 scaled": (8192, {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 65536),
+    "Phi 3": (131072, {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}, 131072),
+    "Qwen2-VL": (32768, {"type": "mrope", "mrope_section": [16, 24, 24]}, 32768),
+    "no scaling": (2048, {"rope_type": "default", "rope_theta": 10000.0}, 2048),
+    "layers of two kinds": (131072, {"full_attention": {"rope_type": "linear", "factor": 8.0}}, 131072),
+    "a factor that is none": (2048, {"type": "linear", "factor": "8"}, 2048),
+    "a factor below one": (2048, {"type": "linear", "factor": 0.5}, 2048),
+    "an infinite factor": (2048, {"type": "linear", "factor": float("inf")}, 2048),
+    "an absurd factor": (2048, {"type": "yarn", "factor": 1e30}, 2048),
+    "a type that is none": (2048, {"type": ["yarn"], "factor": 8.0}, 2048),
+}
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(("positions", "scaling", "expected"), SCALED.values(), ids=SCALED)
+def test_a_scaling_of_positions_lifts_the_context(
+    positions: int, scaling: dict[str, Any], expected: int, key: str
+) -> None:
+    config = {"max_position_embeddings": positions, key: scaling}
+    assert length_in_config(config) == expected
+    assert length_in_config({"text_config": config}) == expected
+    assert length_in_config({"max_position_embeddings": positions, "text_config": {key: scaling}}) == expected
+
+
+def test_the_context_of_gemma_3_includes_its_scaling() -> None:
+    config = {"max_position_embeddings": 131072, "rope_local_base_freq": 10000.0}
+    assert length_in_config({**config, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}) == 131072
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [({}, None), ({"model_max_length": 8192}, 8192), ({"model_max_length": 10**30}, None),
+     ({"model_max_length": 1e30}, None), ({"model_max_length": None}, None)],
+)  # fmt: skip
+def test_the_tokenizer_gives_a_hint_where_the_config_is_silent(
+    hub: Hub, tokenizer: dict[str, object], expected: int | None
+) -> None:
+    files = chat_model(max_position_embeddings=None) | {"tokenizer_config.json": as_json({"a": 1, **tokenizer})}
+    assert read(files, hub) == expected
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", None])
+def test_a_tokenizer_config_that_says_nothing_sets_no_limit(hub: Hub, text: bytes | None) -> None:
+    files = without(chat_model(max_position_embeddings=None), "tokenizer_config.json")
+    assert read(files if text is None else files | {"tokenizer_config.json": text}, hub) is None
+
+
+def test_without_a_context_no_prompt_is_too_long() -> None:
+    assert token_budget(request("a" * 9000, max_tokens=7), None) == 7
+    assert token_budget(request("a" * 9000), None) > 1 << 30
+    assert default_max_tokens(None) == 4096
+
+
+def test_by_default_an_answer_may_fill_half_of_the_context() -> None:
+    assert [default_max_tokens(context) for context in (1, 2, 4096)] == [1, 1, 2048]
 
 
 def test_the_default_limit_is_what_the_context_leaves() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlxk2.cache import integrity, naming, safetensors, support
 from mlxk2.cache.contents import Contents
+from mlxk2.cache.context import context_length
 from mlxk2.cache.files import BrokenFile, File
 from mlxk2.cache.store import Snapshot
 
@@ -25,9 +26,6 @@ CAPABILITIES: dict[ModelType, list[Capability]] = {
     "unknown": [],
 }
 TEXT_TYPES: tuple[ModelType, ...] = ("chat", "base")  # they generate text, so they need a tokenizer
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_len")
-# No model that exists goes near this; configs write absurd numbers for "no limit".
-_ABSURD_CONTEXT = 1 << 30
 _NUMBERS = {
     "vocab_size": ("vocab_size",),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -199,16 +197,11 @@ def metadata_of(contents: Contents) -> Metadata | None:
         return None
     found: dict[str, object] = {
         "architecture": config.get("model_type") if isinstance(config.get("model_type"), str) else None,
-        "context_length": context_length(config),
+        "context_length": context_length(contents),
         **{key: next(_numbers(config, names), None) for key, names in _NUMBERS.items()},
         "quantization": _quantization(config),
     }
     return cast("Metadata", {key: value for key, value in found.items() if value is not None})
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """How many tokens the model of this config can hold; None where it does not say."""
-    return next((number for number in _numbers(config, _CONTEXT_NAMES) if number < _ABSURD_CONTEXT), None)
 
 
 def _numbers(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[int]:

@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import IO, TYPE_CHECKING
 
 from mlxk2.cache.contents import Contents
+from mlxk2.cache.context import context_length
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
 from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Printer
 from mlxk2.runner.offline import import_offline
-from mlxk2.runner.params import Sampling, check_max_tokens, context_length
+from mlxk2.runner.params import Sampling, check_context_length, check_max_tokens
 
 # Far more than any context holds. What stdin has beyond it is not read: it may never end.
 MAX_PROMPT_CHARACTERS = 1 << 25
@@ -32,6 +33,7 @@ def run(args: Namespace) -> RunData | None:
     """
     sampling = _sampling(args)
     check_max_tokens(args.max_tokens)
+    check_context_length(args.context_length)
     wants_chat = args.prompt is None and args.streams.stdin.isatty()
     if wants_chat and args.json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
@@ -48,6 +50,7 @@ def run(args: Namespace) -> RunData | None:
         use_template=not args.no_chat_template,
         sampling=sampling,
         max_tokens=args.max_tokens,
+        context=args.context_length,
         starter=starter,
     )
     if wants_chat:
@@ -83,10 +86,10 @@ def _prompt(args: Namespace, snapshot: Snapshot) -> str:
 def _read_stdin(stdin: IO[str], snapshot: Snapshot) -> str:
     prompt = stdin.read(MAX_PROMPT_CHARACTERS + 1)
     if len(prompt) > MAX_PROMPT_CHARACTERS:
-        context = context_length(Contents(snapshot).config_or_empty)
+        context = context_length(Contents(snapshot))
+        holds = f", but the context of {snapshot.name} holds {context} tokens" if context else ""
         raise ContextLengthError(
-            f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters, but the context of {snapshot.name} "
-            f"holds {context} tokens. Shorten the prompt."
+            f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the prompt."
         )
     return prompt.rstrip("\r\n")
 

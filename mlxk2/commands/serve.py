@@ -17,7 +17,7 @@ from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.printable import cut
 from mlxk2.runner.offline import import_offline
-from mlxk2.runner.params import check_max_tokens
+from mlxk2.runner.params import check_context_length, check_max_tokens
 from mlxk2.server.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _serve_anew(args: Namespace, snapshot: Snapshot | None, answers: Event, sock
 
 def _check(args: Namespace) -> None:
     check_max_tokens(args.max_tokens)
+    check_context_length(args.context_length)
     _bytes(args.prompt_cache_bytes)
     _api_key(args)
     _names(args)
@@ -108,6 +109,7 @@ def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
         prompt_cache_bytes=_bytes(args.prompt_cache_bytes),
         pinned=pinned,
         max_tokens=args.max_tokens,
+        context_length=args.context_length,
         log_level=args.log_level,
         logs_requests=args.verbose,
     )

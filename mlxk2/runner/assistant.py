@@ -65,10 +65,11 @@ class Assistant:
         use_template: bool,
         sampling: Sampling,
         max_tokens: int | None,
+        context: int | None,
         starter: Starter,
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
-        model = backend.load(folder, adapter, name=name, starter=starter)
+        model = backend.load(folder, adapter, name=name, starter=starter, context=context)
         prompter = Prompter(
             model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
         )

@@ -17,6 +17,7 @@ from mlx_lm.utils import load_adapters, load_config, load_model
 
 from mlxk2.cache import integrity
 from mlxk2.cache.contents import Contents
+from mlxk2.cache.context import context_length
 from mlxk2.cache.store import Snapshot
 from mlxk2.errors import (
     InsufficientMemoryError,
@@ -28,7 +29,7 @@ from mlxk2.errors import (
     cause,
 )
 from mlxk2.fence import fenced
-from mlxk2.runner import cpu, params
+from mlxk2.runner import cpu
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.confined import Cancelled, Starter
 from mlxk2.runner.prompt_cache import PromptCache
@@ -53,7 +54,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     vocabulary_size: int
-    context_length: int
+    context_length: int | None
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
         """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""
@@ -71,13 +72,15 @@ def load(
     for_batches: bool = False,
     read: ReadTokenizer | None = None,
     starter: Starter | None = None,
+    context: int | None = None,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
 
     Without `name` the folder's is used in messages, without `memory` all that the machine has. `for_batches` makes it
     take longer, for the sake of the speed of many answers at once. `read` gives the tokenizer where it was loaded
-    before, else it is loaded in a process of the `starter`. `unload` is called to drop the model that is there,
+    before, else it is loaded in a process of the `starter`. `context` is how many tokens the model holds, whatever its
+    files say. `unload` is called to drop the model that is there,
     as soon as only the reading of the weights can still go wrong. Raises ModelUnhealthyError for damaged files,
     ModelNotRunnableError for what MLX or mlx-lm can't do, InsufficientMemoryError before any weight is read,
     ValidationError for a folder that is no adapter.
@@ -100,8 +103,17 @@ def load(
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         vocabulary_size=_vocabulary_size(model, tokenizer),
-        context_length=params.context_length(config),
+        context_length=context or context_of(folder, name),
     )
+
+
+def context_of(folder: Path, name: str) -> int | None:
+    """Return how many tokens the model of a folder can hold; None where its files do not say."""
+    return context_length(_contents(folder, name))
+
+
+def _contents(folder: Path, name: str) -> Contents:
+    return Contents(Snapshot(name, None, str(folder), roots=None))
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -165,7 +177,7 @@ def _read_weights(model: Any, folder: Path, name: str) -> None:
 
 def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError:
     """Return what to say of weights that can't be loaded; their files may be other ones than when they were checked."""
-    files = Contents(Snapshot(name, None, str(folder), roots=None))
+    files = _contents(folder, name)
     if problem := integrity.first_problem(files, needs_tokenizer=False):
         return ModelUnhealthyError(f"{name} is damaged: {problem}")
     return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from mlxk2.cache import describe
 from mlxk2.errors import ContextLengthError, ValidationError
 
-DEFAULT_CONTEXT = 4096
+# Of an answer whose request sets no limit, where nothing says how many tokens the model can hold.
+DEFAULT_MAX_TOKENS = 4096
+# More than any memory holds.
+_UNLIMITED = 1 << 40
 # Below this a temperature only overflows: the most likely token is what it means.
 _COLDEST = 1e-4
 # Below this a share of all tokens is nothing to MLX's float32, and likewise.
@@ -91,13 +93,24 @@ def check_max_tokens(value: int | None) -> None:
         _check_integer("max_tokens", value, 1)
 
 
-def context_length(config: Mapping[str, object]) -> int:
-    """Return how many tokens the model of this config can hold, 4096 where the config does not say."""
-    return describe.context_length(config) or DEFAULT_CONTEXT
+def check_context_length(value: int | None) -> None:
+    """Raise ValidationError unless this can be how many tokens a model holds."""
+    if value is not None:
+        _check_integer("context_length", value, 1)
 
 
-def token_budget(request: GenerationRequest, context: int) -> int:
-    """Return how many tokens may be generated in a context of that many; raise ContextLengthError if none."""
+def default_max_tokens(context: int | None) -> int:
+    """Return how many tokens an answer may have if its request does not say: half of the context."""
+    return DEFAULT_MAX_TOKENS if context is None else max(1, context // 2)
+
+
+def token_budget(request: GenerationRequest, context: int | None) -> int:
+    """Return how many tokens may be generated in a context of that many; raise ContextLengthError if none.
+
+    Where nothing says what the context holds, memory is the limit.
+    """
+    if context is None:
+        return request.max_tokens or _UNLIMITED
     left = context - len(request.prompt)
     if left <= 0:
         raise too_long(str(len(request.prompt)), context)

@@ -97,8 +97,8 @@ class Backend(Protocol):
         """How many tokens the model knows; ids are below it."""
 
     @property
-    def context_length(self) -> int:
-        """How many tokens the model can hold, prompt and answer together."""
+    def context_length(self) -> int | None:
+        """How many tokens the model can hold, prompt and answer together; None where nothing says it."""
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
         """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""

@@ -37,13 +37,15 @@ class Health(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that can run here; `context_length` in tokens, `created` in seconds since 1970."""
+    """A model that can run here; `context_length` in tokens, null where its files do not say; `created` in seconds
+    since 1970.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    context_length: int
+    context_length: int | None
 
 
 class Models(BaseModel):

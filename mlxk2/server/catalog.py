@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from mlxk2.cache import naming
+from mlxk2.cache.context import context_length
 from mlxk2.cache.describe import look
 from mlxk2.cache.memory import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, Snapshot, hub_folder
 from mlxk2.errors import ModelNotFoundError, ValidationError
-from mlxk2.runner import params
 from mlxk2.server.answers import Model
 from mlxk2.server.engine import Target
 
@@ -30,9 +30,13 @@ _SECONDS = 5.0
 
 
 class Catalog:
-    """Finds models by name; `pinned` is the model the server was started with, under the name that was typed for it."""
+    """Finds models by name; `pinned` is the model the server was started with, under the name that was typed for it.
 
-    def __init__(self, pinned: tuple[str, Target] | None = None) -> None:
+    `context` is how many tokens each model holds, whatever its files say.
+    """
+
+    def __init__(self, pinned: tuple[str, Target] | None = None, context: int | None = None) -> None:
+        self._context = context
         self._pinned = pinned
         self._pinned_names = _names_of(*pinned) if pinned else frozenset()
         self._names: dict[str, Target] = {}
@@ -122,7 +126,7 @@ class Catalog:
         known = self._known.get(snapshot)
         if mark is not None and known is not None and known[0] == mark:
             return known[1]
-        entry = _entry(find)
+        entry = _entry(find, self._context)
         if mark is not None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -186,7 +190,7 @@ def _names_of(typed: str, target: Target) -> frozenset[str]:
     return frozenset({typed, target.name}) - (frozenset() if is_demo else {naming.DEMO})
 
 
-def _entry(find: Callable[[], Snapshot]) -> Model | None:
+def _entry(find: Callable[[], Snapshot], context: int | None) -> Model | None:
     try:
         contents, model = look(find)
     except ModelNotFoundError:
@@ -199,5 +203,5 @@ def _entry(find: Callable[[], Snapshot]) -> Model | None:
         object="model",
         created=int(datetime.fromisoformat(model["last_modified"]).timestamp()),
         owned_by=owner or "mlxk2",
-        context_length=params.context_length(contents.config_or_empty),
+        context_length=context or context_length(contents),
     )

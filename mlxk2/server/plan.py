@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxk2.errors import ValidationError
-from mlxk2.runner.params import GenerationRequest, Sampling, token_budget
+from mlxk2.runner.params import GenerationRequest, Sampling, default_max_tokens, token_budget
 from mlxk2.runner.prompt import Message, Prompt, Prompter
 from mlxk2.runner.stops import StopStrings
 from mlxk2.server import protocol
@@ -55,8 +55,8 @@ def _completion_prompt(model: Any, prompt: str | list[int]) -> Prompt:
 
 
 def _limit(model: Any, default: int | None) -> int:
-    """Return how many tokens an answer may have if the client does not say: half of the context."""
-    return default or max(1, model.context_length // 2)
+    """Return how many tokens an answer may have if the client does not say."""
+    return default or default_max_tokens(model.context_length)
 
 
 def _request(body: ChatBody | CompletionBody, prompt: Prompt, limit: int) -> GenerationRequest:

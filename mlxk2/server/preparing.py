@@ -49,23 +49,24 @@ class Model(NamedTuple):
 
     tokenizer: Any
     vocabulary: Vocabulary
-    context_length: int
+    context_length: int | None
 
 
 class Preparers:
     """The tokenizers of the models that were asked for last, each in processes of its own.
 
-    `limit` is how many requests may be prepared or wait for that. `prepare` is for the thread of the event loop.
+    `limit` is how many requests may be prepared or wait for that, `context` how many tokens each model holds, whatever
+    its files say. `prepare` is for the thread of the event loop.
     """
 
-    def __init__(self, starter: Starter, limit: int) -> None:
+    def __init__(self, starter: Starter, limit: int, context: int | None = None) -> None:
         self._starter = starter
         self._limit = limit
         self._is_stopping = False
         self._work: set[asyncio.Future[Prepared]] = set()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
         self._turns: dict[str, asyncio.Semaphore] = {}
-        self._shelf = _Shelf(starter)
+        self._shelf = _Shelf(starter, context)
 
     async def prepare(self, target: Target, make: Make) -> Prepared:
         """Return what a request asks of a model; raise what is wrong with the request or with the tokenizer.
@@ -122,8 +123,9 @@ class Preparers:
 class _Shelf:
     """The models whose tokenizers are loaded; those that were not asked for the longest go first."""
 
-    def __init__(self, starter: Starter) -> None:
+    def __init__(self, starter: Starter, context: int | None) -> None:
         self._starter = starter
+        self._context = context
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._models: OrderedDict[str, tuple[object, Model]] = OrderedDict()
@@ -156,7 +158,7 @@ class _Shelf:
         folder = Path(target.path)
         config = backend.read_config(folder, target.name)
         tokenizer, vocabulary = backend.load_vocabulary(folder, target.name, config, self._starter, cancelled)
-        return Model(tokenizer, vocabulary, params.context_length(config))
+        return Model(tokenizer, vocabulary, self._context or backend.context_of(folder, target.name))
 
     def _keep(self, path: str, state: object, model: Model) -> None:
         with self._lock:

@@ -117,7 +117,8 @@ class GenerationBody(_Fields):
     max_tokens: Count | None = Field(
         default=None,
         description="The most tokens an answer may have. By default what the server was started with "
-        "(`--max-tokens`), else half of the model's context; never more than the context has left.",
+        "(`--max-tokens`), else half of the model's context, or 4,096 where its files name none; never more than the "
+        "context has left.",
     )
     temperature: float | None = _number(
         0, 2, 1, "How freely tokens are chosen: 0 takes the likeliest, 1 follows the model's probabilities."

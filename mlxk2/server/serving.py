@@ -60,6 +60,7 @@ class Settings:
     prompt_cache_bytes: int
     pinned: tuple[str, Target] | None = None
     max_tokens: int | None = None
+    context_length: int | None = None
     log_level: str = "info"
     logs_requests: bool = False
     patience: float = 30.0
@@ -159,11 +160,12 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     cpu.give_memory_back()
     starter = Starter(keeps_spare=True)
     starter.prepare()
-    preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue)
-    load = partial(_load, preparers)
+    preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue, settings.context_length)
+    load = partial(_load, preparers, settings.context_length)
     engine = Engine(load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
     no_sleep = NoSleep(linger=_LINGER)
-    service = Service(engine, Catalog(settings.pinned), preparers, settings.max_tokens, no_sleep=no_sleep)
+    catalog = Catalog(settings.pinned, settings.context_length)
+    service = Service(engine, catalog, preparers, settings.max_tokens, no_sleep=no_sleep)
     app = create_app(service, settings.access)
     pinned = settings.pinned[1] if settings.pinned else None
     server = _Server(_config(app, settings), engine, preparers, Life(announce, leave, pinned))
@@ -181,9 +183,11 @@ def _runner(settings: Settings, model: Backend) -> MLXRunner:
     return MLXRunner(model, prompt_cache_bytes=settings.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
 
 
-def _load(preparers: Preparers, target: Target, unload: Callable[[], None]) -> Backend:
+def _load(preparers: Preparers, context: int | None, target: Target, unload: Callable[[], None]) -> Backend:
     read = partial(preparers.tokenizer, target)
-    return backend.load(target.path, target.adapter, name=target.name, for_batches=True, read=read, unload=unload)
+    return backend.load(
+        target.path, target.adapter, name=target.name, for_batches=True, read=read, context=context, unload=unload
+    )
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:

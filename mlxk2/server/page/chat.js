@@ -140,7 +140,7 @@ async function loadModels() {
   const wanted = [byId("model").value, store.settings.model, state.model ?? state.loading, ids[0]];
   const chosen = wanted.find((id) => ids.includes(id));
   const option = ({ id, context_length: context }) =>
-    element("option", { value: id, selected: id === chosen && "" }, `${id} · ${tokens(context)} context`);
+    element("option", { value: id, selected: id === chosen && "" }, context ? `${id} · ${tokens(context)} context` : id);
   byId("model").replaceChildren(...models.map(option));
 }
 
