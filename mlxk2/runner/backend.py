@@ -87,9 +87,7 @@ def load(
     """
     folder = Path(folder)
     name = name or folder.name
-    if mx.default_device() == mx.cpu:
-        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
-        mx.disable_compile()
+    _compile_where_it_helps()
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = read_config(folder, name)
     tokenizer, vocabulary = read() if read else load_vocabulary(folder, name, config, starter or Starter())
@@ -105,6 +103,12 @@ def load(
         vocabulary_size=_vocabulary_size(model, tokenizer),
         context_length=context or context_of(folder, name),
     )
+
+
+def _compile_where_it_helps() -> None:
+    if mx.default_device() == mx.cpu:
+        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
+        mx.disable_compile()
 
 
 def context_of(folder: Path, name: str) -> int | None:
