@@ -27,7 +27,12 @@ MAX_LFS_POINTER_BYTES = 1024
 IS_LFS_POINTER = "is a Git LFS pointer, not the file itself"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
-_TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"[^"]|\[\s*\{)')
+_MORE_TEMPLATES = "additional_chat_templates/"
+# A text with a character that is no white space, or templates with names; or the name of one that mlx-lm has.
+_TEMPLATE_KEY = re.compile(
+    rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")|"chat_template_type"\s*:\s*"'
+)
+MAX_BLANK_BYTES = 1024
 
 
 class Contents:
@@ -95,14 +100,12 @@ class Contents:
     @cached_property
     def has_chat_template(self) -> bool:
         """Whether a chat template comes with the model, in a file of its own or in the tokenizer's config."""
-        if any(name in self for name in TEMPLATE_FILES):
+        more = (file for file in self.named(".jinja") if file.name.startswith(_MORE_TEMPLATES))
+        if any(map(_has_text, (*filter(None, [self.file(TEMPLATE_FILES[0])]), *more))):
             return True
-        file = self._by_name.get("tokenizer_config.json")
-        try:
-            # The key is looked for in the text: such a file can have megabytes of tokens besides.
-            return file is not None and bool(_TEMPLATE_KEY.search(read_whole(file, MAX_TOKENIZER_CONFIG_BYTES)))
-        except BrokenFile:
-            return False
+        files = filter(None, map(self.file, ("tokenizer_config.json", TEMPLATE_FILES[1])))
+        # The key is looked for in the text: such a file can have megabytes of tokens besides.
+        return any(map(_names_template, files))
 
     @cached_property
     def config(self) -> dict[str, Any] | BrokenFile:
@@ -167,6 +170,21 @@ class Contents:
         # Only where downloads write: a folder that is a link may lead anywhere, to the root of a disk for one.
         folders = (os.path.join(self.snapshot.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE))
         return (file for folder in folders for file in self._tree.files(folder))
+
+
+def _has_text(file: File) -> bool:
+    """Whether there is more in a file than white space, as far as it can be read."""
+    try:
+        return file.size > MAX_BLANK_BYTES or bool(read(file, MAX_BLANK_BYTES).strip())
+    except BrokenFile:
+        return False
+
+
+def _names_template(file: File) -> bool:
+    try:
+        return bool(_TEMPLATE_KEY.search(read_whole(file, MAX_TOKENIZER_CONFIG_BYTES)))
+    except BrokenFile:
+        return False
 
 
 def _marks(files: Iterable[File]) -> list[tuple[str, str, int, tuple[int, int], str | None]]:

@@ -6,8 +6,9 @@ They are programs of strangers, and run in the process of `tokenizer_process`, w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -90,7 +91,36 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def render(template: Template, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+def find_source(folder: Path, loaded: object) -> str | None:
+    """Return the chat template of a model: as transformers `loaded` it, else of the files that only others read.
+
+    One without content is none; of several with names the default counts. Raises ValueError for a file that is no JSON.
+    """
+    if source := _source_of(loaded):
+        return source
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_bytes())
+            if source := _source_of(found.get("chat_template") if isinstance(found, dict) else found):
+                return source
+    return None
+
+
+def _source_of(value: object) -> str | None:
+    """Return the template of what a file says: a text, or several with names, in a list or an object."""
+    if isinstance(value, str):
+        text = value.removeprefix("\ufeff")
+        return text if text.strip() else None
+    if isinstance(value, list):
+        entries = (entry for entry in value if isinstance(entry, dict))
+        value = {entry.get("name"): entry.get("template") for entry in entries}
+    if not isinstance(value, dict):
+        return None
+    sources = {name: source for name, text in value.items() if isinstance(text, str) and (source := _source_of(text))}
+    return sources.get("default") or next(iter(sources.values()), None)
+
+
+def render(template: Template, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
     """Return the text of a conversation; with `continue_final_message`, only up to the end of the last message.
 
     Semantics: `apply_chat_template` of transformers.
@@ -99,9 +129,11 @@ def render(template: Template, messages: list[dict[str, Any]], variables: Mappin
     if not values.pop("continue_final_message", False):
         return _limited(template.render(messages=messages, **values))
     last = messages[-1]
-    text = _limited(template.render(messages=[*messages[:-1], {**last, "content": last["content"] + _END}], **values))
+    content = last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
+    ended = content + _END if content is last["content"] else [{**last["content"][0], "text": content + _END}]
+    text = _limited(template.render(messages=[*messages[:-1], {**last, "content": ended}], **values))
     end = text.rfind(_END.strip())
-    if end < 0 or last["content"].strip() not in text:
+    if end < 0 or content.strip() not in text:
         raise TemplateError("it leaves out the last message, which is to be continued")
     # Without the space behind the mark, the template trims messages.
     return text[:end] if text.startswith(_END, end) else text[:end].rstrip()

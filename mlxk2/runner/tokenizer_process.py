@@ -19,18 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jinja2.exceptions import TemplateError
-
 from mlxk2.runner import template_process
 from mlxk2.runner.limits import MEMORY, SECONDS, TEMPLATE_SECONDS
+from mlxk2.runner.messages import FAULTS, render_any
 
 # Average characters per token; most texts have fewer.
 _CHARACTERS = 8
 _MAX_MESSAGE = 300
-# Faults that a text or a conversation can cause; for all others the tokenizer is to blame.
-_OF_THE_TEXT = (
-    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TemplateError, TypeError, ValueError,
-)  # fmt: skip
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -46,6 +41,7 @@ class _Model:
         tokenizer_utils = _import_tokenizer_utils()
         self._wrapper = tokenizer_utils.load(Path(folder), options, eos_token_ids=ends, defaults=defaults)
         self._tokenizer = self._wrapper._tokenizer
+        self._source = template_process.find_source(Path(folder), self._tokenizer.chat_template)
         self._template: Any = None
 
     def describe(self) -> dict[str, Any]:
@@ -62,8 +58,8 @@ class _Model:
             "special": wrapper.all_special_ids,
             "ends": sorted(wrapper.eos_token_ids),
             "bos_token": wrapper.bos_token,
-            "has_chat_template": wrapper.has_chat_template,
-            "chat_template": wrapper.chat_template if isinstance(wrapper.chat_template, str) else None,
+            "has_chat_template": self._has_template,
+            "chat_template": self._source,
             "think_start": wrapper.think_start,
             "think_end": wrapper.think_end,
             "structural_markers": wrapper.structural_markers,
@@ -72,10 +68,15 @@ class _Model:
             "letter": wrapper.encode("a", add_special_tokens=False),
         }
 
+    @property
+    def _has_template(self) -> bool:
+        has_code = self._wrapper._chat_template is not None or _is_library_code(self._tokenizer)
+        return has_code or self._source is not None
+
     def chat(self, messages: list[Any], options: dict[str, Any], context: int | None) -> Sequence[int]:
         """Return the tokens of a conversation; `options` are `apply_chat_template`'s, and the template's variables."""
         with _limit(signal.ITIMER_PROF, TEMPLATE_SECONDS):
-            rendered = self._render(messages, options)
+            rendered = render_any(lambda form: self._render(list(form), dict(options)), messages)
         return rendered if not isinstance(rendered, str) else self.encode(rendered, False, context)
 
     def _render(self, messages: list[Any], options: dict[str, Any]) -> Any:
@@ -84,10 +85,12 @@ class _Model:
             options[kwarg] = options.pop("enable_thinking")
         if wrapper._chat_template is not None:
             return wrapper._chat_template(messages, **options)
-        if _is_library_code(self._tokenizer) or not isinstance(self._tokenizer.chat_template, str):
+        if _is_library_code(self._tokenizer):
             return self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+        if self._source is None:
+            raise ValueError("there is none")
         if self._template is None:
-            self._template = template_process.environment().from_string(self._tokenizer.chat_template)
+            self._template = template_process.environment().from_string(self._source)
         variables = {"tools": None, "documents": None, **self._tokenizer.special_tokens_map, **options}
         return template_process.render(self._template, messages, variables)
 
@@ -199,7 +202,7 @@ def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, 
     except ImportError as fault:
         return {"missing": str(fault)[:_MAX_MESSAGE]}, b""
     except BaseException as fault:  # noqa: BLE001 - whatever a program does wrong becomes an answer
-        kind = "refused" if isinstance(fault, _OF_THE_TEXT) and question["ask"] != "open" else "damaged"
+        kind = "refused" if isinstance(fault, FAULTS) and question["ask"] != "open" else "damaged"
         return {kind: (str(fault) or type(fault).__name__)[:_MAX_MESSAGE]}, b""
 
 
