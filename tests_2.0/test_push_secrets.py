@@ -21,12 +21,16 @@ SECRETS = [
     ".huggingface/token", "key.pem", "certs/Server.PEM", "private.key", "id_rsa", "id_rsa.old", "id_ed25519",
     "credentials.json", "credentials-prod.json", "gcp/application_default_credentials.json", "client_secret_1.json",
     "service-account.json", "service_account_key.json", "kaggle.json", "secrets.toml", ".bash_history", "hf_token",
+    ".netrc.bak", ".npmrc~", "deploy_rsa", "keys/github_ed25519", "server.pem.old", "AuthKey_1.p8",
+    "my-credentials.json", "serviceAccountKey.json", "app-firebase-adminsdk-1.json", ".secrets/x", "Secret.yaml",
+    "openai_api_key.txt", "terraform.tfstate.backup", ".vault_pass", "Id_RSA",
 ]  # fmt: skip
 NO_SECRETS = [
     ".env.example", ".env.sample", ".env.template", ".env.local.example", "example.env", "id_rsa.pub", ".gitattributes",
     ".gitignore", ".hfignore", "tokenizer.json", "token", "tokens.txt", "special_tokens_map.json", "environment.yml",
     "keys.txt", "monkey.py", "keyboard.md", "secrets.md", "history.md", "training_history.txt", "ssh/notes.txt",
     "credentials.md", "env/a.txt", "docker/Dockerfile", "pem/a.txt", "idempotent.txt", "id_map.json", "aws.md",
+    "model.keys.json", "secret.md", "adversa", "api_keys.md", "secretary.json", "tfstate.md",
 ]  # fmt: skip
 
 
@@ -47,6 +51,54 @@ def test_secrets_are_left_out_and_named(pusher: Pusher) -> None:
     assert sorted(planned["added_files"]) == sorted(WHOLE)
     assert pusher.on_hub().keys() | {".gitattributes"} == WHOLE.keys()
     assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
+
+
+LINKS = {
+    "notes.txt": ".ssh/config",
+    "tok.json": ".huggingface/token",
+    "sub/up.txt": "../.ENV",
+    "two.txt": "steps.txt",
+    "steps.txt": ".netrc",
+    ".env.example": ".netrc",
+    "over.txt": "sub/../.netrc",
+    "through.txt": "door/../config",
+}
+
+
+def test_links_to_secrets_are_left_out_and_named(pusher: Pusher) -> None:
+    secrets = [".ssh/config", ".huggingface/token", ".ENV", ".netrc"]
+    pusher.write(WHOLE | dict.fromkeys([*secrets, ".ssh/in/x"], b"hush"))
+    found = [*secrets, ".ssh/in/"]
+    (pusher.folder / "sub").mkdir()
+    (pusher.folder / "door").symlink_to(".ssh/in")
+    for name, target in LINKS.items():
+        (pusher.folder / name).symlink_to(target)
+    (pusher.folder / "door.txt").symlink_to("README.md")
+    (pusher.folder / ".hfignore").write_text("door\n")
+    assert left_out(pusher) == sorted([*found, *LINKS])
+    pusher.add({"notes.txt": b"old"})
+    data = pusher.data("--private")
+    assert (data["secrets_left_out"], data["secrets_on_hub"]) == (sorted([*found, *LINKS]), ["notes.txt"])
+    assert pusher.on_hub().keys() | {".gitattributes"} == WHOLE.keys() | {".hfignore", "door.txt", "notes.txt"}
+    assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
+
+
+@pytest.mark.parametrize("line", ["!notes.txt", "!.netrc", "!*.txt"])
+def test_a_link_to_a_secret_is_pushed_where_the_user_says_so(pusher: Pusher, line: str) -> None:
+    pusher.write({".netrc": b"hush", ".hfignore": line.encode()})
+    (pusher.folder / "notes.txt").symlink_to(".netrc")
+    pusher.add({})
+    pusher.data("--private")
+    assert pusher.on_hub()["notes.txt"] == b"hush"
+
+
+def test_credentials_of_the_hub_are_said_nowhere(pusher: Pusher) -> None:
+    pusher.write(WHOLE)
+    endpoint = "http://user:hush@127.0.0.1:1/"
+    assert pusher.data("--check-only", HF_ENDPOINT=endpoint)["repo_url"] == "http://127.0.0.1:1/org/model"
+    for words in (("--check-only",), ("--dry-run",), ("--private", "--create", "--verbose"), ("--dry-run", "--json")):
+        outcome = pusher.run(*words, HF_ENDPOINT=endpoint)
+        assert "hush" not in outcome.out + outcome.err
 
 
 def test_people_read_it_as_a_warning(pusher: Pusher) -> None:

@@ -24,15 +24,18 @@ PRIVATE = (
     "*.lock", "*.part", "*.crdownload", "*.sw[op]", "?*~", ".idea", ".vscode", ".tox", ".nox", ".pytest_cache",
     ".mypy_cache", ".ruff_cache", "node_modules",
 )  # fmt: skip
-SECRET_FOLDERS = (".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", ".gcloud")
+SECRET_FOLDERS = (".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", ".gcloud", ".secrets", ".password-store")
 SECRETS = (
-    ".env*", "*.env", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc", ".pgpass", ".my.cnf", ".s3cfg",
-    ".boto", ".dockercfg", ".htpasswd", ".vault-token", ".*_history",
-    "*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx",
-    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
-    "credentials", "credentials.db", "credentials.toml", "credentials*.json", "access_tokens.db",
-    "application_default_credentials.json", "client_secret*.json", "service[-_]account*.json", "kaggle.json",
-    "secrets.json", "secrets.toml", "secrets.yaml", "secrets.yml", ".hf_token", "hf_token", "hf_token.txt",
+    ".env*", "*.env", ".netrc*", "_netrc*", ".git-credentials*", ".npmrc*", ".pypirc*", ".pgpass*", ".my.cnf*",
+    ".s3cfg*", ".boto*", ".dockercfg*", ".htpasswd*", ".vault-token*", ".vault_pass*", ".authinfo*", ".databrickscfg*",
+    ".terraformrc*", ".*_history", "*.tfstate*", "*.tfvars*",
+    "*.pem", "*.pem.*", "*.key", "*.key.*", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdb", "*.kdbx",
+    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*_rsa", "*_dsa", "*_ecdsa", "*_ed25519",
+    "credentials", "credentials.db", "credentials.toml", "*credentials*.json", "access_tokens.db",
+    "client_secret*.json", "*service[-_]account*.json", "*serviceaccount*.json", "*-adminsdk-*.json", "kaggle.json",
+    "secret.json", "secret.toml", "secret.yaml", "secret.yml", "secret.txt",
+    "secrets.json", "secrets.toml", "secrets.yaml", "secrets.yml", "secrets.txt",
+    "api[-_]key", "api[-_]key.txt", "*_api_key", "*_api_key.txt", ".hf_token", "hf_token", "hf_token.txt",
     "stored_tokens",
 )  # fmt: skip
 NO_SECRETS = (

@@ -96,7 +96,7 @@ def _planned(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
 
 def _say_what_is_withheld(args: Namespace, workspace: Workspace, standing: Standing, data: PushData) -> None:
     """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
-    on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name))
+    on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name) or name in workspace.withheld)
     if workspace.withheld:
         data["secrets_left_out"] = workspace.withheld
     if on_hub:
@@ -178,7 +178,7 @@ def _nothing_done(args: Namespace, workspace: Workspace, message: str) -> PushDa
         "branch": args.branch,
         "commit_sha": None,
         "commit_url": None,
-        "repo_url": f"{endpoint.of(os.environ).rstrip('/')}/{args.repo_id}",
+        "repo_url": f"{endpoint.shown(os.environ)}/{args.repo_id}",
         "uploaded_files_count": 0,
         "local_files_count": len(workspace.files),
         "no_changes": False,

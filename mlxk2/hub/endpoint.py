@@ -27,6 +27,17 @@ def of(environment: Mapping[str, str]) -> str:
     return endpoint
 
 
+def shown(environment: Mapping[str, str]) -> str:
+    """Return the address for people to read, without the credentials that may stand in it."""
+    endpoint = of(environment)
+    return endpoint.replace(credentials_in(endpoint), "", 1).rstrip("/")
+
+
+def credentials_in(endpoint: str) -> str:
+    """Return the user's name and password that stand before the host, with the `@`; nothing where none do."""
+    return "".join(urlsplit(endpoint).netloc.rpartition("@")[:2])
+
+
 def check_timeouts(environment: Mapping[str, str]) -> None:
     """Raise ValidationError when a time-out of the library is no whole number of seconds."""
     for name in TIMEOUTS:

@@ -75,7 +75,8 @@ class Branch:
         connection = connect()
         if connection.token is None:
             raise AuthError("Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`.", hint=TOKEN_HINT)
-        return cls(connection, repo_id, name, (connection.token, root + "/"))
+        hidden = (connection.token, root + "/", endpoint.credentials_in(connection.api.endpoint))
+        return cls(connection, repo_id, name, [*filter(None, hidden)])
 
     def look(self) -> Standing:
         """How the branch stands. AuthError, UploadFailedError when the hub does not say."""

@@ -119,5 +119,5 @@ def _differing(files: Sequence[File], on_hub: Mapping[str, HubFile], progress: P
 
 def _deleted(workspace: Workspace, names: set[str], on_hub: Mapping[str, HubFile]) -> Iterable[str]:
     """The hub's files that the folder has not, but for those that no push ever touches."""
-    gone = sorted(on_hub.keys() - names - {HUB_MADE})
+    gone = sorted(on_hub.keys() - names - {HUB_MADE, *workspace.withheld})
     return (name for name in gone if not workspace.ignore.covers(name))

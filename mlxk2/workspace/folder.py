@@ -14,6 +14,7 @@ from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 
 MAX_IGNORE_BYTES = 1 << 20
+MAX_LINKS = 40  # As many as Linux follows.
 
 _PLACE = "the folder"
 
@@ -59,12 +60,25 @@ class Workspace:
         withheld = []
 
         def stays_at_home(name: str, is_folder: bool) -> bool:
-            stays = self.ignore.matches(name, is_folder)
-            if stays and self.ignore.withholds(name, is_folder):
+            is_ignored = self.ignore.matches(name, is_folder)
+            is_secret = self.ignore.withholds(name, is_folder) if is_ignored else self._leads_to_secret(name)
+            if is_secret:
                 withheld.append(name + "/" * is_folder)
-            return stays
+            return is_ignored or is_secret
 
         return list(walk(self.root, stays_at_home)), sorted(withheld)
+
+    def _leads_to_secret(self, name: str) -> bool:
+        """Return whether this is a link to a secret of the folder, and the user does not push it by this name."""
+        path = os.path.join(self.root, name)
+        for _ in range(MAX_LINKS):
+            if not os.path.islink(path):
+                return False
+            target = os.path.join(os.path.dirname(path), os.readlink(path))
+            path = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
+            if self._tree.contains(path) and self.ignore.withholds(os.path.relpath(path, self.root)):
+                return not self.ignore.takes_in(name)
+        return False
 
     @cached_property
     def _tree(self) -> Tree:

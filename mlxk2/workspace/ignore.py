@@ -93,6 +93,11 @@ class Ignore:
         rule = self._covering(name, is_folder)
         return rule is not None and rule.ignores and rule.is_of_secrets
 
+    def takes_in(self, name: str) -> bool:
+        """Whether a `!` of the user's means this file."""
+        rule = self._deciding(name, is_folder=False)
+        return rule is not None and not rule.ignores and not rule.is_of_secrets
+
     def _covering(self, name: str, is_folder: bool) -> _Rule | None:
         for slash in re.finditer("/", name):
             rule = self._deciding(name[: slash.start()], is_folder=True)
