@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from mlxk2.runner.assistant import Assistant
+from mlxk2.runner.confined import Confined, Starter
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Prompter
 from mlxk2.runner.prompt_cache import PromptCache
@@ -20,7 +21,8 @@ from mlxk2.runner.tokenizer import RefusedError
 
 END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
-          "<|end|>": 262, "<pad>": 263}  # fmt: skip
+          "<|end|>": 262, "<pad>": 263, "[THINK]": 264, "[/THINK]": 265, "<|channel>": 266, "<channel|>": 267,
+          "<|other_thought|>": 268, "<|turn|>": 269}  # fmt: skip
 _NAMES = {number: name for name, number in _MARKS.items()}
 SIZE = 300
 
@@ -79,14 +81,22 @@ class ScriptedTokenizer:
     structural_markers: tuple[str, ...] = ()
     response_transitions: Mapping[str, Any] = field(default_factory=dict)
     response_initial_state: str | None = None
-    think_start: str = "<think>"
-    think_end: str = "</think>"
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def think_start(self) -> str | None:
+        """What mlx-lm takes for the mark that opens a thought."""
+        return "<|channel>thought" if "<|channel>" in self.marks else "<think>" if "<think>" in self.marks else None
+
+    @property
+    def think_end(self) -> str:
+        """What mlx-lm takes for the mark that closes one."""
+        return "<channel|>" if "<|channel>" in self.marks else "</think>"
+
+    @property
     def has_thinking(self) -> bool:
-        """Whether the marks of reasoning are among the marks."""
-        return "<think>" in self.marks
+        """Whether mlx-lm knows marks of reasoning."""
+        return self.think_start is not None
 
     @property
     def detokenizer(self) -> ScriptedDetokenizer:
@@ -259,3 +269,17 @@ class Streams(NamedTuple):
 def streams(stdin: str = "") -> Streams:
     """New streams with this to read."""
     return Streams(io.StringIO(stdin), io.StringIO(), io.StringIO())
+
+
+class OneProcess(Starter):
+    """Gives the same process again, as long as it lives: to start one takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process: Confined | None = None
+
+    def take(self) -> Confined:
+        """Return the process, or a new one."""
+        if self.process is None or not self.process.is_alive:
+            self.process = super().take()
+        return self.process

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest_runner import OneProcess
 from tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 
 import mlxk2
 from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
 from mlxk2.runner.confined import Confined as Process
-from mlxk2.runner.confined import Starter
 from mlxk2.runner.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
@@ -64,20 +64,6 @@ class Confined:
         """A tokenizer with this template."""
         write_tokenizer(self.folder, template=source, config={"bos_token": "<|im_start|>"})
         return load_tokenizer(self.folder, {}, self.starter, "damaged")
-
-
-class OneProcess(Starter):
-    """Gives the same process again, as long as it lives: to start one takes a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.process: Process | None = None
-
-    def take(self) -> Process:
-        """Return the process, or a new one."""
-        if self.process is None or not self.process.is_alive:
-            self.process = super().take()
-        return self.process
 
 
 @pytest.fixture(scope="module")

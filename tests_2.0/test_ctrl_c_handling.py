@@ -35,7 +35,7 @@ def ctrl_c_after(characters: int, seen: list[Chunk]) -> Callable[[Chunk], None]:
 
 def test_ctrl_c_ends_the_answer_and_keeps_what_was_said() -> None:
     seen: list[Chunk] = []
-    answer = assistant(saying("Hello, world.")).reply(HELLO, ctrl_c_after(5, seen))
+    answer = assistant(saying("Hello, world.", marks=("<end>",))).reply(HELLO, ctrl_c_after(5, seen))
     assert (answer.response, answer.finish_reason, answer.tokens) == ("Hello", "interrupted", 5)
     assert text(seen) == "Hello"
 
@@ -88,7 +88,7 @@ def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
 
 def test_in_a_chat_ctrl_c_returns_to_the_prompt() -> None:
     open_streams = streams()
-    model = assistant(saying("Hello, world."))
+    model = assistant(saying("Hello, world.", marks=("<end>",)))
     lines = iter(["hello", "/stats"])
     chat = Chat(model, open_streams, None, hide_reasoning=False)
     write = open_streams.stdout.write

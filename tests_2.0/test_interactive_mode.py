@@ -84,7 +84,7 @@ def test_statistics_follow_every_answer_where_they_are_asked_for() -> None:
 
 @pytest.mark.parametrize("no_stream", [True, False])
 def test_an_answer_is_shown_at_once_where_that_is_asked_for(no_stream: bool) -> None:
-    halves = ScriptedBackend(lambda _: [*tokens_of("Par"), RuntimeError("no")])
+    halves = ScriptedBackend(lambda _: [*tokens_of("Par"), RuntimeError("no")], marks=("<end>",))
     shown, _ = chat(["a"], halves, no_stream=no_stream)
     assert ("Par" in shown.stdout.getvalue()) is not no_stream
     whole, backend = chat(["a", "b"], saying("<think>", "Hm.", "</think>", "Paris."), no_stream=no_stream)

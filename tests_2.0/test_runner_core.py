@@ -102,37 +102,13 @@ def test_a_state_that_nothing_ends_is_borne() -> None:
     assert text(generate(saying("a<call>f()", response_transitions=calls))) == "a"
 
 
-def test_reasoning_is_apart_and_takes_its_line_ends_along() -> None:
-    chunks = generate(saying("<think>", "\nHm.", "</think>", "\n\nParis."))
-    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
-
-
-def test_empty_reasoning_is_none() -> None:
-    chunks = generate(saying("<think>", "\n\n", "</think>", "\n\nParis."))
-    assert (text(chunks, "reasoning"), text(chunks)) == ("", "Paris.")
-
-
-def test_reasoning_that_the_prompt_opened() -> None:
-    chunks = generate(saying("Hm.", "</think>", "\n\nParis."), thinking=True)
-    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
-
-
 def test_an_answer_keeps_its_own_leading_line_ends() -> None:
     assert text(generate(saying("\n\nParis."))) == "\n\nParis."
-
-
-def test_marks_spelled_in_plain_tokens_count_too() -> None:
-    chunks = generate(saying("<thi", "nk>Hm.</thin", "k>Paris."))
-    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
 
 
 def test_stop_strings_are_looked_for_in_the_answer_alone() -> None:
     chunks = generate(saying("<think>", "a\n\nb", "</think>", "\n\nc\n\nd"), stop=("\n\n",))
     assert (text(chunks, "reasoning"), text(chunks)) == ("a\n\nb", "c")
-
-
-def test_a_model_without_reasoning_says_think_as_text() -> None:
-    assert text(generate(saying("<think>", "x", marks=("<end>",)))) == "<think>x"
 
 
 def test_harmony_channels() -> None:

@@ -298,9 +298,10 @@ def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(("parts", "stop", "text"), [
-    (("a😀", "</think>"), "😀a", "a😀"),
-    (("a", "</think>", "\nc"), "ab", "a\nc"),
-    (("<th", "<think>", "x"), "é", "<th"),
+    (("😀\n", "<think>", "x"), "\na", "😀\n"),
+    (("a\n", "<think>", "x", "</think>", "\nc"), "\nb", "a\nc"),
+    (("a\n<th", "</think>", "x"), "é", "a\n<th</think>x"),
+    (("a", "</think>", "\nc"), "ab", "c"),
     (("<think>", "x<th"), None, ""),
 ])  # fmt: skip
 def test_marks_in_the_midst_of_what_was_held_back(parts: tuple[str, ...], stop: str | None, text: str) -> None:

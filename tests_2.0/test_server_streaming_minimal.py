@@ -79,11 +79,14 @@ def raw(told: Any) -> bytes:
     return b"".join(bytes.fromhex(part.replace(r"\x", "")) if r"\x" in part else part.encode() for part in parts)
 
 
+PARTS = ["<think>", "</think>", "[THINK]", "[/THINK]", "ab", "<th", "é", "\n", "b", "<pad>"]
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(["<think>", "</think>", "ab", "<th", "é", "\n", "b", "<pad>"]), max_size=8),
+@given(st.lists(st.sampled_from(PARTS), max_size=8),
        st.sampled_from([None, "b", "ab\n", "é"]), st.sampled_from([CHAT, TEXT]))  # fmt: skip
 def test_whatever_is_said_and_stopped(script: list[str], stop: str | None, path: str) -> None:
-    with serving(saying(*script)) as client:
+    with serving(saying(*script, marks=("<end>", "<think>", "</think>", "[THINK]", "[/THINK]"))) as client:
         logprobs = {"logprobs": True} if path == CHAT else {"logprobs": 1}
         assert_alike(client, path, stop=stop, **logprobs)
         (choice,) = whole(client.ask(path, stop=stop, **logprobs), path)

@@ -12,9 +12,9 @@ from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Interrupt
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
+from mlxk2.runner.reasoning import Kind
 from mlxk2.runner.rows import Backend
 from mlxk2.runner.runner import Chunk, MLXRunner
-from mlxk2.runner.text import Kind
 from mlxk2.sleep import NoSleep
 
 Reason = Literal["stop", "length", "interrupted"]

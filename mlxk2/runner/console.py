@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING
 from unicodedata import category
 
 if TYPE_CHECKING:
+    from mlxk2.runner.reasoning import Kind
     from mlxk2.runner.runner import Chunk
-    from mlxk2.runner.text import Kind
 
 INTERRUPTED = "[Generation interrupted by user]"
 _HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}

@@ -61,17 +61,17 @@ class GenerationRequest:
     """One answer to generate from a prompt of token ids.
 
     `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
-    `thinking` says that the prompt ends inside a reasoning block. `logprobs` is how many of the likeliest tokens to
-    report beside each chosen one; None reports nothing. A `plain` answer goes on with the text of the prompt: no marks
-    are looked for in it, and its first space belongs to it. Prompts of one `client` take turns with those of others.
-    One that `continues` a message keeps its first space too.
+    `thinking` says whether the prompt ends inside a thought; None means that this is not known. `logprobs` is how many
+    of the likeliest tokens to report beside each chosen one; None reports nothing. A `plain` answer goes on with the
+    text of the prompt: no marks are looked for in it, and its first space belongs to it. Prompts of one `client` take
+    turns with those of others. One that `continues` a message keeps its first space too.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    thinking: bool = False
+    thinking: bool | None = False
     logprobs: int | None = None
     plain: bool = False
     client: Hashable = None

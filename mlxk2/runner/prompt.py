@@ -25,10 +25,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to continue; `thinking` says that they end inside a reasoning block."""
+    """Token ids to continue; `thinking` says whether they end inside a thought; None means unknown."""
 
     tokens: tuple[int, ...]
-    thinking: bool
+    thinking: bool | None
 
 
 class Prompter:
@@ -97,4 +97,3 @@ class Prompter:
             return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))
         except DecodeError as fault:
             raise ModelError(f"The model's tokens can't be decoded: {fault}") from fault
-

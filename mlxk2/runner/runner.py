@@ -9,8 +9,9 @@ from typing import Literal
 from mlxk2.errors import MlxkError, ModelError
 from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.reasoning import Kind, Piece
 from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob
-from mlxk2.runner.text import Kind, Piece, TextStream
+from mlxk2.runner.text import TextStream
 from mlxk2.runner.trial import Trial
 
 # As many as mlx-lm decodes together when nobody says otherwise.

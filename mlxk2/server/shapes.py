@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mlxk2.runner.reasoning import Kind
 from mlxk2.runner.rows import TokenLogprob
-from mlxk2.runner.text import Kind, Vocabulary
+from mlxk2.runner.text import Vocabulary
 from mlxk2.runner.token_bytes import token_bytes
 from mlxk2.server.reply import Reply
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 
 from mlxk2.errors import MlxkError
+from mlxk2.runner.reasoning import Kind
 from mlxk2.runner.rows import TokenLogprob
-from mlxk2.runner.text import Kind
 from mlxk2.server import faults
 from mlxk2.server.reply import Part, Reply
 from mlxk2.server.shapes import JSON, Answer, Envelope, Shape, usage
