@@ -300,7 +300,7 @@ def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> 
 @pytest.mark.parametrize(("parts", "stop", "text"), [
     (("😀\n", "<think>", "x"), "\na", "😀\n"),
     (("a\n", "<think>", "x", "</think>", "\nc"), "\nb", "a\nc"),
-    (("a\n<th", "</think>", "x"), "é", "a\n<th</think>x"),
+    (("a\n<th", "<think>", "x"), "é", "a\n<th<think>x"),
     (("a", "</think>", "\nc"), "ab", "c"),
     (("<think>", "x<th"), None, ""),
 ])  # fmt: skip

@@ -24,7 +24,7 @@ class ReasoningSplitter:
     of the answer begins, or anywhere if it is special. Text that looks like a mark counts at the beginning alone, and
     where a thought begun with one ends. All other marks are quoted, and stay. Line ends at the beginning of a thought,
     and of an answer after one, are dropped. Where it is `undecided` whether the prompt opened a thought, a mark that
-    closes one soon after the beginning makes reasoning of what came before. What `continues` a message has no beginning.
+    closes one soon after the beginning makes reasoning of what came before. To `continue` a message is no beginning.
     """
 
     def __init__(
