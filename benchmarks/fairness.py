@@ -21,7 +21,7 @@ from serving import GREEDY, endless
 ROUNDS = 3
 LONG_PROMPTS = 8
 # Of the demo about four thousand and fifteen hundred tokens.
-LONG_WORDS, SHARED_WORDS = 3_750, 1_450
+LONG_WORDS, SHARED_WORDS = 1_950, 725
 ANSWERS = 16
 STREAMED = 3_000
 # Seconds after which all the long prompts have come.

@@ -38,6 +38,16 @@ def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> 
     assert taken < 1 << 20
 
 
+def test_biases_are_checked_and_made_ready_once_for_all_the_answers_of_a_request() -> None:
+    bias = {str(token): 1.0 for token in range(200)}
+    body = ChatBody.model_validate(
+        {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": bias, "n": 60, "seed": 1}
+    )
+    requests = plan.chat_requests(body, saying("x"), 10)
+    assert len({entry.sampling.seed for entry in requests}) == 60
+    assert len({id(entry.sampling.logit_bias) for entry in requests}) == 1
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_a_stop_string_ends_a_text_where_it_is_found_first(seed: int) -> None:
     chance = random.Random(seed)

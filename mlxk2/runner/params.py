@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlxk2.errors import ContextLengthError, ValidationError
 
@@ -20,6 +21,29 @@ _NARROWEST = 1e-30
 _MOST_LOGPROBS = 20
 # MLX takes a seed as an unsigned 64-bit integer.
 _SEEDS = 1 << 64
+
+
+class Biases(tuple[tuple[int, float], ...]):
+    """What to add to the logits of tokens, checked and made ready once for all the answers of a request.
+
+    `highest` is the largest token, -1 without any; `made` is for what is made of it. Raises ValidationError for what
+    can't be right.
+    """
+
+    highest: int
+    made: dict[int, Any]
+
+    def __new__(cls, pairs: Iterable[tuple[int, float]] = ()) -> Biases:
+        """Check pairs of a token and what to add; those that are checked already are taken as they are."""
+        if isinstance(pairs, Biases):
+            return pairs
+        biases = super().__new__(cls, pairs)
+        for token, bias in biases:
+            _check_integer("logit_bias", token, 0)
+            _check_range("logit_bias", bias, -100, 100)
+        biases.highest = max((token for token, _ in biases), default=-1)
+        biases.made = {}
+        return biases
 
 
 @dataclass(frozen=True)
@@ -44,9 +68,7 @@ class Sampling:
         _check_range("presence_penalty", self.presence_penalty, -100, 100)
         _check_range("frequency_penalty", self.frequency_penalty, -100, 100)
         _check_integer("top_k", self.top_k, 0)
-        for token, bias in self.logit_bias:
-            _check_integer("logit_bias", token, 0)
-            _check_range("logit_bias", bias, -100, 100)
+        object.__setattr__(self, "logit_bias", Biases(self.logit_bias))
         if self.seed is not None:
             _check_integer("seed", self.seed, -_SEEDS)
 
@@ -120,12 +142,12 @@ def token_budget(request: GenerationRequest, context: int | None) -> int:
 def check_tokens(request: GenerationRequest, size: int) -> None:
     """Raise ValidationError for a token that a model with so many tokens does not have."""
     # MLX reads past its arrays when an index is out of range: a wrong answer at best.
-    if not all(0 <= token < size for token in request.prompt):
+    if not 0 <= min(request.prompt) <= max(request.prompt) < size:
         raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
-    for token, _ in request.sampling.logit_bias:
-        if token >= size:
-            message = f"logit_bias names token {token}, but the model has {size} tokens."
-            raise ValidationError(message, param="logit_bias")
+    highest = Biases(request.sampling.logit_bias).highest
+    if highest >= size:
+        message = f"logit_bias names token {highest}, but the model has {size} tokens."
+        raise ValidationError(message, param="logit_bias")
 
 
 def too_long(tokens: str, context: int) -> ContextLengthError:

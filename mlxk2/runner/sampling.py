@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ from mlx_lm.sample_utils import (
     make_repetition_penalty,
 )
 
-from mlxk2.runner.params import Sampling
+from mlxk2.runner.params import Biases, Sampling
 
 # tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
 Processor = Callable[[mx.array, mx.array], mx.array]
@@ -100,7 +100,7 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
     """
     found: list[Processor] = []
     if sampling.logit_bias:
-        found.append(_bias(dict(sampling.logit_bias)))
+        found.append(partial(_add, Biases(sampling.logit_bias)))
     if sampling.repetition_penalty != 1:
         found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW))
     if sampling.presence_penalty:
@@ -110,18 +110,15 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
     return found
 
 
-def _bias(bias: dict[int, float]) -> Processor:
-    @functools.cache
-    def arrays(width: int) -> tuple[mx.array, mx.array]:
+def _add(biases: Biases, _: mx.array, logits: mx.array) -> mx.array:
+    width = logits.shape[-1]
+    if width not in biases.made:
         # MLX writes past the array, and ends the process, where an index is out of range.
-        known = {token: value for token, value in bias.items() if token < width}
-        return mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
-
-    def add(_: mx.array, logits: mx.array) -> mx.array:
-        tokens, values = arrays(logits.shape[-1])
-        return logits.at[:, tokens].add(values.astype(logits.dtype))
-
-    return add
+        known = {token: value for token, value in biases if token < width}
+        arrays = mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
+        biases.made[width] = arrays
+    tokens, values = biases.made[width]
+    return logits.at[:, tokens].add(values.astype(logits.dtype))
 
 
 def _on_answer(make: Callable[[float, int], Processor], penalty: float, prompt_length: int) -> Processor:

@@ -31,6 +31,7 @@ from mlxk2.runner.backend import LoadedModel, load
 from mlxk2.runner.decoding import Decoding
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
+from mlxk2.runner.rows import TokenLogprob
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
 from mlxk2.runner.token_bytes import token_bytes
 
@@ -145,6 +146,24 @@ def test_logprobs_are_those_of_the_chosen_tokens(name: str, tmp_path: Path) -> N
         assert entry.logprob == dict(entry.top).get(entry.token, entry.logprob)
     first = model.model(mx.array([asked.prompt]))[0, -1]
     assert told[0].logprob == pytest.approx((first - mx.logsumexp(first))[told[0].token].item(), abs=1e-4)
+
+
+def test_each_row_of_a_batch_reports_what_it_was_asked_for(babble: LoadedModel) -> None:
+    prompt = encode(babble, "hello")
+    asked = [GenerationRequest(prompt, 6, Sampling(seed=1), logprobs=count) for count in (0, None, 3, 20)]
+    runner = MLXRunner(babble)
+    told: dict[Session, list[TokenLogprob]] = {runner.submit(request): [] for request in asked}
+    while not all(session.ended for session in told):
+        for session, chunk in runner.step():
+            told[session] += chunk.logprobs
+    for request, beside in zip(asked, told.values(), strict=True):
+        alone = [entry for chunk in MLXRunner(babble).stream(request) for entry in chunk.logprobs]
+        assert [entry.token for entry in beside] == [entry.token for entry in alone]
+        assert len(beside) == (0 if request.logprobs is None else 6)
+        for one, other in zip(beside, alone, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-4)
+            assert len(one.top) == request.logprobs
 
 
 def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
