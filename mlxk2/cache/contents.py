@@ -28,10 +28,11 @@ IS_LFS_POINTER = "is a Git LFS pointer, not the file itself"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 _MORE_TEMPLATES = "additional_chat_templates/"
-# A text with a character that is no white space, or templates with names; or the name of one that mlx-lm has.
+# A text with a character that is no white space, or templates with names.
 _TEMPLATE_KEY = re.compile(
-    rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")|"chat_template_type"\s*:\s*"'
+    rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")'
 )
+_TEMPLATE_TYPE_KEY = re.compile(rb'"chat_template_type"\s*:\s*"')
 MAX_BLANK_BYTES = 1024
 
 
@@ -97,15 +98,26 @@ class Contents:
             self._shards[index] = sorted(shards)
         return self._shards[index]
 
-    @cached_property
+    @property
     def has_chat_template(self) -> bool:
+        """Whether the model has a chat template: one that comes with it, or one of mlx-lm's, by name."""
+        return self.has_own_template or self.names_template_type
+
+    @cached_property
+    def names_template_type(self) -> bool:
+        """Whether the tokenizer's config names a chat template that is part of mlx-lm."""
+        file = self.file("tokenizer_config.json")
+        return file is not None and _has_key(_TEMPLATE_TYPE_KEY, file)
+
+    @cached_property
+    def has_own_template(self) -> bool:
         """Whether a chat template comes with the model, in a file of its own or in the tokenizer's config."""
         more = (file for file in self.named(".jinja") if file.name.startswith(_MORE_TEMPLATES))
         if any(map(_has_text, (*filter(None, [self.file(TEMPLATE_FILES[0])]), *more))):
             return True
         files = filter(None, map(self.file, ("tokenizer_config.json", TEMPLATE_FILES[1])))
         # The key is looked for in the text: such a file can have megabytes of tokens besides.
-        return any(map(_names_template, files))
+        return any(_has_key(_TEMPLATE_KEY, file) for file in files)
 
     @cached_property
     def config(self) -> dict[str, Any] | BrokenFile:
@@ -180,9 +192,9 @@ def _has_text(file: File) -> bool:
         return False
 
 
-def _names_template(file: File) -> bool:
+def _has_key(key: re.Pattern[bytes], file: File) -> bool:
     try:
-        return bool(_TEMPLATE_KEY.search(read_whole(file, MAX_TOKENIZER_CONFIG_BYTES)))
+        return bool(key.search(read_whole(file, MAX_TOKENIZER_CONFIG_BYTES)))
     except BrokenFile:
         return False
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mlxk2.cache import integrity, naming, safetensors, support
+from mlxk2.cache import integrity, naming, safetensors, support, tokenizer_files
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.context import context_length
 from mlxk2.cache.files import BrokenFile, File
@@ -148,7 +148,10 @@ def why_not_runnable(contents: Contents, framework: Framework) -> str | None:
     """Why mlx-lm can't run a model whose files are whole; None when it can."""
     if framework != "MLX":
         return f"Framework {framework} not executable with mlx-lm (requires MLX)"
-    return _why_not_loadable(contents) or integrity.has_tokenizer(contents)
+    if reason := _why_not_loadable(contents) or integrity.has_tokenizer(contents):
+        return reason
+    mlx_lm = support.installation()
+    return tokenizer_files.problem(contents, mlx_lm) if mlx_lm else None
 
 
 def _why_not_loadable(contents: Contents) -> str | None:

@@ -5,6 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.machinery import PathFinder
 
+# What reads the tokenizers that some models come with.
+PACKAGES = ("tiktoken", "sentencepiece", "mistral_common")
+
+
+def has(module: str) -> bool:
+    """Whether a module is installed."""
+    return PathFinder.find_spec(module) is not None
+
 
 def mlx_lm() -> str | None:
     """The folder of the installed mlx-lm, or None."""

@@ -85,13 +85,14 @@ def memory_file(hub: str, environment: Mapping[str, str]) -> str:
 
 
 def _stamp() -> str:
-    """What the verdicts depend on besides the files: this program, and the mlx-lm that would run a model."""
+    """What the verdicts depend on beside the files: this program, mlx-lm, and what reads tokenizers."""
     folder = installed.mlx_lm() or ""
     try:
         times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
     except OSError:
         times = []
-    return f"{__version__} {folder} {times}"
+    packages = [name for name in installed.PACKAGES if installed.has(name)]
+    return f"{__version__} {folder} {times} {packages}"
 
 
 def _key(snapshot: Snapshot) -> str:

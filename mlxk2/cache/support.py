@@ -38,6 +38,8 @@ class Installation:
         self._models_folder = os.path.join(folder, "models")
         # Names are compared exactly, also where the file system does not.
         self._files = frozenset(os.listdir(self._models_folder) if os.path.isdir(self._models_folder) else ())
+        self.chat_templates = _modules(os.path.join(folder, "chat_templates"))
+        self.tool_parsers = _modules(os.path.join(folder, "tool_parsers"))
         self._sources: dict[str, str] = {}
         self._has: dict[str, bool] = {}
 
@@ -145,6 +147,12 @@ def _full_name(method: str, settings: dict[str, Any]) -> str:
     }
     detail = details.get(method)
     return f"{method} ({detail})" if detail else method
+
+
+def _modules(folder: str) -> frozenset[str]:
+    """The names of the modules in a folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return frozenset(name.removesuffix(".py") for name in names if name.endswith(".py")) - {"__init__"}
 
 
 def _dictionary(source: str, name: str) -> dict[Any, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from mlx_lm import tokenizer_utils, utils
 
+from mlxk2.cache import support
+from mlxk2.cache.tokenizer_files import is_tiktoken
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
 from mlxk2.runner.confined import Answer, Cancelled, Pool, Starter
@@ -22,6 +24,8 @@ from mlxk2.runner.params import too_long
 
 # Any type whose tokenizer class is the generic one that reads tokenizer.json.
 _GENERIC_TOKENIZER = "aria"
+_READ_BY_GENERIC = ("tokenizer.json", "tokenizer.model")
+_FIRST_BYTES = 512
 # Decoded again and again for the names of likely tokens.
 _MAX_REMEMBERED, _MAX_SHORT = 1 << 17, 4
 
@@ -167,13 +171,10 @@ def load_tokenizer(
     """Load the tokenizer of a model's folder in a process of its own; raise ModelUnhealthyError that says `damaged`."""
     # What it warns of changes nothing here.
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    if _ships_code(folder) and (folder / "tokenizer.json").is_file():
-        options["tokenizer_type"] = _GENERIC_TOKENIZER
     opening = {
         "ask": "open",
         "folder": str(folder.absolute()),
-        "options": options,
+        "options": _options(folder),
         "ends": config.get("eos_token_id"),
         "defaults": _defaults(folder),
     }
@@ -182,19 +183,45 @@ def load_tokenizer(
 
 
 def _check(damaged: str, folder: Path, said: Mapping[str, Any]) -> None:
-    reason = said.get("damaged") or said.get("refused") or said.get("missing")
+    reason = next((said[kind] for kind in ("damaged", "refused", "missing", "needs_code") if kind in said), None)
     if reason is None:
         return
     reason = " ".join(reason.replace(str(folder), folder.name).split())
-    if "missing" in said:
+    if "tiktoken" in reason and _is_misread(folder):
+        reason = "tokenizer.model is no file of sentencepiece's"
+    elif "needs_code" in said:
+        raise ModelNotRunnableError(f"The model's tokenizer needs code of its own, which is never executed: {reason}")
+    elif "missing" in said:
         raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
     raise ModelUnhealthyError(f"{damaged}: {reason}")
 
 
-def _ships_code(folder: Path) -> bool:
-    with suppress(OSError, ValueError):
-        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_bytes())
+def _is_misread(folder: Path) -> bool:
+    """Whether transformers took a damaged file of sentencepiece for one of tiktoken, which it then says it needs."""
+    with suppress(OSError):
+        begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
+        return not (folder / "tokenizer.json").exists() and not is_tiktoken(begin)
     return False
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """Return how to load the tokenizer: without code of the model, and without what only another mlx-lm has."""
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    settings = _settings(folder)
+    if "auto_map" in settings and any((folder / name).is_file() for name in _READ_BY_GENERIC):
+        options["tokenizer_type"] = _GENERIC_TOKENIZER
+    if mlx_lm := support.installation():
+        # The model's own template serves, and tools are not called.
+        known = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
+        options |= {key: None for key, names in known.items() if str(settings.get(key)) not in names}
+    return options
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+        return settings if isinstance(settings, dict) else {}
+    return {}
 
 
 def _defaults(folder: Path) -> Any:

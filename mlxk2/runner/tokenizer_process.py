@@ -26,6 +26,12 @@ from mlxk2.runner.messages import FAULTS, render_any
 # Average characters per token; most texts have fewer.
 _CHARACTERS = 8
 _MAX_MESSAGE = 300
+# Texts of which any tokenizer makes tokens; transformers also loads files that it does not know, and has none then.
+_PROBES = ("a", "The 1.", "\u7684")
+# What transformers says of packages that it does without, with errors of several types.
+_INSTALL = "pip install"
+# What it says of a tokenizer that is code of the model's.
+_CODE = "trust_remote_code"
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -48,6 +54,8 @@ class _Model:
         """Return all that the asking process needs to know of the tokenizer."""
         wrapper, detokenizer = self._wrapper, self._wrapper._detokenizer
         has_names = hasattr(detokenizer, "tokenmap")
+        if not any(wrapper.encode(text, add_special_tokens=False) for text in _PROBES):
+            raise ValueError("it makes no tokens of any text")
         return {
             "size": len(wrapper),
             "names": wrapper.convert_ids_to_tokens(list(range(len(wrapper)))) if has_names else None,
@@ -202,8 +210,11 @@ def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, 
     except ImportError as fault:
         return {"missing": str(fault)[:_MAX_MESSAGE]}, b""
     except BaseException as fault:  # noqa: BLE001 - whatever a program does wrong becomes an answer
-        kind = "refused" if isinstance(fault, FAULTS) and question["ask"] != "open" else "damaged"
-        return {kind: (str(fault) or type(fault).__name__)[:_MAX_MESSAGE]}, b""
+        said = str(fault) or type(fault).__name__
+        if question["ask"] == "open":
+            kind = "missing" if _INSTALL in said else "needs_code" if _CODE in said else "damaged"
+            return {kind: said[:_MAX_MESSAGE]}, b""
+        return {"refused" if isinstance(fault, FAULTS) else "damaged": said[:_MAX_MESSAGE]}, b""
 
 
 if __name__ == "__main__":

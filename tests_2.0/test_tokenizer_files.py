@@ -1,0 +1,106 @@
+"""A tokenizer that can't be read here is the reason why a model does not run, with the command that helps."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from layouts import Files, Hub, as_json, base_model, chat_model, without
+from tiny_models import write_tokenizer
+
+from mlxk2.errors import ModelUnhealthyError
+from mlxk2.runner.confined import Starter
+from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer
+
+RANKS = b"IQ== 0\nIg== 1\n"
+OTHER_TEMPLATE = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template_type": "of_next_year"}
+CODE = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+
+
+def settings(**config: Any) -> Files:
+    return {"tokenizer_config.json": as_json(config)}
+
+
+BARE = without(chat_model(), "tokenizer.json")
+UNREADABLE: dict[str, tuple[Files, str, str | None]] = {
+    "tiktoken alone": (BARE | {"qwen.tiktoken": RANKS}, "code of the model's own", None),
+    "code alone": (BARE | settings(**CODE) | {"own.tiktoken": RANKS}, "never executed", None),
+    "tiktoken by the name of sentencepiece": (BARE | {"tokenizer.model": RANKS}, "`pip install tiktoken`", "tiktoken"),
+    "tiktoken's model": (BARE | {"tiktoken.model": RANKS, "x.tiktoken": RANKS}, "`pip install tiktoken`", "tiktoken"),
+    "tekken alone": (BARE | {"tekken.json": b"{}"}, "`pip install mistral-common`", "mistral_common"),
+    "a template of another mlx-lm": (chat_model() | settings(**OTHER_TEMPLATE), "`pip install -U mlx-lm`", None),
+}
+READABLE: dict[str, Files] = {
+    "sentencepiece": BARE | {"tokenizer.model": b"\n\x0e\n\x05<unk>"},
+    "tekken beside another": chat_model() | {"tekken.json": b"{}"},
+    "code beside another": chat_model() | settings(**CODE),
+    "code of what sentencepiece reads": BARE | settings(**CODE) | {"tokenizer.model": b"\n\x0e\n\x05<unk>"},
+    "a template of another mlx-lm beside the model's": chat_model()
+    | settings(**OTHER_TEMPLATE)
+    | {"chat_template.jinja": b"{{ messages }}"},
+    "a template of mlx-lm": chat_model() | settings(chat_template_type="deepseek_v32"),
+    "a parser of another mlx-lm": chat_model() | settings(tool_parser_type="of_next_year"),
+}
+
+
+@pytest.mark.parametrize(("files", "reason", "package"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_tokenizer_that_nothing_here_reads_makes_a_model_not_runnable(
+    hub: Hub, mlxk2: Program, files: Files, reason: str, package: str | None
+) -> None:
+    if package and find_spec(package):
+        pytest.skip(f"{package} is installed")
+    hub.add("org/model", files)
+    model = mlxk2("show", "org/model", "--json").json["data"]["model"]
+    assert (model["health"], model["runtime_compatible"]) == ("healthy", False)
+    assert reason in model["reason"]
+    error = mlxk2("run", "org/model", "Hi", "--json").json["error"]
+    assert error["type"] == "ModelNotRunnableError"
+    assert reason in error["message"] and "Pull" not in error["message"]
+
+
+@pytest.mark.parametrize("files", READABLE.values(), ids=READABLE)
+def test_a_tokenizer_that_can_be_read_is_no_reason(hub: Hub, mlxk2: Program, files: Files) -> None:
+    hub.add("org/model", files)
+    model = mlxk2("show", "org/model", "--json").json["data"]["model"]
+    assert (model["runtime_compatible"], model["reason"]) == (True, None)
+
+
+def test_a_name_of_mlx_lms_templates_makes_a_chat_model(hub: Hub, mlxk2: Program) -> None:
+    hub.add("org/model", base_model() | settings(chat_template_type="deepseek_v32"))
+    assert mlxk2("show", "org/model", "--json").json["data"]["model"]["model_type"] == "chat"
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder."""
+    return load_tokenizer(folder, {}, Starter(), "The tokenizer is damaged. Pull the model again")
+
+
+@pytest.mark.parametrize(
+    "change", [{"chat_template_type": "x"}, {"tool_parser_type": "x"}, {"chat_template_type": ["x"]}]
+)
+def test_what_only_another_mlx_lm_has_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_tokenizer(tmp_path, template="own template", config=change)
+    tokenizer = load(tmp_path)
+    assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])) == "own template"
+    tokenizer.close()
+
+
+DAMAGED = {
+    "a damaged file": (b"\n\x0e\n\x05<unk>" * 9, "tokenizer.model is no file of sentencepiece's"),
+    "a file that transformers does not know": (RANKS, "it makes no tokens of any text"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_called_that_and_not_by_another_package(tmp_path: Path, content: bytes, said: str) -> None:
+    if find_spec("tiktoken"):
+        pytest.skip("tiktoken is installed")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ModelUnhealthyError) as raised:
+        load(tmp_path)
+    assert said in raised.value.message
