@@ -223,4 +223,4 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) ->
     opening = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
     process.ask(opening)
     with pytest.raises(ModelNotRunnableError, match="needs more than 500 MB of memory"):
-        process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None})
+        process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0})

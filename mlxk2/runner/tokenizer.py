@@ -28,6 +28,8 @@ _READ_BY_GENERIC = ("tokenizer.json", "tokenizer.model")
 _FIRST_BYTES = 512
 # Decoded again and again for the names of likely tokens.
 _MAX_REMEMBERED, _MAX_SHORT = 1 << 17, 4
+# Tokens at the end of a prompt, and how many such ends are remembered.
+_TAIL, _MAX_TAILS = 16, 256
 
 
 class RefusedError(Exception):
@@ -71,6 +73,9 @@ class Tokenizer:
         self.structural_markers: Sequence[str] = said["structural_markers"]
         self.response_transitions: Mapping[str, Any] = said["response_transitions"]
         self.response_initial_state: str | None = said["response_initial_state"]
+        # How prompts end is asked of each; it comes along with their tokens.
+        self._is_thinking = self.has_thinking or "</think>" in (self.chat_template or "")
+        self._tails: dict[tuple[int, ...], str] = {}
         self._decode_short = lru_cache(_MAX_REMEMBERED)(self._decode)
         self._detokenizer = self._new_detokenizer(said["detokenizer"], said["trim_space"])
 
@@ -137,14 +142,20 @@ class Tokenizer:
         return self._tokens(question, context)
 
     def _tokens(self, question: Mapping[str, Any], context: int | None) -> Sequence[int]:
-        head, tokens = self._ask(question)
+        head, tokens = self._ask({**question, "tail": _TAIL if self._is_thinking else 0})
         if "too_long" in head:
             assert context is not None
             raise too_long(f"more than {context}", context)
+        if self._is_thinking:
+            if len(self._tails) > _MAX_TAILS:
+                self._tails.clear()
+            self._tails[tuple(tokens[-_TAIL:])] = head["tail"]
         return tokens
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
         """Return the text of these tokens, with all their marks."""
+        if len(tokens) <= _TAIL and (tail := self._tails.get(tuple(tokens))) is not None:
+            return tail
         return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT else self._decode(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -196,7 +196,8 @@ def _answer(question: Mapping[str, Any]) -> Answer:
                 return {"text": model.decode(question["ids"])}, b""
             case _:
                 return {"ids": model.find(question["names"])}, b""
-    return {}, array("I", tokens).tobytes()
+    last = question["tail"]
+    return {"tail": model.decode(list(tokens[-last:])) if last and tokens else ""}, array("I", tokens).tobytes()
 
 
 def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, Any]) -> Answer:

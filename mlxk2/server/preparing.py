@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from mlxk2.server.worker import outcome
 _MAX_MODELS = 3
 _MAX_OF_ONE = 4
 _THREADS = 32
+# How long it is not looked at whether files have changed.
+_SECONDS = 1.0
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 
 # Turns a checked body into requests for a model, of which only the tokenizer needs to be there.
@@ -129,12 +132,13 @@ class _Shelf:
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._models: OrderedDict[str, tuple[object, Model]] = OrderedDict()
+        self._states: dict[str, tuple[float, object]] = {}
 
     def model(self, target: Target, cancelled: Cancelled) -> Model:
         """Return a model, loaded anew if its files have changed."""
         with self._lock:
             lock = self._locks.setdefault(target.path, threading.Lock())
-        state = _state(target.path)
+        state = self._state(target.path)
         if found := self._found(target.path, state):
             return found
         with lock:
@@ -144,6 +148,14 @@ class _Shelf:
             model = self._load(target, cancelled)
             self._keep(target.path, state, model)
         return model
+
+    def _state(self, path: str) -> object:
+        """As `_state`, which is looked at once in a second at most."""
+        seen, state = self._states.get(path, (0.0, None))
+        if state is None or time.monotonic() - seen > _SECONDS:
+            state = _state(path)
+            self._states[path] = (time.monotonic(), state)
+        return state
 
     def _found(self, path: str, state: object) -> Model | None:
         with self._lock:
@@ -167,6 +179,7 @@ class _Shelf:
             if len(self._models) > _MAX_MODELS:
                 gone, (_, other) = self._models.popitem(last=False)
                 self._locks.pop(gone, None)
+                self._states.pop(gone, None)
                 left.append(other)
         for unused in left:
             # Where it is still used, it starts a process again.

@@ -69,7 +69,6 @@ class Worker:
         self._make_runner = make_runner
         self._rest = rest
         self._thread = Thread("mlx")
-        self._prompts = Thread("prompts")
         self._runner: MLXRunner | None = None
         self._replies: dict[Session, tuple[Reply, int]] = {}
         self._step_is_queued = False
@@ -82,15 +81,14 @@ class Worker:
     def generate(self, reply: Reply, plan: Plan) -> None:
         """Begin to generate what `plan` makes of the model in memory; whatever is wrong with it fails the reply."""
         self._loop = asyncio.get_running_loop()
-        self._prompts.queue(self._prepare, reply, plan)
+        self._thread.queue(self._submit, reply, plan)
 
     def cancel(self, reply: Reply) -> None:
         """Stop generating for a reply; nobody waits for it."""
         self._thread.queue(self._cancel, reply)
 
     def stop(self) -> None:
-        """Let the threads end after what they are doing now."""
-        self._prompts.stop()
+        """Let the thread end after what it is doing now."""
         self._thread.stop()
 
     def _load(self, load: Loader) -> None:
@@ -103,16 +101,10 @@ class Worker:
         if runner is not None:
             runner.close()
 
-    def _prepare(self, reply: Reply, plan: Plan) -> None:
-        """Turn text into tokens, in a thread of its own: the answers of others need not wait for that."""
-        with self._told_to(reply):
-            if not reply.is_closed:
-                self._thread.queue(self._submit, reply, plan(self.model))
-
-    def _submit(self, reply: Reply, requests: Sequence[GenerationRequest]) -> None:
+    def _submit(self, reply: Reply, plan: Plan) -> None:
         with self._told_to(reply):
             # The cancelling of a closed reply may have come and gone.
-            for number, request in enumerate(() if reply.is_closed else requests):
+            for number, request in enumerate(() if reply.is_closed else plan(self.model)):
                 session = self._running().submit(request)
                 reply.sessions.append(session)
                 self._replies[session] = (reply, number)

@@ -12,7 +12,7 @@ from gauges import Held
 from judge import Judge
 from librarian import Librarian
 from life import Life
-from models import BULK, TALE, WALK
+from models import BULK, HOSTILE, TALE, WALK
 from programs import Programs
 from world import World
 
@@ -61,7 +61,7 @@ def _compare(judge: Judge, memory: tuple[int, int] | None, at_start: Held | None
 async def _check_cache(judge: Judge, programs: Programs) -> None:
     data = await programs.run("health", "--deep")
     healthy = [entry["name"] for entry in (data or {}).get("healthy", ())]
-    if healthy != sorted((WALK, TALE, BULK)) or (data and data["unhealthy"]):
+    if healthy != sorted((WALK, TALE, BULK, HOSTILE)) or (data and data["unhealthy"]):
         judge.complain(f"the cache is not healthy at the end: {data}")
 
 

@@ -9,7 +9,7 @@ from random import Random
 
 from hub import Fault
 from judge import Judge
-from models import BULK, DEMO, EDITIONS, TALE, WALK
+from models import BULK, DEMO, EDITIONS, HOSTILE, TALE, WALK
 from programs import Programs, kill
 from questions import FACTS
 from world import World
@@ -46,7 +46,7 @@ class Librarian:
 
     async def fill(self) -> None:
         """Pull all models, as at the beginning and at the end."""
-        for name in (WALK, TALE, BULK):
+        for name in (WALK, TALE, BULK, HOSTILE):
             await self._programs.run("pull", name)
 
     async def look(self) -> None:

@@ -92,6 +92,7 @@ class Load:
             questions.a_long_one: 1,
             questions.a_wrong_one: 4,
             questions.an_unloadable_one: 1,
+            questions.a_hostile_one: 1,
             questions.a_look: 3,
         }
         (make,) = rng.choices(list(kinds), list(kinds.values()))

@@ -2,18 +2,19 @@
 
 `demo` comes along and is always there. WALK never changes; each of its letters is followed by one of a few, so that
 any answer can be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull
-to be killed on the way; its files are sound, but can't be loaded.
+to be killed on the way; its files are sound, but can't be loaded. HOSTILE has a tokenizer that fills memory.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pulling import MIB, big_model
 from tiny_models import END, LETTERS, NEWLINE, SPACE, say, write_chain
 
-DEMO, WALK, TALE, BULK = "demo", "soak/walk", "soak/tale", "soak/bulk"
+DEMO, WALK, TALE, BULK, HOSTILE = "demo", "soak/walk", "soak/tale", "soak/bulk", "soak/hostile"
 # A chain says no word twice.
 EDITIONS = tuple(f"Once upon some time there was the {place}" for place in ("sea", "wood", "hill"))
 _BULK_BYTES = 6 * MIB
@@ -43,6 +44,15 @@ def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
 def walk(folder: Path) -> dict[str, bytes]:
     """The files of WALK; `folder` is a place to make them in."""
     return _files(write_chain(folder / "walk", FOLLOWS))
+
+
+def hostile(folder: Path) -> dict[str, bytes]:
+    """The files of HOSTILE, whose tokenizer asks for a hundred gigabytes where a text has an "a"."""
+    files = _files(write_chain(folder / "hostile", FOLLOWS))
+    tokenizer = json.loads(files["tokenizer.json"])
+    many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [many] * 11}
+    return {**files, "tokenizer.json": json.dumps(tokenizer).encode()}
 
 
 def tale(folder: Path, edition: int) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from answers import JSON, Answer, Page
-from models import BULK, DEMO, EDITIONS, TALE, WALK, fault_of_walk
+from models import BULK, DEMO, EDITIONS, HOSTILE, TALE, WALK, fault_of_walk
 
 CHAT, COMPLETIONS, HEALTH, MODELS = "/v1/chat/completions", "/v1/completions", "/health", "/v1/models"
 # What the demo says to these at temperature 0.
@@ -192,6 +192,12 @@ def an_unloadable_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
     """A model whose files are sound, and which yet can't be loaded."""
     refusal = (400, "model_unhealthy")
     return Question("unloadable", CHAT, chat("Hello", model=BULK), _never_answered, refusal, model=BULK)
+
+
+def a_hostile_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
+    """A model whose tokenizer fills memory, which ends its own process."""
+    refusal = (400, "model_not_runnable")
+    return Question("hostile", CHAT, chat("a", model=HOSTILE), _never_answered, refusal, model=HOSTILE)
 
 
 def _never_answered(answer: Answer | Page) -> str | None:

@@ -94,6 +94,7 @@ def world() -> Iterator[World]:
         tales = tuple(models.tale(folder / "models", edition) for edition in range(len(models.EDITIONS)))
         with HubServer(folder / "server") as hub:
             hub.add(models.WALK, models.walk(folder / "models"))
+            hub.add(models.HOSTILE, models.hostile(folder / "models"))
             hub.add(models.TALE, tales[0])
             hub.add(models.BULK, models.bulk())
             yield World(folder, hub, secrets.token_hex(8), is_small, tales)

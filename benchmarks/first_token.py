@@ -1,0 +1,104 @@
+"""How soon the first token comes with tokenizers in a process of their own, against a checkout from before that."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import rounds
+from answers import DEMO
+
+ROUNDS = 15
+NAMES = ("this checkout", "the other one")
+PROMPTS = {"short": "What is 3 + 4?", "3,800 tokens": " ".join(str(number % 10) for number in range(1_890))}
+# A trip of so many characters, most of which are tokens by themselves.
+LONG = "Zq9" * 50_000
+
+
+@contextmanager
+def server(checkout: Path) -> Iterator[int]:
+    """`mlxk2 serve` of a checkout, with the demo; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", str(port)],
+        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def first_token(port: int, prompt: str) -> float:
+    """Seconds until the first text of a streamed answer; what is the same in all of them is in the prompt cache."""
+    message = {"role": "user", "content": prompt}
+    body = json.dumps({"messages": [message], "stream": True, "max_tokens": 1, "temperature": 0}).encode()
+    began = time.perf_counter()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body, timeout=60) as answer:
+        for line in answer:
+            if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                return time.perf_counter() - began
+    raise RuntimeError("There was no text.")
+
+
+def trips() -> list[rounds.Pair]:
+    """Seconds to tokenize a long text, there and here."""
+    from mlx_lm.tokenizer_utils import load  # noqa: PLC0415
+
+    from mlxk2.runner.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers
+    from mlxk2.runner.tokenizer import load_tokenizer  # noqa: PLC0415
+
+    there, here = load_tokenizer(Path(DEMO), {}, Starter(), "damaged"), load(Path(DEMO))
+
+    def timed(encode: object) -> float:
+        began = time.perf_counter()
+        tokens = tuple(encode(LONG, add_special_tokens=False))  # type: ignore[operator]
+        assert len(tokens) > 100_000, len(tokens)
+        return time.perf_counter() - began
+
+    return rounds.paired(lambda: timed(there.encode), lambda: timed(here.encode), ROUNDS)
+
+
+def main() -> int:
+    """Measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("other", type=Path, help="a folder with the other `mlxk2` package in it")
+    other = parser.parse_args().other.resolve()
+    with tempfile.TemporaryDirectory() as home, ExitStack() as held:
+        os.environ["HF_HOME"] = home
+        ports = [held.enter_context(server(checkout)) for checkout in (Path(__file__).parent.parent, other)]
+        figures = []
+        for name, prompt in PROMPTS.items():
+            pairs = rounds.paired(
+                lambda prompt=prompt: first_token(ports[0], prompt),
+                lambda prompt=prompt: first_token(ports[1], prompt),
+                ROUNDS,
+            )
+            rounds.tell(f"first token, {name}", pairs, "s", NAMES)
+            figures.append(rounds.Figure(f"first token, {name}", rounds.median_ratio(pairs), at_most=1.05))
+    pairs = trips()
+    rounds.tell("100,000 tokens", pairs, "s", ("in the process", "without it"))
+    figures.append(rounds.Figure("100,000 tokens, in the process", rounds.median_ratio(pairs), at_most=1.05))
+    return rounds.verdict(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
