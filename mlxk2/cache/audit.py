@@ -35,6 +35,7 @@ class Audit:
         self.missing = [file for file in self.wanted if not self._has(file)]
         self.misplaced = [file for file in self.wanted if not self._is_placed(file)]
         self.spoilt = self._spoilt()
+        self._spoilt_paths = set(self.spoilt)
 
     @property
     def is_sound(self) -> bool:
@@ -49,7 +50,7 @@ class Audit:
     def is_staged(self, file: Wanted) -> bool:
         """Whether a file waits, as good as the check can tell, since an earlier attempt."""
         path = self._delivery.staged(file)
-        return os.path.lexists(path) and path not in self.spoilt
+        return os.path.lexists(path) and path not in self._spoilt_paths
 
     def _spoilt(self) -> list[Path]:
         """The files that wait since an earlier attempt, but are not, or no longer, what their name says."""

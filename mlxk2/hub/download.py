@@ -123,9 +123,11 @@ def _deliver(
 ) -> Download:
     revision = source.revision
     damaged = audit.bad_blobs()
-    trusted = [] if by_hash else [file for file in audit.missing if delivery.blob(file) not in damaged]
+    untrusted = {path.name for path in damaged}
+    trusted = [] if by_hash else [file for file in audit.missing if file.blob not in untrusted]
     in_store = [file for file in trusted if sharing.has(hub, file)]
-    missing = [file for file in audit.missing if file not in in_store and not audit.is_staged(file)]
+    in_hand = {file.name for file in in_store}
+    missing = [file for file in audit.missing if file.name not in in_hand and not audit.is_staged(file)]
     _check_space(revision.repo_id, delivery, missing, [*damaged, *audit.spoilt])
     delivery.clear_places(revision.commit, [*audit.missing, *audit.misplaced])
     delivery.begin()

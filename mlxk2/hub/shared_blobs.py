@@ -40,7 +40,8 @@ class SharedBlobs:
         """The payloads to which nothing refers any more; of some only the list is left."""
         payloads = set(library.unreferenced_shared_blobs(self._hub))
         lists = (self._hub / "blobs").glob("[0-9a-f][0-9a-f]/*.refs")
-        payloads |= {path.with_suffix("") for path in lists if not path.parent.is_symlink()}
+        # What macOS or others lay among the lists names no payload.
+        payloads |= {path.with_suffix("") for path in lists if _is_payload(path.stem) and not path.parent.is_symlink()}
         return sorted(str(payload) for payload in payloads if self._is_unneeded(payload))
 
     def sweep(self, payload: str) -> None:
@@ -56,7 +57,7 @@ class SharedBlobs:
         """Remove the half-written lists of killed processes, each under its payload's lock: then nobody writes one."""
         for unfinished in sorted((self._hub / "blobs").glob("[0-9a-f][0-9a-f]/*.refs.*.tmp")):
             payload = unfinished.with_name(unfinished.name.partition(".")[0])
-            if not payload.parent.is_symlink() and library._XET_HASH_REGEX.fullmatch(payload.name):
+            if not payload.parent.is_symlink() and _is_payload(payload.name):
                 with suppress(OSError), library._shared_blob_lock(payload):
                     self._remove_unfinished_lists(payload)
 
@@ -85,3 +86,7 @@ class SharedBlobs:
 
     def _goes_with(self, links: set[Path], payload: Path) -> bool:
         return library.expected_shared_blob_freed_size(payload, blob_paths_to_delete=links, cache_dir=self._hub) > 0
+
+
+def _is_payload(name: str) -> bool:
+    return library._XET_HASH_REGEX.fullmatch(name) is not None

@@ -176,6 +176,21 @@ def test_a_disk_that_never_has_room_for_a_folder(
     assert_removed(outcome(hub), argument)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
+def test_a_full_disk_with_companions_at_every_level(
+    hub_client: Client, tmp_path: Path, layout: Layout, argument: str
+) -> None:
+    hub = two_models(tmp_path / "hub", layout)
+    for path in list(hub.rglob("*")):
+        (path.parent / f"._{path.name}").write_bytes(b"attributes")
+    settings = {"PYTHONPATH": STUB, "MKDIR": "ENOSPC", "HF_HUB_CACHE": str(hub)}
+    data_of(hub_client.run("rm", argument, "--json", **settings), "rm")
+    for path in hub.rglob("._*"):
+        path.unlink()
+    assert_removed(outcome(hub), argument)
+
+
 def test_a_pull_after_a_killed_removal_keeps_its_model(hub: Hub, mlxk2: Program) -> None:
     # As a removal in place leaves a model that was killed at once, and then pulled again at another revision.
     hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
