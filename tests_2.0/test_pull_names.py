@@ -19,6 +19,12 @@ COLLISIONS = {
     "case of a folder": ("Images/a.png", "images/a.png"),
     "case beyond ASCII": ("ÄRGER.txt", "ärger.txt"),
     "full case folding": ("STRASSE.txt", "straße.txt"),
+    "a long s": ("ſ.txt", "S.txt"),
+    "a ligature": ("ﬁle.txt", "FILE.txt"),
+    "what is not seen": ("model.safetensors", "model\u200d.safetensors"),
+    "a mark of the order of bytes": ("config.json", "\ufeffconfig.json"),
+    "a dot at the end": ("config.json", "config.json."),
+    "spaces at the end": ("sub/a", "sub /a  "),
     "accents": (unicodedata.normalize("NFC", "é.txt"), unicodedata.normalize("NFD", "é.txt")),
     "accents and case": (unicodedata.normalize("NFC", "É.txt"), unicodedata.normalize("NFD", "é.txt")),
     "a file and a folder": ("config.json", "config.json/x"),
@@ -46,6 +52,11 @@ def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: C
     assert "Nothing was written" in error["message"]
     assert hub_server.log.count("GET", "/resolve/") == 0
     assert not hub_client.hub.exists()
+
+
+def test_white_space_around_the_address_of_the_hub(hub_server: HubServer, hub_client: Client) -> None:
+    hub_server.add(MODEL, chat_model())
+    assert pulled(hub_client, HF_ENDPOINT=f" {hub_server.url}\n")["download_status"] == "success"
 
 
 @pytest.mark.parametrize("size", [1000, 2], ids=["one page", "pages"])

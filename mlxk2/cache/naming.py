@@ -27,6 +27,12 @@ _LITTER = (".DS_Store", ".localized")
 _REPO_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REVISION = re.compile(r"(?!-)[\w./-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Some disks leave out characters that are not seen (HFS+, ext4 that ignores case), others dots and spaces at the end of
+# a name (those of Windows).
+_LEFT_OUT = re.compile(
+    r"[. ]+(?=/|\Z)|[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _LINE_END = re.compile(r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
@@ -71,8 +77,8 @@ class Collision(NamedTuple):
 
 
 def folded(name: str) -> str:
-    """The name as the most tolerant disk reads it: without case, and with each accent in one form only."""
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+    """The name as the most tolerant disk reads it: without case or what is not seen, each accent in one form only."""
+    return _LEFT_OUT.sub("", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
 
 
 def is_one_text(first: str, second: str) -> bool:
@@ -99,7 +105,12 @@ def collisions(paths: Iterable[str]) -> Iterator[Collision]:
 
 
 def _why_one(first: str, second: str) -> str:
-    differ = "how accents are encoded" if is_one_text(first, second) else "upper and lower case"
+    if is_one_text(first, second):
+        differ = "how accents are encoded"
+    elif is_one_text(_LEFT_OUT.sub("", first), _LEFT_OUT.sub("", second)):
+        differ = "characters that are not seen, or dots and spaces at the end"
+    else:
+        differ = "upper and lower case"
     return f"they differ only in {differ}, which some disks ignore (those of macOS do)"
 
 

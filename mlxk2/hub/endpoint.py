@@ -15,8 +15,8 @@ SCHEMES = ("http", "https")
 
 
 def of(environment: Mapping[str, str]) -> str:
-    """`HF_ENDPOINT`, or the hub that everybody means; ValidationError when it is no address."""
-    endpoint = environment.get("HF_ENDPOINT") or DEFAULT
+    """`HF_ENDPOINT`, less white space around it, or the hub itself; ValidationError when it is no address."""
+    endpoint = environment.get("HF_ENDPOINT", "").strip() or DEFAULT
     try:
         parts = urlsplit(endpoint)
         is_address = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
