@@ -270,7 +270,7 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
         "--max-concurrent", type=_whole, default=64, metavar="N", help="answers at a time (default: 64)"
     )
     parser.add_argument("--max-queue", type=_whole, default=256, metavar="N", help="requests that wait (default: 256)")
-    help = "memory for prompts already read, such as 2GB (default: an eighth of the machine's)"
+    help = "memory for prompts already read, such as 2GB (default: an eighth of all, or half of what is left)"
     parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help=help)
     levels = ("critical", "error", "warning", "info", "debug")
     help = f"{', '.join(levels)} (default: info)"

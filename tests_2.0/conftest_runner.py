@@ -205,6 +205,7 @@ class ScriptedBackend:
     """A model in memory that follows a script."""
 
     vocabulary_size = SIZE
+    prompt_cache_bytes = 0
 
     def __init__(
         self, script: Script, context_length: int = 4096, rows: type[ScriptedRows] = ScriptedRows, **tokenizer: Any

@@ -16,7 +16,7 @@ BELOW = {
     "fence": {"errors"},
     "constraints": set(),
     "spec": {"constraints"},
-    "sizes": set(),
+    "sizes": {"errors", "printable"},
     "printable": set(),
     "progress": set(),
     "outlet": set(),

@@ -14,6 +14,7 @@ from mlxk2.cache.store import Cache, Snapshot, hub_folder
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
 from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Printer
+from mlxk2.runner.limits import wired_limit
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import Sampling, check_context_length, check_max_tokens
 
@@ -34,6 +35,7 @@ def run(args: Namespace) -> RunData | None:
     sampling = _sampling(args)
     check_max_tokens(args.max_tokens)
     check_context_length(args.context_length)
+    wired = wired_limit(os.environ)
     wants_chat = args.prompt is None and args.streams.stdin.isatty()
     if wants_chat and args.json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
@@ -52,6 +54,8 @@ def run(args: Namespace) -> RunData | None:
         max_tokens=args.max_tokens,
         context=args.context_length,
         starter=starter,
+        wired_limit=wired,
+        converses=wants_chat,
     )
     if wants_chat:
         manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}

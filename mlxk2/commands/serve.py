@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import socket
 from argparse import Namespace
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
-from mlxk2.printable import cut
+from mlxk2.runner.limits import wired_limit
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.params import check_context_length, check_max_tokens
 from mlxk2.server.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
+from mlxk2.sizes import parse_size
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "MLXK2_API_KEY"
 _FUNCTIONS = ("leave", "detach")
-_MAX_SHOWN = 40
 _PLAIN = (str, int, list, type(None))
 _MAX_CONCURRENT = 1 << 16
 _MAX_QUEUE = 1 << 20
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)B?", re.IGNORECASE)
-# More than any machine has, and what MLX can still count.
-_MAX_BYTES = 1 << 60
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def run(args: Namespace) -> None:
@@ -86,7 +81,8 @@ def _serve_anew(args: Namespace, snapshot: Snapshot | None, answers: Event, sock
 def _check(args: Namespace) -> None:
     check_max_tokens(args.max_tokens)
     check_context_length(args.context_length)
-    _bytes(args.prompt_cache_bytes)
+    _prompt_cache_bytes(args)
+    wired_limit(os.environ)
     _api_key(args)
     _names(args)
     if args.adapter is not None and args.model is None:
@@ -106,7 +102,7 @@ def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
     return serving.Settings(
         access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ()), _names(args)),
         limits=serving.Limits(args.max_concurrent, args.max_queue),
-        prompt_cache_bytes=_bytes(args.prompt_cache_bytes),
+        memory=serving.Chosen(_prompt_cache_bytes(args), wired_limit(os.environ)),
         pinned=pinned,
         max_tokens=args.max_tokens,
         context_length=args.context_length,
@@ -115,16 +111,9 @@ def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
     )
 
 
-def _bytes(size: str | None) -> int:
-    """Return a size such as 2GB in bytes; by default an eighth of the machine's memory."""
-    if size is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
-    match = _SIZE.fullmatch(size.strip())
-    count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else -1
-    if not 0 <= count <= _MAX_BYTES:
-        given = cut(size, _MAX_SHOWN)
-        raise ValidationError(f"--prompt-cache-bytes must be a size such as 500MB or 2GB, not {given!r}.")
-    return count
+def _prompt_cache_bytes(args: Namespace) -> int | None:
+    given = args.prompt_cache_bytes
+    return None if given is None else parse_size(given, "--prompt-cache-bytes", "500MB or 2GB")
 
 
 def _api_key(args: Namespace) -> str | None:

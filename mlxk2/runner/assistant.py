@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from mlxk2.runner import backend
+from mlxk2.runner import backend, memory
 from mlxk2.runner.confined import Starter
 from mlxk2.runner.console import Interrupt
 from mlxk2.runner.params import GenerationRequest, Sampling
@@ -46,10 +46,17 @@ class Answer:
 
 
 class Assistant:
-    """A model in memory, with how it is to answer."""
+    """A model in memory, with how it is to answer.
 
-    def __init__(self, model: Backend, prompter: Prompter, sampling: Sampling, max_tokens: int | None) -> None:
-        self._runner = MLXRunner(model)
+    One that `converses` keeps what it computed, so that the next turn of a conversation computes only what is new, and
+    gives back the rest of the memory while the user types.
+    """
+
+    def __init__(
+        self, model: Backend, prompter: Prompter, sampling: Sampling, max_tokens: int | None, *, converses: bool = False
+    ) -> None:
+        self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes if converses else 0)
+        self._converses = converses
         self._prompter = prompter
         self._sampling = sampling
         self._max_tokens = max_tokens
@@ -67,13 +74,16 @@ class Assistant:
         max_tokens: int | None,
         context: int | None,
         starter: Starter,
+        wired_limit: int | None = None,
+        converses: bool = False,
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
-        model = backend.load(folder, adapter, name=name, starter=starter, context=context)
+        chosen = memory.Chosen(prompt_cache=None if converses else 0, wired=wired_limit)
+        model = backend.load(folder, adapter, name=name, chosen=chosen, starter=starter, context=context)
         prompter = Prompter(
             model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
         )
-        return cls(model, prompter, sampling, max_tokens)
+        return cls(model, prompter, sampling, max_tokens, converses=converses)
 
     def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
         """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
@@ -85,6 +95,9 @@ class Assistant:
             for chunk in self._runner.stream(request, interrupted):
                 texts[chunk.kind].append(chunk.text)
                 show(chunk)
+            seconds = time.perf_counter() - started
+            if self._converses:
+                memory.give_back()
         return Answer(
             response="".join(texts["answer"]),
             reasoning="".join(texts["reasoning"]) or None,
@@ -92,5 +105,5 @@ class Assistant:
             finish_reason=cast(Reason, chunk.finish_reason),
             prompt_tokens=len(prompt.tokens),
             tokens=chunk.tokens,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )

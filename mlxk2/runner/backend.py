@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from mlxk2.cache.contents import Contents
 from mlxk2.cache.context import context_length
 from mlxk2.cache.store import Snapshot
 from mlxk2.errors import (
-    InsufficientMemoryError,
     ModelError,
     ModelNotRunnableError,
     ModelUnhealthyError,
@@ -29,18 +28,20 @@ from mlxk2.errors import (
     cause,
 )
 from mlxk2.fence import fenced
-from mlxk2.runner import cpu
+from mlxk2.runner import cpu, memory
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.confined import Cancelled, Starter
+from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
 from mlxk2.runner.text import Vocabulary
 from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer
 from mlxk2.runner.tokenizer_faults import as_damage
-from mlxk2.sizes import human_size
 
 # mlx-lm lists every weight that is missing.
 _LONGEST_REASON = 300
+# Enough for the kernels of prompts, not only for those of single tokens.
+_WARM_UP_TOKENS = 64
 
 
 ReadTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
@@ -55,6 +56,7 @@ class LoadedModel:
     vocabulary: Vocabulary
     vocabulary_size: int
     context_length: int | None
+    prompt_cache_bytes: int
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
         """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""
@@ -62,53 +64,69 @@ class LoadedModel:
             return Batch(self.model, self.vocabulary.end_tokens, max_rows, prompts)
         return Queue(self.model, self.vocabulary.end_tokens)
 
+    def warm_up(self) -> None:
+        """On a GPU, generate a token or two, so that the first request need not wait for its kernels to be built."""
+        if mx.default_device() == mx.cpu:
+            return
+        rows = self.batch(1, PromptCache(0))
+        try:
+            rows.insert(GenerationRequest((0,) * _WARM_UP_TOKENS, 2), 2)
+            while not any(step.finish_reason for step in rows.next()):
+                pass
+        except FAULTS as fault:
+            # Those who ask will see whether it happens again.
+            logging.getLogger(__name__).warning("A first token could not be generated: %s", fault)
+        finally:
+            rows.close()
+
 
 def load(
     folder: str | Path,
     adapter: str | Path | None = None,
     *,
     name: str | None = None,
-    memory: int | None = None,
+    device: memory.Device | None = None,
+    chosen: memory.Chosen = memory.NOTHING_CHOSEN,
     for_batches: bool = False,
     read: ReadTokenizer | None = None,
     starter: Starter | None = None,
     context: int | None = None,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
-    """Load the model of a folder, with a LoRA adapter's folder on top if one is given, in that many bytes of memory.
+    """Load the model of a folder, with a LoRA adapter's folder on top if one is given, into the memory of the device.
 
-    Without `name` the folder's is used in messages, without `memory` all that the machine has. `for_batches` makes it
-    take longer, for the sake of the speed of many answers at once. `read` gives the tokenizer where it was loaded
-    before, else it is loaded in a process of the `starter`. `context` is how many tokens the model holds, whatever its
-    files say. `unload` is called to drop the model that is there,
-    as soon as only the reading of the weights can still go wrong. Raises ModelUnhealthyError for damaged files,
-    ModelNotRunnableError for what MLX or mlx-lm can't do, InsufficientMemoryError before any weight is read,
-    ValidationError for a folder that is no adapter.
+    Without `name` the folder's is used in messages. `for_batches` makes it take longer, for the sake of the speed of
+    many answers at once. `read` gives the tokenizer where it was loaded before. `context` is how many tokens the model
+    holds, whatever its files say. `unload` is called to drop the model that is there, as soon as only the reading of
+    the weights can still go wrong. Raises ModelError; ValidationError for a folder that is no adapter.
     """
     folder = Path(folder)
     name = name or folder.name
-    _compile_where_it_helps()
+    device = _prepared(device)
     adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
     config = read_config(folder, name)
     tokenizer, vocabulary = read() if read else load_vocabulary(folder, name, config, starter or Starter())
-    model = _open_weights(folder, name, adapter, _memory() if memory is None else memory)
+    model = _open_weights(folder, name, adapter)
+    plan = device.plan(name, _size(model), chosen)
     if for_batches:
         cpu.suit_batches(model)
-    _make_room(unload)
-    _read_weights(model, folder, name)
+    _make_room(unload, plan.wired)
+    _read_weights(model, folder, name, plan.wired)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         vocabulary_size=_vocabulary_size(model, tokenizer),
         context_length=context or context_of(folder, name),
+        prompt_cache_bytes=plan.prompt_cache,
     )
 
 
-def _compile_where_it_helps() -> None:
+def _prepared(device: memory.Device | None) -> memory.Device:
     if mx.default_device() == mx.cpu:
         # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
         mx.disable_compile()
+    return device or memory.Device.current()
 
 
 def context_of(folder: Path, name: str) -> int | None:
@@ -151,7 +169,7 @@ def _ends_of_config(folder: Path) -> list[int]:
     return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
 
 
-def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) -> Any:
+def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
     """Return the model with weights of which nothing is read yet."""
     try:
         with fenced():  # it imports the architecture
@@ -159,24 +177,33 @@ def _open_weights(folder: Path, name: str, adapter: Path | None, memory: int) ->
         if adapter is not None:
             _lay_over(model, adapter, name)
         cpu.suit(model)
-        _check_memory(model, name, memory)
     except (*FAULTS, ImportError) as fault:
         raise _unloadable(name, fault, folder) from fault
     return model
 
 
-def _make_room(unload: Callable[[], None]) -> None:
+def _size(model: Any) -> int:
+    # Nothing is read yet: MLX knows the sizes from the headers.
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+def _make_room(unload: Callable[[], None], wired_limit: int) -> None:
     """Drop the model before, and give back its memory, which MLX would keep for arrays of the same sizes."""
     unload()
     gc.collect()
     mx.clear_cache()
+    if wired_limit:
+        mx.set_wired_limit(0)
 
 
-def _read_weights(model: Any, folder: Path, name: str) -> None:
+def _read_weights(model: Any, folder: Path, name: str, wired_limit: int) -> None:
     try:
-        mx.eval(model.parameters())
+        with memory.wired(wired_limit):
+            mx.eval(model.parameters())
     except FAULTS as fault:
         raise _unloadable(name, fault, folder) from fault
+    # What it took to read them.
+    mx.clear_cache()
 
 
 def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError:
@@ -193,22 +220,6 @@ def _lay_over(model: Any, adapter: Path, name: str) -> None:
         model.eval()
     except FAULTS as fault:
         raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
-
-
-def _check_memory(model: Any, name: str, available: int) -> None:
-    # Nothing is read yet: MLX knows the sizes from the headers.
-    needed = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    if needed > available:
-        raise InsufficientMemoryError(
-            f"The weights of {name} need {human_size(needed)} of memory, but there are only {human_size(available)}. "
-            f"Choose a smaller or more strongly quantized model."
-        )
-
-
-def _memory() -> int:
-    """Return the bytes of memory that a model can use: what Metal recommends, else all there is."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    return int(recommended or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _checked_adapter(adapter: Path) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.generate import StopSequences, generate_step
+from mlx_lm.generate import StopSequences, generate_step, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxk2.runner import sampling
@@ -71,7 +71,7 @@ class Batch:
         self._generator = generator(model, max_rows)
         self._ends = StopSequences([(token,) for token in end_tokens])
         self._prompts = prompts
-        self._reader = Reader(model, prompts, piece())
+        self._reader = Reader(model, prompts)
         self._max_rows = max_rows
         self._rows: dict[int, _Answer] = {}
         # Those whose prompt has been read, until there is room for them.
@@ -108,7 +108,8 @@ class Batch:
 
     def _read(self) -> None:
         start = time.perf_counter()
-        self._ready += [row for reading in self._reader.next() for row in reading.rows]
+        budget = piece(others_decode=self._decoding > 0, longest=self._reader.longest)
+        self._ready += [row for reading in self._reader.next(budget) for row in reading.rows]
         self._debt = _SHARE * (time.perf_counter() - start)
 
     def _join(self, rows: list[int]) -> None:
@@ -157,9 +158,12 @@ class Batch:
                 self._prompts.keep(tokens, state)
 
     def close(self) -> None:
-        """Give back what the generator has reserved."""
-        with contextlib.suppress(RuntimeError):
-            self._generator.close()
+        """Drop all rows, and give their memory back to the system."""
+        _finish(self._generator.stream)
+        self._rows.clear()
+        self._ready.clear()
+        del self._generator, self._reader
+        mx.clear_cache()
 
 
 class _Current(NamedTuple):
@@ -176,7 +180,7 @@ class Queue:
     def __init__(self, model: Any, end_tokens: Collection[int]) -> None:
         self._model = model
         self._ends = end_tokens
-        self._reader = Reader(model, PromptCache(0), piece())
+        self._reader = Reader(model, PromptCache(0))
         self._rows: dict[int, _Answer] = {}
         self._ready: list[int] = []
         self._current: _Current | None = None
@@ -192,7 +196,8 @@ class Queue:
     def next(self) -> list[Step]:
         """Return the next token of the row that is generated, or read a budget of tokens of the prompts."""
         if self._current is None and not self._ready:
-            self._ready += [row for reading in self._reader.next() for row in reading.rows]
+            budget = piece(others_decode=False, longest=self._reader.longest)
+            self._ready += [row for reading in self._reader.next(budget) for row in reading.rows]
         if self._current is None and self._ready:
             self._current = self._begun(self._ready.pop(0))
         return [self._step(self._current)] if self._current is not None else []
@@ -235,10 +240,13 @@ class Queue:
             self._current = None
 
     def close(self) -> None:
-        """Drop all rows."""
+        """Drop all rows, and give their memory back to the system."""
+        _finish(generation_stream)
         self._rows.clear()
         self._ready.clear()
         self._current = None
+        del self._reader
+        mx.clear_cache()
 
 
 def _answer(
@@ -253,6 +261,12 @@ def _after(before: Tokens, processor: sampling.Processor) -> sampling.Processor:
     """Return a processor that is given the tokens since then, for one that wants those before as well."""
     seen = mx.array(before, dtype=mx.uint32)
     return lambda tokens, logits: processor(mx.concatenate([seen, tokens.astype(mx.uint32)]), logits)
+
+
+def _finish(stream: Any) -> None:
+    """Wait for what MLX still computes for rows that are dropped: what fails late must not fail the next batch."""
+    with contextlib.suppress(RuntimeError):
+        mx.synchronize(stream)
 
 
 def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> TokenLogprob | None:

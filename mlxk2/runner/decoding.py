@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, cast
 
 import mlx.core as mx
@@ -13,9 +14,15 @@ from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.probabilities import Report, ReportedRow
 from mlxk2.runner.prompt_cache import State, Tokens
 
+# Its generators would change the wired limit as they come and go; it belongs to the model, and `backend.load` sets it.
+import_module("mlx_lm.generate").maybe_set_recommended_wired_limit = lambda: None  # type: ignore[attr-defined]
+
 _PIECE = 512
-# On the CPU, smaller pieces take no longer in all.
+# On a GPU, larger pieces take less time in all, but make others wait; on the CPU, smaller ones take no longer in all.
+_PIECE_ALONE_ON_GPU = 2048
 _PIECE_ON_CPU = 256
+# Of longer prompts, large pieces take gigabytes more memory, and save nothing.
+_LONG_PROMPT = 1 << 14
 
 
 class RowSampler(sampling.Sampler):
@@ -56,11 +63,12 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         return tokens, logprobs
 
     def _is_under_way(self) -> bool:
-        """Whether any row is between its first token and the last it may have.
+        """Whether any row will need the next token, and is to have it computed while it waits for this one.
 
-        Else to compute ahead would only delay: on the CPU that returns when most of the work is done.
+        On the CPU that would only delay the first token: there it returns when most of the work is done.
         """
-        return any(0 < count < most - 1 for count, most in zip(self._num_tokens, self.max_tokens, strict=True))
+        first = 1 if mx.default_device() == mx.cpu else 0
+        return any(first <= count < most - 1 for count, most in zip(self._num_tokens, self.max_tokens, strict=True))
 
     def _process(self, inputs: mx.array, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
         """Return the logits after each row's processors, and the tokens so far of the rows that have some."""
@@ -120,6 +128,11 @@ def join(
     generator._generation_batch.extend(joining)
 
 
-def piece() -> int:
-    """Return how many tokens of prompts are read before the other rows get their next token, and a cancel is heard."""
-    return _PIECE_ON_CPU if mx.default_device() == mx.cpu else _PIECE
+def piece(*, others_decode: bool, longest: int) -> int:
+    """Return how many tokens of prompts to read now, the longest of which has so many.
+
+    After them the rows that get tokens have the next one, and a cancel is heard.
+    """
+    if mx.default_device() == mx.cpu:
+        return _PIECE_ON_CPU
+    return _PIECE if others_decode or longest > _LONG_PROMPT else _PIECE_ALONE_ON_GPU

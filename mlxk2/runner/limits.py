@@ -1,6 +1,12 @@
-"""What the process of a model's tokenizer and chat template may use."""
+"""What a model may use: the process of its tokenizer and chat template, and of the memory of the GPU."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlxk2.sizes import parse_size
+
+WIRED_VARIABLE = "MLXK2_WIRED_LIMIT"
 
 # Of processor time, for one rendering. The longest conversations that fit a context take a tenth of it.
 TEMPLATE_SECONDS = 2.0
@@ -11,3 +17,9 @@ SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1
 # Of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
 PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
 MEMORY = 3 << 30
+
+
+def wired_limit(environment: Mapping[str, str]) -> int | None:
+    """Return how many bytes the user wants to stay wired on a Mac, None where that is left to mlxk2."""
+    given = environment.get(WIRED_VARIABLE)
+    return parse_size(given, WIRED_VARIABLE, "8GB, or 0 to wire nothing") if given else None

@@ -54,8 +54,7 @@ class Readings:
     read some day.
     """
 
-    def __init__(self, budget: int, *, together: bool) -> None:
-        self.budget = budget
+    def __init__(self, *, together: bool) -> None:
         self._together = together
         self._waiting: dict[Tokens, Reading] = {}
         # How many tokens were read for each client that waits; who comes begins with what those before it had at least.
@@ -64,6 +63,11 @@ class Readings:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest prompt has."""
+        return max(map(len, self._waiting), default=0)
 
     def of(self, tokens: Tokens) -> Reading | None:
         """Return the reading of exactly these tokens."""
@@ -80,7 +84,7 @@ class Readings:
         if all(other.client != reading.client for other in self._waiting.values()):
             del self._served[reading.client]
 
-    def turn(self, begin: Callable[[Reading], None]) -> list[tuple[Reading, int]]:
+    def turn(self, budget: int, begin: Callable[[Reading], None]) -> list[tuple[Reading, int]]:
         """Return what is read next, and how many tokens of each; `begin` is called for those that come to it first.
 
         A piece of one prompt; or several to their ends, as long as they fit in the budget when padded to one length.
@@ -91,12 +95,12 @@ class Readings:
             order.insert(0, next(iter(self._waiting.values())))
         first, *others = dict.fromkeys(order)
         begin(first)
-        longest = min(first.until_stop, self.budget)
+        longest = min(first.until_stop, budget)
         chosen = [(first, longest)]
         for reading in others if self._together else ():
-            if max(longest, reading.left) * (len(chosen) + 1) <= self.budget:
+            if max(longest, reading.left) * (len(chosen) + 1) <= budget:
                 begin(reading)
-                piece = min(reading.until_stop, self.budget // (len(chosen) + 1))
+                piece = min(reading.until_stop, budget // (len(chosen) + 1))
                 longest = max(longest, piece)
                 chosen.append((reading, piece))
         for reading, piece in chosen:
@@ -121,13 +125,18 @@ def _behind(readings: Sequence[Reading], served: int) -> Iterator[tuple[int, Rea
 class Reader:
     """Reads prompts into states of the model, each once however many rows go on from it."""
 
-    def __init__(self, model: Any, prompts: PromptCache, budget: int) -> None:
+    def __init__(self, model: Any, prompts: PromptCache) -> None:
         self._model = model
         self._prompts = prompts
-        self._readings = Readings(budget, together=_can_pad(model))
+        self._readings = Readings(together=_can_pad(model))
 
     def __len__(self) -> int:
         return len(self._readings)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest prompt has that waits or is half read."""
+        return self._readings.longest
 
     def add(self, row: int, tokens: Tokens, client: Hashable) -> Reading:
         """Let a row wait until these tokens are read."""
@@ -146,9 +155,9 @@ class Reader:
             self._readings.remove(reading)
             self._keep(reading)
 
-    def next(self) -> list[Reading]:
+    def next(self, budget: int) -> list[Reading]:
         """Read as many tokens as the budget has; return the prompts that are read now."""
-        pieces = self._readings.turn(self._begin)
+        pieces = self._readings.turn(budget, self._begin)
         self._read([(reading, length) for reading, length in pieces if length])
         done = []
         for reading, length in pieces:

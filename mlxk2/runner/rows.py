@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from array import array
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, overload
@@ -15,6 +16,18 @@ FAULTS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
     ValueError,
 )
+
+
+def free_frames(fault: BaseException) -> None:
+    """Let go of what the functions that a fault went through hold: states and weights, as long as the fault is kept."""
+    chain: list[BaseException | None] = [fault]
+    seen: set[int] = set()
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            traceback.clear_frames(link.__traceback__)
+            chain += [link.__cause__, link.__context__]
 
 
 class Likeliest(Sequence[tuple[int, float]]):
@@ -99,6 +112,10 @@ class Backend(Protocol):
     @property
     def context_length(self) -> int | None:
         """How many tokens the model can hold, prompt and answer together; None where nothing says it."""
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        """How many bytes there are for what was computed for earlier prompts."""
 
     def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
         """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""

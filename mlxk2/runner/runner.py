@@ -10,12 +10,15 @@ from mlxk2.errors import MlxkError, ModelError
 from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.reasoning import Kind, Piece
-from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob
+from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob, free_frames
 from mlxk2.runner.text import TextStream
 from mlxk2.runner.trial import Trial
 
 # As many as mlx-lm decodes together when nobody says otherwise.
 MAX_ROWS = 32
+
+# What MLX raises where memory is short, also for other reasons; then all that can be computed again is given back.
+_OF_MEMORY = (MemoryError, RuntimeError)
 
 _FAILED = "Generation failed"
 _UNREADABLE = "The model's tokens can't be decoded"
@@ -167,6 +170,9 @@ class MLXRunner:
     def _suspect(self, fault: Exception) -> list[Outcome]:
         """Drop the batch; blame its session if there is only one, else begin to try each alone."""
         suspects = list(self._sessions.values())
+        free_frames(fault)
+        if isinstance(fault, _OF_MEMORY):
+            self._prompts.clear()
         self._drop_rows()
         if len(suspects) > 1:
             self._trial = Trial(suspects, fault)

@@ -20,6 +20,7 @@ import uvicorn
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
 from mlxk2.runner import backend, cpu
 from mlxk2.runner.confined import Starter
+from mlxk2.runner.memory import NOTHING_CHOSEN, Chosen, give_back
 from mlxk2.runner.rows import Backend
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
@@ -57,13 +58,13 @@ class Settings:
 
     access: Access
     limits: Limits
-    prompt_cache_bytes: int
     pinned: tuple[str, Target] | None = None
     max_tokens: int | None = None
     context_length: int | None = None
     log_level: str = "info"
     logs_requests: bool = False
     patience: float = 30.0
+    memory: Chosen = NOTHING_CHOSEN
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     starter = Starter(keeps_spare=True)
     starter.prepare()
     preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue, settings.context_length)
-    load = partial(_load, preparers, settings.context_length)
-    engine = Engine(load, Worker(partial(_runner, settings), rest=cpu.trim), settings.limits)
+    load = partial(_load, settings, preparers)
+    engine = Engine(load, Worker(partial(_runner, settings), rest=give_back), settings.limits)
     no_sleep = NoSleep(linger=_LINGER)
     catalog = Catalog(settings.pinned, settings.context_length)
     service = Service(engine, catalog, preparers, settings.max_tokens, no_sleep=no_sleep)
@@ -180,14 +181,23 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
 
 
 def _runner(settings: Settings, model: Backend) -> MLXRunner:
-    return MLXRunner(model, prompt_cache_bytes=settings.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
+    return MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
 
 
-def _load(preparers: Preparers, context: int | None, target: Target, unload: Callable[[], None]) -> Backend:
-    read = partial(preparers.tokenizer, target)
-    return backend.load(
-        target.path, target.adapter, name=target.name, for_batches=True, read=read, context=context, unload=unload
+def _load(settings: Settings, preparers: Preparers, target: Target, unload: Callable[[], None]) -> Backend:
+    model = backend.load(
+        target.path,
+        target.adapter,
+        name=target.name,
+        chosen=settings.memory,
+        for_batches=True,
+        read=partial(preparers.tokenizer, target),
+        context=settings.context_length,
+        unload=unload,
     )
+    if settings.pinned is not None and target == settings.pinned[1]:
+        model.warm_up()
+    return model
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.rows import Backend
+from mlxk2.runner.rows import Backend, free_frames
 from mlxk2.runner.runner import Chunk, MLXRunner, Outcome, Session
 from mlxk2.server.reply import Reply
 
@@ -47,6 +47,8 @@ def outcome(job: Callable[..., T], *args: object) -> T:
     try:
         return job(*args)
     except BaseException as fault:  # noqa: BLE001 - it goes on as the exception it can be
+        # Who waits for it may keep it for long, and a model that could not be loaded must not stay with it.
+        free_frames(fault)
         raise _as_exception(fault) from fault.__cause__
 
 
@@ -115,6 +117,7 @@ class Worker:
         try:
             yield
         except BaseException as fault:  # noqa: BLE001 - nobody may wait for ever
+            free_frames(fault)
             self._on_loop(reply.fail, _as_exception(fault))
 
     def _cancel(self, reply: Reply) -> None:
@@ -159,6 +162,7 @@ class Worker:
 
     def _fail(self, fault: BaseException) -> None:
         """End all that is being generated: after this fault nobody knows what state it is in."""
+        free_frames(fault)
         logging.error("Generation failed", exc_info=fault)
         error = ModelError(f"Generation failed: {fault}")
         replies = {reply for reply, _ in self._replies.values()}

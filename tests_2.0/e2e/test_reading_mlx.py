@@ -21,6 +21,7 @@ from mlxk2.runner.runner import MLXRunner, Session
 pytestmark = pytest.mark.e2e
 
 _PLENTY = 1 << 30
+_PIECE = piece(others_decode=True, longest=0)
 
 
 class Counting:
@@ -124,7 +125,7 @@ def test_a_short_prompt_overtakes_long_ones(babble: LoadedModel) -> None:
     before = counting.read
     until(runner, runner.submit(asked(9, 30)))
     # A piece of the oldest may come first.
-    assert counting.read - before <= 2 * piece()
+    assert counting.read - before <= 2 * _PIECE
     for session in long:
         runner.cancel(session)
 
@@ -143,9 +144,9 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(babble: LoadedModel)
     steps = 0
     while not long.tokens:
         steps += 1
-        runner.submit(asked(steps, piece()))
+        runner.submit(asked(steps, _PIECE))
         runner.step()
-    assert steps <= 4 * (2000 // piece() + 2)
+    assert steps <= 4 * (2000 // _PIECE + 2)
     runner.close()
 
 
@@ -157,7 +158,7 @@ def test_many_prompts_of_one_client_do_not_stop_another(babble: LoadedModel) -> 
     runner.step()
     before = counting.read
     until(runner, runner.submit(asked(99, 250, client="one")))
-    assert counting.read - before <= 4 * piece()
+    assert counting.read - before <= 4 * _PIECE
     runner.close()
 
 
@@ -172,7 +173,7 @@ def test_a_running_answer_gets_a_token_after_each_piece_that_is_read(babble: Loa
         tokens, read = stream.tokens, counting.read
         runner.step()
         assert stream.tokens == tokens + 1
-        assert counting.read - read <= piece()
+        assert counting.read - read <= _PIECE
     runner.close()
 
 

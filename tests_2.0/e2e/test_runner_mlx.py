@@ -29,6 +29,7 @@ from mlxk2.errors import (
 )
 from mlxk2.runner.backend import LoadedModel, load
 from mlxk2.runner.decoding import Decoding
+from mlxk2.runner.memory import Device
 from mlxk2.runner.params import GenerationRequest, Sampling
 from mlxk2.runner.prompt import Message, Prompter
 from mlxk2.runner.rows import TokenLogprob
@@ -457,8 +458,8 @@ def test_weights_that_do_not_fit_the_config(model_folder: Path) -> None:
 def test_weights_larger_than_the_memory_are_an_error_with_both_numbers(model_folder: Path) -> None:
     needed = (model_folder / "model.safetensors").stat().st_size
     with pytest.raises(InsufficientMemoryError, match=r"need .*MB .* only 2.0KB"):
-        load(model_folder, memory=2000)
-    assert load(model_folder, memory=needed)
+        load(model_folder, device=Device(memory=2000))
+    assert load(model_folder, device=Device(memory=needed))
 
 
 def test_half_precision_becomes_float32_on_the_cpu(tmp_path: Path) -> None:

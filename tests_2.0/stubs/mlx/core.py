@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 cpu = "cpu"
-float16, bfloat16, float32 = "float16", "bfloat16", "float32"
-array = list
+float16, bfloat16, float32, uint32 = "float16", "bfloat16", "float32", "uint32"
+
+
+def array(values: list[Any], dtype: str | None = None) -> list[Any]:
+    """A list."""
+    return list(values)
 
 
 def default_device() -> str:
@@ -29,3 +33,7 @@ def eval(*arrays: Any) -> None:
 
 def clear_cache() -> None:
     """Nothing is reserved."""
+
+
+def synchronize(stream: Any) -> None:
+    """Nothing is computed ahead."""

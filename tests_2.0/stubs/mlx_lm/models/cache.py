@@ -6,7 +6,10 @@ from typing import Any
 
 
 class KVCache:
-    """A cache in name only."""
+    """The tokens so far."""
+
+    def __init__(self) -> None:
+        self.state: list[int] = []
 
 
 class RotatingKVCache:
@@ -14,8 +17,8 @@ class RotatingKVCache:
 
 
 def make_prompt_cache(model: Any) -> list[Any]:
-    """No layers, no caches."""
-    return []
+    """The cache of one layer, which can't be batched."""
+    return [KVCache()]
 
 
 def can_trim_prompt_cache(cache: list[Any]) -> bool:

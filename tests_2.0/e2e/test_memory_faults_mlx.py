@@ -1,0 +1,155 @@
+"""A fault of memory: what the failed batch held is given back before its rows are tried alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from tiny_models import BABBLE, write_chain
+
+from mlxk2.runner.backend import LoadedModel, load
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.prompt_cache import PromptCache
+from mlxk2.runner.rows import Rows
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.server.worker import Worker
+
+pytestmark = pytest.mark.e2e
+
+_METAL = RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+
+
+@pytest.fixture(scope="module")
+def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model that says random letters for ever."""
+    return load(write_chain(tmp_path_factory.mktemp("models") / "babble", BABBLE))
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Nothing is freed because the collector of cycles happens to run."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Failing:
+    """A model that fails once, in its fifth step of several rows, over another fault; it notes what it held then."""
+
+    def __init__(self, model: Any, fail: Callable[[], None]) -> None:
+        self._model, self._fail = model, fail
+        self._steps = 0
+        self.held: list[weakref.ref[Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        self._steps += inputs.shape[0] > 1 and inputs.shape[1] == 1
+        if self._steps == 5:
+            self._steps += 1
+            self.held += [weakref.ref(layer) for layer in cache]
+            try:
+                self._fail()
+            except LookupError as fault:
+                raise RuntimeError(str(_METAL)) from fault
+        return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+
+
+class Watched:
+    """A backend that notes at each new batch how many caches were cleared, what is kept, and which batches live."""
+
+    def __init__(self, model: LoadedModel, cleared: list[None]) -> None:
+        self._model, self._cleared = model, cleared
+        self._batches: list[weakref.ref[Rows]] = []
+        self.noted: list[tuple[int, int, list[bool]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
+        """A batch of the model."""
+        self.noted.append((len(self._cleared), len(prompts), [batch() is not None for batch in self._batches]))
+        batch = self._model.batch(max_rows, prompts)
+        self._batches.append(weakref.ref(batch))
+        return batch
+
+
+def _raise(fault: Exception) -> None:
+    raise fault
+
+
+def asked(model: LoadedModel, text: str) -> GenerationRequest:
+    """A request with a prompt that is worth keeping."""
+    return GenerationRequest(tuple(model.tokenizer.encode(text * 100)), 12, Sampling(seed=1))
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_failed_batch_is_freed_before_its_rows_are_tried(
+    babble: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[None] = []
+    clear = mx.clear_cache
+    model = Failing(babble.model, lambda: _raise(KeyError("behind it")))
+    backend = Watched(dataclasses.replace(babble, model=model), cleared)
+    runner = MLXRunner(backend, prompt_cache_bytes=1 << 20)
+    before = list(runner.stream(asked(babble, "z")))
+    sessions = [runner.submit(asked(babble, text)) for text in "abc"]
+    while not model.held:
+        monkeypatch.setattr(mx, "clear_cache", lambda: (cleared.append(None), clear()))
+        cleared.clear()
+        runner.step()
+    while not all(session.ended for session in sessions):
+        runner.step()
+    assert before[-1].tokens == 12
+    count, kept, living = backend.noted[1]
+    assert (count >= 1, kept, living) == (True, 0, [False])
+    assert [layer() for layer in model.held] == [None] * len(model.held)
+    # All went well alone, so it was the crowd that was too much, and the newest ends.
+    assert [(session.error, session.tokens) for session in sessions[:2]] == [(None, 12)] * 2
+    assert "Insufficient Memory" in str(sessions[2].error)
+
+
+def test_a_fault_of_a_request_leaves_what_was_kept_for_others(babble: LoadedModel) -> None:
+    class Poisoned(Failing):
+        def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+            if mx.any(inputs == poison):
+                raise ValueError("poisoned")
+            return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+
+    poison = babble.tokenizer.convert_tokens_to_ids("~")
+    model = dataclasses.replace(babble, model=Poisoned(babble.model, gc.collect))
+    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    list(runner.stream(asked(babble, "z")))
+    bad = runner.submit(asked(babble, "~"))
+    while not bad.ended:
+        runner.step()
+    again = runner.submit(asked(babble, "z"))
+    assert bad.error is not None and again.cached_tokens == 99
+    runner.close()
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_model_that_could_not_be_loaded_does_not_stay_with_its_error(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path / "m", BABBLE)
+    held: list[weakref.ref[Any]] = []
+
+    def fail_with_weights(_: Any) -> LoadedModel:
+        model = load(folder)
+        held.append(weakref.ref(model.model))
+        raise RuntimeError(str(_METAL))
+
+    worker = Worker(MLXRunner)
+    with pytest.raises(RuntimeError, match="Insufficient Memory") as caught:
+        asyncio.run(worker.load(fail_with_weights))
+    worker.stop()
+    assert caught.value.__traceback__ is not None
+    assert held[0]() is None
