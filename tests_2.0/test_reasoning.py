@@ -102,6 +102,11 @@ def test_marks_that_only_the_template_knows(thinking: bool | None, said: str, re
     assert (text(chunks, "reasoning"), text(chunks)) == (reasoning, answer)
 
 
+def test_a_template_that_has_only_the_mark_that_opens() -> None:
+    chunks = generate(saying("Hm.</think>Paris.", marks=NONE, chat_template="Q<think>\nOkay, "), thinking=True)
+    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
+
+
 def test_granites_marks_are_sentences() -> None:
     template = "Write 'Here is my thought process:', then 'Here is my response:'."
     backend = saying("Here is my thought process: Hm.\nHere is my response: Paris.", marks=NONE, chat_template=template)

@@ -143,7 +143,7 @@ def speaks_of_thinking(name: str | None) -> bool:
 def _known_pairs(tokenizer: Any, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return the pairs that the vocabulary or the chat template knows."""
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    return [(start, end) for start, end in _PAIRS if start in vocabulary or end in vocabulary or end in template]
+    return [pair for pair in _PAIRS if any(mark in vocabulary or mark in template for mark in pair)]
 
 
 def _mlx_lm_pair(tokenizer: Any) -> list[tuple[str, str]]:
