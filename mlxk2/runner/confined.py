@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
+from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError, ServerStoppingError
 from mlxk2.runner.limits import MEMORY, PATIENCE, SECONDS, TEMPLATE_SECONDS
 
 _PROGRAM = "mlxk2.runner.tokenizer_process"
@@ -71,6 +71,10 @@ class Confined:
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)
         self.close = weakref.finalize(self, _end, self._process)
+
+    def kill(self) -> None:
+        """End it now, from any thread; who asks it something gets an error."""
+        self._process.kill()
 
     @property
     def is_alive(self) -> bool:
@@ -187,27 +191,42 @@ class Starter:
         self._keeps_spare = keeps_spare
         self._lock = threading.Lock()
         self._spare: Confined | None = None
+        self._started: weakref.WeakSet[Confined] = weakref.WeakSet()
+        self._is_stopping = False
 
     def prepare(self) -> None:
         """Start a process that will be asked for soon."""
         with self._lock:
             if self._spare is None:
-                self._spare = Confined()
+                self._spare = self._start()
 
     def take(self) -> Confined:
         """Return a process that nothing was asked of yet."""
         with self._lock:
             spare, self._spare = self._spare, None
-        if spare is None:
-            return Confined()
-        if spare.is_alive:
-            return spare
-        spare.close()
-        return Confined()
+            if spare is not None and spare.is_alive:
+                return spare
+            if spare is not None:
+                spare.close()
+            return self._start()
+
+    def stop(self) -> None:
+        """End all processes that were started, and start no more: to import what they need would outlast this one."""
+        with self._lock:
+            self._is_stopping = True
+            for process in self._started:
+                process.kill()
+
+    def _start(self) -> Confined:
+        if self._is_stopping:
+            raise ServerStoppingError
+        process = Confined()
+        self._started.add(process)
+        return process
 
     def restock(self) -> None:
         """Start the spare process again, where one is kept."""
-        if self._keeps_spare:
+        if self._keeps_spare and not self._is_stopping:
             self.prepare()
 
 

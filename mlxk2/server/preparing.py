@@ -22,9 +22,9 @@ from mlxk2.server.engine import Target
 from mlxk2.server.worker import outcome
 
 # Models whose tokenizers are kept, and prompts of one model that are made at the same time.
-_MAX_MODELS = 3
+_MAX_MODELS = 2
 _MAX_OF_ONE = 4
-_THREADS = 32
+_THREADS = 12
 # How long it is not looked at whether files have changed.
 _SECONDS = 1.0
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
@@ -119,7 +119,8 @@ class Preparers:
         return model.tokenizer, model.vocabulary
 
     def close(self) -> None:
-        """Let the threads end after what they are doing now."""
+        """End all processes; let the threads end after what they are doing now."""
+        self._starter.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

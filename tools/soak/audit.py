@@ -16,8 +16,9 @@ from models import BULK, HOSTILE, TALE, WALK
 from programs import Programs
 from world import World
 
-# More than at the start: the threads for what takes long come into being as they are needed, so many at most.
-_MAY_COME = {"files": 0, "threads": min(32, (os.cpu_count() or 1) + 4)}
+# More than at the start: the threads for what takes long come into being as they are needed, so many at most; those of
+# prompts (12), of the catalog (4), and of asyncio.
+_MAY_COME = {"files": 0, "threads": 16 + min(32, (os.cpu_count() or 1) + 4)}
 # What a hub folder has besides models when nobody is at work.
 _ENTRIES = {".locks", "TEST_SENTINEL", "CACHEDIR.TAG"}
 _UNFINISHED = (".incomplete", ".partial", ".tmp")
