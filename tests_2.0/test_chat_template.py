@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -117,7 +118,9 @@ REFUSING = {
 
 @pytest.mark.parametrize(("source", "reason"), REFUSING.values(), ids=REFUSING)
 def test_a_template_that_refuses_or_goes_astray_says_why(confined: Confined, source: str, reason: str) -> None:
-    with pytest.raises(RefusedError, match=reason):
+    # Without a limit of the kernel, its process is ended for what it takes.
+    limited = (RefusedError,) if hasattr(resource, "prlimit") else (RefusedError, ModelNotRunnableError)
+    with pytest.raises(limited, match=reason):
         confined.ask(source)
 
 
@@ -224,3 +227,40 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) ->
     process.ask(opening)
     with pytest.raises(ModelNotRunnableError, match="needs more than 500 MB of memory"):
         process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0})
+
+
+REFUSING_LIMITS = """
+import errno, resource
+change = resource.setrlimit
+def refuse(kind, limits):
+    if kind == resource.RLIMIT_AS:
+        raise {error}
+    change(kind, limits)
+resource.setrlimit = refuse
+resource.prlimit = lambda pid, kind, limits: refuse(kind, limits)
+if {is_gone}:
+    del resource.prlimit
+"""
+WATCHED = """
+import sys
+from mlxk2.errors import ModelNotRunnableError
+from mlxk2.runner.confined import Confined
+process = Confined(memory=500 << 20)
+process.ask({"ask": "open", "folder": sys.argv[1], "options": {}, "ends": None, "defaults": None})
+try:
+    process.ask({"ask": "chat", "messages": [], "options": {}, "context": None, "tail": 0})
+except ModelNotRunnableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError('invalid')", "OSError(errno.EINVAL, 'invalid')"])
+@pytest.mark.parametrize("is_gone", [False, True], ids=["refused", "not there"])
+def test_memory_is_limited_where_the_kernel_refuses_to(tmp_path: Path, error: str, is_gone: bool) -> None:
+    write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
+    (tmp_path / "sitecustomize.py").write_text(REFUSING_LIMITS.format(error=error, is_gone=is_gone))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, tmp_path], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "needs more than 500 MB of memory" in done.stdout, done.stderr

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from conftest_runner import ScriptedBackend, ScriptedRows, request, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
 
+from mlxk2.runner.memory import Device
 from mlxk2.runner.prompt_cache import PromptCache, State
+from mlxk2.runner.runner import MLXRunner
 
 _SENTENCES = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 _PLENTY = 1 << 30
@@ -116,6 +119,49 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     cache.keep((1, 2, 3), trimmable((1, 2, 3)))
     assert cache.find((1, 2, 3)).length == 2
     assert cache.find((1,)).length == 0
+
+
+class Tiny:
+    """The state of a layer, whose arrays take next to nothing."""
+
+    nbytes = 8
+
+    def __init__(self) -> None:
+        self.state = (mx.array(0), mx.array(0), None)
+
+    def is_trimmable(self) -> bool:
+        """It serves only as a whole."""
+        return False
+
+
+def test_the_number_of_arrays_is_bounded_where_the_device_has_room_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "device_info", lambda: {"resource_limit": 499})
+    limit = Device.current().cached_arrays
+    cache = PromptCache(_PLENTY, limit)
+    for number in range(2_000):
+        cache.keep((number,), [Tiny(), Tiny()])
+        assert cache.arrays == 4 * len(cache) <= 499 // 4
+    assert [cache.find((number, 0)).shared for number in (0, 1968, 1969, 1999)] == [0, 0, 1, 1]
+    cache.keep((1, 2, 3), [Tiny() for _ in range(70)])
+    assert cache.find((1, 2, 3, 4)).shared == 0
+    cache.clear()
+    assert cache.arrays == 0
+
+
+def test_the_runner_bounds_the_arrays_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[PromptCache] = []
+
+    class Noting(ScriptedBackend):
+        def batch(self, max_rows: int, prompts: PromptCache) -> ScriptedRows:
+            bounds.append(prompts)
+            return super().batch(max_rows, prompts)
+
+    monkeypatch.setattr(mx, "device_info", lambda: {"resource_limit": 8})
+    runner = MLXRunner(Noting(lambda _: tokens_of("a")), prompt_cache_bytes=_PLENTY)
+    list(runner.stream(request()))
+    for number in range(5):
+        bounds[0].keep((number,), [Tiny()])
+    assert len(bounds[0]) == 1
 
 
 def test_clear_forgets_everything() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -27,6 +29,9 @@ _BUSY = 1.0
 # Seconds between two looks at whether the answer is still wanted, and at the memory.
 _TICK = 0.1
 _CHUNK = 1 << 20
+# Of `struct rusage_info_v0` of macOS, in numbers of 64 bits; the first two are a UUID.
+_RUSAGE_FIELDS = 12
+_FOOTPRINT = 9
 # No hub is asked and no code of a model is run; libraries that say so use these.
 _SETTINGS = {
     "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "https://huggingface.co", "TOKENIZERS_PARALLELISM": "false",
@@ -51,11 +56,11 @@ class _EndedError(Exception):
 class Confined:
     """A process of `tokenizer_process`: it is up after a second, and answers one question after the other.
 
-    `watches_memory` ends it from outside when it uses more than `memory`, for systems whose kernel does not limit it.
+    Where the kernel does not limit its memory, or `watches_memory` says so, it is watched from outside, and ended when
+    it uses more than `memory`.
     """
 
-    def __init__(self, *, watches_memory: bool = sys.platform == "darwin", memory: int = MEMORY) -> None:
-        self._watches_memory = watches_memory
+    def __init__(self, *, watches_memory: bool = False, memory: int = MEMORY) -> None:
         self._limit = memory
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _PROGRAM],
@@ -66,6 +71,7 @@ class Confined:
             env={name: value for name, value in os.environ.items() if name not in _NOT_READ} | _SETTINGS,
             start_new_session=True,  # Ctrl-C is not meant for it
         )
+        self._watches_memory = watches_memory or not _limit_memory(self._process.pid, memory)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._write, self._read = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._write, False)
@@ -172,10 +178,29 @@ def _needs_memory(limit: int) -> ModelError:
     )
 
 
+def _limit_memory(pid: int, limit: int) -> bool:
+    """Have the kernel limit the memory of a process; return whether it does. macOS does not."""
+    if not hasattr(resource, "prlimit"):
+        return False
+    try:
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _memory(pid: int) -> int:
-    """Return the bytes of memory that a process uses, 0 where that can't be found out."""
-    told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return int(told.stdout.strip() or 0) << 10
+    """Return the bytes of memory that a process uses, with those that macOS has compressed; 0 where that is unknown."""
+    usage = getattr(ctypes.CDLL(None), "proc_pid_rusage", None)
+    if usage is not None:
+        fields = (ctypes.c_uint64 * _RUSAGE_FIELDS)()
+        if usage(pid, 0, fields) == 0:
+            return int(fields[_FOOTPRINT])
+    try:
+        said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    return int(said.stdout.strip() or 0) << 10
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

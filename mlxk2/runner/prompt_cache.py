@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 # What mlx-lm keeps of the tokens so far: one cache for each layer.
@@ -30,11 +31,16 @@ class Prefix(NamedTuple):
 
 
 class PromptCache:
-    """States by the tokens that led to them, in at most `limit` bytes; the least recently used go first."""
+    """States by the tokens that led to them, in at most `limit` bytes; the least recently used go first.
 
-    def __init__(self, limit: int) -> None:
+    They are in at most `max_arrays` arrays, where a number is given: a device may have room for no more.
+    """
+
+    def __init__(self, limit: int, max_arrays: int | None = None) -> None:
         self.nbytes = 0
+        self.arrays = 0
         self._limit = limit
+        self._max_arrays = sys.maxsize if max_arrays is None else max_arrays
         # The order of the dictionary is that of the last use.
         self._states: dict[Tokens, State] = {}
         # In this order, the entry that shares most with a prompt stands next to it.
@@ -63,8 +69,8 @@ class PromptCache:
 
     def keep(self, tokens: Sequence[int], state: State) -> None:
         """Keep the state after these tokens, if it fits and there is memory for a copy."""
-        entry, size = tuple(tokens), _size(state)
-        if size > self._limit or self._covers(entry):
+        entry, size, arrays = tuple(tokens), _size(state), _count(state)
+        if size > self._limit or arrays > self._max_arrays or self._covers(entry):
             return
         try:
             _own(state)
@@ -78,14 +84,15 @@ class PromptCache:
         self._states[entry] = state
         insort(self._sorted, entry)
         self.nbytes += size
-        while self.nbytes > self._limit:
+        self.arrays += arrays
+        while self.nbytes > self._limit or self.arrays > self._max_arrays:
             self._drop(next(iter(self._states)))
 
     def clear(self) -> None:
         """Forget everything."""
         self._states.clear()
         self._sorted.clear()
-        self.nbytes = 0
+        self.nbytes = self.arrays = 0
 
     def _covers(self, tokens: Tokens) -> bool:
         """Whether these tokens need no state of their own; the one that serves them is refreshed."""
@@ -116,7 +123,9 @@ class PromptCache:
         self._states[entry] = self._states.pop(entry)
 
     def _drop(self, entry: Tokens) -> None:
-        self.nbytes -= _size(self._states.pop(entry))
+        state = self._states.pop(entry)
+        self.nbytes -= _size(state)
+        self.arrays -= _count(state)
         del self._sorted[bisect_left(self._sorted, entry)]
 
 
@@ -127,6 +136,10 @@ def _common(one: Tokens, other: Tokens) -> int:
 
 def _size(state: State) -> int:
     return sum(layer.nbytes for layer in state)
+
+
+def _count(state: State) -> int:
+    return sum(isinstance(leaf, mx.array) for _, leaf in tree_flatten([layer.state for layer in state]))
 
 
 def _own(state: State) -> None:

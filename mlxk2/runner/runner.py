@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxk2.errors import MlxkError, ModelError
+from mlxk2.runner.memory import Device
 from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.reasoning import Kind, Piece
@@ -76,7 +77,8 @@ class MLXRunner:
     def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_rows: int = MAX_ROWS) -> None:
         self._backend = backend
         self._max_rows = max_rows
-        self._prompts = PromptCache(prompt_cache_bytes)
+        max_arrays = Device.current().cached_arrays if prompt_cache_bytes else None
+        self._prompts = PromptCache(prompt_cache_bytes, max_arrays)
         self._rows: Rows | None = None
         self._sessions: dict[int, Session] = {}
         self._trial: Trial[Session] | None = None

@@ -153,7 +153,8 @@ def _limit(timer: int, seconds: float) -> Iterator[None]:
 
 def main() -> None:
     """Answer until stdin ends."""
-    with contextlib.suppress(ValueError, OSError):  # systems without this limit
+    # Where it is refused, as on macOS, the process is watched from outside.
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(0, "rb") as asked, open(os.dup(1), "wb") as answers:
