@@ -18,6 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from shapes import assert_envelope
 
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc, which is not there")
 SCHEMA = Path(__file__).parent.parent / "docs" / "json-api-schema.json"
 
 
@@ -104,3 +105,21 @@ def ignoring_case(place: Path) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "-l", place], check=True)
         server.communicate(timeout=30)
+
+
+def memory(pid: int) -> int:
+    """The resident bytes of a process."""
+    said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return int(said.stdout) << 10
+
+
+def group(leader: int) -> dict[int, str]:
+    """The command lines of the living processes in the group of one, which may have ended; by their ids."""
+    command = ["ps", "-A", "-ww", "-o", "pid=,pgid=,stat=,args="]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    fields = [line.split(maxsplit=3) for line in said.splitlines()]
+    return {
+        int(pid): "".join(args)
+        for pid, of, state, *args in fields
+        if int(of) == leader and not state.startswith("Z")
+    }

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from architectures import ARCHITECTURES
 from layouts import README
+from places import needs_proc
 from serving import Server, hub_of
 from tiny_models import BABBLE, write_chain, write_random
 
@@ -187,6 +188,7 @@ def test_a_client_that_goes_while_its_model_is_loaded(tmp_path: Path) -> None:
         assert_freed(server)
 
 
+@needs_proc
 def test_a_hundred_who_go_leave_nothing_behind(endless: str, tmp_path: Path) -> None:
     with Server("--model", endless, "--max-concurrent", "8", home=tmp_path) as server:
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from layouts import Files
+from places import needs_proc
 from serving import Server
 from tiny_models import BABBLE, CHATML, write_chain
 from wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
@@ -70,9 +71,6 @@ def memory(server: Server, what: str = "VmRSS") -> int:
     """The resident bytes of the server, now or (VmHWM) at most."""
     lines = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
-
-
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from architectures import ARCHITECTURES
 from layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
+from places import memory
 from serving import Server, environment_of, hub_of
 from tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
@@ -271,12 +272,6 @@ def test_nobody_is_starved_by_a_steady_stream(server: Server) -> None:
             task.result()
 
 
-def memory(server: Server) -> int:
-    """The bytes of memory that the server holds."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) * 1024
-
-
 def test_swapping_gives_memory_back(server: Server) -> None:
     big = {**ARCHITECTURES["llama"], "hidden_size": 768, "intermediate_size": 1536, "num_hidden_layers": 4}
     for name in ("org/Big-1", "org/Big-2"):
@@ -286,7 +281,7 @@ def test_swapping_gives_memory_back(server: Server) -> None:
 
     def after(name: str) -> int:
         assert ask(server, name, max_tokens=4).status_code == 200
-        return memory(server)
+        return memory(server.process.pid)
 
     one = after("org/Big-1")
     swaps = [after(name) for _ in range(5) for name in ("org/Big-2", "org/Big-1")]
