@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Else a Python that was built for an older macOS takes macOS 26 for 16, and pip packages without the newest GPU kernels.
+export SYSTEM_VERSION_COMPAT := 0
 
 .PHONY: demo test lint bench soak schema clean
 
@@ -31,6 +33,7 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlxk2 needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -c 'import platform, sys; sys.exit(sys.platform == "darwin" and (platform.machine() != "arm64" and "MLX needs a Mac with Apple silicon, and this Python is for Intel. If yours has Apple silicon, name a Python for it: make PYTHON=/opt/homebrew/bin/python3" or int(platform.mac_ver()[0].split(".")[0]) < 14 and "MLX needs macOS 14 or newer."))'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python

@@ -77,7 +77,8 @@ def _has_reader(stream: IO[str]) -> bool:
     """Whether a stream still goes anywhere; a write would tell too, but might arrive."""
     poll = select.poll()
     try:
-        poll.register(stream, 0)
+        # Without any event macOS reports nothing, not even that the reader has gone.
+        poll.register(stream, select.POLLOUT)
     except UnsupportedOperation:
         return True  # it goes into memory
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

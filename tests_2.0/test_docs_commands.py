@@ -39,7 +39,7 @@ LIMIT_SECONDS = 240
 # What is not run here, and why.
 ELSEWHERE = {
     r"make ": "makes a virtual environment and installs into it: continuous integration does",
-    r"(\S+ -m )?pip |\S+ -m venv ": "installs from an index; e2e/test_install_e2e.py installs the package",
+    r"(\S+ -m )?pip |pipx |uv |\S+ -m venv ": "installs from an index; e2e/test_install_e2e.py installs the package",
     r"(\w+=\S+ )*pytest": "tests that run tests: tools/count_tests.py sees that each command selects some",
     r"ruff |mypy|python tools/": "continuous integration does",
     r"\./test-multi-python\.sh|tools/in_debian\.sh": "needs other Pythons: test_guide.py runs it on stand-ins",

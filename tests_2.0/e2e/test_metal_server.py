@@ -1,0 +1,46 @@
+"""The server on a pretended GPU of a Mac: what it wires, when it is warm, and what it gives back at rest."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import Server
+
+pytestmark = pytest.mark.e2e
+
+PRETENDED = Path(__file__).parent.parent / "pretended"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [({}, 2), ({"MLXK2_WIRED_LIMIT": "0"}, 0)], ids=["default", "never"])
+def test_the_server_wires_once_is_warm_and_gives_memory_back(
+    chosen: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    log = tmp_path / "metal.log"
+    path = os.pathsep.join(filter(None, [str(PRETENDED), os.environ.get("PYTHONPATH")]))
+    environment = {"METAL_LOG": str(log), "PYTHONPATH": path, **chosen}
+    with Server("--model", "demo", home=tmp_path, environment=environment) as server:
+        before = log.read_text().splitlines()
+        # The first token was generated before anyone asked.
+        assert "step" in before
+        wired = [line for line in before if line.startswith("wired")]
+        assert len(wired) == expected
+        body = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "temperature": 0}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+        assert answer["choices"][0]["message"]["content"] == "3 + 4 = 7."
+        wait_for(lambda: log.read_text().splitlines()[-1] == "clear")
+        assert server.stop() == 0
+        assert [line for line in log.read_text().splitlines() if line.startswith("wired")] == wired
+        assert server.err == ""
