@@ -13,7 +13,7 @@ Kind = Literal["answer", "reasoning"]
 Piece = tuple[Kind, str]
 
 # So many characters at the beginning of an answer wait for a mark that makes them reasoning.
-MAX_BEGINNING = 64
+MAX_BEGINNING = 32
 _QUOTATION_MARKS = ("`", "'", '"', "\u2018", "\u201c")
 
 

@@ -139,7 +139,7 @@ def test_a_system_prompt_is_in_the_prompt(environment: dict[str, str], tmp_path:
         (("demo",), "", "ValidationError", "prompt is empty"),
         (("demo", " "), None, "ValidationError", "prompt is empty"),
         (("demo", "x " * 5000), None, "context_length_exceeded", "context"),
-        (("demo", "hi", "--temperature", "nan"), None, "ValidationError", "temperature"),
+        (("demo", "hi", "--temperature", "-1"), None, "ValidationError", "temperature"),
         (("demo", "hi", "--max-tokens", "0"), None, "ValidationError", "max_tokens"),
         (("demo", "hi", "--adapter", "/nonesuch"), None, "ValidationError", "adapter"),
     ],
