@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlxk2.cache import handles, naming, refs
 from mlxk2.cache.files import Tree
-from mlxk2.errors import OperationError
+from mlxk2.errors import OperationError, cause
 
 PARTIAL = ".partial"
 
@@ -209,7 +209,7 @@ def _clear(path: Path) -> None:
         path.rmdir()
     except OSError as fault:
         raise OperationError(
-            f"A folder is where the file {path.name} of the model belongs: {fault.strerror}.",
+            f"A folder is where the file {path.name} of the model belongs: {cause(fault)}.",
             hint="Move that folder away, then pull again.",
         ) from fault
 

@@ -58,13 +58,8 @@ def look(find: Callable[[], Snapshot]) -> tuple[Contents, ModelObject]:
     return contents, describe_contents(contents)
 
 
-def describe(snapshot: Snapshot) -> ModelObject:
-    """The model object of a snapshot; a damaged model is described like any other."""
-    return describe_contents(Contents(snapshot))
-
-
 def describe_contents(contents: Contents) -> ModelObject:
-    """As `describe`, of contents that are at hand."""
+    """Return the model object of a snapshot's contents; a damaged model is described like any other."""
     snapshot = contents.snapshot
     framework = framework_of(contents)
     model_type = model_type_of(contents)

@@ -82,10 +82,9 @@ def beyond_limits(fault: LimitExceeded, repo_id: str) -> str:
     return f"The hub's answer for {repo_id} {fault}."
 
 
-def cause(fault: BaseException) -> str:
-    """The words of an exception on one line, without secrets and full stop; its type where it has none."""
-    words = " ".join(str(fault).split()).rstrip(".")
-    return cut(_SECRETS.sub("", words), MAX_CAUSE) or type(fault).__name__
+def one_line(text: str) -> str:
+    """Return a text of others on one line, without secrets, full stop and what is longer than `MAX_CAUSE`."""
+    return cut(_SECRETS.sub("", " ".join(text.split()).rstrip(".")), MAX_CAUSE)
 
 
 def as_error(fault: Exception, repo_id: str) -> MlxkError:
@@ -102,7 +101,7 @@ def as_error(fault: Exception, repo_id: str) -> MlxkError:
         return DownloadFailedError(nonsense(repo_id, fault))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
-            f"The hub could not be reached for {repo_id}: {cause(fault)}.",
+            f"The hub could not be reached for {repo_id}: {one_line(str(fault)) or type(fault).__name__}.",
             hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
         )
     return _of_disk(fault, repo_id)
@@ -123,7 +122,7 @@ def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
         return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=TOKEN_HINT)
     if status == _TOO_MANY:
         return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
-    said = f": {cause(ValueError(fault.server_message))}" if fault.server_message else ""
+    said = f": {one_line(fault.server_message)}" if fault.server_message else ""
     return DownloadFailedError(f"The hub failed with {status} for {repo_id}{said}.", hint=AGAIN_HINT)
 
 
@@ -162,13 +161,13 @@ def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
         )
     if number in _FORBIDDEN:
         return CachePermissionError(
-            f"The cache can't be written ({_words(fault)}); {repo_id} was not downloaded.",
+            f"The cache can't be written ({_cause(fault)}); {repo_id} was not downloaded.",
             hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
         )
     if number is not None:
-        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {_words(fault)}.")
+        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {_cause(fault)}.")
     return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)
 
 
-def _words(fault: Exception) -> str:
+def _cause(fault: Exception) -> str:
     return errors.cause(fault) if isinstance(fault, OSError) else str(fault)

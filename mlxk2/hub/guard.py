@@ -9,14 +9,14 @@ import json
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from contextvars import ContextVar
 
 import httpcore2
 import httpx2
 
 from mlxk2.hub import library
-from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_file, current_question
+from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_file, current_question, set_inside
 from mlxk2.sizes import human_size
 
 # What describes the body as it was on the way; what the library gets is plain.
@@ -68,7 +68,7 @@ class Guard(httpx2.BaseTransport):
             question.ask()
         file_size = current_file()
         watch = self._watch(request, file_size)
-        with _watched_by(watch):
+        with set_inside(_WATCH, watch):
             answer = self._transport.handle_request(request)
         if file_size is not None and answer.status_code in FILE_STATUSES:
             assert isinstance(answer.stream, httpx2.SyncByteStream)
@@ -91,7 +91,7 @@ class Guard(httpx2.BaseTransport):
 
     def _read(self, method: str, answer: httpx2.Response, watch: Watch) -> httpx2.Response:
         """Read an answer whole, decompressed; of a redirect's or an error's text only the beginning."""
-        with closing(answer), _watched_by(watch):
+        with closing(answer), set_inside(_WATCH, watch):
             self._check_pause(answer)
             is_result = answer.status_code < FIRST_REDIRECT
             body = b"" if method == "HEAD" else self._body(answer, is_result)
@@ -161,7 +161,7 @@ class WatchedBody(httpx2.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         pieces = iter(self._stream)
         while True:
-            with _watched_by(self._watch):
+            with set_inside(_WATCH, self._watch):
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -234,12 +234,3 @@ class WatchedStream(httpcore2.NetworkStream):
     def get_extra_info(self, info: str) -> object:
         """Say what the connection itself says."""
         return self._stream.get_extra_info(info)
-
-
-@contextmanager
-def _watched_by(watch: Watch) -> Iterator[None]:
-    token = _WATCH.set(watch)
-    try:
-        yield
-    finally:
-        _WATCH.reset(token)

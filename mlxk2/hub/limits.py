@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx2
 
 from mlxk2.sizes import human_size
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +92,23 @@ _FILE: ContextVar[int | None] = ContextVar("file", default=None)
 
 
 @contextmanager
-def question(limits: Limits) -> Iterator[None]:
+def set_inside(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    """Give a variable of this thread a value inside the block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def question(limits: Limits) -> AbstractContextManager[None]:
     """Count all answers inside the block together."""
-    token = _QUESTION.set(Question(limits))
-    try:
-        yield
-    finally:
-        _QUESTION.reset(token)
+    return set_inside(_QUESTION, Question(limits))
 
 
-@contextmanager
-def receiving_file(size: int) -> Iterator[None]:
+def receiving_file(size: int) -> AbstractContextManager[None]:
     """Take the answers inside the block for the bytes of a file of this size: they may take as long as they need."""
-    token = _FILE.set(size)
-    try:
-        yield
-    finally:
-        _FILE.reset(token)
+    return set_inside(_FILE, size)
 
 
 def current_question() -> Question | None:

@@ -16,14 +16,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mlxk2 import errors
-from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError
-from mlxk2.hub.errors import LIMITS_HINT, NONSENSE, OFFLINE, OFFLINE_HINT, as_error, beyond_limits, cause, nonsense
+from mlxk2.errors import AuthError, MlxkError, PushFailedError, RepoNotFoundError, UploadFailedError, cause
+from mlxk2.hub.errors import LIMITS_HINT, NONSENSE, OFFLINE, OFFLINE_HINT, as_error, beyond_limits, nonsense, one_line
 from mlxk2.hub.limits import LimitExceeded, NonsenseError
 from mlxk2.hub.logs import without
-from mlxk2.printable import cut
-
-MAX_TEXT = 300
 
 TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: hf auth login"
 
@@ -66,11 +62,11 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         return UploadFailedError(beyond_limits(fault, repo_id), hint=LIMITS_HINT)
     if isinstance(fault, (JSONDecodeError, httpx2.DecodingError)):
         return UploadFailedError(nonsense(repo_id, fault))
-    text = without(hidden, cause(fault))
+    text = one_line(without(hidden, str(fault))) or type(fault).__name__
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         return _unreachable(repo_id, text)
     if isinstance(fault, OSError) and fault.strerror:
-        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({errors.cause(fault)}).")
+        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(fault)}).")
     return UploadFailedError(f"The upload to {repo_id} failed: {text}")
 
 
@@ -83,7 +79,7 @@ def _first_cause(fault: BaseException) -> BaseException:
 
 def _of_answer(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
     status = fault.response.status_code
-    said = f": {_shortened(text)}" if text else ""
+    said = f": {one_line(text)}" if text else ""
     if is_branch_missing(fault):
         message = f"{repo_id} has no such branch{said}."
         return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
@@ -104,7 +100,3 @@ def _unreachable(repo_id: str, text: str) -> UploadFailedError:
     if "xet" in text:
         hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
     return UploadFailedError(f"The hub could not be reached for {repo_id}: {text}", hint=hint)
-
-
-def _shortened(text: str) -> str:
-    return cut(" ".join(text.split()), MAX_TEXT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import OIDCError
 
-from mlxk2.errors import AuthError
+from mlxk2.errors import AuthError, cause
 
 LIBRARY_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 OLDER_VARIABLE = "HUGGINGFACE_HUB_TOKEN"
@@ -42,7 +42,7 @@ def find(environment: Mapping[str, str]) -> str | None:
     except UnicodeDecodeError as fault:
         raise AuthError(f"{TOKEN_FILE} is not text ({fault.reason}).", hint=FILE_HINT) from fault
     except OSError as fault:
-        raise AuthError(f"{TOKEN_FILE} can't be read ({fault.strerror}).", hint=FILE_HINT) from fault
+        raise AuthError(f"{TOKEN_FILE} can't be read ({cause(fault)}).", hint=FILE_HINT) from fault
     except OIDCError as fault:
         raise AuthError(f"HF_OIDC_RESOURCE is set, but gives no token: {fault}") from fault
     if found:

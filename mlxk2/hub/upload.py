@@ -21,7 +21,7 @@ from mlxk2.errors import AuthError, PushFailedError
 from mlxk2.hub import endpoint, library, logs
 from mlxk2.hub.connection import Connection, connect
 from mlxk2.hub.limits import NonsenseError, question
-from mlxk2.hub.listing import Entry, checked, entries, is_commit
+from mlxk2.hub.listing import checked, entries, is_commit
 from mlxk2.hub.refusal import TOKEN_HINT, BranchMissingError, is_branch_missing, understood
 from mlxk2.workspace.changes import Changes, HubFile, Upload
 
@@ -134,9 +134,6 @@ class Branch:
             if not is_branch_missing(fault):
                 raise
         return checked(self._api.model_info(self._repo_id, timeout=timeout)), False
-
-    def _entries(self, commit: str | None) -> Iterator[Entry]:
-        return entries(self._connection, self._repo_id, commit)
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
         additions = _additions(upload.changes)

@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-from mlxk2.errors import OperationError
+from mlxk2.errors import OperationError, words
 
 BACKLOG = 2048
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -25,7 +25,7 @@ def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        reason = words(error) if isinstance(error, OSError) else "it is no host name"
         raise OperationError(f"The server can't listen on {host!r}: {reason}.", hint=_OTHER_HOST) from error
     if platform == "darwin" and port and _is_answered(family, address):
         # BSD lets 127.0.0.1 be bound beside a server of all addresses, and the other way round.
@@ -53,7 +53,7 @@ def _is_answered(family: int, address: tuple[Any, ...]) -> bool:
 
 
 def _refusal(host: str, port: int, error: OSError) -> OperationError:
-    reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
+    reason = "it is in use" if error.errno == errno.EADDRINUSE else words(error)
     hint = _OTHER_HOST if error.errno == errno.EADDRNOTAVAIL else "Choose another port with --port."
     return OperationError(f"The server can't listen on {host} port {port}: {reason}.", hint=hint)
 
