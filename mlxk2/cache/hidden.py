@@ -110,7 +110,7 @@ def _snapshots(model: int) -> list[belongings.Parts]:
     """Where the hidden snapshots are, below a handle of their model's folder."""
     whole = [(naming.REMOVED, commit) for commit in handles.names_in(naming.REMOVED, below=model)]
     single = [(name,) for name in handles.names_in(below=model) if name.startswith(_REVISION_PREFIX)]
-    return [parts for parts in (*whole, *single) if not naming.is_litter(parts[-1])]
+    return [parts for parts in (*whole, *single) if not naming.is_macos_metadata(parts[-1])]
 
 
 def _commit_of(parts: belongings.Parts) -> str:

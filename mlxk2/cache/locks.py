@@ -70,7 +70,7 @@ def clean(hub: int, folder: str, usage: Usage) -> int:
             usage.add(name, below)
             handles.remove(name, below)
             cleaned += 1
-    _remove_litter(hub, folder, usage)
+    _remove_macos_metadata(hub, folder, usage)
     with handles.folder(FOLDER, below=hub) as locks:
         if locks is not None:
             _remove_empty(folder, locks, usage)
@@ -184,7 +184,7 @@ def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
         if locks is None:
             return
         for name in handles.names_in(below=locks):
-            if naming.is_litter(name):
+            if naming.is_macos_metadata(name):
                 continue
             with taken(name, locks) as is_free:
                 if is_free is not None:
@@ -210,11 +210,11 @@ def taken(name: str, below: int) -> Iterator[bool | None]:
         os.close(handle)
 
 
-def _remove_litter(hub: int, folder: str, usage: Usage) -> None:
+def _remove_macos_metadata(hub: int, folder: str, usage: Usage) -> None:
     """Remove what macOS laid among a model's lock files, unless a lock or something else is left there."""
     with handles.folder(FOLDER, folder, below=hub) as locks:
         names = [] if locks is None else handles.names_in(below=locks)
-        if locks is not None and all(map(naming.is_litter, names)):
+        if locks is not None and all(map(naming.is_macos_metadata, names)):
             for name in names:
                 usage.add(name, locks)
                 handles.remove(name, locks)

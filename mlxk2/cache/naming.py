@@ -22,7 +22,7 @@ MAX_PART_BYTES = 255
 MAX_PATH_BYTES = 800
 
 _SHORT_HASH = 7
-_LITTER = (".DS_Store", ".localized")
+_MACOS_METADATA = (".DS_Store", ".localized")
 # What the hub accepts: https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id).
 _REPO_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REVISION = re.compile(r"(?!-)[\w./-]+", re.ASCII)
@@ -58,9 +58,9 @@ def readable(file_name: str) -> str:
     return file_name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def is_litter(file_name: str) -> bool:
+def is_macos_metadata(file_name: str) -> bool:
     """Return whether macOS lays files of this name beside the user's: no refs, no locks, and no content of a folder."""
-    return file_name.startswith(COMPANION) or file_name in _LITTER
+    return file_name.startswith(COMPANION) or file_name in _MACOS_METADATA
 
 
 def candidates(name: str) -> list[str]:

@@ -17,7 +17,7 @@ _UNFINISHED = ".incomplete-ref"
 
 def commit_of(ref: str, model: str, tree: Tree) -> str | None:
     """The commit that a ref of the model in this folder names; None where no ref can be read inside the tree."""
-    if naming.is_litter(os.path.basename(ref)):
+    if naming.is_macos_metadata(os.path.basename(ref)):
         return None
     file = tree.file(ref, os.path.join(model, FOLDER, ref))
     try:
@@ -95,7 +95,7 @@ def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
             return
         for path, _, files, inner in os.fwalk(".", dir_fd=refs):
             parents = [part for part in path.split(os.sep) if part != "."]
-            names = [name for name in files if not naming.is_litter(name)]
+            names = [name for name in files if not naming.is_macos_metadata(name)]
             yield from ((FOLDER, *parents, name) for name in names if _read_below(name, inner) == commit)
 
 

@@ -1,11 +1,20 @@
-"""Which snapshot a model argument means, given that it is to run."""
+"""Whether a model can run here, and what to do about one that can't: a pull, where that can help."""
 
 from __future__ import annotations
 
-from mlxk2.cache import repair
+import os
+
+from mlxk2.cache import hashes, naming
+from mlxk2.cache.contents import Contents
 from mlxk2.cache.describe import look
+from mlxk2.cache.files import BrokenFile
 from mlxk2.cache.store import Cache, Snapshot
-from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
+from mlxk2.errors import IN_ICLOUD, ModelNotRunnableError, ModelUnhealthyError
+
+MAX_HASHED_BYTES = 1 << 24  # of larger files the hash takes too long for a hint
+
+ON_THE_HUB = "It is so on the hub itself; a pull brings it again as it is."
+NOT_OURS = "A pull can't repair it: you may not change its folder in the cache. Check the folder's owner and its mode."
 
 
 def runnable(cache: Cache, argument: str) -> Snapshot:
@@ -16,7 +25,46 @@ def runnable(cache: Cache, argument: str) -> Snapshot:
     contents, model = look(lambda: cache.resolve(argument))
     if model["health"] == "unhealthy":
         reason = model["reason"] or ""
-        raise ModelUnhealthyError(repair.complaint(contents, reason), hint=repair.hint(contents, reason, argument))
+        raise ModelUnhealthyError(complaint(contents, reason), hint=repair_hint(contents, reason, argument))
     if not model["runtime_compatible"]:
         raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
     return contents.snapshot
+
+
+def complaint(contents: Contents, reason: str) -> str:
+    """Say what is wrong with a model: it is damaged, or the user may not read it."""
+    is_refused = contents.snapshot.problem or any(file.is_refused for file in contents.files)
+    verdict = "can't be read" if is_refused else "is damaged"
+    return f"{contents.snapshot.name} {verdict}: {reason}"
+
+
+def repair_hint(contents: Contents, reason: str, argument: str) -> str | None:
+    """Return what repairs the unhealthy model that a model argument names; None where nothing is known to help."""
+    snapshot = contents.snapshot
+    if snapshot.roots is None:
+        return None
+    _, at, revision = argument.partition("@")
+    command = naming.pull_command(f"{snapshot.name}{at}{revision}")
+    if command is None or reason.endswith(IN_ICLOUD):
+        return None
+    if not _may_be_changed(snapshot.roots[-1], snapshot.path):
+        return NOT_OURS
+    return ON_THE_HUB if _is_as_downloaded(contents, reason) else f"Repair it with: {command}"
+
+
+def _may_be_changed(model: str, snapshot: str) -> bool:
+    """Whether the user may write where a pull of the model would."""
+    inner = [os.path.join(model, name) for name in ("blobs", "snapshots", "refs")]
+    folders = (model, *(folder for folder in (*inner, snapshot) if os.path.lexists(folder)))
+    return all(os.access(folder, os.R_OK | os.W_OK | os.X_OK) for folder in folders)
+
+
+def _is_as_downloaded(contents: Contents, reason: str) -> bool:
+    """Whether the file that a reason is about has the bytes that the hub has: then no pull changes it."""
+    file = contents.file_of(reason)
+    if file is None or file.problem or file.size > MAX_HASHED_BYTES or file not in hashes.hashed_files(contents):
+        return False
+    try:
+        return hashes.digest(file, lambda _: None) == file.blob
+    except BrokenFile:
+        return False

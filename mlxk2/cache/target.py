@@ -48,7 +48,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _check_existing(typed: str, path: str, content: list[str]) -> None:
-    if not all(map(naming.is_litter, content)):
+    if not all(map(naming.is_macos_metadata, content)):
         raise InvalidTargetError(f"{typed} exists and is not empty; name a new or an empty folder.")
     # The new folder takes the place of the empty one, which these can't give up.
     if os.path.ismount(path) or os.path.samefile(path, os.curdir):
@@ -119,7 +119,7 @@ def _make(folder: str, target: str) -> None:
 def _put_aside(new: Scratch, name: str, below: int) -> None:
     """Move what macOS laid in an empty folder out of it: only over an empty one the new folder can be renamed."""
     with handles.folder(name, below=below) as target:
-        litter = [] if target is None else list(filter(naming.is_litter, handles.names_in(below=target)))
+        litter = [] if target is None else list(filter(naming.is_macos_metadata, handles.names_in(below=target)))
         if litter:
             os.mkdir(_ASIDE, dir_fd=new.handle)
             _move_all(litter, target, new.handle, _ASIDE)

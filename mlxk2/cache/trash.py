@@ -169,7 +169,7 @@ def _revision_in(folder: str, trash: Scratch) -> str | None:
     if not _is_of_revision(trash):
         return None
     names = handles.names_in(folder, "snapshots", below=trash.handle)
-    return next((name for name in names if not naming.is_litter(name)), None)
+    return next((name for name in names if not naming.is_macos_metadata(name)), None)
 
 
 def _take_rest(folder: str, hub: int, trash: Scratch, usage: Usage) -> bool:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mlxk2.cache import naming, repair, space, target
+from mlxk2.cache import naming, space, target
 from mlxk2.cache.contents import Contents
 from mlxk2.cache.copy import Method, copy_files
 from mlxk2.cache.describe import look
 from mlxk2.cache.naming import ModelArgument
+from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
 from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder
 from mlxk2.errors import (
     AccessDeniedError,
@@ -137,12 +138,12 @@ def _checked(snapshot: Snapshot, args: Namespace, *, is_fresh: bool) -> Contents
     contents, model = look(lambda: snapshot)
     reason = model["reason"] or ""
     argument = args.model if args.branch is None else f"{args.model}@{args.branch}"
-    remedy = repair.ON_THE_HUB if is_fresh else repair.hint(contents, reason, argument)
+    remedy = ON_THE_HUB if is_fresh else repair_hint(contents, reason, argument)
     if not any(not file.problem for file in contents.files):
         raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=remedy)
     if model["health"] == "unhealthy" and not args.no_health_check:
         ways = filter(None, (remedy, "Clone it as it is with: --no-health-check"))
-        raise ModelUnhealthyError(repair.complaint(contents, reason), hint=". ".join(ways))
+        raise ModelUnhealthyError(complaint(contents, reason), hint=". ".join(ways))
     return contents
 
 
