@@ -65,7 +65,7 @@ def cause(error: OSError, platform: str | None = None) -> str:
 
 
 def words(error: OSError, platform: str | None = None) -> str:
-    """Return what the operating system says of an error, in a sentence that tells something."""
+    """Return the operating system's own words for an error, or clearer ones where its own do not help."""
     if _is_macos(platform) and error.errno == errno.EDEADLK:
         return f"it {IN_ICLOUD}"
     return error.strerror or str(error) or type(error).__name__

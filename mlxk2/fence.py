@@ -17,7 +17,7 @@ from typing import Any
 
 from mlxk2.errors import MlxkError, OperationError
 
-LONGEST_REASON = 300
+MAX_REASON_CHARACTERS = 300
 
 
 def import_hub(module: str) -> Any:
@@ -54,7 +54,7 @@ def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
 def reason_of(fault: BaseException) -> str:
     """Return what an exception says, in one line without a full stop; its type where it says nothing."""
     said = " ".join(str(fault).split()).rstrip(".")
-    return said[:LONGEST_REASON] or type(fault).__name__
+    return said[:MAX_REASON_CHARACTERS] or type(fault).__name__
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _working_folder() -> Iterator[None]:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Make changes of the limits vain: a hard limit that was lowered can't be raised again."""
+    """Ignore changes of the limits: a hard limit that was lowered can't be raised again."""
     change = resource.setrlimit
     resource.setrlimit = _keep_limit
     try:

@@ -103,7 +103,7 @@ def looks_whole(file: File, wanted: Wanted) -> bool:
 def has_its_hash(advance: Advance) -> Check:
     """A check of a file's bytes by the hash that names its blob; BrokenFile when they can't be read.
 
-    `advance` is told how many were read.
+    `advance` gets the number of bytes as they are read.
     """
 
     def check(file: File, wanted: Wanted) -> bool:

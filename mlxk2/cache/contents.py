@@ -59,7 +59,7 @@ class Contents:
         return self._by_name.get(name)
 
     def file_of(self, problem: str) -> File | None:
-        """The file that a problem is about: its text begins or ends with the file's name."""
+        """Return the file that a problem is about: its text begins or ends with the file's name."""
         named = [file for file in self.files if problem.startswith(f"{file.name} ")]
         named += [file for file in self.files if problem.endswith(f": {file.name}")]
         return max(named, key=lambda file: len(file.name), default=None)

@@ -73,7 +73,7 @@ class Delivery:
         return os.path.lexists(self.snapshot(commit) / wanted.name)
 
     def check_names(self, ref: str | None) -> None:
-        """OperationError where the model's folder or its ref is another one's: such a disk takes two names for one."""
+        """Raise OperationError where the disk takes the name of another model or ref for this one."""
         folder, name = self.model, naming.repo_id_of(self.model.name)
         if not folder.is_dir():
             return
@@ -245,7 +245,7 @@ def _link_all(snapshot: Path, files: Sequence[Wanted], model: Path) -> None:
 
 
 def _collision(file: Wanted) -> OperationError:
-    """What to say of a file of a new snapshot whose name is taken, by another of its files."""
+    """Return what to say of a file whose name another file of the same snapshot has taken."""
     return OperationError(
         f"{file.name!r} can't be kept beside another file of the model: this disk takes their names for one.",
         hint="Set HF_HUB_CACHE to another disk, or ask the model's author to rename one of them.",

@@ -21,7 +21,7 @@ MAX_LOOKS = 8  # at a file that is another one at each look
 
 # A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-_OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # refusals of a path, whoever asks
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # the path itself is at fault, for every user
 _UNKNOWN = (0, 0)  # the identity of a file that was not looked at
 _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
 
@@ -187,12 +187,12 @@ def _open(file: File) -> OpenFile:
             if current := _opened_as_found(file):
                 return current
         except OSError as error:
-            again = _again(file)
+            again = _find_again(file)
             # Nothing has changed, or what was there is gone: then this is what is to be said.
             if again is None or again.problem or (again.path, again.identity) == (file.path, file.identity):
                 raise _unreadable(file, error) from error
         else:
-            again = _again(file)
+            again = _find_again(file)
         if again is None:
             break
         file = again
@@ -213,26 +213,26 @@ def _opened_as_found(file: File) -> OpenFile | None:
     return OpenFile(file._replace(size=status.st_size), descriptor)
 
 
-def _again(file: File) -> File | None:
+def _find_again(file: File) -> File | None:
     again = file.find_again() if file.find_again else None
     return again and again._replace(name=file.name, blob=file.blob)
 
 
 def read(file: File, limit: int, offset: int = 0) -> bytes:
-    """At most `limit` bytes of a file from `offset`; BrokenFile when it can't be read."""
+    """Return at most `limit` bytes of a file from `offset`; raise BrokenFile when it can't be read."""
     with opened(file) as current:
         return current.read(limit, offset)
 
 
 def read_whole(file: File, limit: int) -> bytes:
-    """All bytes of a file; BrokenFile when it has more than `limit` or can't be read."""
+    """Return all bytes of a file; raise BrokenFile when it has more than `limit` or can't be read."""
     with opened(file) as current:
         check_size(current.file, limit)
         return current.read(limit)
 
 
 def check_size(file: File, limit: int) -> None:
-    """BrokenFile when a file has more bytes than one of its name is read with."""
+    """Raise BrokenFile when a file has more bytes than are read of one with its name."""
     if file.size > limit:
         raise BrokenFile(
             f"{file.name} is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"

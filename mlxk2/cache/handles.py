@@ -62,7 +62,7 @@ def names_in(*names: str, below: int) -> list[str]:
 
 
 def name_on_disk(path: str) -> str:
-    """The name under which the disk keeps what is at a path: another one where the disk ignores case."""
+    """Return the name under which the disk keeps what is at a path: another one where the disk ignores case."""
     folder, name = os.path.split(path)
     names = os.listdir(folder)
     if name in names:
@@ -90,8 +90,8 @@ def _fail(error: OSError) -> None:
 def remove(name: str, below: int) -> None:
     """Remove a file, a link or a folder with all that is in it; links are not followed.
 
-    What vanishes meanwhile is passed over: on disks that are not macOS's own, a file takes its companion `._name`
-    along. All that can be removed is, before the first error is raised.
+    What vanishes by itself is passed over: on disks that are not macOS's own, a file takes its companion `._name`
+    along. All that can be removed is removed before the first error is raised.
     """
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         errors = _remove(name, below)
@@ -104,7 +104,7 @@ def remove(name: str, below: int) -> None:
 
 
 def remove_all(names: Iterable[str], below: int) -> int:
-    """Remove all of these, as `remove` does, before the first error is raised; how many they were."""
+    """Remove all of these, as `remove` does, before the first error is raised; return how many there were."""
     errors: list[OSError] = []
     number = 0
     for name in names:
@@ -119,7 +119,7 @@ def remove_all(names: Iterable[str], below: int) -> int:
 
 
 def _remove(name: str, below: int) -> list[OSError]:
-    """Try to remove; what stood in the way."""
+    """Try to remove, and return the errors."""
     errors: list[OSError] = []
 
     def note(error: BaseException) -> None:

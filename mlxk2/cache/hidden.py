@@ -2,8 +2,8 @@
 
     models--org--name/.removed/<commit>    all of the model: what was its `snapshots/`
     models--org--name/.removed-<commit>    one revision
-What is hidden so is gone. What only it needs is deleted where it stands, and the hidden snapshots last, so that anyone
-who finds them after a kill can do all of it again.
+A hidden snapshot is in no list. The files that only it needs are deleted where they are, and the hidden snapshot last:
+after a kill the next removal finds it, and does all of this again.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def is_alone(folder: str, hub: int) -> bool:
 
 
 def drop(folder: str, hub: int, usage: Usage) -> None:
-    """Remove what is hidden: the last step, since it tells what is to be done."""
+    """Remove what is hidden: the last step, since a removal that is done again begins with it."""
     with handles.folder(folder, below=hub) as model:
         for name in handles.names_in(folder, below=hub) if model is not None else ():
             if model is not None and name.startswith(naming.REMOVED):
@@ -107,7 +107,7 @@ def _is_gone(model: int) -> bool:
 
 
 def _snapshots(model: int) -> list[belongings.Parts]:
-    """Where the hidden snapshots are, below a handle of their model's folder."""
+    """Return where the hidden snapshots are, below a handle of their model's folder."""
     whole = [(naming.REMOVED, commit) for commit in handles.names_in(naming.REMOVED, below=model)]
     single = [(name,) for name in handles.names_in(below=model) if name.startswith(_REVISION_PREFIX)]
     return [parts for parts in (*whole, *single) if not naming.is_macos_metadata(parts[-1])]
@@ -118,7 +118,7 @@ def _commit_of(parts: belongings.Parts) -> str:
 
 
 def _belongings(parts: belongings.Parts, model: int) -> Iterator[belongings.Parts]:
-    """Where is what only a hidden snapshot needs."""
+    """Yield where the files are that only a hidden snapshot needs."""
     others = handles.names_in("snapshots", below=model)
     with handles.folder(*parts, below=model) as snapshot:
         if snapshot is not None:

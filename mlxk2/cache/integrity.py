@@ -129,7 +129,7 @@ def _numbering(name: str, stem: str, ending: str) -> str | None:
 
 
 def warnings(contents: Contents) -> list[str]:
-    """What is odd about the weights of a healthy model, though nothing of them is missing."""
+    """Return what is odd about the weights of a healthy model, though nothing of them is missing."""
     index = index_name(contents)
     if index and is_stale(contents, index):
         named = contents.shards_of(index)[0]

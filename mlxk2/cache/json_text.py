@@ -28,7 +28,7 @@ HEADER = Limit(bytes=1 << 26, values=1_000_000)
 def parse(
     subject: str, text: bytes, limit: Limit, *, encoding: str = "utf-8", parse_float: Callable[[str], object] = float
 ) -> object:
-    """Return the value of a JSON text; BrokenFile, which says it of the `subject`, when it has none or is too large."""
+    """Return the value of a JSON text; raise BrokenFile, about the `subject`, when it is invalid or too large."""
     values = sum(map(text.count, (b",", b"[", b"{")))
     if values > limit.values:
         raise BrokenFile(f"{subject} has too many values to be read ({values:,}, at most {limit.values:,})")

@@ -162,7 +162,7 @@ def _flock(handle: int) -> bool | None:
 
 
 def is_free(handle: int, name: str, below: int) -> bool:
-    """Return whether the lock of an open file or folder is ours now, or is too old to be anyone's."""
+    """Return whether the lock of an open file or folder is ours now, or is so old that its holder has died."""
     is_ours = try_lock(handle, name, below)
     if is_ours is not None:
         return is_ours

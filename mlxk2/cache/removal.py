@@ -77,7 +77,7 @@ def unfinished(hub: str, name: str) -> CachedModel | None:
 
 
 def check_readable(model: CachedModel) -> None:
-    """CachePermissionError when the operating system does not let the user see which snapshots a model has."""
+    """Raise CachePermissionError when the operating system does not let the user see which snapshots a model has."""
     folder = os.path.basename(model.path)
     with _refused(model.name), handles.opened(model.hub) as hub:
         handles.names_in(folder, "snapshots", below=hub)
@@ -165,7 +165,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Outc
     """
     with _refused(removal.name), handles.opened(removal.hub) as hub:
         try:
-            with _trash_with(removal, hub, force) as (bin, usage), _unfinished(removal.name):
+            with _trash_with(removal, hub, force) as (bin, usage), _deleting(removal.name):
                 return trash.finish(bin, hub, removal.hub, store, usage)
         except OSError as error:
             # A trash takes room, if only a little.
@@ -176,7 +176,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Outc
 
 @contextmanager
 def _trash_with(removal: Removal, hub: int, force: bool) -> Iterator[tuple[Scratch, Usage]]:
-    """A trash with what goes in it, and what was deleted besides; on failure everything is as it was."""
+    """Make a trash, move into it what goes, and count what was deleted at once; on failure everything is as it was."""
     usage = Usage()
     with scratch.created(trash.REVISION_PREFIX if removal.revision else trash.MODEL_PREFIX, hub) as bin:
         try:
@@ -199,18 +199,18 @@ def _remove_in_place(removal: Removal, hub: int, store: SharedStore | None, forc
     usage = Usage()
     with _claimed(removal, hub, force):
         hidden.hide(removal.folder, removal.revision, hub)
-        with _unfinished(removal.name):
+        with _deleting(removal.name):
             for entry in removal.entries if removal.revision is None else ():
                 if entry != removal.folder:
                     usage.add(entry, hub)
                     handles.remove(entry, hub)
             hidden.delete(removal.folder, hub, usage, is_whole=removal.revision is None)
-    with _unfinished(removal.name):
+    with _deleting(removal.name):
         return _drop_hidden(removal.folder, hub, removal.hub, store, usage)
 
 
 def _drop_hidden(folder: str, hub: int, hub_path: str, store: SharedStore | None, usage: Usage) -> Outcome:
-    """Remove shared payloads and lock files, and at last what is hidden of a model: it tells what is to be done."""
+    """Remove shared payloads and lock files, and last what is hidden: by it a killed removal is found."""
     if store is not None:
         trash.sweep_unreferenced(store, usage)
     try:
@@ -278,16 +278,16 @@ def finish_interrupted(hub_path: str, store: SharedStore | None) -> Earlier:
     with _explained(_EARLIER_UNREADABLE), handles.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
             found = trash.remains_in(bin)
-            earlier = _and(earlier, found, partial(trash.finish, bin, hub, hub_path, store))
+            earlier = _add(earlier, found, partial(trash.finish, bin, hub, hub_path, store))
         for folder in hidden.folders(hub):
             found = hidden.remains_in(folder, hub)
-            earlier = _and(earlier, found, partial(_finish_hidden, folder, hub, hub_path, store))
+            earlier = _add(earlier, found, partial(_finish_hidden, folder, hub, hub_path, store))
         if store is not None:
             store.tidy()
     return earlier
 
 
-def _and(earlier: Earlier, found: list[Remains], finish: Callable[[], Outcome | None]) -> Earlier:
+def _add(earlier: Earlier, found: list[Remains], finish: Callable[[], Outcome | None]) -> Earlier:
     """Finish one more removal, and add up what came of it."""
     try:
         outcome = finish()
@@ -319,7 +319,7 @@ def _refused(name: str) -> Iterator[None]:
             raise ModelNotFoundError(f"{name} is no longer in the cache.") from error
 
 
-def _unfinished(name: str) -> AbstractContextManager[None]:
+def _deleting(name: str) -> AbstractContextManager[None]:
     """Say of faults that the model is gone, but not all of its bytes."""
     message = f"{name} is removed, but not all of its files could be deleted"
     return _explained(message, hint="What is left goes with the next `mlxk2 rm`.")
@@ -327,7 +327,7 @@ def _unfinished(name: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _explained(message: str, rest: str = "", hint: str | None = None) -> Iterator[None]:
-    """Faults of the disk as errors of the tree."""
+    """Turn faults of the disk into errors of the tree."""
     try:
         yield
     except OSError as error:

@@ -28,12 +28,12 @@ def read_metadata(file: File) -> dict[str, str]:
 
 
 def has_tensor(file: File, ending: str) -> bool:
-    """Whether the name of a tensor ends so; BrokenFile when the file is truncated inside its header."""
+    """Return whether the name of a tensor has this ending; BrokenFile when the file is truncated inside its header."""
     return f'{ending}"'.encode() in _read_header(file)[1]
 
 
 def _read_header(file: File) -> tuple[File, bytes]:
-    """The file as it was when it was read, and the JSON text of its header."""
+    """Return the file as it was when it was read, and the JSON text of its header."""
     with opened(file) as current:
         file = current.file
         begin = current.read(_FIRST_READ)

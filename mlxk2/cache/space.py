@@ -45,11 +45,11 @@ def available(folder: str | os.PathLike[str], ask: Ask | None = None) -> int:
     not count. There its blocks are counted in 32 bits, too, so that it says too little of very large disks. `ask`
     returns what macOS would free room for; by default macOS is asked, and elsewhere nothing.
     """
-    ask = ask or (_of_macos if sys.platform == "darwin" else _of_nobody)
+    ask = ask or (_of_macos if sys.platform == "darwin" else _of_none)
     return max(shutil.disk_usage(folder).free, ask(os.fspath(folder)) or 0)
 
 
-def _of_nobody(_: str) -> int | None:
+def _of_none(_: str) -> int | None:
     return None
 
 

@@ -236,7 +236,7 @@ def hub_folder(environment: Mapping[str, str]) -> str:
 
 
 def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
-    """What to say where the cache folder that the user's variables name is not there; None where it is.
+    """Return what to say where the cache folder that the user's variables name is not there; None where it is.
 
     Without such a variable nothing was downloaded yet, which is nothing to warn of.
     """

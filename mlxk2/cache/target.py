@@ -1,7 +1,7 @@
 """A folder that comes into being whole: built beside its place under a name that tells of it, and renamed at last.
 
 What a killed process left beside it is removed by the next one that builds the same folder. What macOS laid in an empty
-folder, such as `.DS_Store`, fills it not, and is moved over.
+folder, such as `.DS_Store`, leaves it empty for us, and is moved into the new one.
 """
 
 from __future__ import annotations

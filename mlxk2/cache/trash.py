@@ -103,7 +103,7 @@ def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, u
 
 
 def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, usage: Usage) -> bool:
-    """Delete what the trash has of a model, but for a revision's snapshot, which tells what the trash is.
+    """Delete what the trash has of a model, but for a revision's snapshot, by which a killed removal is found.
 
     Shared payloads go last, since the library locks them, for which a full disk must have gained room. True when
     anything was there.
@@ -122,7 +122,7 @@ def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
 
 
 def _empty_folder(name: str, below: int, is_meant: Callable[[str, int], bool]) -> int:
-    """Delete what is meant in a folder; how much it was."""
+    """Delete what is meant in a folder; return how many entries that were."""
     with handles.folder(name, below=below) as folder:
         if folder is None:
             return 0
@@ -243,7 +243,7 @@ def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
 
 
 def sweep_unreferenced(store: SharedStore, usage: Usage) -> None:
-    """Release the shared payloads that nobody needs, whatever became of the links to them."""
+    """Release the shared payloads that no model needs, whatever became of the links to them."""
     for payload in store.unreferenced():
         _sweep_payload(payload, store, usage)
 

@@ -22,7 +22,7 @@ Find = Callable[[], Snapshot]
 
 
 class Verdict(NamedTuple):
-    """What the files of a model tell without being read to their ends; `find` finds the model again."""
+    """The verdict on a model before its files are hashed; `find` finds the model again."""
 
     find: Find
     contents: Contents
@@ -56,7 +56,7 @@ def _finders(cache: Cache, pattern: str | None) -> list[Find]:
 
 
 def _verdict(find: Find, args: Namespace) -> Verdict | None:
-    """The verdict on a model; None when there is none, or none any more."""
+    """The verdict on a model; None when there is no such model, or it was removed."""
     try:
         contents, model = look(find)
     except ModelNotFoundError:
@@ -84,7 +84,7 @@ def _deepened(args: Namespace, verdicts: list[Verdict]) -> Iterator[HealthEntry]
 
 
 def _hashed(verdict: Verdict, args: Namespace, advance: Advance) -> HealthEntry | None:
-    """The verdict after a model's files were hashed; None when the model was removed meanwhile.
+    """The verdict after a model's files were hashed; None when the model was removed since.
 
     Hashing takes time: a model that changed since it was looked at is looked at and hashed anew.
     """

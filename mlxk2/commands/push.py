@@ -90,11 +90,11 @@ def _planned(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
     data["would_create_branch"] = makes_branch
     data["added_files"] = [file.name for file in found.added]
     data["deleted_files"] = list(found.deleted)
-    _say_what_is_withheld(args, workspace, standing, data)
+    _name_secrets(args, workspace, standing, data)
     return data
 
 
-def _say_what_is_withheld(args: Namespace, workspace: Workspace, standing: Standing, data: PushData) -> None:
+def _name_secrets(args: Namespace, workspace: Workspace, standing: Standing, data: PushData) -> None:
     """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
     on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name) or name in workspace.withheld)
     if workspace.withheld:
@@ -136,7 +136,7 @@ def _pushed(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
     data = _nothing_done(args, workspace, pushed.remark or _told(found.summary, standing))
     data["created_repo"] = created
     data["hf_logs"] = pushed.said
-    _say_what_is_withheld(args, workspace, standing, data)
+    _name_secrets(args, workspace, standing, data)
     if pushed.commit is None:
         data["no_changes"] = True
     else:

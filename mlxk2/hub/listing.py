@@ -63,8 +63,8 @@ def _checked(entry: RepoFile) -> Entry:
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
         raise NonsenseError(f"{path!r} has no possible size: {size!r:.100}")
     if blob is not None and (not isinstance(blob, str) or (blob and not _BLOB.fullmatch(blob))):
-        raise NonsenseError(f"{path!r} has a hash that is none: {blob!r:.100}")
+        raise NonsenseError(f"{path!r} has an invalid hash: {blob!r:.100}")
     xet_hash = entry.xet_hash if entry.lfs else None
     if xet_hash is not None and (not isinstance(xet_hash, str) or not _XET_HASH.fullmatch(xet_hash)):
-        raise NonsenseError(f"{path!r} has a Xet hash that is none: {xet_hash!r:.100}")
+        raise NonsenseError(f"{path!r} has an invalid Xet hash: {xet_hash!r:.100}")
     return Entry(path, size, blob or None, xet_hash)

@@ -54,7 +54,7 @@ class SharedBlobs:
             self._finish_sweep(Path(payload))
 
     def tidy(self) -> None:
-        """Remove the half-written lists of killed processes, each under its payload's lock: then nobody writes one."""
+        """Remove the half-written lists of killed processes, each under its payload's lock."""
         for unfinished in sorted((self._hub / "blobs").glob("[0-9a-f][0-9a-f]/*.refs.*.tmp")):
             payload = unfinished.with_name(unfinished.name.partition(".")[0])
             if not payload.parent.is_symlink() and _is_payload(payload.name):
@@ -66,7 +66,7 @@ class SharedBlobs:
         try:
             with library._shared_blob_lock(payload):
                 self._remove_unfinished_lists(payload)
-                # Whoever brings a payload back holds the lock, and notes himself first.
+                # A process that brings a payload back holds the lock, and writes its reference first.
                 if self._is_unneeded(payload) and not os.path.lexists(payload):
                     os.unlink(self.files_of(str(payload))[1])
         except OSError as error:

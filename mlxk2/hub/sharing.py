@@ -68,7 +68,7 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
         return  # a file system without links: the model keeps the file for itself
     entry: dict[str, Any] = {"xet_hash": file.xet_hash, "cache_dir": hub, "expected_size": file.size}
     try:
-        # What the store has under this name may be damaged, the delivered file is not: it takes the other's place.
+        # What the store has under this name may be damaged. The delivered file is not, and takes its place.
         if library.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
             library.try_link_from_shared_store(blob_path=str(blob), **entry)
     finally:
