@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from hub import HubServer
 from hub.fixtures import Client
 from hub.hostile import DATA, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, HostileHub, hostile_hub
 from pushing import Pusher
+
+from mlxk2.hub.refusal import as_push_error
 
 TOKEN = "hf_secret"
 
@@ -218,3 +221,10 @@ def test_white_space_alone_is_no_token(hub_client: Client, token: str) -> None:
     with hostile_hub({}) as hub:
         assert hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=token, HUGGINGFACE_HUB_TOKEN=token).code == 0
     assert {seen.authorization for seen in hub.seen} == {None}
+
+
+@pytest.mark.parametrize("before", [0, 280, 400])
+def test_a_long_message_is_cut_only_after_the_token_is_gone(before: int) -> None:
+    fault = httpx2.ReadError("y" * before + "hf_" + "x" * 40 + "z" * 400)
+    message = as_push_error(fault, REPO, ["hf_" + "x" * 40]).message
+    assert ("hf_" in message, message.endswith("…")) == (False, True)
