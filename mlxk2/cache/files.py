@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from mlxk2.cache import handles
 from mlxk2.cache.naming import readable
 from mlxk2.errors import IN_ICLOUD, cause
 
 MAX_LINKS = 8
 MAX_LOOKS = 8  # at a file that is another one at each look
 
-# A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # the path itself is at fault, for every user
 _UNKNOWN = (0, 0)  # the identity of a file that was not looked at
 _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
@@ -201,7 +200,7 @@ def _open(file: File) -> OpenFile:
 
 def _opened_as_found(file: File) -> OpenFile | None:
     """Open a file's path; None when another file is there by now."""
-    descriptor = os.open(file.path, _FLAGS)
+    descriptor = os.open(file.path, os.O_RDONLY | handles.SAFELY)
     try:
         status = os.fstat(descriptor)
     except OSError:

@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 
 from mlxk2.cache import naming
 
+# A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _MAX_ATTEMPTS = 5

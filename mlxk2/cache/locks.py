@@ -25,8 +25,7 @@ ABANDONED_SECONDS = 24 * 60 * 60  # Where no lock says whether its holder lives:
 # What flock answers where there are no locks: of SMB, NFS without locks, and NFS whose lock service is away.
 UNSUPPORTED = (errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
-# A pipe that stands in a lock's place must not be waited for.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | handles.SAFELY
 
 
 class Locks(NamedTuple):

@@ -101,7 +101,7 @@ def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
 
 def _read_below(name: str, below: int) -> str | None:
     try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=below)
+        handle = os.open(name, os.O_RDONLY | handles.SAFELY, dir_fd=below)
     except OSError:
         return None  # a link, or locked away: no download wrote such a ref
     try:

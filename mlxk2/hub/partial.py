@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import hashes
+from mlxk2.cache import handles, hashes
 from mlxk2.cache.delivery import Wanted
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub.library import CHUNK_BYTES
@@ -25,7 +25,7 @@ class Stopped(Exception):
     """Another file failed, or the user interrupted: nobody waits for this one any more."""
 
 
-_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | handles.SAFELY
 
 
 def _opened(path: Path) -> int:
