@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class ScriptedPreparing:
         self.models = list(models) or [ScriptedBackend(lambda _: [])]
         self.delay = delay
 
-    async def prepare(self, target: Target, make: Make) -> Prepared:  # noqa: ARG002 - all have the same tokenizer
+    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:  # noqa: ARG002
         """Return the requests."""
         await asyncio.sleep(self.delay)
         model = self.models[0]

@@ -56,7 +56,7 @@ class Confined:
         self.folder = folder
         self.starter = OneProcess()
 
-    def ask(self, source: str, messages: Any = MESSAGES, **options: Any) -> str:
+    def ask(self, source: str, messages: Any = MESSAGES, /, **options: Any) -> str:
         """The text of a conversation."""
         tokenizer = self.open(source)
         return tokenizer.decode(tokenizer.apply_chat_template(messages, **options))
@@ -81,6 +81,14 @@ def test_a_template_says_what_transformers_has_it_say(confined: Confined, source
     expected = theirs.apply_chat_template(MESSAGES, tokenize=False, **options)
     for _ in range(2):
         assert tokenizer.decode(tokenizer.apply_chat_template(MESSAGES, **options)) == expected
+
+
+@pytest.mark.parametrize("name", ["self", "args", "kwargs", "template", "values", "variables", "__class__", "a b", ""])
+def test_a_variable_may_have_any_name(confined: Confined, name: str) -> None:
+    source = "{{ messages[-1].content }}"
+    assert confined.ask(source, **{name: 1}) == MESSAGES[-1]["content"]
+    last = [{"role": "assistant", "content": "yes"}]
+    assert confined.ask(source, last, **{name: 1}, continue_final_message=True) == "yes"
 
 
 REFUSING = {

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import Step
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.engine import Engine, Limits, Target
+from mlxk2.server.guard import client_of
 from mlxk2.server.reply import MOST_WAITING, Reply
 from mlxk2.server.worker import Worker
 
@@ -265,6 +267,40 @@ def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
             with pytest.raises(ServerBusyError, match="3 requests wait"):
                 await ask(engine, A, client="many")
             assert await asyncio.gather(*first, *many[:2], *one) == ["A" * 300, "A", "A", "A"]
+
+    run(test())
+
+
+def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=1) as engine:
+            first = later(ask(engine, A, LONG))
+            await until(lambda: engine.active == 1)
+            gone = [await engine.generate(A, 1, planned(), "hasty") for _ in range(50)]
+            for reply in gone:
+                reply.close()
+            ended = await order_of(engine, *((f"many {number}", "many", 1) for number in range(20)), ("it", "hasty", 1))
+            assert ended.index("it") == 1
+            await asyncio.gather(*first)
+
+    run(test())
+
+
+def test_clients_that_were_refused_leave_nothing_behind() -> None:
+    async def test() -> None:
+        async with engine_on(Shelf(), concurrent=1, queue=1) as engine:
+            tasks = later(ask(engine, A, LONG, client="first"), ask(engine, A, client="second"))
+            await until(lambda: engine.queued == 1)
+            tracemalloc.start()
+            for number in range(300):
+                keys = [(b"authorization", b"Bearer %d" % number + b"k" * 10_000)]
+                client = client_of({"type": "http", "client": ("127.0.0.1", 1), "headers": keys})
+                with pytest.raises(ServerBusyError):
+                    await engine.generate(A, 1, planned(), client)
+            taken, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert taken < 1 << 20
+            await asyncio.gather(*tasks)
 
     run(test())
 

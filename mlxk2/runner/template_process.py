@@ -127,11 +127,11 @@ def render(template: Template, messages: Sequence[dict[str, Any]], variables: Ma
     """
     values = dict(variables)
     if not values.pop("continue_final_message", False):
-        return _limited(template.render(messages=messages, **values))
+        return _limited(template.render({**values, "messages": messages}))
     last = messages[-1]
     content = last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
     ended = content + _END if content is last["content"] else [{**last["content"][0], "text": content + _END}]
-    text = _limited(template.render(messages=[*messages[:-1], {**last, "content": ended}], **values))
+    text = _limited(template.render({**values, "messages": [*messages[:-1], {**last, "content": ended}]}))
     end = text.rfind(_END.strip())
     if end < 0 or content.strip() not in text:
         raise TemplateError("it leaves out the last message, which is to be continued")

@@ -135,7 +135,7 @@ class Tokenizer:
         return tokens
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], context: int | None = None, **options: Any
+        self, messages: Sequence[Mapping[str, Any]], /, context: int | None = None, **options: Any
     ) -> Sequence[int]:
         """Return the tokens of a conversation; the `options` are transformers' and the variables of the template."""
         question = {"ask": "chat", "messages": messages, "options": options, "context": context}

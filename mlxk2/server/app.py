@@ -187,7 +187,7 @@ async def _begin(service: Service, name: str | None, work: Work, client: Hashabl
     """Make the prompts and queue the client's request."""
     target = await _target(service, name)
     with _about(work.field, ContextLengthError, ValidationError):
-        requests, work.shape.vocabulary = await service.preparing.prepare(target, work.make)
+        requests, work.shape.vocabulary = await service.preparing.prepare(target, work.make, client)
         if service.engine.model is not None and service.engine.target == target:
             for entry in requests:
                 check_tokens(entry, service.engine.model.vocabulary_size)

@@ -58,7 +58,8 @@ class Access:
 def client_of(scope: Scope) -> Hashable:
     """Return who asks, as far as can be told: those who send the same keys from the same address are one client."""
     address = scope.get("client")
-    return (address and address[0], *_keys_of(Headers(scope=scope)))
+    # Only a number is remembered: keys are secrets, and may be long.
+    return hash((address and address[0], *_keys_of(Headers(scope=scope))))
 
 
 def _keys_of(headers: Headers) -> Iterator[bytes]:

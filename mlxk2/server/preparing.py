@@ -7,23 +7,28 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mlxk2.errors import ServerBusyError, ServerStoppingError
+from mlxk2.errors import InterruptedByUser, MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.runner import backend, params
 from mlxk2.runner.confined import Cancelled, Starter
 from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.text import Vocabulary
 from mlxk2.runner.tokenizer import Tokenizer
-from mlxk2.server.engine import Target
+from mlxk2.server.turns import Target, Ticket, Turns
 from mlxk2.server.worker import outcome
 
-# Models whose tokenizers are kept, and prompts of one model that are made at the same time.
+# Models whose tokenizers are kept, and prompts of one model that are made at the same time: of one client fewer than
+# the model may have processes.
 _MAX_MODELS = 2
 _MAX_OF_ONE = 4
+_MAX_OF_CLIENT = 2
+# Seconds between two looks at whether the tokenizer that another request loads is still waited for.
+_TICK = 0.1
 _THREADS = 12
 # How long it is not looked at whether files have changed.
 _SECONDS = 1.0
@@ -43,8 +48,8 @@ class Prepared(NamedTuple):
 class Preparing(Protocol):
     """Makes the prompts of requests."""
 
-    async def prepare(self, target: Target, make: Make) -> Prepared:
-        """Return what a request asks of a model."""
+    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:
+        """Return what a client's request asks of a model."""
 
 
 class Model(NamedTuple):
@@ -56,10 +61,11 @@ class Model(NamedTuple):
 
 
 class Preparers:
-    """The tokenizers of the models that were asked for last, each in processes of its own.
+    """The tokenizers of the models that were asked for last, each in processes of its own; clients take turns.
 
-    `limit` is how many requests may be prepared or wait for that, `context` how many tokens each model holds, whatever
-    its files say. `prepare` is for the thread of the event loop.
+    `limit` is how many requests may be prepared or wait for that: where there are more, the client with the most that
+    wait is refused. `context` is how many tokens each model holds, whatever its files say. `prepare` is for the thread
+    of the event loop.
     """
 
     def __init__(self, starter: Starter, limit: int, context: int | None = None) -> None:
@@ -68,19 +74,18 @@ class Preparers:
         self._is_stopping = False
         self._work: set[asyncio.Future[Prepared]] = set()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
-        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._waiting = Turns()
+        self._started: set[Ticket] = set()
         self._shelf = _Shelf(starter, context)
 
-    async def prepare(self, target: Target, make: Make) -> Prepared:
-        """Return what a request asks of a model; raise what is wrong with the request or with the tokenizer.
+    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:
+        """Return what a client's request asks of a model; raise what is wrong with the request or with the tokenizer.
 
         Cancelling this ends the process that works on it.
         """
         if self._is_stopping:
             raise ServerStoppingError
-        if len(self._work) >= self._limit:
-            raise ServerBusyError(len(self._work))
-        work = asyncio.ensure_future(self._in_turn(target, make))
+        work = asyncio.ensure_future(self._in_turn(target, make, client))
         self._work.add(work)
         try:
             return await work
@@ -91,14 +96,41 @@ class Preparers:
         finally:
             self._work.discard(work)
 
-    async def _in_turn(self, target: Target, make: Make) -> Prepared:
+    async def _in_turn(self, target: Target, make: Make, client: Hashable) -> Prepared:
         has_gone = threading.Event()
+        # It may be started or refused while it is being cancelled.
+        turn: asyncio.Queue[MlxkError | None] = asyncio.Queue()
+        ticket = Ticket(target, 1, turn.put_nowait, turn.put_nowait, client)
+        self._enter(ticket)
         try:
-            async with self._turns.setdefault(target.path, asyncio.Semaphore(_MAX_OF_ONE)):
-                job = self._threads.submit(outcome, self._prepare, target, make, has_gone.is_set)
-                return await asyncio.wrap_future(job)
+            if refusal := await turn.get():
+                raise refusal
+            job = self._threads.submit(outcome, self._prepare, target, make, has_gone.is_set)
+            return await asyncio.wrap_future(job)
         finally:
             has_gone.set()
+            self._leave(ticket)
+
+    def _enter(self, ticket: Ticket) -> None:
+        self._waiting.add(ticket)
+        if len(self._waiting) + len(self._started) > self._limit:
+            refused = self._waiting.last_of_most(ticket.client)
+            self._waiting.remove(refused)
+            refused.refuse(ServerBusyError(self._limit))
+        self._admit()
+
+    def _admit(self) -> None:
+        for ticket in self._waiting:
+            of_model = [other.client for other in self._started if other.target.path == ticket.target.path]
+            if len(of_model) < _MAX_OF_ONE and of_model.count(ticket.client) < _MAX_OF_CLIENT:
+                self._started.add(self._waiting.take(ticket))
+                ticket.start(None)
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._started.discard(ticket)
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        self._admit()
 
     def stop(self) -> None:
         """Take no more requests, and end those under way with an error."""
@@ -142,7 +174,7 @@ class _Shelf:
         state = self._state(target.path)
         if found := self._found(target.path, state):
             return found
-        with lock:
+        with _held(lock, cancelled):
             # Another request may have loaded it by now.
             if found := self._found(target.path, state):
                 return found
@@ -185,6 +217,18 @@ class _Shelf:
         for unused in left:
             # Where it is still used, it starts a process again.
             unused.tokenizer.close()
+
+
+@contextmanager
+def _held(lock: threading.Lock, cancelled: Cancelled) -> Iterator[None]:
+    """Hold a lock; raise InterruptedByUser where the request is `cancelled` before: its thread is for others."""
+    while not lock.acquire(timeout=_TICK):
+        if cancelled():
+            raise InterruptedByUser("Interrupted.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _state(path: str) -> object:

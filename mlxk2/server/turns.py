@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlxk2.errors import MlxkError
-from mlxk2.runner.rows import Backend
 
 # How many later requests of other clients may go before one.
 _MOST_OVERTAKING = 64
@@ -31,7 +30,7 @@ class Ticket:
 
     target: Target
     slots: int
-    start: Callable[[Backend], object]
+    start: Callable[[Any], object]
     refuse: Callable[[MlxkError], object]
     client: Hashable = None
     is_started: bool = False
@@ -77,14 +76,21 @@ class Turns:
 
     def pop(self) -> Ticket:
         """Take the first ticket."""
-        ticket = self._tickets.pop(0)
+        return self.take(self.first)
+
+    def take(self, ticket: Ticket) -> Ticket:
+        """Take a ticket: its client has had this turn."""
+        self._tickets.remove(ticket)
         self._now = max(self._now, ticket.turn)
         self._next = {client: turn for client, turn in self._next.items() if turn > self._now}
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
-        """Forget a ticket."""
+        """Forget a ticket, whose slots its client was not given."""
         self._tickets.remove(ticket)
+        turn = self._next.pop(ticket.client, 0) - ticket.slots
+        if turn > self._now:
+            self._next[ticket.client] = turn
 
     def prefer(self, target: Target) -> None:
         """Let those that wait for a model go first, in the order they have."""

@@ -1,0 +1,114 @@
+"""Prompts of several clients: none waits for the long work of another, or for tokenizers that load for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import say, write_chain
+
+from mlxk2.errors import ServerBusyError
+from mlxk2.runner.confined import Starter
+from mlxk2.runner.params import GenerationRequest
+from mlxk2.server.preparing import Prepared, Preparers
+from mlxk2.server.turns import Target
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def paris(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """A model."""
+    folder = write_chain(tmp_path_factory.mktemp("models") / "paris", say("Par", "is", "!"))
+    return Target("paris", str(folder))
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What slow prompts wait for; it is opened in the end."""
+    made = threading.Event()
+    yield made
+    made.set()
+
+
+def quickly(_: Any) -> Sequence[GenerationRequest]:
+    """Make a prompt at once."""
+    return [GenerationRequest((1, 2), 1)]
+
+
+async def begun(preparers: Preparers, target: Target, client: str, gate: threading.Event, names: list[str]) -> Prepared:
+    """Prepare a prompt that is ready when the gate is open; its client is noted when it begins."""
+
+    def make(_: Any) -> Sequence[GenerationRequest]:
+        names.append(client)
+        assert gate.wait(60)
+        return quickly(None)
+
+    return await preparers.prepare(target, make, client)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test, for a minute at most."""
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+def test_slow_prompts_of_one_client_keep_no_other_waiting(paris: Target, gate: threading.Event) -> None:
+    async def test() -> None:
+        preparers = Preparers(Starter(), 100)
+        names: list[str] = []
+        slow = [asyncio.ensure_future(begun(preparers, paris, "many", gate, names)) for _ in range(20)]
+        while not names:
+            await asyncio.sleep(0.01)
+        for _ in range(5):
+            await preparers.prepare(paris, quickly, "one")
+        assert not any(task.done() for task in slow)
+        gate.set()
+        await asyncio.gather(*slow)
+        preparers.close()
+
+    run(test())
+
+
+def test_where_too_many_wait_the_client_with_the_most_is_refused(paris: Target, gate: threading.Event) -> None:
+    async def test() -> None:
+        preparers = Preparers(Starter(), 5)
+        names: list[str] = []
+        slow = [asyncio.ensure_future(begun(preparers, paris, "many", gate, names)) for _ in range(5)]
+        while not names:
+            await asyncio.sleep(0.01)
+        await preparers.prepare(paris, quickly, "one")
+        refused = [task for task in slow if task.done()]
+        assert refused == slow[-1:]
+        with pytest.raises(ServerBusyError):
+            await refused[0]
+        gate.set()
+        await asyncio.gather(*slow[:-1])
+        preparers.close()
+
+    run(test())
+
+
+def test_clients_that_leave_while_a_tokenizer_loads_hold_up_nobody(paris: Target, tmp_path: Path) -> None:
+    async def test() -> None:
+        folder = write_chain(tmp_path / "endless", say("Par", "is", "!"))
+        (folder / "tokenizer.json").unlink()
+        # Whoever reads it waits.
+        os.mkfifo(folder / "tokenizer.json")
+        endless = Target("endless", str(folder))
+        preparers = Preparers(Starter(), 100)
+        first = asyncio.ensure_future(preparers.prepare(endless, quickly, "first"))
+        for number in range(50):
+            gone = asyncio.ensure_future(preparers.prepare(endless, quickly, f"{number}"))
+            await asyncio.sleep(0.01)
+            gone.cancel()
+        await preparers.prepare(paris, quickly, "one")
+        assert not first.done()
+        first.cancel()
+        preparers.close()
+
+    run(test())
