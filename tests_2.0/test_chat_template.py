@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 import mlxk2
 from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
 from mlxk2.runner.confined import Confined as Process
+from mlxk2.runner.confined import Starter
 from mlxk2.runner.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
@@ -218,6 +219,23 @@ def test_a_process_that_stands_still_is_replaced(confined: Confined) -> None:
     with pytest.raises(ModelError, match="does not answer"):
         process.ask({"ask": "decode", "ids": []}, patience=0.3)
     assert confined.ask("fine") == "fine"
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this Python does not see which processes are stopped")
+def test_processes_that_were_stopped_before_are_not_asked(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, template="fine")
+    others = processes()
+    starter = Starter(keeps_spare=True)
+    tokenizer = load_tokenizer(tmp_path, {}, starter, "damaged")
+    stopped = processes() - others
+    assert len(stopped) == 2
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    assert tokenizer.decode(tokenizer.apply_chat_template(MESSAGES)) == "fine"
+    assert not stopped & processes()
+    tokenizer.close()
+    starter.stop()
 
 
 def test_a_process_ends_when_its_question_is_cancelled(confined: Confined) -> None:

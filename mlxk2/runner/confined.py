@@ -84,8 +84,15 @@ class Confined:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self.close.alive and self._process.poll() is None
+        """Whether it can still be asked; one that was stopped would not answer."""
+        return self.close.alive and self._process.poll() is None and not self._is_stopped
+
+    @property
+    def _is_stopped(self) -> bool:
+        # Python has waitid on macOS since 3.13; without it the patience ends.
+        if not hasattr(os, "waitid"):
+            return False
+        return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Answer:
         """Return the answer, as its JSON and its token ids. Whatever goes wrong on the way ends the process.

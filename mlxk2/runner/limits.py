@@ -17,6 +17,8 @@ SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1
 # Of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
 PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
 MEMORY = 3 << 30
+# Characters that a token may be decoded to; the longest of any model known has some hundred.
+TOKEN_TEXT = 4096
 
 
 def wired_limit(environment: Mapping[str, str]) -> int | None:

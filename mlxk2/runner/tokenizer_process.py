@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxk2.runner import template_process
-from mlxk2.runner.limits import MEMORY, SECONDS, TEMPLATE_SECONDS
+from mlxk2.runner.limits import MEMORY, SECONDS, TEMPLATE_SECONDS, TOKEN_TEXT
 from mlxk2.runner.messages import FAULTS, render_any
 
 # Average characters per token; most texts have fewer.
@@ -118,6 +118,9 @@ class _Model:
     def decode(self, ids: list[int]) -> str:
         """Return the text of tokens."""
         text: str = self._tokenizer.decode(ids)
+        if len(text) > TOKEN_TEXT * (len(ids) + 1):
+            # Many such texts would fill the memory of the process that asks.
+            raise ValueError(f"the model's tokenizer makes {len(text)} characters of {len(ids)} tokens")
         return text
 
     def find(self, names: list[str]) -> list[Any]:

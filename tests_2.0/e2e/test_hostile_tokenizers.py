@@ -47,6 +47,12 @@ def backtracks(content: dict[str, Any]) -> None:
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
 
 
+def decodes_more_than_a_token_can_be(content: dict[str, Any]) -> None:
+    """Its decoder writes a hundred thousand letters in place of one."""
+    many = {**MANY, "pattern": {"String": "P"}, "content": "P" * 10}
+    content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"], *[many] * 5]}
+
+
 def decodes_much(content: dict[str, Any]) -> None:
     """Its decoder writes a hundred billion letters in place of one."""
     many = {**MANY, "pattern": {"String": "P"}, "content": "P" * 10}
@@ -75,7 +81,7 @@ def add(server: Server, folder: Path, change: Change) -> str:
     return name
 
 
-@pytest.mark.parametrize("change", [multiplies, decodes_much])
+@pytest.mark.parametrize("change", [multiplies, decodes_much, decodes_more_than_a_token_can_be])
 def test_a_tokenizer_that_fills_memory_fails_alone(server: Server, tmp_path: Path, change: Change) -> None:
     name = add(server, tmp_path / "model", change)
     refused = ask(server, name, "a")
