@@ -35,13 +35,15 @@ from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.rows import FAULTS, Rows
 from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer
+from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer, token_ids
 from mlxk2.runner.tokenizer_faults import as_damage
 
 # mlx-lm lists every weight that is missing.
 _LONGEST_REASON = 300
 # Enough for the kernels of prompts, not only for those of single tokens.
 _WARM_UP_TOKENS = 64
+# Where models that also see or hear have the config of the part that writes.
+_TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 
 
 ReadTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
@@ -162,11 +164,16 @@ def load_vocabulary(
 
 
 def _ends_of_config(folder: Path) -> list[int]:
-    """Return the end tokens of config.json, in whose place `load_config` puts those of generation_config.json."""
-    named = None
+    """Return the end tokens of config.json, in whose place `load_config` puts those of generation_config.json.
+
+    The part about text may name others.
+    """
     with contextlib.suppress(OSError, ValueError):
-        named = json.loads((folder / "config.json").read_bytes()).get("eos_token_id")
-    return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
+        config = json.loads((folder / "config.json").read_bytes())
+        sources = (config, *(config.get(name) for name in _TEXT_CONFIGS))
+        named = (source.get("eos_token_id") for source in sources if isinstance(source, dict))
+        return [token for tokens in named for token in token_ids(tokens)]
+    return []
 
 
 def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:

@@ -19,6 +19,7 @@ from mlxk2.cache import support
 from mlxk2.cache.tokenizer_files import is_tiktoken
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
+from mlxk2.runner import detokenizers
 from mlxk2.runner.confined import Answer, Cancelled, Pool, Starter
 from mlxk2.runner.params import too_long
 
@@ -80,7 +81,7 @@ class Tokenizer:
         self._detokenizer = self._new_detokenizer(said["detokenizer"], said["trim_space"])
 
     def _new_detokenizer(self, kind: str, trim_space: bool | None) -> Any:
-        made = getattr(tokenizer_utils, kind)
+        made = detokenizers.BY_NAME.get(kind) or getattr(tokenizer_utils, kind)
         return made(self) if trim_space is None else made(self, trim_space=trim_space)
 
     def until(self, cancelled: Cancelled) -> Tokenizer:
@@ -186,7 +187,7 @@ def load_tokenizer(
         "ask": "open",
         "folder": str(folder.absolute()),
         "options": _options(folder),
-        "ends": config.get("eos_token_id"),
+        "ends": token_ids(config.get("eos_token_id")) or None,
         "defaults": _defaults(folder),
     }
     pool = Pool(starter, opening, partial(_check, damaged, folder))
@@ -213,6 +214,11 @@ def _is_misread(folder: Path) -> bool:
         begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
         return not (folder / "tokenizer.json").exists() and not is_tiktoken(begin)
     return False
+
+
+def token_ids(named: object) -> list[int]:
+    """Return the token ids that a config names, one or several."""
+    return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
 
 
 def _options(folder: Path) -> dict[str, Any]:

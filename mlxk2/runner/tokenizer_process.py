@@ -45,6 +45,9 @@ class _Model:
 
     def __init__(self, folder: str, options: dict[str, Any], ends: Any, defaults: Any) -> None:
         tokenizer_utils = _import_tokenizer_utils()
+        # It fails on pieces that only look like bytes.
+        pieces = importlib.import_module("mlxk2.runner.detokenizers").SentencePieceDetokenizer
+        tokenizer_utils.SPMStreamingDetokenizer = pieces
         self._wrapper = tokenizer_utils.load(Path(folder), options, eos_token_ids=ends, defaults=defaults)
         self._tokenizer = self._wrapper._tokenizer
         self._source = template_process.find_source(Path(folder), self._tokenizer.chat_template)
@@ -59,7 +62,7 @@ class _Model:
         return {
             "size": len(wrapper),
             "names": wrapper.convert_ids_to_tokens(list(range(len(wrapper)))) if has_names else None,
-            "detokenizer": type(detokenizer).__name__,
+            "detokenizer": self._kind_of_detokenizer,
             "trim_space": getattr(detokenizer, "trim_space", None),
             "vocabulary": wrapper.get_vocab(),
             "added": {token: [str(entry), entry.special] for token, entry in wrapper.added_tokens_decoder.items()},
@@ -75,6 +78,12 @@ class _Model:
             "response_initial_state": wrapper.response_initial_state,
             "letter": wrapper.encode("a", add_special_tokens=False),
         }
+
+    @property
+    def _kind_of_detokenizer(self) -> str:
+        """The name of the class that mlx-lm chose."""
+        kind = type(self._wrapper._detokenizer)
+        return "SPMStreamingDetokenizer" if hasattr(kind, "_try_flush") else kind.__name__
 
     @property
     def _has_template(self) -> bool:
