@@ -19,7 +19,7 @@ from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.probabilities import Report
 from mlxk2.runner.prompt_cache import PromptCache, Tokens
 from mlxk2.runner.reading import Reader, Reading
-from mlxk2.runner.rows import Place, Step, TokenLogprob
+from mlxk2.runner.rows import NO_TOKEN, Place, Step, TokenLogprob
 
 # For each second in which prompts are read, the rows that get tokens have at least that much of one.
 _SHARE = 0.25
@@ -141,7 +141,8 @@ class Batch:
             self._decoding -= 1
             if self._prompts:
                 self._prompts.keep(response.all_tokens, response.prompt_cache)
-        logprob = response.logprobs.told(token) if response.logprobs is not None else None
+        has_logprob = response.logprobs is not None and token != NO_TOKEN
+        logprob = response.logprobs.told(token) if has_logprob else None
         return Step(row, token, response.finish_reason, logprob, answer.cached_tokens)
 
     def remove(self, row: int) -> None:
@@ -221,9 +222,11 @@ class Queue:
     def _step(self, current: _Current) -> Step:
         answer = self._rows[current.row]
         token, logprobs = next(current.tokens)
+        if token == 0 and mx.isnan(logprobs[token]).item():
+            token = NO_TOKEN
         is_last = current.left == 1
         reason: Literal["stop", "length"] | None = "stop" if token in self._ends else "length" if is_last else None
-        logprob = _logprob(answer.request, token, logprobs)
+        logprob = _logprob(answer.request, token, logprobs) if token != NO_TOKEN else None
         self._current = current._replace(left=current.left - 1)
         if reason:
             self.remove(current.row)

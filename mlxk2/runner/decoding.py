@@ -52,6 +52,8 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(inputs, logits)
         self._next_tokens = sampling.choose(self.samplers, logits)
+        if self._may_have_no_numbers():
+            self._next_tokens = sampling.without_numbers(self.samplers, self._next_tokens, logits)
         self._next_logprobs = self._report(logits, self._next_tokens)
         if self._is_under_way():
             # While MLX computes this step, the one before it is read.
@@ -59,8 +61,13 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         mx.eval(inputs, _wanted(logprobs))
         tokens = cast(list[int], inputs.tolist())
         for row, token in zip(self.tokens, tokens, strict=True):
-            row.append(token)
+            row.append(max(token, 0))
         return tokens, logprobs
+
+    def _may_have_no_numbers(self) -> bool:
+        """Whether to look for NaN: in the logits of first tokens, and after token 0, which is chosen among NaN."""
+        states = zip(self._num_tokens, self.tokens, strict=True)
+        return any(count == 0 or (row and row[-1] == 0) for count, row in states)
 
     def _is_under_way(self) -> bool:
         """Whether any row will need the next token, and is to have it computed while it waits for this one.

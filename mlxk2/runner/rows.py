@@ -69,6 +69,10 @@ class Place(NamedTuple):
     cached_tokens: int = 0
 
 
+# In the place of a token: the model computed no numbers to choose one by.
+NO_TOKEN = -1
+
+
 class Step(NamedTuple):
     """The next token of a row of the batch, and why it was the last one; its probability if the request asks for it.
 

@@ -11,7 +11,7 @@ from mlxk2.runner.memory import Device
 from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.reasoning import Kind, Piece
-from mlxk2.runner.rows import FAULTS, Backend, Rows, Step, TokenLogprob, free_frames
+from mlxk2.runner.rows import FAULTS, NO_TOKEN, Backend, Rows, Step, TokenLogprob, free_frames
 from mlxk2.runner.text import TextStream
 from mlxk2.runner.trial import Trial
 
@@ -22,6 +22,10 @@ MAX_ROWS = 32
 _OF_MEMORY = (MemoryError, RuntimeError)
 
 _FAILED = "Generation failed"
+_NO_NUMBERS = (
+    "The model computes no numbers (NaN): its weights are damaged, or do not suit this machine. "
+    "Pull the model again with --force, or choose another one."
+)
 _UNREADABLE = "The model's tokens can't be decoded"
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
@@ -215,6 +219,9 @@ class MLXRunner:
         session = self._sessions[step.row]
         if step.finish_reason is not None:
             self._forget(session)
+        if step.token == NO_TOKEN:
+            self._withdraw(session)
+            return [self._end(session, ModelError(_NO_NUMBERS))]
         try:
             return [(session, chunk) for chunk in self._advance(session, step)]
         except FAULTS as fault:
@@ -247,7 +254,10 @@ class MLXRunner:
             session.row = None
 
     def _fail(self, session: Session, fault: Exception, what: str = _FAILED) -> Outcome:
-        session.ended, session.error = True, _error(fault, what)
+        return self._end(session, _error(fault, what))
+
+    def _end(self, session: Session, error: ModelError) -> Outcome:
+        session.ended, session.error = True, error
         return session, Chunk("", "answer", session.tokens, "error")
 
     def _drop_rows(self) -> None:

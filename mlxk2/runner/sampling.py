@@ -18,6 +18,7 @@ from mlx_lm.sample_utils import (
 )
 
 from mlxk2.runner.params import Biases, Sampling
+from mlxk2.runner.rows import NO_TOKEN
 
 # tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
 Processor = Callable[[mx.array, mx.array], mx.array]
@@ -75,6 +76,18 @@ def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     chosen = [_choose_alike([samplers[row] for row in rows], logits[mx.array(rows)]) for rows in groups.values()]
     order = [row for rows in groups.values() for row in rows]
     return mx.concatenate(chosen)[mx.array(sorted(range(len(order)), key=order.__getitem__))]
+
+
+def without_numbers(samplers: Sequence[Sampler], tokens: mx.array, logits: mx.array) -> mx.array:
+    """Return the tokens [rows] chosen from logits [rows, vocabulary], NO_TOKEN for each that was chosen among NaN.
+
+    MLX counts a negative index from the end, so the model can compute on before the token is read.
+    """
+    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    # One NaN makes all probabilities NaN; the largest of the others is still the largest.
+    draws = mx.array([sampler.cut is not None for sampler in samplers])
+    has_none = mx.isnan(chosen) | (draws & mx.any(mx.isnan(logits), axis=-1))
+    return mx.where(has_none, mx.array(NO_TOKEN, dtype=mx.int32), tokens.astype(mx.int32))
 
 
 def _choose_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:

@@ -1,0 +1,69 @@
+"""A model that computes NaN says so, and only the requests that it concerns fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from tiny_models import NEWLINE, say, write_chain
+
+from mlxk2.errors import ModelError
+from mlxk2.runner import backend
+from mlxk2.runner.backend import LoadedModel
+from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.runner import MLXRunner
+
+pytestmark = pytest.mark.e2e
+
+WAYS = {
+    "greedy": Sampling(temperature=0),
+    "drawn": Sampling(temperature=1, seed=1),
+    "cut": Sampling(temperature=0.7, top_p=0.5, min_p=0.1, repetition_penalty=1.1, seed=1),
+}
+
+
+def load(folder: Path, *damaged: str) -> LoadedModel:
+    """A model that says "abc", and computes no numbers after one of the damaged tokens."""
+    write_chain(folder, say("a", "b", "c"))
+    file = folder / "model.safetensors"
+    weights = dict(mx.load(str(file)))
+    model = backend.load(folder)
+    for token in damaged:
+        weights["model.embed_tokens.weight"][model.tokenizer.get_vocab()[token]] = mx.nan
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    model.tokenizer.close()
+    return backend.load(folder)
+
+
+def request(model: LoadedModel, text: str, sampling: Sampling) -> GenerationRequest:
+    return GenerationRequest(tuple(model.tokenizer.encode(text)), 8, sampling, logprobs=2)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_model_without_numbers_is_an_error(tmp_path: Path, way: Sampling) -> None:
+    model = load(tmp_path / "model", NEWLINE)
+    with pytest.raises(ModelError, match="computes no numbers"):
+        list(MLXRunner(model).stream(request(model, "x\n", way)))
+    model.tokenizer.close()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_only_the_requests_without_numbers_fail(tmp_path: Path, way: Sampling) -> None:
+    model = load(tmp_path / "model", "q")
+    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    sessions = [runner.submit(request(model, text, way)) for text in ("x\n", "q\n", "y\n")]
+    texts = dict.fromkeys(sessions, "")
+    while not all(session.ended for session in sessions):
+        for session, chunk in runner.step():
+            texts[session] += chunk.text
+    assert [session.error is None for session in sessions] == [True, False, True]
+    assert [texts[session] for session in sessions] == ["abc", "", "abc"]
+    model.tokenizer.close()
+
+
+def test_numbers_that_end_in_the_middle_end_the_answer(tmp_path: Path) -> None:
+    model = load(tmp_path / "model", "b")
+    with pytest.raises(ModelError, match="computes no numbers"):
+        list(MLXRunner(model).stream(request(model, "x\n", WAYS["greedy"])))
+    model.tokenizer.close()
