@@ -18,7 +18,7 @@ from tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 
 import mlxk2
-from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError
+from mlxk2.errors import ContextLengthError, InterruptedByUser, ModelError, ModelNotRunnableError
 from mlxk2.runner.confined import Confined as Process
 from mlxk2.runner.confined import Starter
 from mlxk2.runner.tokenizer import RefusedError, Tokenizer, load_tokenizer
@@ -167,6 +167,14 @@ def processes() -> set[int]:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(maxsplit=2) for line in told.splitlines())
     return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "tokenizer_process" in args}
+
+
+@pytest.mark.parametrize(("count", "said"), [(700, "has 700 tokens"), (10_000, "has more than 100 tokens")])
+def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_handed_over(
+    confined: Confined, count: int, said: str
+) -> None:
+    with pytest.raises(ContextLengthError, match=said):
+        confined.open("{{ 'x' * %d }}" % count).apply_chat_template(MESSAGES, context=100)
 
 
 def test_other_threads_go_on_while_a_template_loops(confined: Confined) -> None:

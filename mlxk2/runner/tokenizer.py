@@ -146,7 +146,7 @@ class Tokenizer:
         head, tokens = self._ask({**question, "tail": _TAIL if self._is_thinking else 0})
         if "too_long" in head:
             assert context is not None
-            raise too_long(f"more than {context}", context)
+            raise too_long(head["too_long"], context)
         if self._is_thinking:
             if len(self._tails) > _MAX_TAILS:
                 self._tails.clear()

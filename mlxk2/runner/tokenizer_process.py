@@ -37,7 +37,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 class _TooLongError(Exception):
-    """The text has more tokens than the context."""
+    """The text has more tokens than the context: how many, in words."""
 
 
 class _Model:
@@ -116,9 +116,13 @@ class _Model:
         length = len(text) if context is None else context * _CHARACTERS
         while length < len(text):
             if context is not None and len(self._encoded(text[:length], special)) > context:
-                raise _TooLongError
+                raise _TooLongError(f"more than {context}")
             length *= 2
-        return self._encoded(text, special)
+        tokens = self._encoded(text, special)
+        # A few too many may be marks around the text, which the asking process takes away.
+        if context is not None and len(tokens) > 2 * context:
+            raise _TooLongError(str(len(tokens)))
+        return tokens
 
     def _encoded(self, text: str, special: bool) -> Sequence[int]:
         tokens: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=special)
@@ -217,8 +221,8 @@ def _guarded(ask: Callable[[Mapping[str, Any]], Answer], question: Mapping[str, 
     """Return the answer, or what went wrong; panics of Rust libraries are no Exceptions."""
     try:
         return ask(question)
-    except _TooLongError:
-        return {"too_long": True}, b""
+    except _TooLongError as fault:
+        return {"too_long": str(fault)}, b""
     except MemoryError:
         return {"refused": f"it needs more than {MEMORY >> 20} MB of memory"}, b""
     except ImportError as fault:
