@@ -220,12 +220,29 @@ def test_a_template_that_leaves_out_the_message_to_continue_refuses(confined: Co
         confined.ask("{{ messages[0].content }}", messages, continue_final_message=True)
 
 
-def test_a_process_that_stands_still_is_replaced(confined: Confined) -> None:
-    process = confined.starter.take()
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="the system does not tell that a process was stopped")
+def test_a_process_that_was_stopped_is_replaced_before_it_is_asked(confined: Confined) -> None:
+    tokenizer = confined.open("fine")
     (pid,) = processes()
     os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
+
+
+def test_a_process_that_is_stopped_while_it_works_is_replaced(confined: Confined) -> None:
+    tokenizer = confined.open("{% if messages %}" + ENDLESS["loops"] + "{% endif %}fine")
+    (pid,) = processes()
+    threading.Timer(0.3, os.kill, [pid, signal.SIGSTOP]).start()
     with pytest.raises(ModelError, match="does not answer"):
-        process.ask({"ask": "decode", "ids": []}, patience=0.3)
+        tokenizer.apply_chat_template(MESSAGES)
+    assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
+
+
+def test_a_process_has_no_more_than_its_time(confined: Confined) -> None:
+    confined.open(ENDLESS["loops"])
+    question = {"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0}
+    with pytest.raises(ModelError, match="does not answer"):
+        confined.starter.take().ask(question, patience=0.3)
     assert confined.ask("fine") == "fine"
 
 

@@ -130,8 +130,8 @@ class Confined:
                 else:
                     raise _EndedError(self._process.wait())
             self._check(deadline, cancelled)
-            if not events and self._watches_memory and _memory(self._process.pid) > self._limit:
-                raise _needs_memory(self._limit)
+            if not events:
+                self._look()
 
     def _send(self, data: memoryview) -> int:
         try:
@@ -145,7 +145,13 @@ class Confined:
         if cancelled():
             raise InterruptedByUser("Interrupted.")
         if time.monotonic() > deadline:
-            raise ModelError("The process of the model's tokenizer does not answer, and was replaced. Try again.")
+            raise _silent()
+
+    def _look(self) -> None:
+        if self._process.poll() is None and self._is_stopped:
+            raise _silent()
+        if self._watches_memory and _memory(self._process.pid) > self._limit:
+            raise _needs_memory(self._limit)
 
 
 def _parse(answer: bytearray) -> Answer | None:
@@ -160,6 +166,10 @@ def _parse(answer: bytearray) -> Answer | None:
     ids = array("I")
     ids.frombytes(answer[end + 1 :])
     return head, ids
+
+
+def _silent() -> ModelError:
+    return ModelError("The process of the model's tokenizer does not answer, and was replaced. Try again.")
 
 
 def _death(code: int, asked: str) -> ModelError:
