@@ -174,7 +174,7 @@ def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_handed_over(
     confined: Confined, count: int, said: str
 ) -> None:
     with pytest.raises(ContextLengthError, match=said):
-        confined.open("{{ 'x' * %d }}" % count).apply_chat_template(MESSAGES, context=100)
+        confined.open(f"{{{{ 'x' * {count} }}}}").apply_chat_template(MESSAGES, context=100)
 
 
 def test_other_threads_go_on_while_a_template_loops(confined: Confined) -> None:
