@@ -280,6 +280,28 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) ->
         process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0})
 
 
+# As libraries do where there are many processors, or PyTorch for CUDA: it is mapped, and never touched.
+MAPPED = """
+import mmap
+mapped = mmap.mmap(-1, 8 << 30, mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, mmap.PROT_READ)
+"""
+FORBIDDEN_TORCH = "raise RuntimeError('PyTorch was imported')"
+
+
+def test_what_libraries_map_is_not_counted_as_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: Confined
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(MAPPED)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(FORBIDDEN_TORCH)
+    (tmp_path / "torch-2.9.0.dist-info").mkdir()
+    (tmp_path / "torch-2.9.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert confined.ask("fine") == "fine"
+    with pytest.raises((RefusedError, ModelNotRunnableError), match="memory"):
+        confined.ask("{{ 'x' * 4000000000 }}")
+
+
 REFUSING_LIMITS = """
 import errno, resource
 change = resource.setrlimit

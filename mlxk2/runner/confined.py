@@ -36,6 +36,7 @@ _FOOTPRINT = 9
 _SETTINGS = {
     "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "https://huggingface.co", "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error", "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
 }  # fmt: skip
 
 # What libraries fail over when they are imported, though nothing is asked of a hub.
@@ -71,7 +72,7 @@ class Confined:
             env={name: value for name, value in os.environ.items() if name not in _NOT_READ} | _SETTINGS,
             start_new_session=True,  # Ctrl-C is not meant for it
         )
-        self._watches_memory = watches_memory or not _limit_memory(self._process.pid, memory)
+        self._watches_memory = watches_memory or not _limits_memory(self._process.pid)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._write, self._read = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._write, False)
@@ -195,12 +196,12 @@ def _needs_memory(limit: int) -> ModelError:
     )
 
 
-def _limit_memory(pid: int, limit: int) -> bool:
-    """Have the kernel limit the memory of a process; return whether it does. macOS does not."""
+def _limits_memory(pid: int) -> bool:
+    """Whether the kernel limits the memory of a process that asks for it. macOS does not."""
     if not hasattr(resource, "prlimit"):
         return False
     try:
-        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        resource.prlimit(pid, resource.RLIMIT_AS, resource.getrlimit(resource.RLIMIT_AS))
     except (OSError, ValueError):
         return False
     return True

@@ -142,7 +142,9 @@ class _Model:
 
 
 def _import_tokenizer_utils() -> Any:
-    """Import mlx-lm's module without the rest of mlx-lm, which imports MLX."""
+    """Import mlx-lm's module without the rest of mlx-lm, which imports MLX, and without PyTorch."""
+    # transformers would import it where it is installed: seconds, and gigabytes with CUDA. No tokenizer needs it.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     if "mlx_lm" not in sys.modules:
         found = importlib.util.find_spec("mlx_lm")
         assert found is not None
@@ -169,15 +171,25 @@ def _limit(timer: int, seconds: float) -> Iterator[None]:
 
 def main() -> None:
     """Answer until stdin ends."""
-    # Where it is refused, as on macOS, the process is watched from outside.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(0, "rb") as asked, open(os.dup(1), "wb") as answers:
         # What libraries print is no answer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _import_tokenizer_utils()
+        _limit_memory()
         serve(asked, answers)
+
+
+def _limit_memory() -> None:
+    """Limit what this process may take beyond what it has: libraries map much where there are many processors.
+
+    Where that is refused, as on macOS, the process is watched from outside.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits = [pages * resource.getpagesize() + MEMORY, *resource.getrlimit(resource.RLIMIT_AS)]
+        lowest = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_AS, (lowest, lowest))
 
 
 def serve(asked: BinaryIO, answers: BinaryIO) -> None:
