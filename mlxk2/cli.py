@@ -132,7 +132,7 @@ def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
 
 
 def detach(*, is_announced: bool = False) -> Streams:
-    """Let no output wait for its reader, for a command that must go on whatever becomes of it; return the streams.
+    """Let no output wait for its reader, for a command that must go on without one; return the streams.
 
     When the data are announced, stdout has its document, and what libraries print goes to stderr.
     """

@@ -21,7 +21,7 @@ from mlxk2.runner.prompt_cache import PromptCache, Tokens
 from mlxk2.runner.reading import Reader, Reading
 from mlxk2.runner.rows import NO_TOKEN, Place, Step, TokenLogprob
 
-# For each second in which prompts are read, the rows that get tokens have at least that much of one.
+# Seconds for the rows that get tokens, for each second in which prompts are read.
 _SHARE = 0.25
 
 
@@ -82,7 +82,7 @@ class Batch:
         self._count = 0
 
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that goes on after these tokens of its answer; tell its number and what need not be computed."""
+        """Add a row that goes on after these tokens of its answer; return its place."""
         self._count += 1
         answer = _answer(self._reader, self._count, request, max_tokens, answered)
         self._rows[self._count] = answer
@@ -188,7 +188,7 @@ class Queue:
         self._count = 0
 
     def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that goes on after these tokens of its answer; tell its number and what need not be computed."""
+        """Add a row that goes on after these tokens of its answer; return its place."""
         self._count += 1
         answer = _answer(self._reader, self._count, request, max_tokens, answered)
         self._rows[self._count] = answer

@@ -80,7 +80,7 @@ class Confined:
         self.close = weakref.finalize(self, _end, self._process)
 
     def kill(self) -> None:
-        """End it now, from any thread; who asks it something gets an error."""
+        """End it now, from any thread; a question under way gets an error."""
         self._process.kill()
 
     @property
@@ -96,7 +96,7 @@ class Confined:
         return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Answer:
-        """Return the answer, as its JSON and its token ids. Whatever goes wrong on the way ends the process.
+        """Return the answer, as its JSON and its token ids. Any fault on the way ends the process.
 
         `patience` is how many seconds of wall time it may take. Raises ModelError where it does not come to an end,
         InterruptedByUser where it was `cancelled`.
@@ -254,7 +254,7 @@ class Starter:
             return self._start()
 
     def stop(self) -> None:
-        """End all processes that were started, and start no more: to import what they need would outlast this one."""
+        """End all processes that were started, and start no more: one that still imports would outlive this process."""
         with self._lock:
             self._is_stopping = True
             for process in self._started:

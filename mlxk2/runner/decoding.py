@@ -1,4 +1,4 @@
-"""The rows that get a token at each step: mlx-lm's batch, less what nobody asked for."""
+"""The rows that get a token at each step: mlx-lm's batch, which computes only what the rows ask for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mlxk2.runner.prompt_cache import State, Tokens
 # Its generators would change the wired limit as they come and go; it belongs to the model, and `backend.load` sets it.
 import_module("mlx_lm.generate").maybe_set_recommended_wired_limit = lambda: None  # type: ignore[attr-defined]
 
+# Tokens of prompts to read before the rows get their next ones.
 _PIECE = 512
 # On a GPU, larger pieces take less time in all, but make others wait; on the CPU, smaller ones take no longer in all.
 _PIECE_ALONE_ON_GPU = 2048
@@ -92,15 +93,15 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         return mx.concatenate(rows), contexts
 
     def _report(self, logits: mx.array, tokens: mx.array) -> list[ReportedRow | None]:
-        """Return what each row that reports logprobs will tell of these tokens."""
+        """Return the logprobs of these tokens for each row that reports them, None for the others."""
         counts = [sampler.reports for sampler in self.samplers]
         numbers = [number for number, count in enumerate(counts) if count is not None]
         if not numbers:
             return [None] * len(counts)
         rows = mx.array(numbers)
         report = Report(logits[rows], tokens[rows], [count for count in counts if count is not None])
-        told = iter(report.rows)
-        return [next(told) if count is not None else None for count in counts]
+        reported = iter(report.rows)
+        return [next(reported) if count is not None else None for count in counts]
 
 
 def _wanted(logprobs: Sequence[ReportedRow | None]) -> list[mx.array]:

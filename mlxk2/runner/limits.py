@@ -1,4 +1,4 @@
-"""What a model may use: the process of its tokenizer and chat template, and of the memory of the GPU."""
+"""What a model may use: time and memory in the process of its tokenizer, and wired memory of the GPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TEMPLATE_SECONDS = 2.0
 SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1.0}
 # Of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
 PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
+# Bytes; on Linux beyond what the process has mapped once its libraries are imported.
 MEMORY = 3 << 30
 # Characters that a token may be decoded to; the longest of any model known has some hundred.
 TOKEN_TEXT = 4096

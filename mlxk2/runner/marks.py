@@ -55,8 +55,8 @@ class Marks:
 
     `opening` and `closing` are tokens, with their texts. `spelled` are pairs of texts that count at the beginning of an
     answer, `closing_texts` those that close a thought where no token does, and `untokened` the pairs that are not two
-    single tokens. `transitions` are marks of several tokens, by
-    state, with a symbol for each token in them that text can't imitate; `symbols` has these, by token.
+    single tokens. `transitions` are marks of several tokens, by state, with a symbol for each token in them that text
+    can't imitate; `symbols` has these, by token.
     """
 
     opening: Mapping[int, str] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Marks:
 
     @cached_property
     def longest(self) -> int:
-        """How long the longest of them is."""
+        """How many characters the longest of these marks has."""
         return max((len(mark) for edges in self.transitions.values() for mark, _ in edges), default=0)
 
     @property

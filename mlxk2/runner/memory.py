@@ -122,9 +122,9 @@ class Device:
 
 @contextmanager
 def wired(limit: int) -> Iterator[None]:
-    """Have up to this many bytes wired, which the GPU then reaches at once, from now on; if what is inside fails, none.
+    """Wire up to this many bytes from now on, which the GPU then reaches at once; wire none if what is inside fails.
 
-    Only while nothing is computed. With 0 the limit is never touched.
+    To be used only while nothing is computed. With 0 the limit is never touched.
     """
     if not limit:
         yield

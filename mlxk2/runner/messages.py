@@ -45,7 +45,7 @@ def render_any(render: Callable[[Messages], Rendered], messages: Messages) -> Re
 
 
 def _forms(messages: Messages) -> Iterator[Messages]:
-    """The conversation as it came, with one system message at its beginning, and with none; last, all in parts."""
+    """Yield the conversation as it came, with one system message at its beginning, with none; last, all in parts."""
     joined, folded = _join_system(messages), _fold_system(messages)
     forms = [messages, *(form for form in (joined, folded) if form != messages)]
     yield from forms

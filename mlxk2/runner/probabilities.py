@@ -13,7 +13,7 @@ from mlxk2.runner.rows import Likeliest, TokenLogprob
 class Report:
     """The logprobs of the tokens [rows] that were chosen by these logits [rows, vocabulary], and of the likeliest ones.
 
-    Nothing is computed before `arrays` are; `rows` then tell what came of it.
+    Nothing is computed before `arrays` are; `rows` then have the results.
     """
 
     def __init__(self, logits: mx.array, chosen: mx.array, counts: Sequence[int]) -> None:
@@ -27,7 +27,7 @@ class Report:
         order = mx.argsort(-values, axis=-1)
         self._likeliest = mx.take_along_axis(likeliest, order, axis=-1)
         self._values = mx.take_along_axis(values, order, axis=-1)
-        self._told: tuple[list[float], list[list[int]], list[list[float]]] | None = None
+        self._computed: tuple[list[float], list[list[int]], list[list[float]]] | None = None
         self.rows = [ReportedRow(self, row, count) for row, count in enumerate(counts)]
 
     @property
@@ -37,17 +37,17 @@ class Report:
 
     def told(self, row: int, token: int, count: int) -> TokenLogprob:
         """Return what is known of a row's token."""
-        if self._told is None:
+        if self._computed is None:
             # Once for all rows: each look into an array waits for MLX.
-            self._told = cast(
+            self._computed = cast(
                 tuple[list[float], list[list[int]], list[list[float]]], tuple(array.tolist() for array in self.arrays)
             )
-        chosen, likeliest, values = self._told
+        chosen, likeliest, values = self._computed
         return TokenLogprob(token, chosen[row], Likeliest(likeliest[row][:count], values[row][:count]))
 
 
 class ReportedRow(NamedTuple):
-    """A row of a report, and how many of the likeliest tokens it tells."""
+    """A row of a report, and how many of the likeliest tokens it reports."""
 
     report: Report
     row: int

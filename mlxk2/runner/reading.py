@@ -13,8 +13,8 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxk2.runner.prompt_cache import PromptCache, State, Tokens
 
-# How many new tokens of a prompt make it worth keeping their state before the answer has ended.
-_WORTH = 64
+# Shorter pieces of a prompt cost more to keep than to compute again.
+_MIN_CACHED_TOKENS = 64
 # One turn in so many goes to the prompt that came first, however many shorter ones come.
 _OLDEST_EVERY = 4
 
@@ -23,8 +23,8 @@ _OLDEST_EVERY = 4
 class Reading:
     """A prompt that is being read, for all the rows that go on from it.
 
-    All but its last token: that one gives the first of the answer. `cached` of its tokens need not be computed, as far
-    as is known.
+    Its last token is left out: that one gives the first of the answer. `cached` of its tokens need not be computed, as
+    far as is known.
     """
 
     tokens: Tokens
@@ -57,7 +57,7 @@ class Readings:
     def __init__(self, *, together: bool) -> None:
         self._together = together
         self._waiting: dict[Tokens, Reading] = {}
-        # How many tokens were read for each client that waits; who comes begins with what those before it had at least.
+        # How many tokens were read for each client that waits; a new client begins with the least of these.
         self._served: dict[Hashable, int] = {}
         self._turns = 0
 
@@ -79,13 +79,13 @@ class Readings:
         self._served.setdefault(reading.client, min(self._served.values(), default=0))
 
     def remove(self, reading: Reading) -> None:
-        """Forget a prompt that has been read, or that nobody waits for any more."""
+        """Forget a prompt that has been read, or that no row waits for."""
         del self._waiting[reading.tokens]
         if all(other.client != reading.client for other in self._waiting.values()):
             del self._served[reading.client]
 
     def turn(self, budget: int, begin: Callable[[Reading], None]) -> list[tuple[Reading, int]]:
-        """Return what is read next, and how many tokens of each; `begin` is called for those that come to it first.
+        """Return what is read next, and how many tokens of each; `begin` is called for each before it is read.
 
         A piece of one prompt; or several to their ends, as long as they fit in the budget when padded to one length.
         """
@@ -203,11 +203,11 @@ class Reader:
 def _stops(known: int, shared: int, length: int) -> tuple[int, ...]:
     """Return after how many tokens of a prompt, the last of which is not read, to stop in order to keep the state.
 
-    At the end, for those who ask the same or go on from there; and where an earlier prompt took another turn, which it
-    could be no more than the first to do.
+    At the end, for prompts that are the same or go on from there; and where an earlier prompt went on differently, as
+    later ones may too.
     """
     stops = (shared, length)
-    return tuple(stop for last, stop in zip((known, *stops), stops, strict=False) if stop - last >= _WORTH)
+    return tuple(stop for last, stop in zip((known, *stops), stops, strict=False) if stop - last >= _MIN_CACHED_TOKENS)
 
 
 def _can_pad(model: Any) -> bool:

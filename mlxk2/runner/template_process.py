@@ -1,6 +1,6 @@
 """Chat templates: the environment they are written for, and how a conversation is rendered with one.
 
-They are programs of strangers, and run in the process of `tokenizer_process`, within its limits of memory.
+They are programs of strangers, and run in the process of `tokenizer_process`, within its limits of time and memory.
 """
 
 from __future__ import annotations

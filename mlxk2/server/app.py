@@ -150,7 +150,7 @@ async def _complete(request: Request) -> Response:
 
 @dataclass(frozen=True)
 class Work:
-    """What a request asks for: how many answers, to what, how they are told, and which field is at fault."""
+    """What a request asks for: how many answers, their prompts and shape, and the field that errors name."""
 
     slots: int
     make: Make

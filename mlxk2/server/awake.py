@@ -8,7 +8,7 @@ from mlxk2.sleep import NoSleep
 
 
 class Awake:
-    """An ASGI layer that keeps off the sleep of the machine while a POST request is answered."""
+    """An ASGI layer that keeps the machine awake while a POST request is answered."""
 
     def __init__(self, app: ASGIApp, no_sleep: NoSleep) -> None:
         self._app = app

@@ -104,7 +104,7 @@ class Body:
         return {"type": "http.request", "body": unpacked, "more_body": has_more}
 
     def refuse(self, answer: Response) -> None:
-        """Stop waiting for the rest, and answer so."""
+        """Stop waiting for the rest, and give this answer."""
         self._refusal = answer
         if self._waits is not None:
             self._waits.cancel()
@@ -162,7 +162,7 @@ class _Unpacker:
         """Return the next piece; raise zlib.error or ValueError for what is broken, cut off or followed by more."""
         packed = self._waiting + part
         if not self._is_gzip and self._stream is None and len(packed) < 2 and not is_last:
-            # Two bytes tell the form.
+            # The first two bytes show the form.
             self._waiting = packed
             return b""
         if packed and (self._stream is None or self._stream.eof):

@@ -26,7 +26,7 @@ _MOST_NAMES = 256
 _MOST_KNOWN = 50_000
 _THREADS = 4
 # How long the list of models is remembered: what a link leads to may appear without a change of the cache's folder.
-_SECONDS = 5.0
+_LIST_SECONDS = 5.0
 
 
 class Catalog:
@@ -47,17 +47,17 @@ class Catalog:
         self._scan: _Scan | None = None
 
     async def all(self) -> list[Model]:
-        """As `entries`: one scan serves all who wait for it, and ends when none of them waits any more."""
+        """Return `entries`: one scan serves all callers that wait for it, and ends when none is left."""
         if self._scan is None or self._scan.is_over:
             self._scan = _Scan(self._threads, self.entries)
         return await self._scan.result()
 
     async def one(self, name: str) -> Model:
-        """As `entry`, in a thread."""
+        """Return `entry` of a name, from a thread."""
         return await asyncio.wrap_future(self._threads.submit(self.entry, name))
 
     async def search(self, name: str) -> Target:
-        """As `find`, in a thread."""
+        """Return what `find` does, from a thread."""
         return await asyncio.wrap_future(self._threads.submit(self.find, name))
 
     def default(self, loaded: Target | None) -> Target:
@@ -117,7 +117,7 @@ class Catalog:
         return runnable(_Listed(hub_folder(os.environ), self._lists), name)
 
     def _entry(self, find: Callable[[], Snapshot]) -> Model | None:
-        """Return what is told of a model, from memory as long as nothing in its folder changes."""
+        """Return the entry of a model, from memory as long as nothing in its folder changes."""
         try:
             snapshot = find()
         except ModelNotFoundError:
@@ -146,7 +146,7 @@ class _Listed(Cache):
         self._lists = lists
 
     def scan(self) -> list[CachedModel]:
-        """As `Cache.scan`."""
+        """Return what `Cache.scan` does."""
         try:
             changed = os.stat(self.hub).st_mtime_ns
         except OSError:
@@ -156,12 +156,12 @@ class _Listed(Cache):
             return models
         models = super().scan()
         if changed < time.time_ns() - SETTLED_NS:
-            self._lists[self.hub] = (time.monotonic() + _SECONDS, changed, models)
+            self._lists[self.hub] = (time.monotonic() + _LIST_SECONDS, changed, models)
         return models
 
 
 class _Scan:
-    """A look at all models, in a thread, for all who wait for it."""
+    """A look at all models, in a thread, for all callers that wait for it."""
 
     def __init__(self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[Model]]) -> None:
         self._left = threading.Event()
@@ -174,7 +174,7 @@ class _Scan:
         return self._job.done() or self._left.is_set()
 
     async def result(self) -> list[Model]:
-        """Wait for the result; when all who wait have gone, it is called off."""
+        """Wait for the result; the scan is called off when the last caller has gone."""
         self._waiting += 1
         try:
             return await asyncio.shield(self._job)

@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
         self._arriving.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection and tell the request that is being answered, also where another one waits behind it."""
+        """Forget the connection, and wake the request that is being answered, also where others wait behind it."""
         self._arriving.stop()
         self._leaving.stop()
         if cycle := self._answering:
@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         self._parse(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
-        """A request begins to come; its head must come in time."""
+        """Begin a request; its head must come in time."""
         self._arriving.start()
         self._is_head = self._moves = self._is_passed_on = True
         super().on_message_begin()
@@ -201,7 +201,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, f"The head of the request has more than {MAX_FIELDS} fields.")
 
     def on_headers_complete(self) -> None:
-        """The head of a request is whole; its body must go on coming."""
+        """Take the head of a request as whole; its body must go on coming."""
         if self.parser.should_upgrade():
             self._is_passed_on = False
         if not self._is_passed_on:
@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body has come."""
+        """Take a part of the body."""
         if self._is_passed_on:
             self._moves = True
             self._come += len(body)
@@ -221,27 +221,27 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole: now it is the server's turn."""
+        """Take the request as whole: now it is the server's turn."""
         if self._is_passed_on:
             self._is_body, self._body_left = False, 0
             self._arriving.stop()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request is answered: turn to what came after it."""
+        """Turn to what came after the request that is answered."""
         super().on_response_complete()
         if self._refusal and not self._answering:
             self._refuse(*self._refusal)
         self._read_on()
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as it is written to."""
+        """Begin to watch a client that does not read as fast as it is written to."""
         self._unread = self.transport.get_write_buffer_size()
         self._leaving.start()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Stop watching the client: it reads again."""
         self._leaving.stop()
         super().resume_writing()
 

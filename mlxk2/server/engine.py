@@ -40,7 +40,7 @@ class Limits:
 class Engine:
     """Admits requests, each client's in turn, and swaps models when the requests of the one before are through.
 
-    One swap serves all who wait for a model at that moment; none of them waits for more than that because of it.
+    A model swap serves every request that is waiting for that model, before any other.
 
     All its methods are for the thread of the event loop.
     """
@@ -138,7 +138,7 @@ class Engine:
         return len(self._waiting) > self.limits.max_queue + (self._swap_task is not None)
 
     def _admit(self) -> None:
-        """Let in whoever may, from the head of the queue: what does not fit yet is waited for."""
+        """Start the requests at the head of the queue, up to the first that has to wait."""
         while self._waiting and self._swap_task is None:
             ticket = self._waiting.first
             if self._worker.model is None or ticket.target != self.target:
@@ -157,7 +157,7 @@ class Engine:
         try:
             await self._worker.load(lambda unload: self._load(target, unload))
             self.target = target
-            # Those that came for this model meanwhile save a swap by going first; later ones go to the end.
+            # Requests that came for this model during the swap go first, which saves another swap.
             self._waiting.prefer(target)
         except Exception as fault:  # noqa: BLE001 - handed to all who wait for this model
             self._refuse_all(target, _load_error(target, fault))

@@ -58,7 +58,7 @@ def of_http(error: HTTPException) -> JSONResponse:
 
 
 def _sentence(text: str) -> str:
-    """Return a text with an end, so that another sentence can follow; commands are told without one."""
+    """Return a text with an end, so that another sentence can follow; hints that are commands have none."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

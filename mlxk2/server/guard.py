@@ -56,7 +56,7 @@ class Access:
 
 
 def client_of(scope: Scope) -> Hashable:
-    """Return who asks, as far as can be told: those who send the same keys from the same address are one client."""
+    """Return the client of a request: requests with the same keys from the same address are one client's."""
     address = scope.get("client")
     # Only a number is remembered: keys are secrets, and may be long.
     return hash((address and address[0], *_keys_of(Headers(scope=scope))))

@@ -26,7 +26,7 @@ def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequ
     prompt = _prompter(model).chat([_turn(message) for message in body.messages], body.template_variables)
     request = _request(body, prompt, body.limit or _limit(model, default_limit))
     request = replace(request, continues=bool(body.continue_final_message))
-    return _held(body, _variants(request, body.n or 1), model)
+    return _limit_logprobs(body, _variants(request, body.n or 1), model)
 
 
 def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
@@ -34,7 +34,8 @@ def completion_requests(body: CompletionBody, model: Any, default_limit: int | N
     limit = body.limit or _limit(model, default_limit)
     prompts = [_completion_prompt(model, prompt) for prompt in body.prompts]
     requests = [replace(_request(body, prompt, limit), plain=True, thinking=False) for prompt in prompts]
-    return _held(body, [variant for request in requests for variant in _variants(request, body.n or 1)], model)
+    variants = [variant for request in requests for variant in _variants(request, body.n or 1)]
+    return _limit_logprobs(body, variants, model)
 
 
 def _turn(message: protocol.Message) -> Message:
@@ -66,7 +67,7 @@ def _request(body: ChatBody | CompletionBody, prompt: Prompt, limit: int) -> Gen
     return GenerationRequest(prompt.tokens, limit, _sampling(body), stops, prompt.thinking, body.wanted_logprobs)
 
 
-def _held(
+def _limit_logprobs(
     body: ChatBody | CompletionBody, requests: Sequence[GenerationRequest], model: Any
 ) -> Sequence[GenerationRequest]:
     """Return the requests if there is room for the logprobs of all their answers until the last is there.

@@ -30,8 +30,8 @@ _MAX_OF_CLIENT = 2
 # Seconds between two looks at whether the tokenizer that another request loads is still waited for.
 _TICK = 0.1
 _THREADS = 12
-# How long it is not looked at whether files have changed.
-_SECONDS = 1.0
+# Seconds between two looks at whether files have changed.
+_LOOK_SECONDS = 1.0
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 
 # Turns a checked body into requests for a model, of which only the tokenizer needs to be there.
@@ -174,7 +174,7 @@ class _Shelf:
         state = self._state(target.path)
         if found := self._found(target.path, state):
             return found
-        with _held(lock, cancelled):
+        with _hold(lock, cancelled):
             # Another request may have loaded it by now.
             if found := self._found(target.path, state):
                 return found
@@ -183,10 +183,10 @@ class _Shelf:
         return model
 
     def _state(self, path: str) -> object:
-        """As `_state`, which is looked at once in a second at most."""
+        """Return `_state_of` a folder, which is looked at once in a second at most."""
         seen, state = self._states.get(path, (0.0, None))
-        if state is None or time.monotonic() - seen > _SECONDS:
-            state = _state(path)
+        if state is None or time.monotonic() - seen > _LOOK_SECONDS:
+            state = _state_of(path)
             self._states[path] = (time.monotonic(), state)
         return state
 
@@ -220,8 +220,8 @@ class _Shelf:
 
 
 @contextmanager
-def _held(lock: threading.Lock, cancelled: Cancelled) -> Iterator[None]:
-    """Hold a lock; raise InterruptedByUser where the request is `cancelled` before: its thread is for others."""
+def _hold(lock: threading.Lock, cancelled: Cancelled) -> Iterator[None]:
+    """Hold a lock; raise InterruptedByUser where the request is `cancelled` before, so that its thread is free."""
     while not lock.acquire(timeout=_TICK):
         if cancelled():
             raise InterruptedByUser("Interrupted.")
@@ -231,7 +231,7 @@ def _held(lock: threading.Lock, cancelled: Cancelled) -> Iterator[None]:
         lock.release()
 
 
-def _state(path: str) -> object:
+def _state_of(path: str) -> object:
     """Return by what unchanged files are recognised; those of weights say nothing of the tokenizer."""
     try:
         entries = sorted(entry.name for entry in os.scandir(path) if not entry.name.endswith(_WEIGHTS))

@@ -95,7 +95,7 @@ class ChatShape:
         return {
             "index": number,
             "message": message,
-            "logprobs": self._told(answer.logprobs, Written),
+            "logprobs": self._render_logprobs(answer.logprobs, Written),
             "finish_reason": answer.finish_reason,
         }
 
@@ -106,7 +106,7 @@ class ChatShape:
     def delta(self, number: int, kind: Kind, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:
         """Return the next part of a message."""
         name = "content" if kind == "answer" else "reasoning_content"
-        return self._chunk(number, {name: text}, self._told(logprobs))
+        return self._chunk(number, {name: text}, self._render_logprobs(logprobs))
 
     def ending(self, number: int, finish_reason: str) -> JSON:
         """Return the chunk that ends a message."""
@@ -119,7 +119,7 @@ class ChatShape:
     def _chunk(self, number: int, delta: JSON, logprobs: JSON | None = None, finish_reason: str | None = None) -> JSON:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _told(self, logprobs: Sequence[TokenLogprob], listed: Listed = _list) -> JSON | None:
+    def _render_logprobs(self, logprobs: Sequence[TokenLogprob], listed: Listed = _list) -> JSON | None:
         if not self._logprobs:
             return None
         return {"content": listed(self._token, logprobs), "refusal": None}
@@ -173,10 +173,10 @@ class CompletionShape:
         finish_reason: str | None,
         listed: Listed = _list,
     ) -> JSON:
-        told = self._told(number, logprobs, listed) if self._logprobs else None
-        return {"index": number, "text": text, "logprobs": told, "finish_reason": finish_reason}
+        rendered = self._render_logprobs(number, logprobs, listed) if self._logprobs else None
+        return {"index": number, "text": text, "logprobs": rendered, "finish_reason": finish_reason}
 
-    def _told(self, number: int, logprobs: Sequence[TokenLogprob], listed: Listed) -> JSON:
+    def _render_logprobs(self, number: int, logprobs: Sequence[TokenLogprob], listed: Listed) -> JSON:
         raw = [_bytes(self, entry.token) for entry in logprobs]
         return {
             "tokens": [_older_name(part) for part in raw],

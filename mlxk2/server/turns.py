@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mlxk2.errors import MlxkError
 
 # How many later requests of other clients may go before one.
-_MOST_OVERTAKING = 64
+_MAX_OVERTAKING = 64
 
 
 class Target(NamedTuple):
@@ -109,4 +109,4 @@ class Turns:
 
 def _goes_before(late: Ticket, early: Ticket) -> bool:
     is_theirs = early.client != late.client and early.target == late.target
-    return is_theirs and early.turn > late.turn and early.overtaken < _MOST_OVERTAKING
+    return is_theirs and early.turn > late.turn and early.overtaken < _MAX_OVERTAKING

@@ -34,7 +34,7 @@ class Thread:
         return await asyncio.wrap_future(self._executor.submit(outcome, job, *args))
 
     def queue(self, job: Callable[..., None], *args: object) -> None:
-        """Do a job when those before it are done; nobody waits for it."""
+        """Do a job when those before it are done, without waiting for it."""
         self._executor.submit(job, *args)
 
     def stop(self) -> None:
@@ -47,7 +47,7 @@ def outcome(job: Callable[..., T], *args: object) -> T:
     try:
         return job(*args)
     except BaseException as fault:  # noqa: BLE001 - it goes on as the exception it can be
-        # Who waits for it may keep it for long, and a model that could not be loaded must not stay with it.
+        # The caller may keep it for long, and a model that could not be loaded must not stay in memory with it.
         free_frames(fault)
         raise _as_exception(fault) from fault.__cause__
 
@@ -86,7 +86,7 @@ class Worker:
         self._thread.queue(self._submit, reply, plan)
 
     def cancel(self, reply: Reply) -> None:
-        """Stop generating for a reply; nobody waits for it."""
+        """Stop generating for a reply, without waiting for that."""
         self._thread.queue(self._cancel, reply)
 
     def stop(self) -> None:
@@ -104,7 +104,7 @@ class Worker:
             runner.close()
 
     def _submit(self, reply: Reply, plan: Plan) -> None:
-        with self._told_to(reply):
+        with self._hand_faults_to(reply):
             # The cancelling of a closed reply may have come and gone.
             for number, request in enumerate(() if reply.is_closed else plan(self.model)):
                 session = self._running().submit(request)
@@ -113,10 +113,10 @@ class Worker:
         self._queue_step()
 
     @contextmanager
-    def _told_to(self, reply: Reply) -> Iterator[None]:
+    def _hand_faults_to(self, reply: Reply) -> Iterator[None]:
         try:
             yield
-        except BaseException as fault:  # noqa: BLE001 - nobody may wait for ever
+        except BaseException as fault:  # noqa: BLE001 - no client may wait for ever
             free_frames(fault)
             self._on_loop(reply.fail, _as_exception(fault))
 
@@ -161,7 +161,7 @@ class Worker:
             self._on_loop(_put, parts)
 
     def _fail(self, fault: BaseException) -> None:
-        """End all that is being generated: after this fault nobody knows what state it is in."""
+        """End all that is being generated: after this fault its state is unknown."""
         free_frames(fault)
         logging.error("Generation failed", exc_info=fault)
         error = ModelError(f"Generation failed: {fault}")
