@@ -8,8 +8,10 @@ import signal
 from conftest_runner import ScriptedBackend, assistant, request, saying, text, tokens_of
 
 from mlxk2.runner.prompt import Message
+from mlxk2.runner.reasoning import MAX_BEGINNING
 from mlxk2.runner.runner import Chunk, MLXRunner
 
+LONG = "Hello. " + "What can I do for you? " * 4  # longer than what is held back until the model is known not to think
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 
@@ -20,17 +22,17 @@ def interrupt(chunk: Chunk) -> None:
 
 
 def test_the_next_answer_is_whole() -> None:
-    model = assistant(saying("Hello."))
+    model = assistant(saying(LONG))
     assert model.reply(HELLO, interrupt).finish_reason == "interrupted"
     again = model.reply(HELLO, lambda _: None)
-    assert (again.response, again.finish_reason) == ("Hello.", "stop")
+    assert (again.response, again.finish_reason) == (LONG, "stop")
 
 
 def test_many_interruptions_in_a_row() -> None:
-    model = assistant(saying("Hello."))
+    model = assistant(saying(LONG))
     answers = [model.reply(HELLO, interrupt) for _ in range(5)]
-    assert [answer.response for answer in answers] == ["H"] * 5
-    assert model.reply(HELLO, lambda _: None).response == "Hello."
+    assert [answer.response for answer in answers] == [LONG[: MAX_BEGINNING + 1]] * 5
+    assert model.reply(HELLO, lambda _: None).response == LONG
 
 
 def test_an_interruption_of_one_request_is_none_of_the_next() -> None:

@@ -127,7 +127,7 @@ def test_the_folder_can_not_be_written(
     place.chmod(0o755)
     error: dict[str, Any] = outcome.json["error"]
     assert (outcome.code, error["type"]) == (1, "PermissionError")
-    assert "can't be written (Permission denied)" in error["message"]
+    assert "can't be written (Permission denied; check its owner and its mode)" in error["message"]
 
 
 def test_no_command_fails_unexpectedly(

@@ -28,6 +28,10 @@ class Detokenizer:
         """Nothing is kept."""
 
 
+# Not used: the echo's tokens are bytes already.
+BPEStreamingDetokenizer = SPMStreamingDetokenizer = Detokenizer
+
+
 class Tokenizer:
     """One token per byte, and one for the end; the chat template is `role:content`."""
 
