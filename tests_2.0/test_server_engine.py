@@ -380,6 +380,24 @@ def test_without_a_queue_a_model_is_loaded_on_demand_nevertheless() -> None:
     run(test())
 
 
+def test_without_a_queue_a_request_waits_for_the_model_of_the_start() -> None:
+    async def test() -> None:
+        shelf = Shelf()
+        shelf.gate.clear()
+        async with engine_on(shelf, concurrent=1, queue=0) as engine:
+            start = asyncio.create_task(engine.preload(A))
+            await until(lambda: shelf.loads == ["A"])
+            first = asyncio.create_task(ask(engine, A))
+            await until(lambda: engine.queued == 1)
+            with pytest.raises(ServerBusyError, match="1 requests wait"):
+                await ask(engine, A)
+            shelf.gate.set()
+            await start
+            assert await first == "A"
+
+    run(test())
+
+
 # --------------------------------------------------------------------------------------------------------- faults
 
 

@@ -65,7 +65,7 @@ class Engine:
     @property
     def queued(self) -> int:
         """How many requests wait."""
-        return len(self._waiting)
+        return self._waiting.requests
 
     async def preload(self, target: Target) -> None:
         """Load a model before anyone asks for it; raise what makes that fail."""
@@ -128,14 +128,14 @@ class Engine:
         if not ticket.is_started and ticket.slots and self._is_full():
             refused = self._waiting.last_of_most(ticket.client)
             self._waiting.remove(refused)
-            busy = ServerBusyError(len(self._waiting))
+            busy = ServerBusyError(self.queued)
             if refused is ticket:
                 raise busy
             refused.refuse(busy)
 
     def _is_full(self) -> bool:
         # The one whose model is being loaded is served next, however long the queue may be.
-        return len(self._waiting) > self.limits.max_queue + (self._swap_task is not None)
+        return self.queued > self.limits.max_queue + (self._swap_task is not None)
 
     def _admit(self) -> None:
         """Start the requests at the head of the queue, up to the first that has to wait."""

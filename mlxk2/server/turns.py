@@ -59,6 +59,11 @@ class Turns:
         return iter(list(self._tickets))
 
     @property
+    def requests(self) -> int:
+        """How many of the tickets are requests of clients; the model of the start has one without slots."""
+        return sum(ticket.slots > 0 for ticket in self._tickets)
+
+    @property
     def first(self) -> Ticket:
         """The ticket whose turn it is."""
         return self._tickets[0]
