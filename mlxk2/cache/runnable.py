@@ -34,6 +34,7 @@ def runnable(cache: Cache, argument: str) -> Snapshot:
 def complaint(contents: Contents, reason: str) -> str:
     """Say what is wrong with a model: it is damaged, or the user may not read it."""
     is_refused = contents.snapshot.problem or any(file.is_refused for file in contents.files)
+    is_refused = is_refused or "can't be read (" in reason
     verdict = "can't be read" if is_refused else "is damaged"
     return f"{contents.snapshot.name} {verdict}: {reason}"
 

@@ -21,13 +21,14 @@ from mlxk2.cache.context import context_length
 from mlxk2.cache.store import Snapshot
 from mlxk2.errors import (
     ModelError,
+    ModelNotFoundError,
     ModelNotRunnableError,
     ModelUnhealthyError,
     OperationError,
     ValidationError,
     cause,
 )
-from mlxk2.fence import fenced
+from mlxk2.fence import fenced, reason_of
 from mlxk2.runner import cpu, memory
 from mlxk2.runner.batch import Batch, Queue, can_batch
 from mlxk2.runner.confined import Cancelled, Starter
@@ -145,12 +146,20 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = load_config(folder)
     except (OSError, ValueError) as fault:
-        raise ModelUnhealthyError(f"The config.json of {name} can't be read. Pull the model again.") from fault
+        if not folder.is_dir():
+            raise _gone(name) from fault
+        reason = cause(fault) if isinstance(fault, OSError) else reason_of(fault)
+        problem = f"The config.json of {name} can't be read ({reason}). Pull the model again."
+        raise ModelUnhealthyError(problem) from fault
     if not isinstance(config, dict):
         raise ModelUnhealthyError(f"The config.json of {name} is not a JSON object. Pull the model again.")
     if config.get("model_file") is not None:
         raise ModelNotRunnableError(f"{name} wants to run code of its own (model_file), which is never executed.")
     return config
+
+
+def _gone(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"{name} is no longer in the cache: it was removed a moment ago.")
 
 
 def load_vocabulary(
@@ -213,7 +222,7 @@ def _read_weights(model: Any, folder: Path, name: str, wired_limit: int) -> None
     mx.clear_cache()
 
 
-def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError:
+def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
     """Return what to say of weights that can't be loaded; their files may be other ones than when they were checked."""
     files = _contents(folder, name)
     if problem := integrity.first_problem(files, needs_tokenizer=False):

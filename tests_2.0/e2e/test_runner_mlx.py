@@ -23,6 +23,7 @@ from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, SPACE, say, write_adap
 from mlxk2.errors import (
     InsufficientMemoryError,
     ModelError,
+    ModelNotFoundError,
     ModelNotRunnableError,
     ModelUnhealthyError,
     ValidationError,
@@ -504,6 +505,14 @@ def test_a_folder_that_is_no_adapter_is_told(model_folder: Path, tmp_path: Path,
         (tmp_path / name).write_text(content)
     with pytest.raises(ValidationError, match="adapter"):
         load(model_folder, tmp_path)
+
+
+def test_a_model_that_was_removed_meanwhile_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="org/m is no longer in the cache"):
+        load(tmp_path / "gone", name="org/m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelUnhealthyError, match="config.json of org/m can't be read .No such file or directory"):
+        load(tmp_path / "empty", name="org/m")
 
 
 @pytest.mark.parametrize("settings", ["{}", '{"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1}}'])

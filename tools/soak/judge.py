@@ -15,6 +15,8 @@ from questions import Question
 # The times in which the server is being ended and started again.
 RESTART = "restart"
 _MISSING = {(404, "model_not_found"), (400, "model_unhealthy")}
+# In a stream that began before its model went away.
+_MISSING_CODES = {code for _, code in _MISSING}
 _MOST_SHOWN = 20
 
 Span = tuple[float, float]
@@ -103,7 +105,8 @@ class Judge:
             return f"restart: {'stream ended with the mark' if refusal.in_stream else '503 shutting_down'}", None
         if what == (503, "server_busy") and refusal.retry_after:
             return "busy: 503 server_busy", None
-        if what in _MISSING and self.timeline.was_out_of_order(question.model, since):
+        is_missing = what in _MISSING or (refusal.in_stream and refusal.code in _MISSING_CODES)
+        if is_missing and self.timeline.was_out_of_order(question.model, since):
             return f"damaged: {refusal.status} {refusal.code}", None
         return "", f"{refusal}"
 
