@@ -159,7 +159,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _gone(name: str) -> ModelNotFoundError:
-    return ModelNotFoundError(f"{name} is no longer in the cache: it was removed a moment ago.")
+    return ModelNotFoundError(f"{name} is no longer there: its folder was removed a moment ago.")
 
 
 def load_vocabulary(

@@ -508,7 +508,7 @@ def test_a_folder_that_is_no_adapter_is_told(model_folder: Path, tmp_path: Path,
 
 
 def test_a_model_that_was_removed_meanwhile_is_not_called_damaged(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="org/m is no longer in the cache"):
+    with pytest.raises(ModelNotFoundError, match="org/m is no longer there"):
         load(tmp_path / "gone", name="org/m")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelUnhealthyError, match="config.json of org/m can't be read .No such file or directory"):

@@ -308,5 +308,5 @@ def test_the_model_of_the_start_is_the_default(tmp_path: Path, typed: str) -> No
             shutil.rmtree(tmp_path / "here")
             assert said(server, None) == answer
             said(server, "demo")
-            assert "here" in error_of(ask(server, None), 400)["message"]
+            assert "here is no longer there" in error_of(ask(server, None), 404)["message"]
             assert loaded(server) == "demo"
