@@ -21,6 +21,7 @@ from typing import Any
 
 from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError, ServerStoppingError
 from mlxk2.runner.limits import MEMORY, PATIENCE, SECONDS, TEMPLATE_SECONDS
+from mlxk2.runner.offline import VARIABLES
 
 _PROGRAM = "mlxk2.runner.tokenizer_process"
 # Processes for one model, and the seconds after which another is started beside one that is busy.
@@ -32,15 +33,12 @@ _CHUNK = 1 << 20
 # Of `struct rusage_info_v0` of macOS, in numbers of 64 bits; the first two are a UUID.
 _RUSAGE_FIELDS = 12
 _FOOTPRINT = 9
-# No hub is asked and no code of a model is run; libraries that say so use these.
+# Libraries stay silent, and use one thread.
 _SETTINGS = {
-    "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "https://huggingface.co", "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error", "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
 }  # fmt: skip
-
-# What libraries fail over when they are imported, though nothing is asked of a hub.
-_NOT_READ = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "MLXLM_USE_MODELSCOPE")
 
 Answer = tuple[dict[str, Any], "array[int]"]
 Cancelled = Callable[[], bool]
@@ -69,7 +67,7 @@ class Confined:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",  # the user's working folder may be gone
-            env={name: value for name, value in os.environ.items() if name not in _NOT_READ} | _SETTINGS,
+            env=_environment(),
             start_new_session=True,  # Ctrl-C is not meant for it
         )
         self._watches_memory = watches_memory or not _limits_memory(self._process.pid)
@@ -194,6 +192,11 @@ def _needs_memory(limit: int) -> ModelError:
         f"The model's tokenizer needs more than {limit >> 20} MB of memory. "
         "Shorten the prompt, or choose another model."
     )
+
+
+def _environment() -> dict[str, str]:
+    settings = {**os.environ, **VARIABLES, **_SETTINGS}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _limits_memory(pid: int) -> bool:

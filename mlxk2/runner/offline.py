@@ -11,7 +11,7 @@ from mlxk2.fence import fenced, raise_open_files, reason_of
 
 # What mlx-lm, transformers and huggingface_hub read once, when they are imported. No hub will be asked: so its address
 # and its time-outs, over which the import would fail when they are wrong, don't matter. ModelScope is another hub.
-_VARIABLES = {
+VARIABLES: dict[str, str | None] = {
     "HF_HUB_OFFLINE": "1",
     "HF_ENDPOINT": None,
     "HF_HUB_ETAG_TIMEOUT": None,
@@ -31,7 +31,7 @@ def import_offline(module: str) -> Any:
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
     gc.disable()
     try:
-        with fenced(_VARIABLES):
+        with fenced(VARIABLES):
             return import_module(module)
     except MlxkError:
         raise
