@@ -63,8 +63,8 @@ def trips() -> list[rounds.Pair]:
     """Seconds to tokenize a long text, there and here."""
     from mlx_lm.tokenizer_utils import load  # noqa: PLC0415
 
-    from mlxk2.runner.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers
-    from mlxk2.runner.tokenizer import load_tokenizer  # noqa: PLC0415
+    from mlxk2.runner.prompt.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers
+    from mlxk2.runner.prompt.tokenizer import load_tokenizer  # noqa: PLC0415
 
     there, here = load_tokenizer(Path(DEMO), {}, Starter(), "damaged"), load(Path(DEMO))
 

@@ -48,7 +48,7 @@ def main() -> int:
 def _run() -> int:
     if sys.argv[1:] == ["--version"] and _prints(VERSION_LINE):
         return 0
-    code: int = import_module("mlxk2.cli").main()
+    code: int = import_module("mlxk2.cli.main").main()
     return code
 
 

@@ -16,7 +16,7 @@ from hypothesis import settings
 from layouts import SENTINEL, Hub
 from pushing import pusher  # noqa: F401 - a fixture
 
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 
 # Taken before any test isolates itself: where the user's own cache is.
 _USER_HF_HOME = os.environ.get("MLXK2_USER_HF_HOME") or os.environ.get("HF_HOME") or ""

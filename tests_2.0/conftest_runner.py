@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from mlxk2.runner.assistant import Assistant
-from mlxk2.runner.confined import Confined, Starter
-from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.prompt import Prompter
+from mlxk2.chat.assistant import Assistant
+from mlxk2.runner.output.text import Vocabulary
+from mlxk2.runner.prompt.confined import Confined, Starter
+from mlxk2.runner.prompt.prompter import Prompter
+from mlxk2.runner.prompt.tokenizer import RefusedError
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.rows import Place, Step, TokenLogprob
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import Chunk, MLXRunner
-from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import RefusedError
+from mlxk2.runner.sequences import Place, Step, TokenLogprob
 
 END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,

@@ -16,12 +16,12 @@ from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from mlxk2.errors import MlxkError
-from mlxk2.runner.params import token_budget
+from mlxk2.runner.request import token_budget
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Limits, Target
-from mlxk2.server.guard import Access
+from mlxk2.server.http.access import Access
 from mlxk2.server.preparing import Make, Prepared
 from mlxk2.server.worker import Worker
 from mlxk2.sleep import NoSleep

@@ -15,7 +15,7 @@ from importlib import import_module
 from itertools import count
 from typing import IO, Any
 
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 
 _IMPORTED = ("mlxk2.cache", "mlxk2.commands", "mlxk2.hub", "mlxk2.workspace")
 _CHANGES = {f"os.{name}" for name in ("chmod", "link", "mkdir", "remove", "rename", "rmdir", "symlink", "truncate")}
@@ -24,7 +24,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 def _serve() -> None:
     # All that a run would else import in its fork, every time anew.
-    import_module("mlxk2.human")
+    import_module("mlxk2.cli.render")
     for package in _IMPORTED:
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
             import_module(module.name)

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from previous_api import is_as_before
 from shapes import assert_envelope
 
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 
 MODEL = "org/model"
 FOLDER = "./my-model"

@@ -8,29 +8,27 @@ import pytest
 import mlxk2
 
 PACKAGE = Path(mlxk2.__file__).parent
-FOUNDATION = {"errors", "constraints", "spec", "sizes", "printable", "progress", "fence", "outlet", "sleep"}
+FOUNDATION = {"errors", "names", "formatting", "progress", "fence", "sleep"}
 
 # What each room may import of the others; every room may import itself.
 BELOW = {
     "errors": set(),
+    "names": {"errors", "formatting"},
+    "formatting": {"errors"},
     "fence": {"errors"},
+    "progress": set(),
+    "sleep": set(),
+    "checkpoint": FOUNDATION | {"spec"},
+    "cache": FOUNDATION | {"checkpoint", "spec"},
+    "workspace": FOUNDATION | {"checkpoint", "cache", "spec"},
+    "hub": FOUNDATION | {"checkpoint", "cache", "workspace"},
+    "runner": FOUNDATION | {"checkpoint"},
+    "chat": FOUNDATION | {"runner"},
+    "server": FOUNDATION | {"checkpoint", "cache", "runner"},
     "constraints": set(),
     "spec": {"constraints"},
-    "sizes": {"errors", "printable"},
-    "printable": set(),
-    "progress": set(),
-    "outlet": set(),
-    "sleep": set(),
-    "arguments": {"errors", "printable"},
-    "cache": FOUNDATION,
-    "workspace": FOUNDATION | {"cache"},
-    "hub": FOUNDATION | {"cache", "workspace"},
-    "runner": FOUNDATION | {"cache"},
-    "server": FOUNDATION | {"cache", "runner"},
-    "human": FOUNDATION | {"cache", "tables"},
-    "tables": FOUNDATION,
-    "commands": FOUNDATION | {"cache", "workspace", "hub", "runner", "server"},
-    "cli": FOUNDATION | {"arguments", "human", "commands"},
+    "commands": FOUNDATION | {"checkpoint", "cache", "workspace", "hub", "runner", "chat", "server", "spec"},
+    "cli": FOUNDATION | {"spec", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
     "demo": set(),
@@ -47,16 +45,16 @@ ROOMS_OF = {
     "starlette": {"server"},
     "uvicorn": {"server"},
     "pydantic": {"server"},
-    "prompt_toolkit": {"runner"},
-    "rich": {"human", "tables", "progress", "runner"},
-    "yaml": {"cache", "workspace"},
+    "prompt_toolkit": {"chat"},
+    "rich": {"cli", "progress", "chat"},
+    "yaml": {"checkpoint", "workspace"},
     "shtab": {"commands"},
 }
 
 TALKERS = {"print", "input", "exit", "quit", "breakpoint"}
 STREAMS = {("sys", "stdout"), ("sys", "stderr"), ("sys", "stdin"), ("sys", "exit"), ("os", "_exit")}
 MAY_TALK = {
-    "mlxk2.cli",
+    "mlxk2.cli.main",
     "mlxk2.__main__",
 }
 
@@ -136,7 +134,7 @@ def test_the_table_has_no_way_up():
 
 def test_the_rooms_that_are_spoken_of_are_there():
     there = {room_of(name) for name, _ in modules()}
-    assert {"cli", "commands", "cache", "runner", "errors", "spec", "human"} <= there
+    assert {"cli", "commands", "checkpoint", "cache", "runner", "errors", "spec"} <= there
 
 
 WRONG = [
@@ -144,7 +142,7 @@ WRONG = [
     ("mlxk2.cache.x", "import mlxk2.runner.runner", "cache imports runner"),
     ("mlxk2.cache.x", "from mlxk2 import cli", "cache imports cli"),
     ("mlxk2.cache.x", "def f():\n    from mlxk2.hub import download", "cache imports hub"),
-    ("mlxk2.cache.x", "from importlib import import_module\nimport_module('mlxk2.human')", "cache imports human"),
+    ("mlxk2.cache.x", "from importlib import import_module\nimport_module('mlxk2.cli.render')", "cache imports cli"),
     ("mlxk2.cache.x", "import importlib\nimportlib.import_module(f'mlxk2.commands.{x}')", "cache imports commands"),
     ("mlxk2.cache.x", "from ..commands import list", "relative import ..commands"),
     ("mlxk2.cache.x", "import huggingface_hub.utils", "cache imports huggingface_hub"),
@@ -154,7 +152,7 @@ WRONG = [
     ("mlxk2.runner.x", "import fastapi", "runner imports fastapi"),
     ("mlxk2.runner.x", "from mlxk2.server import app", "runner imports server"),
     ("mlxk2.errors", "from mlxk2.spec import Error", "errors imports spec"),
-    ("mlxk2.human", "print('x')", "calls print"),
+    ("mlxk2.cli.render", "print('x')", "calls print"),
     ("mlxk2.commands.x", "import sys\nsys.exit(1)", "uses sys.exit"),
     ("mlxk2.commands.x", "import sys\nsys.stdout.write('x')", "uses sys.stdout"),
     ("mlxk2.commands.x", "raise SystemExit(1)", "raises SystemExit"),

@@ -39,11 +39,11 @@ from layouts import (
 from shapes import assert_conforms
 
 from mlxk2 import spec
-from mlxk2.cache import gguf as gguf_header
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import describe_contents, metadata_of
-from mlxk2.cache.files import BrokenFile, Tree
 from mlxk2.cache.store import Cache
+from mlxk2.checkpoint import gguf as gguf_header
+from mlxk2.checkpoint.describe import describe_contents, metadata_of
+from mlxk2.checkpoint.files import BrokenFile, Tree
+from mlxk2.checkpoint.snapshot import Contents
 
 SEED = 20_251_122
 CPU_SECONDS = 5
@@ -417,7 +417,7 @@ def hook(event, args):
     if event in ("open", "os.listdir", "os.scandir") and args and isinstance(args[0], (str, bytes)):
         seen.append(os.path.realpath(os.fsdecode(args[0])))
 sys.addaudithook(hook)
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 codes = [main(words) for words in (
     ["list", "--json"], ["health", "--deep", "--json"], ["list", "--all", "--health"],
     *(["show", name, "--files", "--config", "--json"] for name in sys.argv[2:]),

@@ -10,9 +10,9 @@ import pytest
 import safetensors
 from layouts import GGUF_ARRAY, GGUF_STRING, GGUF_UINT32, raw_safetensors, tensor
 
-from mlxk2.cache import gguf
-from mlxk2.cache.files import BrokenFile, Tree
-from mlxk2.cache.safetensors import read_metadata
+from mlxk2.checkpoint import gguf
+from mlxk2.checkpoint.files import BrokenFile, Tree
+from mlxk2.checkpoint.safetensors import read_metadata
 
 DTYPES = sorted(layouts.BITS)
 

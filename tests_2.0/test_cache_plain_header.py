@@ -8,9 +8,9 @@ import random
 import pytest
 from fuzz import EFFORT
 
-from mlxk2.cache.files import BrokenFile, File
-from mlxk2.cache.plain_header import metadata_of
-from mlxk2.cache.safetensors import read_metadata
+from mlxk2.checkpoint.files import BrokenFile, File
+from mlxk2.checkpoint.plain_header import metadata_of
+from mlxk2.checkpoint.safetensors import read_metadata
 
 CASES = 150 * EFFORT
 MUTATIONS = 6

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from layouts import CONFIG, as_json, chat_model, without
 
-from mlxk2.cache.support import Installation, installation, problem
+from mlxk2.checkpoint.compatibility import Installation, installation, problem
 
 MLX_LM = Path(find_spec("mlx_lm").submodule_search_locations[0])
 MODULES = sorted(path.stem for path in (MLX_LM / "models").glob("*.py"))

@@ -27,7 +27,7 @@ def hook(seen, args):
             came = True
             exec(action, globals())
 sys.addaudithook(hook)
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 code = main(words)
 assert came, "the moment never came"
 sys.exit(code)

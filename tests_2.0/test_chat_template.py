@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 
 import mlxk2
 from mlxk2.errors import ContextLengthError, InterruptedByUser, ModelError, ModelNotRunnableError
-from mlxk2.runner.confined import Confined as Process
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.tokenizer import RefusedError, Tokenizer, load_tokenizer
+from mlxk2.runner.prompt.confined import Confined as Process
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be <b>brief</b> & \"kind\".\n"},
@@ -166,7 +166,7 @@ def processes() -> set[int]:
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(maxsplit=2) for line in told.splitlines())
-    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "tokenizer_process" in args}
+    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "mlxk2.runner.prompt.process" in args}
 
 
 @pytest.mark.parametrize(("count", "said"), [(700, "has 700 tokens"), (10_000, "has more than 100 tokens")])
@@ -317,7 +317,7 @@ if {is_gone}:
 WATCHED = """
 import sys
 from mlxk2.errors import ModelNotRunnableError
-from mlxk2.runner.confined import Confined
+from mlxk2.runner.prompt.confined import Confined
 process = Confined(memory=500 << 20)
 process.ask({"ask": "open", "folder": sys.argv[1], "options": {}, "ends": None, "defaults": None})
 try:

@@ -9,7 +9,7 @@ from conftest import Program
 from hub import Fault
 from pushing import FOLDER, MODEL, Pusher, assert_document, failed, succeeded
 
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.cli.parser import ALPHA_VARIABLE
 
 GATE = ("push", FOLDER, MODEL)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from conftest_runner import assistant, saying, streams, text
 
-from mlxk2.runner.chat import Chat
-from mlxk2.runner.console import INTERRUPTED, Interrupt, Printer
-from mlxk2.runner.prompt import Message
+from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer
+from mlxk2.chat.repl import Chat
+from mlxk2.runner.prompt.prompter import Message
 from mlxk2.runner.runner import Chunk
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]

@@ -11,10 +11,10 @@ from tiny_models import write_tokenizer
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Fast
 
-from mlxk2.runner.backend import load_vocabulary
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.text import TextStream
-from mlxk2.runner.token_bytes import token_bytes
+from mlxk2.runner.mlx.loader import load_vocabulary
+from mlxk2.runner.output.text import TextStream
+from mlxk2.runner.output.token_bytes import token_bytes
+from mlxk2.runner.prompt.confined import Starter
 
 PIECES = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b"]
 ODD_PIECES = ["<0x", "<0x10", "<0xG1>", "<0x1>", "<0x41>>", "<0xAB", "<0x\u2581>"]

@@ -26,7 +26,7 @@ from layouts import (
 from pushing import FOLDER, MODEL, Pusher
 
 import mlxk2 as package
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.cli.parser import ALPHA_VARIABLE
 
 DEMO = Path(package.__file__).parent / "demo"
 SHARDS = shard_names(3)

@@ -24,9 +24,9 @@ from layouts import (
     without,
 )
 
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.hashes import examine
 from mlxk2.cache.store import Cache
+from mlxk2.checkpoint.checksums import examine
+from mlxk2.checkpoint.snapshot import Contents
 
 SHARDS = shard_names(3)
 INDEX = "model.safetensors.index.json"

@@ -16,14 +16,14 @@ from hub.fixtures import Client
 from hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
 from pushing import Pusher
 
-from mlxk2.cache.delivery import Wanted
+from mlxk2.cache.staging import Wanted
 from mlxk2.errors import MlxkError
 from mlxk2.hub import repos
-from mlxk2.hub.connection import Connection, connect
+from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import translated
 from mlxk2.hub.limits import Limits
+from mlxk2.hub.push import Branch
 from mlxk2.hub.transfer import Source, fetch
-from mlxk2.hub.upload import Branch
 
 SHORT = Limits(
     answer_bytes=100_000,

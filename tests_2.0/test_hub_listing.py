@@ -14,8 +14,8 @@ from pushing import Pusher
 
 from mlxk2.errors import MlxkError
 from mlxk2.hub import repos
-from mlxk2.hub.connection import Connection, connect
-from mlxk2.hub.upload import Branch
+from mlxk2.hub.client import Connection, connect
+from mlxk2.hub.push import Branch
 
 Ask = Callable[[Connection], object]
 

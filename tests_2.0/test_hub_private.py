@@ -12,29 +12,29 @@ import pytest
 from hf_xet import XetFileInfo, XetSession
 from huggingface_hub import HfApi
 
-from mlxk2.hub import library
+from mlxk2.hub import private
 
 PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
-    (library.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
-    (library.WeakFileLock, {"lock_file", "timeout"}),
-    (library.is_xet_available, set()),
-    (library.shared_blobs_enabled, set()),
-    (library.shared_blob_path, {"cache_dir", "xet_hash"}),
-    (library.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
-    (library.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
+    (private.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
+    (private.WeakFileLock, {"lock_file", "timeout"}),
+    (private.is_xet_available, set()),
+    (private.shared_blobs_enabled, set()),
+    (private.shared_blob_path, {"cache_dir", "xet_hash"}),
+    (private.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
+    (private.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
     (
-        library.publish_blob_to_shared_store,
+        private.publish_blob_to_shared_store,
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
-    (library.refresh_xet_connection_info, {"file_data", "headers"}),
-    (library.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision", "endpoint"}),
-    (library.xet_headers_without_auth, {"headers"}),
-    (library.XetFileData, {"file_hash", "refresh_route"}),
-    (library.get_xet_session, set()),
-    (library.http_backoff, {"method", "url", "kwargs"}),
-    (library.hf_raise_for_status, {"response"}),
-    (library.enable_progress_bars, set()),
-    (library.disable_progress_bars, set()),
+    (private.refresh_xet_connection_info, {"file_data", "headers"}),
+    (private.xet_connection_info_refresh_url, {"token_type", "repo_id", "repo_type", "revision", "endpoint"}),
+    (private.xet_headers_without_auth, {"headers"}),
+    (private.XetFileData, {"file_hash", "refresh_route"}),
+    (private.get_xet_session, set()),
+    (private.http_backoff, {"method", "url", "kwargs"}),
+    (private.hf_raise_for_status, {"response"}),
+    (private.enable_progress_bars, set()),
+    (private.disable_progress_bars, set()),
     (HfApi._build_hf_headers, set()),
     (HfApi._validate_yaml, {"content", "repo_type"}),
     (HfApi.preupload_lfs_files, {"additions", "revision", "free_memory", "gitignore_content"}),
@@ -54,11 +54,11 @@ def test_functions_take_what_we_give_them(function: Callable[..., Any], paramete
     ],
 )  # fmt: skip
 def test_constants_are_where_we_look_for_them(name: str) -> None:
-    assert hasattr(library.constants, name)
+    assert hasattr(private.constants, name)
 
 
 def test_settings_are_read_when_they_are_used() -> None:
-    source = inspect.getsource(library.http_get)
+    source = inspect.getsource(private.http_get)
     assert "constants.DOWNLOAD_CHUNK_SIZE" in source
     # What `Partial` offers of a file.
     assert set(re.findall(r"temp_file\.(\w+)\(", source)) == {"write", "tell", "seek", "truncate"}

@@ -7,7 +7,7 @@ import time
 import pytest
 from layouts import LFS_POINTER, as_json, base_model, chat_model, gguf_model, without
 
-from mlxk2.sizes import human_size
+from mlxk2.formatting import human_size
 
 DAY = 86400
 ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

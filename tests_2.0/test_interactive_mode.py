@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest_runner import ScriptedBackend, Streams, assistant, saying, streams, tokens_of
 
-from mlxk2.runner.chat import Chat, read_turn
+from mlxk2.chat.repl import Chat, read_turn
 
 
 def chat(

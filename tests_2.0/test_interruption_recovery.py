@@ -7,8 +7,8 @@ import signal
 
 from conftest_runner import ScriptedBackend, assistant, request, saying, text, tokens_of
 
-from mlxk2.runner.prompt import Message
-from mlxk2.runner.reasoning import MAX_BEGINNING
+from mlxk2.runner.output.reasoning import MAX_BEGINNING
+from mlxk2.runner.prompt.prompter import Message
 from mlxk2.runner.runner import Chunk, MLXRunner
 
 LONG = "Hello. " + "What can I do for you? " * 4  # longer than what is held back until the model is known not to think

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from layouts import COMMIT, chat_model, gguf_model
 
-from mlxk2.cache.memory import SETTLED_NS, memory_file
+from mlxk2.cache.index import SETTLED_NS, memory_file
 
 FROM_MEMORY = "remembered/not-looked-at"
 
@@ -105,7 +105,7 @@ def stat(path, *args, real=os.stat, **named):
     found = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
     return types.SimpleNamespace(**(found | {"st_ctime_ns": status.st_mtime_ns, "st_ctime": status.st_mtime}))
 os.stat = stat
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 sys.exit(main(["list", "--json"]))
 """
 

@@ -14,7 +14,7 @@ import pytest
 from mlx_lm import sample_utils, tokenizer_utils, utils
 from mlx_lm.models import cache
 
-from mlxk2.runner.decoding import Decoding
+from mlxk2.runner.mlx.decoding import Decoding
 
 # The package binds the name to a function.
 generate = import_module("mlx_lm.generate")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxk2.cache.naming import MAX_LENGTH, folder_of, is_path, parse, repo_id_of
 from mlxk2.errors import ValidationError
+from mlxk2.names import MAX_LENGTH, folder_of, is_path, parse, repo_id_of
 
 PART = st.text("abcXYZ019._", min_size=1, max_size=12)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
 
-from mlxk2.runner.memory import Device
+from mlxk2.runner.mlx.memory import Device
 from mlxk2.runner.prompt_cache import PromptCache, State
 from mlxk2.runner.runner import MLXRunner
 

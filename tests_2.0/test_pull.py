@@ -227,6 +227,9 @@ def test_a_missing_model_needs_the_hub(hub_server: HubServer, hub_client: Client
 
 
 def test_other_commands_never_load_the_library(hub_client: Client) -> None:
-    code = "import sys; from mlxk2.cli import main; main([{!r}, '--json']); assert 'huggingface_hub' not in sys.modules"
+    code = (
+        "import sys; from mlxk2.cli.main import main; main([{!r}, '--json']);"
+        "assert 'huggingface_hub' not in sys.modules"
+    )
     for command in ("list", "health"):
         assert json.loads(hub_client.python(code.format(command)))["status"] == "success"

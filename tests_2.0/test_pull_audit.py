@@ -6,7 +6,7 @@ import pytest
 from layouts import COMMIT, Hub, Layout, blob_name, chat_model, replace
 
 from mlxk2.cache.audit import Audit, has_its_hash
-from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache.staging import Delivery, Wanted
 
 FILES = {name: data for name, data in chat_model().items() if isinstance(data, bytes)}
 WANTED = [Wanted(name, blob_name(name, data), len(data)) for name, data in FILES.items()]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.hub.connection import connect
+from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.hub.client import connect
 from mlxk2.hub.fetching import fetch_all
 from mlxk2.hub.repos import Revision
 from mlxk2.hub.transfer import Source

@@ -9,7 +9,7 @@ import pytest
 from layouts import chat_model
 from pushing import Pusher
 
-from mlxk2.cache import litter
+from mlxk2.checkpoint import litter
 from mlxk2.workspace.ignore import Ignore
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "push.md"

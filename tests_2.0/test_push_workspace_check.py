@@ -24,7 +24,7 @@ from layouts import (
 )
 from pushing import FOLDER, MODEL, Pusher, assert_document, succeeded
 
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.cli.parser import ALPHA_VARIABLE
 
 SHARDS = shard_names(3)
 Files = dict[str, Any]
@@ -233,7 +233,7 @@ def test_people_see_the_verdict_and_the_anomalies(
 
 def test_the_client_library_is_not_even_imported(folder: Path) -> None:
     code = (
-        "import sys; from mlxk2.cli import main;"
+        "import sys; from mlxk2.cli.main import main;"
         f"main(['push', {str(folder)!r}, {MODEL!r}, '--check-only', '--json']);"
         "sys.exit('huggingface_hub' in sys.modules)"
     )

@@ -13,12 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import CHATML, write_tokenizer
 
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.marks import Marks
-from mlxk2.runner.prompt import Prompter
-from mlxk2.runner.reasoning import MAX_BEGINNING, ReasoningSplitter
-from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import load_tokenizer
+from mlxk2.runner.output.marks import Marks
+from mlxk2.runner.output.reasoning import MAX_BEGINNING, ReasoningSplitter
+from mlxk2.runner.output.text import Vocabulary
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.prompter import Prompter
+from mlxk2.runner.prompt.tokenizer import load_tokenizer
 
 THINK = ("<end>", "<think>", "</think>")
 MISTRAL = ("<end>", "[THINK]", "[/THINK]")

@@ -15,8 +15,8 @@ import pytest
 from layouts import COMMIT, Hub, chat_model, without
 
 from mlxk2.cache import space
-from mlxk2.cache.naming import pull_command
 from mlxk2.errors import IN_ICLOUD, OperationError, cause
+from mlxk2.names import pull_command
 
 NAME = "org/model"
 
@@ -34,7 +34,7 @@ for call in calls.split():
             raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), path)
         return real(path, *args, **named)
     setattr(os, call, refuse)
-from mlxk2.cli import main
+from mlxk2.cli.main import main
 sys.exit(main(words))
 """
 
@@ -224,7 +224,7 @@ def test_a_file_that_is_in_icloud_alone_is_no_damage(hub: Hub) -> None:
         "def lstat(path, **named):\n status = real(path, **named)\n"
         " return types.SimpleNamespace(st_flags=0x40000000, **{n: getattr(status, n) for n in dir(status)"
         " if n.startswith('st_')}) if 'blobs' in str(path) else status\n"
-        "os.lstat = lstat\nfrom mlxk2.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "os.lstat = lstat\nfrom mlxk2.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     hub.add(NAME, chat_model())
     done = subprocess.run([sys.executable, "-c", code, "run", NAME, "hi"], capture_output=True, text=True, timeout=60)

@@ -13,13 +13,13 @@ import pytest
 from conftest_runner import ScriptedBackend, saying
 
 from mlxk2.errors import ValidationError
-from mlxk2.runner.probabilities import Report
-from mlxk2.runner.rows import TokenLogprob
-from mlxk2.runner.stops import StopScan, StopStrings
-from mlxk2.runner.text import TextStream
-from mlxk2.server import plan, stream
-from mlxk2.server.protocol import ChatBody, CompletionBody
-from mlxk2.server.shapes import Answer, ChatShape, CompletionShape
+from mlxk2.runner.mlx.probabilities import Report
+from mlxk2.runner.output.stops import StopScan, StopStrings
+from mlxk2.runner.output.text import TextStream
+from mlxk2.runner.sequences import TokenLogprob
+from mlxk2.server.openai import sse, translation
+from mlxk2.server.openai.rendering import Answer, ChatShape, CompletionShape
+from mlxk2.server.openai.requests import ChatBody, CompletionBody
 
 
 def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> None:
@@ -29,7 +29,7 @@ def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> 
     vocabulary = saying("x").vocabulary
     _ = vocabulary.marks
     tracemalloc.start()
-    requests = plan.chat_requests(body, saying("x"), 10)
+    requests = translation.chat_requests(body, saying("x"), 10)
     texts = [TextStream(vocabulary, entry.stop) for entry in requests]
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -43,7 +43,7 @@ def test_biases_are_checked_and_made_ready_once_for_all_the_answers_of_a_request
     body = ChatBody.model_validate(
         {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": bias, "n": 60, "seed": 1}
     )
-    requests = plan.chat_requests(body, saying("x"), 10)
+    requests = translation.chat_requests(body, saying("x"), 10)
     assert len({entry.sampling.seed for entry in requests}) == 60
     assert len({id(entry.sampling.logit_bias) for entry in requests}) == 1
 
@@ -82,26 +82,26 @@ def test_more_logprobs_than_can_be_held_are_refused_before_anything_is_generated
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     refused = r"1,280,000 tokens with 21 logprobs each, .* at most 2,097,152"
     with pytest.raises(ValidationError, match=refused) as caught:
-        plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000), model, None)
+        translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000), model, None)
     assert caught.value.param == "max_tokens"
     body = CompletionBody.model_validate({"prompt": ["a"] * 64, "logprobs": 20, "max_tokens": 20_000})
     with pytest.raises(ValidationError, match=r"1,280,000 tokens"):
-        plan.completion_requests(body, model, None)
-    plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000, stream=True), model, None)
-    plan.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=1500), model, None)
+        translation.completion_requests(body, model, None)
+    translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000, stream=True), model, None)
+    translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=1500), model, None)
 
 
 def test_what_the_context_has_left_counts_and_not_a_larger_limit() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 14)
-    plan.chat_requests(_chat(n=4, top_logprobs=20, max_tokens=1 << 30), model, None)
+    translation.chat_requests(_chat(n=4, top_logprobs=20, max_tokens=1 << 30), model, None)
 
 
 def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_held() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     for count in (1, 64):
-        requests = plan.chat_requests(_chat(n=count, top_logprobs=20), model, None)
-        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= plan.MOST_LOGPROBS_HELD
-    assert plan.chat_requests(_chat(top_logprobs=0), model, None)[0].max_tokens == 1 << 19
+        requests = translation.chat_requests(_chat(n=count, top_logprobs=20), model, None)
+        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= translation.MOST_LOGPROBS_HELD
+    assert translation.chat_requests(_chat(top_logprobs=0), model, None)[0].max_tokens == 1 << 19
 
 
 @pytest.mark.parametrize("make", [ChatShape, CompletionShape])
@@ -113,7 +113,7 @@ def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(make:
     answer = Answer(finish_reason="stop")
     answer.logprobs = [_logprob(number) for number in range(count)]
     held, _ = tracemalloc.get_traced_memory()
-    content = stream.written(shape.choice(0, answer))
+    content = sse.written(shape.choice(0, answer))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 800 * count

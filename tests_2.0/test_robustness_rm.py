@@ -204,7 +204,7 @@ def test_freed_bytes_is_what_a_disk_gains(
 
 
 def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
-    program = "import sys; from mlxk2.cli import main; main(sys.argv[1:]); print('huggingface_hub' in sys.modules)"
+    program = "import sys; from mlxk2.cli.main import main; main(sys.argv[1:]); print('huggingface_hub' in sys.modules)"
     said = []
     for layout in ("links", "shared"):
         Hub(hub.path, layout).add(NAME, FIRST)

@@ -14,8 +14,8 @@ import pytest
 from conftest_runner import generate, saying, streams, text
 from layouts import Hub, chat_model, without
 
+from mlxk2.chat.printer import Printer, harmless
 from mlxk2.errors import ModelNotRunnableError
-from mlxk2.runner.console import Printer, harmless
 from mlxk2.runner.offline import import_offline
 from mlxk2.runner.runner import Chunk
 
@@ -94,12 +94,12 @@ def test_a_wrong_name_costs_no_import_of_mlx() -> None:
 @pytest.mark.usefixtures("isolated_cache")
 @pytest.mark.parametrize("words", [("list",), ("health",), ("run", "nonesuch", "hi")])
 def test_json_costs_no_import_of_what_people_see_and_of_types(words: tuple[str, ...]) -> None:
-    assert not imported(*words, "--json") & {"rich", "mlxk2.human", "mlxk2.spec"}
+    assert not imported(*words, "--json") & {"rich", "mlxk2.cli.render", "mlxk2.spec"}
 
 
 def imported(*words: str) -> set[str]:
     """The modules that a run of the program imports."""
-    code = f"import sys; from mlxk2.cli import main; main({words!r}); sys.stderr.write(' '.join(sys.modules))"
+    code = f"import sys; from mlxk2.cli.main import main; main({words!r}); sys.stderr.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     return set(done.stderr.split())
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxk2.errors import ModelError, ValidationError
-from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.rows import Step
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
+from mlxk2.runner.sequences import Step
 
 HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from wire import Wire, assert_is_error
 
 from mlxk2.errors import OperationError
-from mlxk2.server.guard import Access
-from mlxk2.server.listener import bind
+from mlxk2.server.http.access import Access
+from mlxk2.server.http.listener import bind
 
 # --------------------------------------------------------------------------------------------------------------- keys
 

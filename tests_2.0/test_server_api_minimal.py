@@ -16,10 +16,10 @@ from openai.resources.chat import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
 from mlxk2 import __version__
-from mlxk2.runner.params import Sampling
-from mlxk2.server import unsupported
-from mlxk2.server.guard import Access
-from mlxk2.server.protocol import ChatBody, CompletionBody
+from mlxk2.runner.request import Sampling
+from mlxk2.server.http.access import Access
+from mlxk2.server.openai import unsupported
+from mlxk2.server.openai.requests import ChatBody, CompletionBody
 
 
 @pytest.fixture(scope="module")

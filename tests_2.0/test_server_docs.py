@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from serving import Server
 
 from mlxk2 import errors
-from mlxk2.server import faults, unsupported
-from mlxk2.server.protocol import ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from mlxk2.server.openai import unsupported
+from mlxk2.server.openai.errors import of_error
+from mlxk2.server.openai.requests import ChatBody, CompletionBody, Message, StreamOptions, TextPart
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -117,7 +118,7 @@ def test_every_error_of_the_table_is_one_of_the_code() -> None:
 def _code(kind: type[errors.MlxkError]) -> str:
     error = errors.MlxkError("x")
     error.type = kind.type  # type: ignore[misc]
-    return str(faults.of_error(error)["error"]["code"])
+    return str(of_error(error)["error"]["code"])
 
 
 def test_no_error_is_documented_twice() -> None:

@@ -15,13 +15,13 @@ import pytest
 from conftest_runner import ScriptedBackend, ScriptedRows, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
-from mlxk2.runner.params import GenerationRequest
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.rows import Step
+from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Step
 from mlxk2.server.engine import Engine, Limits, Target
-from mlxk2.server.guard import client_of
-from mlxk2.server.reply import MOST_WAITING, Reply
+from mlxk2.server.generation import MOST_WAITING, Reply
+from mlxk2.server.http.access import client_of
 from mlxk2.server.worker import Worker
 
 A, B, C = (Target(name, f"/models/{name}") for name in ("A", "B", "C"))

@@ -17,7 +17,7 @@ from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxk2.server.protocol import ChatBody, CompletionBody
+from mlxk2.server.openai.requests import ChatBody, CompletionBody
 
 SEED = 20_251_123
 RICH: dict[str, Any] = {

@@ -15,14 +15,14 @@ from conftest_runner import ScriptedBackend, saying
 from conftest_server import CHAT, MESSAGES, TEXT, Client, error_of, serving
 from layouts import Hub, chat_model, gguf_model
 
-from mlxk2.cache.memory import SETTLED_NS
+from mlxk2.cache.index import SETTLED_NS
 from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
-from mlxk2.server import unsupported
-from mlxk2.server.answers import Model
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Target
-from mlxk2.server.guard import Access
+from mlxk2.server.http.access import Access
+from mlxk2.server.openai import unsupported
+from mlxk2.server.openai.schemas import Model
 
 
 @pytest.fixture(scope="module")

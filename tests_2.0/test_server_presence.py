@@ -15,7 +15,7 @@ from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Limits, Target
-from mlxk2.server.guard import Access
+from mlxk2.server.http.access import Access
 from mlxk2.server.worker import Worker
 
 MODEL = Target("scripted", "/models/scripted")

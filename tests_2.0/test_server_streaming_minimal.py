@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxk2.errors import ModelUnhealthyError
-from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.request import GenerationRequest
 
 SCRIPTS = [
     ("Hello, wörld 😀.\n",),

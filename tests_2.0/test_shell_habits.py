@@ -15,7 +15,7 @@ from layouts import Hub, chat_model
 from shapes import assert_envelope
 from wcwidth import wcswidth
 
-from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse
+from mlxk2.cli.parser import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -50,7 +50,7 @@ def test_a_shell_must_be_named_and_known(mlxk2: Program, words: tuple[str, ...])
 
 @pytest.mark.usefixtures("isolated_cache")
 def test_only_this_command_pays_for_its_library() -> None:
-    code = "import sys; from mlxk2.cli import main; main(sys.argv[1:]); sys.exit('shtab' in sys.modules)"
+    code = "import sys; from mlxk2.cli.main import main; main(sys.argv[1:]); sys.exit('shtab' in sys.modules)"
     for words, pays in ((["list"], False), (["--help"], False), (["completion", "bash"], True)):
         done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, env=os.environ)
         assert done.returncode == pays

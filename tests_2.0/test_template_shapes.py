@@ -11,10 +11,10 @@ from conftest import Program
 from layouts import chat_model, without
 from tiny_models import write_tokenizer
 
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.prompt import Message, Prompter
-from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import load_tokenizer
+from mlxk2.runner.output.text import Vocabulary
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.prompter import Message, Prompter
+from mlxk2.runner.prompt.tokenizer import load_tokenizer
 
 # Written for these tests, in the shapes of those that models come with.
 ONE_SYSTEM = (

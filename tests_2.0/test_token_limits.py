@@ -8,11 +8,17 @@ import pytest
 from conftest_runner import generate, request, saying
 from layouts import Files, Hub, as_json, chat_model, without
 
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.context import context_length, length_in_config
 from mlxk2.cache.store import Cache
+from mlxk2.checkpoint.context import context_length, length_in_config
+from mlxk2.checkpoint.snapshot import Contents
 from mlxk2.errors import ContextLengthError, ValidationError
-from mlxk2.runner.params import GenerationRequest, Sampling, check_max_tokens, default_max_tokens, token_budget
+from mlxk2.runner.request import (
+    GenerationRequest,
+    Sampling,
+    check_max_tokens,
+    default_max_tokens,
+    token_budget,
+)
 
 
 def read(files: Files, hub: Hub) -> int | None:

@@ -12,8 +12,8 @@ from layouts import Files, Hub, as_json, base_model, chat_model, without
 from tiny_models import write_tokenizer
 
 from mlxk2.errors import ModelUnhealthyError
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.tokenizer import Tokenizer, load_tokenizer
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer
 
 RANKS = b"IQ== 0\nIg== 1\n"
 OTHER_TEMPLATE = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template_type": "of_next_year"}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import gguf, hashes, integrity, litter, safetensors
-from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.cache.files import BrokenFile, File
+from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.checkpoint import checksums, gguf, health, litter, safetensors
+from mlxk2.checkpoint.files import BrokenFile, File
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -64,7 +64,7 @@ class Audit:
         names = {file.name for file in self.wanted}
         found = self._tree.files(str(self._snapshot), litter.is_litter)
         files = (file for file in found if file.name not in names)
-        return [file.name for file in files if file.problem or file.name.endswith(integrity.PARTIAL)]
+        return [file.name for file in files if file.problem or file.name.endswith(health.PARTIAL)]
 
     def _has(self, file: Wanted) -> bool:
         return self._is_good(self._delivery.blob(file), file) or self._is_placed(file)
@@ -107,7 +107,7 @@ def has_its_hash(advance: Advance) -> Check:
     """
 
     def check(file: File, wanted: Wanted) -> bool:
-        return hashes.digest(file._replace(blob=wanted.blob), advance) == wanted.blob
+        return checksums.digest(file._replace(blob=wanted.blob), advance) == wanted.blob
 
     return check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from mlxk2.cache import handles, refs
+from mlxk2.cache import directory, refs
 
 Parts = tuple[str, ...]
 
@@ -21,14 +21,14 @@ def blobs_only_of(snapshot: int, model: int, others: Iterable[str]) -> list[str]
     """The blobs of a model to which a snapshot links, and none of the `others` in its `snapshots/`."""
     needed = _linked(snapshot)
     for other in others:
-        with handles.folder("snapshots", other, below=model) as handle:
+        with directory.folder("snapshots", other, below=model) as handle:
             needed -= set() if handle is None else _linked(handle)
-    return sorted(needed.intersection(handles.names_in("blobs", below=model)))
+    return sorted(needed.intersection(directory.names_in("blobs", below=model)))
 
 
 def _linked(snapshot: int) -> set[str]:
     """The names of all files that a snapshot's links lead to."""
-    targets = (target_of(name, below) for name, below in handles.walk(snapshot))
+    targets = (target_of(name, below) for name, below in directory.walk(snapshot))
     return {os.path.basename(target) for target in targets if target is not None}
 
 

@@ -12,23 +12,24 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from mlxk2.cache import belongings, handles, naming
-from mlxk2.cache.handles import Usage
+from mlxk2.cache import belongings, directory
+from mlxk2.cache.directory import Usage
 from mlxk2.cache.trash import Remains
+from mlxk2.names import FOLDER_PREFIX, REMOVED, is_macos_metadata, repo_id_of
 
-_REVISION_PREFIX = naming.REMOVED + "-"
+_REVISION_PREFIX = REMOVED + "-"
 
 
 def hide(folder: str, revision: str | None, hub: int) -> None:
     """Hide a model's revision, or all of them; FileNotFoundError when the revision is not there."""
-    with handles.folder(folder, below=hub) as model:
+    with directory.folder(folder, below=hub) as model:
         if model is None:
             return  # a link, which is removed itself
         if revision is None:
             with suppress(FileNotFoundError):  # a model without any snapshot
-                os.rename("snapshots", naming.REMOVED, src_dir_fd=model, dst_dir_fd=model)
+                os.rename("snapshots", REMOVED, src_dir_fd=model, dst_dir_fd=model)
             return
-        with handles.folder("snapshots", below=model) as snapshots:
+        with directory.folder("snapshots", below=model) as snapshots:
             if snapshots is None:
                 raise FileNotFoundError
             os.rename(revision, _REVISION_PREFIX + revision, src_dir_fd=snapshots, dst_dir_fd=model)
@@ -36,31 +37,31 @@ def hide(folder: str, revision: str | None, hub: int) -> None:
 
 def folders(hub: int) -> Iterator[str]:
     """Yield the folders of models of which something is hidden."""
-    for folder in handles.names_in(below=hub):
-        if folder.startswith(naming.FOLDER_PREFIX) and _has_hidden(folder, hub):
+    for folder in directory.names_in(below=hub):
+        if folder.startswith(FOLDER_PREFIX) and _has_hidden(folder, hub):
             yield folder
 
 
 def _has_hidden(folder: str, hub: int) -> bool:
     try:
-        return any(name.startswith(naming.REMOVED) for name in handles.names_in(folder, below=hub))
+        return any(name.startswith(REMOVED) for name in directory.names_in(folder, below=hub))
     except PermissionError:
         return False  # another user's model, which is that user's to finish
 
 
 def remains_in(folder: str, hub: int) -> list[Remains]:
     """List what of a model was to be removed."""
-    name = naming.repo_id_of(folder)
-    with handles.folder(folder, below=hub) as model:
+    name = repo_id_of(folder)
+    with directory.folder(folder, below=hub) as model:
         if model is None:
             return []
-        hidden = [None if parts[0] == naming.REMOVED else _commit_of(parts) for parts in _snapshots(model)]
+        hidden = [None if parts[0] == REMOVED else _commit_of(parts) for parts in _snapshots(model)]
         return [Remains(name, commit) for commit in dict.fromkeys(hidden)]
 
 
 def count(folder: str, hub: int, usage: Usage) -> None:
     """Count the room that `delete` would free."""
-    with handles.folder(folder, below=hub) as model:
+    with directory.folder(folder, below=hub) as model:
         if model is None:
             return
         if _is_gone(model):
@@ -68,49 +69,49 @@ def count(folder: str, hub: int, usage: Usage) -> None:
             return
         for parts in _snapshots(model):
             for *parents, name in (*_belongings(parts, model), parts):
-                with handles.folder(*parents, below=model) as parent:
+                with directory.folder(*parents, below=model) as parent:
                     if parent is not None:
                         usage.add(name, parent)
 
 
 def delete(folder: str, hub: int, usage: Usage, *, is_whole: bool = False) -> None:
     """Delete what only hidden snapshots need; all of the model where no other is left, or `is_whole`."""
-    with handles.folder(folder, below=hub) as model:
+    with directory.folder(folder, below=hub) as model:
         if model is None:
             _remove((folder,), hub, usage)
             return
         for parts in _snapshots(model):
             for belonging in _belongings(parts, model):
                 _remove(belonging, model, usage)
-        names = handles.names_in(below=model) if is_whole or _is_gone(model) else ()
+        names = directory.names_in(below=model) if is_whole or _is_gone(model) else ()
         for name in names:
-            if not name.startswith(naming.REMOVED):
+            if not name.startswith(REMOVED):
                 _remove((name,), model, usage)
 
 
 def is_alone(folder: str, hub: int) -> bool:
     """Return whether a model's folder holds nothing but what is hidden."""
-    return all(name.startswith(naming.REMOVED) for name in handles.names_in(folder, below=hub))
+    return all(name.startswith(REMOVED) for name in directory.names_in(folder, below=hub))
 
 
 def drop(folder: str, hub: int, usage: Usage) -> None:
     """Remove what is hidden: the last step, since a removal that is done again begins with it."""
-    with handles.folder(folder, below=hub) as model:
-        for name in handles.names_in(folder, below=hub) if model is not None else ():
-            if model is not None and name.startswith(naming.REMOVED):
+    with directory.folder(folder, below=hub) as model:
+        for name in directory.names_in(folder, below=hub) if model is not None else ():
+            if model is not None and name.startswith(REMOVED):
                 _remove((name,), model, usage)
 
 
 def _is_gone(model: int) -> bool:
-    names = handles.names_in(below=model)
-    return naming.REMOVED in names and "snapshots" not in names
+    names = directory.names_in(below=model)
+    return REMOVED in names and "snapshots" not in names
 
 
 def _snapshots(model: int) -> list[belongings.Parts]:
     """Return where the hidden snapshots are, below a handle of their model's folder."""
-    whole = [(naming.REMOVED, commit) for commit in handles.names_in(naming.REMOVED, below=model)]
-    single = [(name,) for name in handles.names_in(below=model) if name.startswith(_REVISION_PREFIX)]
-    return [parts for parts in (*whole, *single) if not naming.is_macos_metadata(parts[-1])]
+    whole = [(REMOVED, commit) for commit in directory.names_in(REMOVED, below=model)]
+    single = [(name,) for name in directory.names_in(below=model) if name.startswith(_REVISION_PREFIX)]
+    return [parts for parts in (*whole, *single) if not is_macos_metadata(parts[-1])]
 
 
 def _commit_of(parts: belongings.Parts) -> str:
@@ -119,8 +120,8 @@ def _commit_of(parts: belongings.Parts) -> str:
 
 def _belongings(parts: belongings.Parts, model: int) -> Iterator[belongings.Parts]:
     """Yield where the files are that only a hidden snapshot needs."""
-    others = handles.names_in("snapshots", below=model)
-    with handles.folder(*parts, below=model) as snapshot:
+    others = directory.names_in("snapshots", below=model)
+    with directory.folder(*parts, below=model) as snapshot:
         if snapshot is not None:
             yield from (("blobs", blob) for blob in belongings.blobs_only_of(snapshot, model, others))
     if _commit_of(parts) not in others:  # it may have been pulled again since
@@ -128,7 +129,7 @@ def _belongings(parts: belongings.Parts, model: int) -> Iterator[belongings.Part
 
 
 def _remove(parts: belongings.Parts, model: int, usage: Usage) -> None:
-    with handles.folder(*parts[:-1], below=model) as parent:
+    with directory.folder(*parts[:-1], below=model) as parent:
         if parent is not None:
             usage.add(parts[-1], parent)
-            handles.remove(parts[-1], parent)
+            directory.remove(parts[-1], parent)

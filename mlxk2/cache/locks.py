@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxk2.cache import handles, naming, space
-from mlxk2.cache.handles import Usage
+from mlxk2.cache import directory, space
+from mlxk2.cache.directory import Usage
+from mlxk2.checkpoint.files import SAFELY
+from mlxk2.names import is_macos_metadata
 
 FOLDER = ".locks"
 PULL_LOCK = "pull.lock"  # held by our own `pull` from its first look at the model to its end
@@ -25,7 +27,7 @@ ABANDONED_SECONDS = 24 * 60 * 60  # Where no lock says whether its holder lives:
 # What flock answers where there are no locks: of SMB, NFS without locks, and NFS whose lock service is away.
 UNSUPPORTED = (errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
-_FLAGS = os.O_RDONLY | handles.SAFELY
+_FLAGS = os.O_RDONLY | SAFELY
 
 
 class Locks(NamedTuple):
@@ -46,13 +48,13 @@ def of_model(hub: int, folder: str) -> Locks:
 
 def count(hub: int, folder: str, locks: Locks, usage: Usage) -> None:
     """Count the room that `clean` would free."""
-    with handles.folder(FOLDER, below=hub) as parent:
+    with directory.folder(FOLDER, below=hub) as parent:
         if parent is None:
             return
         if not locks.living:
             usage.add(folder, parent)
             return
-        with handles.folder(folder, below=parent) as handle:
+        with directory.folder(folder, below=parent) as handle:
             if handle is not None:
                 for name in locks.stale:
                     usage.add(os.path.basename(name), handle)
@@ -67,10 +69,10 @@ def clean(hub: int, folder: str, usage: Usage) -> int:
     for name, below, is_free in _locks(hub, folder):
         if is_free:
             usage.add(name, below)
-            handles.remove(name, below)
+            directory.remove(name, below)
             cleaned += 1
     _remove_macos_metadata(hub, folder, usage)
-    with handles.folder(FOLDER, below=hub) as locks:
+    with directory.folder(FOLDER, below=hub) as locks:
         if locks is not None:
             _remove_empty(folder, locks, usage)
     return cleaned
@@ -82,11 +84,11 @@ def claimed(hub: int, folder: str) -> Iterator[bool]:
 
     Where the disk is too full for the lock, there is none: no pull can take it either.
     """
-    with _made(FOLDER, hub), handles.folder(FOLDER, below=hub) as parent:
+    with _made(FOLDER, hub), directory.folder(FOLDER, below=hub) as parent:
         if parent is None:
             yield True  # a link is in its place, behind which nothing of ours is, or the disk is full
             return
-        with _made(folder, parent), handles.folder(folder, below=parent) as locks:
+        with _made(folder, parent), directory.folder(folder, below=parent) as locks:
             if locks is None:
                 yield True
                 return
@@ -111,7 +113,7 @@ def _made(name: str, below: int) -> Iterator[None]:
 
 @contextmanager
 def _pull_lock(locks: int) -> Iterator[bool]:
-    is_new = PULL_LOCK not in handles.names_in(below=locks)
+    is_new = PULL_LOCK not in directory.names_in(below=locks)
     try:
         handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
     except OSError as error:
@@ -179,11 +181,11 @@ def is_held(path: Path) -> bool:
 
 def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
     """Of each lock file its name, its folder's handle, and whether nobody held it: then we do, until the next one."""
-    with handles.folder(FOLDER, folder, below=hub) as locks:
+    with directory.folder(FOLDER, folder, below=hub) as locks:
         if locks is None:
             return
-        for name in handles.names_in(below=locks):
-            if naming.is_macos_metadata(name):
+        for name in directory.names_in(below=locks):
+            if is_macos_metadata(name):
                 continue
             with taken(name, locks) as is_free:
                 if is_free is not None:
@@ -211,12 +213,12 @@ def taken(name: str, below: int) -> Iterator[bool | None]:
 
 def _remove_macos_metadata(hub: int, folder: str, usage: Usage) -> None:
     """Remove what macOS laid among a model's lock files, unless a lock or something else is left there."""
-    with handles.folder(FOLDER, folder, below=hub) as locks:
-        names = [] if locks is None else handles.names_in(below=locks)
-        if locks is not None and all(map(naming.is_macos_metadata, names)):
+    with directory.folder(FOLDER, folder, below=hub) as locks:
+        names = [] if locks is None else directory.names_in(below=locks)
+        if locks is not None and all(map(is_macos_metadata, names)):
             for name in names:
                 usage.add(name, locks)
-                handles.remove(name, locks)
+                directory.remove(name, locks)
 
 
 def _remove_empty(folder: str, below: int, usage: Usage) -> None:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from mlxk2.cache import handles, naming
-from mlxk2.cache.files import BrokenFile, Tree, read
+from mlxk2.cache import directory
+from mlxk2.checkpoint.files import SAFELY, BrokenFile, Tree, read
+from mlxk2.names import is_macos_metadata
 
 MAX_BYTES = 256
 FOLDER = "refs"
@@ -17,7 +18,7 @@ _UNFINISHED = ".incomplete-ref"
 
 def commit_of(ref: str, model: str, tree: Tree) -> str | None:
     """The commit that a ref of the model in this folder names; None where no ref can be read inside the tree."""
-    if naming.is_macos_metadata(os.path.basename(ref)):
+    if is_macos_metadata(os.path.basename(ref)):
         return None
     file = tree.file(ref, os.path.join(model, FOLDER, ref))
     try:
@@ -72,7 +73,7 @@ def in_the_way(ref: str, model: str) -> str | None:
         path = os.path.join(path, step)
         if os.path.islink(path) or not os.path.lexists(path):
             return None
-        found.append(handles.name_on_disk(path))
+        found.append(directory.name_on_disk(path))
         if not os.path.isdir(path):
             break
     there = "/".join(found)
@@ -90,18 +91,18 @@ def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
 
     A branch with slashes in its name lies in folders. A link is no ref, and leads nowhere.
     """
-    with handles.folder(FOLDER, below=model) as refs:
+    with directory.folder(FOLDER, below=model) as refs:
         if refs is None:
             return
         for path, _, files, inner in os.fwalk(".", dir_fd=refs):
             parents = [part for part in path.split(os.sep) if part != "."]
-            names = [name for name in files if not naming.is_macos_metadata(name)]
+            names = [name for name in files if not is_macos_metadata(name)]
             yield from ((FOLDER, *parents, name) for name in names if _read_below(name, inner) == commit)
 
 
 def _read_below(name: str, below: int) -> str | None:
     try:
-        handle = os.open(name, os.O_RDONLY | handles.SAFELY, dir_fd=below)
+        handle = os.open(name, os.O_RDONLY | SAFELY, dir_fd=below)
     except OSError:
         return None  # a link, or locked away: no download wrote such a ref
     try:

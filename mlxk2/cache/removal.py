@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from mlxk2.cache import belongings, delivery, handles, hidden, locks, naming, scratch, space, trash
-from mlxk2.cache.handles import Usage
+from mlxk2 import names
+from mlxk2.cache import belongings, directory, hidden, locks, scratch, space, staging, trash
+from mlxk2.cache.directory import Usage
 from mlxk2.cache.locks import Locks
 from mlxk2.cache.scratch import Scratch
 from mlxk2.cache.store import CachedModel
@@ -70,8 +71,8 @@ def has_shared_store(hub: str) -> bool:
 
 def unfinished(hub: str, name: str) -> CachedModel | None:
     """The model of which the hub folder has nothing but a download that was never finished."""
-    folder = naming.folder_of(name)
-    if not os.path.isdir(os.path.join(hub, delivery.unfinished(folder))):
+    folder = names.folder_of(name)
+    if not os.path.isdir(os.path.join(hub, staging.unfinished(folder))):
         return None
     return CachedModel(name, os.path.join(hub, folder), hub)
 
@@ -79,21 +80,21 @@ def unfinished(hub: str, name: str) -> CachedModel | None:
 def check_readable(model: CachedModel) -> None:
     """Raise CachePermissionError when the operating system does not let the user see which snapshots a model has."""
     folder = os.path.basename(model.path)
-    with _refused(model.name), handles.opened(model.hub) as hub:
-        handles.names_in(folder, "snapshots", below=hub)
+    with _refused(model.name), directory.opened(model.hub) as hub:
+        directory.names_in(folder, "snapshots", below=hub)
 
 
 def plan(model: CachedModel, revision: str | None, store: SharedStore | None) -> Removal:
     """What goes with a model, or with one of its revisions; with the only one, all of the model."""
     revisions = model.revisions()
-    with _refused(model.name), handles.opened(model.hub) as hub:
+    with _refused(model.name), directory.opened(model.hub) as hub:
         folder = _folder_of(model.name, hub)
         is_link = os.path.islink(os.path.join(model.hub, folder))
         if revisions == [revision]:
             revision = None
         if revision is not None:
             _check_snapshots(model.name, folder, hub)
-        own = (folder, delivery.unfinished(folder))
+        own = (folder, staging.unfinished(folder))
         entries = [name for name in own if os.path.lexists(os.path.join(model.hub, name))]
         if not entries:
             raise FileNotFoundError
@@ -107,7 +108,7 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
 
 def _check_snapshots(name: str, folder: str, hub: int) -> None:
     """OperationError when the model's snapshots are behind a link: nothing is removed there."""
-    with handles.folder(folder, "snapshots", below=hub) as snapshots:
+    with directory.folder(folder, "snapshots", below=hub) as snapshots:
         if snapshots is None:
             raise OperationError(
                 f"The revisions of {name} are behind a link, where nothing is removed one by one.",
@@ -117,11 +118,11 @@ def _check_snapshots(name: str, folder: str, hub: int) -> None:
 
 def _folder_of(name: str, hub: int) -> str:
     """The folder of a model. Names that are no UTF-8 may read alike: then nobody can say which is meant."""
-    folders = [entry for entry in handles.names_in(below=hub) if entry.startswith(naming.FOLDER_PREFIX)]
-    found = [folder for folder in folders if naming.repo_id_of(folder) == name]
+    folders = [entry for entry in directory.names_in(below=hub) if entry.startswith(names.FOLDER_PREFIX)]
+    found = [folder for folder in folders if names.repo_id_of(folder) == name]
     if len(found) > 1:
         raise AmbiguousMatchError(f"{len(found)} folders of the cache read as {name!r}.", [name])
-    return found[0] if found else naming.folder_of(name)
+    return found[0] if found else names.folder_of(name)
 
 
 def _count_all(hub: int, entries: Iterable[str], usage: Usage) -> list[str]:
@@ -129,20 +130,21 @@ def _count_all(hub: int, entries: Iterable[str], usage: Usage) -> list[str]:
     blobs: list[str] = []
     for entry in entries:
         usage.add(entry, hub)
-        blobs += handles.names_in(entry, "blobs", below=hub)
+        blobs += directory.names_in(entry, "blobs", below=hub)
     return blobs
 
 
 def _count_one(hub: int, folder: str, revision: str, usage: Usage) -> list[str]:
     """Add up what goes with one revision; the names of the blobs that only it needs."""
-    with handles.folder(folder, below=hub) as model, handles.folder(folder, "snapshots", revision, below=hub) as own:
+    snapshot = directory.folder(folder, "snapshots", revision, below=hub)
+    with directory.folder(folder, below=hub) as model, snapshot as own:
         if model is None:
             raise FileNotFoundError
-        others = [name for name in handles.names_in("snapshots", below=model) if name != revision]
+        others = [name for name in directory.names_in("snapshots", below=model) if name != revision]
         blobs = [] if own is None else belongings.blobs_only_of(own, model, others)
         parts = [("snapshots", revision), *(("blobs", blob) for blob in blobs)]
         for *parents, name in (*parts, *belongings.bookkeeping_of(revision, model)):
-            with handles.folder(*parents, below=model) as parent:
+            with directory.folder(*parents, below=model) as parent:
                 if parent is not None:
                     usage.add(name, parent)
         return blobs
@@ -163,7 +165,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Outc
     LocksPresentError when a download is at work, unless by `force`; ModelNotFoundError when someone else removed the
     model meanwhile.
     """
-    with _refused(removal.name), handles.opened(removal.hub) as hub:
+    with _refused(removal.name), directory.opened(removal.hub) as hub:
         try:
             with _trash_with(removal, hub, force) as (bin, usage), _deleting(removal.name):
                 return trash.finish(bin, hub, removal.hub, store, usage)
@@ -203,7 +205,7 @@ def _remove_in_place(removal: Removal, hub: int, store: SharedStore | None, forc
             for entry in removal.entries if removal.revision is None else ():
                 if entry != removal.folder:
                     usage.add(entry, hub)
-                    handles.remove(entry, hub)
+                    directory.remove(entry, hub)
             hidden.delete(removal.folder, hub, usage, is_whole=removal.revision is None)
     with _deleting(removal.name):
         return _drop_hidden(removal.folder, hub, removal.hub, store, usage)
@@ -224,9 +226,9 @@ def _drop_hidden(folder: str, hub: int, hub_path: str, store: SharedStore | None
             raise
     cleaned = locks.clean(hub, folder, usage)
     hidden.drop(folder, hub, usage)
-    if not handles.names_in(folder, below=hub):
+    if not directory.names_in(folder, below=hub):
         usage.add(folder, hub)
-        handles.remove(folder, hub)
+        directory.remove(folder, hub)
     return Outcome(usage.bytes, cleaned)
 
 
@@ -262,7 +264,7 @@ def interrupted(hub_path: str) -> Earlier:
     """What killed removals left to be done, and the room that it takes."""
     usage = Usage()
     remains: list[Remains] = []
-    with _explained(_EARLIER_UNREADABLE), handles.opened(hub_path) as hub:
+    with _explained(_EARLIER_UNREADABLE), directory.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
             remains += trash.remains_in(bin)
             trash.count(bin, usage)
@@ -275,7 +277,7 @@ def interrupted(hub_path: str) -> Earlier:
 def finish_interrupted(hub_path: str, store: SharedStore | None) -> Earlier:
     """Do what killed removals left to be done, as far as that is possible: the rest is the next one's."""
     earlier = Earlier([], Outcome(0, 0))
-    with _explained(_EARLIER_UNREADABLE), handles.opened(hub_path) as hub:
+    with _explained(_EARLIER_UNREADABLE), directory.opened(hub_path) as hub:
         for bin in trash.abandoned(hub):
             found = trash.remains_in(bin)
             earlier = _add(earlier, found, partial(trash.finish, bin, hub, hub_path, store))
@@ -339,4 +341,4 @@ def _why(error: OSError) -> str:
     """Say why the operating system refused, and of which file or folder, unless it is one of ours."""
     name = os.path.basename(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else ""
     is_ours = name.startswith((trash.MODEL_PREFIX, trash.REVISION_PREFIX)) or name == scratch.LOCK
-    return f"{naming.readable(name)}: {cause(error)}" if name and not is_ours else cause(error)
+    return f"{names.readable(name)}: {cause(error)}" if name and not is_ours else cause(error)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from mlxk2.cache import hashes, naming
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import look
-from mlxk2.cache.files import BrokenFile
-from mlxk2.cache.store import Cache, Snapshot
+from mlxk2 import names
+from mlxk2.cache.store import Cache
+from mlxk2.checkpoint import checksums
+from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.files import BrokenFile
+from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import IN_ICLOUD, ModelNotRunnableError, ModelUnhealthyError
 
 MAX_HASHED_BYTES = 1 << 24  # of larger files the hash takes too long for a hint
@@ -45,7 +46,7 @@ def repair_hint(contents: Contents, reason: str, argument: str) -> str | None:
     if snapshot.roots is None:
         return None
     _, at, revision = argument.partition("@")
-    command = naming.pull_command(f"{snapshot.name}{at}{revision}")
+    command = names.pull_command(f"{snapshot.name}{at}{revision}")
     if command is None or reason.endswith(IN_ICLOUD):
         return None
     if not _may_be_changed(snapshot.roots[-1], snapshot.path):
@@ -63,9 +64,9 @@ def _may_be_changed(model: str, snapshot: str) -> bool:
 def _is_as_downloaded(contents: Contents, reason: str) -> bool:
     """Whether the file that a reason is about has the bytes that the hub has: then no pull changes it."""
     file = contents.file_of(reason)
-    if file is None or file.problem or file.size > MAX_HASHED_BYTES or file not in hashes.hashed_files(contents):
+    if file is None or file.problem or file.size > MAX_HASHED_BYTES or file not in checksums.hashed_files(contents):
         return False
     try:
-        return hashes.digest(file, lambda _: None) == file.blob
+        return checksums.digest(file, lambda _: None) == file.blob
     except BrokenFile:
         return False

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from mlxk2.cache import handles, locks
+from mlxk2.cache import directory, locks
 
 LOCK = ".lock"
 MAX_ATTEMPTS = 10
@@ -34,16 +34,16 @@ def created(prefix: str, below: int) -> Iterator[Scratch]:
     for _ in range(MAX_ATTEMPTS):
         name = prefix + secrets.token_hex(4)
         os.mkdir(name, dir_fd=below)
-        with handles.folder(name, below=below) as handle, ExitStack() as held:
+        with directory.folder(name, below=below) as handle, ExitStack() as held:
             try:
                 is_ours = handle is not None and _lock_new(name, handle, below, held)
             except OSError:
-                handles.remove(name, below)
+                directory.remove(name, below)
                 raise
             if handle is not None and is_ours:
                 yield Scratch(name, handle, held.close)
                 return
-        handles.remove(name, below)
+        directory.remove(name, below)
     raise OSError(errno.EAGAIN, "other processes lock every new folder")
 
 
@@ -60,9 +60,9 @@ def _lock_new(name: str, handle: int, below: int, held: ExitStack) -> bool:
 
 def abandoned(prefix: str, below: int) -> Iterator[Scratch]:
     """Yield the folders of this prefix whose makers are dead; each is ours until the next one is asked for."""
-    for name in handles.names_in(below=below):
+    for name in directory.names_in(below=below):
         if name.startswith(prefix):
-            with handles.folder(name, below=below) as handle, ExitStack() as held:
+            with directory.folder(name, below=below) as handle, ExitStack() as held:
                 if handle is not None and _lock_abandoned(name, handle, below, held):
                     yield Scratch(name, handle, held.close)
 
@@ -77,12 +77,12 @@ def _lock_abandoned(name: str, handle: int, below: int, held: ExitStack) -> bool
 
 def names_in(scratch: Scratch) -> list[str]:
     """List what is in a folder, without its lock."""
-    return [name for name in handles.names_in(below=scratch.handle) if name != LOCK]
+    return [name for name in directory.names_in(below=scratch.handle) if name != LOCK]
 
 
 def remove(scratch: Scratch, below: int) -> None:
     """Remove a folder and all that is in it, the lock last; links in it are removed, not followed."""
-    handles.remove_all(names_in(scratch), scratch.handle)
+    directory.remove_all(names_in(scratch), scratch.handle)
     # A network file system keeps a file that is open under another name in the folder, which then can't go.
     scratch.release()
-    handles.remove(scratch.name, below)
+    directory.remove(scratch.name, below)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from mlxk2.errors import OperationError
-from mlxk2.sizes import human_size
+from mlxk2.formatting import human_size
 
 # What the operating system says where it was not asked before, or something else took the room meanwhile.
 FULL = (errno.ENOSPC, errno.EDQUOT)

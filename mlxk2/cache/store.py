@@ -12,8 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mlxk2.cache import naming, refs
-from mlxk2.cache.files import Tree
+from mlxk2 import names
+from mlxk2.cache import refs
+from mlxk2.checkpoint.files import Tree
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError, cause
 
 DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
@@ -21,22 +23,6 @@ MIN_HASH_LENGTH = 3
 NO_CACHE = "The cache folder is not there. If it is on another disk, connect that disk."
 
 _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
-
-
-class Snapshot(NamedTuple):
-    """A model's files at one revision.
-
-    `path` is the folder that holds them: of a model without any snapshot (`is_missing`) the model's own folder. Reading
-    stays inside `roots`; None stands for no bounds, in a folder that the user named by path. A `problem` is why the
-    operating system does not let the user see which snapshots there are.
-    """
-
-    name: str
-    commit: str | None
-    path: str
-    roots: tuple[str, ...] | None
-    is_missing: bool = False
-    problem: str | None = None
 
 
 class CachedModel(NamedTuple):
@@ -134,20 +120,20 @@ class Cache:
             raise OperationError(f"The cache folder can't be read: {cause(error)}.") from error
         return sorted(
             (
-                CachedModel(naming.repo_id_of(entry.name), _real(entry), self.hub)
+                CachedModel(names.repo_id_of(entry.name), _real(entry), self.hub)
                 for entry in entries
-                if entry.name.startswith(naming.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
+                if entry.name.startswith(names.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
             ),
             key=lambda model: (model.name, model.path),
         )
 
     def resolve(self, argument: str) -> Snapshot:
         """The snapshot that a model argument means: `demo`, a folder by path, or a model of the cache."""
-        if argument == naming.DEMO:
-            return _folder(naming.DEMO, DEMO_FOLDER)
-        if naming.is_path(argument):
+        if argument == names.DEMO:
+            return _folder(names.DEMO, DEMO_FOLDER)
+        if names.is_path(argument):
             return folder_snapshot(argument)
-        name, revision = naming.parse(argument)
+        name, revision = names.parse(argument)
         model = self.find(name, revision)
         return model.snapshot() if revision is None else model.snapshot_at(revision)
 
@@ -158,8 +144,8 @@ class Cache:
         """
         matches = self.matching(name)
         if not matches:
-            wanted = naming.candidates(name)[0] + ("" if revision is None else f"@{revision}")
-            command = naming.pull_command(wanted)
+            wanted = names.candidates(name)[0] + ("" if revision is None else f"@{revision}")
+            command = names.pull_command(wanted)
             download = f" To download it: {command}" if command else ""
             raise ModelNotFoundError(
                 f"Model {name!r} is not in the cache.{download}",
@@ -175,7 +161,7 @@ class Cache:
     def matching(self, name: str) -> list[CachedModel]:
         """The models that a name may mean, by name; more than one when it is ambiguous."""
         models = self.scan()
-        for wanted in naming.candidates(name):
+        for wanted in names.candidates(name):
             if found := [model for model in models if model.name == wanted]:
                 return found[:1]
         return [model for model in models if name.lower() in model.name.lower()]
@@ -202,13 +188,13 @@ def _changed_ns(entry: os.DirEntry[str]) -> int:
 
 
 def _if_it_is_there(argument: str) -> str | None:
-    command = naming.pull_command(argument)
+    command = names.pull_command(argument)
     return command and f"If the hub has it: {command}"
 
 
 def _is_gone(folder: str) -> bool:
     """Return whether a removal that was killed, on a full disk, left a model's folder without its snapshots."""
-    has_mark = os.path.lexists(os.path.join(folder, naming.REMOVED))
+    has_mark = os.path.lexists(os.path.join(folder, names.REMOVED))
     return has_mark and not os.path.lexists(os.path.join(folder, "snapshots"))
 
 
@@ -220,7 +206,7 @@ def folder_snapshot(path: str) -> Snapshot:
     """The model in a folder that the user named by path."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
-    return _folder(naming.readable(os.path.basename(os.path.abspath(path))) or path, path)
+    return _folder(names.readable(os.path.basename(os.path.abspath(path))) or path, path)
 
 
 def _folder(name: str, path: str) -> Snapshot:

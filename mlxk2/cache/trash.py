@@ -18,9 +18,10 @@ from contextlib import suppress
 from itertools import product
 from typing import NamedTuple, Protocol
 
-from mlxk2.cache import belongings, handles, locks, naming, scratch, space
-from mlxk2.cache.handles import Usage
+from mlxk2.cache import belongings, directory, locks, scratch, space
+from mlxk2.cache.directory import Usage
 from mlxk2.cache.scratch import Scratch
+from mlxk2.names import COMPANION, FOLDER_PREFIX, INCOMPLETE, is_macos_metadata, repo_id_of
 
 MODEL_PREFIX = ".trash-model-"
 REVISION_PREFIX = ".trash-revision-"
@@ -108,11 +109,11 @@ def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
     Shared payloads go last, since the library locks them, for which a full disk must have gained room. True when
     anything was there.
     """
-    with handles.folder(folder, below=trash.handle) as inside:
+    with directory.folder(folder, below=trash.handle) as inside:
         if inside is None:
             return False
         if not _is_of_revision(trash):
-            handles.remove_all((name for name in handles.names_in(below=inside) if name != "blobs"), inside)
+            directory.remove_all((name for name in directory.names_in(below=inside) if name != "blobs"), inside)
         removed = _empty_folder("rest", inside, lambda _name, _rest: True)
         removed += _empty_folder("blobs", inside, lambda name, blobs: belongings.target_of(name, blobs) is None)
         if store is not None:
@@ -123,11 +124,11 @@ def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
 
 def _empty_folder(name: str, below: int, is_meant: Callable[[str, int], bool]) -> int:
     """Delete what is meant in a folder; return how many entries that were."""
-    with handles.folder(name, below=below) as folder:
+    with directory.folder(name, below=below) as folder:
         if folder is None:
             return 0
-        names = [entry for entry in handles.names_in(below=folder) if is_meant(entry, folder)]
-        return handles.remove_all(names, folder)
+        names = [entry for entry in directory.names_in(below=folder) if is_meant(entry, folder)]
+        return directory.remove_all(names, folder)
 
 
 def abandoned(hub: int) -> Iterator[Scratch]:
@@ -143,14 +144,14 @@ def count(trash: Scratch, usage: Usage, parts: Iterable[str] = _MADE) -> None:
             usage.add(entry, trash.handle)
         return
     for folder, name in product(_model_folders(trash), parts):
-        with handles.folder(folder, name, below=trash.handle) as handle:
+        with directory.folder(folder, name, below=trash.handle) as handle:
             if handle is not None:
                 usage.add_all(handle)
 
 
 def remains_in(trash: Scratch) -> list[Remains]:
     """What was to be removed."""
-    names = [(naming.repo_id_of(folder), _revision_in(folder, trash)) for folder in _model_folders(trash)]
+    names = [(repo_id_of(folder), _revision_in(folder, trash)) for folder in _model_folders(trash)]
     return [Remains(*name) for name in names if name[1] or not _is_of_revision(trash)]
 
 
@@ -160,29 +161,29 @@ def _is_of_revision(trash: Scratch) -> bool:
 
 def _model_folders(trash: Scratch) -> list[str]:
     """The folders of the models of which something is in the trash."""
-    entries = set(handles.names_in(below=trash.handle))
-    unfinished = {entry[1:].removesuffix(naming.INCOMPLETE) for entry in entries if entry.startswith(".")}
-    return sorted(name for name in entries | unfinished if name.startswith(naming.FOLDER_PREFIX))
+    entries = set(directory.names_in(below=trash.handle))
+    unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
+    return sorted(name for name in entries | unfinished if name.startswith(FOLDER_PREFIX))
 
 
 def _revision_in(folder: str, trash: Scratch) -> str | None:
     if not _is_of_revision(trash):
         return None
-    names = handles.names_in(folder, "snapshots", below=trash.handle)
-    return next((name for name in names if not naming.is_macos_metadata(name)), None)
+    names = directory.names_in(folder, "snapshots", below=trash.handle)
+    return next((name for name in names if not is_macos_metadata(name)), None)
 
 
 def _take_rest(folder: str, hub: int, trash: Scratch, usage: Usage) -> bool:
     """Move into the trash what was there for the trash's revision alone; False when something had to stay."""
     revision = _revision_in(folder, trash)
     with (
-        handles.folder(folder, below=hub) as model,
-        handles.folder(folder, below=trash.handle) as inside,
-        handles.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
+        directory.folder(folder, below=hub) as model,
+        directory.folder(folder, below=trash.handle) as inside,
+        directory.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
     ):
         if revision is None or model is None or inside is None:
             return True
-        others = handles.names_in("snapshots", below=model)
+        others = directory.names_in("snapshots", below=model)
         blobs = belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else []
         moves: list[tuple[belongings.Parts, belongings.Parts]] = [(("blobs", blob), ("blobs", blob)) for blob in blobs]
         # The same revision may have been pulled again since.
@@ -199,19 +200,19 @@ def _move_or_delete(source: belongings.Parts, model: int, target: belongings.Par
     except OSError as error:
         if error.errno not in space.FULL:
             raise
-        with handles.folder(*source[:-1], below=model) as parent:
+        with directory.folder(*source[:-1], below=model) as parent:
             if parent is None or belongings.target_of(source[-1], parent) is not None:
                 return False
             usage.add(source[-1], parent)
-            handles.remove(source[-1], parent)
+            directory.remove(source[-1], parent)
     return True
 
 
 def _move(source: belongings.Parts, below: int, target: belongings.Parts, target_below: int) -> None:
     """Rename below handles; FileNotFoundError where a folder on either way is none, or a link."""
     with (
-        handles.folder(*source[:-1], below=below) as parent,
-        handles.folder(*target[:-1], below=target_below) as target_parent,
+        directory.folder(*source[:-1], below=below) as parent,
+        directory.folder(*target[:-1], below=target_below) as target_parent,
     ):
         if parent is None or target_parent is None:
             raise FileNotFoundError
@@ -222,14 +223,16 @@ def _rename(name: str, below: int, target: str, target_below: int) -> None:
     """Rename a file or folder, and the companion that macOS may have laid beside it."""
     os.rename(name, target, src_dir_fd=below, dst_dir_fd=target_below)
     with suppress(FileNotFoundError):
-        companions = (naming.COMPANION + name, naming.COMPANION + target)
+        companions = (COMPANION + name, COMPANION + target)
         os.rename(*companions, src_dir_fd=below, dst_dir_fd=target_below)
 
 
 def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore, usage: Usage) -> None:
     """Release the shared payloads that the trash's blobs linked to."""
-    with handles.folder(folder, "blobs", below=trash.handle) as blobs:
-        targets = [] if blobs is None else [belongings.target_of(blob, blobs) for blob in handles.names_in(below=blobs)]
+    with directory.folder(folder, "blobs", below=trash.handle) as blobs:
+        if blobs is None:
+            return
+        targets = [belongings.target_of(blob, blobs) for blob in directory.names_in(below=blobs)]
     for target in filter(None, targets):
         # As the link read where it stood.
         payload = os.path.normpath(os.path.join(hub_path, folder, "blobs", target))
@@ -237,7 +240,7 @@ def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedSt
         if not _PAYLOAD.fullmatch(place):
             continue
         # The library looks at the store and at the payload, not at the folder between them.
-        with handles.folder(*place.split(os.sep)[:-1], below=hub) as parent:
+        with directory.folder(*place.split(os.sep)[:-1], below=hub) as parent:
             if parent is not None:
                 _sweep_payload(payload, store, usage)
 

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mlxk2.cache import naming, space, target
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.copy import Method, copy_files
-from mlxk2.cache.describe import look
-from mlxk2.cache.naming import ModelArgument
+from mlxk2 import names
+from mlxk2.cache import space
 from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
-from mlxk2.cache.store import Cache, CachedModel, Snapshot, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, hub_folder
+from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import (
     AccessDeniedError,
     HashNotFoundError,
@@ -29,11 +28,14 @@ from mlxk2.errors import (
     cause,
 )
 from mlxk2.fence import import_hub
-from mlxk2.printable import listed
+from mlxk2.formatting import listed
+from mlxk2.names import ModelArgument
 from mlxk2.spec import CloneData
+from mlxk2.workspace import target
+from mlxk2.workspace.copy import Method, copy_files
 
 if TYPE_CHECKING:
-    from mlxk2.hub.connection import Connection
+    from mlxk2.hub.client import Connection
     from mlxk2.hub.repos import Revision
     from mlxk2.progress import Progress
 
@@ -88,20 +90,20 @@ def _clone(args: Namespace) -> CloneData:
 
 
 def _wanted(args: Namespace) -> ModelArgument:
-    if naming.is_path(args.model):
+    if names.is_path(args.model):
         raise ValidationError(f"{args.model!r} is a folder; `clone` copies models of the cache or the hub.")
-    wanted = naming.parse(args.model)
+    wanted = names.parse(args.model)
     if args.branch is None:
         return wanted
-    if wanted.revision is not None or args.model == naming.DEMO:
+    if wanted.revision is not None or args.model == names.DEMO:
         raise ValidationError(f"--branch can't be combined with {args.model!r}, which is one revision.")
-    return naming.parse(f"{wanted.name}@{args.branch}")
+    return names.parse(f"{wanted.name}@{args.branch}")
 
 
 def _cached(cache: Cache, wanted: ModelArgument) -> Snapshot | None:
     """The snapshot in the cache that is meant, or None when it is not there."""
-    if wanted == (naming.DEMO, None):
-        return cache.resolve(naming.DEMO)
+    if wanted == (names.DEMO, None):
+        return cache.resolve(names.DEMO)
     try:
         model = _find(cache, wanted.name)
         return model.snapshot() if wanted.revision is None else model.snapshot_at(wanted.revision)
@@ -120,7 +122,7 @@ def _find(cache: Cache, name: str) -> CachedModel:
 
 
 def _on_hub(wanted: ModelArgument) -> OnHub:
-    connection = import_hub("mlxk2.hub.connection").connect()
+    connection = import_hub("mlxk2.hub.client").connect()
     return OnHub(connection, import_hub("mlxk2.hub.repos").find(connection, wanted.name, wanted.revision))
 
 

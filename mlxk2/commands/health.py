@@ -7,11 +7,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlxk2.cache import integrity, naming
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.describe import MAX_LOOKS, look
-from mlxk2.cache.hashes import examine, hashed_files
-from mlxk2.cache.store import Cache, Snapshot, absence, hub_folder
+from mlxk2 import names
+from mlxk2.cache.store import Cache, absence, hub_folder
+from mlxk2.checkpoint import health
+from mlxk2.checkpoint.checksums import examine, hashed_files
+from mlxk2.checkpoint.describe import MAX_LOOKS, look
+from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def run(args: Namespace) -> HealthData:
 def _finders(cache: Cache, pattern: str | None) -> list[Find]:
     if pattern is None:
         return [model.snapshot for model in cache.scan()]
-    if pattern == naming.DEMO:
+    if pattern == names.DEMO:
         return []  # it comes with the package and is no model of the cache
-    if naming.is_path(pattern):
+    if names.is_path(pattern):
         cache.resolve(pattern)
     return [lambda: cache.resolve(pattern)]
 
@@ -63,9 +64,9 @@ def _verdict(find: Find, args: Namespace) -> Verdict | None:
         return None
     entry: HealthEntry = {"name": model["name"], "status": model["health"], "reason": model["reason"] or ""}
     if model["health"] == "healthy":
-        for warning in integrity.warnings(contents):
+        for warning in health.warnings(contents):
             args.streams.warn(f"{model['name']}: {warning}.")
-        entry["reason"] = integrity.HEALTHY
+        entry["reason"] = health.HEALTHY
     # A new object of the same files: what was read of them goes, or the configs of all models would stay in memory.
     return Verdict(find, Contents(contents.snapshot, contents.files), entry)
 

@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from mlxk2.cache.memory import Memory, memory_file
+from mlxk2.cache.index import Memory, memory_file
 from mlxk2.cache.store import Cache, CachedModel, absence, hub_folder
 from mlxk2.errors import ModelNotFoundError
 

@@ -6,14 +6,14 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Literal
 
-from mlxk2.cache import naming
+from mlxk2 import names
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
 from mlxk2.fence import import_hub
 from mlxk2.spec import PullData
 
 if TYPE_CHECKING:
-    from mlxk2.hub.update import Outcome
+    from mlxk2.hub.pull import Outcome
 
 Status = Literal["success", "already_exists", "access_denied", "failed", "error"]
 
@@ -25,7 +25,7 @@ def run(args: Namespace) -> PullData:
     try:
         # The hub's room is slow to import, and says itself when the environment forbids it.
         with args.no_sleep.held():
-            done: Outcome = import_hub("mlxk2.hub.update").update(
+            done: Outcome = import_hub("mlxk2.hub.pull").update(
                 cache, name, revision, args.progress, notify=args.streams.warn, force=args.force
             )
     except MlxkError as error:
@@ -34,12 +34,12 @@ def run(args: Namespace) -> PullData:
     return _data(args, "success" if done.changed else "already_exists", done.message, done.repo_id, done.commit)
 
 
-def _argument(argument: str) -> naming.ModelArgument:
-    if argument == naming.DEMO:
+def _argument(argument: str) -> names.ModelArgument:
+    if argument == names.DEMO:
         raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
-    if naming.is_path(argument):
+    if names.is_path(argument):
         raise ValidationError(f"{argument!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
-    return naming.parse(argument)
+    return names.parse(argument)
 
 
 def _status(error: MlxkError) -> Status:

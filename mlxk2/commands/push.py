@@ -7,19 +7,19 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import naming
+from mlxk2 import names
 from mlxk2.errors import CommandError, DependencyMissingError, OperationError, RepoNotFoundError, ValidationError
 from mlxk2.fence import import_hub
+from mlxk2.formatting import cut, listed
 from mlxk2.hub import endpoint
-from mlxk2.printable import cut, listed
 from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
-from mlxk2.workspace import changes, checkup, folder
-from mlxk2.workspace.changes import Upload, counted
+from mlxk2.workspace import check, diff, folder
+from mlxk2.workspace.diff import Upload, counted
 from mlxk2.workspace.folder import Workspace
 from mlxk2.workspace.ignore import IGNORE_FILE
 
 if TYPE_CHECKING:
-    from mlxk2.hub.upload import Branch, Pushed, Standing
+    from mlxk2.hub.push import Branch, Pushed, Standing
 
 DEFAULT_BRANCH = "main"
 DISCLAIMER = (
@@ -43,9 +43,9 @@ def _check_usage(args: Namespace) -> None:
             "While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).", command="push"
         )
     if "@" in args.repo_id or args.repo_id.count("/") != 1:
-        shown = cut(args.repo_id, naming.MAX_LENGTH)
+        shown = cut(args.repo_id, names.MAX_LENGTH)
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
-    naming.parse(f"{args.repo_id}@{args.branch}")
+    names.parse(f"{args.repo_id}@{args.branch}")
     if not args.commit.strip():
         raise ValidationError("A commit needs a message; leave out --commit for the default one.")
 
@@ -53,7 +53,7 @@ def _check_usage(args: Namespace) -> None:
 def _branch_class() -> type[Branch]:
     # The library takes a third of a second to import, and a check of the folder does without it.
     try:
-        branch: type[Branch] = import_hub("mlxk2.hub.upload").Branch
+        branch: type[Branch] = import_hub("mlxk2.hub.push").Branch
     except OperationError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError):
@@ -66,7 +66,7 @@ def _branch_class() -> type[Branch]:
 
 
 def _checked(args: Namespace, workspace: Workspace) -> PushData:
-    health = checkup.check(workspace)
+    health = check.check(workspace)
     data = _nothing_done(args, workspace, _verdict(health))
     data["workspace_health"] = health
     return data
@@ -80,7 +80,7 @@ def _verdict(health: WorkspaceHealth) -> str:
 
 def _planned(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
     standing = branch.look()
-    found = changes.compare(workspace, standing.files, args.progress)
+    found = diff.compare(workspace, standing.files, args.progress)
     makes_branch = not standing.has_branch and (standing.has_repo or args.branch != DEFAULT_BRANCH)
     data = _nothing_done(args, workspace, f"Dry-run: {counted(found.summary)}{_missing(args, standing)}")
     data["no_changes"] = found.are_none
@@ -122,9 +122,9 @@ def _missing(args: Namespace, standing: Standing) -> str:
 
 
 def _pushed(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
-    changes.uploadable(workspace)
+    diff.uploadable(workspace)
     standing, created = _prepared(args, branch)
-    found = changes.compare(workspace, standing.files, args.progress)
+    found = diff.compare(workspace, standing.files, args.progress)
     upload = Upload(found, standing.commit if standing.has_branch else None, workspace.ignore.text, args.commit)
     streams = args.streams
     pushed = branch.push(

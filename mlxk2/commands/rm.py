@@ -7,8 +7,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Literal
 
-from mlxk2.cache import naming, removal
-from mlxk2.cache.naming import ModelArgument, short_hash
+from mlxk2 import names
+from mlxk2.cache import removal
 from mlxk2.cache.removal import Earlier, Removal
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
 from mlxk2.cache.trash import Outcome, Remains, SharedStore
@@ -21,8 +21,8 @@ from mlxk2.errors import (
     ValidationError,
 )
 from mlxk2.fence import import_hub
-from mlxk2.printable import printable
-from mlxk2.sizes import human_size
+from mlxk2.formatting import human_size, printable
+from mlxk2.names import ModelArgument, short_hash
 from mlxk2.spec import RmData
 
 STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
@@ -50,11 +50,11 @@ def run(args: Namespace) -> RmData:
 
 
 def _wanted(argument: str) -> ModelArgument:
-    if naming.is_path(argument):
+    if names.is_path(argument):
         raise ValidationError(f"{argument!r} is a folder; `rm` removes models of the cache, by their names.")
-    if argument == naming.DEMO:
+    if argument == names.DEMO:
         raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
-    return naming.parse(argument)
+    return names.parse(argument)
 
 
 def _shared_store(hub: str) -> SharedStore | None:
@@ -91,8 +91,8 @@ def _plan(cache: Cache, wanted: ModelArgument, store: SharedStore | None) -> Rem
 
 def _find(cache: Cache, name: str) -> CachedModel:
     """The model that a name means; that of an unfinished download comes before what only contains the name."""
-    unfinished = next(filter(None, (removal.unfinished(cache.hub, exact) for exact in naming.candidates(name))), None)
-    if unfinished and not any(model.name in naming.candidates(name) for model in cache.matching(name)):
+    unfinished = next(filter(None, (removal.unfinished(cache.hub, exact) for exact in names.candidates(name))), None)
+    if unfinished and not any(model.name in names.candidates(name) for model in cache.matching(name)):
         return unfinished
     return cache.find(name)
 
@@ -105,7 +105,7 @@ def _is_meant(rest: Remains, wanted: ModelArgument) -> bool:
 def _execute(args: Namespace, plan: Removal, wanted: ModelArgument, store: SharedStore | None) -> Outcome:
     try:
         removal.check_locks(plan, args.force)
-        if not args.force and plan.name not in naming.candidates(wanted.name):
+        if not args.force and plan.name not in names.candidates(wanted.name):
             _confirm(args, plan, wanted.name)
         return removal.execute(plan, store, force=args.force)
     except LocksPresentError as error:

@@ -7,23 +7,23 @@ from argparse import Namespace
 from importlib import import_module
 from typing import IO, TYPE_CHECKING
 
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.context import context_length
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import Cache, Snapshot, hub_folder
+from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.chat.printer import Printer
+from mlxk2.checkpoint.context import context_length
+from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.console import Printer
 from mlxk2.runner.limits import wired_limit
 from mlxk2.runner.offline import import_offline
-from mlxk2.runner.params import Sampling, check_context_length, check_max_tokens
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.request import Sampling, check_context_length, check_max_tokens
 
 # Far more than any context holds. What stdin has beyond it is not read: it may never end.
 MAX_PROMPT_CHARACTERS = 1 << 25
 
 if TYPE_CHECKING:
-    from mlxk2.runner.assistant import Answer, Assistant
-    from mlxk2.runner.prompt import Message
+    from mlxk2.chat.assistant import Answer, Assistant
+    from mlxk2.runner.prompt.prompter import Message
     from mlxk2.spec import RunData
 
 
@@ -45,7 +45,7 @@ def run(args: Namespace) -> RunData | None:
     # The process of the tokenizer takes as long to start as MLX.
     starter = Starter()
     starter.prepare()
-    assistant: Assistant = import_offline("mlxk2.runner.assistant").Assistant.load(
+    assistant: Assistant = import_offline("mlxk2.chat.assistant").Assistant.load(
         snapshot.path,
         name=snapshot.name,
         adapter=args.adapter,
@@ -59,7 +59,7 @@ def run(args: Namespace) -> RunData | None:
     )
     if wants_chat:
         manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}
-        import_module("mlxk2.runner.chat").converse(assistant, args.streams, args.system, **manner)
+        import_module("mlxk2.chat.repl").converse(assistant, args.streams, args.system, **manner)
         return None
     return _data(snapshot.name, prompt, _answer(assistant, args, prompt))
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
+from mlxk2.formatting import parse_size
 from mlxk2.runner.limits import wired_limit
 from mlxk2.runner.offline import import_offline
-from mlxk2.runner.params import check_context_length, check_max_tokens
-from mlxk2.server.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
-from mlxk2.sizes import parse_size
+from mlxk2.runner.request import check_context_length, check_max_tokens
+from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
-    from mlxk2.cache.store import Snapshot
+    from mlxk2.checkpoint.snapshot import Snapshot
     from mlxk2.spec import ServerData
 
 KEY_VARIABLE = "MLXK2_API_KEY"
@@ -54,14 +54,14 @@ def run(args: Namespace) -> None:
 
 
 def _serve(args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]) -> None:
-    serving = import_offline("mlxk2.server.serving")
+    serving = import_offline("mlxk2.server.lifecycle")
     serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
 
 
 def _serve_reloading(
     args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
 ) -> None:
-    reloading = import_offline("mlxk2.server.reloading")
+    reloading = import_offline("mlxk2.server.reload")
     # What the other process can't be sent, it does not need.
     sent = {key: value for key, value in vars(args).items() if key in _FUNCTIONS or isinstance(value, _PLAIN)}
     target = partial(_serve_anew, Namespace(**sent), snapshot)

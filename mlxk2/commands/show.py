@@ -6,17 +6,17 @@ import os
 from argparse import Namespace
 from typing import Literal
 
-from mlxk2.cache import integrity
-from mlxk2.cache.contents import TEMPLATE_FILES
-from mlxk2.cache.describe import look, metadata_of
-from mlxk2.cache.files import File
 from mlxk2.cache.store import Cache, hub_folder
-from mlxk2.sizes import human_size
+from mlxk2.checkpoint import health
+from mlxk2.checkpoint.describe import look, metadata_of
+from mlxk2.checkpoint.files import File
+from mlxk2.checkpoint.snapshot import TEMPLATE_FILES
+from mlxk2.formatting import human_size
 from mlxk2.spec import FileEntry, ShowData
 
 FileType = Literal["config", "weights", "tokenizer", "readme", "other"]
 
-_TOKENIZER_FILES = {*integrity.TOKENIZERS, *TEMPLATE_FILES, "tokenizer_config.json", "special_tokens_map.json"}
+_TOKENIZER_FILES = {*health.TOKENIZERS, *TEMPLATE_FILES, "tokenizer_config.json", "special_tokens_map.json"}
 _TOKENIZER_FILES |= {"added_tokens.json", "vocab.json", "merges.txt"}
 _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
@@ -27,7 +27,7 @@ def run(args: Namespace) -> ShowData:
     contents, model = look(lambda: cache.resolve(args.model))
     data: ShowData = {"model": model, "metadata": metadata_of(contents)}
     if data["model"]["health"] == "healthy":
-        for warning in integrity.warnings(contents):
+        for warning in health.warnings(contents):
             args.streams.warn(f"{warning}.")
     if args.files:
         data["files"] = [_entry(file) for file in contents.files]
@@ -44,7 +44,7 @@ def _type_of(name: str) -> FileType:
     base = name.rpartition("/")[2]
     if base in _TOKENIZER_FILES or base.endswith(".tiktoken"):
         return "tokenizer"
-    if integrity.is_weight(name):
+    if health.is_weight(name):
         return "weights"
     if base.lower().startswith("readme"):
         return "readme"

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlxk2.cache import locks, naming, space
+from mlxk2 import names
+from mlxk2.cache import locks, space
 from mlxk2.cache.audit import Audit, has_its_hash, looks_whole
-from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.hub import library, repos, sharing
-from mlxk2.hub.connection import Connection
+from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.hub import private, repos, sharing
+from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import translated
 from mlxk2.hub.fetching import fetch_all
 from mlxk2.hub.repos import Revision
@@ -92,14 +93,14 @@ def _is_settled(delivery: Delivery, revision: Revision, audit: Audit) -> bool:
 @contextmanager
 def _alone(hub: Path, repo_id: str, notify: Notify) -> Iterator[None]:
     """Hold the lock of a model's downloads; wait for another process that has it, and say so."""
-    lock = hub / locks.FOLDER / naming.folder_of(repo_id) / locks.PULL_LOCK
+    lock = hub / locks.FOLDER / names.folder_of(repo_id) / locks.PULL_LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            held.enter_context(library.WeakFileLock(lock, timeout=NOTICE_SECONDS))
-        except library.Timeout:
+            held.enter_context(private.WeakFileLock(lock, timeout=NOTICE_SECONDS))
+        except private.Timeout:
             notify(f"Another pull of {repo_id} is running; waiting for it.")
-            held.enter_context(library.WeakFileLock(lock))
+            held.enter_context(private.WeakFileLock(lock))
         except OSError as error:
             if error.errno not in locks.UNSUPPORTED:
                 raise

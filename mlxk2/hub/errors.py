@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
 
 from mlxk2 import errors
 from mlxk2.cache import space
-from mlxk2.cache.naming import Collision
 from mlxk2.errors import (
     AccessDeniedError,
     CachePermissionError,
@@ -31,8 +30,9 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
+from mlxk2.formatting import cut
 from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, question
-from mlxk2.printable import cut
+from mlxk2.names import Collision
 
 TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
 OFFLINE = "Offline mode is on (HF_HUB_OFFLINE)."

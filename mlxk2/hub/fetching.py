@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlxk2.cache.delivery import Delivery, Wanted
+from mlxk2.cache.staging import Delivery, Wanted
 from mlxk2.hub.transfer import Source, fetch
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from contextvars import ContextVar
 import httpcore2
 import httpx2
 
-from mlxk2.hub import library
+from mlxk2.formatting import human_size
+from mlxk2.hub import private
 from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_file, current_question, set_inside
-from mlxk2.sizes import human_size
 
 # What describes the body as it was on the way; what the library gets is plain.
 ON_THE_WAY = ("content-encoding", "content-length", "transfer-encoding")
@@ -34,7 +34,7 @@ _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 def client(endpoint: str, limits: Limits) -> httpx2.Client:
     """Make the library's own client, with its proxies and certificates, and stand guard at its network."""
-    made: httpx2.Client = library.default_client_factory()
+    made: httpx2.Client = private.default_client_factory()
     made._transport = _guarded(made._transport, endpoint, limits)
     made._mounts = {
         pattern: None if transport is None else _guarded(transport, endpoint, limits)
@@ -124,7 +124,7 @@ class Guard(httpx2.BaseTransport):
 
     def _check_pause(self, answer: httpx2.Response) -> None:
         """Refuse to wait for as long as an answer asks; the library would sleep until then."""
-        limit = library.parse_ratelimit_headers(answer.headers)
+        limit = private.parse_ratelimit_headers(answer.headers)
         after = answer.headers.get("retry-after", "").strip()
         asked: list[float] = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
         asked += [float(after)] if after.isascii() and after.isdigit() else []

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import httpx2
 
-from mlxk2.sizes import human_size
+from mlxk2.formatting import human_size
 
 Value = TypeVar("Value")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from huggingface_hub import ModelInfo
 from huggingface_hub.hf_api import RepoFile
 
-from mlxk2.hub.connection import Connection
+from mlxk2.hub.client import Connection
 from mlxk2.hub.limits import LimitExceeded, NonsenseError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,10 +8,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from mlxk2.cache import handles, hashes
-from mlxk2.cache.delivery import Wanted
+from mlxk2.cache.staging import Wanted
+from mlxk2.checkpoint import checksums
+from mlxk2.checkpoint.files import SAFELY
 from mlxk2.errors import DownloadFailedError
-from mlxk2.hub.library import CHUNK_BYTES
+from mlxk2.hub.private import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -25,7 +26,7 @@ class Stopped(Exception):
     """Another file failed, or the user interrupted: nobody waits for this one any more."""
 
 
-_FLAGS = os.O_RDWR | handles.SAFELY
+_FLAGS = os.O_RDWR | SAFELY
 
 
 def _opened(path: Path) -> int:
@@ -108,7 +109,7 @@ class Partial:
 
     def _restart(self) -> None:
         self._size = 0
-        self._digest = hashes.begun(self._wanted.blob, self._wanted.size)
+        self._digest = checksums.begun(self._wanted.blob, self._wanted.size)
 
     def _read_back(self) -> int:
         if os.fstat(self._handle).st_size > self._wanted.size:

@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mlxk2.cache import naming
-from mlxk2.cache.delivery import Wanted
+from mlxk2 import names
+from mlxk2.cache.staging import Wanted
 from mlxk2.errors import AccessDeniedError, DownloadFailedError
-from mlxk2.hub import library, listing
-from mlxk2.hub.connection import Connection
+from mlxk2.formatting import cut
+from mlxk2.hub import listing, private
+from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import NamesCollideError, RevisionMissingError, answered
 from mlxk2.hub.limits import NonsenseError
 from mlxk2.hub.listing import Entry
-from mlxk2.printable import cut
 
 DEFAULT_REF = "main"
 NO_HASH = "has no hash"
@@ -37,7 +37,7 @@ def find(connection: Connection, name: str, revision: str | None) -> Revision:
     NetworkError when the hub can't be reached.
     """
     denied = None
-    for repo_id in naming.candidates(name):
+    for repo_id in names.candidates(name):
         try:
             return _revision(connection, repo_id, revision)
         except AccessDeniedError as error:
@@ -56,8 +56,8 @@ def files(connection: Connection, revision: Revision) -> list[Wanted]:
         entries = listing.entries(connection, revision.repo_id, revision.commit)
         found = [_wanted(revision.repo_id, entry) for entry in entries]
     if not found:
-        raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({naming.short_hash(revision.commit)}).")
-    if collision := next(naming.collisions(file.name for file in found), None):
+        raise DownloadFailedError(f"{revision.repo_id} has no files on the hub ({names.short_hash(revision.commit)}).")
+    if collision := next(names.collisions(file.name for file in found), None):
         raise NamesCollideError(revision.repo_id, collision)
     return found
 
@@ -74,7 +74,7 @@ def _revision(connection: Connection, repo_id: str, revision: str | None) -> Rev
 
 def _commit(connection: Connection, repo_id: str, revision: str | None) -> str:
     with answered(repo_id, connection.limits):
-        timeout = library.constants.HF_HUB_ETAG_TIMEOUT
+        timeout = private.constants.HF_HUB_ETAG_TIMEOUT
         info = listing.checked(connection.api.model_info(repo_id, revision=revision, timeout=timeout))
         if info.gated:
             # Everybody may read of a gated repo; who may read its files, the hub says only when asked.
@@ -101,8 +101,8 @@ def _commits(connection: Connection, repo_id: str, start: str) -> Iterator[str]:
 
 
 def _wanted(repo_id: str, entry: Entry) -> Wanted:
-    problem = naming.problem_of_file(entry.path)
+    problem = names.problem_of_file(entry.path)
     if problem or entry.blob is None:
-        shown = repr(cut(entry.path, naming.MAX_LENGTH))
+        shown = repr(cut(entry.path, names.MAX_LENGTH))
         raise DownloadFailedError(f"The hub lists a file of {repo_id} that can't be one: {shown} {problem or NO_HASH}.")
     return Wanted(entry.path, entry.blob, entry.size, entry.xet_hash)

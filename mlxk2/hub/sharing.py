@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlxk2.cache import locks
 from mlxk2.cache.audit import has_its_hash
-from mlxk2.cache.delivery import Delivery, Wanted
-from mlxk2.cache.files import BrokenFile
-from mlxk2.cache.naming import INCOMPLETE
-from mlxk2.hub import library
+from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.checkpoint.files import BrokenFile
+from mlxk2.hub import private
 from mlxk2.hub.shared_blobs import SharedBlobs
+from mlxk2.names import INCOMPLETE
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -23,7 +23,7 @@ _LOCK_WAIT_SECONDS = 0.01
 
 def has(hub: Path, file: Wanted) -> bool:
     """Whether the store has the bytes of a file, so that they need not be fetched."""
-    return file.xet_hash is not None and library.has_shared_blob(
+    return file.xet_hash is not None and private.has_shared_blob(
         xet_hash=file.xet_hash, cache_dir=hub, expected_size=file.size
     )
 
@@ -37,7 +37,7 @@ def stage(hub: Path, delivery: Delivery, file: Wanted, advance: Advance) -> bool
     staged = delivery.staged(file)
     staged.unlink(missing_ok=True)
     try:
-        os.link(library.shared_blob_path(hub, file.xet_hash), staged)
+        os.link(private.shared_blob_path(hub, file.xet_hash), staged)
         found = delivery.tree.file(file.name, str(staged))
         if found is not None and has_its_hash(advance)(found, file):
             return True
@@ -53,7 +53,7 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
     The library moves the file that it publishes, and then lays a link in its place. So it is given a second name of the
     bytes: a kill in between must not leave the model without them.
     """
-    if file.xet_hash is None or not library.shared_blobs_enabled() or not library.is_xet_available():
+    if file.xet_hash is None or not private.shared_blobs_enabled() or not private.is_xet_available():
         return
     blob = delivery.blob(file)
     if blob.is_symlink():
@@ -69,18 +69,18 @@ def share(hub: Path, delivery: Delivery, file: Wanted) -> None:
     entry: dict[str, Any] = {"xet_hash": file.xet_hash, "cache_dir": hub, "expected_size": file.size}
     try:
         # What the store has under this name may be damaged. The delivered file is not, and takes its place.
-        if library.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
-            library.try_link_from_shared_store(blob_path=str(blob), **entry)
+        if private.publish_blob_to_shared_store(blob_path=str(spare), replace_existing=True, **entry):
+            private.try_link_from_shared_store(blob_path=str(blob), **entry)
     finally:
         spare.unlink(missing_ok=True)
         # Only to strike out the second name, which was noted too.
-        SharedBlobs(str(hub)).sweep(str(library.shared_blob_path(hub, file.xet_hash)))
+        SharedBlobs(str(hub)).sweep(str(private.shared_blob_path(hub, file.xet_hash)))
 
 
 def _is_alone(hub: Path, file: Wanted) -> bool:
     """Whether all models that need the store's bytes under a file's Xet hash file them under the same blob as it."""
     assert file.xet_hash is not None
-    payload = library.shared_blob_path(hub, file.xet_hash)
+    payload = private.shared_blob_path(hub, file.xet_hash)
     if not os.path.lexists(payload):
         return True
     holders = SharedBlobs(str(hub)).holders(str(payload))
@@ -108,7 +108,7 @@ def _remove_orphans(hub: Path, delivery: Delivery) -> None:
     for path in list(delivery.orphans()):
         lock = folder / f"{path.name.lstrip('.').partition('.')[0]}.lock"
         try:
-            with library.WeakFileLock(lock, timeout=_LOCK_WAIT_SECONDS):
+            with private.WeakFileLock(lock, timeout=_LOCK_WAIT_SECONDS):
                 path.unlink(missing_ok=True)
-        except library.Timeout:
+        except private.Timeout:
             continue

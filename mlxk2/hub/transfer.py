@@ -14,15 +14,15 @@ import httpx2
 from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 
-from mlxk2.cache.delivery import Wanted
+from mlxk2.cache.staging import Wanted
 from mlxk2.errors import DownloadFailedError
-from mlxk2.hub import library
-from mlxk2.hub.connection import Connection
+from mlxk2.formatting import human_size
+from mlxk2.hub import private
+from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import nonsense
 from mlxk2.hub.limits import LimitExceeded, receiving_file
 from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
-from mlxk2.sizes import human_size
 
 if TYPE_CHECKING:
     from mlxk2.progress import Advance
@@ -87,7 +87,7 @@ def _may_pass(fault: Exception) -> bool:
 
 def uses_xet(wanted: Wanted) -> bool:
     """Whether a file comes over Xet."""
-    return wanted.xet_hash is not None and library.is_xet_available()
+    return wanted.xet_hash is not None and private.is_xet_available()
 
 
 def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
@@ -95,15 +95,15 @@ def _receive_http(source: Source, wanted: Wanted, file: Partial) -> None:
     endpoint = connection.api.endpoint
     url = hf_hub_url(revision.repo_id, wanted.name, revision=revision.commit, endpoint=endpoint)
     offset = file.tell()
-    if wanted.size > library.constants.MAX_HTTP_DOWNLOAD_SIZE and not offset:
-        limit = human_size(library.constants.MAX_HTTP_DOWNLOAD_SIZE)
+    if wanted.size > private.constants.MAX_HTTP_DOWNLOAD_SIZE and not offset:
+        limit = human_size(private.constants.MAX_HTTP_DOWNLOAD_SIZE)
         raise DownloadFailedError(f"{wanted.name} is larger than {limit}, so that it comes only over Xet (hf_xet).")
     # A range of a compressed answer would not continue the bytes that are there. The client itself keeps the token
     # from the other hosts that the hub redirects to.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
     try:
         with receiving_file(wanted.size):
-            library.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
+            private.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=wanted.size)
     except (ValueError, httpx2.InvalidURL) as fault:
         # Headers that are no numbers, or an address that is none.
         raise DownloadFailedError(nonsense(wanted.name, fault)) from fault

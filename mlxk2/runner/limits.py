@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlxk2.sizes import parse_size
+from mlxk2.formatting import parse_size
 
 WIRED_VARIABLE = "MLXK2_WIRED_LIMIT"
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxk2.errors import MlxkError, ModelError
-from mlxk2.runner.memory import Device
-from mlxk2.runner.params import GenerationRequest, check_tokens, token_budget
+from mlxk2.runner.isolation import Trial
+from mlxk2.runner.mlx.memory import Device
+from mlxk2.runner.output.reasoning import Kind, Piece
+from mlxk2.runner.output.text import TextStream
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.reasoning import Kind, Piece
-from mlxk2.runner.rows import FAULTS, NO_TOKEN, Backend, Rows, Step, TokenLogprob, free_frames
-from mlxk2.runner.text import TextStream
-from mlxk2.runner.trial import Trial
+from mlxk2.runner.request import GenerationRequest, check_tokens, token_budget
+from mlxk2.runner.sequences import FAULTS, NO_TOKEN, Backend, Rows, Step, TokenLogprob, free_frames
 
 # As many as mlx-lm decodes together when nobody says otherwise.
 MAX_ROWS = 32

@@ -18,18 +18,20 @@ from starlette.requests import ClientDisconnect
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
-from mlxk2.runner.params import check_tokens
-from mlxk2.server import chat_page, faults, guard, invalid, openapi, plan, stream
-from mlxk2.server.answers import Models
+from mlxk2.runner.request import check_tokens
+from mlxk2.server import chat_page
 from mlxk2.server.awake import Awake
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.engine import Engine, Target
-from mlxk2.server.paths import Paths
+from mlxk2.server.generation import Reply
+from mlxk2.server.http.access import Access, Guard, client_of
+from mlxk2.server.http.disconnect import EventStream, while_connected
+from mlxk2.server.http.paths import Paths
+from mlxk2.server.openai import description, errors, invalid, sse, translation
+from mlxk2.server.openai.rendering import ChatShape, CompletionShape, Shape
+from mlxk2.server.openai.requests import ChatBody, CompletionBody, GenerationBody
+from mlxk2.server.openai.schemas import Models
 from mlxk2.server.preparing import Make, Preparing
-from mlxk2.server.presence import EventStream, while_connected
-from mlxk2.server.protocol import ChatBody, CompletionBody, GenerationBody
-from mlxk2.server.reply import Reply
-from mlxk2.server.shapes import ChatShape, CompletionShape, Shape
 from mlxk2.sleep import NoSleep
 
 B = TypeVar("B", bound=GenerationBody)
@@ -53,15 +55,15 @@ class Service:
     no_sleep: NoSleep = field(default_factory=NoSleep)
 
 
-def create_app(service: Service, access: guard.Access) -> FastAPI:
+def create_app(service: Service, access: Access) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title="mlxk2", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
-    app.openapi = partial(openapi.description, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
+    app.openapi = partial(description.description, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
     _add_routes(app)
     _add_handlers(app)
     app.add_middleware(Awake, no_sleep=service.no_sleep)
-    app.add_middleware(guard.Guard, access=access)
+    app.add_middleware(Guard, access=access)
     app.add_middleware(Paths)
     if access.origins:
         app.add_middleware(
@@ -86,11 +88,11 @@ def _add_routes(app: FastAPI) -> None:
 
 def _add_handlers(app: FastAPI) -> None:
     handlers: dict[type[Exception], Handler] = {
-        MlxkError: lambda _, error: faults.response_of(error),
+        MlxkError: lambda _, error: errors.response_of(error),
         pydantic.ValidationError: lambda _, error: JSONResponse(invalid.body_of(error), 400),
-        HTTPException: lambda _, error: faults.of_http(error),
+        HTTPException: lambda _, error: errors.of_http(error),
         ClientDisconnect: lambda *_: Response(status_code=499),  # nobody is left to read it
-        Exception: lambda *_: faults.refusal("The server made a mistake; its log says more.", 500),
+        Exception: lambda *_: errors.refusal("The server made a mistake; its log says more.", 500),
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, _in_the_loop(handler))
@@ -136,14 +138,14 @@ async def _model(request: Request, model: str) -> JSONResponse:
 
 async def _chat(request: Request) -> Response:
     body = await _body(request, ChatBody)
-    make = partial(plan.chat_requests, body, default_limit=_service(request).max_tokens)
+    make = partial(translation.chat_requests, body, default_limit=_service(request).max_tokens)
     shape = ChatShape(logprobs=body.wanted_logprobs is not None)
     return await _answer(request, body, Work(body.n or 1, make, shape, "messages"))
 
 
 async def _complete(request: Request) -> Response:
     body = await _body(request, CompletionBody)
-    make = partial(plan.completion_requests, body, default_limit=_service(request).max_tokens)
+    make = partial(translation.completion_requests, body, default_limit=_service(request).max_tokens)
     shape = CompletionShape(logprobs=body.logprobs is not None)
     return await _answer(request, body, Work((body.n or 1) * len(body.prompts), make, shape, "prompt"))
 
@@ -169,15 +171,15 @@ async def _answer(request: Request, body: GenerationBody, work: Work) -> Respons
         message = f"{work.slots} answers are asked for, but this server gives at most {most} at once."
         raise ValidationError(message, param="n")
     async with while_connected(request.receive), AsyncExitStack() as held:
-        begun = asyncio.ensure_future(_begin(service, body.model, work, guard.client_of(request.scope)))
+        begun = asyncio.ensure_future(_begin(service, body.model, work, client_of(request.scope)))
         held.callback(_abandon, begun)
         if not body.stream:
             with _about(work.field, ContextLengthError, ValidationError):
-                return Response(await stream.fold(await begun, work.shape), media_type="application/json")
+                return Response(await sse.fold(await begun, work.shape), media_type="application/json")
         done, _ = await asyncio.wait({begun}, timeout=service.patience)
         name = (await begun).name if done else body.model or ""
         held.pop_all()
-        frames = stream.frames(
+        frames = sse.frames(
             begun, work.shape, name, includes_usage=body.includes_usage, pulse=service.pulse
         )
         return EventStream(frames, partial(_abandon, begun))

@@ -10,15 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
-from mlxk2.cache import naming
-from mlxk2.cache.context import context_length
-from mlxk2.cache.describe import look
-from mlxk2.cache.memory import SETTLED_NS, fingerprint
+from mlxk2 import names
+from mlxk2.cache.index import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, Snapshot, hub_folder
+from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, hub_folder
+from mlxk2.checkpoint.context import context_length
+from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
-from mlxk2.server.answers import Model
 from mlxk2.server.engine import Target
+from mlxk2.server.openai.schemas import Model
 
 # Names that led to the model in memory, and save the next request a look at the disk.
 _MOST_NAMES = 256
@@ -101,7 +102,7 @@ class Catalog:
 
     def _described(self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool) -> dict[str, Model]:
         cache = _Listed(hub_folder(os.environ), self._lists)
-        finders = [lambda: cache.resolve(naming.DEMO)] if is_wanted(naming.DEMO) else []
+        finders = [lambda: cache.resolve(names.DEMO)] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
         found = {entry.id: entry for find in finders if not cancelled() and (entry := self._entry(find))}
         if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
@@ -111,7 +112,7 @@ class Catalog:
         return found
 
     def _resolve(self, name: str) -> Snapshot:
-        if naming.is_path(name):
+        if names.is_path(name):
             # A client may not look around on the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
         return runnable(_Listed(hub_folder(os.environ), self._lists), name)
@@ -187,7 +188,7 @@ class _Scan:
 def _names_of(typed: str, target: Target) -> frozenset[str]:
     """Return what the model of the start is called: a user's folder by the name of the demo is not meant by it."""
     is_demo = os.path.realpath(target.path) == os.path.realpath(DEMO_FOLDER)
-    return frozenset({typed, target.name}) - (frozenset() if is_demo else {naming.DEMO})
+    return frozenset({typed, target.name}) - (frozenset() if is_demo else {names.DEMO})
 
 
 def _entry(find: Callable[[], Snapshot], context: int | None) -> Model | None:

@@ -16,10 +16,10 @@ from mlxk2.errors import (
     ServerStoppingError,
     ValidationError,
 )
-from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.rows import Backend
-from mlxk2.server.reply import Reply
-from mlxk2.server.turns import Target, Ticket, Turns
+from mlxk2.runner.request import GenerationRequest
+from mlxk2.runner.sequences import Backend
+from mlxk2.server.generation import Reply
+from mlxk2.server.scheduler import Target, Ticket, Turns
 from mlxk2.server.worker import Plan, Worker
 
 __all__ = ["Engine", "Limits", "Load", "Target"]

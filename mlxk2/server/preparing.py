@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerBusyError, ServerStoppingError
-from mlxk2.runner import backend, params
-from mlxk2.runner.confined import Cancelled, Starter
-from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.text import Vocabulary
-from mlxk2.runner.tokenizer import Tokenizer
-from mlxk2.server.turns import Target, Ticket, Turns
+from mlxk2.runner.mlx import loader
+from mlxk2.runner.output.text import Vocabulary
+from mlxk2.runner.prompt.confined import Cancelled, Starter
+from mlxk2.runner.prompt.tokenizer import Tokenizer
+from mlxk2.runner.request import GenerationRequest, token_budget
+from mlxk2.server.scheduler import Target, Ticket, Turns
 from mlxk2.server.worker import outcome
 
 # Models whose tokenizers are kept, and prompts of one model that are made at the same time: of one client fewer than
@@ -142,7 +142,7 @@ class Preparers:
         model = self._shelf.model(target, has_gone)
         requests = make(model._replace(tokenizer=model.tokenizer.until(has_gone)))
         for request in requests:
-            params.token_budget(request, model.context_length)
+            token_budget(request, model.context_length)
         return Prepared(requests, model.vocabulary)
 
     def tokenizer(self, target: Target) -> tuple[Tokenizer, Vocabulary]:
@@ -201,9 +201,9 @@ class _Shelf:
 
     def _load(self, target: Target, cancelled: Cancelled) -> Model:
         folder = Path(target.path)
-        config = backend.read_config(folder, target.name)
-        tokenizer, vocabulary = backend.load_vocabulary(folder, target.name, config, self._starter, cancelled)
-        return Model(tokenizer, vocabulary, self._context or backend.context_of(folder, target.name))
+        config = loader.read_config(folder, target.name)
+        tokenizer, vocabulary = loader.load_vocabulary(folder, target.name, config, self._starter, cancelled)
+        return Model(tokenizer, vocabulary, self._context or loader.context_of(folder, target.name))
 
     def _keep(self, path: str, state: object, model: Model) -> None:
         with self._lock:

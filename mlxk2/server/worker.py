@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from mlxk2.errors import ModelError
-from mlxk2.runner.params import GenerationRequest
-from mlxk2.runner.rows import Backend, free_frames
+from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.runner import Chunk, MLXRunner, Outcome, Session
-from mlxk2.server.reply import Reply
+from mlxk2.runner.sequences import Backend, free_frames
+from mlxk2.server.generation import Reply
 
 T = TypeVar("T")
 MakeRunner = Callable[[Backend], MLXRunner]

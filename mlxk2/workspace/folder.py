@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-from mlxk2.cache import naming
-from mlxk2.cache.contents import Contents
-from mlxk2.cache.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
+from mlxk2 import names
 from mlxk2.cache.store import folder_snapshot
+from mlxk2.checkpoint.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
+from mlxk2.checkpoint.snapshot import Contents
 from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 
@@ -42,7 +42,7 @@ class Workspace:
     def files(self) -> tuple[File, ...]:
         """The files to be uploaded, by name; one that can't be has a `problem`."""
         files = sorted(map(self._file, self._walked[0]), key=lambda file: file.name)
-        collisions = naming.collisions(file.name for file in files)
+        collisions = names.collisions(file.name for file in files)
         clashes = {name: f"has no place beside {other}: {reason}" for other, name, reason in collisions}
         return tuple(_refused(file, clashes.get(file.name)) for file in files)
 
@@ -97,7 +97,7 @@ class Workspace:
 
 def _refused(file: File, clash: str | None) -> File:
     """The file, with a problem if no file on the hub may have its name."""
-    problem = file.problem or naming.problem_of_file(file.name) or clash
+    problem = file.problem or names.problem_of_file(file.name) or clash
     return broken(file.name, problem) if problem else file
 
 

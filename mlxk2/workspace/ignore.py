@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from mlxk2.cache import litter
+from mlxk2.checkpoint import litter
 
 IGNORE_FILE = ".hfignore"
 

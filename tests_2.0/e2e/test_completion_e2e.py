@@ -10,7 +10,7 @@ import pexpect
 import pytest
 from layouts import Hub, chat_model
 
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.cli.parser import ALPHA_VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -14,11 +14,11 @@ import mlx.core as mx
 import pytest
 from tiny_models import BABBLE, write_chain
 
-from mlxk2.runner.backend import LoadedModel, load
-from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.prompt_cache import PromptCache
-from mlxk2.runner.rows import Rows
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Rows
 from mlxk2.server.worker import Worker
 
 pytestmark = pytest.mark.e2e

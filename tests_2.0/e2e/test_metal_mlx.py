@@ -17,14 +17,14 @@ from mlx_lm.models import llama
 from places import error_of
 from tiny_models import BABBLE, write_chain, write_random
 
+from mlxk2.chat.assistant import Assistant
 from mlxk2.errors import InsufficientMemoryError, ModelNotRunnableError
-from mlxk2.runner.assistant import Assistant
-from mlxk2.runner.backend import LoadedModel, load
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.decoding import Decoding, piece
-from mlxk2.runner.memory import Chosen, Device
-from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.prompt import Message
+from mlxk2.runner.mlx.decoding import Decoding, piece
+from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.mlx.memory import Chosen, Device
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.prompter import Message
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
 
 pytestmark = pytest.mark.e2e

@@ -9,9 +9,9 @@ import pytest
 from tiny_models import NEWLINE, say, write_chain
 
 from mlxk2.errors import ModelError
-from mlxk2.runner import backend
-from mlxk2.runner.backend import LoadedModel
-from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.mlx import loader
+from mlxk2.runner.mlx.loader import LoadedModel
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
 
 pytestmark = pytest.mark.e2e
@@ -28,12 +28,12 @@ def load(folder: Path, *damaged: str) -> LoadedModel:
     write_chain(folder, say("a", "b", "c"))
     file = folder / "model.safetensors"
     weights = dict(mx.load(str(file)))
-    model = backend.load(folder)
+    model = loader.load(folder)
     for token in damaged:
         weights["model.embed_tokens.weight"][model.tokenizer.get_vocab()[token]] = mx.nan
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
     model.tokenizer.close()
-    return backend.load(folder)
+    return loader.load(folder)
 
 
 def request(model: LoadedModel, text: str, sampling: Sampling) -> GenerationRequest:

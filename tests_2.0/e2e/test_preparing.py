@@ -13,10 +13,10 @@ import pytest
 from tiny_models import say, write_chain
 
 from mlxk2.errors import ServerBusyError
-from mlxk2.runner.confined import Starter
-from mlxk2.runner.params import GenerationRequest
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.preparing import Prepared, Preparers
-from mlxk2.server.turns import Target
+from mlxk2.server.scheduler import Target
 
 pytestmark = pytest.mark.e2e
 

@@ -14,10 +14,10 @@ from architectures import ARCHITECTURES
 from mlx_lm.generate import generate_step
 from tiny_models import BABBLE, write_chain, write_random
 
-from mlxk2.runner.backend import LoadedModel, load
-from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.rows import TokenLogprob
+from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner, Session
+from mlxk2.runner.sequences import TokenLogprob
 
 pytestmark = pytest.mark.e2e
 

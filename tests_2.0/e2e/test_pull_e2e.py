@@ -19,7 +19,7 @@ from places import copied
 from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
 from shapes import assert_envelope
 
-from mlxk2.sizes import human_size
+from mlxk2.formatting import human_size
 
 pytestmark = pytest.mark.e2e
 

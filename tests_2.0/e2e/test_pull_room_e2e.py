@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Clien
 def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, big_model(8 * MIB))
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({4 * MIB}, {resource.RLIM_INFINITY}));"
-    code = f"{limit} import sys; from mlxk2.cli import main; sys.exit(main(['pull', '{MODEL}', '--json']))"
+    code = f"{limit} import sys; from mlxk2.cli.main import main; sys.exit(main(['pull', '{MODEL}', '--json']))"
     outcome = ended(hub_client.start_command(sys.executable, "-c", code))
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
     assert "ulimit" in outcome.json["error"]["message"]

@@ -13,9 +13,9 @@ import pytest
 from architectures import ARCHITECTURES
 from tiny_models import BABBLE, write_chain, write_random
 
-from mlxk2.runner.backend import LoadedModel, load
-from mlxk2.runner.decoding import piece
-from mlxk2.runner.params import GenerationRequest, Sampling
+from mlxk2.runner.mlx.decoding import piece
+from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner, Session
 
 pytestmark = pytest.mark.e2e

@@ -28,14 +28,14 @@ from mlxk2.errors import (
     ModelUnhealthyError,
     ValidationError,
 )
-from mlxk2.runner.backend import LoadedModel, load
-from mlxk2.runner.decoding import Decoding
-from mlxk2.runner.memory import Device
-from mlxk2.runner.params import GenerationRequest, Sampling
-from mlxk2.runner.prompt import Message, Prompter
-from mlxk2.runner.rows import TokenLogprob
+from mlxk2.runner.mlx.decoding import Decoding
+from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.mlx.memory import Device
+from mlxk2.runner.output.token_bytes import token_bytes
+from mlxk2.runner.prompt.prompter import Message, Prompter
+from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import Chunk, MLXRunner, Session
-from mlxk2.runner.token_bytes import token_bytes
+from mlxk2.runner.sequences import TokenLogprob
 
 pytestmark = pytest.mark.e2e
 

@@ -456,7 +456,7 @@ def test_reload_survives_code_that_is_wrong(tmp_path: Path, code: Path) -> None:
 
 PAUSES = """
 import os, signal, socket, sys
-from mlxk2.server.reloading import Reloader
+from mlxk2.server.reload import Reloader
 
 def end_at(moment):
     lines = 0

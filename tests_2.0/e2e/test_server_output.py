@@ -15,7 +15,7 @@ import pytest
 from serving import END, START, environment_of, full_pipe, hub_of
 from wire import CHAT, Wire, post
 
-from mlxk2.outlet import MAX_WAITING_BYTES, Outlet
+from mlxk2.cli.outlet import MAX_WAITING_BYTES, Outlet
 
 pytestmark = pytest.mark.e2e
 

@@ -16,7 +16,7 @@ from layouts import Hub, chat_model, without
 from tiny_models import say, write_chain
 from wcwidth import wcswidth
 
-from mlxk2.arguments import ALPHA_VARIABLE, COMMANDS
+from mlxk2.cli.parser import ALPHA_VARIABLE, COMMANDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -45,5 +45,5 @@ def _note(line: str) -> None:
         log.write(f"{line}\n")
 
 
-if "METAL_LOG" in os.environ and "mlxk2.runner.tokenizer_process" not in sys.orig_argv:
+if "METAL_LOG" in os.environ and "mlxk2.runner.prompt.process" not in sys.orig_argv:
     _pretend()

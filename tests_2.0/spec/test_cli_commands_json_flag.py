@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Program
 
-from mlxk2.arguments import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS
+from mlxk2.cli.parser import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "json-api-specification.md"
 

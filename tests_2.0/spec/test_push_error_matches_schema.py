@@ -9,7 +9,7 @@ import pytest
 from conftest import Program
 from pushing import Pusher
 
-from mlxk2.arguments import ALPHA_VARIABLE
+from mlxk2.cli.parser import ALPHA_VARIABLE
 
 Problems = Callable[[object], list[str]]
 

@@ -1,0 +1,109 @@
+"""A model that answers one prompt at a time, for a person or a script."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from mlxk2.chat.printer import Interrupt
+from mlxk2.runner.mlx import loader, memory
+from mlxk2.runner.output.reasoning import Kind
+from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.prompter import Message, Prompter
+from mlxk2.runner.request import GenerationRequest, Sampling
+from mlxk2.runner.runner import Chunk, MLXRunner
+from mlxk2.runner.sequences import Backend
+from mlxk2.sleep import NoSleep
+
+Reason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt; counts in tokens, the time from the prompt to the last token."""
+
+    response: str
+    reasoning: str | None
+    finish_reason: Reason
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The speed, prompt included."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def statistics(self) -> str:
+        """The counts and the speed in one line."""
+        return (
+            f"prompt: {self.prompt_tokens} tokens, answer: {self.tokens} tokens in {self.seconds:.2f} s "
+            f"({self.tokens_per_second:.1f} tokens/s), end: {self.finish_reason}"
+        )
+
+
+class Assistant:
+    """A model in memory, with how it is to answer.
+
+    One that `converses` keeps what it computed, so that the next turn of a conversation computes only what is new, and
+    gives back the rest of the memory while the user types.
+    """
+
+    def __init__(
+        self, model: Backend, prompter: Prompter, sampling: Sampling, max_tokens: int | None, *, converses: bool = False
+    ) -> None:
+        self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes if converses else 0)
+        self._converses = converses
+        self._prompter = prompter
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._no_sleep = NoSleep()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        *,
+        name: str,
+        adapter: str | None,
+        use_template: bool,
+        sampling: Sampling,
+        max_tokens: int | None,
+        context: int | None,
+        starter: Starter,
+        wired_limit: int | None = None,
+        converses: bool = False,
+    ) -> Assistant:
+        """Load the model of a folder; raises what `backend.load` raises."""
+        chosen = memory.Chosen(prompt_cache=None if converses else 0, wired=wired_limit)
+        model = loader.load(folder, adapter, name=name, chosen=chosen, starter=starter, context=context)
+        prompter = Prompter(
+            model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
+        )
+        return cls(model, prompter, sampling, max_tokens, converses=converses)
+
+    def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
+        """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
+        texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
+        with Interrupt() as interrupted, self._no_sleep.held():
+            prompt = self._prompter.until(interrupted).chat(messages)
+            request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
+            started = time.perf_counter()
+            for chunk in self._runner.stream(request, interrupted):
+                texts[chunk.kind].append(chunk.text)
+                show(chunk)
+            seconds = time.perf_counter() - started
+            if self._converses:
+                memory.give_back()
+        return Answer(
+            response="".join(texts["answer"]),
+            reasoning="".join(texts["reasoning"]) or None,
+            # The last chunk has a reason, and an error would have been raised.
+            finish_reason=cast(Reason, chunk.finish_reason),
+            prompt_tokens=len(prompt.tokens),
+            tokens=chunk.tokens,
+            seconds=seconds,
+        )

@@ -1,0 +1,92 @@
+"""What a person at a terminal has of an answer: its text as it comes, and Ctrl-C. Needs no MLX."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import IO, TYPE_CHECKING
+from unicodedata import category
+
+if TYPE_CHECKING:
+    from mlxk2.runner.output.reasoning import Kind
+    from mlxk2.runner.runner import Chunk
+
+INTERRUPTED = "[Generation interrupted by user]"
+_HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
+# Control and format characters, line separators: with these a model could move the cursor, recolour the terminal, or
+# turn the order of what is read around.
+_HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
+# Line ends, and what emoji and the scripts of Persian, Hindi, Arabic or Hebrew need: joiners and marks of direction.
+_NEEDED = "\n\t\u200c\u200d\u200e\u200f"
+
+
+def harmless(text: str) -> str:
+    """Return a model's text without what would change more of a terminal than the text itself."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in _NEEDED or category(c) not in _HARMFUL else "\ufffd" for c in text)
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C sets a flag, which ends an answer in good order; a second one raises."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._flag = False
+        self._previous = signal.signal(signal.SIGINT, self._note)
+        return lambda: self._flag
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._flag:
+            raise KeyboardInterrupt
+        self._flag = True
+
+
+class Printer:
+    """Writes an answer to a stream as it comes, or `whole` at its end; reasoning under a heading, apart from it."""
+
+    def __init__(self, stream: IO[str], *, hide_reasoning: bool, whole: bool = False) -> None:
+        self._stream = stream
+        self._whole = whole
+        self._kept: list[Chunk] = []
+        self._hidden: Kind | None = "reasoning" if hide_reasoning else None
+        self._is_terminal = stream.isatty()
+        self._kind: Kind = "answer"
+        self._last = "\n"
+
+    def show(self, chunk: Chunk) -> None:
+        """Write the chunk's text, if it is to be seen; of a whole answer it is kept until the end."""
+        if self._whole:
+            self._kept.append(chunk)
+        else:
+            self._print(chunk)
+
+    def end(self, *, interrupted: bool) -> None:
+        """End the last line, and say so if the user ended the answer."""
+        for chunk in self._kept:
+            self._print(chunk)
+        self._end_line()
+        if interrupted:
+            self._write(f"{INTERRUPTED}\n")
+        self._stream.flush()
+
+    def _print(self, chunk: Chunk) -> None:
+        if not chunk.text or chunk.kind == self._hidden:
+            return
+        if chunk.kind != self._kind:
+            self._kind = chunk.kind
+            self._end_line()
+            self._write(_HEADINGS[chunk.kind])
+        self._write(chunk.text)
+        self._stream.flush()
+
+    def _end_line(self) -> None:
+        if self._last != "\n":
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        self._last = text[-1]
+        self._stream.write(harmless(text) if self._is_terminal else text)

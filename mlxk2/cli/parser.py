@@ -1,0 +1,287 @@
+"""The command line's grammar: every command, its arguments, and one plain sentence of help for each."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from mlxk2.errors import CommandError
+from mlxk2.formatting import cut
+
+COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server", "completion")
+ALPHA_COMMANDS = ("clone", "push")
+DEFAULT_COLUMNS = 100
+# A number of more digits is past every limit here.
+_MAX_DIGITS = 25
+ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
+# `server` is the name that the JSON API knows; all other commands are called what they are typed as.
+API_NAMES = {"serve": "server"}
+
+Subparsers = Any  # argparse keeps the type of what add_subparsers returns to itself
+
+
+class _Help(argparse.HelpFormatter):
+    """Help whose first line fits one: the options are listed below it, with what they mean."""
+
+    _SOME = argparse.Action([], "options", nargs="?")
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        arguments = [action for action in actions if not action.option_strings]
+        super().add_usage(usage, [self._SOME, *arguments], groups, prefix)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises CommandError where argparse would print its usage and exit."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # One is made for every argument; asked for the terminal's width itself, it imports half of the library.
+        return _Help(self.prog, width=_columns())
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Without a word of it, argparse would let a disk be full.
+        if file:
+            file.write(message)
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """The command line as a namespace with `command` and `module`; CommandError when it is wrong."""
+    alpha = environment.get(ALPHA_VARIABLE) == "1"
+    command = named_command(argv)
+    if command in ALPHA_COMMANDS and not alpha:
+        raise CommandError(f"`{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.", command=command)
+    parser = _parser(alpha)
+    try:
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise _unrecognized(args, unknown)
+        if args.command is None and not args.version:
+            parser.error("a command is needed; `mlxk2 --help` lists them")
+    except CommandError as error:
+        error.command = command
+        raise
+    return args
+
+
+def _unrecognized(args: argparse.Namespace, words: Sequence[str]) -> CommandError:
+    error = CommandError(f"Unrecognized arguments: {' '.join(words)}", usage=args.usage())
+    if args.command == "run" and not any(word.startswith("-") for word in words):
+        error.details["hint"] = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
+    return error
+
+
+def named_command(argv: Sequence[str]) -> str | None:
+    """The command that a command line is meant for, however wrong the rest of it is."""
+    first = next((word for word in argv if not word.startswith("-")), None)
+    return API_NAMES.get(first or "", first) if first in COMMANDS else None
+
+
+def _parser(alpha: bool) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mlxk2",
+        description="Manage, run and serve language models on Apple's MLX.",
+        epilog="A model is named org/model, by a part of its name, model@hash or ./folder; `demo` is built in.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(command=None, module=None, usage=parser.format_usage)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, prog="mlxk2")
+    _add_list(commands)
+    _add_show(commands)
+    _add_health(commands)
+    _add_pull(commands)
+    _add_rm(commands)
+    if alpha:
+        _add_clone(commands)
+        _add_push(commands)
+    _add_run(commands)
+    _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
+    _add_serve(commands, "server", help="the same as serve")
+    _add_completion(commands, parser)
+    return parser
+
+
+@lru_cache(maxsize=1)
+def _columns() -> int:
+    """The width of help, in characters: the terminal's, where there is one."""
+    try:
+        return os.get_terminal_size().columns - 2
+    except OSError:
+        return DEFAULT_COLUMNS
+
+
+def _command(commands: Subparsers, name: str, help: str, example: str, module: str | None = None) -> _Parser:
+    parser: _Parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[:1].upper()}{help[1:]}.",
+        epilog=f"Example: {example}",
+        allow_abbrev=False,
+    )
+    # Without a default of its own, so that a --json before the command stays.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name, usage=parser.format_usage)
+    return parser
+
+
+def _whole(text: str) -> int:
+    """Return a whole number; the digits of other scripts are refused, which `int` takes."""
+    if re.fullmatch("[+-]?[0-9]+", text) is None:
+        raise _not_a("whole number", text)
+    if len(text) > _MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+    return int(text)
+
+
+def _decimal(text: str) -> float:
+    """Return a number that is finite."""
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE) is None:
+        raise _not_a("number", text)
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+    return value
+
+
+def _not_a(kind: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is not a {kind} in the digits 0 to 9")
+
+
+def _add_list(commands: Subparsers) -> None:
+    parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
+    parser.add_argument("pattern", nargs="?", help="only models whose name contains this")
+    parser.add_argument("--all", action="store_true", help="not only MLX chat models")
+    parser.add_argument("--health", action="store_true", help="show whether each model is intact and runs here")
+    parser.add_argument("--verbose", action="store_true", help="all MLX models, with full names and framework")
+
+
+def _add_show(commands: Subparsers) -> None:
+    parser = _command(commands, "show", "show one model in detail", "mlxk2 show demo --files")
+    parser.add_argument("model", help="a model of the cache, ./folder, or demo")
+    parser.add_argument("--files", action="store_true", help="list its files")
+    parser.add_argument("--config", action="store_true", help="print its config.json")
+
+
+def _add_health(commands: Subparsers) -> None:
+    parser = _command(commands, "health", "check that models are complete and undamaged", "mlxk2 health --deep")
+    parser.add_argument("pattern", nargs="?", help="only this model (default: all)")
+    parser.add_argument("--deep", action="store_true", help="hash every file, which finds flipped bits too")
+
+
+def _add_pull(commands: Subparsers) -> None:
+    help = "download a model, or repair one"
+    parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit")
+    parser.add_argument("model", help="org/model, or a name under mlx-community; @revision for one revision")
+    parser.add_argument("--force", action="store_true", help="check every file by hash, fetch again what is bad")
+
+
+def _add_rm(commands: Subparsers) -> None:
+    help = "remove a model, or one revision of it, from the cache"
+    parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run")
+    parser.add_argument("model", help="org/model, or model@hash for one revision")
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+
+
+def _add_clone(commands: Subparsers) -> None:
+    help = "make an editable copy of a model (alpha)"
+    parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model")
+    parser.add_argument("model", help="org/model, cached or not")
+    parser.add_argument("target_dir", metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--branch", help="the branch to clone")
+    parser.add_argument("--no-health-check", action="store_true", help="clone even a damaged model")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_push(commands: Subparsers) -> None:
+    help = "make a branch on the hub a mirror of a folder (alpha)"
+    parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
+    parser.add_argument("local_dir", metavar="DIR", help="the folder; what it lacks is deleted from the branch")
+    parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
+    parser.add_argument("--private", action="store_true", help="required to upload: a new repo is private")
+    parser.add_argument("--create", action="store_true", help="create the (private) repo or the branch, if need be")
+    parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
+    parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
+    parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")
+    parser.add_argument("--dry-run", action="store_true", help="compare with the hub, upload nothing")
+    parser.add_argument("--verbose", action="store_true", help="show the hub's log, print the commit's URL")
+
+
+def _add_run(commands: Subparsers) -> None:
+    help = "ask a model, or chat with it"
+    parser = _command(commands, "run", help, 'mlxk2 run demo "What is the capital of France?"')
+    parser.add_argument("model", help="a model of the cache, ./folder, or demo")
+    parser.add_argument("prompt", nargs="?", help="the question; - reads it from stdin; none starts a chat")
+    _add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
+    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
+    parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
+    parser.add_argument("--no-chat-template", action="store_true", help="continue the prompt as plain text")
+    parser.add_argument("--hide-reasoning", action="store_true", help="print only the answer")
+    parser.add_argument("--verbose", action="store_true", help="print token counts and speed to stderr")
+
+
+def _add_context_length(parser: argparse.ArgumentParser) -> None:
+    help = "how many tokens the model holds (default: what its files say)"
+    parser.add_argument("--context-length", type=_whole, metavar="N", help=help)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
+    _add_context_length(parser)
+    parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    parser.add_argument("--top-p", type=_decimal, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
+    parser.add_argument(
+        "--top-k", type=_whole, default=0, metavar="N", help="sample from the N likeliest (default: all)"
+    )
+    help = "relative to the likeliest (default: 0)"
+    parser.add_argument("--min-p", type=_decimal, default=0.0, metavar="P", help=help)
+    help = "1 is none (default: 1.1)"
+    parser.add_argument("--repetition-penalty", type=_decimal, default=1.1, metavar="R", help=help)
+    parser.add_argument("--seed", type=_whole, metavar="N", help="the same seed gives the same text")
+
+
+def _add_serve(commands: Subparsers, name: str, help: str) -> None:
+    parser = _command(commands, name, help, f"mlxk2 {name} --model demo", module="serve")
+    parser.add_argument("--model", help="load this model at the start")
+    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_whole, default=8000, help="the port to listen on (default: 8000)")
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="limit of an answer (default: half the context)")
+    _add_context_length(parser)
+    parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
+    help = "a further name that clients use for this machine; may be given several times"
+    parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)
+    parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
+    parser.add_argument(
+        "--max-concurrent", type=_whole, default=64, metavar="N", help="answers at a time (default: 64)"
+    )
+    parser.add_argument("--max-queue", type=_whole, default=256, metavar="N", help="requests that wait (default: 256)")
+    help = "memory for prompts already read, such as 2GB (default: an eighth of all, or half of what is left)"
+    parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help=help)
+    levels = ("critical", "error", "warning", "info", "debug")
+    help = f"{', '.join(levels)} (default: info)"
+    parser.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=help)
+    parser.add_argument("--reload", action="store_true", help="start again when the code changes")
+    parser.add_argument("--verbose", action="store_true", help="log every request")
+
+
+def _add_completion(commands: Subparsers, grammar: _Parser) -> None:
+    help = "print a script that completes commands and models in a shell"
+    example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
+    parser = _command(commands, "completion", help, example)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
+    parser.set_defaults(grammar=grammar)

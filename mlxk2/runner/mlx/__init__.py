@@ -1,0 +1,1 @@
+"""What runs on MLX: loading, batches, sampling."""

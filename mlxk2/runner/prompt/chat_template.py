@@ -1,0 +1,145 @@
+"""Chat templates: the environment they are written for, and how a conversation is rendered with one.
+
+They are programs of strangers, and run in the process of `process.py`, within its limits of time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template, nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+# Characters; more than any prompt has.
+MOST_TEXT = 64 << 20
+# Marks where a last message ends that is to be continued; as transformers does, with a space that may be trimmed.
+_END = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks for training what the model said, and renders what is in it."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Dict:
+    """`dict`, as far as it is harmless."""
+
+    def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*values, **named)
+
+    def fromkeys(self, *values: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*values)
+
+
+class _Namespace(Namespace):
+    """`namespace`, without the names that lead into Python."""
+
+    def __init__(*values: Any, **named: Any) -> None:
+        self, *rest = values
+        attributes = dict(*rest, **named)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"A namespace can't have an attribute named {name!r}.")
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    # Jinja's own escapes HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005 - the day that the user has
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Return what chat templates are written for: https://huggingface.co/docs/transformers/chat_templating_writing."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made.filters["tojson"] = _tojson
+    made.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
+    return made
+
+
+def find_source(folder: Path, loaded: object) -> str | None:
+    """Return the chat template of a model: as transformers `loaded` it, else of the files that only others read.
+
+    One without content is none; of several with names the default counts. Raises ValueError for a file that is no JSON.
+    """
+    if source := _source_of(loaded):
+        return source
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_bytes())
+            if source := _source_of(found.get("chat_template") if isinstance(found, dict) else found):
+                return source
+    return None
+
+
+def _source_of(value: object) -> str | None:
+    """Return the template of what a file says: a text, or several with names, in a list or an object."""
+    if isinstance(value, str):
+        text = value.removeprefix("\ufeff")
+        return text if text.strip() else None
+    if isinstance(value, list):
+        entries = (entry for entry in value if isinstance(entry, dict))
+        value = {entry.get("name"): entry.get("template") for entry in entries}
+    if not isinstance(value, dict):
+        return None
+    sources = {name: source for name, text in value.items() if isinstance(text, str) and (source := _source_of(text))}
+    return sources.get("default") or next(iter(sources.values()), None)
+
+
+def render(template: Template, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+    """Return the text of a conversation; with `continue_final_message`, only up to the end of the last message.
+
+    Semantics: `apply_chat_template` of transformers.
+    """
+    values = dict(variables)
+    if not values.pop("continue_final_message", False):
+        return _limited(template.render({**values, "messages": messages}))
+    last = messages[-1]
+    content = last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
+    ended = content + _END if content is last["content"] else [{**last["content"][0], "text": content + _END}]
+    text = _limited(template.render({**values, "messages": [*messages[:-1], {**last, "content": ended}]}))
+    end = text.rfind(_END.strip())
+    if end < 0 or content.strip() not in text:
+        raise TemplateError("it leaves out the last message, which is to be continued")
+    # Without the space behind the mark, the template trims messages.
+    return text[:end] if text.startswith(_END, end) else text[:end].rstrip()
+
+
+def _limited(text: str) -> str:
+    if len(text) > MOST_TEXT:
+        raise TemplateError(f"it makes a prompt of {len(text)} characters")
+    return text
