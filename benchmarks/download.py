@@ -74,7 +74,7 @@ def main() -> int:
     """Start the hub, measure, print, and return the exit status."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     sys.path.append(str(TESTS))
-    with rounds.workspace(None) as folder, import_module("hub").HubServer(folder / "server") as server:
+    with rounds.workspace(None) as folder, import_module("support.hub").HubServer(folder / "server") as server:
         for repo in REPOS:
             server.add(repo.name, _files(repo), is_xet=repo.is_xet)
         return rounds.verdict([measure(server, repo, folder) for repo in REPOS])

@@ -16,7 +16,7 @@ import rounds
 import servers
 from load import Answer, Body, Request
 from servers import NAMES, Server
-from serving import GREEDY, endless
+from support.serving import GREEDY, endless
 
 ROUNDS = 3
 LONG_PROMPTS = 8

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import surroundings  # noqa: F401 - before anything imports huggingface_hub
-from hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
 from hypothesis import settings
-from layouts import SENTINEL, Hub
-from pushing import pusher  # noqa: F401 - a fixture
+from support import surroundings  # noqa: F401 - before anything imports huggingface_hub
+from support.hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
+from support.layouts import SENTINEL, Hub
+from support.pushing import pusher  # noqa: F401 - a fixture
 
 from mlxk2.cli.main import main
 

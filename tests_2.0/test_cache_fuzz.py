@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import safetensors
-from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import (
+from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
+from support.layouts import (
     BITS,
     COMMIT,
     CONFIG,
@@ -36,7 +36,7 @@ from layouts import (
     tensor,
     weights,
 )
-from shapes import assert_conforms
+from support.shapes import assert_conforms
 
 from mlxk2 import spec
 from mlxk2.cache.store import Cache

@@ -5,10 +5,10 @@ import math
 import struct
 import time
 
-import layouts
 import pytest
 import safetensors
-from layouts import GGUF_ARRAY, GGUF_STRING, GGUF_UINT32, raw_safetensors, tensor
+from support import layouts
+from support.layouts import GGUF_ARRAY, GGUF_STRING, GGUF_UINT32, raw_safetensors, tensor
 
 from mlxk2.checkpoint import gguf
 from mlxk2.checkpoint.files import BrokenFile, Tree

@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from fuzz import EFFORT
+from support.fuzz import EFFORT
 
 from mlxk2.checkpoint.files import BrokenFile, File
 from mlxk2.checkpoint.plain_header import metadata_of

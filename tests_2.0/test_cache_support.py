@@ -6,7 +6,7 @@ from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from layouts import CONFIG, as_json, chat_model, without
+from support.layouts import CONFIG, as_json, chat_model, without
 
 from mlxk2.checkpoint.compatibility import Installation, installation, problem
 

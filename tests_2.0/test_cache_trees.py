@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, mutations
-from layouts import COMMIT, SENTINEL, Hub, chat_model, gguf_model, sharded_model
-from places import data_of, tree
+from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, mutations
+from support.layouts import COMMIT, SENTINEL, Hub, chat_model, gguf_model, sharded_model
+from support.places import data_of, tree
 
 SEED = 20_251_124
 NAMES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layouts import COMMIT, OTHER_COMMIT, Hub, chat_model, sharded_model
+from support.layouts import COMMIT, OTHER_COMMIT, Hub, chat_model, sharded_model
 
 NAME = "org/model"
 

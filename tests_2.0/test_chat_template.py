@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest_runner import OneProcess
-from tiny_models import CHATML, write_tokenizer
+from support.tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 
 import mlxk2
@@ -166,7 +166,8 @@ def processes() -> set[int]:
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = (line.split(maxsplit=2) for line in told.splitlines())
-    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and "mlxk2.runner.prompt.process" in args}
+    is_ours = "mlxk2.runner.prompt.process"
+    return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and is_ours in args}
 
 
 @pytest.mark.parametrize(("count", "said"), [(700, "has 700 tokens"), (10_000, "has more than 100 tokens")])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
-from hub import Fault
-from pushing import FOLDER, MODEL, Pusher, assert_document, failed, succeeded
+from support.hub import Fault
+from support.pushing import FOLDER, MODEL, Pusher, assert_document, failed, succeeded
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 

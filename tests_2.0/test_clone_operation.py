@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, sharded_model, without
-from places import data_of, error_of, mounted, tmpfs, tree
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, sharded_model, without
+from support.places import data_of, error_of, mounted, tmpfs, tree
 
 NAME = "org/model"
 MODEL = sharded_model() | {"sub/folder/notes.txt": b"notes", "twin.txt": b"same", "twin-2.txt": b"same"}

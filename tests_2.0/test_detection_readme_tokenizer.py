@@ -1,7 +1,7 @@
 """What a model is: its framework by org, card and weights; its type by config, card, template and name."""
 
 import pytest
-from layouts import (
+from support.layouts import (
     CONFIG,
     OTHER_ARCHITECTURE,
     README,

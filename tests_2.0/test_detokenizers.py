@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_models import write_tokenizer
+from support.tiny_models import write_tokenizer
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Fast
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import pytest
 from conftest import Program
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import Hub
-from tiny_models import say, write_chain
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import Hub
+from support.tiny_models import say, write_chain
 
 import mlxk2 as package
 

@@ -1,8 +1,8 @@
 """Edge cases where a name meets the disk: strange folders, near-equal names, half-made models."""
 
 import pytest
-from layouts import COMMIT, OTHER_COMMIT, as_json, chat_model, gguf_model, sharded_model
-from shapes import assert_envelope
+from support.layouts import COMMIT, OTHER_COMMIT, as_json, chat_model, gguf_model, sharded_model
+from support.shapes import assert_envelope
 
 
 def health_of(mlxk2, name):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from layouts import (
+from support.layouts import (
     LFS_POINTER,
     Hub,
     as_json,
@@ -23,7 +23,7 @@ from layouts import (
     without,
     write,
 )
-from pushing import FOLDER, MODEL, Pusher
+from support.pushing import FOLDER, MODEL, Pusher
 
 import mlxk2 as package
 from mlxk2.cli.parser import ALPHA_VARIABLE

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import Hub, base_model, chat_model, gguf_model, sharded_model, without
-from places import tree
-from tiny_models import say, write_chain
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import Hub, base_model, chat_model, gguf_model, sharded_model, without
+from support.places import tree
+from support.tiny_models import say, write_chain
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 240

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from layouts import (
+from support.layouts import (
     CONFIG,
     LAYOUTS,
     LFS_POINTER,

@@ -10,7 +10,18 @@ import sys
 from typing import Any
 
 import pytest
-from layouts import Files, Hub, Sparse, as_json, chat_model, gguf_pair, gguf_text, raw_safetensors, shard_names, weights
+from support.layouts import (
+    Files,
+    Hub,
+    Sparse,
+    as_json,
+    chat_model,
+    gguf_pair,
+    gguf_text,
+    raw_safetensors,
+    shard_names,
+    weights,
+)
 
 MIB = 1 << 20
 BOUND = 250 * MIB  # the program alone takes 22

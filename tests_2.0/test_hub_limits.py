@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from hub.fixtures import Client
-from hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
-from pushing import Pusher
+from support.hub.fixtures import Client
+from support.hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
+from support.pushing import Pusher
 
 from mlxk2.cache.staging import Wanted
 from mlxk2.errors import MlxkError

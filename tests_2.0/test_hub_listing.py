@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from hub.fixtures import Client
-from hub.hostile import ENTRY, INFO, REPO, TREE_ROUTE, Answer, hostile_hub
-from pushing import Pusher
+from support.hub.fixtures import Client
+from support.hub.hostile import ENTRY, INFO, REPO, TREE_ROUTE, Answer, hostile_hub
+from support.pushing import Pusher
 
 from mlxk2.errors import MlxkError
 from mlxk2.hub import repos

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from hub.hostile import DATA, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, HostileHub, hostile_hub
-from pushing import Pusher
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.hub.hostile import (
+    DATA,
+    ENTRY,
+    FILE_ROUTE,
+    INFO_ROUTE,
+    REPO,
+    TREE_ROUTE,
+    Answer,
+    Handler,
+    HostileHub,
+    hostile_hub,
+)
+from support.pushing import Pusher
 
 from mlxk2.hub.refusal import as_push_error
 

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from layouts import LFS_POINTER, as_json, base_model, chat_model, gguf_model, without
+from support.layouts import LFS_POINTER, as_json, base_model, chat_model, gguf_model, without
 
 from mlxk2.formatting import human_size
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import scan_cache_dir
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Hub, base_model, chat_model, gguf_model, sharded_model
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Hub, base_model, chat_model, gguf_model, sharded_model
 
 
 def names(result):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import hf_hub_download
-from layouts import LFS_POINTER
+from support.layouts import LFS_POINTER
 
 from mlxk2.cache.store import Cache
 

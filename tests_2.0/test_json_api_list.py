@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from layouts import COMMIT, base_model, chat_model, gguf_model, sharded_model, without
-from shapes import assert_envelope, differences
+from support.layouts import COMMIT, base_model, chat_model, gguf_model, sharded_model, without
+from support.shapes import assert_envelope, differences
 
 from mlxk2 import spec
 

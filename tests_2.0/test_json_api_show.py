@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from layouts import CONFIG, LAYOUTS, Hub, as_json, chat_model, gguf_model, shard_names, sharded_model, without
-from shapes import assert_envelope
+from support.layouts import CONFIG, LAYOUTS, Hub, as_json, chat_model, gguf_model, shard_names, sharded_model, without
+from support.shapes import assert_envelope
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from layouts import COMMIT, chat_model, gguf_model
+from support.layouts import COMMIT, chat_model, gguf_model
 
 from mlxk2.cache.index import SETTLED_NS, memory_file
 

@@ -6,7 +6,6 @@ import io
 
 import httpx
 import pytest
-from hub import Fault, HubServer
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_hf_file_metadata
 from huggingface_hub.errors import (
     BadRequestError,
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils._http import default_client_factory, set_client_factory
+from support.hub import Fault, HubServer
 
 # The library's own, of how it calls its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

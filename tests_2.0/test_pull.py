@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import chat_model
-from places import tmpfs
-from pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import chat_model
+from support.places import tmpfs
+from support.pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
 
 OTHER_FOLDER = "models--org--other"
 

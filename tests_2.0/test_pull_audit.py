@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from layouts import COMMIT, Hub, Layout, blob_name, chat_model, replace
+from support.layouts import COMMIT, Hub, Layout, blob_name, chat_model, replace
 
 from mlxk2.cache.audit import Audit, has_its_hash
 from mlxk2.cache.staging import Delivery, Wanted

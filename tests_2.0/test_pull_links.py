@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import blob_name, chat_model, weights
-from pulling import FOLDER, MODEL, assert_healthy, failed, fetched, health, pulled, tree
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import blob_name, chat_model, weights
+from support.pulling import FOLDER, MODEL, assert_healthy, failed, fetched, health, pulled, tree
 
 GOOD = "good/model"
 WEIGHTS = "model.safetensors"

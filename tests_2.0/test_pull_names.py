@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import chat_model
-from places import ignoring_case
-from pulling import FOLDER, MODEL, failed, health, pulled, tree
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import chat_model
+from support.places import ignoring_case
+from support.pulling import FOLDER, MODEL, failed, health, pulled, tree
 
 COLLISIONS = {
     "case": ("README.md", "readme.md"),

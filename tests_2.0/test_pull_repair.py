@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import LFS_POINTER, blob_name, chat_model, weights, write
-from pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import LFS_POINTER, blob_name, chat_model, weights, write
+from support.pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
 
 REFS: dict[str, Callable[[Path, str], object]] = {
     "missing": lambda ref, commit: None,  # noqa: ARG005

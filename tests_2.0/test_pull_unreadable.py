@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import HubServer
-from hub.fixtures import PROGRAM, Client, Outcome, ended
-from layouts import blob_name, chat_model, weights
-from pulling import FOLDER, MODEL, fetched, pulled
+from support.hub import HubServer
+from support.hub.fixtures import PROGRAM, Client, Outcome, ended
+from support.layouts import blob_name, chat_model, weights
+from support.pulling import FOLDER, MODEL, fetched, pulled
 
 FILES = chat_model() | {"model.safetensors": weights("F32", (2048, 2100))}  # large: judged by its header
 WORDS = [(), ("--force",)]

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 import pytest
-from layouts import weights
-from pushing import MODEL, Pusher, UnnamedBlob
+from support.layouts import weights
+from support.pushing import MODEL, Pusher, UnnamedBlob
 
 # The bytes of a file without any on the disk, whose hash would take minutes.
 MINUTES_TO_HASH = 1 << 37

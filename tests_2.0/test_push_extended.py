@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from hub import Fault
-from hub.contents import Repo
-from layouts import weights
-from pushing import FOLDER, MODEL, Pusher, failed, succeeded
+from support.hub import Fault
+from support.hub.contents import Repo
+from support.layouts import weights
+from support.pushing import FOLDER, MODEL, Pusher, failed, succeeded
 
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS
 

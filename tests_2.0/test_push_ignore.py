@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from fuzz import EFFORT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fuzz import EFFORT
 
 from mlxk2.workspace import folder
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS, Ignore

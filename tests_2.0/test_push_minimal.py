@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hub import Fault
-from layouts import chat_model, weights
-from pushing import MODEL, Pusher, succeeded
+from support.hub import Fault
+from support.layouts import chat_model, weights
+from support.pushing import MODEL, Pusher, succeeded
 
 LINE = f"push (experimental): {MODEL}@main — "
 FILES: dict[str, bytes] = {n: c for n, c in chat_model().items() if isinstance(c, bytes) and n != ".gitattributes"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from layouts import chat_model
-from pulling import failed
-from pushing import MODEL, Pusher
+from support.layouts import chat_model
+from support.pulling import failed
+from support.pushing import MODEL, Pusher
 
 MODEL_FILES = {name: content for name, content in chat_model().items() if isinstance(content, bytes)}
 DEEP = "/".join(["a" * 200] * 5)

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from layouts import chat_model
-from pushing import Pusher
+from support.layouts import chat_model
+from support.pushing import Pusher
 
 from mlxk2.checkpoint import litter
 from mlxk2.workspace.ignore import Ignore

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from layouts import (
+from support.layouts import (
     LFS_POINTER,
     base_model,
     chat_model,
@@ -22,7 +22,7 @@ from layouts import (
     weights,
     without,
 )
-from pushing import FOLDER, MODEL, Pusher, assert_document, succeeded
+from support.pushing import FOLDER, MODEL, Pusher, assert_document, succeeded
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 

@@ -11,7 +11,7 @@ from conftest_runner import OneProcess, ScriptedTokenizer, generate, saying, tex
 from conftest_server import serving
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import CHATML, write_tokenizer
+from support.tiny_models import CHATML, write_tokenizer
 
 from mlxk2.runner.output.marks import Marks
 from mlxk2.runner.output.reasoning import MAX_BEGINNING, ReasoningSplitter

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layouts import COMMIT, Hub, chat_model, without
+from support.layouts import COMMIT, Hub, chat_model, without
 
 from mlxk2.cache import space
 from mlxk2.errors import IN_ICLOUD, OperationError, cause

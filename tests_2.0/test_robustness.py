@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from hub import Fault, HubServer
-from hub.fixtures import Client, ended
-from layouts import chat_model
-from shapes import assert_envelope
+from support.hub import Fault, HubServer
+from support.hub.fixtures import Client, ended
+from support.layouts import chat_model
+from support.shapes import assert_envelope
 
 MODEL = "org/model"
 PETABYTE = 10**15

@@ -14,8 +14,8 @@ import pytest
 from conftest import Program
 from filelock import FileLock
 from huggingface_hub.utils import _shared_blobs
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, chat_model
-from places import data_of, error_of, room, tmpfs, tree
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, chat_model
+from support.places import data_of, error_of, room, tmpfs, tree
 
 from mlxk2.cache.locks import PULL_LOCK
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest_runner import generate, saying, streams, text
-from layouts import Hub, chat_model, without
+from support.layouts import Hub, chat_model, without
 
 from mlxk2.chat.printer import Printer, harmless
 from mlxk2.errors import ModelNotRunnableError

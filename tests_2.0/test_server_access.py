@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
-from places import error_of
-from serving import Server
 from starlette.datastructures import Headers
-from wire import Wire, assert_is_error
+from support.places import error_of
+from support.serving import Server
+from support.wire import Wire, assert_is_error
 
 from mlxk2.errors import OperationError
 from mlxk2.server.http.access import Access

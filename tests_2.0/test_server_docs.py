@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from conftest_server import DOCUMENTED
 from pydantic import BaseModel
-from serving import Server
+from support.serving import Server
 
 from mlxk2 import errors
 from mlxk2.server.openai import unsupported

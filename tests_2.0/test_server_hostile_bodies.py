@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest_runner import saying
 from conftest_server import CHAT, TEXT, Client, serving
-from fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 
 from mlxk2.server.openai.requests import ChatBody, CompletionBody
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest_runner import ScriptedBackend, saying
 from conftest_server import CHAT, MESSAGES, TEXT, Client, error_of, serving
-from layouts import Hub, chat_model, gguf_model
+from support.layouts import Hub, chat_model, gguf_model
 
 from mlxk2.cache.index import SETTLED_NS
 from mlxk2.cache.store import DEMO_FOLDER

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest_runner import saying
 from conftest_server import CHAT, serving
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import chat_model
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import chat_model
 
 from mlxk2.sleep import NoSleep
 

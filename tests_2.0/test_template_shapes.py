@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
-from layouts import chat_model, without
-from tiny_models import write_tokenizer
+from support.layouts import chat_model, without
+from support.tiny_models import write_tokenizer
 
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Starter

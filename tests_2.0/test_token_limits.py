@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest_runner import generate, request, saying
-from layouts import Files, Hub, as_json, chat_model, without
+from support.layouts import Files, Hub, as_json, chat_model, without
 
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.context import context_length, length_in_config

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from layouts import Files, Hub, as_json, base_model, chat_model, without
-from tiny_models import write_tokenizer
+from support.layouts import Files, Hub, as_json, base_model, chat_model, without
+from support.tiny_models import write_tokenizer
 
 from mlxk2.errors import ModelUnhealthyError
 from mlxk2.runner.prompt.confined import Starter

@@ -10,7 +10,7 @@ import time
 
 import pexpect
 import pytest
-from layouts import (
+from support.layouts import (
     COMMIT,
     LAYOUTS,
     LFS_POINTER,
@@ -25,7 +25,7 @@ from layouts import (
     sharded_model,
     weights,
 )
-from shapes import assert_envelope
+from support.shapes import assert_envelope
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

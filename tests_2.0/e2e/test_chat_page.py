@@ -13,8 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
-from serving import Server, hub_of
-from tiny_models import BABBLE, say, write_chain
+from support.serving import Server, hub_of
+from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from tiny_models import BABBLE, say, write_chain
+from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 

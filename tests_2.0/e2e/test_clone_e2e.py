@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from conftest import Program, Result
-from hub import Fault, HubServer
-from hub.fixtures import PROGRAM, Client, ended
-from killing import killable
-from layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
-from places import data_of, error_of, tree
-from tiny_models import say, write_chain
+from support.hub import Fault, HubServer
+from support.hub.fixtures import PROGRAM, Client, ended
+from support.killing import killable
+from support.layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
+from support.places import data_of, error_of, tree
+from support.tiny_models import say, write_chain
 
 pytestmark = pytest.mark.e2e
 

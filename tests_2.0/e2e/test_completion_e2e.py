@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from layouts import Hub, chat_model
+from support.layouts import Hub, chat_model
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
-from places import data_of, error_of, tree
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from support.places import data_of, error_of, tree
 
 pytestmark = pytest.mark.e2e
 
 NAME = "org/model"
-STUB = str(Path(__file__).parents[1] / "disks")
+STUB = str(Path(__file__).parents[1] / "support" / "disks")
 # SMB refuses to lock folders; NFS grants every lock of a folder, or has no locks at all; some disks grant every lock.
 LOCKLESS = ["EISDIR folders", "granted folders", "ENOTSUP all", "granted all"]
 DAYS = 2 * 24 * 60 * 60

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from hub.fixtures import Client
-from killing import Killable, killable
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Files, Hub, Layout, chat_model, gguf
-from places import copied, data_of, error_of, mounted, tree
+from support.hub.fixtures import Client
+from support.killing import Killable, killable
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Files, Hub, Layout, chat_model, gguf
+from support.places import copied, data_of, error_of, mounted, tree
 
 pytestmark = pytest.mark.e2e
 
 NAME, OTHER = "org/model", "org/other"
-STUB = str(Path(__file__).parents[1] / "disks")
+STUB = str(Path(__file__).parents[1] / "support" / "disks")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 1024
 FILLER = "filler"

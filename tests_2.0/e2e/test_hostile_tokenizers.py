@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Server, environment_of
-from tiny_models import say, write_adapter, write_chain
+from support.serving import Server, environment_of
+from support.tiny_models import say, write_adapter, write_chain
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tiny_models import BABBLE, write_chain
+from support.tiny_models import BABBLE, write_chain
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.prompt_cache import PromptCache

@@ -10,12 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from architectures import ARCHITECTURES
 from conftest import Program
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
-from places import error_of
-from tiny_models import BABBLE, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.places import error_of
+from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.chat.assistant import Assistant
 from mlxk2.errors import InsufficientMemoryError, ModelNotRunnableError

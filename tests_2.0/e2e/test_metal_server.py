@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import Server
+from support.serving import Server
 
 pytestmark = pytest.mark.e2e
 
-PRETENDED = Path(__file__).parent.parent / "pretended"
+PRETENDED = Path(__file__).parents[1] / "support" / "pretended"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

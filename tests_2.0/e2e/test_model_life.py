@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import HubServer
-from hub.fixtures import Client
 from jsonschema import Draft202012Validator
-from previous_api import is_as_before
-from pushing import SCHEMA
-from shapes import assert_envelope
-from tiny_models import say, write_chain
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.previous_api import is_as_before
+from support.pushing import SCHEMA
+from support.shapes import assert_envelope
+from support.tiny_models import say, write_chain
 
 pytestmark = pytest.mark.e2e
 

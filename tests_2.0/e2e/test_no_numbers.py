@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from tiny_models import NEWLINE, say, write_chain
+from support.tiny_models import NEWLINE, say, write_chain
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.mlx import loader

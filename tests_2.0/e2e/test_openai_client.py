@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from serving import Server
-from tiny_models import BABBLE, say, write_chain
+from support.serving import Server
+from support.tiny_models import BABBLE, say, write_chain
 
 import mlxk2
 

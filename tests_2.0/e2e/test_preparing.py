@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import say, write_chain
+from support.tiny_models import say, write_chain
 
 from mlxk2.errors import ServerBusyError
 from mlxk2.runner.prompt.confined import Starter

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from architectures import ARCHITECTURES
 from mlx_lm.generate import generate_step
-from tiny_models import BABBLE, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.request import GenerationRequest, Sampling

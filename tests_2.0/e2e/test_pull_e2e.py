@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hub import Fault, HubServer
-from hub.fixtures import Client, ended
-from killing import killable
-from layouts import gguf, gguf_model
-from places import copied
-from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
-from shapes import assert_envelope
+from support.hub import Fault, HubServer
+from support.hub.fixtures import Client, ended
+from support.killing import killable
+from support.layouts import gguf, gguf_model
+from support.places import copied
+from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
+from support.shapes import assert_envelope
 
 from mlxk2.formatting import human_size
 

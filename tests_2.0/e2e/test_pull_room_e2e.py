@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from hub import Fault, HubServer
-from hub.fixtures import PROGRAM, Client, ended
-from layouts import chat_model
-from pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, big_model, wait_until_sent
+from support.hub import Fault, HubServer
+from support.hub.fixtures import PROGRAM, Client, ended
+from support.layouts import chat_model
+from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, big_model, wait_until_sent
 
 pytestmark = pytest.mark.e2e
 

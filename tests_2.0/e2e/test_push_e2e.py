@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hub import Fault
-from hub.fixtures import WAIT_SECONDS
-from pushing import Pusher, assert_document, succeeded
+from support.hub import Fault
+from support.hub.fixtures import WAIT_SECONDS
+from support.pushing import Pusher, assert_document, succeeded
 
 pytestmark = pytest.mark.e2e
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from architectures import ARCHITECTURES
-from tiny_models import BABBLE, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.mlx.decoding import piece
 from mlxk2.runner.mlx.loader import LoadedModel, load

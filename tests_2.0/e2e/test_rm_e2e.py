@@ -12,12 +12,12 @@ from typing import Any
 import pexpect
 import pytest
 from conftest import Program, Result
-from hub import Fault, HubServer, fixtures
-from hub.fixtures import Client
-from killing import Killable, killable
-from layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
-from places import copied, data_of, error_of, tree
-from tiny_models import say, write_chain
+from support.hub import Fault, HubServer, fixtures
+from support.hub.fixtures import Client
+from support.killing import Killable, killable
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
+from support.places import copied, data_of, error_of, tree
+from support.tiny_models import say, write_chain
 
 from mlxk2.cache import locks
 

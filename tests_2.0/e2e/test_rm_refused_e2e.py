@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import Program, Result
 from huggingface_hub.utils import _shared_blobs
-from layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
-from places import data_of, error_of, mounted, tree
+from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from support.places import data_of, error_of, mounted, tree
 
 pytestmark = pytest.mark.e2e
 

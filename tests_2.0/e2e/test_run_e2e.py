@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import BABBLE, NEWLINE, say, write_chain
+from support.tiny_models import BABBLE, NEWLINE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 

@@ -12,13 +12,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
 from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import load_model
-from tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, SPACE, say, write_adapter, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, SPACE, say, write_adapter, write_chain, write_random
 
 from mlxk2.errors import (
     InsufficientMemoryError,

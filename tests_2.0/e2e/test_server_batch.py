@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from architectures import ARCHITECTURES
-from layouts import README
-from places import needs_proc
-from serving import Server, hub_of
-from tiny_models import BABBLE, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.layouts import README
+from support.places import needs_proc
+from support.serving import Server, hub_of
+from support.tiny_models import BABBLE, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

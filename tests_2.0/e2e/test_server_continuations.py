@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Server
-from tiny_models import NEWLINE, say, write_chain
+from support.serving import Server
+from support.tiny_models import NEWLINE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from layouts import Files
-from places import needs_proc
-from serving import Server
-from tiny_models import BABBLE, CHATML, write_chain
-from wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
+from support.layouts import Files
+from support.places import needs_proc
+from support.serving import Server
+from support.tiny_models import BABBLE, CHATML, write_chain
+from support.wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
 
 pytestmark = pytest.mark.e2e
 

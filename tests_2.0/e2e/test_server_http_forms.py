@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from serving import Server
-from wire import CHAT, Answer, Wire, head, post
+from support.serving import Server
+from support.wire import CHAT, Answer, Wire, head, post
 
 pytestmark = pytest.mark.e2e
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import httpx
 import pytest
-from architectures import ARCHITECTURES
-from places import data_of, group, needs_proc
-from serving import Server, environment_of, hub_of
-from tiny_models import BABBLE, say, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.places import data_of, group, needs_proc
+from support.serving import Server, environment_of, hub_of
+from support.tiny_models import BABBLE, say, write_chain, write_random
 
 import mlxk2
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from architectures import ARCHITECTURES
-from layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
-from places import memory
-from serving import Server, environment_of, hub_of
-from tiny_models import BABBLE, say, write_adapter, write_chain, write_random
+from support.architectures import ARCHITECTURES
+from support.layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
+from support.places import memory
+from support.serving import Server, environment_of, hub_of
+from support.tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

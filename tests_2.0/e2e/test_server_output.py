@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import END, START, environment_of, full_pipe, hub_of
-from wire import CHAT, Wire, post
+from support.serving import END, START, environment_of, full_pipe, hub_of
+from support.wire import CHAT, Wire, post
 
 from mlxk2.cli.outlet import MAX_WAITING_BYTES, Outlet
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Server
-from wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
+from support.serving import Server
+from support.wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
 
 pytestmark = pytest.mark.e2e
 

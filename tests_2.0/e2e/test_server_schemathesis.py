@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fuzz import EFFORT
-from serving import Server
+from support.fuzz import EFFORT
+from support.serving import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 import pexpect
 import pytest
-from layouts import Hub, chat_model, without
-from tiny_models import say, write_chain
+from support.layouts import Hub, chat_model, without
+from support.tiny_models import say, write_chain
 from wcwidth import wcswidth
 
 from mlxk2.cli.parser import ALPHA_VARIABLE, COMMANDS

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from serving import Server
+from support.serving import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import pytest
-from pushing import assert_document
+from support.pushing import assert_document
 
 pytestmark = [pytest.mark.wet, pytest.mark.live_push]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Server
+from support.serving import Server
 
 pytestmark = pytest.mark.server_real
 

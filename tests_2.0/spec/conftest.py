@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from jsonschema import Draft202012Validator
-from layouts import Hub, chat_model, gguf_model, sharded_model, without
+from support.layouts import Hub, chat_model, gguf_model, sharded_model, without
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPECIFICATION = DOCS / "json-api-specification.md"

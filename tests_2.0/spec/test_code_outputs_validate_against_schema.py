@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import COMMIT, Hub, chat_model
-from previous_api import SHAPES, is_as_before
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import COMMIT, Hub, chat_model
+from support.previous_api import SHAPES, is_as_before
 
 Problems = Callable[[object], list[str]]
 Run = Callable[..., Any]

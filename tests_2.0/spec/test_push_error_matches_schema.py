@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from pushing import Pusher
+from support.pushing import Pusher
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from layouts import chat_model
-from pushing import Pusher
+from support.layouts import chat_model
+from support.pushing import Pusher
 
 Document = dict[str, Any]
 Problems = Callable[[object], list[str]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from previous_api import is_as_before
+from support.previous_api import is_as_before
 
 Document = dict[str, Any]
 Problems = Callable[[object], list[str]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from previous_api import is_as_before
+from support.previous_api import is_as_before
 
 from mlxk2.spec import DATA_OF_COMMAND
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
-from hub import Fault
 from judge import Judge
 from models import BULK, DEMO, EDITIONS, HOSTILE, TALE, WALK
 from programs import Programs, kill
 from questions import FACTS
+from support.hub import Fault
 from world import World
 
 _ALWAYS = float("inf")

@@ -16,7 +16,7 @@ from gauges import Held, Sample
 from judge import RESTART, Judge
 from models import DEMO, WALK
 from questions import CHAT, FACTS, HEALTH, MODELS, chat
-from serving import Server, full_pipe
+from support.serving import Server, full_pipe
 from world import World
 
 # Seconds that the end may take, as promised.

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pulling import MIB, big_model
-from tiny_models import END, LETTERS, NEWLINE, SPACE, say, write_chain
+from support.pulling import MIB, big_model
+from support.tiny_models import END, LETTERS, NEWLINE, SPACE, say, write_chain
 
 DEMO, WALK, TALE, BULK, HOSTILE = "demo", "soak/walk", "soak/tale", "soak/bulk", "soak/hostile"
 # A chain says no word twice.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import models
-from hub import HubServer
-from serving import hub_of
+from support.hub import HubServer
+from support.serving import hub_of
 
 # A variable by which all processes of a soak are known, those also that nobody remembers.
 MARK = "MLXK2_SOAK"

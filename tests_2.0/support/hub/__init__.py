@@ -7,8 +7,8 @@
         assert server.log.count("GET", "model.safetensors") == 2
 """
 
-from hub.faults import Fault
-from hub.log import Request
-from hub.server import HubServer
+from support.hub.faults import Fault
+from support.hub.log import Request
+from support.hub.server import HubServer
 
 __all__ = ["Fault", "HubServer", "Request"]

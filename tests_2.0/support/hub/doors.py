@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from hub.contents import Commit, Contents, Repo
+from support.hub.contents import Commit, Contents, Repo
 
 
 class Refusal(Exception):

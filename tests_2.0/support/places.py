@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from shapes import assert_envelope
+from support.shapes import assert_envelope
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc, which is not there")
-SCHEMA = Path(__file__).parent.parent / "docs" / "json-api-schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 
 
 @cache

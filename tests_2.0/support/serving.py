@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from layouts import SENTINEL, Hub
+from support.layouts import SENTINEL, Hub
 
 # Seconds: importing MLX on a machine that is busy with other tests takes long.
 START = 60.0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hub.log import Log, Request
+from support.hub.log import Log, Request
 
 PIECE_BYTES = 1 << 18
 SLOW_PIECE_BYTES = 1 << 14

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hub import HubServer
-from hub.fixtures import Client
-from layouts import chat_model, raw_safetensors, shard_names, tensor
-from shapes import assert_envelope
+from support.hub import HubServer
+from support.hub.fixtures import Client
+from support.layouts import chat_model, raw_safetensors, shard_names, tensor
+from support.shapes import assert_envelope
 
 MODEL = "org/model"
 FOLDER = "models--org--model"

@@ -11,11 +11,11 @@ from threading import Event, Thread
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
-from hub import reading, writing, xet
-from hub.contents import Blob, Contents, Repo, is_large
-from hub.doors import Refusal, refuse
-from hub.faults import App, Faults, Gate
-from hub.log import Log
+from support.hub import reading, writing, xet
+from support.hub.contents import Blob, Contents, Repo, is_large
+from support.hub.doors import Refusal, refuse
+from support.hub.faults import App, Faults, Gate
+from support.hub.log import Log
 
 HOST = "127.0.0.1"
 START_SECONDS = 10

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import HubServer, Request
-from hub.contents import Blob, Repo
-from hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
 from jsonschema import Draft202012Validator
-from previous_api import is_as_before
-from shapes import assert_envelope
+from support.hub import HubServer, Request
+from support.hub.contents import Blob, Repo
+from support.hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
+from support.previous_api import is_as_before
+from support.shapes import assert_envelope
 
 from mlxk2.cli.main import main
 
 MODEL = "org/model"
 FOLDER = "./my-model"
-SCHEMA = Path(__file__).parents[1] / "docs" / "json-api-schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 
 
 class Pusher:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mlxk2.cli.main import main
 
-_IMPORTED = ("mlxk2.cache", "mlxk2.commands", "mlxk2.hub", "mlxk2.workspace")
+_IMPORTED = ("mlxk2.cache", "mlxk2.checkpoint", "mlxk2.commands", "mlxk2.hub", "mlxk2.workspace")
 _CHANGES = {f"os.{name}" for name in ("chmod", "link", "mkdir", "remove", "rename", "rmdir", "symlink", "truncate")}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

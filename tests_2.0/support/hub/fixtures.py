@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hub.server import HubServer
+from support.hub.server import HubServer
 
 PROGRAM = (sys.executable, "-m", "mlxk2")
 WAIT_SECONDS = 60

@@ -1,0 +1,1 @@
+"""Helpers of the tests: model folders, a local hub, disks, servers, wire formats."""
