@@ -27,6 +27,7 @@ from support.layouts import (
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.checksums import examine
 from mlxk2.checkpoint.snapshot import Contents
+from mlxk2.names import Repo
 
 SHARDS = shard_names(3)
 INDEX = "model.safetensors.index.json"
@@ -415,7 +416,7 @@ def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub, mlxk2):
 
 def test_deep_goes_on_after_what_it_cannot_read(hub):
     snapshot = hub.add("org/model", sharded_model())
-    contents = Contents(Cache(hub.path).resolve("org/model"))
+    contents = Contents(Cache(hub.path).resolve(Repo("org/model")))
     (snapshot / "README.md").resolve().unlink()
     flip(snapshot / SHARDS[2])
     findings = examine(contents, lambda _: None)

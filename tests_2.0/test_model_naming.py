@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxk2.errors import ValidationError
-from mlxk2.names import MAX_LENGTH, folder_of, is_path, parse, repo_id_of
+from mlxk2.names import MAX_LENGTH, Demo, Folder, Repo, folder_of, parse, parse_repo, repo_id_of
 
 PART = st.text("abcXYZ019._", min_size=1, max_size=12)
 
@@ -58,7 +58,7 @@ def test_a_broken_folder_name_is_shown_as_it_converts(folder, name):
     ],
 )
 def test_arguments_are_split_at_the_revision(argument, name, revision):
-    assert parse(argument) == (name, revision)
+    assert parse(argument) == Repo(name, revision)
 
 
 BAD_NAMES = [
@@ -71,11 +71,11 @@ BAD_REVISIONS = ["org/model@", "org/model@ ", "org/model@../x", "org/model@/main
 @pytest.mark.parametrize("argument", BAD_NAMES + BAD_REVISIONS)
 def test_arguments_that_cannot_be_right_are_refused(argument):
     with pytest.raises(ValidationError) as caught:
-        parse(argument)
+        parse_repo(argument)
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize("argument", [argument for argument in BAD_NAMES + BAD_REVISIONS if not is_path(argument)])
+@pytest.mark.parametrize("argument", [word for word in BAD_NAMES + BAD_REVISIONS if not word.startswith(("/", "../"))])
 def test_a_refused_argument_is_an_envelope(mlxk2, argument):
     result = mlxk2("show", argument, "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
@@ -92,9 +92,20 @@ def test_refusal_comes_before_the_disk(mlxk2, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", [".", "..", "./x", "../x", "/x/y", "./"])
 def test_paths_are_told_from_names(path):
-    assert is_path(path)
+    assert isinstance(parse(path), Folder)
+    assert parse(path) == Folder(path)
 
 
 @pytest.mark.parametrize("name", ["x", "org/x", ".x", "org/.x", "x/.."])
 def test_names_are_told_from_paths(name):
-    assert not is_path(name)
+    if ".." in name:
+        with pytest.raises(ValidationError):
+            parse(name)
+    else:
+        assert isinstance(parse(name), Repo)
+
+
+def test_demo_is_told_from_names():
+    assert isinstance(parse("demo"), Demo)
+    with pytest.raises(ValidationError, match="has no revisions"):
+        parse("demo@main")

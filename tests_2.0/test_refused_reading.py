@@ -194,7 +194,7 @@ NO_REPO = [
 
 @pytest.mark.parametrize("name", NO_REPO)
 def test_what_no_hub_can_have_is_not_to_be_pulled(hub: Hub, mlxk2: Any, name: str) -> None:
-    assert pull_command(name) is None and pull_command(f"{name}@main") is None
+    assert pull_command(name) is None and pull_command(name, "main") is None
     if name.startswith("."):
         return
     if name != "demo":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from mlxk2.names import folded, is_one_text
+from mlxk2.names import fold, is_one_text
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -67,7 +67,7 @@ def name_on_disk(path: str) -> str:
     names = os.listdir(folder)
     if name in names:
         return name
-    alike = [other for other in names if folded(other) == folded(name)]
+    alike = [other for other in names if fold(other) == fold(name)]
     # Some disks keep each accent in a form of their own.
     return next((other for other in alike if not is_one_text(other, name)), name)
 

@@ -11,6 +11,7 @@ from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.files import BrokenFile
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import IN_ICLOUD, ModelNotRunnableError, ModelUnhealthyError
+from mlxk2.names import ModelRef, Repo
 
 MAX_HASHED_BYTES = 1 << 24  # of larger files the hash takes too long for a hint
 
@@ -18,15 +19,15 @@ ON_THE_HUB = "It is so on the hub itself; a pull brings it again as it is."
 NOT_OURS = "A pull can't repair it: you may not change its folder in the cache. Check the folder's owner and its mode."
 
 
-def runnable(cache: Cache, argument: str) -> Snapshot:
-    """Return the snapshot that the argument names, if its files are whole and mlx-lm knows what to do with them.
+def runnable(cache: Cache, ref: ModelRef) -> Snapshot:
+    """Return the snapshot that a model argument names, if its files are whole and mlx-lm can run it.
 
     Raises NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with what to do about it.
     """
-    contents, model = look(lambda: cache.resolve(argument))
+    contents, model = look(lambda: cache.resolve(ref))
     if model["health"] == "unhealthy":
         reason = model["reason"] or ""
-        raise ModelUnhealthyError(complaint(contents, reason), hint=repair_hint(contents, reason, argument))
+        raise ModelUnhealthyError(complaint(contents, reason), hint=repair_hint(contents, reason, ref))
     if not model["runtime_compatible"]:
         raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
     return contents.snapshot
@@ -40,13 +41,12 @@ def complaint(contents: Contents, reason: str) -> str:
     return f"{contents.snapshot.name} {verdict}: {reason}"
 
 
-def repair_hint(contents: Contents, reason: str, argument: str) -> str | None:
+def repair_hint(contents: Contents, reason: str, ref: ModelRef) -> str | None:
     """Return what repairs the unhealthy model that a model argument names; None where nothing is known to help."""
     snapshot = contents.snapshot
-    if snapshot.roots is None:
+    if snapshot.roots is None or not isinstance(ref, Repo):
         return None
-    _, at, revision = argument.partition("@")
-    command = names.pull_command(f"{snapshot.name}{at}{revision}")
+    command = names.pull_command(snapshot.name, ref.revision)
     if command is None or reason.endswith(IN_ICLOUD):
         return None
     if not _may_be_changed(snapshot.roots[-1], snapshot.path):

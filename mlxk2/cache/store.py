@@ -17,6 +17,7 @@ from mlxk2.cache import refs
 from mlxk2.checkpoint.files import Tree
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import AmbiguousMatchError, HashNotFoundError, ModelNotFoundError, OperationError, cause
+from mlxk2.names import Demo, Folder, ModelRef, Repo
 
 DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
 MIN_HASH_LENGTH = 3
@@ -76,11 +77,12 @@ class CachedModel(NamedTuple):
         if not matches:
             if problem := refs.refusal(revision, self.path, Tree(self._roots)):
                 raise OperationError(f"{self.name} can't be read: {problem}.")
+            command = names.pull_command(self.name, revision)
             raise HashNotFoundError(
                 f"{self.name} has no revision {revision!r} in the cache "
                 f"(a branch, or at least {MIN_HASH_LENGTH} characters of a hash).",
                 available_hashes=revisions,
-                hint=_if_it_is_there(f"{self.name}@{revision}"),
+                hint=command and f"If the hub has it: {command}",
             )
         if len(matches) > 1:
             raise AmbiguousMatchError(
@@ -127,15 +129,16 @@ class Cache:
             key=lambda model: (model.name, model.path),
         )
 
-    def resolve(self, argument: str) -> Snapshot:
-        """The snapshot that a model argument means: `demo`, a folder by path, or a model of the cache."""
-        if argument == names.DEMO:
-            return _folder(names.DEMO, DEMO_FOLDER)
-        if names.is_path(argument):
-            return folder_snapshot(argument)
-        name, revision = names.parse(argument)
-        model = self.find(name, revision)
-        return model.snapshot() if revision is None else model.snapshot_at(revision)
+    def resolve(self, ref: ModelRef) -> Snapshot:
+        """Return the snapshot that a model argument names; raise NotFoundError when there is none."""
+        match ref:
+            case Demo(name):
+                return Snapshot(name, None, DEMO_FOLDER, roots=None)
+            case Folder(path):
+                return folder_snapshot(path)
+            case Repo(name, revision):
+                model = self.find(name, revision)
+                return model.snapshot() if revision is None else model.snapshot_at(revision)
 
     def find(self, name: str, revision: str | None = None) -> CachedModel:
         """The one model of the cache that a name means: its default org first, then exactly, then by substring.
@@ -144,8 +147,7 @@ class Cache:
         """
         matches = self.matching(name)
         if not matches:
-            wanted = names.candidates(name)[0] + ("" if revision is None else f"@{revision}")
-            command = names.pull_command(wanted)
+            command = names.pull_command(names.candidates(name)[0], revision)
             download = f" To download it: {command}" if command else ""
             raise ModelNotFoundError(
                 f"Model {name!r} is not in the cache.{download}",
@@ -187,11 +189,6 @@ def _changed_ns(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def _if_it_is_there(argument: str) -> str | None:
-    command = names.pull_command(argument)
-    return command and f"If the hub has it: {command}"
-
-
 def _is_gone(folder: str) -> bool:
     """Return whether a removal that was killed, on a full disk, left a model's folder without its snapshots."""
     has_mark = os.path.lexists(os.path.join(folder, names.REMOVED))
@@ -206,10 +203,7 @@ def folder_snapshot(path: str) -> Snapshot:
     """The model in a folder that the user named by path."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
-    return _folder(names.readable(os.path.basename(os.path.abspath(path))) or path, path)
-
-
-def _folder(name: str, path: str) -> Snapshot:
+    name = names.readable(os.path.basename(os.path.abspath(path))) or path
     return Snapshot(name, None, path, roots=None)
 
 

@@ -29,7 +29,7 @@ from mlxk2.errors import (
 )
 from mlxk2.fence import import_hub
 from mlxk2.formatting import listed
-from mlxk2.names import ModelArgument
+from mlxk2.names import Demo, Repo
 from mlxk2.spec import CloneData
 from mlxk2.workspace import target
 from mlxk2.workspace.copy import Method, copy_files
@@ -73,37 +73,38 @@ def _status_of(error: MlxkError) -> Status:
 
 
 def _clone(args: Namespace) -> CloneData:
-    wanted = _wanted(args)
+    wanted = _parse(args)
     cache = Cache(hub_folder(os.environ))
     path = target.checked(args.target_dir, cache.hub)
     source = _cached(cache, wanted) or _on_hub(wanted)
-    contents = None if isinstance(source, OnHub) else _checked(source, args, is_fresh=False)
+    contents = None if isinstance(source, OnHub) else _checked(source, wanted, args, is_fresh=False)
     progress: Progress = args.progress
     with _explained(args.target_dir), target.built(path) as scratch:
         if isinstance(source, OnHub):
-            contents = _checked(_pulled(source, scratch, progress, args), args, is_fresh=True)
+            contents = _checked(_pulled(source, scratch, progress, args), wanted, args, is_fresh=True)
         assert contents is not None
         files = [file for file in contents.files if not file.problem]
         place = os.path.join(scratch, target.FINISHED)
         method = copy_files(files, place, progress, may_move=isinstance(source, OnHub))
-    return _cloned(args, contents, method)
+    return _cloned(args, wanted, contents, method)
 
 
-def _wanted(args: Namespace) -> ModelArgument:
-    if names.is_path(args.model):
+def _parse(args: Namespace) -> Demo | Repo:
+    """Return the model that the arguments name; raise ValidationError for folders, and for two revisions."""
+    ref = names.parse(args.model)
+    if isinstance(ref, names.Folder):
         raise ValidationError(f"{args.model!r} is a folder; `clone` copies models of the cache or the hub.")
-    wanted = names.parse(args.model)
     if args.branch is None:
-        return wanted
-    if wanted.revision is not None or args.model == names.DEMO:
+        return ref
+    if isinstance(ref, Demo) or ref.revision is not None:
         raise ValidationError(f"--branch can't be combined with {args.model!r}, which is one revision.")
-    return names.parse(f"{wanted.name}@{args.branch}")
+    return names.parse_repo(f"{ref.name}@{args.branch}")
 
 
-def _cached(cache: Cache, wanted: ModelArgument) -> Snapshot | None:
+def _cached(cache: Cache, wanted: Demo | Repo) -> Snapshot | None:
     """The snapshot in the cache that is meant, or None when it is not there."""
-    if wanted == (names.DEMO, None):
-        return cache.resolve(names.DEMO)
+    if isinstance(wanted, Demo):
+        return cache.resolve(wanted)
     try:
         model = _find(cache, wanted.name)
         return model.snapshot() if wanted.revision is None else model.snapshot_at(wanted.revision)
@@ -121,7 +122,8 @@ def _find(cache: Cache, name: str) -> CachedModel:
     return exact[0]
 
 
-def _on_hub(wanted: ModelArgument) -> OnHub:
+def _on_hub(wanted: Demo | Repo) -> OnHub:
+    assert isinstance(wanted, Repo)  # the demo is always there
     connection = import_hub("mlxk2.hub.client").connect()
     return OnHub(connection, import_hub("mlxk2.hub.repos").find(connection, wanted.name, wanted.revision))
 
@@ -135,12 +137,11 @@ def _pulled(source: OnHub, scratch: str, progress: Progress, args: Namespace) ->
     return Cache(hub).find(source.revision.repo_id).snapshot_at(source.revision.commit)
 
 
-def _checked(snapshot: Snapshot, args: Namespace, *, is_fresh: bool) -> Contents:
+def _checked(snapshot: Snapshot, wanted: Demo | Repo, args: Namespace, *, is_fresh: bool) -> Contents:
     """The contents of a snapshot; ModelUnhealthyError when they are damaged and that matters, or there are none."""
     contents, model = look(lambda: snapshot)
     reason = model["reason"] or ""
-    argument = args.model if args.branch is None else f"{args.model}@{args.branch}"
-    remedy = ON_THE_HUB if is_fresh else repair_hint(contents, reason, argument)
+    remedy = ON_THE_HUB if is_fresh else repair_hint(contents, reason, wanted)
     if not any(not file.problem for file in contents.files):
         raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=remedy)
     if model["health"] == "unhealthy" and not args.no_health_check:
@@ -164,14 +165,13 @@ def _explained(typed: str) -> Iterator[None]:
         raise OperationError(f"{message} Nothing was left there.") from error
 
 
-def _cloned(args: Namespace, contents: Contents, method: Method) -> CloneData:
+def _cloned(args: Namespace, wanted: Demo | Repo, contents: Contents, method: Method) -> CloneData:
     name = contents.snapshot.name
     message = f"Cloned {name} into {args.target_dir}."
     broken = [file.name for file in contents.files if file.problem]
     if broken:
         message += f" Left out, since there is nothing behind them: {listed(broken)}."
-    is_short = name != args.model.partition("@")[0]
-    return _data(args, "success", message, name if is_short else None, method)
+    return _data(args, "success", message, name if name != wanted.name else None, method)
 
 
 def _data(

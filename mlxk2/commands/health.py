@@ -49,11 +49,12 @@ def run(args: Namespace) -> HealthData:
 def _finders(cache: Cache, pattern: str | None) -> list[Find]:
     if pattern is None:
         return [model.snapshot for model in cache.scan()]
-    if pattern == names.DEMO:
+    ref = names.parse(pattern)
+    if isinstance(ref, names.Demo):
         return []  # it comes with the package and is no model of the cache
-    if names.is_path(pattern):
-        cache.resolve(pattern)
-    return [lambda: cache.resolve(pattern)]
+    if isinstance(ref, names.Folder):
+        cache.resolve(ref)  # a folder that is not there is an error; a name that is not there is no finding
+    return [lambda: cache.resolve(ref)]
 
 
 def _verdict(find: Find, args: Namespace) -> Verdict | None:

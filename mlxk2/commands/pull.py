@@ -10,6 +10,7 @@ from mlxk2 import names
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
 from mlxk2.fence import import_hub
+from mlxk2.names import Demo, Folder, Repo
 from mlxk2.spec import PullData
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Status = Literal["success", "already_exists", "access_denied", "failed", "error"
 
 def run(args: Namespace) -> PullData:
     """Download what is missing or damaged of a model; what the hub or the disk refuses is raised."""
-    name, revision = _argument(args.model)
+    name, revision = _parse(args.model)
     cache = Cache(hub_folder(os.environ))
     try:
         # The hub's room is slow to import, and says itself when the environment forbids it.
@@ -34,12 +35,15 @@ def run(args: Namespace) -> PullData:
     return _data(args, "success" if done.changed else "already_exists", done.message, done.repo_id, done.commit)
 
 
-def _argument(argument: str) -> names.ModelArgument:
-    if argument == names.DEMO:
-        raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
-    if names.is_path(argument):
-        raise ValidationError(f"{argument!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
-    return names.parse(argument)
+def _parse(argument: str) -> Repo:
+    """Return the repo that an argument names; raise ValidationError for the demo and for folders."""
+    match names.parse(argument):
+        case Repo() as repo:
+            return repo
+        case Demo():
+            raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
+        case Folder(path):
+            raise ValidationError(f"{path!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
 
 
 def _status(error: MlxkError) -> Status:

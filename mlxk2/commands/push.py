@@ -45,7 +45,7 @@ def _check_usage(args: Namespace) -> None:
     if "@" in args.repo_id or args.repo_id.count("/") != 1:
         shown = cut(args.repo_id, names.MAX_LENGTH)
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
-    names.parse(f"{args.repo_id}@{args.branch}")
+    names.parse_repo(f"{args.repo_id}@{args.branch}")
     if not args.commit.strip():
         raise ValidationError("A commit needs a message; leave out --commit for the default one.")
 

@@ -22,7 +22,7 @@ from mlxk2.errors import (
 )
 from mlxk2.fence import import_hub
 from mlxk2.formatting import human_size, printable
-from mlxk2.names import ModelArgument, short_hash
+from mlxk2.names import Demo, Folder, Repo, short_hash
 from mlxk2.spec import RmData
 
 STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
@@ -33,7 +33,7 @@ Action = Literal["deleted", "planned", "requires_confirmation"]
 
 def run(args: Namespace) -> RmData:
     """Delete what the argument names, after what a killed removal left; with --dry-run only say what would go."""
-    wanted = _wanted(args.model)
+    wanted = _parse(args.model)
     cache = Cache(hub_folder(os.environ))
     store = _shared_store(cache.hub)
     earlier = _settle(cache.hub, store, args.dry_run)
@@ -49,12 +49,15 @@ def run(args: Namespace) -> RmData:
     return _deleted(plan, _execute(args, plan, wanted, store), earlier)
 
 
-def _wanted(argument: str) -> ModelArgument:
-    if names.is_path(argument):
-        raise ValidationError(f"{argument!r} is a folder; `rm` removes models of the cache, by their names.")
-    if argument == names.DEMO:
-        raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
-    return names.parse(argument)
+def _parse(argument: str) -> Repo:
+    """Return the repo that an argument names; raise ValidationError for the demo and for folders."""
+    match names.parse(argument):
+        case Repo() as repo:
+            return repo
+        case Demo():
+            raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
+        case Folder(path):
+            raise ValidationError(f"{path!r} is a folder; `rm` removes models of the cache, by their names.")
 
 
 def _shared_store(hub: str) -> SharedStore | None:
@@ -82,7 +85,7 @@ def _check_test_cache(hub: str, environment: Mapping[str, str]) -> None:
         raise OperationError(f"{STRICT_VARIABLE}=1 forbids to delete from a cache without {SENTINEL}.")
 
 
-def _plan(cache: Cache, wanted: ModelArgument, store: SharedStore | None) -> Removal:
+def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
     model = _find(cache, wanted.name)
     removal.check_readable(model)
     snapshot = None if wanted.revision is None else model.snapshot_at(wanted.revision)
@@ -97,12 +100,12 @@ def _find(cache: Cache, name: str) -> CachedModel:
     return cache.find(name)
 
 
-def _is_meant(rest: Remains, wanted: ModelArgument) -> bool:
+def _is_meant(rest: Remains, wanted: Repo) -> bool:
     is_revision = not (wanted.revision and rest.revision) or rest.revision.startswith(wanted.revision)
     return is_revision and wanted.name.lower() in rest.name.lower()
 
 
-def _execute(args: Namespace, plan: Removal, wanted: ModelArgument, store: SharedStore | None) -> Outcome:
+def _execute(args: Namespace, plan: Removal, wanted: Repo, store: SharedStore | None) -> Outcome:
     try:
         removal.check_locks(plan, args.force)
         if not args.force and plan.name not in names.candidates(wanted.name):

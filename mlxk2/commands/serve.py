@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mlxk2 import names
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, hub_folder
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
@@ -39,7 +40,7 @@ def run(args: Namespace) -> None:
     Whatever can be known to be wrong is found before the server's libraries are imported, which takes a second.
     """
     _check(args)
-    snapshot = runnable(Cache(hub_folder(os.environ)), args.model) if args.model is not None else None
+    snapshot = runnable(Cache(hub_folder(os.environ)), names.parse(args.model)) if args.model is not None else None
     listener = bind(args.host, args.port)
     data: ServerData = {
         "host": args.host,

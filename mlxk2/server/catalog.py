@@ -102,7 +102,7 @@ class Catalog:
 
     def _described(self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool) -> dict[str, Model]:
         cache = _Listed(hub_folder(os.environ), self._lists)
-        finders = [lambda: cache.resolve(names.DEMO)] if is_wanted(names.DEMO) else []
+        finders = [lambda: cache.resolve(names.Demo())] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
         found = {entry.id: entry for find in finders if not cancelled() and (entry := self._entry(find))}
         if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
@@ -112,10 +112,11 @@ class Catalog:
         return found
 
     def _resolve(self, name: str) -> Snapshot:
-        if names.is_path(name):
+        ref = names.parse(name)
+        if isinstance(ref, names.Folder):
             # A client may not look around on the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-        return runnable(_Listed(hub_folder(os.environ), self._lists), name)
+        return runnable(_Listed(hub_folder(os.environ), self._lists), ref)
 
     def _entry(self, find: Callable[[], Snapshot]) -> Model | None:
         """Return the entry of a model, from memory as long as nothing in its folder changes."""
