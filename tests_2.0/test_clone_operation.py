@@ -231,7 +231,7 @@ def test_leftovers_of_the_same_target_are_removed(hub: Hub, mlxk2: Program, work
 
 KILLED_WHILE_BUILDING = """
 import os, sys
-from mlxk2.cache import target
+from mlxk2.workspace import target
 with target.built(sys.argv[1]) as folder:
     open(os.path.join(folder, "model", "half"), "w").write("x")
     os.kill(os.getpid(), 9)

@@ -1,7 +1,7 @@
-"""The lock files of downloads, `hub/.locks/models--…/<etag>.lock`: held by a living process, or left behind.
+"""The lock files of downloads, `.locks/models--…/<etag>.lock`: held by a living process, or left behind.
 
-What counts is flock's word, as for filelock, by which huggingface_hub takes them: a process that dies loses its locks.
-Network file systems may have no locks, or grant every lock to everyone: there a lock file counts as held for a day.
+flock decides, as in filelock, with which huggingface_hub takes them: a process that dies loses its locks. Network file
+systems may have no locks, or grant every lock to every process: there a lock file counts as held for a day.
 """
 
 from __future__ import annotations
@@ -12,95 +12,122 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxk2.cache import directory, space
-from mlxk2.cache.directory import Usage
+from mlxk2.cache import space
+from mlxk2.cache.directory import Directory
+from mlxk2.cache.space import Usage
 from mlxk2.checkpoint.files import SAFELY
 from mlxk2.names import is_macos_metadata
 
 FOLDER = ".locks"
-PULL_LOCK = "pull.lock"  # held by our own `pull` from its first look at the model to its end
-ABANDONED_SECONDS = 24 * 60 * 60  # Where no lock says whether its holder lives: no download or copy takes longer.
-# What flock answers where there are no locks: of SMB, NFS without locks, and NFS whose lock service is away.
+PULL_LOCK = "pull.lock"  # `pull` holds it from its first look at the model to its end.
+ABANDONED_SECONDS = 24 * 60 * 60  # Where locks mean nothing, an older lock file is free: no download takes longer.
+# The errors of flock where there are no locks: on SMB, on NFS without locks or whose lock service is away.
 UNSUPPORTED = (errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
 _FLAGS = os.O_RDONLY | SAFELY
 
 
 class Locks(NamedTuple):
-    """The lock files of a model, by their names relative to the hub folder."""
+    """The lock files of a model, by their names relative to the cache folder."""
 
     living: tuple[str, ...]
     stale: tuple[str, ...]
 
 
-def of_model(hub: int, folder: str) -> Locks:
-    """The lock files of the model in a `models--…` folder; `hub` is a handle of the hub folder."""
-    found = [(f"{FOLDER}/{folder}/{name}", is_free) for name, _, is_free in _locks(hub, folder)]
+def find(cache_dir: Directory, folder: str) -> Locks:
+    """Find the lock files of the model in a `models--…` folder."""
+    found = [(f"{FOLDER}/{folder}/{name}", is_free) for name, _, is_free in _take_each(cache_dir, folder)]
     return Locks(
         living=tuple(name for name, is_free in found if not is_free),
         stale=tuple(name for name, is_free in found if is_free),
     )
 
 
-def count(hub: int, folder: str, locks: Locks, usage: Usage) -> None:
+def count(cache_dir: Directory, folder: str, locks: Locks, usage: Usage) -> None:
     """Count the room that `clean` would free."""
-    with directory.folder(FOLDER, below=hub) as parent:
+    with cache_dir.open(FOLDER) as parent:
         if parent is None:
             return
         if not locks.living:
             usage.add(folder, parent)
             return
-        with directory.folder(folder, below=parent) as handle:
-            if handle is not None:
+        with parent.open(folder) as own:
+            if own is not None:
                 for name in locks.stale:
-                    usage.add(os.path.basename(name), handle)
+                    usage.add(os.path.basename(name), own)
 
 
-def clean(hub: int, folder: str, usage: Usage) -> int:
-    """Remove a model's lock files that nobody holds, and count them.
+def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
+    """Remove a model's lock files that no process holds, and return how many they were.
 
-    One that is held stays, whatever is forced: to unlink it would let a second download in beside its holder.
+    A lock file that is held stays, even if the removal is forced: without it a second download could start beside the
+    process that holds it.
     """
     cleaned = 0
-    for name, below, is_free in _locks(hub, folder):
+    for name, own, is_free in _take_each(cache_dir, folder):
         if is_free:
-            usage.add(name, below)
-            directory.remove(name, below)
+            usage.remove(name, own)
             cleaned += 1
-    _remove_macos_metadata(hub, folder, usage)
-    with directory.folder(FOLDER, below=hub) as locks:
-        if locks is not None:
-            _remove_empty(folder, locks, usage)
+    with cache_dir.open(FOLDER) as parent:
+        if parent is None:
+            return cleaned
+        with parent.open(folder) as own:
+            left = [] if own is None else own.names()
+            if own is not None and all(map(is_macos_metadata, left)):
+                for name in left:
+                    usage.remove(name, own)
+        try:
+            status = parent.status(folder)
+            parent.remove_empty(folder)
+        except OSError as error:
+            # Nothing there, a link, or a lock that is held: all of these stay as they are.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            usage.add_status(status)
     return cleaned
 
 
 @contextmanager
-def claimed(hub: int, folder: str) -> Iterator[bool]:
-    """Keep `pull` from a model as long as the block runs; False when one is at work already.
+def claimed(cache_dir: Directory, folder: str) -> Iterator[bool]:
+    """Keep `pull` from a model while the block runs; False when a pull is at work.
 
-    Where the disk is too full for the lock, there is none: no pull can take it either.
+    Where the disk is too full for the lock, there is none: a pull can't take it either.
     """
-    with _made(FOLDER, hub), directory.folder(FOLDER, below=hub) as parent:
-        if parent is None:
-            yield True  # a link is in its place, behind which nothing of ours is, or the disk is full
-            return
-        with _made(folder, parent), directory.folder(folder, below=parent) as locks:
-            if locks is None:
-                yield True
+    with ExitStack() as opened:
+        own = cache_dir
+        for name in (FOLDER, folder):
+            opened.enter_context(_made(name, own))
+            inner = opened.enter_context(own.open(name))
+            if inner is None:
+                yield True  # the disk is full, or a link is in its place, behind which nothing of ours is
                 return
-            with _pull_lock(locks) as is_ours:
-                yield is_ours
+            own = inner
+        is_new = PULL_LOCK not in own.names()
+        try:
+            lock = own.open_file(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664)
+        except OSError as error:
+            if error.errno not in space.FULL:
+                raise
+            yield True
+            return
+        opened.callback(os.close, lock)
+        is_ours = try_lock(lock, PULL_LOCK, own) is not False
+        yield is_ours
+        if is_ours and is_new:
+            with suppress(FileNotFoundError):
+                own.unlink(PULL_LOCK)
 
 
 @contextmanager
-def _made(name: str, below: int) -> Iterator[None]:
+def _made(name: str, parent: Directory) -> Iterator[None]:
     """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
     try:
-        os.mkdir(name, dir_fd=below)
+        parent.make(name)
     except OSError as error:
         if error.errno not in (errno.EEXIST, *space.FULL):
             raise
@@ -108,95 +135,62 @@ def _made(name: str, below: int) -> Iterator[None]:
         return
     yield
     with suppress(OSError):
-        os.rmdir(name, dir_fd=below)
+        parent.remove_empty(name)
 
 
-@contextmanager
-def _pull_lock(locks: int) -> Iterator[bool]:
-    is_new = PULL_LOCK not in directory.names_in(below=locks)
-    try:
-        handle = os.open(PULL_LOCK, _FLAGS | os.O_CREAT, 0o664, dir_fd=locks)
-    except OSError as error:
-        if error.errno not in space.FULL:
-            raise
-        yield True
-        return
-    try:
-        is_ours = try_lock(handle, PULL_LOCK, locks) is not False
-        yield is_ours
-        if is_ours and is_new:
-            with suppress(FileNotFoundError):
-                os.unlink(PULL_LOCK, dir_fd=locks)
-    finally:
-        os.close(handle)
+def try_lock(descriptor: int, name: str, parent: Directory) -> bool | None:
+    """Take the lock of an open file or folder that has this name in its parent.
 
-
-def try_lock(handle: int, name: str, below: int) -> bool | None:
-    """Take the lock of an open file or folder that goes by this name.
-
-    False when another process has it, or something else goes by the name now. None where locks mean nothing.
+    False when another process has it, or something else has the name now. None where locks mean nothing.
     """
-    if (is_ours := _flock(handle)) is not True:
+    if (is_ours := _flock(descriptor)) is not True:
         return is_ours
     try:
-        second = os.open(name, _FLAGS, dir_fd=below)
+        second = parent.open_file(name, _FLAGS)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
         return False
     try:
-        if not os.path.samestat(os.fstat(handle), os.fstat(second)):
+        if not os.path.samestat(os.fstat(descriptor), os.fstat(second)):
             return False
-        # Some network file systems grant every lock. There the second handle gets it too.
+        # Some network file systems grant every lock. There the second descriptor gets it too.
         return True if _flock(second) is False else None
     finally:
         os.close(second)
 
 
-def _flock(handle: int) -> bool | None:
-    """Ask for a lock: False when it is held by another handle, None where there are no locks."""
+def _flock(descriptor: int) -> bool | None:
+    """Ask for a lock: False when another descriptor holds it, None where there are no locks."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
 
 
-def is_free(handle: int, name: str, below: int) -> bool:
-    """Return whether the lock of an open file or folder is ours now, or is so old that its holder has died."""
-    is_ours = try_lock(handle, name, below)
+def is_free(descriptor: int, name: str, parent: Directory) -> bool:
+    """Take the lock of an open file or folder; return whether it is ours now, or too old for its holder to live."""
+    is_ours = try_lock(descriptor, name, parent)
     if is_ours is not None:
         return is_ours
-    return time.time() - os.fstat(handle).st_mtime > ABANDONED_SECONDS
+    return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a lock file is held by any process, this one included; never where locks mean nothing."""
-    handle = os.open(path, _FLAGS)
+    """Return whether any process holds a lock file, this one included; always False where locks mean nothing."""
+    descriptor = os.open(path, _FLAGS)
     try:
-        return _flock(handle) is False
+        return _flock(descriptor) is False
     finally:
-        os.close(handle)
-
-
-def _locks(hub: int, folder: str) -> Iterator[tuple[str, int, bool]]:
-    """Of each lock file its name, its folder's handle, and whether nobody held it: then we do, until the next one."""
-    with directory.folder(FOLDER, folder, below=hub) as locks:
-        if locks is None:
-            return
-        for name in directory.names_in(below=locks):
-            if is_macos_metadata(name):
-                continue
-            with taken(name, locks) as is_free:
-                if is_free is not None:
-                    yield name, locks, is_free
+        os.close(descriptor)
 
 
 @contextmanager
-def taken(name: str, below: int) -> Iterator[bool | None]:
-    """Take a lock file's lock if it is free, and say whether it was; None for what is no lock file."""
+def taken(name: str, parent: Directory) -> Iterator[bool | None]:
+    """Take a lock file's lock if it is free, and yield whether it was; None for what is not a lock file."""
     try:
-        handle = os.open(name, _FLAGS, dir_fd=below)
+        descriptor = parent.open_file(name, _FLAGS)
     except PermissionError:
         yield False  # another user's, who may hold it
         return
@@ -206,28 +200,19 @@ def taken(name: str, below: int) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield is_free(handle, name, below) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        yield is_free(descriptor, name, parent) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _remove_macos_metadata(hub: int, folder: str, usage: Usage) -> None:
-    """Remove what macOS laid among a model's lock files, unless a lock or something else is left there."""
-    with directory.folder(FOLDER, folder, below=hub) as locks:
-        names = [] if locks is None else directory.names_in(below=locks)
-        if locks is not None and all(map(is_macos_metadata, names)):
-            for name in names:
-                usage.add(name, locks)
-                directory.remove(name, locks)
-
-
-def _remove_empty(folder: str, below: int, usage: Usage) -> None:
-    try:
-        status = os.stat(folder, dir_fd=below, follow_symlinks=False)
-        os.rmdir(folder, dir_fd=below)
-    except OSError as error:
-        # Nothing there, a link, or a lock that is held: all of these stay as they are.
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return
-    usage.add_status(status)
+def _take_each(cache_dir: Directory, folder: str) -> Iterator[tuple[str, Directory, bool]]:
+    """Yield each lock file of a model, its folder, and whether it was free; if so, it is ours until the next one."""
+    with cache_dir.open(FOLDER, folder) as own:
+        if own is None:
+            return
+        for name in own.names():
+            if is_macos_metadata(name):
+                continue
+            with taken(name, own) as was_free:
+                if was_free is not None:
+                    yield name, own, was_free

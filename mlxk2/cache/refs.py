@@ -1,12 +1,13 @@
-"""A model's refs: small files below `refs/`, by which its branches and tags name commits."""
+"""A model's refs, small files by which its branches and tags name commits, and what else belongs to one revision."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from mlxk2.cache import directory
+from mlxk2.cache.directory import Directory
 from mlxk2.checkpoint.files import SAFELY, BrokenFile, Tree, read
 from mlxk2.names import is_macos_metadata
 
@@ -15,9 +16,11 @@ FOLDER = "refs"
 
 _UNFINISHED = ".incomplete-ref"
 
+Place = tuple[str, ...]  # a path below a model's folder, in steps
+
 
 def commit_of(ref: str, model: str, tree: Tree) -> str | None:
-    """The commit that a ref of the model in this folder names; None where no ref can be read inside the tree."""
+    """Return the commit that a ref of the model in this folder names; None where no ref can be read in the tree."""
     if is_macos_metadata(os.path.basename(ref)):
         return None
     file = tree.file(ref, os.path.join(model, FOLDER, ref))
@@ -28,7 +31,7 @@ def commit_of(ref: str, model: str, tree: Tree) -> str | None:
 
 
 def refusal(ref: str, model: str, tree: Tree) -> str | None:
-    """Why the operating system does not let the user see a ref; None where it does, or there is none."""
+    """Return why the operating system refuses to let the user read a ref; None where it does not, or there is none."""
     file = tree.file(f"{FOLDER}/{ref}", os.path.join(model, FOLDER, ref))
     if file is None:
         return None
@@ -42,7 +45,10 @@ def refusal(ref: str, model: str, tree: Tree) -> str | None:
 
 
 def write(ref: str, commit: str, model: str) -> None:
-    """Let a ref name a commit; a reader finds the old one or the new. A link in its place or on the way gives way."""
+    """Let a ref name a commit; readers find the old commit or the new one. Replace a link in its place or on the way.
+
+    Raise OSError when the disk refuses, or another ref is in the way.
+    """
     *parents, name = ref.split("/")
     folder = os.path.join(model, FOLDER)
     os.makedirs(folder, exist_ok=True)
@@ -64,9 +70,9 @@ def write(ref: str, commit: str, model: str) -> None:
 
 
 def in_the_way(ref: str, model: str) -> str | None:
-    """The other ref that stands where this one must be written: on its way, below it, or as the same name on this disk.
+    """Return the other ref that is in the place of this one: on its way, below it, or of the same name on this disk.
 
-    A disk may ignore case. A link or a folder without refs is not in the way.
+    A disk may ignore case. A link, or a folder without refs, is not in the way.
     """
     path, found = os.path.join(model, FOLDER), []
     for step in ref.split("/"):
@@ -77,39 +83,53 @@ def in_the_way(ref: str, model: str) -> str | None:
         if not os.path.isdir(path):
             break
     there = "/".join(found)
-    if os.path.isdir(path):
-        return next((os.path.join(there, name) for name in _below(path)), None)
-    return there if there != ref else None
+    if not os.path.isdir(path):
+        return there if there != ref else None
+    below = (os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+    return next((os.path.join(there, os.path.relpath(file, path)) for file in below), None)
 
 
-def _below(folder: str) -> Iterator[str]:
-    return (os.path.relpath(os.path.join(path, name), folder) for path, _, names in os.walk(folder) for name in names)
-
-
-def to(commit: str, model: int) -> Iterator[tuple[str, ...]]:
-    """The places of the refs that name a commit, below a handle of their model's folder.
-
-    A branch with slashes in its name lies in folders. A link is no ref, and leads nowhere.
-    """
-    with directory.folder(FOLDER, below=model) as refs:
+def bookkeeping_of(revision: str, model: Directory) -> Iterator[Place]:
+    """Yield the places of what the client library notes about a revision, refs included; some may be missing."""
+    yield ("trees", f"{revision}.json")
+    yield (".no_exist", revision)
+    with model.open(FOLDER) as refs:
         if refs is None:
             return
-        for path, _, files, inner in os.fwalk(".", dir_fd=refs):
+        # A branch with slashes in its name lies in folders. A link is not a ref, and is not followed.
+        for path, _, files, descriptor in os.fwalk(".", dir_fd=refs.descriptor):
+            folder = Directory(descriptor, os.path.join(refs.path, path))
             parents = [part for part in path.split(os.sep) if part != "."]
-            names = [name for name in files if not is_macos_metadata(name)]
-            yield from ((FOLDER, *parents, name) for name in names if _read_below(name, inner) == commit)
+            for name in files:
+                if not is_macos_metadata(name) and _read_commit(name, folder) == revision:
+                    yield (FOLDER, *parents, name)
 
 
-def _read_below(name: str, below: int) -> str | None:
+def _read_commit(name: str, folder: Directory) -> str | None:
     try:
-        handle = os.open(name, os.O_RDONLY | SAFELY, dir_fd=below)
+        descriptor = folder.open_file(name, os.O_RDONLY | SAFELY)
     except OSError:
-        return None  # a link, or locked away: no download wrote such a ref
+        return None  # a link, or a file that may not be read: no download wrote such a ref
     try:
-        return _commit_in(os.read(handle, MAX_BYTES))
+        return _commit_in(os.read(descriptor, MAX_BYTES))
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def _commit_in(text: bytes) -> str:
     return text.decode("ascii", "replace").strip()
+
+
+def blobs_only_of(snapshot: Directory, model: Directory, others: Iterable[str]) -> list[str]:
+    """Return the model's blobs to which a snapshot links and no snapshot of `others` in its `snapshots/` does."""
+    needed = _linked_names(snapshot)
+    for other in others:
+        with model.open("snapshots", other) as folder:
+            needed -= set() if folder is None else _linked_names(folder)
+    return sorted(needed.intersection(model.names("blobs")))
+
+
+def _linked_names(snapshot: Directory) -> set[str]:
+    """Return the names of all files to which a snapshot's links lead."""
+    targets = (folder.link_target(name) for name, folder in snapshot.walk())
+    return {os.path.basename(target) for target in targets if target is not None}

@@ -1,8 +1,8 @@
-"""Folders for work in progress. Their maker holds a lock in each, by which the folders of killed processes are known.
+"""Folders for work in progress. Their makers lock them, so that the folders of killed processes can be recognised.
 
 The lock is that of the file `.lock` in the folder: SMB and NFS lock files, but refuse to lock folders, or grant every
-lock of a folder to everyone. Folders without that file are of earlier versions, which locked the folder, or of a
-process that was killed at its first step.
+lock of a folder to every process. A folder without that file is of an earlier version, which locked the folder itself,
+or of a process that was killed at its first step.
 """
 
 from __future__ import annotations
@@ -14,75 +14,69 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from mlxk2.cache import directory, locks
+from mlxk2.cache import locks
+from mlxk2.cache.directory import Directory
 
 LOCK = ".lock"
 MAX_ATTEMPTS = 10
 
 
 class Scratch(NamedTuple):
-    """A folder that is ours until `release` is called, or its context ends."""
+    """A folder below `parent` that is ours until `release` is called, or its context ends."""
 
     name: str
-    handle: int
+    parent: Directory
+    folder: Directory
     release: Callable[[], None]
+
+    def names(self) -> list[str]:
+        """Return the names of what is in the folder, without its lock."""
+        return [name for name in self.folder.names() if name != LOCK]
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it, the lock last; links in it are removed, not followed."""
+        self.folder.remove_all(self.names())
+        # A network file system keeps a file that is open under another name in the folder, which then can't go.
+        self.release()
+        self.parent.remove(self.name)
 
 
 @contextmanager
-def created(prefix: str, below: int) -> Iterator[Scratch]:
+def created(prefix: str, parent: Directory) -> Iterator[Scratch]:
     """Make a new folder whose name begins with `prefix`; it stays, for the caller to remove."""
     for _ in range(MAX_ATTEMPTS):
         name = prefix + secrets.token_hex(4)
-        os.mkdir(name, dir_fd=below)
-        with directory.folder(name, below=below) as handle, ExitStack() as held:
+        parent.make(name)
+        with parent.open(name) as folder, ExitStack() as held:
             try:
-                is_ours = handle is not None and _lock_new(name, handle, below, held)
+                # The lock of the folder itself is for processes of earlier versions, which know no other. They may
+                # have taken the new folder for an abandoned one.
+                is_ours = folder is not None and locks.try_lock(folder.descriptor, name, parent) is not False
+                if folder is not None and is_ours:
+                    lock = folder.open_file(LOCK, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+                    held.callback(os.close, lock)
+                    # Where there are no locks, the folder is ours all the same: its name is new.
+                    is_ours = locks.try_lock(lock, LOCK, folder) is not False
             except OSError:
-                directory.remove(name, below)
+                parent.remove(name)
                 raise
-            if handle is not None and is_ours:
-                yield Scratch(name, handle, held.close)
+            if folder is not None and is_ours:
+                yield Scratch(name, parent, folder, held.close)
                 return
-        directory.remove(name, below)
+        parent.remove(name)
     raise OSError(errno.EAGAIN, "other processes lock every new folder")
 
 
-def _lock_new(name: str, handle: int, below: int, held: ExitStack) -> bool:
-    """Lock a new folder; False when another process took it for an abandoned one before."""
-    # The lock of the folder itself is for processes of earlier versions, which know no other.
-    if locks.try_lock(handle, name, below) is False:
-        return False
-    lock = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=handle)
-    held.callback(os.close, lock)
-    # Where there are no locks, the folder is ours all the same: its name is new.
-    return locks.try_lock(lock, LOCK, handle) is not False
-
-
-def abandoned(prefix: str, below: int) -> Iterator[Scratch]:
-    """Yield the folders of this prefix whose makers are dead; each is ours until the next one is asked for."""
-    for name in directory.names_in(below=below):
-        if name.startswith(prefix):
-            with directory.folder(name, below=below) as handle, ExitStack() as held:
-                if handle is not None and _lock_abandoned(name, handle, below, held):
-                    yield Scratch(name, handle, held.close)
-
-
-def _lock_abandoned(name: str, handle: int, below: int, held: ExitStack) -> bool:
-    """Take the lock in a folder, or that of the folder itself where there is none in it."""
-    if locks.try_lock(handle, name, below) is False:
-        return False
-    is_free = held.enter_context(locks.taken(LOCK, handle))
-    return locks.is_free(handle, name, below) if is_free is None else is_free
-
-
-def names_in(scratch: Scratch) -> list[str]:
-    """List what is in a folder, without its lock."""
-    return [name for name in directory.names_in(below=scratch.handle) if name != LOCK]
-
-
-def remove(scratch: Scratch, below: int) -> None:
-    """Remove a folder and all that is in it, the lock last; links in it are removed, not followed."""
-    directory.remove_all(names_in(scratch), scratch.handle)
-    # A network file system keeps a file that is open under another name in the folder, which then can't go.
-    scratch.release()
-    directory.remove(scratch.name, below)
+def abandoned(prefix: str, parent: Directory) -> Iterator[Scratch]:
+    """Yield the folders with this prefix whose makers are dead; each is ours until the next one is asked for."""
+    for name in parent.names():
+        if not name.startswith(prefix):
+            continue
+        with parent.open(name) as folder, ExitStack() as held:
+            if folder is None or locks.try_lock(folder.descriptor, name, parent) is False:
+                continue
+            is_free = held.enter_context(locks.taken(LOCK, folder))
+            if is_free is None:  # There is no lock file in it.
+                is_free = locks.is_free(folder.descriptor, name, parent)
+            if is_free:
+                yield Scratch(name, parent, folder, held.close)

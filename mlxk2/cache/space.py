@@ -1,4 +1,4 @@
-"""The room on a disk, asked for before anything is written to it."""
+"""The room on a disk: how much there is before something is written, and how much comes free when something goes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
+from mlxk2.cache.directory import Directory
 from mlxk2.errors import OperationError
 from mlxk2.formatting import human_size
 
-# What the operating system says where it was not asked before, or something else took the room meanwhile.
+# The errors of a full disk: where the room was not checked before, or another program has taken it since.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _CORE_FOUNDATION = "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation"
 _KEYS = ("kCFURLVolumeAvailableCapacityForImportantUsageKey", "kCFURLVolumeAvailableCapacityKey")
 _SINT64 = 4  # kCFNumberSInt64Type
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
 
 Ask = Callable[[str], int | None]
 
@@ -25,10 +29,10 @@ Ask = Callable[[str], int | None]
 def check(
     what: str, needed: int, folder: str | os.PathLike[str], *, gained: int = 0, alternative: str, ask: Ask | None = None
 ) -> None:
-    """OperationError with both numbers when what is needed does not fit on the folder's disk.
+    """Raise OperationError with both numbers when what is needed does not fit on the folder's disk.
 
-    All numbers are bytes; `gained` is what will come free before. `alternative` is what the user may do instead. `ask`
-    is as for `available`.
+    `needed` and `gained`, which will come free before, are bytes. `alternative` is what the user can do instead, as the
+    end of a sentence. `ask` is as for `available`.
     """
     room = available(folder, ask) + gained
     if needed > room:
@@ -41,20 +45,18 @@ def check(
 def available(folder: str | os.PathLike[str], ask: Ask | None = None) -> int:
     """Return how many bytes can be written to a folder's disk.
 
-    macOS also frees what it can get again (caches, files that are in iCloud) when room is needed, which `statvfs` does
-    not count. There its blocks are counted in 32 bits, too, so that it says too little of very large disks. `ask`
-    returns what macOS would free room for; by default macOS is asked, and elsewhere nothing.
+    When room is needed, macOS frees what it can get again (caches, files that are in iCloud). `statvfs` does not count
+    that, and on macOS it counts blocks in 32 bits: too few for very large disks. `ask` returns the bytes that macOS can
+    make room for; the default asks macOS.
     """
-    ask = ask or (_of_macos if sys.platform == "darwin" else _of_none)
-    return max(shutil.disk_usage(folder).free, ask(os.fspath(folder)) or 0)
+    if ask is None and sys.platform == "darwin":
+        ask = _ask_macos
+    after_cleaning = ask(os.fspath(folder)) if ask else None
+    return max(shutil.disk_usage(folder).free, after_cleaning or 0)
 
 
-def _of_none(_: str) -> int | None:
-    return None
-
-
-def _of_macos(folder: str) -> int | None:
-    """Return the larger of what CoreFoundation says of the volume (CFURL.h); None where it can't be asked."""
+def _ask_macos(folder: str) -> int | None:
+    """Return the larger of CoreFoundation's numbers of free bytes (CFURL.h); None where it can't be asked."""
     try:
         library = ctypes.CDLL(_CORE_FOUNDATION)
         keys = [ctypes.c_void_p.in_dll(library, key) for key in _KEYS]
@@ -79,3 +81,50 @@ def _of_macos(folder: str) -> int | None:
             found.append(size.value)
     release(url)
     return max(found, default=None)
+
+
+class Usage:
+    """The room on the disk that comes free when everything that was added is removed.
+
+    It is counted in blocks, not in the files' sizes: a sparse or compressed file takes less than its size, a small
+    one more, and folders take room too. A file with another hard link elsewhere frees nothing.
+    """
+
+    def __init__(self) -> None:
+        self._links: dict[tuple[int, int], int] = {}
+        self._bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes come free."""
+        return self._bytes
+
+    def add(self, name: str, parent: Directory) -> None:
+        """Count a file, or a folder with all that is in it; what is not there counts nothing."""
+        self._add_entry(name, parent)
+        with parent.open(name) as folder:
+            if folder is not None:
+                for inner, inner_parent in folder.walk():
+                    self._add_entry(inner, inner_parent)
+
+    def _add_entry(self, name: str, parent: Directory) -> None:
+        with suppress(FileNotFoundError):
+            self.add_status(parent.status(name))
+
+    def add_all(self, folder: Directory) -> None:
+        """Count all that is in a folder, without the folder itself."""
+        for name in folder.names():
+            self.add(name, folder)
+
+    def add_status(self, status: os.stat_result) -> None:
+        """Count one file, link or folder by its status."""
+        inode = (status.st_dev, status.st_ino)
+        self._links[inode] = self._links.get(inode, 0) + 1
+        # The links of a folder are its subfolders.
+        if stat.S_ISDIR(status.st_mode) or self._links[inode] == status.st_nlink:
+            self._bytes += status.st_blocks * _BLOCK_BYTES
+
+    def remove(self, name: str, parent: Directory) -> None:
+        """Count a file or a folder, then remove it."""
+        self.add(name, parent)
+        parent.remove(name)

@@ -1,10 +1,13 @@
-"""Where removed things wait for their end: folders of the hub that are never listed.
+"""What was removed and waits for its end: in a trash, or hidden in its model's folder where the disk is full.
 
     .trash-model-<random>/models--org--name                          a model's whole folder
     .trash-revision-<random>/models--org--name/snapshots/<commit>    one revision; what goes with it is beside it, in
                                                                      `blobs/` and `rest/`
-To rename something into the trash is the moment at which it is gone. All that follows can be done again by anyone who
-finds the trash abandoned, until the last step, which removes the trash itself.
+    models--org--name/.removed/<commit>                              a model without a trash: what was its `snapshots/`
+    models--org--name/.removed-<commit>                              one revision without a trash
+
+The rename to such a place is the moment at which something is removed; after it no command lists it. All later steps
+can be repeated by the next removal after a kill, since the last step is to delete what the rename moved.
 """
 
 from __future__ import annotations
@@ -14,244 +17,383 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import product
 from typing import NamedTuple, Protocol
 
-from mlxk2.cache import belongings, directory, locks, scratch, space
-from mlxk2.cache.directory import Usage
+from mlxk2.cache import locks, refs, scratch, space
+from mlxk2.cache.directory import Directory
+from mlxk2.cache.refs import Place
 from mlxk2.cache.scratch import Scratch
-from mlxk2.names import COMPANION, FOLDER_PREFIX, INCOMPLETE, is_macos_metadata, repo_id_of
+from mlxk2.cache.space import Usage
+from mlxk2.names import COMPANION, FOLDER_PREFIX, INCOMPLETE, REMOVED, is_macos_metadata, repo_id_of
 
 MODEL_PREFIX = ".trash-model-"
 REVISION_PREFIX = ".trash-revision-"
 
+_HIDDEN_REVISION = REMOVED + "-"
 _PAYLOAD = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")
 _MADE = ("snapshots", "blobs", "rest")
 
 
 class SharedStore(Protocol):
-    """The blobs that all repos of a hub folder share; their payloads go with the last link to them."""
+    """The blobs that all repos of a cache share; a payload goes with the last link to it."""
 
     def released_with(self, blobs: Iterable[str]) -> list[str]:
-        """The payloads that nobody needs once these links in the repos' `blobs/` are gone."""
+        """Return the payloads that no repo needs once these links in the repos' `blobs/` are gone."""
 
     def unreferenced(self) -> list[str]:
-        """The payloads to which nothing refers any more."""
+        """Return the payloads to which no repo refers."""
 
     def tidy(self) -> None:
         """Remove what killed processes left unfinished."""
 
     def files_of(self, payload: str) -> list[str]:
-        """The files that go when a payload goes."""
+        """Return the files that go when a payload goes."""
 
     def sweep(self, payload: str) -> None:
-        """Remove a payload if nothing refers to it any more."""
+        """Remove a payload if no repo refers to it."""
 
 
-class Remains(NamedTuple):
-    """What a killed removal left: its model, and the revision unless all of the model was to go."""
+class Interrupted(NamedTuple):
+    """A removal that was killed: its model, and the revision unless all of the model was to go."""
 
     name: str
     revision: str | None
 
 
-class Outcome(NamedTuple):
-    """What a removal did: what the disk gained, and how many stale lock files were among it."""
+class Freed(NamedTuple):
+    """What a removal freed: bytes of the disk, and the number of stale lock files."""
 
-    freed_bytes: int
-    lock_files_cleaned: int
+    bytes: int
+    lock_files: int
 
-
-def take_model(entries: Iterable[str], hub: int, trash: Scratch) -> None:
-    """Rename into the trash what the hub folder has of a model: its folder or a link, its unfinished download."""
-    for entry in entries:
-        _rename(entry, hub, entry, trash.handle)
+    def plus(self, other: Freed) -> Freed:
+        """Return the sum of both."""
+        return Freed(self.bytes + other.bytes, self.lock_files + other.lock_files)
 
 
-def take_revision(folder: str, revision: str, hub: int, trash: Scratch) -> None:
-    """Rename a snapshot into the trash; FileNotFoundError when there is none."""
-    for path in (folder, *(os.path.join(folder, name) for name in _MADE)):
-        os.mkdir(path, dir_fd=trash.handle)
-    _move((folder, "snapshots", revision), hub, (folder, "snapshots", revision), trash.handle)
+class Trash:
+    """A folder of the cache in which removed things wait; it is locked by its maker, or by who found it abandoned."""
 
+    def __init__(self, folder: Scratch, store: SharedStore | None, usage: Usage | None = None) -> None:
+        self._scratch = folder
+        self._store = store
+        self._usage = usage or Usage()
+        self._cache_dir = folder.parent
+        self._is_of_revision = folder.name.startswith(REVISION_PREFIX)
 
-def gather(trash: Scratch, hub: int, usage: Usage) -> bool:
-    """Take what else goes with what is in the trash; done once more, it finds nothing left.
+    @classmethod
+    @contextmanager
+    def created(
+        cls, prefix: str, cache_dir: Directory, store: SharedStore | None, usage: Usage | None = None
+    ) -> Iterator[Trash]:
+        """Make a new trash, for a model or for a revision by the prefix; `usage` has what was counted before."""
+        with scratch.created(prefix, cache_dir) as folder:
+            yield cls(folder, store, usage)
 
-    What a full disk has no room to move is deleted where it stands, and counted. False when links to shared payloads
-    had to stay: they say in the trash what is to be released.
-    """
-    folders = _model_folders(trash) if _is_of_revision(trash) else []
-    return all([_take_rest(folder, hub, trash, usage) for folder in folders])
+    def take_model(self, entries: Iterable[str]) -> None:
+        """Move in what the cache has of a model: its folder or a link, and its unfinished download."""
+        for entry in entries:
+            _rename(entry, self._cache_dir, entry, self._scratch.folder)
 
+    def take_revision(self, folder: str, revision: str) -> None:
+        """Move in a snapshot; raise FileNotFoundError when there is none."""
+        for path in (folder, *(os.path.join(folder, name) for name in _MADE)):
+            self._scratch.folder.make(path)
+        place = (folder, "snapshots", revision)
+        _move(place, self._cache_dir, place, self._scratch.folder)
 
-def finish(trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, usage: Usage | None = None) -> Outcome:
-    """Remove all that belongs to what is in the trash, then the trash; `usage` is what was counted before."""
-    usage = usage or Usage()
-    is_complete = False
-    while not is_complete:
-        is_complete = gather(trash, hub, usage)
-        count(trash, usage, ("blobs", "rest"))
-        has_freed = [_empty(folder, trash, hub, hub_path, store, usage) for folder in _model_folders(trash)]
-        if not is_complete and not any(has_freed):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    cleaned = sum(locks.clean(hub, folder, usage) for folder in _model_folders(trash))
-    if _is_of_revision(trash):
-        count(trash, usage, ("snapshots",))
-    scratch.remove(trash, hub)
-    return Outcome(usage.bytes, cleaned)
+    def gather(self) -> bool:
+        """Move in what else goes with a revision; repeated, it finds nothing left.
 
+        What a full disk has no room to move is deleted where it is, and counted. False when links to shared payloads
+        had to stay: in the trash they say what is to be released.
+        """
+        is_complete = True
+        for folder in self._model_folders() if self._is_of_revision else ():
+            revision = self._revision_in(folder)
+            with (
+                self._cache_dir.open(folder) as model,
+                self._scratch.folder.open(folder) as inside,
+                self._scratch.folder.open(folder, "snapshots", revision or "") as snapshot,
+            ):
+                if revision is None or model is None or inside is None:
+                    continue
+                others = model.names("snapshots")
+                blobs = refs.blobs_only_of(snapshot, model, others) if snapshot is not None else []
+                moves: list[tuple[Place, Place]] = [(("blobs", blob), ("blobs", blob)) for blob in blobs]
+                # The same revision may have been pulled again since.
+                notes = refs.bookkeeping_of(revision, model) if revision not in others else ()
+                moves += [(note, ("rest", secrets.token_hex(8))) for note in notes]
+                for source, target in moves:
+                    is_complete &= self._move_or_delete(source, model, target, inside)
+        return is_complete
 
-def _empty(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore | None, usage: Usage) -> bool:
-    """Delete what the trash has of a model, but for a revision's snapshot, by which a killed removal is found.
+    def _move_or_delete(self, source: Place, model: Directory, target: Place, inside: Directory) -> bool:
+        """Move what may be gone; on a full disk delete it, unless it is a link. False when it had to stay."""
+        try:
+            with suppress(FileNotFoundError):
+                _move(source, model, target, inside)
+        except OSError as error:
+            if error.errno not in space.FULL:
+                raise
+            with model.open(*source[:-1]) as parent:
+                if parent is None or parent.link_target(source[-1]) is not None:
+                    return False
+                self._usage.remove(source[-1], parent)
+        return True
 
-    Shared payloads go last, since the library locks them, for which a full disk must have gained room. True when
-    anything was there.
-    """
-    with directory.folder(folder, below=trash.handle) as inside:
-        if inside is None:
-            return False
-        if not _is_of_revision(trash):
-            directory.remove_all((name for name in directory.names_in(below=inside) if name != "blobs"), inside)
-        removed = _empty_folder("rest", inside, lambda _name, _rest: True)
-        removed += _empty_folder("blobs", inside, lambda name, blobs: belongings.target_of(name, blobs) is None)
-        if store is not None:
-            _sweep(folder, trash, hub, hub_path, store, usage)
-        removed += _empty_folder("blobs", inside, lambda _name, _blobs: True)
-        return removed > 0
+    def finish(self) -> Freed:
+        """Delete all that belongs to what is in the trash, then the trash itself."""
+        is_complete = False
+        while not is_complete:
+            is_complete = self.gather()
+            self.count(self._usage, ("blobs", "rest"))
+            has_freed = [self._empty(folder) for folder in self._model_folders()]
+            if not is_complete and not any(has_freed):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cleaned = sum(locks.clean(self._cache_dir, folder, self._usage) for folder in self._model_folders())
+        if self._is_of_revision:
+            self.count(self._usage, ("snapshots",))
+        self._scratch.remove()
+        return Freed(self._usage.bytes, cleaned)
 
+    def _empty(self, folder: str) -> bool:
+        """Delete what the trash has of a model, except a revision's snapshot; return whether anything was there.
 
-def _empty_folder(name: str, below: int, is_meant: Callable[[str, int], bool]) -> int:
-    """Delete what is meant in a folder; return how many entries that were."""
-    with directory.folder(name, below=below) as folder:
-        if folder is None:
-            return 0
-        names = [entry for entry in directory.names_in(below=folder) if is_meant(entry, folder)]
-        return directory.remove_all(names, folder)
-
-
-def abandoned(hub: int) -> Iterator[Scratch]:
-    """The trash that killed removals left; each is ours until the next one is asked for."""
-    for prefix in (MODEL_PREFIX, REVISION_PREFIX):
-        yield from scratch.abandoned(prefix, hub)
-
-
-def count(trash: Scratch, usage: Usage, parts: Iterable[str] = _MADE) -> None:
-    """Count what was moved into the trash, of a revision only these parts, not the folders that were made for it."""
-    if not _is_of_revision(trash):
-        for entry in scratch.names_in(trash):
-            usage.add(entry, trash.handle)
-        return
-    for folder, name in product(_model_folders(trash), parts):
-        with directory.folder(folder, name, below=trash.handle) as handle:
-            if handle is not None:
-                usage.add_all(handle)
-
-
-def remains_in(trash: Scratch) -> list[Remains]:
-    """What was to be removed."""
-    names = [(repo_id_of(folder), _revision_in(folder, trash)) for folder in _model_folders(trash)]
-    return [Remains(*name) for name in names if name[1] or not _is_of_revision(trash)]
-
-
-def _is_of_revision(trash: Scratch) -> bool:
-    return trash.name.startswith(REVISION_PREFIX)
-
-
-def _model_folders(trash: Scratch) -> list[str]:
-    """The folders of the models of which something is in the trash."""
-    entries = set(directory.names_in(below=trash.handle))
-    unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
-    return sorted(name for name in entries | unfinished if name.startswith(FOLDER_PREFIX))
-
-
-def _revision_in(folder: str, trash: Scratch) -> str | None:
-    if not _is_of_revision(trash):
-        return None
-    names = directory.names_in(folder, "snapshots", below=trash.handle)
-    return next((name for name in names if not is_macos_metadata(name)), None)
-
-
-def _take_rest(folder: str, hub: int, trash: Scratch, usage: Usage) -> bool:
-    """Move into the trash what was there for the trash's revision alone; False when something had to stay."""
-    revision = _revision_in(folder, trash)
-    with (
-        directory.folder(folder, below=hub) as model,
-        directory.folder(folder, below=trash.handle) as inside,
-        directory.folder(folder, "snapshots", revision or "", below=trash.handle) as snapshot,
-    ):
-        if revision is None or model is None or inside is None:
-            return True
-        others = directory.names_in("snapshots", below=model)
-        blobs = belongings.blobs_only_of(snapshot, model, others) if snapshot is not None else []
-        moves: list[tuple[belongings.Parts, belongings.Parts]] = [(("blobs", blob), ("blobs", blob)) for blob in blobs]
-        # The same revision may have been pulled again since.
-        notes = belongings.bookkeeping_of(revision, model) if revision not in others else ()
-        moves += [(note, ("rest", secrets.token_hex(8))) for note in notes]
-        return all([_move_or_delete(source, model, target, inside, usage) for source, target in moves])
-
-
-def _move_or_delete(source: belongings.Parts, model: int, target: belongings.Parts, inside: int, usage: Usage) -> bool:
-    """Move what may have gone; on a full disk delete it, unless it is a link. False when it had to stay."""
-    try:
-        with suppress(FileNotFoundError):
-            _move(source, model, target, inside)
-    except OSError as error:
-        if error.errno not in space.FULL:
-            raise
-        with directory.folder(*source[:-1], below=model) as parent:
-            if parent is None or belongings.target_of(source[-1], parent) is not None:
+        The snapshot stays, since by it a killed removal is found. Shared payloads go last: the client library locks
+        them, for which a full disk must first have gained room.
+        """
+        with self._scratch.folder.open(folder) as inside:
+            if inside is None:
                 return False
-            usage.add(source[-1], parent)
-            directory.remove(source[-1], parent)
-    return True
+            if not self._is_of_revision:
+                inside.remove_all(name for name in inside.names() if name != "blobs")
+            removed = _empty_folder("rest", inside, lambda _name, _rest: True)
+            removed += _empty_folder("blobs", inside, lambda name, blobs: blobs.link_target(name) is None)
+            if self._store is not None:
+                self._sweep_payloads(folder, self._store)
+            removed += _empty_folder("blobs", inside, lambda _name, _blobs: True)
+            return removed > 0
+
+    def _sweep_payloads(self, folder: str, store: SharedStore) -> None:
+        """Release the shared payloads to which the trash's blobs of a model link."""
+        with self._scratch.folder.open(folder, "blobs") as blobs:
+            targets = [] if blobs is None else [blobs.link_target(blob) for blob in blobs.names()]
+        for target in filter(None, targets):
+            # A link means what it meant where it stood.
+            payload = os.path.normpath(os.path.join(self._cache_dir.path, folder, "blobs", target))
+            place = os.path.relpath(payload, self._cache_dir.path)
+            if not _PAYLOAD.fullmatch(place):
+                continue
+            # The library looks at the store and at the payload, not at the folder between them.
+            with self._cache_dir.open(*place.split(os.sep)[:-1]) as parent:
+                if parent is not None:
+                    _sweep(payload, store, self._usage)
+
+    def remove_if_unused(self) -> None:
+        """Remove the trash, unless something was moved into it."""
+        if not self.interrupted():
+            self._scratch.remove()
+
+    def count(self, usage: Usage, parts: Iterable[str] = _MADE) -> None:
+        """Count what was moved into the trash; of a revision only these parts, and not the folders made for it."""
+        if not self._is_of_revision:
+            for entry in self._scratch.names():
+                usage.add(entry, self._scratch.folder)
+            return
+        for folder, name in product(self._model_folders(), parts):
+            with self._scratch.folder.open(folder, name) as made:
+                if made is not None:
+                    usage.add_all(made)
+
+    def interrupted(self) -> list[Interrupted]:
+        """Return what was to be removed."""
+        found = [Interrupted(repo_id_of(folder), self._revision_in(folder)) for folder in self._model_folders()]
+        return [removal for removal in found if removal.revision or not self._is_of_revision]
+
+    def _model_folders(self) -> list[str]:
+        """Return the folders of the models of which something is in the trash."""
+        entries = set(self._scratch.folder.names())
+        unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
+        return sorted(name for name in entries | unfinished if name.startswith(FOLDER_PREFIX))
+
+    def _revision_in(self, folder: str) -> str | None:
+        names = self._scratch.folder.names(folder, "snapshots") if self._is_of_revision else []
+        return next((name for name in names if not is_macos_metadata(name)), None)
 
 
-def _move(source: belongings.Parts, below: int, target: belongings.Parts, target_below: int) -> None:
-    """Rename below handles; FileNotFoundError where a folder on either way is none, or a link."""
-    with (
-        directory.folder(*source[:-1], below=below) as parent,
-        directory.folder(*target[:-1], below=target_below) as target_parent,
-    ):
+class Hidden:
+    """What is removed without a trash, by a rename within the model's folder: that takes no room on a full disk.
+
+    The files that only a hidden snapshot needs are deleted where they are, and the hidden snapshot last.
+    """
+
+    def __init__(self, folder: str, cache_dir: Directory, store: SharedStore | None) -> None:
+        self._folder = folder
+        self._cache_dir = cache_dir
+        self._store = store
+        self._usage = Usage()
+
+    def hide(self, revision: str | None) -> None:
+        """Hide a revision, or all of them; raise FileNotFoundError when the revision is not there."""
+        with self._cache_dir.open(self._folder) as model:
+            if model is None:
+                return  # a link, which is removed itself
+            if revision is None:
+                with suppress(FileNotFoundError):  # a model without any snapshot
+                    model.rename("snapshots", model, REMOVED)
+                return
+            with model.open("snapshots") as snapshots:
+                if snapshots is None:
+                    raise FileNotFoundError
+                snapshots.rename(revision, model, _HIDDEN_REVISION + revision)
+
+    def delete(self, *, is_whole: bool = False, beside: Iterable[str] = ()) -> None:
+        """Delete what only hidden snapshots need; all of the model where no other is left, or `is_whole`.
+
+        `beside` names what the cache folder has of the model in other places.
+        """
+        for entry in beside:
+            self._usage.remove(entry, self._cache_dir)
+        with self._cache_dir.open(self._folder) as model:
+            if model is None:
+                self._usage.remove(self._folder, self._cache_dir)
+                return
+            for snapshot in _hidden_snapshots(model):
+                for place in _places_of_hidden(snapshot, model):
+                    with model.open(*place[:-1]) as parent:
+                        if parent is not None:
+                            self._usage.remove(place[-1], parent)
+            for name in model.names() if is_whole or _is_gone(model) else ():
+                if not name.startswith(REMOVED):
+                    self._usage.remove(name, model)
+
+    def drop(self) -> Freed:
+        """Remove shared payloads and lock files, and last what is hidden: by it a killed removal is found."""
+        if self._store is not None:
+            for payload in self._store.unreferenced():
+                _sweep(payload, self._store, self._usage)
+        try:
+            if self._is_alone():
+                # By now the disk has room for a trash, unless other programs took it.
+                with Trash.created(MODEL_PREFIX, self._cache_dir, self._store, self._usage) as trash:
+                    with locks.claimed(self._cache_dir, self._folder) as is_ours, suppress(FileNotFoundError):
+                        # A download may have begun in the model's folder; a link in its place is gone already.
+                        if is_ours and self._is_alone():
+                            trash.take_model((self._folder,))
+                    return trash.finish()
+        except OSError as error:
+            if error.errno not in space.FULL:
+                raise
+        cleaned = locks.clean(self._cache_dir, self._folder, self._usage)
+        with self._cache_dir.open(self._folder) as model:
+            for name in [] if model is None else model.names():
+                if model is not None and name.startswith(REMOVED):
+                    self._usage.remove(name, model)
+        if not self._cache_dir.names(self._folder):
+            self._usage.remove(self._folder, self._cache_dir)
+        return Freed(self._usage.bytes, cleaned)
+
+    def finish(self) -> Freed | None:
+        """Delete all that was to be removed; None while a download is at work, which may need some of it."""
+        with locks.claimed(self._cache_dir, self._folder) as is_ours:
+            if not is_ours:
+                return None
+            self.delete()
+        return self.drop()
+
+    def count(self, usage: Usage) -> None:
+        """Count the room that `finish` would free."""
+        with self._cache_dir.open(self._folder) as model:
+            if model is None:
+                return
+            if _is_gone(model):
+                usage.add(self._folder, self._cache_dir)
+                return
+            for snapshot in _hidden_snapshots(model):
+                for place in (*_places_of_hidden(snapshot, model), snapshot):
+                    with model.open(*place[:-1]) as parent:
+                        if parent is not None:
+                            usage.add(place[-1], parent)
+
+    def interrupted(self) -> list[Interrupted]:
+        """Return what of the model was to be removed."""
+        with self._cache_dir.open(self._folder) as model:
+            snapshots = [] if model is None else _hidden_snapshots(model)
+        hidden = dict.fromkeys(None if place[0] == REMOVED else _commit_of(place) for place in snapshots)
+        return [Interrupted(repo_id_of(self._folder), commit) for commit in hidden]
+
+    def _is_alone(self) -> bool:
+        """Return whether the model's folder holds nothing but what is hidden."""
+        return all(name.startswith(REMOVED) for name in self._cache_dir.names(self._folder))
+
+
+def abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[Trash | Hidden]:
+    """Yield what killed removals left; a trash is ours until the next one is asked for."""
+    for prefix in (MODEL_PREFIX, REVISION_PREFIX):
+        for left in scratch.abandoned(prefix, cache_dir):
+            yield Trash(left, store)
+    for folder in cache_dir.names():
+        try:
+            names = cache_dir.names(folder) if folder.startswith(FOLDER_PREFIX) else []
+        except PermissionError:
+            continue  # another user's model, which is that user's to finish
+        if any(name.startswith(REMOVED) for name in names):
+            yield Hidden(folder, cache_dir, store)
+
+
+def _is_gone(model: Directory) -> bool:
+    """Return whether all of a model was to be removed."""
+    names = model.names()
+    return REMOVED in names and "snapshots" not in names
+
+
+def _hidden_snapshots(model: Directory) -> list[Place]:
+    """Return the places of a model's hidden snapshots."""
+    whole = [(REMOVED, commit) for commit in model.names(REMOVED)]
+    single = [(name,) for name in model.names() if name.startswith(_HIDDEN_REVISION)]
+    return [place for place in (*whole, *single) if not is_macos_metadata(place[-1])]
+
+
+def _commit_of(snapshot: Place) -> str:
+    return snapshot[-1].removeprefix(_HIDDEN_REVISION)
+
+
+def _places_of_hidden(snapshot: Place, model: Directory) -> Iterator[Place]:
+    """Yield the places of the files that only a hidden snapshot needs."""
+    others = model.names("snapshots")
+    with model.open(*snapshot) as folder:
+        if folder is not None:
+            yield from (("blobs", blob) for blob in refs.blobs_only_of(folder, model, others))
+    if _commit_of(snapshot) not in others:  # It may have been pulled again since.
+        yield from refs.bookkeeping_of(_commit_of(snapshot), model)
+
+
+def _empty_folder(name: str, parent: Directory, is_meant: Callable[[str, Directory], bool]) -> int:
+    """Delete what is meant in a folder; return how many entries that were."""
+    with parent.open(name) as folder:
+        return 0 if folder is None else folder.remove_all([n for n in folder.names() if is_meant(n, folder)])
+
+
+def _move(source: Place, below: Directory, target: Place, target_below: Directory) -> None:
+    """Rename below folders; raise FileNotFoundError where a step on either way is not a folder, or a link."""
+    with below.open(*source[:-1]) as parent, target_below.open(*target[:-1]) as target_parent:
         if parent is None or target_parent is None:
             raise FileNotFoundError
         _rename(source[-1], parent, target[-1], target_parent)
 
 
-def _rename(name: str, below: int, target: str, target_below: int) -> None:
-    """Rename a file or folder, and the companion that macOS may have laid beside it."""
-    os.rename(name, target, src_dir_fd=below, dst_dir_fd=target_below)
+def _rename(name: str, parent: Directory, target: str, target_parent: Directory) -> None:
+    """Rename a file or folder, and the companion that macOS may have put beside it."""
+    parent.rename(name, target_parent, target)
     with suppress(FileNotFoundError):
-        companions = (COMPANION + name, COMPANION + target)
-        os.rename(*companions, src_dir_fd=below, dst_dir_fd=target_below)
+        parent.rename(COMPANION + name, target_parent, COMPANION + target)
 
 
-def _sweep(folder: str, trash: Scratch, hub: int, hub_path: str, store: SharedStore, usage: Usage) -> None:
-    """Release the shared payloads that the trash's blobs linked to."""
-    with directory.folder(folder, "blobs", below=trash.handle) as blobs:
-        if blobs is None:
-            return
-        targets = [belongings.target_of(blob, blobs) for blob in directory.names_in(below=blobs)]
-    for target in filter(None, targets):
-        # As the link read where it stood.
-        payload = os.path.normpath(os.path.join(hub_path, folder, "blobs", target))
-        place = os.path.relpath(payload, hub_path)
-        if not _PAYLOAD.fullmatch(place):
-            continue
-        # The library looks at the store and at the payload, not at the folder between them.
-        with directory.folder(*place.split(os.sep)[:-1], below=hub) as parent:
-            if parent is not None:
-                _sweep_payload(payload, store, usage)
-
-
-def sweep_unreferenced(store: SharedStore, usage: Usage) -> None:
-    """Release the shared payloads that no model needs, whatever became of the links to them."""
-    for payload in store.unreferenced():
-        _sweep_payload(payload, store, usage)
-
-
-def _sweep_payload(payload: str, store: SharedStore, usage: Usage) -> None:
+def _sweep(payload: str, store: SharedStore, usage: Usage) -> None:
+    """Release a shared payload, and count what came free."""
     before = {path: os.lstat(path) for path in store.files_of(payload) if os.path.lexists(path)}
     store.sweep(payload)
     for path, status in before.items():

@@ -9,9 +9,9 @@ from typing import Literal
 
 from mlxk2 import names
 from mlxk2.cache import removal
-from mlxk2.cache.removal import Earlier, Removal
+from mlxk2.cache.removal import Recovery, Removal
 from mlxk2.cache.store import Cache, CachedModel, hub_folder
-from mlxk2.cache.trash import Outcome, Remains, SharedStore
+from mlxk2.cache.trash import Freed, Interrupted, SharedStore
 from mlxk2.errors import (
     ConfirmationRequiredError,
     HashNotFoundError,
@@ -40,10 +40,10 @@ def run(args: Namespace) -> RmData:
     try:
         plan = _plan(cache, wanted, store)
     except (ModelNotFoundError, HashNotFoundError):
-        meant = next((rest for rest in earlier.remains if _is_meant(rest, wanted)), None)
+        meant = next((rest for rest in earlier.removals if _is_meant(rest, wanted)), None)
         if meant is None:
             raise
-        return _finished(meant, earlier.outcome, args.dry_run)
+        return _finished(meant, earlier.freed, args.dry_run)
     if args.dry_run:
         return _planned(plan)
     return _deleted(plan, _execute(args, plan, wanted, store), earlier)
@@ -68,14 +68,14 @@ def _shared_store(hub: str) -> SharedStore | None:
     return store
 
 
-def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> Earlier:
+def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> Recovery:
     """What killed removals left: finished, or with a dry run only looked at."""
     if not os.path.isdir(hub):
-        return Earlier([], Outcome(0, 0))
+        return Recovery([], Freed(0, 0))
     if dry_run:
-        return removal.interrupted(hub)
+        return removal.plan_recovery(hub)
     _check_test_cache(hub, os.environ)
-    return removal.finish_interrupted(hub, store)
+    return removal.recover(hub, store)
 
 
 def _check_test_cache(hub: str, environment: Mapping[str, str]) -> None:
@@ -94,18 +94,19 @@ def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
 
 def _find(cache: Cache, name: str) -> CachedModel:
     """The model that a name means; that of an unfinished download comes before what only contains the name."""
-    unfinished = next(filter(None, (removal.unfinished(cache.hub, exact) for exact in names.candidates(name))), None)
+    found = (removal.find_unfinished(cache.hub, exact) for exact in names.candidates(name))
+    unfinished = next(filter(None, found), None)
     if unfinished and not any(model.name in names.candidates(name) for model in cache.matching(name)):
         return unfinished
     return cache.find(name)
 
 
-def _is_meant(rest: Remains, wanted: Repo) -> bool:
+def _is_meant(rest: Interrupted, wanted: Repo) -> bool:
     is_revision = not (wanted.revision and rest.revision) or rest.revision.startswith(wanted.revision)
     return is_revision and wanted.name.lower() in rest.name.lower()
 
 
-def _execute(args: Namespace, plan: Removal, wanted: Repo, store: SharedStore | None) -> Outcome:
+def _execute(args: Namespace, plan: Removal, wanted: Repo, store: SharedStore | None) -> Freed:
     try:
         removal.check_locks(plan, args.force)
         if not args.force and plan.name not in names.candidates(wanted.name):
@@ -129,33 +130,32 @@ def _confirm(args: Namespace, plan: Removal, name: str) -> None:
             return
         message = "Nothing was deleted."
     error = ConfirmationRequiredError(message)
-    error.data = {**_data(plan.name, "requires_confirmation", message, Outcome(0, 0))}
+    error.data = {**_data(plan.name, "requires_confirmation", message, Freed(0, 0))}
     raise error
 
 
 def _planned(plan: Removal) -> RmData:
     message = f"Would delete {_described(plan)}; {human_size(plan.freed_bytes)} would be freed."
-    data = _data(plan.name, "planned", message, Outcome(plan.freed_bytes, 0))
+    data = _data(plan.name, "planned", message, Freed(plan.freed_bytes, 0))
     if plan.locks.living:
         data["message"] += " A download of it is at work: that needs --force."
         data |= {"locks_detected": True, "lock_files": list(plan.locks.living)}
     return data
 
 
-def _deleted(plan: Removal, outcome: Outcome, earlier: Earlier) -> RmData:
-    freed = outcome.freed_bytes + earlier.outcome.freed_bytes
-    cleaned = outcome.lock_files_cleaned + earlier.outcome.lock_files_cleaned
-    message = f"Deleted {_described(plan)}; {human_size(freed)} freed."
+def _deleted(plan: Removal, freed: Freed, earlier: Recovery) -> RmData:
+    freed = freed.plus(earlier.freed)
+    message = f"Deleted {_described(plan)}; {human_size(freed.bytes)} freed."
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
-    return _data(plan.name, "deleted", message, Outcome(freed, cleaned))
+    return _data(plan.name, "deleted", message, freed)
 
 
-def _finished(rest: Remains, outcome: Outcome, dry_run: bool) -> RmData:
+def _finished(rest: Interrupted, freed: Freed, dry_run: bool) -> RmData:
     what = f"the interrupted removal of {rest.name}" + (f"@{short_hash(rest.revision)}" if rest.revision else "")
     if dry_run:
-        return _data(rest.name, "planned", f"Would finish {what}.", outcome)
-    return _data(rest.name, "deleted", f"Finished {what}; {human_size(outcome.freed_bytes)} freed.", outcome)
+        return _data(rest.name, "planned", f"Would finish {what}.", freed)
+    return _data(rest.name, "deleted", f"Finished {what}; {human_size(freed.bytes)} freed.", freed)
 
 
 def _described(plan: Removal) -> str:
@@ -168,11 +168,11 @@ def _described(plan: Removal) -> str:
     return f"{plan.name} ({f'revision {hashes}' if hashes else 'an unfinished download'})"
 
 
-def _data(name: str, action: Action, message: str, outcome: Outcome) -> RmData:
+def _data(name: str, action: Action, message: str, freed: Freed) -> RmData:
     return {
         "model": name,
         "action": action,
         "message": message,
-        "lock_files_cleaned": outcome.lock_files_cleaned,
-        "freed_bytes": outcome.freed_bytes,
+        "lock_files_cleaned": freed.lock_files,
+        "freed_bytes": freed.bytes,
     }

@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from mlxk2.cache import directory, scratch
+from mlxk2.cache import scratch
+from mlxk2.cache.directory import Directory
 from mlxk2.cache.scratch import Scratch
 from mlxk2.errors import InvalidTargetError, OperationError, cause
 from mlxk2.names import is_macos_metadata
@@ -66,26 +67,26 @@ def built(path: str) -> Iterator[str]:
     parent, name = os.path.split(path)
     # A file's name is limited, so that of the target can't be part of it.
     prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
-    with _folders(parent), directory.opened(parent) as below:
+    with _folders(parent), Directory.at(parent) as below:
         for old in scratch.abandoned(prefix, below):
-            _put_back(old, name, below)
-            _remove(old, below)
+            _put_back(old, name)
+            _remove(old)
         with scratch.created(prefix, below) as new:
             try:
                 folder = os.path.join(parent, new.name)
                 _make(os.path.join(folder, FINISHED), path)
                 yield folder
-                _put_aside(new, name, below)
-                _put_in_place(os.path.join(new.name, FINISHED), name, below)
+                _put_aside(new, name)
+                _put_in_place(new, name)
             finally:
-                _put_back(new, name, below)
-                _remove(new, below)
+                _put_back(new, name)
+                _remove(new)
 
 
-def _remove(old: Scratch, below: int) -> None:
+def _remove(old: Scratch) -> None:
     """Remove a scratch folder; OperationError says which one is left."""
     try:
-        scratch.remove(old, below)
+        old.remove()
     except OSError as error:
         message = f"{old.name}, a folder for work in progress beside the target, can't be removed: {cause(error)}."
         raise OperationError(message, hint="Remove it, or clone to the same target again.") from error
@@ -117,32 +118,34 @@ def _make(folder: str, target: str) -> None:
         os.chmod(folder, stat.S_IMODE(os.stat(target).st_mode))
 
 
-def _put_aside(new: Scratch, name: str, below: int) -> None:
+def _put_aside(new: Scratch, name: str) -> None:
     """Move what macOS laid in an empty folder out of it: only over an empty one the new folder can be renamed."""
-    with directory.folder(name, below=below) as target:
-        litter = [] if target is None else list(filter(is_macos_metadata, directory.names_in(below=target)))
-        if litter:
-            os.mkdir(_ASIDE, dir_fd=new.handle)
-            _move_all(litter, target, new.handle, _ASIDE)
+    with new.parent.open(name) as target:
+        litter = [] if target is None else list(filter(is_macos_metadata, target.names()))
+        if target is not None and litter:
+            new.folder.make(_ASIDE)
+            _move_all(litter, target, new.folder, _ASIDE)
 
 
-def _put_back(scratch: Scratch, name: str, below: int) -> None:
+def _put_back(scratch: Scratch, name: str) -> None:
     """Move what was put aside into the target, the old folder or the new one."""
-    with directory.folder(_ASIDE, below=scratch.handle) as aside:
+    with scratch.folder.open(_ASIDE) as aside:
         if aside is not None:
-            _move_all(directory.names_in(below=aside), aside, below, name)
+            _move_all(aside.names(), aside, scratch.parent, name)
 
 
-def _move_all(names: list[str], source: int | None, below: int, target: str) -> None:
-    with directory.folder(target, below=below) as folder:
-        for name in names if folder is not None else ():
+def _move_all(names: list[str], source: Directory, below: Directory, target: str) -> None:
+    with below.open(target) as folder:
+        if folder is None:
+            return
+        for name in names:
             with suppress(FileNotFoundError):  # it went with the file whose companion it is
-                os.rename(name, name, src_dir_fd=source, dst_dir_fd=folder)
+                source.rename(name, folder, name)
 
 
-def _put_in_place(new: str, name: str, below: int) -> None:
+def _put_in_place(new: Scratch, name: str) -> None:
     try:
         # Over an empty folder a rename succeeds, over a full one it does not.
-        os.rename(new, name, src_dir_fd=below, dst_dir_fd=below)
+        new.folder.rename(FINISHED, new.parent, name)
     except OSError as error:
         raise InvalidTargetError(f"{name} can't be put in its place: {cause(error)}.") from error

@@ -63,9 +63,10 @@ def test_commands_end_and_leave_nothing_where_locks_mean_nothing(
 
 WORKING = """
 import os, sys
-from mlxk2.cache import handles, scratch
-with handles.opened(sys.argv[1]) as below, scratch.created(sys.argv[2], below) as made:
-    os.mkdir("models--org--living", dir_fd=made.handle)
+from mlxk2.cache import scratch
+from mlxk2.cache.directory import Directory
+with Directory.at(sys.argv[1]) as below, scratch.created(sys.argv[2], below) as made:
+    made.folder.make("models--org--living")
     print(made.name, flush=True)
     sys.stdin.read()
 """
