@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from mlxk2.cache import directory
@@ -89,8 +89,21 @@ def in_the_way(ref: str, model: str) -> str | None:
     return next((os.path.join(there, os.path.relpath(file, path)) for file in below), None)
 
 
-def bookkeeping_of(revision: str, model: Directory) -> Iterator[Place]:
-    """Yield the places of what the client library notes about a revision, refs included; some may be missing."""
+def places_only_of(
+    revision: str, snapshot: Directory | None, model: Directory, others: Collection[str]
+) -> Iterator[Place]:
+    """Yield the places below a model's folder of what only one snapshot needs: blobs, refs, the client library's notes.
+
+    `others` are the names in the model's `snapshots/` that stay. Some notes may be missing.
+    """
+    if snapshot is not None:
+        needed = _linked_names(snapshot)
+        for other in others:
+            with model.open("snapshots", other) as folder:
+                needed -= set() if folder is None else _linked_names(folder)
+        yield from (("blobs", blob) for blob in sorted(needed.intersection(model.names("blobs"))))
+    if revision in others:
+        return  # It was pulled again since.
     yield ("trees", f"{revision}.json")
     yield (".no_exist", revision)
     with model.open(FOLDER) as refs:
@@ -103,6 +116,12 @@ def bookkeeping_of(revision: str, model: Directory) -> Iterator[Place]:
             for name in files:
                 if not is_macos_metadata(name) and _read_commit(name, folder) == revision:
                     yield (FOLDER, *parents, name)
+
+
+def _linked_names(snapshot: Directory) -> set[str]:
+    """Return the names of all files to which a snapshot's links lead."""
+    targets = (folder.link_target(name) for name, folder in snapshot.walk())
+    return {os.path.basename(target) for target in targets if target is not None}
 
 
 def _read_commit(name: str, folder: Directory) -> str | None:
@@ -118,18 +137,3 @@ def _read_commit(name: str, folder: Directory) -> str | None:
 
 def _commit_in(text: bytes) -> str:
     return text.decode("ascii", "replace").strip()
-
-
-def blobs_only_of(snapshot: Directory, model: Directory, others: Iterable[str]) -> list[str]:
-    """Return the model's blobs to which a snapshot links and no snapshot of `others` in its `snapshots/` does."""
-    needed = _linked_names(snapshot)
-    for other in others:
-        with model.open("snapshots", other) as folder:
-            needed -= set() if folder is None else _linked_names(folder)
-    return sorted(needed.intersection(model.names("blobs")))
-
-
-def _linked_names(snapshot: Directory) -> set[str]:
-    """Return the names of all files to which a snapshot's links lead."""
-    targets = (folder.link_target(name) for name, folder in snapshot.walk())
-    return {os.path.basename(target) for target in targets if target is not None}

@@ -143,13 +143,12 @@ def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str,
                 hint=f"To remove the link itself: mlxk2 rm {name}",
             )
         others = [other for other in snapshots.names() if other != revision]
-        blobs = [] if own is None else refs.blobs_only_of(own, model, others)
-        places = [("snapshots", revision), *(("blobs", blob) for blob in blobs)]
-        for *parents, entry in (*places, *refs.bookkeeping_of(revision, model)):
+        places = list(refs.places_only_of(revision, own, model, others))
+        for *parents, entry in (("snapshots", revision), *places):
             with model.open(*parents) as parent:
                 if parent is not None:
                     usage.add(entry, parent)
-        return blobs
+        return [place[-1] for place in places if place[0] == "blobs"]
 
 
 def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Freed:

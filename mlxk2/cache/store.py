@@ -122,7 +122,11 @@ class Cache:
             raise OperationError(f"The cache folder can't be read: {cause(error)}.") from error
         return sorted(
             (
-                CachedModel(names.repo_id_of(entry.name), _real(entry), self.hub)
+                CachedModel(
+                    names.repo_id_of(entry.name),
+                    os.path.realpath(entry.path) if entry.is_symlink() else entry.path,
+                    self.hub,
+                )
                 for entry in entries
                 if entry.name.startswith(names.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
             ),
@@ -193,10 +197,6 @@ def _is_gone(folder: str) -> bool:
     """Return whether a removal that was killed, on a full disk, left a model's folder without its snapshots."""
     has_mark = os.path.lexists(os.path.join(folder, names.REMOVED))
     return has_mark and not os.path.lexists(os.path.join(folder, "snapshots"))
-
-
-def _real(entry: os.DirEntry[str]) -> str:
-    return os.path.realpath(entry.path) if entry.is_symlink() else entry.path
 
 
 def folder_snapshot(path: str) -> Snapshot:

@@ -120,14 +120,9 @@ class Trash:
             ):
                 if revision is None or model is None or inside is None:
                     continue
-                others = model.names("snapshots")
-                blobs = refs.blobs_only_of(snapshot, model, others) if snapshot is not None else []
-                moves: list[tuple[Place, Place]] = [(("blobs", blob), ("blobs", blob)) for blob in blobs]
-                # The same revision may have been pulled again since.
-                notes = refs.bookkeeping_of(revision, model) if revision not in others else ()
-                moves += [(note, ("rest", secrets.token_hex(8))) for note in notes]
-                for source, target in moves:
-                    is_complete &= self._move_or_delete(source, model, target, inside)
+                for place in list(refs.places_only_of(revision, snapshot, model, model.names("snapshots"))):
+                    target = place if place[0] == "blobs" else ("rest", secrets.token_hex(8))
+                    is_complete &= self._move_or_delete(place, model, target, inside)
         return is_complete
 
     def _move_or_delete(self, source: Place, model: Directory, target: Place, inside: Directory) -> bool:
@@ -363,12 +358,8 @@ def _commit_of(snapshot: Place) -> str:
 
 def _places_of_hidden(snapshot: Place, model: Directory) -> Iterator[Place]:
     """Yield the places of the files that only a hidden snapshot needs."""
-    others = model.names("snapshots")
     with model.open(*snapshot) as folder:
-        if folder is not None:
-            yield from (("blobs", blob) for blob in refs.blobs_only_of(folder, model, others))
-    if _commit_of(snapshot) not in others:  # It may have been pulled again since.
-        yield from refs.bookkeeping_of(_commit_of(snapshot), model)
+        yield from refs.places_only_of(_commit_of(snapshot), folder, model, model.names("snapshots"))
 
 
 def _empty_folder(name: str, parent: Directory, is_meant: Callable[[str, Directory], bool]) -> int:
