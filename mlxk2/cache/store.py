@@ -1,4 +1,4 @@
-"""The models of a Hugging Face cache: which there are, and which one a name means.
+"""The models of a Hugging Face cache: which models there are, and which one a name means.
 
 Layout: `hub/models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…}`; a snapshot's files are links into
 `blobs/`, and a blob may itself be a link into the store `hub/blobs/` that all repos share.
@@ -27,14 +27,14 @@ _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
 
 
 class CachedModel(NamedTuple):
-    """One `models--…` folder of the cache; both paths are real ones."""
+    """One `models--…` folder of the cache; both paths are real paths."""
 
     name: str
     path: str
     hub: str
 
     def revisions(self) -> list[str]:
-        """The folders under `snapshots/`, newest first; OperationError when they can't be read."""
+        """Return the folders under `snapshots/`, newest first; raise OperationError when they can't be read."""
         try:
             return self._revisions()
         except OSError as error:
@@ -51,7 +51,11 @@ class CachedModel(NamedTuple):
         return [entry.name for entry in sorted(entries, key=lambda entry: (-_changed_ns(entry), entry.name))]
 
     def snapshot(self) -> Snapshot:
-        """The snapshot that `refs/main` names, else the newest; ModelNotFoundError when the model is gone."""
+        """Return the snapshot that `refs/main` names, else the newest one.
+
+        A model whose snapshots can't be read has a snapshot with a `problem`. Raise ModelNotFoundError when the model
+        is gone.
+        """
         tree = Tree(self._roots)
         try:
             os.lstat(self.path)
@@ -69,7 +73,10 @@ class CachedModel(NamedTuple):
         return self._at(main if main in revisions else revisions[0])
 
     def snapshot_at(self, revision: str) -> Snapshot:
-        """The snapshot at a ref, or at the only commit that begins with `revision`."""
+        """Return the snapshot at a ref, or at the only commit that begins with `revision`.
+
+        Raise HashNotFoundError or AmbiguousMatchError when there is no such one.
+        """
         revisions = self.revisions()
         if (commit := refs.commit_of(revision, self.path, Tree(self._roots))) in revisions:
             return self._at(commit)
@@ -97,23 +104,23 @@ class CachedModel(NamedTuple):
 
     @property
     def _roots(self) -> tuple[str, str]:
-        # A model's folder may be a link that its user laid, to another disk for instance.
+        # The user may have replaced a model's folder by a link, for instance to another disk.
         return (self.hub, self.path)
 
 
 class Cache:
-    """A Hugging Face hub folder."""
+    """A Hugging Face cache folder; `hub` is its real path."""
 
     def __init__(self, hub: str | os.PathLike[str]) -> None:
         self.hub = os.path.realpath(hub)
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is no such folder: nothing was downloaded yet, or its disk is not connected."""
+        """Whether the folder is missing: nothing was downloaded yet, or its disk is not connected."""
         return not os.path.lexists(self.hub)
 
     def scan(self) -> list[CachedModel]:
-        """All models of the cache, by name; datasets, spaces and the shared blobs are none."""
+        """Return all models of the cache, by name, without datasets, spaces and the shared blobs."""
         try:
             entries = list(os.scandir(self.hub))
         except FileNotFoundError:
@@ -145,9 +152,9 @@ class Cache:
                 return model.snapshot() if revision is None else model.snapshot_at(revision)
 
     def find(self, name: str, revision: str | None = None) -> CachedModel:
-        """The one model of the cache that a name means: its default org first, then exactly, then by substring.
+        """Return the one model that a name means: in the default org, else of exactly this name, else by substring.
 
-        The `revision` is not looked for; it is part of the command that downloads a model which is not there.
+        Raise ModelNotFoundError or AmbiguousMatchError. `revision` is only for the hint how to download the model.
         """
         matches = self.matching(name)
         if not matches:
@@ -165,7 +172,7 @@ class Cache:
         return matches[0]
 
     def matching(self, name: str) -> list[CachedModel]:
-        """The models that a name may mean, by name; more than one when it is ambiguous."""
+        """Return the models that a name may mean, by name; more than one when it is ambiguous."""
         models = self.scan()
         for wanted in names.candidates(name):
             if found := [model for model in models if model.name == wanted]:
@@ -178,7 +185,7 @@ def _problem_of_snapshots(error: OSError) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or one that the operating system does not let the user see."""
+    """Return whether an entry is a folder, or the operating system refuses to say what it is."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -186,7 +193,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _changed_ns(entry: os.DirEntry[str]) -> int:
-    """When a folder was changed; 0, that is long ago, where this can't be seen."""
+    """Return when a folder was changed; 0, that is long ago, where this can't be read."""
     try:
         return entry.stat().st_mtime_ns
     except OSError:
@@ -194,13 +201,13 @@ def _changed_ns(entry: os.DirEntry[str]) -> int:
 
 
 def _is_gone(folder: str) -> bool:
-    """Return whether a removal that was killed, on a full disk, left a model's folder without its snapshots."""
+    """Return whether a killed removal has hidden all snapshots of a model, as it does on a full disk."""
     has_mark = os.path.lexists(os.path.join(folder, names.REMOVED))
     return has_mark and not os.path.lexists(os.path.join(folder, "snapshots"))
 
 
 def folder_snapshot(path: str) -> Snapshot:
-    """The model in a folder that the user named by path."""
+    """Return the model in a user's folder, by path; raise ModelNotFoundError when there is no such folder."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
     name = names.readable(os.path.basename(os.path.abspath(path))) or path
@@ -208,7 +215,7 @@ def folder_snapshot(path: str) -> Snapshot:
 
 
 def hub_folder(environment: Mapping[str, str]) -> str:
-    """Where the cache is, by the variables and in the order that huggingface_hub honours."""
+    """Return the path of the cache folder, by the variables of huggingface_hub and in its order."""
     if hub := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(hub)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
@@ -216,9 +223,9 @@ def hub_folder(environment: Mapping[str, str]) -> str:
 
 
 def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
-    """Return what to say where the cache folder that the user's variables name is not there; None where it is.
+    """Return a warning when the cache folder that the user's variables name is missing, else None.
 
-    Without such a variable nothing was downloaded yet, which is nothing to warn of.
+    A missing default folder only means that nothing was downloaded yet.
     """
     named = [name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME") if environment.get(name)]
     return f"{NO_CACHE} ({named[0]} leads to {cache.hub})" if named and cache.is_missing else None
