@@ -84,7 +84,7 @@ def find_unfinished(cache_dir: str, name: str) -> CachedModel | None:
 
 def check_readable(model: CachedModel) -> None:
     """Raise CachePermissionError when the operating system refuses to let the user read a model's snapshots."""
-    with _refused(model.name), Directory.at(model.hub) as cache_dir:
+    with _refused(model.name), Directory.at(model.cache_dir) as cache_dir:
         cache_dir.names(os.path.basename(model.path), "snapshots")
 
 
@@ -93,7 +93,7 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
     revisions = model.revisions()
     if revisions == [revision]:
         revision = None
-    with _refused(model.name), Directory.at(model.hub) as cache_dir:
+    with _refused(model.name), Directory.at(model.cache_dir) as cache_dir:
         # Names that are not UTF-8 may read alike; then it is unknown which one is meant.
         folders = [folder for folder in cache_dir.names() if folder.startswith(names.FOLDER_PREFIX)]
         alike = [folder for folder in folders if names.repo_id_of(folder) == model.name]
@@ -111,14 +111,14 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
         else:
             blobs = _count_revision(cache_dir, folder, model.name, revision, usage)
         if store is not None:
-            for payload in store.released_with(os.path.join(model.hub, folder, "blobs", blob) for blob in blobs):
+            for payload in store.released_with(os.path.join(model.cache_dir, folder, "blobs", blob) for blob in blobs):
                 for path in store.files_of(payload):
                     with suppress(FileNotFoundError):
                         usage.add_status(os.lstat(path))
         found = locks.find(cache_dir, folder)
         locks.count(cache_dir, folder, found, usage)
         return Removal(
-            cache_dir=model.hub,
+            cache_dir=model.cache_dir,
             name=model.name,
             folder=folder,
             entries=entries,

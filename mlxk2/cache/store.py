@@ -1,7 +1,7 @@
 """The models of a Hugging Face cache: which models there are, and which one a name means.
 
-Layout: `hub/models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…}`; a snapshot's files are links into
-`blobs/`, and a blob may itself be a link into the store `hub/blobs/` that all repos share.
+Layout of the cache folder: `models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…}`. A snapshot's files are
+links into the model's `blobs/`; a blob may itself be a link into the cache folder's `blobs/`, which all repos share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CachedModel(NamedTuple):
 
     name: str
     path: str
-    hub: str
+    cache_dir: str
 
     def revisions(self) -> list[str]:
         """Return the folders under `snapshots/`, newest first; raise OperationError when they can't be read."""
@@ -105,24 +105,24 @@ class CachedModel(NamedTuple):
     @property
     def _roots(self) -> tuple[str, str]:
         # The user may have replaced a model's folder by a link, for instance to another disk.
-        return (self.hub, self.path)
+        return (self.cache_dir, self.path)
 
 
 class Cache:
-    """A Hugging Face cache folder; `hub` is its real path."""
+    """A Hugging Face cache; `path` is the real path of its folder, the `cache_dir` of huggingface_hub."""
 
-    def __init__(self, hub: str | os.PathLike[str]) -> None:
-        self.hub = os.path.realpath(hub)
+    def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
+        self.path = os.path.realpath(cache_dir)
 
     @property
     def is_missing(self) -> bool:
         """Whether the folder is missing: nothing was downloaded yet, or its disk is not connected."""
-        return not os.path.lexists(self.hub)
+        return not os.path.lexists(self.path)
 
     def scan(self) -> list[CachedModel]:
         """Return all models of the cache, by name, without datasets, spaces and the shared blobs."""
         try:
-            entries = list(os.scandir(self.hub))
+            entries = list(os.scandir(self.path))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -132,7 +132,7 @@ class Cache:
                 CachedModel(
                     names.repo_id_of(entry.name),
                     os.path.realpath(entry.path) if entry.is_symlink() else entry.path,
-                    self.hub,
+                    self.path,
                 )
                 for entry in entries
                 if entry.name.startswith(names.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
@@ -214,12 +214,12 @@ def folder_snapshot(path: str) -> Snapshot:
     return Snapshot(name, None, path, roots=None)
 
 
-def hub_folder(environment: Mapping[str, str]) -> str:
+def find_cache_dir(environment: Mapping[str, str]) -> str:
     """Return the path of the cache folder, by the variables of huggingface_hub and in its order."""
     if hub := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
-        return _expanded(hub)
+        return _expand(hub)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expanded(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
+    return _expand(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
 
 
 def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
@@ -228,8 +228,8 @@ def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
     A missing default folder only means that nothing was downloaded yet.
     """
     named = [name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME") if environment.get(name)]
-    return f"{NO_CACHE} ({named[0]} leads to {cache.hub})" if named and cache.is_missing else None
+    return f"{NO_CACHE} ({named[0]} leads to {cache.path})" if named and cache.is_missing else None
 
 
-def _expanded(path: str) -> str:
+def _expand(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mlxk2 import names
 from mlxk2.cache import space
 from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
-from mlxk2.cache.store import Cache, CachedModel, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, find_cache_dir
 from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import (
@@ -74,8 +74,8 @@ def _status_of(error: MlxkError) -> Status:
 
 def _clone(args: Namespace) -> CloneData:
     wanted = _parse(args)
-    cache = Cache(hub_folder(os.environ))
-    path = target.checked(args.target_dir, cache.hub)
+    cache = Cache(find_cache_dir(os.environ))
+    path = target.checked(args.target_dir, cache.path)
     source = _cached(cache, wanted) or _on_hub(wanted)
     contents = None if isinstance(source, OnHub) else _checked(source, wanted, args, is_fresh=False)
     progress: Progress = args.progress

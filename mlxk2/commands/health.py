@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
-from mlxk2.cache.store import Cache, absence, hub_folder
+from mlxk2.cache.store import Cache, absence, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.checksums import examine, hashed_files
 from mlxk2.checkpoint.describe import MAX_LOOKS, look
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 def run(args: Namespace) -> HealthData:
     """The verdict on every model of the cache, or on the one that is named; none when nothing has that name."""
-    cache = Cache(hub_folder(os.environ))
+    cache = Cache(find_cache_dir(os.environ))
     verdicts = [verdict for find in _finders(cache, args.pattern) if (verdict := _verdict(find, args))]
     if missing := absence(cache, os.environ):
         args.streams.warn(missing)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from mlxk2.cache.index import Memory, memory_file
-from mlxk2.cache.store import Cache, CachedModel, absence, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, absence, find_cache_dir
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> ListData:
     """All models whose name contains the pattern, by name, with their health and whether they run here."""
     pattern = (args.pattern or "").lower()
-    cache = Cache(hub_folder(os.environ))
-    memory = Memory(memory_file(cache.hub, os.environ))
+    cache = Cache(find_cache_dir(os.environ))
+    memory = Memory(memory_file(cache.path, os.environ))
     # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
     gc.disable()
     try:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Literal
 
 from mlxk2 import names
-from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
 from mlxk2.fence import import_hub
 from mlxk2.names import Demo, Folder, Repo
@@ -22,7 +22,7 @@ Status = Literal["success", "already_exists", "access_denied", "failed", "error"
 def run(args: Namespace) -> PullData:
     """Download what is missing or damaged of a model; what the hub or the disk refuses is raised."""
     name, revision = _parse(args.model)
-    cache = Cache(hub_folder(os.environ))
+    cache = Cache(find_cache_dir(os.environ))
     try:
         # The hub's room is slow to import, and says itself when the environment forbids it.
         with args.no_sleep.held():

@@ -10,7 +10,7 @@ from typing import Literal
 from mlxk2 import names
 from mlxk2.cache import removal
 from mlxk2.cache.removal import Recovery, Removal
-from mlxk2.cache.store import Cache, CachedModel, hub_folder
+from mlxk2.cache.store import Cache, CachedModel, find_cache_dir
 from mlxk2.cache.trash import Freed, Interrupted, SharedStore
 from mlxk2.errors import (
     ConfirmationRequiredError,
@@ -34,9 +34,9 @@ Action = Literal["deleted", "planned", "requires_confirmation"]
 def run(args: Namespace) -> RmData:
     """Delete what the argument names, after what a killed removal left; with --dry-run only say what would go."""
     wanted = _parse(args.model)
-    cache = Cache(hub_folder(os.environ))
-    store = _shared_store(cache.hub)
-    earlier = _settle(cache.hub, store, args.dry_run)
+    cache = Cache(find_cache_dir(os.environ))
+    store = _shared_store(cache.path)
+    earlier = _settle(cache.path, store, args.dry_run)
     try:
         plan = _plan(cache, wanted, store)
     except (ModelNotFoundError, HashNotFoundError):
@@ -60,27 +60,27 @@ def _parse(argument: str) -> Repo:
             raise ValidationError(f"{path!r} is a folder; `rm` removes models of the cache, by their names.")
 
 
-def _shared_store(hub: str) -> SharedStore | None:
+def _shared_store(cache_dir: str) -> SharedStore | None:
     """The store of shared blobs; without one, the client library is not even imported."""
-    if not removal.has_shared_store(hub):
+    if not removal.has_shared_store(cache_dir):
         return None
-    store: SharedStore = import_hub("mlxk2.hub.shared_blobs").SharedBlobs(hub)
+    store: SharedStore = import_hub("mlxk2.hub.shared_blobs").SharedBlobs(cache_dir)
     return store
 
 
-def _settle(hub: str, store: SharedStore | None, dry_run: bool) -> Recovery:
+def _settle(cache_dir: str, store: SharedStore | None, dry_run: bool) -> Recovery:
     """What killed removals left: finished, or with a dry run only looked at."""
-    if not os.path.isdir(hub):
+    if not os.path.isdir(cache_dir):
         return Recovery([], Freed(0, 0))
     if dry_run:
-        return removal.plan_recovery(hub)
-    _check_test_cache(hub, os.environ)
-    return removal.recover(hub, store)
+        return removal.plan_recovery(cache_dir)
+    _check_test_cache(cache_dir, os.environ)
+    return removal.recover(cache_dir, store)
 
 
-def _check_test_cache(hub: str, environment: Mapping[str, str]) -> None:
+def _check_test_cache(cache_dir: str, environment: Mapping[str, str]) -> None:
     """OperationError when only test caches may be deleted from, and this is none."""
-    places = (os.path.join(folder, SENTINEL) for folder in (hub, os.path.dirname(hub)))
+    places = (os.path.join(folder, SENTINEL) for folder in (cache_dir, os.path.dirname(cache_dir)))
     if environment.get(STRICT_VARIABLE) == "1" and not any(map(os.path.exists, places)):
         raise OperationError(f"{STRICT_VARIABLE}=1 forbids to delete from a cache without {SENTINEL}.")
 
@@ -94,7 +94,7 @@ def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
 
 def _find(cache: Cache, name: str) -> CachedModel:
     """The model that a name means; that of an unfinished download comes before what only contains the name."""
-    found = (removal.find_unfinished(cache.hub, exact) for exact in names.candidates(name))
+    found = (removal.find_unfinished(cache.path, exact) for exact in names.candidates(name))
     unfinished = next(filter(None, found), None)
     if unfinished and not any(model.name in names.candidates(name) for model in cache.matching(name)):
         return unfinished

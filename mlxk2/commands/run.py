@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from mlxk2 import names
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.chat.printer import Printer
 from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
@@ -40,7 +40,7 @@ def run(args: Namespace) -> RunData | None:
     wants_chat = args.prompt is None and args.streams.stdin.isatty()
     if wants_chat and args.json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
-    snapshot = runnable(Cache(hub_folder(os.environ)), names.parse(args.model))
+    snapshot = runnable(Cache(find_cache_dir(os.environ)), names.parse(args.model))
     _check_system(args.system)
     prompt = "" if wants_chat else _prompt(args, snapshot)
     # The process of the tokenizer takes as long to start as MLX.

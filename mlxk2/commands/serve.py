@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxk2 import names
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.formatting import parse_size
 from mlxk2.runner.limits import wired_limit
@@ -40,7 +40,7 @@ def run(args: Namespace) -> None:
     Whatever can be known to be wrong is found before the server's libraries are imported, which takes a second.
     """
     _check(args)
-    snapshot = runnable(Cache(hub_folder(os.environ)), names.parse(args.model)) if args.model is not None else None
+    snapshot = runnable(Cache(find_cache_dir(os.environ)), names.parse(args.model)) if args.model is not None else None
     listener = bind(args.host, args.port)
     data: ServerData = {
         "host": args.host,

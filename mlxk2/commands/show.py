@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import Literal
 
 from mlxk2 import names
-from mlxk2.cache.store import Cache, hub_folder
+from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.describe import look, metadata_of
 from mlxk2.checkpoint.files import File
@@ -24,7 +24,7 @@ _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
 def run(args: Namespace) -> ShowData:
     """The model object and what its config says; on request its files and its config."""
-    cache = Cache(hub_folder(os.environ))
+    cache = Cache(find_cache_dir(os.environ))
     ref = names.parse(args.model)
     contents, model = look(lambda: cache.resolve(ref))
     data: ShowData = {"model": model, "metadata": metadata_of(contents)}

@@ -116,7 +116,7 @@ class _Update(NamedTuple):
         return Outcome(changed, message, found.repo_id, found.commit)
 
     def _download(self, found: Revision, complete: bool) -> Download:
-        hub = Path(self.cache.hub)
+        hub = Path(self.cache.path)
         return download(
             self.connection, found, hub, self.progress, notify=self.notify, by_hash=self.force, complete=complete
         )

@@ -13,7 +13,7 @@ from datetime import datetime
 from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import runnable
-from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, hub_folder
+from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, find_cache_dir
 from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.snapshot import Snapshot
@@ -101,7 +101,7 @@ class Catalog:
         return found[name]
 
     def _described(self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool) -> dict[str, Model]:
-        cache = _Listed(hub_folder(os.environ), self._lists)
+        cache = _Listed(find_cache_dir(os.environ), self._lists)
         finders = [lambda: cache.resolve(names.Demo())] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
         found = {entry.id: entry for find in finders if not cancelled() and (entry := self._entry(find))}
@@ -116,7 +116,7 @@ class Catalog:
         if isinstance(ref, names.Folder):
             # A client may not look around on the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-        return runnable(_Listed(hub_folder(os.environ), self._lists), ref)
+        return runnable(_Listed(find_cache_dir(os.environ), self._lists), ref)
 
     def _entry(self, find: Callable[[], Snapshot]) -> Model | None:
         """Return the entry of a model, from memory as long as nothing in its folder changes."""
@@ -150,15 +150,15 @@ class _Listed(Cache):
     def scan(self) -> list[CachedModel]:
         """Return what `Cache.scan` does."""
         try:
-            changed = os.stat(self.hub).st_mtime_ns
+            changed = os.stat(self.path).st_mtime_ns
         except OSError:
             return super().scan()
-        end, before, models = self._lists.get(self.hub, (0.0, 0, []))
+        end, before, models = self._lists.get(self.path, (0.0, 0, []))
         if before == changed and time.monotonic() < end:
             return models
         models = super().scan()
         if changed < time.time_ns() - SETTLED_NS:
-            self._lists[self.hub] = (time.monotonic() + _LIST_SECONDS, changed, models)
+            self._lists[self.path] = (time.monotonic() + _LIST_SECONDS, changed, models)
         return models
 
 
