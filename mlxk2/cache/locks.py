@@ -53,12 +53,12 @@ def count(cache_dir: Directory, folder: str, locks: Locks, usage: Usage) -> None
         if parent is None:
             return
         if not locks.living:
-            usage.add(folder, parent)
+            usage.add(parent, folder)
             return
         with parent.open(folder) as own:
             if own is not None:
                 for name in locks.stale:
-                    usage.add(os.path.basename(name), own)
+                    usage.add(own, os.path.basename(name))
 
 
 def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
@@ -70,7 +70,7 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
     cleaned = 0
     for name, own, is_free in _take_each(cache_dir, folder):
         if is_free:
-            usage.remove(name, own)
+            usage.remove(own, name)
             cleaned += 1
     with cache_dir.open(FOLDER) as parent:
         if parent is None:
@@ -79,7 +79,7 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
             left = [] if own is None else own.names()
             if own is not None and all(map(is_macos_metadata, left)):
                 for name in left:
-                    usage.remove(name, own)
+                    usage.remove(own, name)
         try:
             status = parent.status(folder)
             parent.remove_empty(folder)

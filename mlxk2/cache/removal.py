@@ -106,7 +106,7 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
             if not entries:
                 raise FileNotFoundError
             for entry in entries:
-                usage.add(entry, cache_dir)
+                usage.add(cache_dir, entry)
             blobs = [blob for entry in entries for blob in cache_dir.names(entry, "blobs")]
         else:
             blobs = _count_revision(cache_dir, folder, model.name, revision, usage)
@@ -144,10 +144,8 @@ def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str,
             )
         others = [other for other in snapshots.names() if other != revision]
         places = list(refs.places_only_of(revision, own, model, others))
-        for *parents, entry in (("snapshots", revision), *places):
-            with model.open(*parents) as parent:
-                if parent is not None:
-                    usage.add(entry, parent)
+        for place in (("snapshots", revision), *places):
+            usage.add(model, *place)
         return [place[-1] for place in places if place[0] == "blobs"]
 
 
@@ -218,7 +216,7 @@ def plan_recovery(path: str) -> Recovery:
     removals: list[Interrupted] = []
     with _unreadable(), Directory.at(path) as cache_dir:
         for left in abandoned(cache_dir, None):
-            removals += left.interrupted()
+            removals += left.removals()
             left.count(usage)
     return Recovery(removals, Freed(usage.bytes, 0))
 
@@ -229,7 +227,7 @@ def recover(path: str, store: SharedStore | None) -> Recovery:
     freed, problem = Freed(0, 0), None
     with _unreadable(), Directory.at(path) as cache_dir:
         for left in abandoned(cache_dir, store):
-            found = left.interrupted()
+            found = left.removals()
             try:
                 done = left.finish()
             except OSError as error:

@@ -99,22 +99,24 @@ class Usage:
         """How many bytes come free."""
         return self._bytes
 
-    def add(self, name: str, parent: Directory) -> None:
-        """Count a file, or a folder with all that is in it; what is not there counts nothing."""
-        self._add_entry(name, parent)
-        with parent.open(name) as folder:
-            if folder is not None:
-                for inner, inner_parent in folder.walk():
-                    self._add_entry(inner, inner_parent)
+    def add(self, folder: Directory, *place: str) -> None:
+        """Count what is at a place below a folder, with all that is in it; what is not there counts nothing."""
+        with folder.open(*place[:-1]) as parent:
+            if parent is None:
+                return
+            self._add_entry(parent, place[-1])
+            with parent.open(place[-1]) as inside:
+                for inner, inner_parent in () if inside is None else inside.walk():
+                    self._add_entry(inner_parent, inner)
 
-    def _add_entry(self, name: str, parent: Directory) -> None:
+    def _add_entry(self, parent: Directory, name: str) -> None:
         with suppress(FileNotFoundError):
             self.add_status(parent.status(name))
 
     def add_all(self, folder: Directory) -> None:
         """Count all that is in a folder, without the folder itself."""
         for name in folder.names():
-            self.add(name, folder)
+            self.add(folder, name)
 
     def add_status(self, status: os.stat_result) -> None:
         """Count one file, link or folder by its status."""
@@ -124,7 +126,9 @@ class Usage:
         if stat.S_ISDIR(status.st_mode) or self._links[inode] == status.st_nlink:
             self._bytes += status.st_blocks * _BLOCK_BYTES
 
-    def remove(self, name: str, parent: Directory) -> None:
-        """Count a file or a folder, then remove it."""
-        self.add(name, parent)
-        parent.remove(name)
+    def remove(self, folder: Directory, *place: str) -> None:
+        """Count what is at a place below a folder, then remove it."""
+        self.add(folder, *place)
+        with folder.open(*place[:-1]) as parent:
+            if parent is not None:
+                parent.remove(place[-1])

@@ -136,7 +136,7 @@ class Trash:
             with model.open(*source[:-1]) as parent:
                 if parent is None or parent.link_target(source[-1]) is not None:
                     return False
-                self._usage.remove(source[-1], parent)
+                self._usage.remove(parent, source[-1])
         return True
 
     def finish(self) -> Freed:
@@ -189,21 +189,21 @@ class Trash:
 
     def remove_if_unused(self) -> None:
         """Remove the trash, unless something was moved into it."""
-        if not self.interrupted():
+        if not self.removals():
             self._scratch.remove()
 
     def count(self, usage: Usage, parts: Iterable[str] = _MADE) -> None:
         """Count what was moved into the trash; of a revision only these parts, and not the folders made for it."""
         if not self._is_of_revision:
             for entry in self._scratch.names():
-                usage.add(entry, self._scratch.folder)
+                usage.add(self._scratch.folder, entry)
             return
         for folder, name in product(self._model_folders(), parts):
             with self._scratch.folder.open(folder, name) as made:
                 if made is not None:
                     usage.add_all(made)
 
-    def interrupted(self) -> list[Interrupted]:
+    def removals(self) -> list[Interrupted]:
         """Return what was to be removed."""
         found = [Interrupted(repo_id_of(folder), self._revision_in(folder)) for folder in self._model_folders()]
         return [removal for removal in found if removal.revision or not self._is_of_revision]
@@ -251,19 +251,17 @@ class Hidden:
         `beside` names what the cache folder has of the model in other places.
         """
         for entry in beside:
-            self._usage.remove(entry, self._cache_dir)
+            self._usage.remove(self._cache_dir, entry)
         with self._cache_dir.open(self._folder) as model:
             if model is None:
-                self._usage.remove(self._folder, self._cache_dir)
+                self._usage.remove(self._cache_dir, self._folder)
                 return
             for snapshot in _hidden_snapshots(model):
                 for place in _places_of_hidden(snapshot, model):
-                    with model.open(*place[:-1]) as parent:
-                        if parent is not None:
-                            self._usage.remove(place[-1], parent)
+                    self._usage.remove(model, *place)
             for name in model.names() if is_whole or _is_gone(model) else ():
                 if not name.startswith(REMOVED):
-                    self._usage.remove(name, model)
+                    self._usage.remove(model, name)
 
     def drop(self) -> Freed:
         """Remove shared payloads and lock files, and last what is hidden: by it a killed removal is found."""
@@ -286,9 +284,9 @@ class Hidden:
         with self._cache_dir.open(self._folder) as model:
             for name in [] if model is None else model.names():
                 if model is not None and name.startswith(REMOVED):
-                    self._usage.remove(name, model)
+                    self._usage.remove(model, name)
         if not self._cache_dir.names(self._folder):
-            self._usage.remove(self._folder, self._cache_dir)
+            self._usage.remove(self._cache_dir, self._folder)
         return Freed(self._usage.bytes, cleaned)
 
     def finish(self) -> Freed | None:
@@ -305,15 +303,13 @@ class Hidden:
             if model is None:
                 return
             if _is_gone(model):
-                usage.add(self._folder, self._cache_dir)
+                usage.add(self._cache_dir, self._folder)
                 return
             for snapshot in _hidden_snapshots(model):
                 for place in (*_places_of_hidden(snapshot, model), snapshot):
-                    with model.open(*place[:-1]) as parent:
-                        if parent is not None:
-                            usage.add(place[-1], parent)
+                    usage.add(model, *place)
 
-    def interrupted(self) -> list[Interrupted]:
+    def removals(self) -> list[Interrupted]:
         """Return what of the model was to be removed."""
         with self._cache_dir.open(self._folder) as model:
             snapshots = [] if model is None else _hidden_snapshots(model)
