@@ -75,11 +75,11 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
     with cache_dir.open(FOLDER) as parent:
         if parent is None:
             return cleaned
-        with parent.open(folder) as own:
-            left = [] if own is None else own.names()
-            if own is not None and all(map(is_macos_metadata, left)):
+        with parent.open(folder) as rest:
+            left = [] if rest is None else rest.names()
+            if rest is not None and all(map(is_macos_metadata, left)):
                 for name in left:
-                    usage.remove(own, name)
+                    usage.remove(rest, name)
         try:
             status = parent.status(folder)
             parent.remove_empty(folder)
