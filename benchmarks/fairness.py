@@ -73,10 +73,11 @@ def _longest_gap(us: Server, long: Sequence[Request]) -> float:
         time.sleep(0.01)
     for answer in load.together(us.port, long):
         load.whole(answer)
-    end = time.perf_counter()
+    end, is_streaming = time.perf_counter(), streaming.is_alive()
     streaming.join()
     seen = [moment for moment in times if moment <= end]
-    return max(later - earlier for earlier, later in itertools.pairwise([*seen, end]))
+    # A stream that ended before the last prompt was read does not stand still.
+    return max(later - earlier for earlier, later in itertools.pairwise([*seen, end] if is_streaming else seen))
 
 
 def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Figure:
