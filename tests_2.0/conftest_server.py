@@ -17,12 +17,12 @@ from starlette.testclient import TestClient
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
-from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
-from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.http.access import Access
-from mlxk2.server.preparing import Make, Prepared
+from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.preparing import MakeRequests, Prepared
+from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 from mlxk2.sleep import NoSleep
 
@@ -126,7 +126,7 @@ class ScriptedPreparing:
         self.models = list(models) or [ScriptedBackend(lambda _: [])]
         self.delay = delay
 
-    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:  # noqa: ARG002
+    async def prepare(self, key: ModelKey, make: MakeRequests, client: Hashable = None) -> Prepared:  # noqa: ARG002
         """Return the requests."""
         await asyncio.sleep(self.delay)
         model = self.models[0]
@@ -155,21 +155,21 @@ def serving(
     """
     left = list(models)
 
-    def load(_: Target, unload: Callable[[], None]) -> ScriptedBackend:
+    def load(_: ModelKey, unload: Callable[[], None]) -> ScriptedBackend:
         if failure is not None:
             raise failure
         unload()
         return left.pop(0)
 
-    worker = Worker(lambda model: MLXRunner(model, max_rows=max_concurrent))
-    engine = Engine(load, worker, Limits(max_concurrent, max_queue))
-    target = Target("org/scripted", "/nowhere")
+    worker = Worker(max_concurrent)
+    scheduler = Scheduler(ModelPool(load, worker), worker, Limits(max_concurrent, max_queue))
+    key = ModelKey("org/scripted", "/nowhere")
     preparing = ScriptedPreparing(models, delay)
-    catalog = Catalog(("scripted", target) if pinned else None)
-    service = Service(engine, catalog, preparing, max_tokens, no_sleep=no_sleep or NoSleep(), **timing)
+    catalog = Catalog(("scripted", key) if pinned else None)
+    service = Service(scheduler, catalog, preparing, max_tokens, no_sleep=no_sleep or NoSleep(), **timing)
     app = create_app(service, access or Access())
     with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         try:
             yield client
         finally:
-            engine.close()
+            scheduler.close()

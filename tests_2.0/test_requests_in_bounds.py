@@ -18,7 +18,7 @@ from mlxk2.runner.output.stops import StopScan, StopStrings
 from mlxk2.runner.output.text import TextStream
 from mlxk2.runner.sequences import TokenLogprob
 from mlxk2.server.openai import sse, translation
-from mlxk2.server.openai.rendering import Answer, ChatShape, CompletionShape
+from mlxk2.server.openai.rendering import ChatRenderer, Completion, CompletionRenderer
 from mlxk2.server.openai.requests import ChatBody, CompletionBody
 
 
@@ -100,26 +100,26 @@ def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_he
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     for count in (1, 64):
         requests = translation.chat_requests(_chat(n=count, top_logprobs=20), model, None)
-        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= translation.MOST_LOGPROBS_HELD
+        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= translation.MAX_LOGPROBS_HELD
     assert translation.chat_requests(_chat(top_logprobs=0), model, None)[0].max_tokens == 1 << 19
 
 
-@pytest.mark.parametrize("make", [ChatShape, CompletionShape])
+@pytest.mark.parametrize("make", [ChatRenderer, CompletionRenderer])
 def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(make: Any) -> None:
     count = 3000
-    shape = make(logprobs=True)
-    shape.vocabulary = saying("x").vocabulary
+    renderer = make(logprobs=True)
+    renderer.vocabulary = saying("x").vocabulary
     tracemalloc.start()
-    answer = Answer(finish_reason="stop")
-    answer.logprobs = [_logprob(number) for number in range(count)]
+    completion = Completion(finish_reason="stop")
+    completion.logprobs = [_logprob(number) for number in range(count)]
     held, _ = tracemalloc.get_traced_memory()
-    content = sse.written(shape.choice(0, answer))
+    content = sse.encode(renderer.choice(0, completion))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 800 * count
     assert peak - held < 2.5 * len(content) + 1_000_000
     told = json.loads(content)["logprobs"]
-    entries = told["content"] if make is ChatShape else told["top_logprobs"]
+    entries = told["content"] if make is ChatRenderer else told["top_logprobs"]
     assert len(entries) == count
 
 

@@ -18,8 +18,7 @@ from openai.resources.completions import Completions
 from mlxk2 import __version__
 from mlxk2.runner.request import Sampling
 from mlxk2.server.http.access import Access
-from mlxk2.server.openai import unsupported
-from mlxk2.server.openai.requests import ChatBody, CompletionBody
+from mlxk2.server.openai.requests import UNSUPPORTED_FIELDS, ChatBody, CompletionBody
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"
 @pytest.mark.parametrize(("create", "kind"), [(ChatCompletions.create, ChatBody), (Completions.create, CompletionBody)])
 def test_every_parameter_of_the_official_client_is_known(create: Any, kind: Any) -> None:
     given = set(inspect.signature(create).parameters) - OF_THE_CLIENT
-    assert given - set(kind.model_fields) - set(unsupported.FIELDS) <= WITHOUT_EFFECT
+    assert given - set(kind.model_fields) - set(UNSUPPORTED_FIELDS) <= WITHOUT_EFFECT
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked

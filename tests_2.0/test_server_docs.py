@@ -17,9 +17,15 @@ from pydantic import BaseModel
 from support.serving import Server
 
 from mlxk2 import errors
-from mlxk2.server.openai import unsupported
-from mlxk2.server.openai.errors import of_error
-from mlxk2.server.openai.requests import ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from mlxk2.server.openai.errors import error_body
+from mlxk2.server.openai.requests import (
+    UNSUPPORTED_FIELDS,
+    ChatBody,
+    CompletionBody,
+    Message,
+    StreamOptions,
+    TextPart,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -92,7 +98,7 @@ def test_the_tables_of_fields_are_those_of_the_code(number: int) -> None:
 
 def test_all_fields_that_are_refused_are_listed() -> None:
     (listed,) = re.findall(r"^Refused by name.*?:\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
-    assert re.findall(r"`(\w+)`", listed) == sorted(unsupported.FIELDS)
+    assert re.findall(r"`(\w+)`", listed) == sorted(UNSUPPORTED_FIELDS)
 
 
 # ------------------------------------------------------------------------------------------------------- the errors
@@ -108,7 +114,7 @@ def all_errors() -> Iterator[type[errors.MlxkError]]:
 
 
 def test_every_error_of_the_table_is_one_of_the_code() -> None:
-    sources = "".join(path.read_text() for path in sorted((ROOT / "mlxk2" / "server").glob("*.py")))
+    sources = "".join(path.read_text() for path in sorted((ROOT / "mlxk2" / "server").rglob("*.py")))
     numbers = "".join(sources.replace("{number}", number) for number in ("integer", "decimal"))
     raised = {(str(kind.http_status), _code(kind)) for kind in all_errors()}
     for status, code in DOCUMENTED:
@@ -118,7 +124,7 @@ def test_every_error_of_the_table_is_one_of_the_code() -> None:
 def _code(kind: type[errors.MlxkError]) -> str:
     error = errors.MlxkError("x")
     error.type = kind.type  # type: ignore[misc]
-    return str(of_error(error)["error"]["code"])
+    return str(error_body(error)["error"]["code"])
 
 
 def test_no_error_is_documented_twice() -> None:

@@ -17,18 +17,18 @@ from conftest_runner import ScriptedBackend, ScriptedRows, request, tokens_of
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Step
-from mlxk2.server.engine import Engine, Limits, Target
-from mlxk2.server.generation import MOST_WAITING, Reply
+from mlxk2.runner.sequences import Place, Step
+from mlxk2.server.generation import MAX_WAITING_EVENTS, Generation
 from mlxk2.server.http.access import client_of
+from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 
-A, B, C = (Target(name, f"/models/{name}") for name in ("A", "B", "C"))
+A, B, C = (ModelKey(name, f"/models/{name}") for name in ("A", "B", "C"))
 CONTEXT = 1 << 15
 LONG, ENDLESS = "long", "endless"
 # How often a model says its name to these prompts.
-TIMES = {LONG: 300, ENDLESS: 3 * MOST_WAITING}
+TIMES = {LONG: 300, ENDLESS: 3 * MAX_WAITING_EVENTS}
 
 
 class Panic(BaseException):
@@ -42,7 +42,13 @@ class Rows(ScriptedRows):
     """Scripted rows that take a moment, as real ones do, or until `gate`; a fault comes out of the whole batch."""
 
     fault: BaseException | None = None
+    insert_fault: BaseException | None = None
     gate = threading.Event()
+
+    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
+        """A new row, unless that fails."""
+        _raise(Rows.insert_fault)
+        return super().insert(request, max_tokens, answered)
 
     def next(self) -> list[Step]:
         """The next token of every row."""
@@ -87,16 +93,16 @@ class Shelf:
         self.late_faults: dict[str, BaseException] = {}
         self._loading = threading.Lock()
 
-    def load(self, target: Target, unload: Callable[[], None]) -> Model:
+    def load(self, key: ModelKey, unload: Callable[[], None]) -> Model:
         """Load a model as the real backend does: what can be wrong is found before the one before is dropped."""
         assert self._loading.acquire(blocking=False), "two loads at once"
         try:
-            self.loads.append(target.name)
+            self.loads.append(key.name)
             assert self.gate.wait(20)
-            _raise(self.faults.get(target.name))
+            _raise(self.faults.get(key.name))
             unload()
-            _raise(self.late_faults.get(target.name))
-            self.models.append(Model(target.name))
+            _raise(self.late_faults.get(key.name))
+            self.models.append(Model(key.name))
             return self.models[-1]
         finally:
             self._loading.release()
@@ -108,18 +114,19 @@ def _raise(fault: BaseException | None) -> None:
 
 
 @asynccontextmanager
-async def engine_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Engine]:
-    """An engine, which is idle again in the end."""
-    engine = Engine(shelf.load, Worker(MLXRunner), Limits(concurrent, queue))
+async def scheduler_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Scheduler]:
+    """A scheduler, which is idle again in the end."""
+    worker = Worker(concurrent)
+    scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(concurrent, queue))
     Rows.gate.set()
     try:
-        yield engine
-        await idle(engine, shelf)
+        yield scheduler
+        await idle(scheduler, shelf)
     finally:
         shelf.gate.set()
         Rows.gate.set()
-        Rows.fault = None
-        engine.close()
+        Rows.fault = Rows.insert_fault = None
+        scheduler.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -129,9 +136,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def idle(engine: Engine, shelf: Shelf) -> None:
+async def idle(scheduler: Scheduler, shelf: Shelf) -> None:
     """Wait until nothing is held by anyone."""
-    await until(lambda: engine.active == engine.queued == 0 and not any(model.rows for model in shelf.models))
+    await until(lambda: scheduler.active == scheduler.queued == 0 and not any(model.rows for model in shelf.models))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -139,22 +146,22 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
 
 
-def planned(prompt: str = "hi", count: int = 1, **options: Any) -> Callable[[Any], Sequence[GenerationRequest]]:
-    """A plan of some equal requests."""
-    return lambda _: [request(prompt, **options)] * count
+def requests(prompt: str = "hi", count: int = 1, **options: Any) -> Sequence[GenerationRequest]:
+    """Some equal requests."""
+    return [request(prompt, **options)] * count
 
 
-async def text_of(reply: Reply) -> str:
-    """All text of a reply, which is closed afterwards."""
+async def text_of(generation: Generation) -> str:
+    """All text of a generation, which is closed afterwards."""
     try:
-        return "".join([chunk.text async for parts in reply for _, chunk in parts])
+        return "".join([chunk.text async for parts in generation for _, chunk in parts])
     finally:
-        reply.close()
+        generation.close()
 
 
-async def ask(engine: Engine, target: Target, prompt: str = "hi", slots: int = 1, client: str = "") -> str:
+async def ask(scheduler: Scheduler, key: ModelKey, prompt: str = "hi", slots: int = 1, client: str = "") -> str:
     """Generate, and return all that comes."""
-    return await text_of(await engine.generate(target, slots, planned(prompt, slots), client))
+    return await text_of(scheduler.submit(key, requests(prompt, slots), client))
 
 
 def later(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
@@ -168,9 +175,9 @@ def later(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
 def test_a_model_is_loaded_once() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            assert await asyncio.gather(*(ask(engine, A) for _ in range(20))) == ["A"] * 20
-            assert await ask(engine, Target("A", "/models/A")) == "A"
+        async with scheduler_on(shelf) as scheduler:
+            assert await asyncio.gather(*(ask(scheduler, A) for _ in range(20))) == ["A"] * 20
+            assert await ask(scheduler, ModelKey("A", "/models/A")) == "A"
             assert shelf.loads == ["A"]
 
     run(test())
@@ -179,11 +186,11 @@ def test_a_model_is_loaded_once() -> None:
 def test_no_more_than_the_limit_at_a_time() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=3) as engine:
-            tasks = later(*(ask(engine, A, LONG) for _ in range(9)))
+        async with scheduler_on(shelf, concurrent=3) as scheduler:
+            tasks = later(*(ask(scheduler, A, LONG) for _ in range(9)))
             most = 0
             while not all(task.done() for task in tasks):
-                most = max(most, engine.active)
+                most = max(most, scheduler.active)
                 await asyncio.sleep(0.001)
             assert most == 3
             assert {task.result() for task in tasks} == {"A" * 300}
@@ -199,9 +206,11 @@ def test_a_wide_request_is_not_overtaken() -> None:
             await answer
             ended.append(name)
 
-        async with engine_on(Shelf(), concurrent=2) as engine:
+        async with scheduler_on(Shelf(), concurrent=2) as scheduler:
             tasks = later(
-                note("first", ask(engine, A, LONG)), note("wide", ask(engine, A, slots=2)), note("last", ask(engine, A))
+                note("first", ask(scheduler, A, LONG)),
+                note("wide", ask(scheduler, A, slots=2)),
+                note("last", ask(scheduler, A)),
             )
             await asyncio.gather(*tasks)
             assert ended == ["first", "wide", "last"]
@@ -209,25 +218,25 @@ def test_a_wide_request_is_not_overtaken() -> None:
     run(test())
 
 
-async def order_of(engine: Engine, *asked: tuple[str, str, int]) -> list[str]:
+async def order_of(scheduler: Scheduler, *asked: tuple[str, str, int]) -> list[str]:
     """The names of questions, each of a client and so many slots, in the order in which they end, behind a long one."""
     ended: list[str] = []
 
     async def note(name: str, client: str, slots: int) -> None:
-        await ask(engine, A, slots=slots, client=client)
+        await ask(scheduler, A, slots=slots, client=client)
         ended.append(name)
 
-    first = later(ask(engine, A, LONG, engine.limits.max_concurrent, client="before"))
-    await until(lambda: engine.active == engine.limits.max_concurrent)
+    first = later(ask(scheduler, A, LONG, scheduler.limits.max_concurrent, client="before"))
+    await until(lambda: scheduler.active == scheduler.limits.max_concurrent)
     await asyncio.gather(*first, *later(*(note(*question) for question in asked)))
     return ended
 
 
 def test_many_questions_of_one_client_do_not_keep_another_waiting() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1) as engine:
+        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
             many = [(f"many {number}", "many", 1) for number in range(20)]
-            ended = await order_of(engine, *many, ("one", "one", 1), ("one again", "one", 1))
+            ended = await order_of(scheduler, *many, ("one", "one", 1), ("one again", "one", 1))
             assert ended[:4] == ["many 0", "one", "many 1", "one again"]
             assert ended[4:] == [f"many {number}" for number in range(2, 20)]
 
@@ -236,9 +245,9 @@ def test_many_questions_of_one_client_do_not_keep_another_waiting() -> None:
 
 def test_wide_questions_of_one_client_do_not_keep_another_waiting() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=4) as engine:
+        async with scheduler_on(Shelf(), concurrent=4) as scheduler:
             wide = [(f"wide {number}", "wide", 4) for number in range(3)]
-            ended = await order_of(engine, *wide, *((f"one {number}", "one", 1) for number in range(4)))
+            ended = await order_of(scheduler, *wide, *((f"one {number}", "one", 1) for number in range(4)))
             assert ended == ["wide 0", *(f"one {number}" for number in range(4)), "wide 1", "wide 2"]
 
     run(test())
@@ -246,9 +255,9 @@ def test_wide_questions_of_one_client_do_not_keep_another_waiting() -> None:
 
 def test_those_who_are_overtaken_get_their_turn_however_many_come() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1, queue=1000) as engine:
+        async with scheduler_on(Shelf(), concurrent=1, queue=1000) as scheduler:
             many = [(f"many {number}", "many", 1) for number in range(2)]
-            ended = await order_of(engine, *many, *((f"new {number}", f"{number}", 1) for number in range(200)))
+            ended = await order_of(scheduler, *many, *((f"new {number}", f"{number}", 1) for number in range(200)))
             assert ended.index("many 1") <= 65
 
     run(test())
@@ -256,16 +265,16 @@ def test_those_who_are_overtaken_get_their_turn_however_many_come() -> None:
 
 def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1, queue=3) as engine:
-            first = later(ask(engine, A, LONG))
-            await until(lambda: engine.active == 1)
-            many = later(*(ask(engine, A, client="many") for _ in range(3)))
-            await until(lambda: engine.queued == 3)
-            one = later(ask(engine, A, client="one"))
+        async with scheduler_on(Shelf(), concurrent=1, queue=3) as scheduler:
+            first = later(ask(scheduler, A, LONG))
+            await until(lambda: scheduler.active == 1)
+            many = later(*(ask(scheduler, A, client="many") for _ in range(3)))
+            await until(lambda: scheduler.queued == 3)
+            one = later(ask(scheduler, A, client="one"))
             with pytest.raises(ServerBusyError, match="3 requests wait"):
                 await many[2]
             with pytest.raises(ServerBusyError, match="3 requests wait"):
-                await ask(engine, A, client="many")
+                await ask(scheduler, A, client="many")
             assert await asyncio.gather(*first, *many[:2], *one) == ["A" * 300, "A", "A", "A"]
 
     run(test())
@@ -273,13 +282,14 @@ def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
 
 def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1) as engine:
-            first = later(ask(engine, A, LONG))
-            await until(lambda: engine.active == 1)
-            gone = [await engine.generate(A, 1, planned(), "hasty") for _ in range(50)]
-            for reply in gone:
-                reply.close()
-            ended = await order_of(engine, *((f"many {number}", "many", 1) for number in range(20)), ("it", "hasty", 1))
+        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
+            first = later(ask(scheduler, A, LONG))
+            await until(lambda: scheduler.active == 1)
+            gone = [scheduler.submit(A, requests(), "hasty") for _ in range(50)]
+            for generation in gone:
+                generation.close()
+            many = [(f"many {number}", "many", 1) for number in range(20)]
+            ended = await order_of(scheduler, *many, ("it", "hasty", 1))
             assert ended.index("it") == 1
             await asyncio.gather(*first)
 
@@ -288,15 +298,15 @@ def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
 
 def test_clients_that_were_refused_leave_nothing_behind() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1, queue=1) as engine:
-            tasks = later(ask(engine, A, LONG, client="first"), ask(engine, A, client="second"))
-            await until(lambda: engine.queued == 1)
+        async with scheduler_on(Shelf(), concurrent=1, queue=1) as scheduler:
+            tasks = later(ask(scheduler, A, LONG, client="first"), ask(scheduler, A, client="second"))
+            await until(lambda: scheduler.queued == 1)
             tracemalloc.start()
             for number in range(300):
                 keys = [(b"authorization", b"Bearer %d" % number + b"k" * 10_000)]
                 client = client_of({"type": "http", "client": ("127.0.0.1", 1), "headers": keys})
                 with pytest.raises(ServerBusyError):
-                    await engine.generate(A, 1, planned(), client)
+                    scheduler.submit(A, requests(), client)
             taken, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert taken < 1 << 20
@@ -308,17 +318,17 @@ def test_clients_that_were_refused_leave_nothing_behind() -> None:
 def test_a_steady_stream_for_one_model_does_not_starve_another() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=2) as engine:
+        async with scheduler_on(shelf, concurrent=2) as scheduler:
             stop = asyncio.Event()
 
             async def stream() -> None:
                 while not stop.is_set():
-                    await ask(engine, A, LONG)
+                    await ask(scheduler, A, LONG)
 
             tasks = later(*(stream() for _ in range(6)))
-            await until(lambda: engine.active == 2)
+            await until(lambda: scheduler.active == 2)
             async with asyncio.timeout(10):
-                assert await ask(engine, B) == "B"
+                assert await ask(scheduler, B) == "B"
             stop.set()
             await asyncio.gather(*tasks)
             assert shelf.loads[:2] == ["A", "B"]
@@ -329,10 +339,10 @@ def test_a_steady_stream_for_one_model_does_not_starve_another() -> None:
 def test_those_who_wait_for_the_same_model_are_served_by_one_swap() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
+        async with scheduler_on(shelf) as scheduler:
             shelf.gate.clear()
-            tasks = later(*(ask(engine, target) for target in (A, B, C, A, B, C, A, B, C)))
-            await until(lambda: engine.queued == 9)
+            tasks = later(*(ask(scheduler, key) for key in (A, B, C, A, B, C, A, B, C)))
+            await until(lambda: scheduler.queued == 9)
             shelf.gate.set()
             assert await asyncio.gather(*tasks) == ["A", "B", "C"] * 3
             assert shelf.loads == ["A", "B", "C"]
@@ -343,10 +353,10 @@ def test_those_who_wait_for_the_same_model_are_served_by_one_swap() -> None:
 def test_answers_on_their_way_end_before_a_swap() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            first = asyncio.create_task(ask(engine, A, LONG))
-            await until(lambda: engine.active == 1)
-            assert await ask(engine, B) == "B"
+        async with scheduler_on(shelf) as scheduler:
+            first = asyncio.create_task(ask(scheduler, A, LONG))
+            await until(lambda: scheduler.active == 1)
+            assert await ask(scheduler, B) == "B"
             assert first.done() and await first == "A" * 300
 
     run(test())
@@ -354,13 +364,13 @@ def test_answers_on_their_way_end_before_a_swap() -> None:
 
 def test_a_full_queue_refuses() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1, queue=2) as engine:
-            tasks = later(ask(engine, A, LONG))
-            await until(lambda: engine.active == 1)
-            tasks += later(ask(engine, A), ask(engine, A))
-            await until(lambda: engine.queued == 2)
+        async with scheduler_on(Shelf(), concurrent=1, queue=2) as scheduler:
+            tasks = later(ask(scheduler, A, LONG))
+            await until(lambda: scheduler.active == 1)
+            tasks += later(ask(scheduler, A), ask(scheduler, A))
+            await until(lambda: scheduler.queued == 2)
             with pytest.raises(ServerBusyError, match="2 requests wait"):
-                await ask(engine, A)
+                await ask(scheduler, A)
             assert await asyncio.gather(*tasks) == ["A" * 300, "A", "A"]
 
     run(test())
@@ -368,13 +378,13 @@ def test_a_full_queue_refuses() -> None:
 
 def test_without_a_queue_a_model_is_loaded_on_demand_nevertheless() -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1, queue=0) as engine:
-            assert await ask(engine, A) == "A"
-            assert await ask(engine, B) == "B"
-            first = asyncio.create_task(ask(engine, B, LONG))
-            await until(lambda: engine.active == 1)
+        async with scheduler_on(Shelf(), concurrent=1, queue=0) as scheduler:
+            assert await ask(scheduler, A) == "A"
+            assert await ask(scheduler, B) == "B"
+            first = asyncio.create_task(ask(scheduler, B, LONG))
+            await until(lambda: scheduler.active == 1)
             with pytest.raises(ServerBusyError):
-                await ask(engine, B)
+                await ask(scheduler, B)
             await first
 
     run(test())
@@ -384,13 +394,13 @@ def test_without_a_queue_a_request_waits_for_the_model_of_the_start() -> None:
     async def test() -> None:
         shelf = Shelf()
         shelf.gate.clear()
-        async with engine_on(shelf, concurrent=1, queue=0) as engine:
-            start = asyncio.create_task(engine.preload(A))
+        async with scheduler_on(shelf, concurrent=1, queue=0) as scheduler:
+            start = asyncio.create_task(scheduler.preload(A))
             await until(lambda: shelf.loads == ["A"])
-            first = asyncio.create_task(ask(engine, A))
-            await until(lambda: engine.queued == 1)
+            first = asyncio.create_task(ask(scheduler, A))
+            await until(lambda: scheduler.queued == 1)
             with pytest.raises(ServerBusyError, match="1 requests wait"):
-                await ask(engine, A)
+                await ask(scheduler, A)
             shelf.gate.set()
             await start
             assert await first == "A"
@@ -405,13 +415,13 @@ def test_without_a_queue_a_request_waits_for_the_model_of_the_start() -> None:
 def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(fault: BaseException) -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            await ask(engine, A)
+        async with scheduler_on(shelf) as scheduler:
+            await ask(scheduler, A)
             shelf.faults["B"] = fault
-            for answer in await asyncio.gather(*(ask(engine, B) for _ in range(3)), return_exceptions=True):
+            for answer in await asyncio.gather(*(ask(scheduler, B) for _ in range(3)), return_exceptions=True):
                 assert isinstance(answer, MlxkError) and str(fault) in answer.message
-            assert engine.target == A
-            assert await ask(engine, A) == "A"
+            assert scheduler.pool.key == A
+            assert await ask(scheduler, A) == "A"
             assert shelf.loads == ["A", "B"]
 
     run(test())
@@ -421,37 +431,39 @@ def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(fault: BaseE
 def test_a_model_that_fails_late_leaves_a_server_that_works(fault: BaseException) -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            await ask(engine, A)
+        async with scheduler_on(shelf) as scheduler:
+            await ask(scheduler, A)
             shelf.late_faults["B"] = fault
             with pytest.raises(MlxkError, match=str(fault)):
-                await ask(engine, B)
-            assert engine.target is None
-            assert await ask(engine, A) == "A"
+                await ask(scheduler, B)
+            assert scheduler.pool.key is None
+            assert await ask(scheduler, A) == "A"
             assert shelf.loads == ["A", "B", "A"]
 
     run(test())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_a_plan_that_fails_frees_its_slots(fault: BaseException) -> None:
+def test_a_request_that_fails_to_begin_frees_its_slots(fault: BaseException) -> None:
     async def test() -> None:
-        async with engine_on(Shelf(), concurrent=1) as engine:
+        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
+            Rows.insert_fault = fault
             with pytest.raises(Exception, match=str(fault)):
-                await text_of(await engine.generate(A, 1, lambda _: _raise(fault)))  # type: ignore[arg-type, return-value]
-            assert await ask(engine, A) == "A"
+                await text_of(scheduler.submit(A, requests()))
+            Rows.insert_fault = None
+            assert await ask(scheduler, A) == "A"
 
     run(test())
 
 
 def test_a_request_of_which_one_part_does_not_fit_leaves_the_next_alone() -> None:
     async def test() -> None:
-        async with engine_on(Shelf()) as engine:
-            await ask(engine, A)
+        async with scheduler_on(Shelf()) as scheduler:
+            await ask(scheduler, A)
             both = [request("fits"), request("x" * CONTEXT)]
             for _ in range(50):
-                bad = asyncio.create_task(text_of(await engine.generate(A, 2, lambda _: both)))
-                good = asyncio.create_task(ask(engine, A))
+                bad = asyncio.create_task(text_of(scheduler.submit(A, both)))
+                good = asyncio.create_task(ask(scheduler, A))
                 with pytest.raises(ContextLengthError):
                     await bad
                 async with asyncio.timeout(5):
@@ -463,14 +475,14 @@ def test_a_request_of_which_one_part_does_not_fit_leaves_the_next_alone() -> Non
 @pytest.mark.parametrize("fault", [RuntimeError("no memory"), KeyboardInterrupt("odd"), Panic("odd")], ids=repr)
 def test_a_step_that_fails_ends_every_answer_and_the_next_one_works(fault: BaseException) -> None:
     async def test() -> None:
-        async with engine_on(Shelf()) as engine:
-            tasks = later(*(ask(engine, A, LONG) for _ in range(5)))
-            await until(lambda: engine.active == 5)
+        async with scheduler_on(Shelf()) as scheduler:
+            tasks = later(*(ask(scheduler, A, LONG) for _ in range(5)))
+            await until(lambda: scheduler.active == 5)
             Rows.fault = fault
             for answer in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(answer, ModelError) and str(fault) in answer.message
             Rows.fault = None
-            assert await ask(engine, A) == "A"
+            assert await ask(scheduler, A) == "A"
 
     run(test())
 
@@ -498,14 +510,14 @@ async def _cancelled_after(steps: int, question: Coroutine[Any, Any, str]) -> st
 def test_a_client_may_go_at_any_moment(pause: float) -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=2) as engine:
+        async with scheduler_on(shelf, concurrent=2) as scheduler:
             answers: list[str | None] = []
             for steps in range(120):
-                others = later(ask(engine, A), ask(engine, B))
-                answers.append(await _cancelled_after(steps, ask(engine, A if steps % 2 else B, slots=2)))
+                others = later(ask(scheduler, A), ask(scheduler, B))
+                answers.append(await _cancelled_after(steps, ask(scheduler, A if steps % 2 else B, slots=2)))
                 await asyncio.sleep(pause)
                 assert await asyncio.gather(*others) == ["A", "B"]
-                await idle(engine, shelf)
+                await idle(scheduler, shelf)
             assert None in answers
 
     run(test())
@@ -515,12 +527,12 @@ def test_a_client_may_go_at_any_moment(pause: float) -> None:
 def test_the_last_of_its_model_goes_while_that_is_loaded(steps: int) -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            await ask(engine, A)
+        async with scheduler_on(shelf) as scheduler:
+            await ask(scheduler, A)
             shelf.gate.clear()
-            cancelled = asyncio.create_task(_cancelled_after(steps, ask(engine, B)))
+            cancelled = asyncio.create_task(_cancelled_after(steps, ask(scheduler, B)))
             await until(lambda: shelf.loads[1:] == ["B"] or cancelled.done())
-            next_one = asyncio.create_task(ask(engine, A))
+            next_one = asyncio.create_task(ask(scheduler, A))
             shelf.gate.set()
             assert await next_one == "A"
             await cancelled
@@ -529,19 +541,19 @@ def test_the_last_of_its_model_goes_while_that_is_loaded(steps: int) -> None:
 
 
 def test_a_crowd_of_clients_that_come_and_go() -> None:
-    async def client(engine: Engine, dice: random.Random) -> None:
+    async def client(scheduler: Scheduler, dice: random.Random) -> None:
         for _ in range(12):
-            target, slots = dice.choice((A, B)), dice.choice((1, 1, 2, 3))
-            question = ask(engine, target, dice.choice(("hi", LONG)), slots)
+            key, slots = dice.choice((A, B)), dice.choice((1, 1, 2, 3))
+            question = ask(scheduler, key, dice.choice(("hi", LONG)), slots)
             answer = await _cancelled_after(dice.choice((3, 9, 40, 5000)), question)
-            assert answer is None or set(answer) == {target.name}
+            assert answer is None or set(answer) == {key.name}
 
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=4) as engine:
-            await asyncio.gather(*(client(engine, random.Random(seed)) for seed in range(16)))
-            await idle(engine, shelf)
-            assert await ask(engine, A, slots=4) == "AAAA"
+        async with scheduler_on(shelf, concurrent=4) as scheduler:
+            await asyncio.gather(*(client(scheduler, random.Random(seed)) for seed in range(16)))
+            await idle(scheduler, shelf)
+            assert await ask(scheduler, A, slots=4) == "AAAA"
 
     run(test())
 
@@ -549,9 +561,9 @@ def test_a_crowd_of_clients_that_come_and_go() -> None:
 def test_an_answer_that_is_not_read_holds_no_slot_and_ends() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=1) as engine:
-            unread = await engine.generate(A, 1, planned(LONG))
-            assert await ask(engine, A) == "A"
+        async with scheduler_on(shelf, concurrent=1) as scheduler:
+            unread = scheduler.submit(A, requests(LONG))
+            assert await ask(scheduler, A) == "A"
             assert await text_of(unread) == "A" * 300
 
     run(test())
@@ -560,12 +572,12 @@ def test_an_answer_that_is_not_read_holds_no_slot_and_ends() -> None:
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            unread = await engine.generate(A, 1, planned(ENDLESS))
+        async with scheduler_on(shelf) as scheduler:
+            unread = scheduler.submit(A, requests(ENDLESS))
             await until(lambda: unread.is_closed)
-            with pytest.raises(MlxkError, match="nobody reads it"):
+            with pytest.raises(MlxkError, match="the client does not read it"):
                 await text_of(unread)
-            assert unread.completion_tokens < 2 * MOST_WAITING
+            assert unread.completion_tokens < 2 * MAX_WAITING_EVENTS
 
     run(test())
 
@@ -576,18 +588,18 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
 def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
     async def test() -> None:
         shelf, texts = Shelf(), []
-        async with engine_on(shelf) as engine:
-            reply = await engine.generate(A, 1, planned(ENDLESS))
-            await until(lambda: reply.completion_tokens > 0)
+        async with scheduler_on(shelf) as scheduler:
+            generation = scheduler.submit(A, requests(ENDLESS))
+            await until(lambda: generation.completion_tokens > 0)
             Rows.gate.clear()
             # What was on its way has come then.
             await asyncio.sleep(0.1)
-            tokens = reply.completion_tokens
-            engine.stop()
+            tokens = generation.completion_tokens
+            scheduler.stop()
             Rows.gate.set()
-            await idle(engine, shelf)
+            await idle(scheduler, shelf)
             with pytest.raises(ServerStoppingError):
-                async for parts in reply:
+                async for parts in generation:
                     texts += [chunk.text for _, chunk in parts]
             assert texts == ["A"] * tokens
 
@@ -597,15 +609,15 @@ def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
 def test_the_end_refuses_all_that_wait_and_ends_all_that_is_under_way() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf, concurrent=2) as engine:
-            tasks = later(*(ask(engine, A, LONG) for _ in range(4)), ask(engine, B))
-            await until(lambda: engine.active == 2 and engine.queued == 3)
-            engine.stop()
+        async with scheduler_on(shelf, concurrent=2) as scheduler:
+            tasks = later(*(ask(scheduler, A, LONG) for _ in range(4)), ask(scheduler, B))
+            await until(lambda: scheduler.active == 2 and scheduler.queued == 3)
+            scheduler.stop()
             async with asyncio.timeout(2):
                 answers = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(answer) for answer in answers] == [ServerStoppingError] * 5
             with pytest.raises(ServerStoppingError):
-                await ask(engine, A)
+                await ask(scheduler, A)
             assert shelf.loads == ["A"]
 
     run(test())
@@ -615,10 +627,10 @@ def test_the_end_refuses_all_that_wait_and_ends_all_that_is_under_way() -> None:
 def test_the_end_may_come_at_any_moment(steps: int) -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            tasks = later(ask(engine, A, LONG), ask(engine, B, LONG))
+        async with scheduler_on(shelf) as scheduler:
+            tasks = later(ask(scheduler, A, LONG), ask(scheduler, B, LONG))
             await _steps(steps)
-            engine.stop()
+            scheduler.stop()
             async with asyncio.timeout(5):
                 answers = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(answer) for answer in answers] == [ServerStoppingError] * 2
@@ -630,10 +642,10 @@ def test_the_end_during_a_load() -> None:
     async def test() -> None:
         shelf = Shelf()
         shelf.gate.clear()
-        async with engine_on(shelf) as engine:
-            task = asyncio.create_task(ask(engine, A))
-            await until(lambda: engine.loading == A)
-            engine.stop()
+        async with scheduler_on(shelf) as scheduler:
+            task = asyncio.create_task(ask(scheduler, A))
+            await until(lambda: scheduler.pool.loading == A)
+            scheduler.stop()
             with pytest.raises(ServerStoppingError):
                 async with asyncio.timeout(1):
                     await task
@@ -645,14 +657,14 @@ def test_the_end_during_a_load() -> None:
 def test_the_end_during_a_step_that_takes_long() -> None:
     async def test() -> None:
         shelf = Shelf()
-        async with engine_on(shelf) as engine:
-            tasks = later(ask(engine, A, LONG))
+        async with scheduler_on(shelf) as scheduler:
+            tasks = later(ask(scheduler, A, LONG))
             await until(lambda: any(model.rows for model in shelf.models))
             Rows.gate.clear()
             await asyncio.sleep(0.01)
-            tasks += later(ask(engine, A))
-            await until(lambda: engine.active == 2)
-            engine.stop()
+            tasks += later(ask(scheduler, A))
+            await until(lambda: scheduler.active == 2)
+            scheduler.stop()
             async with asyncio.timeout(1):
                 answers = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(answer) for answer in answers] == [ServerStoppingError] * 2
@@ -665,33 +677,34 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
     async def test() -> None:
         shelf = Shelf()
         left: list[int] = []
-        worker = Worker(MLXRunner, rest=lambda: left.append(shelf.models[0].rows))
-        engine = Engine(shelf.load, worker, Limits(64, 256))
+        worker = Worker(64, rest=lambda: left.append(shelf.models[0].rows))
+        scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256))
         Rows.gate.set()
-        await asyncio.gather(ask(engine, A, LONG), ask(engine, A))
+        await asyncio.gather(ask(scheduler, A, LONG), ask(scheduler, A))
         await until(lambda: left == [0])
-        assert await ask(engine, A) == "A"
+        assert await ask(scheduler, A) == "A"
         await until(lambda: left == [0, 0])
-        engine.close()
+        scheduler.close()
 
     run(test())
 
 
 def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     shelf = Shelf()
-    engines = []
+    schedulers = []
 
     async def test() -> None:
-        engines.append(Engine(shelf.load, Worker(MLXRunner), Limits(64, 256)))
+        worker = Worker(64)
+        schedulers.append(Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256)))
         Rows.gate.set()
-        reply = await engines[0].generate(A, 1, planned(ENDLESS))
-        assert await anext(reply)
+        generation = schedulers[0].submit(A, requests(ENDLESS))
+        assert await anext(generation)
         # As at the end of the server: the loop does not wait for the step that is being done.
         Rows.gate.clear()
         await asyncio.sleep(0.01)
 
     run(test())
-    engines[0].close()
+    schedulers[0].close()
     Rows.gate.set()
     deadline = time.monotonic() + 20
     while any(thread.name.startswith("mlx") for thread in threading.enumerate()):

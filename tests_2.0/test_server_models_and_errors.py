@@ -18,11 +18,10 @@ from support.layouts import Hub, chat_model, gguf_model
 from mlxk2.cache.index import SETTLED_NS
 from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
-from mlxk2.server.catalog import Catalog
-from mlxk2.server.engine import Target
+from mlxk2.server.catalog import Catalog, ServedModel
 from mlxk2.server.http.access import Access
-from mlxk2.server.openai import unsupported
-from mlxk2.server.openai.schemas import Model
+from mlxk2.server.openai.requests import UNSUPPORTED_FIELDS
+from mlxk2.server.pool import ModelKey
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,8 @@ WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
      "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead."),
     ({"n": 129}, "n", "integer_above_max_value",
      "Invalid 'n': integer above maximum value. Expected a value <= 128, but got 129 instead."),
-    ({"n": 9}, "n", "invalid_value", "9 answers are asked for, but this server gives at most 8 at once."),
+    ({"n": 9}, "n", "invalid_value",
+     "The request asks for 9 completions, but this server generates at most 8 at once."),
     ({"temperature": 2.5}, "temperature", "decimal_above_max_value",
      "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 2.5 instead."),
     ({"temperature": -1}, "temperature", "decimal_below_min_value",
@@ -140,7 +140,7 @@ PROMPTS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"logprobs": True}, "logprobs", "invalid_type",
      "Invalid type for 'logprobs': expected an integer, but got a boolean instead."),
     ({"prompt": ["a", "b", "c"], "n": 3}, "n", "invalid_value",
-     "9 answers are asked for, but this server gives at most 8 at once."),
+     "The request asks for 9 completions, but this server generates at most 8 at once."),
 ]  # fmt: skip
 
 
@@ -285,7 +285,7 @@ def test_notes_to_another_service_change_nothing(client: Client) -> None:
 
 def test_these_are_all_the_unsupported_fields() -> None:
     in_messages = {"refusal", "tool_call_id", "tool_calls"}
-    assert set(unsupported.FIELDS) == set(ASKING) | set(NOTHING_ASKED) | in_messages
+    assert set(UNSUPPORTED_FIELDS) == set(ASKING) | set(NOTHING_ASKED) | in_messages
 
 
 # ------------------------------------------------------------------------------------------------------------ models
@@ -312,7 +312,7 @@ def test_a_context_that_no_file_names_is_null_and_can_be_given(
     hub: Hub, override: int | None, lengths: list[int | None]
 ) -> None:
     hub.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
-    assert [entry.context_length for entry in Catalog(context=override).entries()] == lengths
+    assert [entry.context_length for entry in Catalog(context_length=override).entries()] == lengths
 
 
 @pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
@@ -361,7 +361,7 @@ class Counting(Catalog):
         self.gate = threading.Event()
         self.begun = self.called_off = 0
 
-    def entries(self, cancelled: Callable[[], bool] = bool) -> list[Model]:
+    def entries(self, cancelled: Callable[[], bool] = bool) -> list[ServedModel]:
         """Look at all models."""
         self.begun += 1
         while not self.gate.wait(0.01):
@@ -434,20 +434,20 @@ def test_a_model_that_mlx_does_not_run(hub: Hub) -> None:
 
 
 def test_demo_is_always_the_model_that_comes_with_the_package(hub: Hub, tmp_path: Path) -> None:  # noqa: ARG001
-    own = Target("demo", str(tmp_path / "demo"))
+    own = ModelKey("demo", str(tmp_path / "demo"))
     catalog = Catalog(("./demo", own))
     assert catalog.known("demo", own) is None
     shipped = catalog.find("demo")
-    assert shipped == Target("demo", DEMO_FOLDER)
+    assert shipped == ModelKey("demo", DEMO_FOLDER)
     assert catalog.known("demo", shipped) == shipped
     assert catalog.known("./demo", shipped) == catalog.default(shipped) == own
-    assert [entry.id for entry in catalog.entries()] == ["demo"]
+    assert [entry.name for entry in catalog.entries()] == ["demo"]
     assert catalog.entry("demo").context_length == 4096
 
 
 @pytest.mark.parametrize("typed", ["demo", DEMO_FOLDER])
 def test_the_demo_of_the_start_has_its_adapter(hub: Hub, typed: str) -> None:  # noqa: ARG001 - isolates
-    target = Target("demo", DEMO_FOLDER, "adapter")
+    target = ModelKey("demo", DEMO_FOLDER, "adapter")
     assert Catalog((typed, target)).known("demo", None) == target
 
 

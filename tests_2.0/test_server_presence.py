@@ -11,14 +11,14 @@ import pytest
 from conftest_runner import ScriptedBackend, tokens_of
 from conftest_server import ScriptedPreparing
 
-from mlxk2.runner.runner import MLXRunner
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
-from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.http.access import Access
+from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 
-MODEL = Target("scripted", "/models/scripted")
+MODEL = ModelKey("scripted", "/models/scripted")
 ANSWER = "Paris, and nothing else. "
 
 
@@ -84,19 +84,20 @@ def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
     async def test() -> None:
         models: list[ScriptedBackend] = []
 
-        def load(_: Target, unload: Callable[[], None]) -> ScriptedBackend:
+        def load(_: ModelKey, unload: Callable[[], None]) -> ScriptedBackend:
             unload()
             models.append(ScriptedBackend(lambda _: tokens_of(ANSWER * 20)))
             return models[-1]
 
-        engine = Engine(load, Worker(MLXRunner), Limits(2, 2))
-        app = create_app(Service(engine, Catalog((MODEL.name, MODEL)), ScriptedPreparing([])), Access())
+        worker = Worker(2)
+        scheduler = Scheduler(ModelPool(load, worker), worker, Limits(2, 2))
+        app = create_app(Service(scheduler, Catalog((MODEL.name, MODEL)), ScriptedPreparing([])), Access())
         tasks = asyncio.all_tasks()
         try:
             for steps in [*range(80), *range(80, 2000, 60)]:
                 request = Request(stream=stream)
                 await _goes_after(app, steps, request)
-                await _until(lambda: engine.active == engine.queued == 0)
+                await _until(lambda: scheduler.active == scheduler.queued == 0)
                 await _until(lambda: not any(len(rows) for model in models for rows in model.batches))
                 last = Request(stream=stream)
                 await app(last.scope, last.receive, last.send)
@@ -104,6 +105,6 @@ def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
             assert len(models) == 1
             await _until(lambda: asyncio.all_tasks() == tasks)
         finally:
-            engine.close()
+            scheduler.close()
 
     asyncio.run(asyncio.wait_for(test(), 100))

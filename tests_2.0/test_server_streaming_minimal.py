@@ -174,9 +174,9 @@ class Slow(ScriptedRows):
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("late", ["prompt", "answer"])
 def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
-    prompt = {"delay": 0.3, "patience": 0.05} if late == "prompt" else {}
+    prompt = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
     rows = Slow if late == "answer" else ScriptedRows
-    with serving(saying("Hello", rows=rows), pulse=0.02, **prompt) as client:
+    with serving(saying("Hello", rows=rows), heartbeat=0.02, **prompt) as client:
         events = client.events(path, stream_options={"include_usage": True})
     *parts, end = events
     choices = [event["choices"][0] for event in parts]
@@ -198,7 +198,7 @@ def _with_text(choices: Sequence[Any]) -> Any:
 
 
 def test_a_prompt_that_is_refused_late_is_an_event() -> None:
-    with serving(saying("Hello", context_length=8), delay=0.2, patience=0.05, pulse=0.02) as client:
+    with serving(saying("Hello", context_length=8), delay=0.2, stream_seconds=0.05, heartbeat=0.02) as client:
         *empty, last = client.events()
     assert empty
     assert (last["error"]["code"], last["error"]["param"]) == ("context_length_exceeded", "messages")

@@ -99,7 +99,7 @@ def _check(args: Namespace) -> None:
 
 
 def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
-    pinned = (args.model, serving.Target(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
+    pinned = (args.model, serving.ModelKey(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
     return serving.Settings(
         access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ()), _names(args)),
         limits=serving.Limits(args.max_concurrent, args.max_queue),

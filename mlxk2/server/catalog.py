@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
@@ -18,121 +19,128 @@ from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
-from mlxk2.server.engine import Target
-from mlxk2.server.openai.schemas import Model
+from mlxk2.server.pool import ModelKey
 
-# Names that led to the model in memory, and save the next request a look at the disk.
-_MOST_NAMES = 256
+# Names of the model in memory that are remembered, so that the next request does not read the disk.
+MAX_NAMES = 256
 # Entries that are remembered, of a few hundred bytes each.
-_MOST_KNOWN = 50_000
-_THREADS = 4
+MAX_ENTRIES = 50_000
+MAX_THREADS = 4
 # How long the list of models is remembered: what a link leads to may appear without a change of the cache's folder.
 _LIST_SECONDS = 5.0
 
 
-class Catalog:
-    """Finds models by name; `pinned` is the model the server was started with, under the name that was typed for it.
+class ServedModel(NamedTuple):
+    """A model that can run here: when it was last modified, in seconds since 1970, and its context in tokens."""
 
-    `context` is how many tokens each model holds, whatever its files say.
+    name: str
+    last_modified: int
+    context_length: int | None
+
+
+class Catalog:
+    """Find models by name; `pinned` is the name that the user typed at the start of the server, and the key it means.
+
+    `context_length` is that of each model, in place of the one in its files.
     """
 
-    def __init__(self, pinned: tuple[str, Target] | None = None, context: int | None = None) -> None:
-        self._context = context
-        self._pinned = pinned
-        self._pinned_names = _names_of(*pinned) if pinned else frozenset()
-        self._names: dict[str, Target] = {}
+    def __init__(self, pinned: tuple[str, ModelKey] | None = None, context_length: int | None = None) -> None:
+        self.pinned = pinned[1] if pinned else None
+        self._context_length = context_length
+        self._pinned_names: frozenset[str] = frozenset()
+        if pinned:
+            typed, key = pinned
+            # If a user's folder has the name of the demo, the name still means the demo.
+            is_demo = os.path.realpath(key.path) == os.path.realpath(DEMO_FOLDER)
+            self._pinned_names = frozenset({typed, key.name}) - (frozenset() if is_demo else {names.DEMO})
+        self._names: dict[str, ModelKey] = {}
         self._lists: _Lists = {}
-        self._known: dict[Snapshot, tuple[str, Model | None]] = {}
-        # A look at one model must not wait for a look at all.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="catalog")
+        self._entries: dict[Snapshot, tuple[str, ServedModel | None]] = {}
+        # Finding one model must not wait for a scan of all models.
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="catalog")
         self._scan: _Scan | None = None
 
-    async def all(self) -> list[Model]:
-        """Return `entries`: one scan serves all callers that wait for it, and ends when none is left."""
+    async def all(self) -> list[ServedModel]:
+        """Return `entries`: one scan serves all callers that wait for it, and ends when no caller is left."""
         if self._scan is None or self._scan.is_over:
             self._scan = _Scan(self._threads, self.entries)
         return await self._scan.result()
 
-    async def one(self, name: str) -> Model:
+    async def one(self, name: str) -> ServedModel:
         """Return `entry` of a name, from a thread."""
         return await asyncio.wrap_future(self._threads.submit(self.entry, name))
 
-    async def search(self, name: str) -> Target:
+    async def search(self, name: str) -> ModelKey:
         """Return what `find` does, from a thread."""
         return await asyncio.wrap_future(self._threads.submit(self.find, name))
 
-    def default(self, loaded: Target | None) -> Target:
-        """Return the model for a request that names none: the one of the start, else the one in memory."""
-        if target := (self._pinned[1] if self._pinned else loaded):
-            return target
+    def default(self, loaded: ModelKey | None) -> ModelKey:
+        """Return the model for a request that names none: the pinned one, else the one in memory."""
+        if key := self.pinned or loaded:
+            return key
         raise ValidationError("The request names no model, and none is loaded.")
 
-    def is_pinned(self, target: Target | None) -> bool:
-        """Whether this is the model that the server was started with."""
-        return self._pinned is not None and target == self._pinned[1]
+    def known(self, name: str, loaded: ModelKey | None) -> ModelKey | None:
+        """Return the model that a name means, if that is clear without reading the disk."""
+        if name in self._pinned_names:
+            return self.pinned
+        key = self._names.get(name)
+        return key if key is not None and key == loaded else None
 
-    def known(self, name: str, loaded: Target | None) -> Target | None:
-        """Return the target of a name if no disk is needed to tell."""
-        if self._pinned and name in self._pinned_names:
-            return self._pinned[1]
-        target = self._names.get(name)
-        return target if target is not None and target == loaded else None
-
-    def find(self, name: str) -> Target:
+    def find(self, name: str) -> ModelKey:
         """Return the model that a name means; raise NotFoundError, or ModelError for one that can't run."""
-        snapshot = self._resolve(name)
-        # By whatever name, the model of the start has its adapter.
-        pinned = self._pinned[1] if self._pinned and self._pinned[1].path == snapshot.path else None
-        target = pinned or Target(snapshot.name, snapshot.path)
-        if len(self._names) >= _MOST_NAMES:
+        ref = names.parse(name)
+        if isinstance(ref, names.Folder):
+            # Clients may not explore the disk.
+            raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
+        snapshot = runnable(_ListedCache(find_cache_dir(os.environ), self._lists), ref)
+        # The pinned model has its adapter under each of its names.
+        is_pinned = self.pinned is not None and self.pinned.path == snapshot.path
+        key = self.pinned if self.pinned and is_pinned else ModelKey(snapshot.name, snapshot.path)
+        if len(self._names) >= MAX_NAMES:
             self._names.clear()
-        self._names[name] = target
-        return target
+        self._names[name] = key
+        return key
 
-    def entries(self, cancelled: Callable[[], bool] = bool) -> list[Model]:
-        """Return all models that can run here, the demo first, then by name; or what there is once `cancelled`."""
-        return list(self._described(lambda _: True, cancelled).values())
+    def entries(self, cancelled: Callable[[], bool] = bool) -> list[ServedModel]:
+        """Return all models that can run here, the demo first, then by name; only those found until `cancelled`."""
+        return list(self._describe(lambda _: True, cancelled).values())
 
-    def entry(self, name: str) -> Model:
-        """Return one model by its exact name, without a look at the others; raise ModelNotFoundError."""
-        found = self._described(lambda other: other == name)
+    def entry(self, name: str) -> ServedModel:
+        """Return one model by its exact name, without reading the others; raise ModelNotFoundError."""
+        found = self._describe(lambda other: other == name)
         if name not in found:
             raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
         return found[name]
 
-    def _described(self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool) -> dict[str, Model]:
-        cache = _Listed(find_cache_dir(os.environ), self._lists)
+    def _describe(
+        self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool
+    ) -> dict[str, ServedModel]:
+        cache = _ListedCache(find_cache_dir(os.environ), self._lists)
         finders = [lambda: cache.resolve(names.Demo())] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
-        found = {entry.id: entry for find in finders if not cancelled() and (entry := self._entry(find))}
-        if self._pinned and is_wanted(self._pinned[1].name) and self._pinned[1].name not in found:
-            snapshot = Snapshot(self._pinned[1].name, None, self._pinned[1].path, roots=None)
+        found = {entry.name: entry for find in finders if not cancelled() and (entry := self._entry(find))}
+        if self.pinned and is_wanted(self.pinned.name) and self.pinned.name not in found:
+            snapshot = Snapshot(self.pinned.name, None, self.pinned.path, roots=None)
             pinned = self._entry(lambda: snapshot)
-            found.update({pinned.id: pinned} if pinned else {})
+            found.update({pinned.name: pinned} if pinned else {})
         return found
 
-    def _resolve(self, name: str) -> Snapshot:
-        ref = names.parse(name)
-        if isinstance(ref, names.Folder):
-            # A client may not look around on the disk.
-            raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-        return runnable(_Listed(find_cache_dir(os.environ), self._lists), ref)
-
-    def _entry(self, find: Callable[[], Snapshot]) -> Model | None:
-        """Return the entry of a model, from memory as long as nothing in its folder changes."""
+    def _entry(self, find: Callable[[], Snapshot]) -> ServedModel | None:
+        """Return the entry of a model, None if it can't run; remember it as long as its folder does not change."""
         try:
             snapshot = find()
         except ModelNotFoundError:
             return None  # it was removed since the cache was scanned
         mark = fingerprint(snapshot)
-        known = self._known.get(snapshot)
+        known = self._entries.get(snapshot)
         if mark is not None and known is not None and known[0] == mark:
             return known[1]
-        entry = _entry(find, self._context)
+        entry = _entry(find, self._context_length)
         if mark is not None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[snapshot] = (mark, entry)
+            if len(self._entries) >= MAX_ENTRIES:
+                self._entries.clear()
+            self._entries[snapshot] = (mark, entry)
         return entry
 
 
@@ -140,7 +148,7 @@ class Catalog:
 _Lists = dict[str, tuple[float, int, list[CachedModel]]]
 
 
-class _Listed(Cache):
+class _ListedCache(Cache):
     """A cache whose list of models is remembered in `lists` for some seconds, unless its folder changes."""
 
     def __init__(self, hub: str, lists: _Lists) -> None:
@@ -163,47 +171,37 @@ class _Listed(Cache):
 
 
 class _Scan:
-    """A look at all models, in a thread, for all callers that wait for it."""
+    """A scan of all models, in a thread, for all callers that wait for it."""
 
-    def __init__(self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[Model]]) -> None:
-        self._left = threading.Event()
-        self._waiting = 0
-        self._job = asyncio.wrap_future(threads.submit(entries, self._left.is_set))
+    def __init__(
+        self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[ServedModel]]
+    ) -> None:
+        self._cancelled = threading.Event()
+        self._callers = 0
+        self._job = asyncio.wrap_future(threads.submit(entries, self._cancelled.is_set))
 
     @property
     def is_over(self) -> bool:
-        """Whether it ended, or was called off."""
-        return self._job.done() or self._left.is_set()
+        """Whether it has ended or was cancelled."""
+        return self._job.done() or self._cancelled.is_set()
 
-    async def result(self) -> list[Model]:
-        """Wait for the result; the scan is called off when the last caller has gone."""
-        self._waiting += 1
+    async def result(self) -> list[ServedModel]:
+        """Wait for the result; the scan is cancelled when the last caller has left."""
+        self._callers += 1
         try:
             return await asyncio.shield(self._job)
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._left.set()
+            self._callers -= 1
+            if not self._callers:
+                self._cancelled.set()
 
 
-def _names_of(typed: str, target: Target) -> frozenset[str]:
-    """Return what the model of the start is called: a user's folder by the name of the demo is not meant by it."""
-    is_demo = os.path.realpath(target.path) == os.path.realpath(DEMO_FOLDER)
-    return frozenset({typed, target.name}) - (frozenset() if is_demo else {names.DEMO})
-
-
-def _entry(find: Callable[[], Snapshot], context: int | None) -> Model | None:
+def _entry(find: Callable[[], Snapshot], context: int | None) -> ServedModel | None:
     try:
         contents, model = look(find)
     except ModelNotFoundError:
         return None  # it was removed since the cache was scanned
     if not model["runtime_compatible"]:
         return None
-    owner, _, _ = model["name"].rpartition("/")
-    return Model(
-        id=model["name"],
-        object="model",
-        created=int(datetime.fromisoformat(model["last_modified"]).timestamp()),
-        owned_by=owner or "mlxk2",
-        context_length=context or context_length(contents),
-    )
+    modified = int(datetime.fromisoformat(model["last_modified"]).timestamp())
+    return ServedModel(model["name"], modified, context or context_length(contents))

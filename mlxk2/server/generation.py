@@ -1,4 +1,4 @@
-"""The chunks of one request on their way from the worker's thread to whoever sends them on."""
+"""The events of one request, on their way from the worker's thread to the code that sends the response."""
 
 from __future__ import annotations
 
@@ -8,93 +8,94 @@ from collections.abc import Callable, Collection
 from mlxk2.errors import OperationError
 from mlxk2.runner.runner import Chunk, Session
 
-# A reader this many chunks of each answer behind has stopped reading.
-MOST_WAITING = 4096
+# Events of each sequence. A client that is this far behind has stopped reading.
+MAX_WAITING_EVENTS = 4096
 
-Part = tuple[int, Chunk]
+# The number of the sequence, and what it generated.
+Event = tuple[int, Chunk]
 
 
-class Reply:
-    """The answers to one request: an asynchronous iterator over lists of (number of the answer, chunk).
+class Generation:
+    """The sequences of one request: an asynchronous iterator over lists of events. Iterating raises their error.
 
-    `name` is the model's, `count` how many answers there are. Raises what made an answer fail. `close` gives back what
-    the request holds, however far it came.
+    `name` is the name of the model, `count` the number of sequences. `close` gives back what the request holds, at any
+    time.
     """
 
-    def __init__(self, name: str, count: int, on_close: Callable[[Reply], None]) -> None:
+    def __init__(self, name: str, count: int, on_close: Callable[[Generation], None]) -> None:
         self.name = name
         self.count = count
-        self.sessions: list[Session] = []
+        self.sequences: list[Session] = []
         self._unfinished = count
-        self._parts: list[Part] = []
+        self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
-        self._on_close: Callable[[Reply], None] | None = on_close
+        self._on_close: Callable[[Generation], None] | None = on_close
 
     def put(self, number: int, chunk: Chunk) -> None:
-        """Take the next chunk of an answer; the last one of all gives back what the request holds."""
+        """Add the next event of a sequence; the last event of all sequences closes the generation."""
         if self.is_closed:
-            # Of a step that was under way: after an error it would leave a gap.
+            # A step that was under way gave this event. After an error it would leave a gap.
             return
         self._unfinished -= chunk.finish_reason is not None
-        error = self.sessions[number].error
+        error = self.sequences[number].error
         if error is not None:
             self.fail(error)
-        elif len(self._parts) < MOST_WAITING * self.count:
-            self._parts.append((number, chunk))
+        elif len(self._events) < MAX_WAITING_EVENTS * self.count:
+            self._events.append((number, chunk))
             self._arrived.set()
         else:
-            self.fail(OperationError("The answer was given up: nobody reads it."))
+            self.fail(OperationError("The response was cancelled because the client does not read it."))
         if not self._unfinished:
             self.close()
 
     def fail(self, error: Exception) -> None:
-        """End all the answers with an error, after what has come of them."""
+        """End all sequences with an error, which is raised after the events that came before."""
         self._error = self._error or error
         self._arrived.set()
         self.close()
 
     def close(self) -> None:
-        """Stop what is still being generated and give back the slots; more than once is fine."""
+        """Stop the sequences and give back their slots; calling it again has no effect."""
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
             on_close(self)
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is generated for it any more."""
+        """Whether the sequences have ended or were stopped."""
         return self._on_close is None
 
-    def __aiter__(self) -> Reply:
+    def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> list[Part]:
-        while not self._parts:
+    async def __anext__(self) -> list[Event]:
+        while not self._events:
             if self._error is not None:
                 raise self._error
             if not self._unfinished:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        parts, self._parts = self._parts, []
-        return parts
+        events, self._events = self._events, []
+        return events
 
     @property
     def prompt_tokens(self) -> int:
-        """The tokens of all prompts; several answers to one prompt share it."""
-        return sum(len(session.request.prompt) for session in self._prompts)
+        """The tokens of all prompts; a prompt of several sequences counts once."""
+        return sum(len(sequence.request.prompt) for sequence in self._prompts)
 
     @property
     def cached_tokens(self) -> int:
-        """How many of the prompts' tokens were not computed again."""
-        return sum(session.cached_tokens for session in self._prompts)
+        """How many tokens of the prompts came from the prompt cache."""
+        return sum(sequence.cached_tokens for sequence in self._prompts)
 
     @property
     def completion_tokens(self) -> int:
-        """The tokens generated so far, in all answers."""
-        return sum(session.tokens for session in self.sessions)
+        """The tokens that all sequences have generated so far."""
+        return sum(sequence.tokens for sequence in self.sequences)
 
     @property
     def _prompts(self) -> Collection[Session]:
-        """The first session of every prompt."""
-        return {id(session.request.prompt): session for session in reversed(self.sessions)}.values()
+        """The first sequence of each prompt."""
+        return {id(sequence.request.prompt): sequence for sequence in reversed(self.sequences)}.values()

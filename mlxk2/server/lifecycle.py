@@ -1,4 +1,4 @@
-"""The server's life: the port, the model of the start, signals, the end."""
+"""The life of the server: its settings, the port, loading the first model, signals, and the end."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
 from mlxk2.runner.mlx import cpu, loader
 from mlxk2.runner.mlx.memory import NOTHING_CHOSEN, Chosen, give_back
 from mlxk2.runner.prompt.confined import Starter
-from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Backend
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
-from mlxk2.server.engine import Engine, Limits, Target
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection
 from mlxk2.server.http.listener import BACKLOG
-from mlxk2.server.preparing import Preparers
+from mlxk2.server.openai import errors
+from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.preparing import PreparingPool
+from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 from mlxk2.sleep import NoSleep
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds an idle connection is kept for the client's next request.
-_KEEP_ALIVE = 60
-# Seconds after which connections that still did not end are cut off, and all that is left of the process.
-_GRACE = 2.0
-_LONGEST_END = 4.0
-# Seconds after an answer until the machine may fall asleep.
-_LINGER = 10.0
-# Clients whose leaving frees memory worth returning to the system.
-_CROWD = 64
-
+# Seconds that an idle connection is kept open for the client's next request.
+_KEEP_ALIVE_SECONDS = 60
+# Seconds after the signal until the server closes connections that are still open, and until it ends the process.
+_CLOSE_SECONDS = 2.0
+_EXIT_SECONDS = 4.0
+# Seconds after a response until the machine may fall asleep.
+_AWAKE_SECONDS = 10.0
+# When half of this many clients have disconnected, enough memory is free to return it to the system.
+_MIN_CROWD = 64
 
 # Ends the process with an exit code, whatever its threads are doing.
 Leave = Callable[[int], object]
@@ -51,59 +51,58 @@ Leave = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve; `pinned` is the model of the start under the name that was typed for it.
+    """How to serve; `pinned` is the model that the server starts with, and the name that the user typed for it.
 
-    `patience` is how many seconds a connection may stand still in the middle of something.
+    `stall_seconds` is how long a connection may stand still in the middle of a request or of a response.
     """
 
     access: Access
     limits: Limits
-    pinned: tuple[str, Target] | None = None
+    pinned: tuple[str, ModelKey] | None = None
     max_tokens: int | None = None
     context_length: int | None = None
     log_level: str = "info"
     logs_requests: bool = False
-    patience: float = 30.0
+    stall_seconds: float = 30.0
     memory: Chosen = NOTHING_CHOSEN
 
 
-@dataclass(frozen=True)
-class Life:
-    """What happens at the start and at the end: `preload` is the first model."""
-
-    announce: Callable[[], None]
-    leave: Leave
-    preload: Target | None
-
-
 class _Server(uvicorn.Server):
-    """uvicorn's server, which loads a model at the start and ends its streams with a mark."""
+    """uvicorn's server, which loads a model at the start and ends all generations at the end."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, preparers: Preparers, life: Life) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        preparing: PreparingPool,
+        announce: Callable[[], None],
+        leave: Leave,
+    ) -> None:
         super().__init__(config)
         self.stopped_by: int | None = None
         self.failure: MlxkError | None = None
-        self._engine = engine
-        self._preparers = preparers
-        self._life = life
+        self._service = service
+        self._preparing = preparing
+        self._announce = announce
+        self._leave = leave
         self._preloading: asyncio.Task[None] | None = None
-        self._most_clients = 0
+        self._max_clients = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if parent := multiprocessing.parent_process():
-            asyncio.get_running_loop().add_reader(parent.sentinel, self._be_orphaned, parent.sentinel)
-        self._life.announce()
-        if self._life.preload is not None:
-            self._preloading = asyncio.create_task(self._preload(self._life.preload))
+            asyncio.get_running_loop().add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
+        self._announce()
+        if pinned := self._service.catalog.pinned:
+            self._preloading = asyncio.create_task(self._preload(pinned))
 
-    def _be_orphaned(self, sentinel: int) -> None:
+    def _stop_without_parent(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
         self.should_exit = True
 
-    async def _preload(self, target: Target) -> None:
+    async def _preload(self, key: ModelKey) -> None:
         try:
-            await self._engine.preload(target)
+            await self._service.scheduler.preload(key)
         except ServerStoppingError:
             return
         except MlxkError as error:
@@ -112,36 +111,36 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         clients = len(self.server_state.connections)
-        self._most_clients = max(self._most_clients, clients)
-        if self._most_clients >= _CROWD and clients <= self._most_clients // 2:
-            self._most_clients = clients
+        self._max_clients = max(self._max_clients, clients)
+        if self._max_clients >= _MIN_CROWD and clients <= self._max_clients // 2:
+            self._max_clients = clients
             cpu.trim()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # A model that is being loaded, or a long step, can't be called off.
-        end = threading.Timer(_LONGEST_END, self._life.leave, [self.exit_code])
+        # Loading a model, or a long step, can't be cancelled.
+        end = threading.Timer(_EXIT_SECONDS, self._leave, [self.exit_code])
         end.daemon = True
         end.start()
-        self._preparers.stop()
-        self._engine.stop()
-        asyncio.get_running_loop().call_later(_GRACE, self._cut_off)
+        self._preparing.stop()
+        self._service.scheduler.stop()
+        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._close_connections)
         await super().shutdown(sockets)
 
     @property
     def exit_code(self) -> int:
-        """What the process is to end with."""
+        """The exit code of the process."""
         if self.failure is not None:
             return self.failure.exit_code
         return InterruptedByUser.exit_code if self.stopped_by == signal.SIGINT else 0
 
-    def _cut_off(self) -> None:
+    def _close_connections(self) -> None:
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # For good: the process ends with the server.
+        # The previous handlers are not restored: the process ends with the server.
         for number in _SIGNALS:
             signal.signal(number, self.handle_exit)
         yield
@@ -154,57 +153,59 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None], leave: Leave) -> None:
-    """Serve until a signal comes, or the model of the start can't be loaded; then `leave` with the exit code.
+    """Serve until a signal comes, or until the first model can't be loaded; then call `leave` with the exit code.
 
-    `announce` is called as soon as the port answers.
+    Call `announce` as soon as the port accepts requests.
     """
     cpu.give_memory_back()
     starter = Starter(keeps_spare=True)
     starter.prepare()
-    preparers = Preparers(starter, settings.limits.max_concurrent + settings.limits.max_queue, settings.context_length)
-    load = partial(_load, settings, preparers)
-    engine = Engine(load, Worker(partial(_runner, settings), rest=give_back), settings.limits)
-    no_sleep = NoSleep(linger=_LINGER)
+    limits = settings.limits
+    preparing = PreparingPool(starter, limits.max_concurrent + limits.max_queue, settings.context_length)
+    worker = Worker(limits.max_concurrent, rest=give_back)
+    scheduler = Scheduler(ModelPool(partial(_load, settings, preparing), worker), worker, limits)
     catalog = Catalog(settings.pinned, settings.context_length)
-    service = Service(engine, catalog, preparers, settings.max_tokens, no_sleep=no_sleep)
-    app = create_app(service, settings.access)
-    pinned = settings.pinned[1] if settings.pinned else None
-    server = _Server(_config(app, settings), engine, preparers, Life(announce, leave, pinned))
+    service = Service(scheduler, catalog, preparing, settings.max_tokens, no_sleep=NoSleep(linger=_AWAKE_SECONDS))
+    config = _configure(create_app(service, settings.access), settings)
+    server = _Server(config, service, preparing, announce, leave)
     server.run(sockets=[listener])
-    engine.close()
-    preparers.close()
+    scheduler.close()
+    preparing.close()
     if server.failure is not None:
-        # The data was printed when the port answered; a second document on stdout would be one too many.
+        # stdout already has one JSON document, printed when the port was open; a second one would be too many.
         logging.critical(server.failure.message)
-    # Not by way of the interpreter's end: there, a thread of MLX that is ending too may abort the process.
+    # At the usual end of the interpreter, a thread of MLX that is ending too may abort the process.
     leave(server.exit_code)
 
 
-def _runner(settings: Settings, model: Backend) -> MLXRunner:
-    return MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes, max_rows=settings.limits.max_concurrent)
-
-
-def _load(settings: Settings, preparers: Preparers, target: Target, unload: Callable[[], None]) -> Backend:
+def _load(settings: Settings, preparing: PreparingPool, key: ModelKey, unload: Callable[[], None]) -> Backend:
     model = loader.load(
-        target.path,
-        target.adapter,
-        name=target.name,
+        key.path,
+        key.adapter,
+        name=key.name,
         chosen=settings.memory,
         for_batches=True,
-        read=partial(preparers.tokenizer, target),
+        read=partial(preparing.tokenizer, key),
         context=settings.context_length,
         unload=unload,
     )
-    if settings.pinned is not None and target == settings.pinned[1]:
+    if settings.pinned is not None and key == settings.pinned[1]:
         model.warm_up()
     return model
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
-    _log_at(settings.log_level.upper(), logs_requests=settings.logs_requests)
+def _configure(app: Any, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration, and set the levels of the logs."""
+    level = settings.log_level.upper()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    if settings.logs_requests:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    if level != "DEBUG":
+        # uvicorn logs its start and end, which the program reports itself.
+        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
     return uvicorn.Config(
         app,
-        http=partial(Connection, patience=settings.patience),  # type: ignore[arg-type] # a class is only called
+        http=partial(Connection, stall_seconds=settings.stall_seconds, render=errors.render_refusal),  # type: ignore[arg-type] # a class is only called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -212,14 +213,5 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
-
-
-def _log_at(level: str, *, logs_requests: bool) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    if logs_requests:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-    if level != "DEBUG":
-        # What it says of its own start and end is said already.
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,4 +1,4 @@
-"""Prompts: what clients sent as token ids, before the model is in memory and without the time of others."""
+"""The preparing pool: it turns what clients send into token ids, in threads without MLX, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,23 +19,25 @@ from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Cancelled, Starter
 from mlxk2.runner.prompt.tokenizer import Tokenizer
 from mlxk2.runner.request import GenerationRequest, token_budget
-from mlxk2.server.scheduler import Target, Ticket, Turns
-from mlxk2.server.worker import outcome
+from mlxk2.server.pool import ModelKey
+from mlxk2.server.scheduler import FairQueue, QueuedRequest
+from mlxk2.server.worker import run_job
 
-# Models whose tokenizers are kept, and prompts of one model that are made at the same time: of one client fewer than
-# the model may have processes.
-_MAX_MODELS = 2
-_MAX_OF_ONE = 4
-_MAX_OF_CLIENT = 2
-# Seconds between two looks at whether the tokenizer that another request loads is still waited for.
-_TICK = 0.1
-_THREADS = 12
-# Seconds between two looks at whether files have changed.
-_LOOK_SECONDS = 1.0
+# Models whose tokenizers stay loaded.
+MAX_MODELS = 2
+# Prompts prepared at the same time: of one model, and of one client for one model. A client can't use all of a model's
+# processes.
+MAX_PER_MODEL = 4
+MAX_PER_CLIENT = 2
+MAX_THREADS = 12
+# Seconds between two checks whether a request still waits for the tokenizer that another request loads.
+_CANCEL_CHECK_SECONDS = 0.1
+# Seconds between two checks whether the files of a model have changed.
+_FILE_CHECK_SECONDS = 1.0
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 
-# Turns a checked body into requests for a model, of which only the tokenizer needs to be there.
-Make = Callable[[Any], Sequence[GenerationRequest]]
+# Turn a valid body into requests for a model, of which only the tokenizer is loaded.
+MakeRequests = Callable[[Any], Sequence[GenerationRequest]]
 
 
 class Prepared(NamedTuple):
@@ -45,197 +47,185 @@ class Prepared(NamedTuple):
     vocabulary: Vocabulary
 
 
-class Preparing(Protocol):
-    """Makes the prompts of requests."""
+class Preparer(Protocol):
+    """Prepares the prompts of requests."""
 
-    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:
-        """Return what a client's request asks of a model."""
+    async def prepare(self, key: ModelKey, make: MakeRequests, client: Hashable = None) -> Prepared:
+        """Return the requests that a client's body makes for a model."""
 
 
-class Model(NamedTuple):
-    """What is needed of a model to make prompts for it."""
+class PromptModel(NamedTuple):
+    """The parts of a model that its prompts need."""
 
     tokenizer: Any
     vocabulary: Vocabulary
     context_length: int | None
 
 
-class Preparers:
-    """The tokenizers of the models that were asked for last, each in processes of its own; clients take turns.
+class PreparingPool:
+    """Prepare prompts in threads, and in a few processes for each model; clients take turns.
 
-    `limit` is how many requests may be prepared or wait for that: where there are more, the client with the most that
-    wait is refused. `context` is how many tokens each model holds, whatever its files say. `prepare` is for the thread
+    At most `limit` requests are prepared or wait for that. One more, and the client with the most waiting requests has
+    one refused. `context_length` is that of each model, in place of the one in its files. `prepare` is for the thread
     of the event loop.
     """
 
-    def __init__(self, starter: Starter, limit: int, context: int | None = None) -> None:
+    def __init__(self, starter: Starter, limit: int, context_length: int | None = None) -> None:
         self._starter = starter
         self._limit = limit
         self._is_stopping = False
-        self._work: set[asyncio.Future[Prepared]] = set()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
-        self._waiting = Turns()
-        self._started: set[Ticket] = set()
-        self._shelf = _Shelf(starter, context)
+        self._tasks: set[asyncio.Future[Prepared]] = set()
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="prompts")
+        self._queue = FairQueue()
+        self._started: set[QueuedRequest] = set()
+        self._tokenizers = _Tokenizers(starter, context_length)
 
-    async def prepare(self, target: Target, make: Make, client: Hashable = None) -> Prepared:
-        """Return what a client's request asks of a model; raise what is wrong with the request or with the tokenizer.
+    async def prepare(self, key: ModelKey, make: MakeRequests, client: Hashable = None) -> Prepared:
+        """Return the requests that a client's body makes for a model; raise the error of the body or of the tokenizer.
 
         Cancelling this ends the process that works on it.
         """
         if self._is_stopping:
             raise ServerStoppingError
-        work = asyncio.ensure_future(self._in_turn(target, make, client))
-        self._work.add(work)
+        task = asyncio.ensure_future(self._prepare_in_turn(key, make, client))
+        self._tasks.add(task)
         try:
-            return await work
+            return await task
         except asyncio.CancelledError:
             if self._is_stopping:
                 raise ServerStoppingError from None
             raise
         finally:
-            self._work.discard(work)
+            self._tasks.discard(task)
 
-    async def _in_turn(self, target: Target, make: Make, client: Hashable) -> Prepared:
-        has_gone = threading.Event()
-        # It may be started or refused while it is being cancelled.
+    async def _prepare_in_turn(self, key: ModelKey, make: MakeRequests, client: Hashable) -> Prepared:
+        cancelled = threading.Event()
+        # The request may be started or refused while this task is being cancelled.
         turn: asyncio.Queue[MlxkError | None] = asyncio.Queue()
-        ticket = Ticket(target, 1, turn.put_nowait, turn.put_nowait, client)
-        self._enter(ticket)
+        request = QueuedRequest(key, 1, partial(turn.put_nowait, None), turn.put_nowait, client)
+        self._queue.add(request)
+        if len(self._queue) + len(self._started) > self._limit:
+            refused = self._queue.pick_refused(client)
+            self._queue.remove(refused)
+            refused.refuse(ServerBusyError(self._limit))
+        self._admit()
         try:
             if refusal := await turn.get():
                 raise refusal
-            job = self._threads.submit(outcome, self._prepare, target, make, has_gone.is_set)
+            job = self._threads.submit(run_job, self._prepare, key, make, cancelled.is_set)
             return await asyncio.wrap_future(job)
         finally:
-            has_gone.set()
-            self._leave(ticket)
-
-    def _enter(self, ticket: Ticket) -> None:
-        self._waiting.add(ticket)
-        if len(self._waiting) + len(self._started) > self._limit:
-            refused = self._waiting.last_of_most(ticket.client)
-            self._waiting.remove(refused)
-            refused.refuse(ServerBusyError(self._limit))
-        self._admit()
+            cancelled.set()
+            self._started.discard(request)
+            if request in self._queue:
+                self._queue.remove(request)
+            self._admit()
 
     def _admit(self) -> None:
-        for ticket in self._waiting:
-            of_model = [other.client for other in self._started if other.target.path == ticket.target.path]
-            if len(of_model) < _MAX_OF_ONE and of_model.count(ticket.client) < _MAX_OF_CLIENT:
-                self._started.add(self._waiting.take(ticket))
-                ticket.start(None)
+        for request in self._queue:
+            clients = [other.client for other in self._started if other.key.path == request.key.path]
+            if len(clients) < MAX_PER_MODEL and clients.count(request.client) < MAX_PER_CLIENT:
+                self._started.add(self._queue.take(request))
+                request.start()
 
-    def _leave(self, ticket: Ticket) -> None:
-        self._started.discard(ticket)
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
-        self._admit()
-
-    def stop(self) -> None:
-        """Take no more requests, and end those under way with an error."""
-        self._is_stopping = True
-        for work in self._work:
-            work.cancel()
-
-    def _prepare(self, target: Target, make: Make, has_gone: Cancelled) -> Prepared:
-        model = self._shelf.model(target, has_gone)
-        requests = make(model._replace(tokenizer=model.tokenizer.until(has_gone)))
+    def _prepare(self, key: ModelKey, make: MakeRequests, cancelled: Cancelled) -> Prepared:
+        """Make the requests, in a thread of the pool."""
+        model = self._tokenizers.get(key, cancelled)
+        requests = make(model._replace(tokenizer=model.tokenizer.until(cancelled)))
         for request in requests:
             token_budget(request, model.context_length)
         return Prepared(requests, model.vocabulary)
 
-    def tokenizer(self, target: Target) -> tuple[Tokenizer, Vocabulary]:
-        """Return the tokenizer of a model that is being loaded; for any thread."""
-        model = self._shelf.model(target, bool)
+    def tokenizer(self, key: ModelKey) -> tuple[Tokenizer, Vocabulary]:
+        """Return the tokenizer of a model that is being loaded; any thread may call this."""
+        model = self._tokenizers.get(key, bool)
         return model.tokenizer, model.vocabulary
 
+    def stop(self) -> None:
+        """Accept no more requests, and end those that wait or are being prepared with an error."""
+        self._is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+
     def close(self) -> None:
-        """End all processes; let the threads end after what they are doing now."""
+        """End all processes; let the threads end after their current jobs."""
         self._starter.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _Shelf:
-    """The models whose tokenizers are loaded; those that were not asked for the longest go first."""
+class _Tokenizers:
+    """The loaded tokenizers; the one that was not used for the longest time is dropped first."""
 
-    def __init__(self, starter: Starter, context: int | None) -> None:
+    def __init__(self, starter: Starter, context_length: int | None) -> None:
         self._starter = starter
-        self._context = context
+        self._context_length = context_length
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
-        self._models: OrderedDict[str, tuple[object, Model]] = OrderedDict()
+        self._models: OrderedDict[str, tuple[object, PromptModel]] = OrderedDict()
         self._states: dict[str, tuple[float, object]] = {}
 
-    def model(self, target: Target, cancelled: Cancelled) -> Model:
-        """Return a model, loaded anew if its files have changed."""
+    def get(self, key: ModelKey, cancelled: Cancelled) -> PromptModel:
+        """Return the tokenizer of a model; load it if it is not loaded, or if its files have changed.
+
+        Raise InterruptedByUser if the request is `cancelled` while another one loads the same tokenizer, so that its
+        thread is free again.
+        """
         with self._lock:
-            lock = self._locks.setdefault(target.path, threading.Lock())
-        state = self._state(target.path)
-        if found := self._found(target.path, state):
+            lock = self._locks.setdefault(key.path, threading.Lock())
+        state = self._state(key.path)
+        if found := self._find(key.path, state):
             return found
-        with _hold(lock, cancelled):
+        while not lock.acquire(timeout=_CANCEL_CHECK_SECONDS):
+            if cancelled():
+                raise InterruptedByUser("Interrupted.")
+        try:
             # Another request may have loaded it by now.
-            if found := self._found(target.path, state):
+            if found := self._find(key.path, state):
                 return found
-            model = self._load(target, cancelled)
-            self._keep(target.path, state, model)
-        return model
+            folder = Path(key.path)
+            config = loader.read_config(folder, key.name)
+            tokenizer, vocabulary = loader.load_vocabulary(folder, key.name, config, self._starter, cancelled)
+            context_length = self._context_length or loader.context_of(folder, key.name)
+            model = PromptModel(tokenizer, vocabulary, context_length)
+            self._keep(key.path, state, model)
+            return model
+        finally:
+            lock.release()
 
     def _state(self, path: str) -> object:
-        """Return `_state_of` a folder, which is looked at once in a second at most."""
-        seen, state = self._states.get(path, (0.0, None))
-        if state is None or time.monotonic() - seen > _LOOK_SECONDS:
-            state = _state_of(path)
-            self._states[path] = (time.monotonic(), state)
+        """Return a value that changes with the files of a folder, None if they can't be read; read it once a second."""
+        read_at, state = self._states.get(path, (0.0, None))
+        if state is not None and time.monotonic() - read_at <= _FILE_CHECK_SECONDS:
+            return state
+        try:
+            # The weights have no influence on the tokenizer.
+            files = sorted(entry.name for entry in os.scandir(path) if not entry.name.endswith(_WEIGHTS))
+            stats = [os.stat(os.path.join(path, name)) for name in files]
+        except OSError:
+            state = None
+        else:
+            state = tuple(files), tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+        self._states[path] = (time.monotonic(), state)
         return state
 
-    def _found(self, path: str, state: object) -> Model | None:
+    def _find(self, path: str, state: object) -> PromptModel | None:
         with self._lock:
-            kept, model = self._models.get(path, (None, None))
-            # The files of a model in memory may be gone.
-            if model is None or (state is not None and kept != state):
+            loaded_state, model = self._models.get(path, (None, None))
+            # The files of a model in memory may have been removed: then it has no state.
+            if model is None or (state is not None and loaded_state != state):
                 return None
             self._models.move_to_end(path)
             return model
 
-    def _load(self, target: Target, cancelled: Cancelled) -> Model:
-        folder = Path(target.path)
-        config = loader.read_config(folder, target.name)
-        tokenizer, vocabulary = loader.load_vocabulary(folder, target.name, config, self._starter, cancelled)
-        return Model(tokenizer, vocabulary, self._context or loader.context_of(folder, target.name))
-
-    def _keep(self, path: str, state: object, model: Model) -> None:
+    def _keep(self, path: str, state: object, model: PromptModel) -> None:
         with self._lock:
-            left = [self._models.pop(path)[1]] if path in self._models else []
+            dropped = [self._models.pop(path)[1]] if path in self._models else []
             self._models[path] = (state, model)
-            if len(self._models) > _MAX_MODELS:
-                gone, (_, other) = self._models.popitem(last=False)
-                self._locks.pop(gone, None)
-                self._states.pop(gone, None)
-                left.append(other)
-        for unused in left:
-            # Where it is still used, it starts a process again.
-            unused.tokenizer.close()
-
-
-@contextmanager
-def _hold(lock: threading.Lock, cancelled: Cancelled) -> Iterator[None]:
-    """Hold a lock; raise InterruptedByUser where the request is `cancelled` before, so that its thread is free."""
-    while not lock.acquire(timeout=_TICK):
-        if cancelled():
-            raise InterruptedByUser("Interrupted.")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _state_of(path: str) -> object:
-    """Return by what unchanged files are recognised; those of weights say nothing of the tokenizer."""
-    try:
-        entries = sorted(entry.name for entry in os.scandir(path) if not entry.name.endswith(_WEIGHTS))
-        states = [os.stat(os.path.join(path, name)) for name in entries]
-    except OSError:
-        return None
-    return tuple(entries), tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
+            if len(self._models) > MAX_MODELS:
+                oldest, (_, other) = self._models.popitem(last=False)
+                self._locks.pop(oldest, None)
+                self._states.pop(oldest, None)
+                dropped.append(other)
+        for other in dropped:
+            # A request that still uses it starts a process again.
+            other.tokenizer.close()

@@ -1,4 +1,4 @@
-"""`--reload`: one process serves, another starts it again whenever the program's code changes."""
+"""`--reload`: one process serves, and another one starts it again when the code of the program changes."""
 
 from __future__ import annotations
 
@@ -17,42 +17,46 @@ from uvicorn.supervisors.statreload import StatReload
 
 import mlxk2
 
-# Serves on the sockets that it is given, and sets the event as soon as they answer; sent to another process.
-Target = Callable[[Event, list[socket.socket]], None]
+# Serves on the sockets that are passed in, and sets the event as soon as they accept requests. It is sent to the other
+# process.
+Serve = Callable[[Event, list[socket.socket]], None]
 
 
 class Reloader(StatReload):
-    """uvicorn's supervisor, which tells when the first server answers, and which signal ended it."""
+    """uvicorn's supervisor, which also calls `announce` when the first server is ready; `stopped_by` is the signal."""
 
-    def __init__(self, target: Target, listener: socket.socket, announce: Callable[[], None]) -> None:
+    def __init__(self, serve: Serve, listener: socket.socket, announce: Callable[[], None]) -> None:
         self.stopped_by: int | None = None
-        self._answers = multiprocessing.get_context("spawn").Event()
+        self._is_ready = multiprocessing.get_context("spawn").Event()
         self._announce = announce
         folder = str(Path(mlxk2.__file__).parent)
         config = uvicorn.Config("", reload=True, reload_dirs=folder, log_config=None)
-        super().__init__(config, partial(target, self._answers), [listener])
+        super().__init__(config, partial(serve, self._is_ready), [listener])
 
     def startup(self) -> None:
+        """Start the server, and wait until it is ready or has ended."""
         super().startup()
         while self.stopped_by is None and self.process.is_alive():
-            if self._answers.wait(0.1):
+            if self._is_ready.wait(0.1):
                 self._announce()
                 return
 
-    def signal_handler(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as it is called
-        # Not by the event of the base class: what the signal interrupts may hold its lock, and would wait for itself.
+    def signal_handler(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        """Remember the signal, which `pause` acts on."""
+        # The base class sets an event. The signal may interrupt the code that holds the event's lock: a deadlock.
         self.stopped_by = self.stopped_by or sig
-        # A second Ctrl-C ends the process at once; the server notices.
+        # A second Ctrl-C ends the process at once, which the server notices.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause(self) -> None:
+        """Wait until the next check of the code; raise StopIteration after a signal."""
         time.sleep(self.config.reload_delay)
         if self.stopped_by is not None:
             raise StopIteration
 
 
-def serve_reloading(target: Target, listener: socket.socket, announce: Callable[[], None]) -> int | None:
-    """Serve in a process of its own, which is replaced when the code changes, until a signal comes; return it."""
-    reloader = Reloader(target, listener, announce)
+def serve_reloading(serve: Serve, listener: socket.socket, announce: Callable[[], None]) -> int | None:
+    """Serve in another process, which is replaced when the code changes; return the signal that ended it."""
+    reloader = Reloader(serve, listener, announce)
     reloader.run()
     return reloader.stopped_by

@@ -1,36 +1,41 @@
-"""The queue of requests: clients take turns, answer by answer."""
+"""The scheduler: the queue of requests, whose turn it is, and when another model is loaded."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from mlxk2.errors import MlxkError
+from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
+from mlxk2.runner.request import GenerationRequest
+from mlxk2.server.generation import Generation
+from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.worker import Worker
 
-# How many later requests of other clients may go before one.
-_MAX_OVERTAKING = 64
+# A request waits for at most this many later requests of other clients.
+MAX_OVERTAKING = 64
 
 
-class Target(NamedTuple):
-    """A model to load: its name, the folder of its files, and a LoRA adapter's. Equal ones are the same model."""
+@dataclass(frozen=True)
+class Limits:
+    """How many sequences are generated at the same time, and how many requests may wait."""
 
-    name: str
-    path: str
-    adapter: str | None = None
+    max_concurrent: int
+    max_queue: int
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A request of a client that waits for its model and its slots: then it is started, or else refused.
+class QueuedRequest:
+    """A client's request for a model and for `slots`, one for each sequence: it is either started or refused.
 
-    `turn` is how many slots each client has been given when this one is next, if all of them take turns.
+    `turn` counts the slots that each client has been given when this request is next, if all clients take turns.
     """
 
-    target: Target
+    key: ModelKey
     slots: int
-    start: Callable[[Any], object]
+    start: Callable[[], object]
     refuse: Callable[[MlxkError], object]
     client: Hashable = None
     is_started: bool = False
@@ -38,80 +43,200 @@ class Ticket:
     overtaken: int = 0
 
 
-class Turns:
-    """Tickets in the order in which they are admitted.
+class FairQueue:
+    """Requests in the order in which they are started.
 
-    A client's own stay in the order they came. One with few goes before the later ones of a client with many for the
-    same model, so many times that each gets its turn some day. (Start-time fair queueing:
-    https://doi.org/10.1109/90.649569.)
+    The requests of one client keep their order. A request of a client with few requests goes before the later requests
+    of a client with many, if both want the same model, but only so often that each request has its turn at some time.
+    (Start-time fair queueing: https://doi.org/10.1109/90.649569.)
     """
 
     def __init__(self) -> None:
-        self._tickets: list[Ticket] = []
+        self._requests: list[QueuedRequest] = []
         self._now = 0
-        # The turn of each client's next ticket, as long as that is not now.
+        # The turn of each client's next request, if that is later than now.
         self._next: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._requests)
 
-    def __iter__(self) -> Iterator[Ticket]:
-        return iter(list(self._tickets))
-
-    @property
-    def requests(self) -> int:
-        """How many of the tickets are requests of clients; the model of the start has one without slots."""
-        return sum(ticket.slots > 0 for ticket in self._tickets)
+    def __iter__(self) -> Iterator[QueuedRequest]:
+        return iter(list(self._requests))
 
     @property
-    def first(self) -> Ticket:
-        """The ticket whose turn it is."""
-        return self._tickets[0]
+    def first(self) -> QueuedRequest:
+        """The request whose turn it is."""
+        return self._requests[0]
 
-    def add(self, ticket: Ticket) -> None:
-        """Give a ticket its place."""
-        ticket.turn = max(self._now, self._next.get(ticket.client, 0))
-        self._next[ticket.client] = ticket.turn + ticket.slots
-        place = len(self._tickets)
-        while place and _goes_before(ticket, self._tickets[place - 1]):
-            place -= 1
-        for other in self._tickets[place:]:
+    @property
+    def from_clients(self) -> int:
+        """How many requests came from clients; loading the first model is a request without slots."""
+        return sum(request.slots > 0 for request in self._requests)
+
+    def add(self, request: QueuedRequest) -> None:
+        """Insert a request where it belongs."""
+        request.turn = max(self._now, self._next.get(request.client, 0))
+        self._next[request.client] = request.turn + request.slots
+        index = len(self._requests)
+        while index:
+            other = self._requests[index - 1]
+            may_overtake = other.client != request.client and other.key == request.key
+            if not may_overtake or other.turn <= request.turn or other.overtaken >= MAX_OVERTAKING:
+                break
+            index -= 1
+        for other in self._requests[index:]:
             other.overtaken += 1
-        self._tickets.insert(place, ticket)
+        self._requests.insert(index, request)
 
-    def pop(self) -> Ticket:
-        """Take the first ticket."""
+    def pop(self) -> QueuedRequest:
+        """Remove and return the first request."""
         return self.take(self.first)
 
-    def take(self, ticket: Ticket) -> Ticket:
-        """Take a ticket: its client has had this turn."""
-        self._tickets.remove(ticket)
-        self._now = max(self._now, ticket.turn)
+    def take(self, request: QueuedRequest) -> QueuedRequest:
+        """Remove and return a request that is started: its client has had this turn."""
+        self._requests.remove(request)
+        self._now = max(self._now, request.turn)
         self._next = {client: turn for client, turn in self._next.items() if turn > self._now}
-        return ticket
+        return request
 
-    def remove(self, ticket: Ticket) -> None:
-        """Forget a ticket, whose slots its client was not given."""
-        self._tickets.remove(ticket)
-        turn = self._next.pop(ticket.client, 0) - ticket.slots
+    def remove(self, request: QueuedRequest) -> None:
+        """Remove a request that is not started: its client gets these slots back."""
+        self._requests.remove(request)
+        turn = self._next.pop(request.client, 0) - request.slots
         if turn > self._now:
-            self._next[ticket.client] = turn
+            self._next[request.client] = turn
 
-    def prefer(self, target: Target) -> None:
-        """Let those that wait for a model go first, in the order they have."""
-        self._tickets.sort(key=lambda ticket: ticket.target != target)
+    def prefer(self, key: ModelKey) -> None:
+        """Move the requests for a model to the front, in the order they have."""
+        self._requests.sort(key=lambda request: request.key != key)
 
-    def last_of_most(self, client: Hashable) -> Ticket:
-        """Return the ticket to refuse where there are too many: the last of the client that has the most.
+    def pick_refused(self, client: Hashable) -> QueuedRequest:
+        """Return the request to refuse when the queue is full: the last one of the client with the most requests.
 
-        That is this client, unless another has more.
+        If `client` has as many requests as any other, it is that client's last one.
         """
-        counts = Counter(ticket.client for ticket in self._tickets if ticket.slots)
-        (greediest, most), *_ = counts.most_common(1)
-        refused = client if most == counts[client] else greediest
-        return next(ticket for ticket in reversed(self._tickets) if ticket.client == refused and ticket.slots)
+        counts = Counter(request.client for request in self._requests if request.slots)
+        (greediest, count), *_ = counts.most_common(1)
+        refused = client if count == counts[client] else greediest
+        return next(request for request in reversed(self._requests) if request.client == refused and request.slots)
 
 
-def _goes_before(late: Ticket, early: Ticket) -> bool:
-    is_theirs = early.client != late.client and early.target == late.target
-    return is_theirs and early.turn > late.turn and early.overtaken < _MAX_OVERTAKING
+class Scheduler:
+    """Start requests, each client in turn, and load another model when the requests for the previous one are done.
+
+    One load serves all requests that wait for that model, before any request for another one. The methods are for the
+    thread of the event loop.
+    """
+
+    def __init__(self, pool: ModelPool, worker: Worker, limits: Limits) -> None:
+        self.pool = pool
+        self.limits = limits
+        self._worker = worker
+        self._queue = FairQueue()
+        self._requests: dict[Generation, QueuedRequest] = {}
+        self._active = 0
+        self._swap_task: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def active(self) -> int:
+        """How many sequences are being generated."""
+        return self._active
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return self._queue.from_clients
+
+    async def preload(self, key: ModelKey) -> None:
+        """Load a model before a client asks for it; raise the error if that fails."""
+        ends: asyncio.Queue[MlxkError | None] = asyncio.Queue()
+        self._enqueue(QueuedRequest(key, 0, partial(ends.put_nowait, None), ends.put_nowait))
+        if error := await ends.get():
+            raise error
+
+    def submit(self, key: ModelKey, requests: Sequence[GenerationRequest], client: Hashable = None) -> Generation:
+        """Queue the requests of a client for a model; return the generation, which begins in its turn.
+
+        Raise ServerBusyError if the queue is full, ServerStoppingError if the server is stopping. The generation
+        raises the errors of loading the model and of `MLXRunner.submit`. The caller must close it.
+        """
+        generation = Generation(key.name, len(requests), self._release)
+        requests = [replace(request, client=client) for request in requests]
+        start = partial(self._worker.submit, generation, requests)
+        queued = QueuedRequest(key, len(requests), start, generation.fail, client)
+        self._requests[generation] = queued
+        try:
+            self._enqueue(queued)
+        except MlxkError:
+            del self._requests[generation]
+            raise
+        return generation
+
+    def stop(self) -> None:
+        """Accept no more requests, and end those that wait or are being generated with an error."""
+        self._is_stopping = True
+        error = ServerStoppingError()
+        while self._queue:
+            self._queue.pop().refuse(error)
+        for generation in list(self._requests):
+            generation.fail(error)
+
+    def close(self) -> None:
+        """Let the worker's thread end after its current step."""
+        self._worker.stop()
+
+    def _enqueue(self, request: QueuedRequest) -> None:
+        if self._is_stopping:
+            raise ServerStoppingError
+        self._queue.add(request)
+        self._admit()
+        # The request whose model is being loaded is served next, however long the queue may be.
+        max_queued = self.limits.max_queue + (self._swap_task is not None)
+        if not request.is_started and request.slots and self.queued > max_queued:
+            refused = self._queue.pick_refused(request.client)
+            self._queue.remove(refused)
+            busy = ServerBusyError(self.queued)
+            if refused is request:
+                raise busy
+            refused.refuse(busy)
+
+    def _admit(self) -> None:
+        """Start the requests at the head of the queue, up to the first that has to wait."""
+        while self._queue and self._swap_task is None:
+            request = self._queue.first
+            if self.pool.get(request.key) is None:
+                if not self._active:
+                    self._swap_task = asyncio.get_running_loop().create_task(self._swap(request.key))
+                return
+            if self._active and self._active + request.slots > self.limits.max_concurrent:
+                return
+            self._queue.pop()
+            self._active += request.slots
+            request.is_started = True
+            request.start()
+
+    async def _swap(self, key: ModelKey) -> None:
+        """Load a model, and let the requests for it go first, or refuse them if it can't be loaded."""
+        try:
+            await self.pool.load(key)
+            # Serving the requests that came while the model was being loaded saves loading it again.
+            self._queue.prefer(key)
+        except MlxkError as error:
+            for request in self._queue:
+                if request.key == key:
+                    self._queue.remove(request)
+                    request.refuse(error)
+        finally:
+            self._swap_task = None
+        self._admit()
+
+    def _release(self, generation: Generation) -> None:
+        """Give back the slots of a generation that is closed, or remove its request from the queue."""
+        request = self._requests.pop(generation)
+        if request.is_started:
+            self._worker.cancel(generation)
+            self._active -= request.slots
+        elif request in self._queue:
+            self._queue.remove(request)
+        self._admit()

@@ -147,7 +147,7 @@ def test_a_model_that_could_not_be_loaded_does_not_stay_with_its_error(tmp_path:
         held.append(weakref.ref(model.model))
         raise RuntimeError(str(_METAL))
 
-    worker = Worker(MLXRunner)
+    worker = Worker(8)
     with pytest.raises(RuntimeError, match="Insufficient Memory") as caught:
         asyncio.run(worker.load(fail_with_weights))
     worker.stop()

@@ -15,17 +15,17 @@ from support.tiny_models import say, write_chain
 from mlxk2.errors import ServerBusyError
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.server.preparing import Prepared, Preparers
-from mlxk2.server.scheduler import Target
+from mlxk2.server.pool import ModelKey
+from mlxk2.server.preparing import Prepared, PreparingPool
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def paris(tmp_path_factory: pytest.TempPathFactory) -> Target:
+def paris(tmp_path_factory: pytest.TempPathFactory) -> ModelKey:
     """A model."""
     folder = write_chain(tmp_path_factory.mktemp("models") / "paris", say("Par", "is", "!"))
-    return Target("paris", str(folder))
+    return ModelKey("paris", str(folder))
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def quickly(_: Any) -> Sequence[GenerationRequest]:
     return [GenerationRequest((1, 2), 1)]
 
 
-async def begun(preparers: Preparers, target: Target, client: str, gate: threading.Event, names: list[str]) -> Prepared:
+async def begun(
+    preparing: PreparingPool, key: ModelKey, client: str, gate: threading.Event, names: list[str]
+) -> Prepared:
     """Prepare a prompt that is ready when the gate is open; its client is noted when it begins."""
 
     def make(_: Any) -> Sequence[GenerationRequest]:
@@ -49,7 +51,7 @@ async def begun(preparers: Preparers, target: Target, client: str, gate: threadi
         assert gate.wait(60)
         return quickly(None)
 
-    return await preparers.prepare(target, make, client)
+    return await preparing.prepare(key, make, client)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -57,58 +59,58 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
 
 
-def test_slow_prompts_of_one_client_keep_no_other_waiting(paris: Target, gate: threading.Event) -> None:
+def test_slow_prompts_of_one_client_keep_no_other_waiting(paris: ModelKey, gate: threading.Event) -> None:
     async def test() -> None:
-        preparers = Preparers(Starter(), 100)
+        preparing = PreparingPool(Starter(), 100)
         names: list[str] = []
-        slow = [asyncio.ensure_future(begun(preparers, paris, "many", gate, names)) for _ in range(20)]
+        slow = [asyncio.ensure_future(begun(preparing, paris, "many", gate, names)) for _ in range(20)]
         while not names:
             await asyncio.sleep(0.01)
         for _ in range(5):
-            await preparers.prepare(paris, quickly, "one")
+            await preparing.prepare(paris, quickly, "one")
         assert not any(task.done() for task in slow)
         gate.set()
         await asyncio.gather(*slow)
-        preparers.close()
+        preparing.close()
 
     run(test())
 
 
-def test_where_too_many_wait_the_client_with_the_most_is_refused(paris: Target, gate: threading.Event) -> None:
+def test_where_too_many_wait_the_client_with_the_most_is_refused(paris: ModelKey, gate: threading.Event) -> None:
     async def test() -> None:
-        preparers = Preparers(Starter(), 5)
+        preparing = PreparingPool(Starter(), 5)
         names: list[str] = []
-        slow = [asyncio.ensure_future(begun(preparers, paris, "many", gate, names)) for _ in range(5)]
+        slow = [asyncio.ensure_future(begun(preparing, paris, "many", gate, names)) for _ in range(5)]
         while not names:
             await asyncio.sleep(0.01)
-        await preparers.prepare(paris, quickly, "one")
+        await preparing.prepare(paris, quickly, "one")
         refused = [task for task in slow if task.done()]
         assert refused == slow[-1:]
         with pytest.raises(ServerBusyError):
             await refused[0]
         gate.set()
         await asyncio.gather(*slow[:-1])
-        preparers.close()
+        preparing.close()
 
     run(test())
 
 
-def test_clients_that_leave_while_a_tokenizer_loads_hold_up_nobody(paris: Target, tmp_path: Path) -> None:
+def test_clients_that_leave_while_a_tokenizer_loads_hold_up_nobody(paris: ModelKey, tmp_path: Path) -> None:
     async def test() -> None:
         folder = write_chain(tmp_path / "endless", say("Par", "is", "!"))
         (folder / "tokenizer.json").unlink()
         # Whoever reads it waits.
         os.mkfifo(folder / "tokenizer.json")
-        endless = Target("endless", str(folder))
-        preparers = Preparers(Starter(), 100)
-        first = asyncio.ensure_future(preparers.prepare(endless, quickly, "first"))
+        endless = ModelKey("endless", str(folder))
+        preparing = PreparingPool(Starter(), 100)
+        first = asyncio.ensure_future(preparing.prepare(endless, quickly, "first"))
         for number in range(50):
-            gone = asyncio.ensure_future(preparers.prepare(endless, quickly, f"{number}"))
+            gone = asyncio.ensure_future(preparing.prepare(endless, quickly, f"{number}"))
             await asyncio.sleep(0.01)
             gone.cancel()
-        await preparers.prepare(paris, quickly, "one")
+        await preparing.prepare(paris, quickly, "one")
         assert not first.done()
         first.cancel()
-        preparers.close()
+        preparing.close()
 
     run(test())

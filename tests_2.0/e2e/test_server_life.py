@@ -150,7 +150,7 @@ def test_health_tells_when_the_model_is_loaded(tmp_path: Path, slow: str) -> Non
 
 REFUSED = {
     "bad host": (("--host", "no.such.host.invalid"), "can't listen on 'no.such.host.invalid'"),
-    "no name": (("--host", "a..b"), "it is no host name"),
+    "no name": (("--host", "a..b"), "it is not a host name"),
     "not ours": (("--host", "192.0.2.1"), "192.0.2.1"),
     "no model": (("--model", "org/none"), "org/none"),
     "no adapter": (("--model", "demo", "--adapter", "nowhere"), "nowhere"),

@@ -1,4 +1,4 @@
-"""The bodies of requests on their way in: unpacked, and within the limits of one and of all together."""
+"""The bodies of requests: unpacked, and within the limits of one body and of all bodies together."""
 
 from __future__ import annotations
 
@@ -6,63 +6,53 @@ import asyncio
 import time
 import zlib
 
-from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from mlxk2.server.openai.errors import RETRY_AFTER, refusal
+from mlxk2.server.http.refusals import MAX_BODY_BYTES, Refusal, body_too_large, busy
 
-MOST_BODY_BYTES = 32 << 20
-# The bodies of all requests together, beyond the first part of each.
-MOST_HELD_BYTES = 256 << 20
-# A body up to this size is never refused for the sake of others, so that large ones can't lock out small requests.
+# All bodies together, without the first FREE_BYTES of each.
+MAX_HELD_BYTES = 256 << 20
+# A body up to this size is never refused because of other bodies, so that large ones can't lock out small requests.
 FREE_BYTES = 64 << 10
-# Each value that JSON is parsed into takes a hundred times the bytes of its text, and all other requests wait.
-_MARKS = b",[{"
-MOST_MARKS = 1 << 20
+# The objects for a value of JSON take a hundred times the memory of its text, and parsing it delays other requests.
+MAX_VALUES = 1 << 20
+_VALUE_MARKS = b",[{"
 CODINGS = ("gzip", "deflate")
-# Bytes to unpack before other requests have their turn.
-_PIECE = 1 << 20
-# A gzip file may consist of several, and each costs more time than its bytes.
+# Bytes that are unpacked at once; then other requests go on.
+_UNPACKED_BYTES = 1 << 20
+# A gzip file may consist of several members, and each one costs more time than its bytes.
 _MAX_MEMBERS = 64
-# Seconds without another part of FREE_BYTES, after which a body may have to make room for others.
-_STALLED = 1.0
-
-
-class BodyRefused(Exception):
-    """A body that can't be read, or goes past a limit."""
-
-    def __init__(self, answer: Response) -> None:
-        super().__init__()
-        self.answer = answer
+# Seconds without FREE_BYTES more, after which a body may have to make room for others.
+_STALL_SECONDS = 1.0
 
 
 class Budget:
-    """The memory for the bodies of all requests; a body that stalls makes room for one that comes."""
+    """The memory for the bodies of all requests; a body that stalls makes room for one that arrives."""
 
     def __init__(self) -> None:
         self._held: dict[Body, int] = {}
         self._total = 0
 
     def hold(self, body: Body) -> None:
-        """Count what has arrived of a body; raise BodyRefused when there is no room for it."""
+        """Count the bytes of a body that have arrived; raise Refusal if there is no room for them."""
         size = max(0, body.size - FREE_BYTES)
         self._total += size - self._held.get(body, 0)
         self._held[body] = size
-        while self._total > MOST_HELD_BYTES:
+        while self._total > MAX_HELD_BYTES:
             stalled = [other for other in self._held if other is not body and other.is_stalled]
             if not stalled:
-                raise BodyRefused(_busy("The server holds too many large requests. Try again in a moment."))
+                raise busy("The server holds too many large requests. Try again in a moment.")
             slowest = min(stalled, key=lambda other: other.moved_at)
             self.release(slowest)
-            slowest.refuse(_busy("The body came too slowly while other requests needed the memory."))
+            slowest.refuse(busy("The body came too slowly while other requests needed the memory."))
 
     def release(self, body: Body) -> None:
-        """Count a body no more."""
+        """Stop counting a body."""
         self._total -= self._held.pop(body, 0)
 
 
 class Body:
-    """The body of one request: an ASGI `receive` that unpacks it and keeps to the limits. `close` ends it."""
+    """The body of one request: an ASGI `receive` that unpacks it and checks the limits. `close` ends it."""
 
     def __init__(self, receive: Receive, coding: str, budget: Budget) -> None:
         self.size = 0
@@ -70,86 +60,81 @@ class Body:
         self._receive = receive
         self._unpacker = _Unpacker(coding) if coding else None
         self._budget = budget
-        self._sent = 0
-        self._marks = 0
-        self._mark_of_move = 0
+        self._packed_size = 0
+        self._values = 0
+        self._size_at_move = 0
         self._is_whole = False
         self._has_more = True
-        self._waits: asyncio.Task[object] | None = None
-        self._refusal: Response | None = None
+        self._waiting_task: asyncio.Task[object] | None = None
+        self._refusal: Refusal | None = None
 
     @property
     def is_stalled(self) -> bool:
         """Whether it takes memory, is not complete, and has not grown for a while."""
-        return self.size > FREE_BYTES and not self._is_whole and time.monotonic() - self.moved_at > _STALLED
+        return self.size > FREE_BYTES and not self._is_whole and time.monotonic() - self.moved_at > _STALL_SECONDS
 
     async def receive(self) -> Message:
-        """Return the next part of the body, or that the client has gone; raise BodyRefused past a limit."""
-        part = b""
+        """Return the next bytes of the body, or the disconnect of the client; raise Refusal beyond a limit."""
+        data = b""
         if self._unpacker is None or not self._unpacker.has_more:
-            message = await self._next()
+            message = await self._next_message()
             if message["type"] != "http.request":
                 return message
-            part = message.get("body", b"")
+            data = message.get("body", b"")
             self._has_more = message.get("more_body", False)
         else:
             await asyncio.sleep(0)
-        self._sent += len(part)
-        if self._sent > MOST_BODY_BYTES:
-            raise BodyRefused(too_large())
-        unpacked = self._unpack(part)
-        self._take(unpacked)
-        has_more = self._has_more or (self._unpacker is not None and self._unpacker.has_more)
+        self._packed_size += len(data)
+        if self._packed_size > MAX_BODY_BYTES:
+            raise body_too_large()
+        has_more = self._has_more
+        if self._unpacker is not None:
+            try:
+                data = self._unpacker.unpack(data, is_last=not self._has_more)
+            except (zlib.error, ValueError) as error:
+                reason = f"The body is not what its Content-Encoding says: {error}."
+                raise Refusal(reason, 400, code="invalid_encoding") from error
+            has_more = has_more or self._unpacker.has_more
+        self.size += len(data)
+        self._values += sum(data.count(mark) for mark in _VALUE_MARKS)
+        if self.size - self._size_at_move >= FREE_BYTES:
+            self.moved_at, self._size_at_move = time.monotonic(), self.size
+        if self.size > MAX_BODY_BYTES:
+            raise body_too_large()
+        if self._values > MAX_VALUES:
+            raise Refusal(f"The body has more than {MAX_VALUES:,} values.", 413)
+        self._budget.hold(self)
         self._is_whole = not has_more
-        return {"type": "http.request", "body": unpacked, "more_body": has_more}
+        return {"type": "http.request", "body": data, "more_body": has_more}
 
-    def refuse(self, answer: Response) -> None:
-        """Stop waiting for the rest, and give this answer."""
-        self._refusal = answer
-        if self._waits is not None:
-            self._waits.cancel()
+    def refuse(self, refusal: Refusal) -> None:
+        """Stop waiting for the rest of the body, and refuse the request."""
+        self._refusal = refusal
+        if self._waiting_task is not None:
+            self._waiting_task.cancel()
 
     def close(self) -> None:
         """Give back the memory."""
         self._budget.release(self)
 
-    async def _next(self) -> Message:
+    async def _next_message(self) -> Message:
+        """Return the next message of the client; raise Refusal if the body is refused while this waits."""
         if self._refusal is not None:
-            raise BodyRefused(self._refusal)
-        self._waits = task = asyncio.current_task()
+            raise self._refusal
+        self._waiting_task = task = asyncio.current_task()
         try:
             return await self._receive()
         except asyncio.CancelledError:
-            # As asyncio.timeout does: only a cancellation from elsewhere goes on as one.
+            # As in asyncio.timeout: a cancellation by other code is raised again.
             if self._refusal is not None and task is not None and task.uncancel() == 0:
-                raise BodyRefused(self._refusal) from None
+                raise self._refusal from None
             raise
         finally:
-            self._waits = None
-
-    def _unpack(self, part: bytes) -> bytes:
-        if self._unpacker is None:
-            return part
-        try:
-            return self._unpacker.unpack(part, is_last=not self._has_more)
-        except (zlib.error, ValueError) as error:
-            message = f"The body is not what its Content-Encoding says: {error}."
-            raise BodyRefused(refusal(message, 400, code="invalid_encoding")) from error
-
-    def _take(self, part: bytes) -> None:
-        self.size += len(part)
-        self._marks += sum(part.count(mark) for mark in _MARKS)
-        if self.size - self._mark_of_move >= FREE_BYTES:
-            self.moved_at, self._mark_of_move = time.monotonic(), self.size
-        if self.size > MOST_BODY_BYTES:
-            raise BodyRefused(too_large())
-        if self._marks > MOST_MARKS:
-            raise BodyRefused(refusal(f"The body has more than {MOST_MARKS:,} values.", 413))
-        self._budget.hold(self)
+            self._waiting_task = None
 
 
 class _Unpacker:
-    """Unpacks gzip (RFC 1952) or deflate (zlib's form, RFC 1950, or none) in pieces of bounded size."""
+    """Unpacks gzip (RFC 1952) or deflate (RFC 1950 or RFC 1951), a limited number of bytes at a time."""
 
     def __init__(self, coding: str) -> None:
         self.has_more = False
@@ -158,50 +143,39 @@ class _Unpacker:
         self._members = 0
         self._stream: zlib._Decompress | None = None
 
-    def unpack(self, part: bytes, *, is_last: bool) -> bytes:
-        """Return the next piece; raise zlib.error or ValueError for what is broken, cut off or followed by more."""
-        packed = self._waiting + part
+    def unpack(self, data: bytes, *, is_last: bool) -> bytes:
+        """Return the next unpacked bytes; raise zlib.error or ValueError if the data are broken or cut off."""
+        packed = self._waiting + data
         if not self._is_gzip and self._stream is None and len(packed) < 2 and not is_last:
-            # The first two bytes show the form.
+            # The first two bytes tell RFC 1950 from RFC 1951.
             self._waiting = packed
             return b""
         if packed and (self._stream is None or self._stream.eof):
-            self._stream = self._begin(packed)
+            # Another member of a gzip file, or a body in one of deflate's two forms.
+            self._members += 1
+            has_header = packed[0] & 15 == zlib.DEFLATED and int.from_bytes(packed[:2]) % 31 == 0
+            if self._is_gzip and self._members <= _MAX_MEMBERS:
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            elif self._members > 1:
+                raise ValueError("something follows its end")
+            else:
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
         if self._stream is None:
-            return b""  # a body of no bytes
-        piece = self._stream.decompress(packed, _PIECE)
+            return b""  # an empty body
+        unpacked = self._stream.decompress(packed, _UNPACKED_BYTES)
         self._waiting = self._stream.unconsumed_tail or self._stream.unused_data
-        self.has_more = bool(self._waiting) or len(piece) == _PIECE
+        self.has_more = bool(self._waiting) or len(unpacked) == _UNPACKED_BYTES
         if is_last and not self.has_more and not self._stream.eof:
             raise ValueError("it is cut off")
-        return piece
-
-    def _begin(self, packed: bytes) -> zlib._Decompress:
-        self._members += 1
-        if self._is_gzip and self._members <= _MAX_MEMBERS:
-            return zlib.decompressobj(zlib.MAX_WBITS | 16)
-        if self._members > 1:
-            raise ValueError("something follows its end")
-        has_header = packed[0] & 15 == zlib.DEFLATED and int.from_bytes(packed[:2]) % 31 == 0
-        return zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+        return unpacked
 
 
 def coding_of(header: str) -> str:
-    """Return the coding of a Content-Encoding header, "" for none; raise BodyRefused for one that is not known."""
-    codings = [coding for part in header.lower().split(",") if (coding := part.strip()) not in ("", "identity")]
+    """Return the coding of a Content-Encoding header, "" for none; raise Refusal if it is not supported."""
+    codings = [coding for name in header.lower().split(",") if (coding := name.strip()) not in ("", "identity")]
     found = ", ".join(codings).removeprefix("x-")
     if found and found not in CODINGS:
         known = " or ".join(CODINGS)
         message = f"Content-Encoding {header!r} is not supported; send the body as it is, or with {known}."
-        headers = {"Accept-Encoding": ", ".join(CODINGS)}
-        raise BodyRefused(refusal(message, 415, code="unsupported_encoding", headers=headers))
+        raise Refusal(message, 415, code="unsupported_encoding", headers={"Accept-Encoding": ", ".join(CODINGS)})
     return found
-
-
-def too_large() -> Response:
-    """Return the answer to a body past the limit."""
-    return refusal(f"The body is larger than {MOST_BODY_BYTES >> 20} MB.", 413)
-
-
-def _busy(message: str) -> Response:
-    return refusal(message, 503, code="server_busy", headers={"Retry-After": RETRY_AFTER})

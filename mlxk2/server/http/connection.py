@@ -11,20 +11,20 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from mlxk2.server.openai import errors
+from mlxk2.server.http.refusals import Refusal, RenderRefusal
 
-# More than any client sends; the parser has no limit of its own, and gathers a long line ever more slowly.
-MOST_HEAD_BYTES = 64 << 10
+# More than any client sends. The parser has no limit of its own, and takes ever more time for a long line.
+MAX_HEAD_BYTES = 64 << 10
 # Each field takes twenty times the bytes of a short line.
 MAX_FIELDS = 256
-# Requests that are sent ahead wait as bytes; until then the connection is read, since only so its end is noticed.
+# Requests that are sent ahead wait as bytes. The connection is read up to this limit: only reading shows its end.
 MAX_BYTES_AHEAD = 256 << 10
 # A client that reads or sends this much in time is not stalled.
-LEAST_READ_BYTES = 64 << 10
-LEAST_SENT_BYTES = 64 << 10
-# A part of a head or of a chunked body that is parsed at once: it holds few requests, however small they are.
-_HEAD_PART = 4 << 10
-_CHUNKED_PART = 512
+MIN_READ_BYTES = 64 << 10
+MIN_SENT_BYTES = 64 << 10
+# Bytes of a head or of a chunked body that are parsed at once: they hold few requests, however small these are.
+_HEAD_BYTES_AT_ONCE = 4 << 10
+_CHUNKED_BYTES_AT_ONCE = 512
 _END_OF_HEAD = b"\r\n\r\n"
 
 Message = MutableMapping[str, Any]
@@ -46,19 +46,19 @@ class Countdown:
         return self._timer is not None
 
     def start(self) -> None:
-        """Begin to count, from the start if it is counting already."""
+        """Start, or start again from the beginning."""
         self.stop()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._on_end)
 
     def stop(self) -> None:
-        """Do not count any more."""
+        """Stop without calling the function."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class _Reading(FlowControl):
-    """uvicorn's flow control, which does not read on while `is_full`."""
+    """uvicorn's flow control, which does not resume while `is_full`."""
 
     is_full = False
 
@@ -68,108 +68,105 @@ class _Reading(FlowControl):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which parses a request only when the one before is answered.
+    """uvicorn's connection, which parses a request only after the response to the previous one.
 
-    What a client sends ahead waits as bytes. `patience` is how many seconds a head may take, and a body or an answer
-    that moves by less than 64 KB; between requests uvicorn's own limit holds. Bytes that are not HTTP are refused with
-    OpenAI's error body.
+    The bytes that a client sends ahead wait. `stall_seconds` is how long a head may take, and how long a body or a
+    response may move by less than 64 KB; between requests uvicorn's own limit holds. `render` writes the refusal of
+    bytes that are not HTTP.
     """
 
     flow: _Reading
 
-    def __init__(self, *arguments: Any, patience: float, **options: Any) -> None:
+    def __init__(self, *arguments: Any, stall_seconds: float, render: RenderRefusal, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._arriving = Countdown(patience, self._is_late)
-        self._leaving = Countdown(patience, self._is_unread)
+        self._render = render
+        self._request_countdown = Countdown(stall_seconds, self._check_request)
+        self._response_countdown = Countdown(stall_seconds, self._check_response)
         self._started: RequestResponseCycle | None = None
-        self._held = bytearray()
+        self._waiting = bytearray()
         self._refusal: tuple[int, str] | None = None
         self._is_head = True
         self._is_body = False
         self._is_passed_on = True
-        self._moves = False
-        self._between = 0
-        self._body_left = 0
-        self._come = 0
-        self._unread = 0
+        self._has_moved = False
+        self._head_bytes = 0
+        self._body_bytes_left = 0
+        self._body_bytes_since_check = 0
+        self._unread_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
         super().connection_made(transport)
         self.flow = _Reading(transport)
-        self._arriving.start()
+        self._request_countdown.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection, and wake the request that is being answered, also where others wait behind it."""
-        self._arriving.stop()
-        self._leaving.stop()
-        if cycle := self._answering:
+        """Free what the connection holds, and wake the request that gets a response, even if others wait behind it."""
+        self._request_countdown.stop()
+        self._response_countdown.stop()
+        if cycle := self._responding:
             cycle.disconnected = True
             cycle.message_event.set()
         super().connection_lost(exc)
-        # The connection is part of reference cycles, which may live for minutes; what takes memory must not.
-        self._held.clear()
+        # Reference cycles may keep the connection alive for minutes; its memory must be free at once.
+        self._waiting.clear()
         self.pipeline.clear()
         self.headers, self.url = [], b""
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes, and parse them as far as it is their turn."""
-        self._held += data
-        self._read_on()
+        """Take the next bytes, and parse as many of them as may be parsed now."""
+        self._waiting += data
+        self._parse_waiting()
 
-    def _read_on(self) -> None:
-        """Parse what has come, up to the end of a request that has no answer yet."""
-        if self._held:
+    def _parse_waiting(self) -> None:
+        """Parse the waiting bytes, up to the end of a request that has no response yet."""
+        if self._waiting:
             self._unset_keepalive_if_required()
         begin = 0
-        while begin < len(self._held) and self._takes_more:
-            part = self._held[begin : self._end_of_part(begin)]
-            self._moves = False
-            begin += self._parse(part)
-            # What is neither a beginning nor body: a head, trailers, the sizes of chunks, line ends.
-            self._between = 0 if self._moves else self._between + len(part)
-            if self._between > MOST_HEAD_BYTES:
+        while begin < len(self._waiting):
+            cycle = self._responding
+            is_next = cycle is not None and not (cycle is self.cycle and cycle.more_body)
+            if is_next or self._refusal or self.transport.is_closing():
+                # These bytes belong to the next request, which waits for the response to this one.
+                break
+            # One step holds the end of at most one request, or of a few small ones.
+            if self._body_bytes_left:
+                end = begin + self._body_bytes_left
+            elif self._is_body:
+                end = begin + _CHUNKED_BYTES_AT_ONCE
+            else:
+                found = self._waiting.find(_END_OF_HEAD, begin, begin + _HEAD_BYTES_AT_ONCE)
+                end = begin + _HEAD_BYTES_AT_ONCE if found < 0 else found + len(_END_OF_HEAD)
+            data = self._waiting[begin:end]
+            self._has_moved = False
+            begin += self._parse(data)
+            # All bytes that neither begin a request nor are part of a body: heads, trailers, chunk sizes, line ends.
+            self._head_bytes = 0 if self._has_moved else self._head_bytes + len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, "The head of the request is larger than 64 KB.")
-        del self._held[:begin]
-        was_full, self.flow.is_full = self.flow.is_full, len(self._held) > MAX_BYTES_AHEAD
+        del self._waiting[:begin]
+        was_full, self.flow.is_full = self.flow.is_full, len(self._waiting) > MAX_BYTES_AHEAD
         if self.flow.is_full:
             self.flow.pause_reading()
-        elif self._held or self.pipeline or was_full:
+        elif self._waiting or self.pipeline or was_full:
             self.flow.resume_reading()
-        if not (self._answering or self._arriving.is_running or self.timeout_keep_alive_task):
-            # After a stray line end uvicorn does not wait for the next request any more.
-            self._arriving.start()
+        if not (self._responding or self._request_countdown.is_running or self.timeout_keep_alive_task):
+            # After a stray line end uvicorn no longer limits the time until the next request.
+            self._request_countdown.start()
 
-    @property
-    def _takes_more(self) -> bool:
-        """Whether the next bytes may be parsed: they are still part of the request that is being answered, or it is."""
-        if self._refusal or self.transport.is_closing():
-            return False
-        cycle = self._answering
-        return cycle is None or (cycle is self.cycle and cycle.more_body)
-
-    def _end_of_part(self, begin: int) -> int:
-        """Return where a part of the bytes ends that holds the end of one request at most, or of a few small ones."""
-        if self._body_left:
-            return begin + self._body_left
-        if self._is_body:
-            return begin + _CHUNKED_PART
-        end = self._held.find(_END_OF_HEAD, begin, begin + _HEAD_PART)
-        return begin + _HEAD_PART if end < 0 else end + len(_END_OF_HEAD)
-
-    def _parse(self, part: bytes | bytearray) -> int:
-        """Parse a part; return how many of its bytes were taken: after an offer to upgrade, those up to the body."""
+    def _parse(self, data: bytes | bytearray) -> int:
+        """Parse some bytes; return how many were used: after an offer to upgrade, those before the body."""
         try:
-            self.parser.feed_data(part)
+            self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade()
-            taken: int = upgrade.args[0]
-            return taken
+            used: int = upgrade.args[0]
+            return used
         except httptools.HttpParserError:
             message = "Invalid HTTP request received."
             self.logger.warning(message)
             self._refuse(400, message)
-        return len(part)
+        return len(data)
 
     def _ignore_upgrade(self) -> None:
         """Parse the head again without its offer of another protocol (RFC 9110, 7.8), after which httptools stops."""
@@ -180,18 +177,18 @@ class Connection(HttpToolsProtocol):
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn does for its own: the answer to a request may go out before what follows it is refused.
+        # uvicorn sets this for its own parser: the response to a request may be sent before later bytes are refused.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._parse(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
         """Begin a request; its head must come in time."""
-        self._arriving.start()
-        self._is_head = self._moves = self._is_passed_on = True
+        self._request_countdown.start()
+        self._is_head = self._has_moved = self._is_passed_on = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; those that come after the body are left out."""
+        """Take a header; ignore those that come after the body."""
         if not self._is_head or not self._is_passed_on:
             return
         if len(self.headers) < MAX_FIELDS:
@@ -201,70 +198,70 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, f"The head of the request has more than {MAX_FIELDS} fields.")
 
     def on_headers_complete(self) -> None:
-        """Take the head of a request as whole; its body must go on coming."""
+        """Take the head of a request as complete; its body must come in time."""
         if self.parser.should_upgrade():
             self._is_passed_on = False
         if not self._is_passed_on:
             return
-        self._is_head, self._is_body, self._moves = False, True, True
-        self._come = 0
-        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-        self._arriving.start()
+        self._is_head, self._is_body, self._has_moved = False, True, True
+        self._body_bytes_since_check = 0
+        self._body_bytes_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        self._request_countdown.start()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Take some bytes of the body."""
         if self._is_passed_on:
-            self._moves = True
-            self._come += len(body)
-            self._body_left = max(0, self._body_left - len(body))
+            self._has_moved = True
+            self._body_bytes_since_check += len(body)
+            self._body_bytes_left = max(0, self._body_bytes_left - len(body))
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take the request as whole: now it is the server's turn."""
+        """Take the request as complete: the time until the response has no limit here."""
         if self._is_passed_on:
-            self._is_body, self._body_left = False, 0
-            self._arriving.stop()
+            self._is_body, self._body_bytes_left = False, 0
+            self._request_countdown.stop()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Turn to what came after the request that is answered."""
+        """Go on with the bytes that came after the request."""
         super().on_response_complete()
-        if self._refusal and not self._answering:
+        if self._refusal and not self._responding:
             self._refuse(*self._refusal)
-        self._read_on()
+        self._parse_waiting()
 
     def pause_writing(self) -> None:
-        """Begin to watch a client that does not read as fast as it is written to."""
-        self._unread = self.transport.get_write_buffer_size()
-        self._leaving.start()
+        """Begin to watch a client that reads more slowly than the server writes."""
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._response_countdown.start()
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Stop watching the client: it reads again."""
-        self._leaving.stop()
+        self._response_countdown.stop()
         super().resume_writing()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Refuse what can't be read, and end the connection: where the next request begins is unknown."""
+        """Refuse bytes that can't be parsed, and close the connection: where the next request begins is unknown."""
         if self.transport.is_closing():
             return
-        if cycle := self._answering:
+        if cycle := self._responding:
             if self._is_head or cycle is not self.cycle:
-                # First comes the answer to the request before.
+                # The response to the previous request comes first.
                 self._refusal = status, message
                 return
             if cycle.response_started:
-                self._give_up()
+                self._abort()
                 return
-        answer = errors.refusal(message, status, headers={"Connection": "close"})
-        lines = [b": ".join(header) for header in answer.raw_headers]
-        self.transport.write(b"\r\n".join([b"HTTP/1.1 %d Refused" % status, *lines, b"", bytes(answer.body)]))
+        response = self._render(Refusal(message, status, headers={"Connection": "close"}))
+        lines = [b": ".join(header) for header in response.raw_headers]
+        self.transport.write(b"\r\n".join([b"HTTP/1.1 %d Refused" % status, *lines, b"", bytes(response.body)]))
         self.transport.close()
 
     @property
-    def _answering(self) -> RequestResponseCycle | None:
-        """The request that is being answered, if there is one; what came after it waits."""
+    def _responding(self) -> RequestResponseCycle | None:
+        """The request whose response is not complete, if there is one; later requests wait."""
         return None if self._started is None or self._started.response_complete else self._started
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -274,32 +271,33 @@ class Connection(HttpToolsProtocol):
             app = partial(_without_chunks, app, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def _is_late(self) -> None:
-        """End the connection, unless the rest of its request comes fast enough or need not come yet."""
-        # The client may wait for an answer before it sends the rest of its next request.
-        waits = self._answering and (self._is_head or self._answering is not self.cycle)
-        comes = self._is_body and (self._come >= LEAST_SENT_BYTES or self.flow.read_paused)
-        if waits or comes:
-            self._come = 0
-            self._arriving.start()
+    def _check_request(self) -> None:
+        """Close the connection, unless the rest of its request comes fast enough or may come later."""
+        # The client may wait for a response before it sends the rest of its next request.
+        may_wait = self._responding and (self._is_head or self._responding is not self.cycle)
+        moves = self._is_body and (self._body_bytes_since_check >= MIN_SENT_BYTES or self.flow.read_paused)
+        if may_wait or moves:
+            self._body_bytes_since_check = 0
+            self._request_countdown.start()
         else:
-            self._give_up()
+            self._abort()
 
-    def _is_unread(self) -> None:
+    def _check_response(self) -> None:
+        """Close the connection, unless the client reads the response fast enough."""
         unread = self.transport.get_write_buffer_size()
-        if self._unread - unread < LEAST_READ_BYTES:
-            self._give_up()
+        if self._unread_bytes - unread < MIN_READ_BYTES:
+            self._abort()
         else:
-            self._unread = unread
-            self._leaving.start()
+            self._unread_bytes = unread
+            self._response_countdown.start()
 
-    def _give_up(self) -> None:
-        # Not `close`, which waits until everything is read.
+    def _abort(self) -> None:
+        # `close` would wait until the client has read everything.
         self.transport.abort()
 
 
 async def _without_chunks(app: Any, cycle: RequestResponseCycle, scope: Any, receive: Receive, send: Send) -> None:
-    """Answer a request of HTTP/1.0, which knows no chunks: a body without a length ends with the connection."""
+    """Respond to a request of HTTP/1.0, which has no chunks: a body without a length ends with the connection."""
     has_length = False
 
     async def send_unchunked(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Whether the client is still there: work for one that has gone ends at once."""
+"""Disconnects: work for a client ends at once when the client has gone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 @asynccontextmanager
 async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancel what is inside once the client goes away, and raise ClientDisconnect; the body must have been read."""
+    """Cancel the block when the client disconnects, and raise ClientDisconnect; the body must have been read before."""
     task = asyncio.current_task()
-    has_gone = False
+    has_disconnected = False
 
     async def watch() -> None:
-        nonlocal has_gone
+        nonlocal has_disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        has_gone = True
+        has_disconnected = True
         if task is not None:
             task.cancel()
 
@@ -29,8 +29,8 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        # As asyncio.timeout does: only a cancellation from elsewhere goes on as one.
-        if has_gone and task is not None and task.uncancel() == 0:
+        # As in asyncio.timeout: a cancellation by other code is raised again.
+        if has_disconnected and task is not None and task.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:
@@ -38,7 +38,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """Server-sent events; however they end, `close` is called."""
+    """Server-sent events; `close` is called when they end, for whatever reason."""
 
     media_type = "text/event-stream"
 
@@ -47,20 +47,19 @@ class EventStream(Response):
         self.background = None
         self._close = close
         self._frames = frames
-        # Proxies must neither keep nor collect what is meant to be seen now.
+        # Proxies must send each event at once, and keep none.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the events until the end, or until nobody reads them."""
+        """Send the events until the last one, or until the client disconnects."""
         try:
             with suppress(ClientDisconnect):
                 async with while_connected(receive):
-                    await self._send(send)
+                    await send(
+                        {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                    )
+                    async for frame in self._frames:
+                        await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._close()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for frame in self._frames:
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,19 +16,20 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARDS = ("0.0.0.0", "::", "")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Seconds to wait for a program that may have the port already.
 _PROBE_SECONDS = 1.0
 _OTHER_HOST = "Choose an address of this machine with --host."
 
 
 def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
-    """Return a socket that listens on the first address of the host; OperationError when that can't be, as in use."""
+    """Return a socket that listens on the first address of the host; raise OperationError if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, ValueError) as error:
-        reason = words(error) if isinstance(error, OSError) else "it is no host name"
+        reason = words(error) if isinstance(error, OSError) else "it is not a host name"
         raise OperationError(f"The server can't listen on {host!r}: {reason}.", hint=_OTHER_HOST) from error
-    if platform == "darwin" and port and _is_answered(family, address):
-        # BSD lets 127.0.0.1 be bound beside a server of all addresses, and the other way round.
+    if platform == "darwin" and port and _is_in_use(family, address):
+        # BSD allows to bind 127.0.0.1 although another server has all addresses, and the other way round.
         raise _refusal(host, port, OSError(errno.EADDRINUSE, ""))
     listener = socket.socket(family, kind, protocol)
     try:
@@ -41,14 +42,14 @@ def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
     return listener
 
 
-def _is_answered(family: int, address: tuple[Any, ...]) -> bool:
-    """Whether something listens where clients of this machine would look for a server of this address."""
+def _is_in_use(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether another program accepts connections where clients on this machine would look for the server."""
     host, *rest = address
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         if probe.connect_ex((_LOOPBACK_OF.get(host, host), *rest)):
             return False
-        # A connection to itself is possible, where the system chooses the same port for it.
+        # The system may have chosen the same port for the probe, which is then connected to itself.
         return bool(probe.getsockname() != probe.getpeername())
 
 
@@ -66,9 +67,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 def host_name(text: str) -> str:
-    """Return the name or address in a Host header in one form; "" for what is neither.
+    """Return the name or address in a Host header, in lower case, without a port and a dot at the end.
 
-    The port, one dot at the end and the case mean nothing.
+    Return "" for a text that is neither.
     """
     match = _HOST.fullmatch(text)
     name = (match["address"] or match["name"]).lower().removesuffix(".") if match else ""
@@ -76,12 +77,12 @@ def host_name(text: str) -> str:
 
 
 def typed_host_name(text: str) -> str:
-    """Return the same for what a user types, who may leave out the brackets of an address of IPv6."""
+    """Return `host_name` of a text that a user typed, perhaps an IPv6 address without its brackets."""
     return host_name(f"[{text}]" if ":" in text and is_address(text) else text)
 
 
 def is_address(name: str) -> bool:
-    """Whether this is an address of IP, which nothing looks up."""
+    """Whether this is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -27,7 +27,7 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 class _Operation(NamedTuple):
-    """What a method of a path takes and gives; `statuses` are those of its errors, beside those of all."""
+    """What a method of a path accepts and returns; `statuses` are those of its own errors."""
 
     method: str
     path: str
@@ -39,11 +39,11 @@ class _Operation(NamedTuple):
 
 
 _OPERATIONS = (
-    _Operation("get", "/health", "How the server is", Health),
+    _Operation("get", "/health", "The state of the server", Health),
     _Operation("get", "/v1/models", "The models that can run here", Models),
-    _Operation("get", "/v1/models/{model}", "One of them", Model, (404,)),
+    _Operation("get", "/v1/models/{model}", "One of these models", Model, (404,)),
     _Operation(
-        "post", "/v1/chat/completions", "Answer a conversation",
+        "post", "/v1/chat/completions", "Continue a conversation",
         ChatCompletion, (404,), ChatBody, ChatCompletionChunk,
     ),
     _Operation(
@@ -57,14 +57,14 @@ _ERRORS: Mapping[int, str] = {
     401: "The key is missing or wrong.",
     403: "A Host or an Origin that is not this server's.",
     404: "No such model.",
-    405: "The path is there, but not for this method.",
+    405: "The path exists, but not for this method.",
     413: "The body is too large.",
     415: "The body has a Content-Encoding that is not supported.",
     431: "The head of the request is too large.",
-    500: "Generating failed, or something unforeseen.",
-    503: "No more can be taken now, or the server is shutting down.",
+    500: "The generation failed, or the server made a mistake.",
+    503: "The server is busy or shutting down.",
 }
-_OF_ALL = (400, 403, 405, 413, 415, 431, 500, 503)
+_COMMON_STATUSES = (400, 403, 405, 413, 415, 431, 500, 503)
 _HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 405: "Allow", 415: "Accept-Encoding", 503: "Retry-After"}
 _KEYS = {
     "key": {"type": "http", "scheme": "bearer", "description": "The key that the server was started with."},
@@ -73,30 +73,42 @@ _KEYS = {
 
 
 @cache
-def description(*, has_key: bool) -> JSON:
+def describe(*, has_key: bool) -> JSON:
     """Return the OpenAPI document of a server with or without a key."""
     paths: dict[str, JSON] = {}
+    types: list[type[BaseModel]] = [Error]
     for operation in _OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _described(operation, has_key)
-    components: JSON = {"schemas": _schemas()}
+        paths.setdefault(operation.path, {})[operation.method] = _describe_operation(operation, has_key)
+        types += filter(None, (operation.body, operation.result, operation.chunk))
+    _, schemas = models_json_schema([(each, "validation") for each in types], ref_template=_REFERENCE)
+    components: JSON = {"schemas": schemas["$defs"]}
     if has_key:
         components["securitySchemes"] = _KEYS
-    info = {"title": "mlxk2", "version": __version__, "summary": "OpenAI's API, answered by models on this machine."}
+    info = {"title": "mlxk2", "version": __version__, "summary": "OpenAI's API, served by models on this machine."}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
-def _described(operation: _Operation, has_key: bool) -> JSON:
+def _describe_operation(operation: _Operation, has_key: bool) -> JSON:
     is_open = operation.result is Health
-    statuses = {*operation.statuses, *_OF_ALL, *([401] if has_key and not is_open else [])}
-    described: JSON = {
-        "summary": operation.summary,
-        "responses": {"200": _success(operation)} | {str(status): _error(status) for status in sorted(statuses)},
-    }
+    success: JSON = {"description": "Success.", "content": _json(operation.result)}
+    if operation.chunk is not None:
+        # Some readers would take a schema for that of the whole stream, others for that of each event.
+        success["content"]["text/event-stream"] = {"schema": {}}
+        success["description"] = (
+            f"The whole response; with `stream`, events `data: ` with a {operation.chunk.__name__} each, or an Error "
+            "at the end, and then `data: [DONE]`."
+        )
+    responses: JSON = {"200": success}
+    for status in sorted({*operation.statuses, *_COMMON_STATUSES, *([401] if has_key and not is_open else [])}):
+        responses[str(status)] = {"description": _ERRORS[status], "content": _json(Error)}
+        if status in _HEADERS:
+            responses[str(status)]["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
+    described: JSON = {"summary": operation.summary, "responses": responses}
     if is_open:
         health = {"anyOf": [_reference(Health), _reference(Error)]}
-        described["responses"]["503"]["description"] = "The first model is being loaded, or no more can be taken now."
-        described["responses"]["503"]["content"] = {"application/json": {"schema": health}}
-    if has_key and not is_open:
+        responses["503"]["description"] = "The first model is being loaded, or the server is busy or shutting down."
+        responses["503"]["content"] = {"application/json": {"schema": health}}
+    elif has_key:
         described["security"] = [{name: []} for name in _KEYS]
     if "{model}" in operation.path:
         schema = {"type": "string"}
@@ -106,38 +118,9 @@ def _described(operation: _Operation, has_key: bool) -> JSON:
     return described
 
 
-def _success(operation: _Operation) -> JSON:
-    content = _json(operation.result)
-    meaning = "Success."
-    if operation.chunk is not None:
-        # A schema would be the whole stream's to some readers, each event's to others.
-        content["text/event-stream"] = {"schema": {}}
-        meaning = (
-            f"The whole answer; with `stream`, events `data: ` with a {operation.chunk.__name__} each, or an Error at "
-            "the end, and then `data: [DONE]`."
-        )
-    return {"description": meaning, "content": content}
+def _json(body: type[BaseModel]) -> JSON:
+    return {"application/json": {"schema": _reference(body)}}
 
 
-def _error(status: int) -> JSON:
-    response: JSON = {"description": _ERRORS[status], "content": _json(Error)}
-    if status in _HEADERS:
-        response["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
-    return response
-
-
-def _json(kind: type[BaseModel]) -> JSON:
-    return {"application/json": {"schema": _reference(kind)}}
-
-
-def _reference(kind: type[BaseModel]) -> JSON:
-    return {"$ref": _REFERENCE.format(model=kind.__name__)}
-
-
-def _schemas() -> JSON:
-    kinds: list[type[BaseModel]] = [Error]
-    for operation in _OPERATIONS:
-        kinds += filter(None, (operation.body, operation.result, operation.chunk))
-    _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REFERENCE)
-    found: JSON = schemas["$defs"]
-    return found
+def _reference(body: type[BaseModel]) -> JSON:
+    return {"$ref": _REFERENCE.format(model=body.__name__)}

@@ -1,4 +1,8 @@
-"""Every fault as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
+
+The messages and codes for a body that is not valid are those of OpenAI's API for the same bodies, and fields are named
+as `messages[0].content`; see https://platform.openai.com/docs/guides/error-codes
+"""
 
 from __future__ import annotations
 
@@ -6,63 +10,160 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
+from fastapi import Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.formatting import cut
+from mlxk2.server.http.refusals import RETRY_AFTER, Refusal
+from mlxk2.server.openai.requests import FIELDS
 
-# Seconds after which a refused client may try again.
-RETRY_AFTER = "1"
-# Messages name what clients sent, however long it was.
-_MOST_MESSAGE = 1000
+# In characters: messages repeat what clients sent, however long it was.
+MAX_MESSAGE = 1000
+MAX_VALUE = 100
 _CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
+# Pydantic's fault, whose keys depend on its type.
+Fault = Mapping[str, Any]
 
-def body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Return the error body of a status."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    message = cut(message, _MOST_MESSAGE)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
+# What a field may be, by the type of the fault that says it is something else.
+_EXPECTED = {
+    "bool_type": "a boolean",
+    "dict_type": "an object",
+    "float_type": "a decimal",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "list_type": "an array",
+    "model_type": "an object",
+    "string_type": "a string",
+}
+_TYPES = {bool: "a boolean", int: "an integer", float: "a decimal number", str: "a string", list: "an array",
+          dict: "an object", type(None): "null"}  # fmt: skip
+_EMPTY = "Invalid '{param}': empty {what}. Expected {a} {what} with minimum length 1, but got an empty {what} instead."
+_RANGE = "Invalid '{{param}}': {{number}} {0} value. Expected a value {1}, but got {{given}} instead."
+# The message and the code of each other type of fault.
+_WORDS: Mapping[str, tuple[str, str]] = {
+    "missing": ("Missing required parameter: '{param}'.", "missing_required_parameter"),
+    "unsupported": ("Unsupported parameter: '{param}' is not supported by this server yet.", "unsupported_parameter"),
+    "literal_error": ("Invalid value: {given}. Supported values are: {expected}.", "invalid_value"),
+    "greater_than_equal": (_RANGE.format("below minimum", ">= {ge}"), "{number}_below_min_value"),
+    "less_than_equal": (_RANGE.format("above maximum", "<= {le}"), "{number}_above_max_value"),
+    "finite_number": ("Invalid '{param}': NaN and Infinity are no JSON.", "invalid_value"),
+    "too_short": (_EMPTY.replace("{a}", "an").replace("{what}", "array"), "empty_array"),
+    "string_too_short": (_EMPTY.replace("{a}", "a").replace("{what}", "string"), "empty_string"),
+    "string_too_long": (
+        "Invalid '{param}': string too long. Expected a string with maximum length {max_length}.",
+        "string_above_max_length",
+    ),
+    "too_long": (
+        "Invalid '{param}': array too long. Expected an array with maximum length {max_length}, "
+        "but got an array with length {actual_length} instead.",
+        "array_above_max_length",
+    ),
+    "too_many_properties": (
+        "Invalid '{param}': too many properties. Expected an object with at most {max_length} properties.",
+        "object_above_max_properties",
+    ),
+}
 
 
-def refusal(
-    message: str, status: int, *, code: str | None = None, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """Return the response that refuses a request for a reason of HTTP's."""
-    return JSONResponse(body(message, status, code=code), status, headers)
+async def respond_to_error(_: Request, error: Exception) -> Response:
+    """Return the response to a request that an error ended; a coroutine, because others are run in a thread."""
+    if isinstance(error, MlxkError):
+        headers = {"Retry-After": RETRY_AFTER} if isinstance(error, ServerBusyError | ServerStoppingError) else None
+        return JSONResponse(error_body(error), error.http_status, headers)
+    if isinstance(error, pydantic.ValidationError):
+        return JSONResponse(invalid_body(error), 400)
+    if isinstance(error, HTTPException):
+        # The router refuses an unknown path or a wrong method.
+        return JSONResponse(_body(f"{error.detail}.", error.status_code), error.status_code, error.headers)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # the client has disconnected and reads nothing
+    return JSONResponse(_body("The server made a mistake; its log says more.", 500), 500)
 
 
-def of_error(error: MlxkError) -> dict[str, Any]:
-    """Return the body of an error of ours; the hint and the matches become part of the message."""
+# All errors that have a response.
+HANDLED = (MlxkError, pydantic.ValidationError, HTTPException, ClientDisconnect, Exception)
+
+
+def render_refusal(refusal: Refusal) -> Response:
+    """Return the response to a request that is refused before it reaches a route."""
+    return JSONResponse(_body(refusal.message, refusal.status, code=refusal.code), refusal.status, refusal.headers)
+
+
+def error_body(error: MlxkError) -> dict[str, Any]:
+    """Return the error body of one of our errors; its hint and its matches become part of the message."""
     extra = [str(error.details[key]) for key in ("hint",) if key in error.details]
     if isinstance(matches := error.details.get("matches") or error.details.get("available_hashes"), list):
         extra.append(", ".join(map(str, matches)))
-    return body(
-        " ".join([_sentence(error.message), *map(_sentence, extra)]) if extra else error.message,
-        error.http_status,
-        param=error.param,
-        code=_code(error.type),
-    )
+    # `ModelUnhealthyError` has the code `model_unhealthy`.
+    name = error.type.removesuffix("Error")
+    code = "invalid_value" if name == "Validation" else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    message = " ".join([_sentence(error.message), *map(_sentence, extra)]) if extra else error.message
+    return _body(message, error.http_status, param=error.param, code=code)
 
 
-def response_of(error: MlxkError) -> JSONResponse:
-    """Return the response for an error of ours."""
-    headers = {"Retry-After": RETRY_AFTER} if isinstance(error, ServerBusyError | ServerStoppingError) else None
-    return JSONResponse(of_error(error), error.http_status, headers)
-
-
-def of_http(error: HTTPException) -> JSONResponse:
-    """Return the response for what the router refuses: an unknown path, a wrong method."""
-    return refusal(f"{error.detail}.", error.status_code, headers=error.headers)
+def _body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    message = cut(message, MAX_MESSAGE)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
 
 
 def _sentence(text: str) -> str:
-    """Return a text with an end, so that another sentence can follow; hints that are commands have none."""
+    """Return a text with a full stop, so that another sentence can follow; hints that are commands have none."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _code(kind: str) -> str:
-    """`ModelUnhealthyError` → `model_unhealthy`, as codes are written."""
-    name = kind.removesuffix("Error")
-    return "invalid_value" if name == "Validation" else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+def invalid_body(error: pydantic.ValidationError) -> dict[str, Any]:
+    """Return the error body for a request body that is not valid: its first fault, and the field that has it."""
+    fault, expected = _find_fault(error.errors(include_url=False))
+    if fault["type"] == "json_invalid":
+        message = f"We could not parse the JSON body of your request: {fault['ctx']['error']}."
+        return _body(message, 400, code="invalid_json")
+    # A fault that involves several fields names one itself.
+    named = fault.get("ctx", {}).get("name")
+    path = [*_path(fault), named] if named else _path(fault)
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".") or None
+    if expected:
+        some = "one of " if len(expected) > 1 else ""
+        field = f"'{param}'" if param else "the body"
+        given = _TYPES.get(type(fault["input"]), "something else")
+        message = f"Invalid type for {field}: expected {some}{' or '.join(expected)}, but got {given} instead."
+        return _body(message, 400, param=param, code="invalid_type")
+    message, code = _describe_value(param, fault)
+    return _body(message, 400, param=param, code=code)
+
+
+def _find_fault(faults: list[Any]) -> tuple[Fault, list[str]]:
+    """Return the fault that describes the first wrong field best, and the types it may have if its type is wrong.
+
+    A field of several types has a fault for each. A wrong value is closer than a wrong type, a part than the whole.
+    """
+    same_field = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
+    best = max(same_field, key=lambda fault: (fault["type"] not in _EXPECTED, len(_path(fault))))
+    alike = [fault for fault in same_field if fault["type"] in _EXPECTED and _path(fault) == _path(best)]
+    return best, list(dict.fromkeys(_EXPECTED[fault["type"]] for fault in alike)) if best in alike else []
+
+
+def _path(fault: Fault) -> list[int | str]:
+    """Return where a fault is, without pydantic's names for the types of a union."""
+    return [step for step in fault["loc"] if isinstance(step, int) or step in FIELDS]
+
+
+def _describe_value(param: str | None, fault: Fault) -> tuple[str, str]:
+    """Return the message and the code for a value of the right type that is wrong."""
+    context = fault.get("ctx", {})
+    kind = "too_many_properties" if context.get("field_type") == "Dictionary" else fault["type"]
+    if kind not in _WORDS:
+        return fault["msg"], "invalid_value"
+    number = "decimal" if any(isinstance(limit, float) for limit in context.values()) else "integer"
+    limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+    value = fault["input"]
+    is_scalar = isinstance(value, str | int | float)
+    given = cut(repr(value), MAX_VALUE) if is_scalar else _TYPES.get(type(value), "something else")
+    values = {"param": param, "given": given, "number": number, **limits}
+    message, code = _WORDS[kind]
+    return message.format_map(values), code.format_map(values)

@@ -1,6 +1,6 @@
-"""The types of what the server answers, as its description tells them; `shapes.py` makes them from chunks.
+"""The types of the responses, for the description of the API; `rendering.py` makes the objects from events.
 
-What has a default here may be left out.
+A field that has a default here may be absent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong, and in which field if it was one."""
+    """What was wrong, and in which field of the request, if it was a field."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -26,7 +26,7 @@ class Error(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: Literal["ok", "loading"]
     model: str | None
@@ -37,8 +37,8 @@ class Health(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that can run here; `context_length` in tokens, null where its files do not say; `created` in seconds
-    since 1970.
+    """A model that can run here; `created` in seconds since 1970, `context_length` in tokens, null if its files do not
+    say it.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Models(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """How many of the prompt's tokens were not computed again."""
+    """How many tokens of the prompt came from the prompt cache."""
 
     cached_tokens: int
 
@@ -74,7 +74,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class TopLogprob(BaseModel):
-    """A token that was likely, with the natural logarithm of its probability."""
+    """A likely token, with the natural logarithm of its probability."""
 
     token: str
     logprob: float
@@ -88,14 +88,14 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(BaseModel):
-    """The tokens that the content is made of."""
+    """The tokens of the content."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
 class ChatMessage(BaseModel):
-    """What the model said, and what it thought before."""
+    """The text of the model, and its reasoning before that."""
 
     role: Literal["assistant"]
     content: str
@@ -104,7 +104,7 @@ class ChatMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One answer."""
+    """One message."""
 
     index: int
     message: ChatMessage
@@ -113,7 +113,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The whole answer to a conversation."""
+    """The response to a conversation."""
 
     id: str
     object: Literal["chat.completion"]
@@ -124,7 +124,7 @@ class ChatCompletion(BaseModel):
 
 
 class ChatDelta(BaseModel):
-    """The next part of a message."""
+    """The next text of a message."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
@@ -132,7 +132,7 @@ class ChatDelta(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """The next part of one answer."""
+    """The next text of one message."""
 
     index: int
     delta: ChatDelta
@@ -141,7 +141,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """An object of the stream of a chat; `usage` is there where it was asked for."""
+    """An object of the stream of a chat; it has `usage` if the request asks for it."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -152,7 +152,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """The tokens that the text is made of, in lists of the same length; offsets are in characters."""
+    """The tokens of the text, in lists of the same length; offsets are in characters."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -161,7 +161,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One continuation."""
+    """One text."""
 
     index: int
     text: str
@@ -170,7 +170,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The continuations of a prompt."""
+    """The texts that continue the prompts."""
 
     id: str
     object: Literal["text_completion"]
@@ -181,13 +181,13 @@ class Completion(BaseModel):
 
 
 class CompletionChunkChoice(CompletionChoice):
-    """The next part of one continuation."""
+    """The next part of one text."""
 
     finish_reason: FinishReason | None  # type: ignore[assignment] # null until the end
 
 
 class CompletionChunk(BaseModel):
-    """An object of the stream of a continuation; `usage` is there where it was asked for."""
+    """An object of the stream of a completion; it has `usage` if the request asks for it."""
 
     id: str
     object: Literal["text_completion"]
