@@ -207,8 +207,10 @@ async def _begin(
     with _about("model", MlxkError):
         if name is None:
             key = catalog.default(pool.key)
+        elif known := catalog.known(name, pool.key):
+            key = known
         else:
-            key = catalog.known(name, pool.key) or await catalog.search(name)
+            key = await catalog.search(name)
     with _about(renderer.prompt_field, ContextLengthError, ValidationError):
         requests, renderer.vocabulary = await service.preparing.prepare(key, make, client)
         if loaded := pool.get(key):

@@ -70,6 +70,7 @@ async def frames(
             yield _frame(objects.chunk(_heartbeat(renderer, opened)) | extra)
         generation = begun.result()
         while True:
+            events: list[Event]
             try:
                 async with asyncio.timeout(heartbeat):
                     events = await anext(generation, [])

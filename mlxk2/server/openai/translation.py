@@ -35,12 +35,10 @@ def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequ
 
 def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` completions of every prompt, prompt by prompt."""
+    prompter = _prompter(model)
     requests: list[GenerationRequest] = []
     for given in body.prompts:
-        if isinstance(given, str):
-            prompt = _prompter(model).completion(given)
-        else:
-            prompt = Prompt(tuple(given), thinking=False)
+        prompt = prompter.completion(given) if isinstance(given, str) else Prompt(tuple(given), thinking=False)
         request = replace(_request(body, prompt, model, default_limit), plain=True, thinking=False)
         requests += _variants(request, body.n or 1)
     return _limit_logprobs(body, requests, model)
