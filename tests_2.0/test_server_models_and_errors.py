@@ -384,7 +384,7 @@ def test_one_look_at_the_cache_serves_all_who_wait(hub: Hub) -> None:
         assert (await catalog.search("org/Small")).name == "org/Small"
         catalog.gate.set()
         for task in asking[150:]:
-            assert [entry.id for entry in await task] == ["demo", "org/Small"]
+            assert [entry.name for entry in await task] == ["demo", "org/Small"]
         assert (catalog.begun, catalog.called_off) == (1, 0)
 
     asyncio.run(asyncio.wait_for(ask(), 30))
@@ -402,7 +402,7 @@ def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(hub: Hub) -> No
         while catalog.called_off < 3:
             await asyncio.sleep(0.01)
         catalog.gate.set()
-        assert [entry.id for entry in await catalog.all()] == ["demo"]
+        assert [entry.name for entry in await catalog.all()] == ["demo"]
         assert catalog.begun == 4
 
     asyncio.run(asyncio.wait_for(ask(), 30))
