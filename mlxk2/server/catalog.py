@@ -144,15 +144,15 @@ class Catalog:
         return entry
 
 
-# By hub folder: until when a list is remembered, the time of the folder's last change, and the list.
+# By cache folder: until when a list is remembered, the time of the folder's last change, and the list.
 _Lists = dict[str, tuple[float, int, list[CachedModel]]]
 
 
 class _ListedCache(Cache):
     """A cache whose list of models is remembered in `lists` for some seconds, unless its folder changes."""
 
-    def __init__(self, hub: str, lists: _Lists) -> None:
-        super().__init__(hub)
+    def __init__(self, cache_dir: str, lists: _Lists) -> None:
+        super().__init__(cache_dir)
         self._lists = lists
 
     def scan(self) -> list[CachedModel]:
