@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError, OperationError
 from mlxk2.fence import fenced, import_hub, raise_open_files
-from mlxk2.runner.offline import import_offline
+from mlxk2.runner.offline import offline
+
+
+def import_offline(library: str) -> None:
+    """Import a library as commands import what runs models."""
+    with offline():
+        import_module(library)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.layouts import Hub, chat_model, without
 
 from mlxk2.chat.printer import Printer, harmless
 from mlxk2.errors import ModelNotRunnableError
-from mlxk2.runner.offline import import_offline
+from mlxk2.runner.offline import offline
 from mlxk2.runner.runner import Chunk
 
 STUBS = Path(__file__).parent / "stubs"
@@ -140,15 +141,16 @@ def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.Mon
     (tmp_path / "sees_environment.py").write_text("import os\nseen = os.environ['HF_HUB_OFFLINE']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert import_offline("sees_environment").seen == "1"
+    with offline():
+        assert import_module("sees_environment").seen == "1"
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_without_mlx_the_user_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "needs_mlx.py").write_text("import nonesuch_mlx\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModelNotRunnableError, match="can't be imported: No module named 'nonesuch_mlx'"):
-        import_offline("needs_mlx")
+    with pytest.raises(ModelNotRunnableError, match="can't be imported: No module named 'nonesuch_mlx'"), offline():
+        import_module("needs_mlx")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from importlib import import_module
 from typing import IO, TYPE_CHECKING
 
 from mlxk2 import names
@@ -15,7 +14,7 @@ from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
 from mlxk2.runner.limits import wired_limit
-from mlxk2.runner.offline import import_offline
+from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.request import Sampling, check_context_length, check_max_tokens
 
@@ -46,7 +45,9 @@ def run(args: Namespace) -> RunData | None:
     # The process of the tokenizer takes as long to start as MLX.
     starter = Starter()
     starter.prepare()
-    assistant: Assistant = import_offline("mlxk2.chat.assistant").Assistant.load(
+    with offline():
+        from mlxk2.chat import assistant as chat  # noqa: PLC0415 - MLX takes a second
+    assistant = chat.Assistant.load(
         snapshot.path,
         name=snapshot.name,
         adapter=args.adapter,
@@ -60,7 +61,9 @@ def run(args: Namespace) -> RunData | None:
     )
     if wants_chat:
         manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}
-        import_module("mlxk2.chat.repl").converse(assistant, args.streams, args.system, **manner)
+        from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
+
+        converse(assistant, args.streams, args.system, **manner)
         return None
     return _data(snapshot.name, prompt, _answer(assistant, args, prompt))
 

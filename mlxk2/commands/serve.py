@@ -17,7 +17,7 @@ from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.formatting import parse_size
 from mlxk2.runner.limits import wired_limit
-from mlxk2.runner.offline import import_offline
+from mlxk2.runner.offline import offline
 from mlxk2.runner.request import check_context_length, check_max_tokens
 from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
 
@@ -55,14 +55,16 @@ def run(args: Namespace) -> None:
 
 
 def _serve(args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]) -> None:
-    serving = import_offline("mlxk2.server.lifecycle")
+    with offline():
+        from mlxk2.server import lifecycle as serving  # noqa: PLC0415 - MLX and FastAPI take a second
     serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
 
 
 def _serve_reloading(
     args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
 ) -> None:
-    reloading = import_offline("mlxk2.server.reload")
+    with offline():
+        from mlxk2.server import reload as reloading  # noqa: PLC0415 - MLX and FastAPI take a second
     # What the other process can't be sent, it does not need.
     sent = {key: value for key, value in vars(args).items() if key in _FUNCTIONS or isinstance(value, _PLAIN)}
     target = partial(_serve_anew, Namespace(**sent), snapshot)

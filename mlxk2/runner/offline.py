@@ -1,16 +1,16 @@
-"""The way into this room: its modules are imported so that nothing they import can reach the network."""
+"""Importing what runs models so that the libraries behind it can't reach the network."""
 
 from __future__ import annotations
 
 import gc
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError
 from mlxk2.fence import fenced, raise_open_files, reason_of
 
-# What mlx-lm, transformers and huggingface_hub read once, when they are imported. No hub will be asked: so its address
-# and its time-outs, over which the import would fail when they are wrong, don't matter. ModelScope is another hub.
+# mlx-lm, transformers and huggingface_hub read these once, when they are imported. A wrong address or time-out of the
+# hub would make the import fail, and offline neither is needed. ModelScope is another hub.
 VARIABLES: dict[str, str | None] = {
     "HF_HUB_OFFLINE": "1",
     "HF_ENDPOINT": None,
@@ -18,21 +18,22 @@ VARIABLES: dict[str, str | None] = {
     "HF_HUB_DOWNLOAD_TIMEOUT": None,
     "MLXLM_USE_MODELSCOPE": None,
 }
-# For the weights in hundreds of files, and a connection for each client.
-_OPEN_FILES = 2048
+# Enough for weights in hundreds of files and a connection for each client.
+_MIN_OPEN_FILES = 2048
 
 
-def import_offline(module: str) -> Any:
-    """Import a module with huggingface_hub switched to offline; nothing else of this process changes.
+@contextmanager
+def offline() -> Iterator[None]:
+    """Import modules inside this block with huggingface_hub switched to offline; leave the process otherwise unchanged.
 
-    Raise ModelNotRunnableError, with the cause, where MLX or what it needs can't be imported.
+    Raise ModelNotRunnableError, with the cause, if MLX or a library that it needs can't be imported.
     """
-    raise_open_files(_OPEN_FILES)
+    raise_open_files(_MIN_OPEN_FILES)
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
     gc.disable()
     try:
         with fenced(VARIABLES):
-            return import_module(module)
+            yield
     except MlxkError:
         raise
     except Exception as fault:

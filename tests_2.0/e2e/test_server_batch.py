@@ -219,8 +219,9 @@ def test_a_hundred_who_go_leave_nothing_behind(endless: str, tmp_path: Path) -> 
 
 IMPATIENT = """
 import sys
-from mlxk2.runner.offline import import_offline
-serving = import_offline("mlxk2.server.lifecycle")
+from mlxk2.runner.offline import offline
+with offline():
+    from mlxk2.server import lifecycle as serving
 from mlxk2.server.http.listener import bind
 listener = bind("127.0.0.1", 0)
 model, patience = sys.argv[1:]
