@@ -6,6 +6,10 @@
 
 A function is as long as its lines from `def` to its end. A blanket except names Exception, BaseException or nothing;
 it goes on silently when it neither raises nor hands the exception on. `suppress` of these two always does.
+
+A folder's `__init__.py` is not counted. A circle is a group of files of which each one imports all others, directly or
+by way of others; every import counts, also one in a function or for types only. A private function has one caller when
+its file mentions its name once beside the definition.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import argparse
 import ast
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +30,9 @@ BEGIN, END = "<!-- figures of tools/measure_style.py -->\n", "<!-- end of figure
 
 LENGTHS = (50, 10), (90, 32), (100, 40)  # percentiles of the lengths of functions, and what they may be
 MOST_LINES = 400
+MAX_FILES = 12  # of a folder
+SHORT_LINES, MAX_SHORT = 60, 10  # modules with fewer lines, and how many there may be
+MAX_ONE_CALLER = 8  # per thousand lines
 BLANKET = {"Exception", "BaseException"}
 
 Named = tuple[int, str]  # a number of lines, and what has so many
@@ -32,10 +40,16 @@ Named = tuple[int, str]  # a number of lines, and what has so many
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The package in figures: lengths of functions and files, the shortest first; blanket excepts by their places."""
+    """The package in figures: lengths of functions and files, numbers of files in folders, the smallest first.
+
+    The rest are places: of blanket excepts, of circles of files, and of private functions with one caller.
+    """
 
     functions: list[Named]
     files: list[Named]
+    folders: list[Named]
+    circles: list[str]
+    one_caller: list[str]
     blanket: list[str]
     silent: list[str]
 
@@ -46,26 +60,88 @@ class Measured:
         return [self.functions[rank - 1][0] for rank in ranks]
 
     @property
-    def per_thousand(self) -> float:
-        """Blanket excepts per thousand lines."""
-        return len(self.blanket) * 1000 / sum(lines for lines, _ in self.files)
+    def short(self) -> list[Named]:
+        """The modules that are shorter than a noun of the field needs."""
+        return [(lines, place) for lines, place in self.files if lines < SHORT_LINES and not _is_init(place)]
+
+    def per_thousand(self, places: Sequence[str]) -> float:
+        """How many of these places there are per thousand lines."""
+        return len(places) * 1000 / sum(lines for lines, _ in self.files)
 
 
 def measure(package: Path) -> Measured:
     """The figures of all modules below a folder."""
-    measured = Measured([], [], [], [])
+    measured = Measured([], [], [], [], [], [], [])
+    imports: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
         text, place = path.read_text(encoding="utf-8"), path.relative_to(package.parent).as_posix()
         measured.files.append((len(text.splitlines()), place))
-        nodes = list(ast.walk(ast.parse(text)))
+        tree = ast.parse(text)
+        nodes = list(ast.walk(tree))
+        imports[module_of(place)] = set(imported(nodes))
         functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         measured.functions.extend((length_of(node), f"{place}:{node.lineno} {node.name}") for node in functions)
+        measured.one_caller.extend(f"{place}:{node.lineno} {node.name}" for node in with_one_caller(tree))
         blanket = [node for node in nodes if isinstance(node, ast.ExceptHandler | ast.Call) and is_blanket(node)]
         measured.blanket.extend(f"{place}:{node.lineno}" for node in blanket)
         measured.silent.extend(f"{place}:{node.lineno}" for node in blanket if is_silent(node))
-    measured.functions.sort()
-    measured.files.sort()
+    folders = Counter(place.rpartition("/")[0] for _, place in measured.files if not _is_init(place))
+    measured.folders.extend((count, folder) for folder, count in folders.items())
+    measured.circles.extend(", ".join(circle) for circle in circles(imports))
+    for figures in (measured.functions, measured.files, measured.folders):
+        figures.sort()
     return measured
+
+
+def _is_init(place: str) -> bool:
+    return place.endswith("/__init__.py")
+
+
+def module_of(place: str) -> str:
+    """`mlxk2/cli/main.py` → `mlxk2.cli.main`; a package's `__init__.py` is the package itself."""
+    return place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """The names of what a module imports; `from a import b` gives `a.b`, which may be a module or a name in `a`."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def circles(imports: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """The groups of modules that import each other, directly or by way of others; each group in alphabetical order."""
+    reached: dict[str, set[str]] = {}
+    for module in imports:
+        found: set[str] = set()
+        pending = [module]
+        while pending:
+            names = imports[pending.pop()]
+            modules = {name if name in imports else name.rpartition(".")[0] for name in names}
+            new = modules & imports.keys() - found
+            found |= new
+            pending += new
+        reached[module] = found
+    for module, found in reached.items():
+        circle = sorted(name for name in found if module in reached[name])
+        if circle and module == circle[0]:
+            yield circle
+
+
+def with_one_caller(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The private functions and methods that their file mentions once."""
+    mentions = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    mentions.update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    pending: list[ast.stmt] = list(tree.body)
+    for node in pending:
+        if isinstance(node, ast.ClassDef):
+            pending += node.body
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            is_private = node.name.startswith("_") and not node.name.startswith("__")
+            if is_private and mentions[node.name] == 1:
+                yield node
 
 
 def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -101,7 +177,15 @@ def table(measured: Measured) -> str:
         ("---", "---", "---"),
         ("lines of a function: median / 90th percentile / longest", lengths, aims),
         ("lines of the longest file", measured.files[-1][0], MOST_LINES),
-        ("blanket excepts per thousand lines", f"{measured.per_thousand:.1f}", ""),
+        ("files of the fullest folder", measured.folders[-1][0], MAX_FILES),
+        ("circles of files that import each other", len(measured.circles), 0),
+        (f"modules under {SHORT_LINES} lines", len(measured.short), MAX_SHORT),
+        (
+            "private functions with one caller per thousand lines",
+            f"{measured.per_thousand(measured.one_caller):.1f}",
+            MAX_ONE_CALLER,
+        ),
+        ("blanket excepts per thousand lines", f"{measured.per_thousand(measured.blanket):.1f}", ""),
         ("those that go on silently", len(measured.silent), 0),
     )
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
