@@ -1,4 +1,4 @@
-"""The sleep of a Mac that is left alone, kept off while it works."""
+"""Keeping a Mac from falling asleep while it works."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PROGRAM = "caffeinate"
 
 
 class NoSleep:
-    """Keeps macOS from idle sleep while something is `held`: one `caffeinate` for all, none at rest.
+    """Keeps macOS from idle sleep while a block of `held` runs, with one `caffeinate` for all of them.
 
-    It is ended `linger` seconds after the last piece of work, so that many short ones share it; with the process that
-    started it, it ends by itself. On other systems nothing happens.
+    The program is ended `linger` seconds after the last block, so that many short ones share it; it also ends with the
+    process that started it. On other systems nothing happens.
     """
 
     def __init__(self, platform: str = sys.platform, linger: float = 0.0) -> None:
@@ -30,30 +30,25 @@ class NoSleep:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the machine awake inside the block."""
-        if self._is_mac:
-            self._begin()
-        try:
+        if not self._is_mac:
             yield
-        finally:
-            if self._is_mac:
-                self._end()
-
-    def _begin(self) -> None:
+            return
         with self._lock:
             self._held += 1
             if self._process is None or self._process.poll() is not None:
                 self._process = _start()
-
-    def _end(self) -> None:
-        with self._lock:
-            self._held -= 1
-            is_last = not self._held and self._process is not None
-        if is_last and self._linger:
-            timer = threading.Timer(self._linger, self._rest)
-            timer.daemon = True
-            timer.start()
-        elif is_last:
-            self._rest()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= 1
+                is_last = not self._held and self._process is not None
+            if is_last and self._linger:
+                timer = threading.Timer(self._linger, self._rest)
+                timer.daemon = True
+                timer.start()
+            elif is_last:
+                self._rest()
 
     def _rest(self) -> None:
         with self._lock:
@@ -65,7 +60,7 @@ class NoSleep:
 
 
 def _start() -> subprocess.Popen[bytes] | None:
-    """Start the program that keeps the machine awake; without it the work goes on all the same."""
+    """Start the program that keeps the machine awake; return None if it can't be started."""
     nothing = subprocess.DEVNULL
     command = [_PROGRAM, "-i", "-w", str(os.getpid())]
     try:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from mlxk2.errors import ValidationError
+from mlxk2.formatting import cut
 
 TIMEOUTS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 DEFAULT = "https://huggingface.co"
@@ -41,10 +42,11 @@ def credentials_in(endpoint: str) -> str:
 def check_timeouts(environment: Mapping[str, str]) -> None:
     """Raise ValidationError when a time-out of the library is no whole number of seconds."""
     for name in TIMEOUTS:
+        value = environment.get(name, "0")
         try:
-            int(environment.get(name, "0"))
-        except ValueError as fault:
-            raise ValidationError(f"{name} is not a whole number of seconds.") from fault
+            int(value)
+        except ValueError as error:
+            raise ValidationError(f"{name} is not a whole number of seconds: {cut(value, 40)!r}.") from error
 
 
 def check_store(store: str, endpoint: str) -> None:

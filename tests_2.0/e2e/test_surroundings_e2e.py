@@ -66,7 +66,7 @@ def test_variables_of_other_programs_are_no_obstacle(environment: dict[str, str]
 @pytest.mark.parametrize("variable", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
 def test_a_wrong_timeout_of_the_hub_is_named(environment: dict[str, str], variable: str) -> None:
     done = shell(environment | {variable: "abc"}, "", "pull", "org/model", "--json")
-    assert json.loads(done.stdout)["error"]["message"] == f"{variable} is not a whole number of seconds."
+    assert json.loads(done.stdout)["error"]["message"] == f"{variable} is not a whole number of seconds: 'abc'."
 
 
 def test_stdin_without_end_is_refused(environment: dict[str, str]) -> None:

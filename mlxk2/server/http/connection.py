@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from mlxk2.errors import reason_of
 from mlxk2.server.http.refusals import Refusal, RenderRefusal
 
 # More than any client sends. The parser has no limit of its own, and takes ever more time for a long line.
@@ -162,8 +163,8 @@ class Connection(HttpToolsProtocol):
             self._ignore_upgrade()
             used: int = upgrade.args[0]
             return used
-        except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
+        except httptools.HttpParserError as error:
+            message = f"Invalid HTTP request received: {reason_of(error)}."
             self.logger.warning(message)
             self._refuse(400, message)
         return len(data)
