@@ -1,23 +1,22 @@
-"""Where the program begins, as `mlxk2`, `mlxk-json` or `python -m mlxk2`."""
+"""The start of the program, as `mlxk2`, `mlxk-json` or `python -m mlxk2`."""
 
 import os
 import signal
 import sys
 import time
-from importlib import import_module
 from types import FrameType
 
 from mlxk2 import VERSION_LINE
 
 INTERRUPTED = 130  # the exit code of errors.InterruptedByUser, which is not imported yet
-# Ctrl-C pressed again within this time is part of the first one: the program is ending already.
+# Ctrl-C pressed again within this time counts as the first press, which is ending the program already.
 _SAME_PRESS_SECONDS = 1.0
 
 
 class _Interrupt:
-    """The handler of Ctrl-C: the first one raises KeyboardInterrupt, one that comes much later ends the program.
+    """Handles Ctrl-C: the first press raises KeyboardInterrupt, a press much later ends the program at once.
 
-    To raise it again while the first one is being handled would end the program with a traceback.
+    Raising it again while the first one is handled would end the program with a traceback.
     """
 
     def __init__(self) -> None:
@@ -34,10 +33,15 @@ class _Interrupt:
 def main() -> int:
     """Run the command line and return the exit code."""
     try:
-        # What runs in the background may be deaf to Ctrl-C, and stays so.
+        # A shell may start a program in the background so that it ignores Ctrl-C; it goes on ignoring it.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _Interrupt())
-        code = _run()
+        if sys.argv[1:] == ["--version"] and _prints(VERSION_LINE):
+            code = 0
+        else:
+            from mlxk2.cli.main import main as run_command_line  # noqa: PLC0415 - the version alone needs none of it
+
+            code = run_command_line()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,17 +49,11 @@ def main() -> int:
     return code
 
 
-def _run() -> int:
-    if sys.argv[1:] == ["--version"] and _prints(VERSION_LINE):
-        return 0
-    code: int = import_module("mlxk2.cli.main").main()
-    return code
-
-
 def _prints(line: str) -> bool:
-    """Whether a line could be printed with nothing else imported, which takes several times longer.
+    """Print a line without importing anything, and return whether that was possible.
 
-    Installers and editors ask for the version all the time. Where stdout is gone or full, the program knows what to do.
+    Installers and editors ask for the version often, and the imports of the program take several times longer. Where
+    stdout is gone or full, the program itself says so.
     """
     try:
         os.write(sys.stdout.fileno(), f"{line}\n".encode())  # past the buffer, which would keep what can't be written

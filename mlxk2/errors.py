@@ -1,48 +1,50 @@
-"""Every error that a user can meet, and what each one becomes at the edge.
+"""Every error that a user can meet, and what each one becomes in the envelope and in HTTP.
 
     MlxkError                       exit 1
     ├── CommandError                wrong usage of the command line, exit 2
-    ├── ValidationError             an argument that can't be right, before any disk or network access
-    ├── OperationError              the machine can't do it: disk, memory
+    ├── ValidationError             an argument that can't be right, found before any disk or network access
+    ├── OperationError              the machine can't do what was asked: a file can't be read, a disk is full
     │   ├── CachePermissionError    the cache may not be written
-    │   └── InvalidTargetError      the folder to be written is not free
-    ├── ConfirmationRequiredError   only the user can say whether this model is meant
-    ├── LocksPresentError           a download of the model is at work
-    ├── HubError
+    │   └── InvalidTargetError      the folder to be written is not empty, or can't hold a model
+    ├── ConfirmationRequiredError   only a part of the name was written, and the user did not confirm
+    ├── LocksPresentError           a download of the model is running
+    ├── HubError                    the hub did not give what was asked for
     │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
     │   ├── DownloadFailedError     the hub answered, but not with what was asked for
     │   ├── NetworkError            the hub could not be reached
     │   └── UploadFailedError       the hub refused an upload, or could not be reached for it
     ├── PushError                   a folder can't be pushed
     │   ├── DependencyMissingError  the hub's client library is not installed
-    │   ├── AuthError               no token, or one that can't be sent or that the hub does not know
+    │   ├── AuthError               there is no token, or it can't be sent, or the hub does not know it
     │   ├── WorkspaceNotFoundError  there is no such folder
-    │   ├── RepoNotFoundError       there is no such repo, and none may be made
-    │   └── PushFailedError         anything else on the way
-    ├── NotFoundError
-    │   ├── ModelNotFoundError      no such model in the cache
-    │   ├── HashNotFoundError       the model is there, the revision is not
+    │   ├── RepoNotFoundError       there is no such repo, and --create is missing
+    │   └── PushFailedError         anything else that stops a push
+    ├── NotFoundError               what was named is not in the cache
+    │   ├── ModelNotFoundError      no model goes by this name
+    │   ├── HashNotFoundError       the model is in the cache, the revision is not
     │   └── AmbiguousMatchError     several models match
-    ├── ModelError
+    ├── ModelError                  the model was found but can't be used
     │   ├── ModelUnhealthyError     the files are damaged or incomplete
-    │   ├── ModelNotRunnableError   the files are fine, but MLX can't run them here
+    │   ├── ModelNotRunnableError   the files are whole, but MLX can't run them here
     │   └── InsufficientMemoryError the weights are larger than the memory
     ├── ContextLengthError          the prompt does not fit the model's context
-    ├── ServerBusyError             as many requests wait as may
+    ├── ServerBusyError             too many requests are waiting
     ├── ServerStoppingError         the server is shutting down
     └── InterruptedByUser           Ctrl-C, exit 130
 
 An error knows its `type` (the `error.type` of the JSON envelope), its `exit_code` and its `http_status`. `details` are
 further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`). `param` is the field of a request
-to the server that it is about.
+to the server that it is about. An error is complete when it is raised: its attributes are never set afterwards.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final, Self
 
+MAX_REASON_CHARACTERS = 300
 # What helps against a refusal of the operating system, in words that follow its own.
 _REMEDIES = {
     errno.EACCES: "check its owner and its mode",
@@ -81,6 +83,12 @@ def _is_macos(platform: str | None) -> bool:
     return (platform or sys.platform) == "darwin"
 
 
+def reason_of(fault: BaseException) -> str:
+    """Return what an exception says, in one line without a full stop; its type where it says nothing."""
+    said = " ".join(str(fault).split()).rstrip(".")
+    return said[:MAX_REASON_CHARACTERS] or type(fault).__name__
+
+
 class MlxkError(Exception):
     """An error with a message for the user: what happened, to which thing, and what to do next."""
 
@@ -88,25 +96,32 @@ class MlxkError(Exception):
     exit_code = 1
     http_status = 500
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, param: str | None = None, **details: object) -> None:
         super().__init__(message)
-        self.message = message
-        self.details: dict[str, object] = {} if hint is None else {"hint": hint}
-        self.data: dict[str, object] | None = None
-        self.param: str | None = None
+        self.message: Final = message
+        self.details: Final[Mapping[str, object]] = ({} if hint is None else {"hint": hint}) | details
+        self.param: Final = param
+
+    def about(self, param: str) -> Self:
+        """Return the same error for a field of a request; an error that names its field already stays as it is."""
+        if self.param is not None:
+            return self
+        # Constructors differ, so the new error takes the attributes instead of calling one.
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__, param=param)
+        return twin
 
 
 class CommandError(MlxkError):
-    """The command line is wrong; nothing was tried. `command` is the command it was meant for."""
+    """The command line is wrong; nothing was tried. `usage` is what argparse says of its form."""
 
     type = "CommandError"
     exit_code = 2
     http_status = 400
 
-    def __init__(self, message: str, *, command: str | None = None, usage: str = "") -> None:
-        super().__init__(message)
-        self.command = command
-        self.usage = usage
+    def __init__(self, message: str, *, hint: str | None = None, usage: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.usage: Final = usage
 
 
 class ValidationError(MlxkError):
@@ -114,10 +129,6 @@ class ValidationError(MlxkError):
 
     type = "ValidationError"
     http_status = 400
-
-    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.param = param
 
 
 class OperationError(MlxkError):
@@ -133,33 +144,33 @@ class CachePermissionError(OperationError):
 
 
 class InvalidTargetError(OperationError):
-    """The folder that was to be written is there and not empty, or is no place for a model."""
+    """The folder to be written exists and is not empty, or can't hold a model."""
 
     type = "InvalidTargetError"
 
 
 class ConfirmationRequiredError(MlxkError):
-    """The name was only part of the model's; nothing was deleted, since nobody confirmed that it is meant."""
+    """Only a part of the model's name was written and the user did not confirm it, so nothing was deleted."""
 
     type = "confirmation_required"
 
 
 class LocksPresentError(MlxkError):
-    """A living download holds locks of the model; `lock_files` are their names, relative to the hub folder."""
+    """A running download holds locks of the model; `lock_files` are their names, relative to the cache's folder."""
 
     type = "locks_present"
 
     def __init__(self, message: str, lock_files: Sequence[str], *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
-        self.lock_files = list(lock_files)
+        self.lock_files: Final = tuple(lock_files)
 
 
 class HubError(MlxkError):
-    """The hub did not give what was asked of it."""
+    """The hub did not give what was asked for."""
 
 
 class AccessDeniedError(HubError):
-    """The repo is gated, private or not there, or the token does not open it; the hub tells no difference."""
+    """The repo is gated, private or not there, or the token does not open it; the hub's response is the same."""
 
     type = "access_denied"
 
@@ -177,7 +188,7 @@ class NetworkError(HubError):
 
 
 class UploadFailedError(HubError):
-    """The hub refused what was to be uploaded, or could not be reached for it; never is half of it there."""
+    """The hub refused an upload, or could not be reached for it; nothing of it is on the hub."""
 
     type = "upload_failed"
 
@@ -205,7 +216,7 @@ class WorkspaceNotFoundError(PushError):
 
 
 class RepoNotFoundError(PushError):
-    """The repo is not on the hub, and the user did not ask for it to be made."""
+    """The repo is not on the hub, and the user did not ask to create it."""
 
     type = "repo_not_found"
 
@@ -240,8 +251,7 @@ class HashNotFoundError(NotFoundError):
     type = "hash_not_found"
 
     def __init__(self, message: str, available_hashes: Sequence[str], *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.details["available_hashes"] = list(available_hashes)
+        super().__init__(message, hint=hint, available_hashes=list(available_hashes))
 
 
 class AmbiguousMatchError(NotFoundError):
@@ -250,8 +260,7 @@ class AmbiguousMatchError(NotFoundError):
     type = "ambiguous_match"
 
     def __init__(self, message: str, matches: Sequence[str]) -> None:
-        super().__init__(message)
-        self.details["matches"] = sorted(matches)
+        super().__init__(message, matches=sorted(matches))
 
 
 class ModelError(MlxkError):

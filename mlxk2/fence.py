@@ -12,19 +12,19 @@ import os
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from importlib import import_module
-from typing import Any
 
-from mlxk2.errors import MlxkError, OperationError
-
-MAX_REASON_CHARACTERS = 300
+from mlxk2.errors import MlxkError, OperationError, reason_of
 
 
-def import_hub(module: str) -> Any:
-    """Import a module of the hub's room; OperationError with the cause where that fails."""
+@contextmanager
+def hub_imports() -> Iterator[None]:
+    """Import modules of `hub` inside this fence; raise OperationError, with the cause, where an import fails.
+
+    The hub's client library takes a third of a second to import, and what the environment sets can make it fail.
+    """
     try:
         with fenced():
-            return import_module(module)
+            yield
     except MlxkError:
         raise
     except Exception as fault:
@@ -41,30 +41,22 @@ def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
     Inside, the environment has these variables; None stands for one that is not set. What the library prints
     becomes a warning in the log. Raise ImportError where it ends the program, with what it printed as the reason.
     """
+    before = {name: os.environ.get(name) for name in variables or {}}
+    set_limit = resource.setrlimit
     printed = io.StringIO()
     try:
-        with _environment(variables or {}), _working_folder(), _limits(), redirect_stdout(printed):
+        _set(variables or {})
+        # A hard limit that was lowered can't be raised again.
+        resource.setrlimit = _keep_limit
+        with _working_folder(), redirect_stdout(printed):
             yield
     except SystemExit as end:
         raise ImportError(printed.getvalue().strip() or f"a library ended the program ({end})") from end
+    finally:
+        resource.setrlimit = set_limit
+        _set(before)
     if printed.getvalue():
         logging.getLogger(__name__).warning(printed.getvalue().strip())
-
-
-def reason_of(fault: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop; its type where it says nothing."""
-    said = " ".join(str(fault).split()).rstrip(".")
-    return said[:MAX_REASON_CHARACTERS] or type(fault).__name__
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    _set(variables)
-    try:
-        yield
-    finally:
-        _set(before)
 
 
 def _set(variables: Mapping[str, str | None]) -> None:
@@ -73,6 +65,10 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def _keep_limit(_kind: int, _limits: tuple[int, int]) -> None:
+    """Stand in for `resource.setrlimit` and change nothing."""
 
 
 @contextmanager
@@ -92,23 +88,8 @@ def _working_folder() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _limits() -> Iterator[None]:
-    """Ignore changes of the limits: a hard limit that was lowered can't be raised again."""
-    change = resource.setrlimit
-    resource.setrlimit = _keep_limit
-    try:
-        yield
-    finally:
-        resource.setrlimit = change
-
-
-def _keep_limit(_kind: int, _limits: tuple[int, int]) -> None:
-    """Stand in for `resource.setrlimit`."""
-
-
 def raise_open_files(wanted: int) -> None:
-    """Allow this many open files if the hard limit does; a limit that is higher already stays."""
+    """Allow this many open files, or as many as the hard limit allows; keep a limit that is higher already."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

@@ -1,40 +1,46 @@
-"""Sizes and text for people; text from strangers is made safe to print."""
+"""What people see: sizes, text that is safe to print, and how far a long work has come."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from mlxk2.errors import ValidationError
+
+# Called with the number of bytes done since the last call; a negative number when bytes must be done again.
+Advance = Callable[[int], None]
+# Called with a title and the total number of bytes; stays entered during the work.
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 MAX_LISTED = 5
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)B?", re.IGNORECASE)
-# More than any machine has, and what MLX can still count.
+# More than any machine has, and few enough for MLX's integers.
 _MAX_BYTES = 1 << 60
 _MAX_SHOWN = 40
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text without what would move a terminal's cursor or change its colours, except the characters to keep."""
+    """Return the text without what moves a terminal's cursor or changes its colours, except the characters to keep."""
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or as many characters of it as the limit allows and an ellipsis."""
+    """Return the text, or as many characters of it as the limit allows and an ellipsis."""
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b, c`; of many names the first few, and how many more there are."""
+    """Return `a, b, c`; of many names the first few, and how many more there are."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
 
 
 def human_size(count: int) -> str:
-    """A number of bytes in decimal units: 0B, 999B, 1.5KB, 2.1GB."""
+    """Return a number of bytes in decimal units: 0B, 999B, 1.5KB, 2.1GB."""
     power = 0
-    # What would be rounded to 1000.0 is one of the next unit.
+    # A number that rounds to 1000.0 is shown as 1.0 of the next unit.
     while power + 1 < len(_UNITS) and count >= 999.95 * 1000**power:
         power += 1
     return f"{count / 1000**power:.1f}{_UNITS[power]}" if power else f"{count}B"

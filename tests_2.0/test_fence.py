@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError, OperationError
-from mlxk2.fence import fenced, import_hub, raise_open_files
+from mlxk2.fence import fenced, hub_imports, raise_open_files
 from mlxk2.runner.offline import offline
 
 
 def import_offline(library: str) -> None:
     """Import a library as commands import what runs models."""
     with offline():
+        import_module(library)
+
+
+def import_from_hub(library: str) -> None:
+    """Import a library as commands import the rooms of the hub."""
+    with hub_imports():
         import_module(library)
 
 
@@ -82,10 +89,14 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("library", "reason"), [(c, r) for r, c in FAILURES.items()], indirect=["library"])
-@pytest.mark.parametrize(("enter", "kind"), [(import_offline, ModelNotRunnableError), (import_hub, OperationError)])
-def test_a_failure_is_an_error_with_its_cause(enter: object, kind: type[MlxkError], library: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("enter", "kind"), [(import_offline, ModelNotRunnableError), (import_from_hub, OperationError)]
+)
+def test_a_failure_is_an_error_with_its_cause(
+    enter: Callable[[str], object], kind: type[MlxkError], library: str, reason: str
+) -> None:
     with pytest.raises(kind) as caught:
-        enter(library)  # type: ignore[operator]
+        enter(library)
     assert reason in caught.value.message
     assert caught.value.details["hint"]
 

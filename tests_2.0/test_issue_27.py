@@ -162,4 +162,5 @@ def test_a_pointer_for_a_shard_is_found(whole_part, mlxk2):
 def test_a_broken_index_is_found(part, mlxk2):
     _, index, _ = part
     index.write_text("{")
-    assert reason(mlxk2) == f"{index.name} is not valid JSON"
+    why = "Expecting property name enclosed in double quotes: line 1 column 2"
+    assert reason(mlxk2) == f"{index.name} is not valid JSON ({why})"

@@ -236,7 +236,8 @@ def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Push
 def test_a_model_card_that_is_no_text(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"README.md": b"\xff\xfe"})
-    assert pusher.error("--private")["message"] == "README.md is not UTF-8."
+    message = pusher.error("--private")["message"]
+    assert message == "README.md is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte."
 
 
 def test_a_hub_that_repeats_the_token_is_not_quoted(pusher: Pusher) -> None:

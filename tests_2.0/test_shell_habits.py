@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import unicodedata
+from importlib import import_module
 
 import pytest
 from conftest import Program
@@ -66,6 +67,16 @@ def test_the_example_of_every_command_is_one(mlxk2: Program, monkeypatch: pytest
     program, *words = shlex.split(example.partition(">")[0])
     assert (program, words[0]) == ("mlxk2", command)
     assert parse(words, {ALPHA_VARIABLE: "1"}).command == API_NAMES.get(command, command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_reaches_its_command(command: str) -> None:
+    arguments = {"show": 1, "pull": 1, "rm": 1, "clone": 2, "push": 2, "run": 1, "completion": 1}
+    words = ["bash"] if command == "completion" else ["x/y"] * arguments.get(command, 0)
+    args = vars(parse([command, *words], {ALPHA_VARIABLE: "1"}))
+    options = import_module(f"mlxk2.commands.{args['module']}").Options._fields
+    # The program itself handles the rest.
+    assert set(options) == set(args) - {"command", "module", "usage", "version", "json", "quiet"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,14 +21,17 @@ echo "$$ $@" >> "{log}"
 exec sleep 1000
 """
 PULL = """
-import argparse
+import os, sys
 from contextlib import nullcontext
 from mlxk2.commands import pull
+from mlxk2.commands.context import Context, Streams
 from mlxk2.sleep import NoSleep
-streams = argparse.Namespace(warn=print)
-progress = lambda title, total: nullcontext(lambda count: None)
-pull.run(argparse.Namespace(
-    model="org/model", force=False, streams=streams, progress=progress, no_sleep=NoSleep("darwin")))
+context = Context(
+    streams=Streams(sys.stdin, sys.stdout, sys.stderr), environment=os.environ, is_json=False,
+    progress=lambda title, total: nullcontext(lambda count: None), no_sleep=NoSleep("darwin"),
+    announce=print, detach=print, leave=sys.exit,
+)
+pull.run(pull.Options(model="org/model", force=False), context)
 """
 
 

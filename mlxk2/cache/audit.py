@@ -12,7 +12,7 @@ from mlxk2.checkpoint import checksums, gguf, health, litter, safetensors
 from mlxk2.checkpoint.files import BrokenFile, File
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 MAX_SMALL_BYTES = 1 << 24
 

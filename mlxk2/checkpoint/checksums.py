@@ -12,7 +12,7 @@ from mlxk2.checkpoint.files import BrokenFile, File, opened
 from mlxk2.checkpoint.snapshot import Contents
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 CHUNK_BYTES = 1 << 20
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mlxk2.checkpoint.files import BrokenFile
+from mlxk2.errors import reason_of
 
 
 class Limit(NamedTuple):
@@ -38,9 +39,10 @@ def parse(
         raise BrokenFile(f"{subject} is too large to be what its name says ({size})")
     try:
         return json.loads(text.decode(encoding), parse_float=parse_float, parse_constant=str)
-    except (ValueError, RecursionError):
-        # The parser's own error would keep the text.
-        raise BrokenFile(f"{subject} is not valid JSON") from None
+    except (ValueError, RecursionError) as error:
+        # As the cause, the parser's error would keep the text in memory; its words do not.
+        reason = reason_of(error).partition(" (char")[0]
+        raise BrokenFile(f"{subject} is not valid JSON ({reason})") from None
 
 
 def finite(text: str) -> float | str:

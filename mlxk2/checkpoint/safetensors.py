@@ -12,6 +12,7 @@ from typing import Any
 from mlxk2.checkpoint import json_text
 from mlxk2.checkpoint.files import BrokenFile, File, opened
 from mlxk2.checkpoint.plain_header import BITS, metadata_of
+from mlxk2.errors import reason_of
 
 MAX_HEADER_BYTES = json_text.HEADER.bytes  # the format allows 100 MB
 MAX_TENSORS = 1 << 18  # a model of a trillion weights has 200,000, in many files
@@ -79,7 +80,8 @@ def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
     try:
         places = sorted([_place(tensor) for tensor in tensors.values()])
     except (TypeError, KeyError, ValueError) as error:
-        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor's place is wrong)") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
+        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor has {reason})") from error
     end = places[-1][1] if places else 0
     if end > data_size:
         raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
@@ -94,18 +96,21 @@ def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
 
 def _place(tensor: dict[str, Any]) -> tuple[int, int]:
     """Where a tensor begins and ends, in bytes; ValueError when that can't be, or not with its shape."""
-    first, last = tensor["data_offsets"]
+    try:
+        first, last = tensor["data_offsets"]
+    except (TypeError, ValueError):
+        raise ValueError("no pair of offsets") from None
     dtype, shape = tensor["dtype"], tensor["shape"]
     if not isinstance(dtype, str) or not isinstance(shape, list):
-        raise ValueError
+        raise ValueError("a data type or a shape of the wrong kind")
     bits = size = BITS.get(dtype, 0)
     # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
     for length in shape:
         if type(length) is not int or not 0 <= length <= _MOST or size > _MOST:
-            raise ValueError
+            raise ValueError("a dimension that is no size")
         size *= length
     if type(first) is not int or type(last) is not int or not 0 <= first <= last <= _MOST:
-        raise ValueError
+        raise ValueError("offsets that are no positions")
     if bits and size != (last - first) * 8:
-        raise ValueError
+        raise ValueError("a size that does not fit its shape")
     return first, last

@@ -1,64 +1,40 @@
-"""The program: parse, dispatch, and turn data or an error into an envelope or text.
+"""The program: parse the command line, run a command, print its data or its error.
 
-Nothing else prints or exits, but for `__main__`, which prints the version without importing this.
+Only this module prints and ends the process, and `__main__`, which prints the version without importing this.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import re
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from io import UnsupportedOperation
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO
 
 from mlxk2.cli import parser
-from mlxk2.cli.outlet import LAST_WAIT, Outlet
-from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, remedy, words
+from mlxk2.cli.outlet import MAX_WAIT_SECONDS, Outlet
+from mlxk2.cli.progress import bar
+from mlxk2.commands.context import Context, Data, Failed, Streams
+from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, reason_of, remedy, words
 from mlxk2.formatting import printable
 from mlxk2.sleep import NoSleep
 
-if TYPE_CHECKING:
-    from mlxk2.progress import Advance
-
-# What people read of a list; JSON has it all.
+# What people read of a list; JSON has all of it.
 _MAX_MATCHES = 20
 DEBUG_VARIABLE = "MLXK2_DEBUG"
-
-
-class Streams(NamedTuple):
-    """Where a command reads and writes while it works."""
-
-    stdin: IO[str]
-    stdout: IO[str]
-    stderr: IO[str]
-
-    def warn(self, text: str) -> None:
-        """Tell the user, in a line, what does not end the command."""
-        self.stderr.write(f"Warning: {printable(text)}\n")
+# A token of the hub, or a name and a password in an address.
+_SECRET = re.compile(r"\bhf_\w+|(?<=//)[^/@\s]+(?=@)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    _prepare_streams()
-    try:
-        code = _run(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard(sys.stdout)
-        return 0
-    except OSError as error:
-        _discard(sys.stdout)
-        return _report(_as_error(error), [])
-    return code
-
-
-def _prepare_streams() -> None:
+    typed = sys.argv[1:] if argv is None else argv
     # The shell's `>&-` leaves no stream at all.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open until the program ends
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -66,15 +42,61 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name in any script must be printable on any terminal.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _run(typed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 0
+    except OSError as error:
+        _discard(sys.stdout)
+        return _report(error, [])
+    return code
+
+
+def _run(typed: Sequence[str]) -> int:
+    """Run a command line and return the exit code; raise OSError if stdout can't be written."""
+    try:
+        try:
+            args = parser.parse(typed, os.environ)
+        except SystemExit:
+            return 0  # argparse has printed its help
+        command = import_module(f"mlxk2.commands.{args.module}")
+        options = command.Options(**{name: getattr(args, name) for name in command.Options._fields})
+        is_quiet = args.json or getattr(args, "quiet", False)
+        context = Context(
+            streams=Streams(sys.stdin, sys.stdout, sys.stderr),
+            environment=os.environ,
+            is_json=args.json,
+            progress=partial(bar, sys.stderr, sys.stderr.isatty() and not is_quiet),
+            no_sleep=NoSleep(),
+            announce=partial(_announce, args.command, options),
+            detach=detach,
+            leave=leave,
+        )
+        data: Data | None = command.run(options, context)
+        text = "" if data is None else _rendered(args.command, options, context, data)
+    except OSError as error:
+        sys.stdout.flush()  # fails again if it was stdout that failed
+        if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
+            raise
+        return _report(error, typed)
+    except Failed as failed:
+        return _report(failed.error, typed, failed.data)
+    # Every fault ends here as one error of the tree, also a panic of a Rust library, which is no Exception.
+    except BaseException as error:  # noqa: BLE001
+        return _report(error, typed)
+    sys.stdout.write(text)
+    return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0
 
 
 def _discard(stream: IO[str]) -> None:
-    # The reader has gone, or the disk is full: what is left must not be tried again when the interpreter ends.
+    # The reader has gone, or the disk is full: the interpreter must not try to write the rest when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _has_reader(stream: IO[str]) -> bool:
-    """Whether a stream still goes anywhere; a write would tell too, but might arrive."""
+    """Return whether a stream still goes anywhere, without writing to it."""
     poll = select.poll()
     try:
         # Without any event macOS reports nothing, not even that the reader has gone.
@@ -84,57 +106,22 @@ def _has_reader(stream: IO[str]) -> bool:
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _run(words: Sequence[str]) -> int:
-    try:
-        try:
-            args = parser.parse(words, os.environ)
-        except SystemExit:
-            return 0  # argparse has printed its help
-        data = _execute(args)
-        text = _rendered(args, data)
-    except OSError as error:
-        sys.stdout.flush()  # fails again if it was stdout that failed
-        if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
-            raise
-        return _report(_as_error(error), words)
-    # Every fault ends here as one error of the tree, also a panic of a Rust library, which is no Exception.
-    except BaseException as error:  # noqa: BLE001
-        return _report(_as_error(error), words)
-    sys.stdout.write(text)
-    return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0
-
-
-def _execute(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    if args.version:
-        args.command = "version"
-        args.module = "version"
-    args.streams = Streams(sys.stdin, sys.stdout, sys.stderr)
-    is_quiet = args.json or getattr(args, "quiet", False)
-    args.progress = _silent if is_quiet or not sys.stderr.isatty() else _bar
-    args.announce = lambda data: _announce(args, data)
-    args.no_sleep = NoSleep()
-    args.leave = leave
-    args.detach = detach
-    result: Mapping[str, Any] | None = import_module(f"mlxk2.commands.{args.module}").run(args)
-    return result
-
-
-def _announce(args: argparse.Namespace, data: Mapping[str, Any]) -> None:
+def _announce(command: str, options: object, context: Context, data: Data) -> None:
     """Print the data of a command that goes on after it has them."""
-    # Not to sys.stdout: a library that is being imported in another thread may have its place.
-    stdout = args.streams.stdout
-    stdout.write(_rendered(args, data))
-    if isinstance(stdout, Outlet):
-        stdout.deliver(LAST_WAIT)
-        stdout.pass_on_to(args.streams.stderr)
+    # Not to sys.stdout: a library that is being imported in another thread may have replaced it.
+    _, stdout, stderr = context.streams
+    stdout.write(_rendered(command, options, context, data))
+    if isinstance(stdout, Outlet) and isinstance(stderr, Outlet):
+        stdout.deliver(MAX_WAIT_SECONDS)
+        stdout.pass_on_to(stderr)
     else:
         stdout.flush()
 
 
-def detach(*, is_announced: bool = False) -> Streams:
-    """Let no output wait for its reader, for a command that must go on without one; return the streams.
+def detach(is_announced: bool) -> Streams:
+    """Replace stdout and stderr by streams that never wait for their readers, and return them.
 
-    When the data are announced, stdout has its document, and what libraries print goes to stderr.
+    When the data are announced already, stdout has its document, and what libraries print goes to stderr.
     """
     sys.stdout, sys.stderr = stdout, stderr = Outlet(sys.stdout), Outlet(sys.stderr)
     if is_announced:
@@ -143,91 +130,72 @@ def detach(*, is_announced: bool = False) -> Streams:
 
 
 def leave(code: int) -> None:
-    """End the process at once, for a command some thread of which can't be waited for."""
+    """End the process at once, for a command with threads that can't be waited for."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Outlet):
-            stream.drain(LAST_WAIT)
+            stream.drain(MAX_WAIT_SECONDS)
         else:
             with suppress(OSError):
                 stream.flush()
     os._exit(code)
 
 
-def _rendered(args: argparse.Namespace, data: Mapping[str, Any] | None) -> str:
-    if data is None:
-        return ""
-    if args.json:
-        return _envelope("success", args.command, data, None)
-    text: str = import_module("mlxk2.cli.render").render(args, data, args.streams.stdout)
-    return text
+def _rendered(command: str, options: object, context: Context, data: Data) -> str:
+    """Return what stdout shows of a command's data."""
+    if context.is_json:
+        return _envelope("success", command, data, None)
+    from mlxk2.cli.render import render  # noqa: PLC0415 - imports rich and the types of all data; JSON needs neither
+
+    return render(command, options, context, data)
 
 
-def _envelope(status: str, command: str, data: Mapping[str, Any] | None, error: Mapping[str, Any] | None) -> str:
+def _envelope(status: str, command: str, data: Data | None, error: Mapping[str, object] | None) -> str:
     envelope = {"status": status, "command": command, "data": data, "error": error}
     indent = 2 if sys.stdout.isatty() else None
     return json.dumps(envelope, indent=indent, allow_nan=False) + "\n"
 
 
-def _report(error: MlxkError, words: Sequence[str]) -> int:
-    """Say what went wrong, as an envelope or as lines on stderr; the exit code."""
+def _report(fault: BaseException, typed: Sequence[str], data: Data | None = None) -> int:
+    """Print what went wrong, as an envelope or as lines on stderr, and return the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
-        sys.excepthook(type(error), error, error.__traceback__)
-    if "--json" in words:
-        command = getattr(error, "command", None) or parser.named_command(words) or "version"
+        sys.excepthook(type(fault), fault, fault.__traceback__)
+    error = _as_error(fault)
+    if "--json" in typed:
+        command = parser.named_command(typed) or "version"
         described = {"type": error.type, "message": error.message, **error.details}
-        sys.stdout.write(_envelope("error", command, error.data, described))
+        sys.stdout.write(_envelope("error", command, data, described))
         return error.exit_code
+    lines = [error.usage.rstrip("\n")] if isinstance(error, CommandError) and error.usage else []
+    lines.append(printable(f"Error: {error.message}", keep="\n"))
+    if hint := error.details.get("hint"):
+        lines.append(printable(str(hint), keep="\n"))
+    matches = error.details.get("matches") or error.details.get("available_hashes")
+    if isinstance(matches, list):
+        lines += [f"  {printable(str(match))}" for match in matches[:_MAX_MATCHES]]
+        if more := len(matches[_MAX_MATCHES:]):
+            lines.append(f"  … and {more:,} more; --json has them all")
     try:
-        sys.stderr.writelines(f"{line}\n" for line in _lines(error))
+        sys.stderr.writelines(f"{line}\n" for line in lines)
         sys.stderr.flush()
     except OSError:
-        _discard(sys.stderr)  # nobody is left to be told, and the exit code still tells
+        _discard(sys.stderr)  # its reader has gone; the exit code still says that it failed
     return error.exit_code
 
 
-def _lines(error: MlxkError) -> Iterator[str]:
-    """An error as people read it."""
-    if isinstance(error, CommandError) and error.usage:
-        yield error.usage.rstrip("\n")
-    yield printable(f"Error: {error.message}", keep="\n")
-    if hint := error.details.get("hint"):
-        yield printable(str(hint), keep="\n")
-    matches = error.details.get("matches") or error.details.get("available_hashes")
-    if isinstance(matches, list):
-        yield from (f"  {printable(str(match))}" for match in matches[:_MAX_MATCHES])
-        if more := len(matches[_MAX_MATCHES:]):
-            yield f"  … and {more:,} more; --json has them all"
-
-
-def _as_error(error: BaseException) -> MlxkError:
-    """The error of the tree that an exception stands for."""
-    if isinstance(error, MlxkError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        mapped: MlxkError = InterruptedByUser("Interrupted.")
-    elif isinstance(error, OSError) and error.strerror:
-        advice = remedy(error)
-        mapped = OperationError(
-            f"The operating system refused{_thing(error)}: {words(error)}.",
+def _as_error(fault: BaseException) -> MlxkError:
+    """Return the error of the tree that an exception stands for."""
+    if isinstance(fault, MlxkError):
+        return fault
+    if isinstance(fault, KeyboardInterrupt):
+        return InterruptedByUser("Interrupted.")
+    if isinstance(fault, OSError) and fault.strerror:
+        # The last name in the path; the folders before it are the user's own business.
+        path = fault.filename
+        name = os.path.basename(os.fsdecode(path).rstrip("/")) if isinstance(path, str | bytes | os.PathLike) else ""
+        advice = remedy(fault)
+        return OperationError(
+            f"The operating system refused{f' {name!r}' if name else ''}: {words(fault)}.",
             hint=advice and f"{advice[0].upper()}{advice[1:]}.",
         )
-    else:
-        mapped = OperationError(f"Unexpected {type(error).__name__}; set {DEBUG_VARIABLE}=1 to see where.")
-    mapped.__cause__ = error
-    return mapped
-
-
-def _thing(error: OSError) -> str:
-    """The last name in the path that an error is about; the folders before it are no business of an envelope's."""
-    path = error.filename
-    name = os.path.basename(os.fsdecode(path).rstrip("/")) if isinstance(path, str | bytes | os.PathLike) else ""
-    return f" {name!r}" if name else ""
-
-
-def _bar(title: str, total: int) -> AbstractContextManager[Advance]:
-    bar: AbstractContextManager[Advance] = import_module("mlxk2.progress").bar(title, total, sys.stderr)
-    return bar
-
-
-def _silent(title: str, total: int) -> AbstractContextManager[Advance]:  # noqa: ARG001 - the signature of _bar
-    return nullcontext(lambda _: None)
+    reason = f": {_SECRET.sub('…', reason_of(fault))}" if str(fault).strip() else ""
+    return OperationError(f"Unexpected {type(fault).__name__}{reason}. Set {DEBUG_VARIABLE}=1 to see where.")

@@ -1,4 +1,4 @@
-"""Text that goes to a file, a pipe or a terminal without ever waiting for what reads there."""
+"""Text that goes to a file, a pipe or a terminal without ever waiting for its reader."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import select
 import threading
 from typing import IO
 
-# Text that waits for a reader; what is written beyond it is dropped.
+# Text that waits for the reader; lines beyond it are dropped.
 MAX_WAITING_BYTES = 1 << 20
-# How long the end of the program waits for a reader, in seconds.
-LAST_WAIT = 0.5
+# How long the program waits for the reader when it ends.
+MAX_WAIT_SECONDS = 0.5
 
 
 class Outlet(io.TextIOBase):
@@ -26,7 +26,7 @@ class Outlet(io.TextIOBase):
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__()
-        self._stream = stream  # if it went, its file would be closed
+        self._stream = stream  # without this reference, its file would be closed
         self._file = stream.fileno()
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
@@ -36,10 +36,10 @@ class Outlet(io.TextIOBase):
         self._error: OSError | None = None
         self._instead: Outlet | None = None
         threading.Thread(target=self._write_all, name="outlet", daemon=True).start()
-        atexit.register(self.drain, LAST_WAIT)
+        atexit.register(self.drain, MAX_WAIT_SECONDS)
 
     def write(self, text: str) -> int:
-        """Take text; it is written soon, or dropped."""
+        """Queue text to be written soon; drop it if too much waits already."""
         if self._instead is not None:
             return self._instead.write(text)
         data = text.encode("utf-8", "backslashreplace")
@@ -53,18 +53,18 @@ class Outlet(io.TextIOBase):
         return len(text)
 
     def drain(self, seconds: float) -> None:
-        """Wait until everything is written, that long at most."""
+        """Wait until everything is written, or until the time is over."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._is_writing, seconds)
 
     def deliver(self, seconds: float) -> None:
-        """Do the same, and raise OSError if something could not be written."""
+        """Wait in the same way, and raise OSError if something could not be written."""
         self.drain(seconds)
         if self._error is not None:
             raise self._error
 
     def pass_on_to(self, other: Outlet) -> None:
-        """Give all further text to another one."""
+        """Write all further text to another outlet."""
         self._instead = other
 
     def writable(self) -> bool:
@@ -76,7 +76,7 @@ class Outlet(io.TextIOBase):
         return self._file
 
     def isatty(self) -> bool:
-        """Whether that is a terminal."""
+        """Return whether the text goes to a terminal."""
         return os.isatty(self._file)
 
     def _write_all(self) -> None:
@@ -90,15 +90,12 @@ class Outlet(io.TextIOBase):
                     data += b"WARNING: %d lines were dropped here, since nothing read them.\n" % self._dropped
                 self._waiting, self._size, self._dropped, self._is_writing = [], 0, 0, True
             try:
-                self._write(data)
+                while data:
+                    try:
+                        data = data[os.write(self._file, data) :]
+                    except BlockingIOError:
+                        # Another program that shares the pipe has switched waiting off.
+                        select.select([], [self._file], [])
             except OSError as error:
-                # The reader has gone, or the disk is full: the program goes on all the same.
+                # The reader has gone, or the disk is full: the program goes on.
                 self._error = error
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            try:
-                data = data[os.write(self._file, data) :]
-            except BlockingIOError:
-                # Another program that shares the pipe has switched waiting off.
-                select.select([], [self._file], [])

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NoReturn
 
 from mlxk2.errors import CommandError
@@ -16,7 +15,7 @@ from mlxk2.formatting import cut
 COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server", "completion")
 ALPHA_COMMANDS = ("clone", "push")
 DEFAULT_COLUMNS = 100
-# A number of more digits is past every limit here.
+# Numbers with more digits are beyond every limit of the program.
 _MAX_DIGITS = 25
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
 # `server` is the name that the JSON API knows; all other commands are called what they are typed as.
@@ -26,7 +25,7 @@ Subparsers = Any  # argparse keeps the type of what add_subparsers returns to it
 
 
 class _Help(argparse.HelpFormatter):
-    """Help whose first line fits one: the options are listed below it, with what they mean."""
+    """Help whose usage is one line: the options are listed below it, with what they mean."""
 
     _SOME = argparse.Action([], "options", nargs="?")
 
@@ -45,11 +44,15 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises CommandError where argparse would print its usage and exit."""
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        # One is made for every argument; asked for the terminal's width itself, it imports half of the library.
-        return _Help(self.prog, width=_columns())
+        # argparse makes one for every argument. Without a width it would import shutil to read the terminal's.
+        try:
+            width = os.get_terminal_size().columns - 2
+        except OSError:
+            width = DEFAULT_COLUMNS
+        return _Help(self.prog, width=width)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # Without a word of it, argparse would let a disk be full.
+        # argparse itself would ignore that the disk is full.
         if file:
             file.write(message)
 
@@ -58,38 +61,33 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
-    """The command line as a namespace with `command` and `module`; CommandError when it is wrong."""
-    alpha = environment.get(ALPHA_VARIABLE) == "1"
+    """Return the command line as a namespace with `command` and `module`; raise CommandError when it is wrong."""
+    is_alpha = environment.get(ALPHA_VARIABLE) == "1"
     command = named_command(argv)
-    if command in ALPHA_COMMANDS and not alpha:
-        raise CommandError(f"`{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.", command=command)
-    parser = _parser(alpha)
-    try:
-        args, unknown = parser.parse_known_args(argv)
-        if unknown:
-            raise _unrecognized(args, unknown)
-        if args.command is None and not args.version:
-            parser.error("a command is needed; `mlxk2 --help` lists them")
-    except CommandError as error:
-        error.command = command
-        raise
+    if command in ALPHA_COMMANDS and not is_alpha:
+        raise CommandError(f"`{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.")
+    parser = _grammar(is_alpha)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        hint = None
+        if args.command == "run" and not any(word.startswith("-") for word in unknown):
+            hint = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
+        raise CommandError(f"Unrecognized arguments: {' '.join(unknown)}", usage=args.usage(), hint=hint)
+    if args.version:
+        args.command = args.module = "version"
+    elif args.command is None:
+        parser.error("a command is needed; `mlxk2 --help` lists them")
     return args
 
 
-def _unrecognized(args: argparse.Namespace, words: Sequence[str]) -> CommandError:
-    error = CommandError(f"Unrecognized arguments: {' '.join(words)}", usage=args.usage())
-    if args.command == "run" and not any(word.startswith("-") for word in words):
-        error.details["hint"] = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
-    return error
-
-
 def named_command(argv: Sequence[str]) -> str | None:
-    """The command that a command line is meant for, however wrong the rest of it is."""
+    """Return the command that a command line is meant for, however wrong the rest of it is."""
     first = next((word for word in argv if not word.startswith("-")), None)
     return API_NAMES.get(first or "", first) if first in COMMANDS else None
 
 
-def _parser(alpha: bool) -> argparse.ArgumentParser:
+def _grammar(is_alpha: bool) -> _Parser:
+    """Return the parser of the whole command line."""
     parser = _Parser(
         prog="mlxk2",
         description="Manage, run and serve language models on Apple's MLX.",
@@ -100,28 +98,19 @@ def _parser(alpha: bool) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.set_defaults(command=None, module=None, usage=parser.format_usage)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, prog="mlxk2")
-    _add_list(commands)
-    _add_show(commands)
-    _add_health(commands)
-    _add_pull(commands)
-    _add_rm(commands)
-    if alpha:
-        _add_clone(commands)
-        _add_push(commands)
+    _add_cache_commands(commands)
+    if is_alpha:
+        _add_alpha_commands(commands)
     _add_run(commands)
     _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
     _add_serve(commands, "server", help="the same as serve")
-    _add_completion(commands, parser)
+
+    help = "print a script that completes commands and models in a shell"
+    example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
+    completion = _command(commands, "completion", help, example)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
+    completion.set_defaults(grammar=parser)
     return parser
-
-
-@lru_cache(maxsize=1)
-def _columns() -> int:
-    """The width of help, in characters: the terminal's, where there is one."""
-    try:
-        return os.get_terminal_size().columns - 2
-    except OSError:
-        return DEFAULT_COLUMNS
 
 
 def _command(commands: Subparsers, name: str, help: str, example: str, module: str | None = None) -> _Parser:
@@ -139,7 +128,7 @@ def _command(commands: Subparsers, name: str, help: str, example: str, module: s
 
 
 def _whole(text: str) -> int:
-    """Return a whole number; the digits of other scripts are refused, which `int` takes."""
+    """Return a whole number; refuse the digits of other scripts, which `int` accepts."""
     if re.fullmatch("[+-]?[0-9]+", text) is None:
         raise _not_a("whole number", text)
     if len(text) > _MAX_DIGITS:
@@ -148,7 +137,7 @@ def _whole(text: str) -> int:
 
 
 def _decimal(text: str) -> float:
-    """Return a number that is finite."""
+    """Return a finite number."""
     if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE) is None:
         raise _not_a("number", text)
     if not math.isfinite(value := float(text)):
@@ -160,35 +149,28 @@ def _not_a(kind: str, text: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is not a {kind} in the digits 0 to 9")
 
 
-def _add_list(commands: Subparsers) -> None:
+def _add_cache_commands(commands: Subparsers) -> None:
+    """Add the commands for the models of the cache, in the order of help."""
     parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
     parser.add_argument("pattern", nargs="?", help="only models whose name contains this")
     parser.add_argument("--all", action="store_true", help="not only MLX chat models")
     parser.add_argument("--health", action="store_true", help="show whether each model is intact and runs here")
     parser.add_argument("--verbose", action="store_true", help="all MLX models, with full names and framework")
 
-
-def _add_show(commands: Subparsers) -> None:
     parser = _command(commands, "show", "show one model in detail", "mlxk2 show demo --files")
     parser.add_argument("model", help="a model of the cache, ./folder, or demo")
     parser.add_argument("--files", action="store_true", help="list its files")
     parser.add_argument("--config", action="store_true", help="print its config.json")
 
-
-def _add_health(commands: Subparsers) -> None:
     parser = _command(commands, "health", "check that models are complete and undamaged", "mlxk2 health --deep")
     parser.add_argument("pattern", nargs="?", help="only this model (default: all)")
     parser.add_argument("--deep", action="store_true", help="hash every file, which finds flipped bits too")
 
-
-def _add_pull(commands: Subparsers) -> None:
     help = "download a model, or repair one"
     parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit")
     parser.add_argument("model", help="org/model, or a name under mlx-community; @revision for one revision")
     parser.add_argument("--force", action="store_true", help="check every file by hash, fetch again what is bad")
 
-
-def _add_rm(commands: Subparsers) -> None:
     help = "remove a model, or one revision of it, from the cache"
     parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run")
     parser.add_argument("model", help="org/model, or model@hash for one revision")
@@ -196,7 +178,8 @@ def _add_rm(commands: Subparsers) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
 
 
-def _add_clone(commands: Subparsers) -> None:
+def _add_alpha_commands(commands: Subparsers) -> None:
+    """Add the commands that work on folders of the user."""
     help = "make an editable copy of a model (alpha)"
     parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model")
     parser.add_argument("model", help="org/model, cached or not")
@@ -205,8 +188,6 @@ def _add_clone(commands: Subparsers) -> None:
     parser.add_argument("--no-health-check", action="store_true", help="clone even a damaged model")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
-
-def _add_push(commands: Subparsers) -> None:
     help = "make a branch on the hub a mirror of a folder (alpha)"
     parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
     parser.add_argument("local_dir", metavar="DIR", help="the folder; what it lacks is deleted from the branch")
@@ -225,21 +206,6 @@ def _add_run(commands: Subparsers) -> None:
     parser = _command(commands, "run", help, 'mlxk2 run demo "What is the capital of France?"')
     parser.add_argument("model", help="a model of the cache, ./folder, or demo")
     parser.add_argument("prompt", nargs="?", help="the question; - reads it from stdin; none starts a chat")
-    _add_sampling(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
-    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
-    parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
-    parser.add_argument("--no-chat-template", action="store_true", help="continue the prompt as plain text")
-    parser.add_argument("--hide-reasoning", action="store_true", help="print only the answer")
-    parser.add_argument("--verbose", action="store_true", help="print token counts and speed to stderr")
-
-
-def _add_context_length(parser: argparse.ArgumentParser) -> None:
-    help = "how many tokens the model holds (default: what its files say)"
-    parser.add_argument("--context-length", type=_whole, metavar="N", help=help)
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
     _add_context_length(parser)
     parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
@@ -252,6 +218,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     help = "1 is none (default: 1.1)"
     parser.add_argument("--repetition-penalty", type=_decimal, default=1.1, metavar="R", help=help)
     parser.add_argument("--seed", type=_whole, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
+    parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
+    parser.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
+    parser.add_argument("--no-chat-template", action="store_true", help="continue the prompt as plain text")
+    parser.add_argument("--hide-reasoning", action="store_true", help="print only the answer")
+    parser.add_argument("--verbose", action="store_true", help="print token counts and speed to stderr")
+
+
+def _add_context_length(parser: argparse.ArgumentParser) -> None:
+    help = "how many tokens the model holds (default: what its files say)"
+    parser.add_argument("--context-length", type=_whole, metavar="N", help=help)
 
 
 def _add_serve(commands: Subparsers, name: str, help: str) -> None:
@@ -277,11 +254,3 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=help)
     parser.add_argument("--reload", action="store_true", help="start again when the code changes")
     parser.add_argument("--verbose", action="store_true", help="log every request")
-
-
-def _add_completion(commands: Subparsers, grammar: _Parser) -> None:
-    help = "print a script that completes commands and models in a shell"
-    example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
-    parser = _command(commands, "completion", help, example)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
-    parser.set_defaults(grammar=grammar)

@@ -1,4 +1,4 @@
-"""The data of every command as text for people: one function per command, which returns lines and lists."""
+"""The data of every command as text for people: one function per command, which returns lines and tables."""
 
 from __future__ import annotations
 
@@ -6,88 +6,96 @@ import io
 import json
 import os
 import shlex
-from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
 from mlxk2 import VERSION_LINE
-from mlxk2.cli.tables import Listing, Row, facts
+from mlxk2.cli.tables import Listing, Row, ago, facts
 from mlxk2.formatting import human_size, printable
 from mlxk2.names import DEFAULT_ORG, short_hash
-from mlxk2.spec import (
-    CloneData,
-    CompletionData,
-    HealthData,
-    HealthEntry,
-    ListData,
-    ModelObject,
-    PullData,
-    PushData,
-    RmData,
-    RunData,
-    ServerData,
-    ShowData,
-    VersionData,
-)
+
+if TYPE_CHECKING:
+    from mlxk2 import spec
+    from mlxk2.commands import health as health_command
+    from mlxk2.commands import list as list_command
+    from mlxk2.commands import push as push_command
+    from mlxk2.commands.context import Context, Data
 
 UNBOUNDED_WIDTH = 100_000
-PAGE = 24
+PAGE_LINES = 24
 
 _NO_CACHE = "No models found: the cache folder is not there."
 
 
-def render(args: Namespace, data: Mapping[str, Any], stream: IO[str]) -> str:
-    """What a command's data says, ready for a stream: fitted to a terminal, plain elsewhere."""
-    lines = _RENDERERS[args.command](args, data)
-    is_terminal = stream.isatty()
+def render(command: str, options: object, context: Context, data: Data) -> str:
+    """Return what a command's data say, ready for stdout: fitted to a terminal, plain elsewhere."""
+    lines = _RENDERERS[command](options, context, data)
+    stdout = context.streams.stdout
+    is_terminal = stdout.isatty()
     text = io.StringIO()
     console = Console(
         file=text,
         force_terminal=is_terminal,
-        width=os.get_terminal_size(stream.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
-        height=PAGE,  # without one, rich takes the width of a dumb terminal to be 80
+        width=os.get_terminal_size(stdout.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
+        height=PAGE_LINES,  # without one, rich takes the width of a dumb terminal to be 80
         highlight=False,
         markup=False,
         emoji=False,
         soft_wrap=False,
     )
     for line in lines:
-        # A table fits itself to the width; text is left to the terminal, so that what is copied is what was meant.
+        # A table fits itself to the width; the terminal wraps text, so that a copied line is what was printed.
         console.print(printable(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str))
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def version(args: Namespace, data: VersionData) -> list[RenderableType]:  # noqa: ARG001 - every renderer has this signature
-    """`mlxk2 2.0.0`."""
+def version(_options: object, _context: Context, _data: spec.VersionData) -> list[RenderableType]:
+    """Return `mlxk2 2.0.0`."""
     return [VERSION_LINE]
 
 
-def list_models(args: Namespace, data: ListData) -> list[RenderableType]:
-    """A table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
-    models = [model for model in data["models"] if _is_listed(args, model)]
-    if not models:
-        return [_nothing_listed(args, data)]
-    return [Listing(_list_columns(args), [_list_row(args, model) for model in models])]
+def list_models(options: list_command.Options, context: Context, data: spec.ListData) -> list[RenderableType]:
+    """Return a table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
+    columns = ["Name", "Hash", "Size", "Modified", "Type"]
+    if options.verbose or options.all:
+        columns.insert(4, "Framework")
+    if options.health:
+        columns += ["Integrity", "Runtime", "Reason"] if options.verbose else ["Health"]
+    rows: list[Row] = []
+    for model in data["models"]:
+        is_wanted = model["framework"] == "MLX" and (options.verbose or model["model_type"] == "chat")
+        if not (options.all or is_wanted):
+            continue
+        name = model["name"] if options.verbose else model["name"].removeprefix(DEFAULT_ORG + "/")
+        row = [name, short_hash(model["hash"] or "-"), human_size(model["size_bytes"])]
+        row += [ago(model["last_modified"], datetime.now(UTC)), model["model_type"]]
+        if options.verbose or options.all:
+            row.insert(4, model["framework"])
+        is_healthy, runs = model["health"] == "healthy", model["runtime_compatible"]
+        if options.health and options.verbose:
+            row += [model["health"], ("yes" if runs else "no") if is_healthy else "-", model["reason"] or "-"]
+        elif options.health:
+            row.append("healthy*" if is_healthy and not runs else model["health"])
+        rows.append(row)
+    return [Listing(columns, rows) if rows else _explain_empty_list(options, context, data["count"])]
 
 
-def _is_listed(args: Namespace, model: ModelObject) -> bool:
-    if args.all:
-        return True
-    return model["framework"] == "MLX" and (args.verbose or model["model_type"] == "chat")
+def _explain_empty_list(options: list_command.Options, context: Context, count: int) -> str:
+    """Return why a table of models would be empty, and what to do about it."""
+    from mlxk2.commands.list import missing_cache  # noqa: PLC0415 - imported already, but by `list` alone
 
-
-def _nothing_listed(args: Namespace, data: ListData) -> str:
-    count = data["count"]
-    if not count and args.absence:
+    if not count and missing_cache(context.environment):
         return _NO_CACHE
+    if not count and options.pattern:
+        return _unnamed(options.pattern)
     if not count:
-        download = "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
-        return _unnamed(args.pattern) if args.pattern else download
-    kind = "MLX models" if args.verbose else "MLX chat models"
-    named, pattern = (f" named '{args.pattern}'", f" {shlex.quote(args.pattern)}") if args.pattern else ("", "")
+        return "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
+    kind = "MLX models" if options.verbose else "MLX chat models"
+    named = f" named '{options.pattern}'" if options.pattern else ""
+    pattern = f" {shlex.quote(options.pattern)}" if options.pattern else ""
     rest = "the other model" if count == 1 else f"all {count} models"
     return f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all"
 
@@ -96,50 +104,10 @@ def _unnamed(pattern: str) -> str:
     return f"No model's name contains '{pattern}'."
 
 
-def _list_columns(args: Namespace) -> list[str]:
-    columns = ["Name", "Hash", "Size", "Modified", "Type"]
-    if args.verbose or args.all:
-        columns.insert(4, "Framework")
-    if args.health:
-        columns += ["Integrity", "Runtime", "Reason"] if args.verbose else ["Health"]
-    return columns
-
-
-def _list_row(args: Namespace, model: ModelObject) -> Row:
-    name = model["name"] if args.verbose else model["name"].removeprefix(DEFAULT_ORG + "/")
-    row = [name, short_hash(model["hash"] or "-"), human_size(model["size_bytes"])]
-    row += [ago(model["last_modified"], datetime.now(UTC)), model["model_type"]]
-    if args.verbose or args.all:
-        row.insert(4, model["framework"])
-    if args.health:
-        row += _verbose_health(model) if args.verbose else [_short_health(model)]
-    return row
-
-
-def _short_health(model: ModelObject) -> str:
-    intact_but_idle = model["health"] == "healthy" and not model["runtime_compatible"]
-    return "healthy*" if intact_but_idle else model["health"]
-
-
-def _verbose_health(model: ModelObject) -> Row:
-    runs = "yes" if model["runtime_compatible"] else "no"
-    return [model["health"], runs if model["health"] == "healthy" else "-", model["reason"] or "-"]
-
-
-def show(args: Namespace, data: ShowData) -> list[RenderableType]:  # noqa: ARG001
-    """The model's facts, one a line, then its files and its config where they were asked for."""
+def show(_options: object, _context: Context, data: spec.ShowData) -> list[RenderableType]:
+    """Return the model's facts, one a line, then its files and its config where they were asked for."""
     model = data["model"]
-    lines: list[RenderableType] = [facts(_model_facts(model) | _metadata_facts(data))]
-    if "files" in data:
-        rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
-        lines += ["", Listing(["File", "Size", "Type"], rows)]
-    if "config" in data:
-        lines += ["", *json.dumps(data["config"], indent=2, ensure_ascii=False).split("\n")]
-    return lines
-
-
-def _model_facts(model: ModelObject) -> dict[str, str]:
-    return {
+    values = {
         "Model": model["name"],
         "Hash": model["hash"] or "-",
         "Size": human_size(model["size_bytes"]),
@@ -149,83 +117,77 @@ def _model_facts(model: ModelObject) -> dict[str, str]:
         "Capabilities": ", ".join(model["capabilities"]) or "-",
         "Health": model["health"],
         "Runs here": "yes" if model["runtime_compatible"] else "no",
-    } | ({"Reason": model["reason"]} if model["reason"] else {})
+    }
+    if model["reason"]:
+        values["Reason"] = model["reason"]
+    values |= {key.replace("_", " ").capitalize(): str(value) for key, value in (data["metadata"] or {}).items()}
+    lines: list[RenderableType] = [facts(values)]
+    if "files" in data:
+        rows = [(file["name"], file["size"], file["type"]) for file in data["files"]]
+        lines += ["", Listing(["File", "Size", "Type"], rows)]
+    if "config" in data:
+        lines += ["", *json.dumps(data["config"], indent=2, ensure_ascii=False).split("\n")]
+    return lines
 
 
-def _metadata_facts(data: ShowData) -> dict[str, str]:
-    metadata = data["metadata"] or {}
-    return {key.replace("_", " ").capitalize(): str(value) for key, value in metadata.items()}
-
-
-def health(args: Namespace, data: HealthData) -> list[RenderableType]:
-    """A line for every model, the unhealthy ones last, and the count."""
+def health(options: health_command.Options, _context: Context, data: spec.HealthData) -> list[RenderableType]:
+    """Return a line for every model, the unhealthy ones last, and the count."""
     summary = data["summary"]
     if not summary["total"]:
-        return [_unnamed(args.pattern) if args.pattern else "No models found."]
-    rows = [_health_row(entry) for entry in data["healthy"] + data["unhealthy"]]
+        return [_unnamed(options.pattern) if options.pattern else "No models found."]
+    rows = [(entry["name"], entry["status"], "") for entry in data["healthy"]]
+    rows += [(entry["name"], entry["status"], entry["reason"]) for entry in data["unhealthy"]]
     count = f"{summary['healthy_count']} of {summary['total']} healthy"
     return [Listing(["Model", "Health", "Reason"], rows), "", count]
 
 
-def _health_row(entry: HealthEntry) -> Row:
-    return (entry["name"], entry["status"], "" if entry["status"] == "healthy" else entry["reason"])
-
-
-def message(args: Namespace, data: PullData | RmData | CloneData) -> list[RenderableType]:  # noqa: ARG001
-    """What the command did, in its own words."""
+def message(
+    _options: object, _context: Context, data: spec.PullData | spec.RmData | spec.CloneData
+) -> list[RenderableType]:
+    """Return what the command did, in its own words."""
     return [data["message"]]
 
 
-def push(args: Namespace, data: PushData) -> list[RenderableType]:
-    """One line that says what a push did, or would do; with --verbose the commit's URL, or the names of the files."""
+def push(options: push_command.Options, _context: Context, data: spec.PushData) -> list[RenderableType]:
+    """Return what a push did, or would do; with --verbose also the commit's URL, or the names of the files."""
     outcome = data["message"] or ""
     if data["no_changes"] and not data.get("dry_run"):
         outcome = "no changes"
     if data["created_repo"]:
         outcome = f"repo created, {_uncapitalized(outcome)}"
-    if args.verbose and data["commit_url"]:
+    if options.verbose and data["commit_url"]:
         outcome += f" — {data['commit_url']}"
-    first = f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"
-    return [first, *_push_details(args, data)]
-
-
-def _push_details(args: Namespace, data: PushData) -> list[str]:
+    lines = [f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"]
     if "workspace_health" in data:
-        return [f"  {anomaly['severity']}: {anomaly['message']}" for anomaly in data["workspace_health"]["anomalies"]]
-    signs = {"+": data.get("added_files", []), "-": data.get("deleted_files", [])} if args.verbose else {}
-    return [f"  {sign} {name}" for sign, names in signs.items() for name in names]
+        anomalies = data["workspace_health"]["anomalies"]
+        lines += [f"  {anomaly['severity']}: {anomaly['message']}" for anomaly in anomalies]
+    elif options.verbose:
+        lines += [f"  + {name}" for name in data.get("added_files", [])]
+        lines += [f"  - {name}" for name in data.get("deleted_files", [])]
+    return [*lines]
 
 
 def _uncapitalized(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def run(args: Namespace, data: RunData) -> list[RenderableType]:  # noqa: ARG001
-    """Nothing: the command writes the answer itself, so that it is the same to the byte, streamed or not."""
+def run(_options: object, _context: Context, _data: spec.RunData) -> list[RenderableType]:
+    """Return nothing: the command prints the answer itself, so that it is the same to the byte, streamed or not."""
     return []
 
 
-def completion(args: Namespace, data: CompletionData) -> list[RenderableType]:  # noqa: ARG001
-    """The script as it is."""
+def completion(_options: object, _context: Context, data: spec.CompletionData) -> list[RenderableType]:
+    """Return the script as it is."""
     return [*data["script"].splitlines()]
 
 
-def ago(timestamp: str, now: datetime) -> str:
-    """How long before `now` a UTC timestamp was: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
-    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    seconds = (now - then).total_seconds()
-    units = (("y", 365 * 86400), ("mo", 30 * 86400), ("d", 86400), ("h", 3600), ("m", 60))
-    name, length = next((unit for unit in units if seconds >= unit[1]), ("", 0))
-    return f"{int(seconds // length)}{name} ago" if length else "just now"
-
-
-def server(args: Namespace, data: ServerData) -> list[RenderableType]:  # noqa: ARG001
-    """Where the server answers, and how to end it."""
+def server(_options: object, _context: Context, data: spec.ServerData) -> list[RenderableType]:
+    """Return where the server answers, and how to end it."""
     model = f" with {data['model']}" if data["model"] else ""
     return [f"Serving{model} on {data['url']} (chat page and OpenAI API at /v1). Ctrl-C ends it."]
 
 
-_RENDERERS: dict[str, Callable[[Namespace, Any], list[RenderableType]]] = {
+_RENDERERS: dict[str, Callable[[Any, Context, Any], list[RenderableType]]] = {
     "version": version,
     "list": list_models,
     "show": show,

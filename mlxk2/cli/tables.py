@@ -1,8 +1,9 @@
-"""Facts and lists for people, fitted to the width of their terminal."""
+"""Facts, tables and times for people, fitted to the width of their terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.padding import Padding
@@ -14,13 +15,13 @@ from mlxk2.formatting import printable
 Row = Sequence[str]
 
 _STYLES = {"healthy": "green", "healthy*": "yellow", "unhealthy": "red", "yes": "green", "no": "yellow"}
-# The columns that may be folded, and the width at which they can still be read.
+# The columns that may be folded, and the smallest width at which they can still be read.
 _FOLDED = {"Name": 32, "Model": 32, "File": 24, "Reason": 24}
 _GAP = 2
 
 
 def facts(values: Mapping[str, str]) -> Table:
-    """One fact a line, with its name in front."""
+    """Return a table with one fact a line, with its name in front."""
     table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -37,31 +38,32 @@ class Listing:
         self._rows = [[_cell(value) for value in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self._least_width() <= options.max_width:
-            yield self._table()
-        else:
-            yield from self._stacked()
-
-    def _least_width(self) -> int:
-        columns: Iterator[tuple[Text, ...]] = zip(self._headings, *self._rows, strict=True)
-        widths = ((str(column[0]), max(cell.cell_len for cell in column)) for column in columns)
-        return sum(min(width, _FOLDED.get(name, width)) + _GAP for name, width in widths) - _GAP
-
-    def _table(self) -> Table:
         table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-        for heading in self._headings:
+        min_width = -_GAP
+        for heading, *cells in zip(self._headings, *self._rows, strict=True):
             name = str(heading)
             justify: JustifyMethod = "right" if name == "Size" else "left"
             table.add_column(heading, overflow="fold", no_wrap=name not in _FOLDED, justify=justify)
-        for row in self._rows:
-            table.add_row(*row)
-        return table
-
-    def _stacked(self) -> Iterator[Text | Padding]:
-        for first, *others in (self._headings, *self._rows):
-            yield first
-            yield Padding(Text(" " * _GAP).join(filter(None, others)), (0, 0, 0, _GAP))
+            width = max(cell.cell_len for cell in (heading, *cells))
+            min_width += min(width, _FOLDED.get(name, width)) + _GAP
+        if min_width <= options.max_width:
+            for row in self._rows:
+                table.add_row(*row)
+            yield table
+        else:
+            for first, *others in (self._headings, *self._rows):
+                yield first
+                yield Padding(Text(" " * _GAP).join(filter(None, others)), (0, 0, 0, _GAP))
 
 
 def _cell(value: str) -> Text:
     return Text(printable(value), style=_STYLES.get(value, ""), overflow="fold")
+
+
+def ago(timestamp: str, now: datetime) -> str:
+    """Return how long before `now` a UTC timestamp was: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
+    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    seconds = (now - then).total_seconds()
+    units = (("y", 365 * 86400), ("mo", 30 * 86400), ("d", 86400), ("h", 3600), ("m", 60))
+    name, length = next((unit for unit in units if seconds >= unit[1]), ("", 0))
+    return f"{int(seconds // length)}{name} ago" if length else "just now"

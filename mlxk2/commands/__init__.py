@@ -1,1 +1,1 @@
-"""The commands: one module per verb, each with `run(args)`, which returns data or raises."""
+"""The commands: one module per verb, with its `Options` and a `run(options, context)` that returns data or raises."""

@@ -1,17 +1,18 @@
-"""`completion`: a script that makes a shell complete our command lines."""
+"""`completion`: print a script that makes a shell complete our command lines."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import shtab
 
 if TYPE_CHECKING:
+    from mlxk2.commands.context import Context
     from mlxk2.spec import CompletionData
 
-# The hub's alphabet only: what else a folder may be called could be a command to the shell that it is typed into.
+# The hub's alphabet only: a folder with another name could be a command to the shell that completes it.
 _AWK = "NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
 _POSIX_NAMES = f"""
 # $1: the word typed; the models of the cache, by the names that list shows unless the word begins with a full one
@@ -69,25 +70,28 @@ _ENDINGS = {
 }
 
 
-def run(args: argparse.Namespace) -> CompletionData:
-    """The script of a shell, for the commands that are enabled now."""
-    _mark(args.grammar, _OF_ARGUMENT)
-    return {"shell": args.shell, "script": _script(args.grammar, args.shell)}
+class Options(NamedTuple):
+    """The shell, and the grammar of the commands that are enabled now."""
+
+    shell: Literal["bash", "zsh", "fish"]
+    grammar: argparse.ArgumentParser
+
+
+def run(options: Options, _context: Context) -> CompletionData:
+    """Return the script of a shell, for the commands that are enabled now."""
+    _mark(options.grammar, _OF_ARGUMENT)
+    script: str = shtab.complete(options.grammar, options.shell)
+    if options.shell == "zsh":
+        for found, wanted in _ZSH_CHANGES.items():
+            script = script.replace(found, wanted)
+    return {"shell": options.shell, "script": script + _ENDINGS.get(options.shell, "")}
 
 
 def _mark(parser: argparse.ArgumentParser, completers: Mapping[str, object]) -> None:
-    """Tell every argument of a parser and of its commands how it is completed."""
+    """Set how each argument of a parser and of its commands is completed."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, command in action.choices.items():
                 _mark(command, {**completers, "model": _CACHED} if name in _CACHE_ONLY else completers)
         elif action.dest in completers:
             action.complete = completers[action.dest]  # type: ignore[attr-defined]
-
-
-def _script(grammar: argparse.ArgumentParser, shell: str) -> str:
-    script: str = shtab.complete(grammar, shell)
-    if shell == "zsh":
-        for found, wanted in _ZSH_CHANGES.items():
-            script = script.replace(found, wanted)
-    return script + _ENDINGS.get(shell, "")

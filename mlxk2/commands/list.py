@@ -1,42 +1,58 @@
-"""`list`: the models in the cache."""
+"""`list`: list the models in the cache."""
 
 from __future__ import annotations
 
 import gc
-import os
-from argparse import Namespace
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache.index import Memory, memory_file
-from mlxk2.cache.store import Cache, CachedModel, absence, find_cache_dir
+from mlxk2.cache.store import Cache, absence, find_cache_dir
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlxk2.commands.context import Context
     from mlxk2.spec import ListData, ModelObject
 
 
-def run(args: Namespace) -> ListData:
-    """All models whose name contains the pattern, by name, with their health and whether they run here."""
-    pattern = (args.pattern or "").lower()
-    cache = Cache(find_cache_dir(os.environ))
-    memory = Memory(memory_file(cache.path, os.environ))
+class Options(NamedTuple):
+    """Which models to list, and what a table for people shows of them.
+
+    Models match by a part of their names. The table has MLX chat models; with `verbose` all MLX models, with `all`
+    every model. `health` adds whether a model is intact and runs here. The JSON document always has all of it.
+    """
+
+    pattern: str | None
+    all: bool
+    health: bool
+    verbose: bool
+
+
+def run(options: Options, context: Context) -> ListData:
+    """Return all models whose name contains the pattern, by name, with their health and whether they run here."""
+    pattern = (options.pattern or "").lower()
+    cache = Cache(find_cache_dir(context.environment))
+    memory = Memory(memory_file(cache.path, context.environment))
+    models: list[ModelObject] = []
     # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
     gc.disable()
     try:
-        wanted = (model for model in cache.scan() if pattern in model.name.lower())
-        models = [found for model in wanted if (found := _described(memory, model))]
+        for model in cache.scan():
+            if pattern in model.name.lower():
+                # A model may be removed after the cache was scanned.
+                with suppress(ModelNotFoundError):
+                    models.append(memory.describe(model.snapshot))
     finally:
         gc.enable()
-    args.absence = absence(cache, os.environ)
-    if args.absence:
-        args.streams.warn(args.absence)
+    if missing := missing_cache(context.environment):
+        context.streams.warn(missing)
     elif not pattern:
         memory.save()
     return {"models": models, "count": len(models)}
 
 
-def _described(memory: Memory, model: CachedModel) -> ModelObject | None:
-    try:
-        return memory.describe(model.snapshot)
-    except ModelNotFoundError:
-        return None  # it was removed since the cache was scanned
+def missing_cache(environment: Mapping[str, str]) -> str | None:
+    """Return what to say of a cache folder that the user's variables name and that is not there; None otherwise."""
+    return absence(Cache(find_cache_dir(environment)), environment)

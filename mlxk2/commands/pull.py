@@ -1,62 +1,59 @@
-"""`pull`: a model from the hub into the cache; one that is there is updated, repaired, or left alone."""
+"""`pull`: download a model from the hub into the cache, or update or repair the one that is there."""
 
 from __future__ import annotations
 
-import os
-from argparse import Namespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
+from mlxk2.commands.context import Failed
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
-from mlxk2.fence import import_hub
+from mlxk2.fence import hub_imports
 from mlxk2.names import Demo, Folder, Repo
-from mlxk2.spec import PullData
 
 if TYPE_CHECKING:
-    from mlxk2.hub.pull import Outcome
+    from mlxk2.commands.context import Context
+    from mlxk2.spec import PullData
 
 Status = Literal["success", "already_exists", "access_denied", "failed", "error"]
 
 
-def run(args: Namespace) -> PullData:
-    """Download what is missing or damaged of a model; what the hub or the disk refuses is raised."""
-    name, revision = _parse(args.model)
-    cache = Cache(find_cache_dir(os.environ))
-    try:
-        # The hub's room is slow to import, and says itself when the environment forbids it.
-        with args.no_sleep.held():
-            done: Outcome = import_hub("mlxk2.hub.pull").update(
-                cache, name, revision, args.progress, notify=args.streams.warn, force=args.force
-            )
-    except MlxkError as error:
-        error.data = {**_data(args, _status(error), error.message)}
-        raise
-    return _data(args, "success" if done.changed else "already_exists", done.message, done.repo_id, done.commit)
+class Options(NamedTuple):
+    """Which model to pull; with `force` every file is checked by its hash."""
+
+    model: str
+    force: bool
 
 
-def _parse(argument: str) -> Repo:
-    """Return the repo that an argument names; raise ValidationError for the demo and for folders."""
-    match names.parse(argument):
-        case Repo() as repo:
-            return repo
+def run(options: Options, context: Context) -> PullData:
+    """Download what is missing or damaged of a model; raise what the hub or the disk refuses."""
+    match names.parse(options.model):
+        case Repo(name, revision):
+            pass
         case Demo():
             raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
         case Folder(path):
             raise ValidationError(f"{path!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
-
-
-def _status(error: MlxkError) -> Status:
-    if isinstance(error, AccessDeniedError):
-        return "access_denied"
-    return "failed" if isinstance(error, HubError) else "error"
+    cache = Cache(find_cache_dir(context.environment))
+    try:
+        with hub_imports():
+            from mlxk2.hub.pull import update  # noqa: PLC0415 - slow, and a wrong argument needs none of it
+        with context.no_sleep.held():
+            done = update(cache, name, revision, context.progress, notify=context.streams.warn, force=options.force)
+    except MlxkError as error:
+        status: Status = "failed" if isinstance(error, HubError) else "error"
+        if isinstance(error, AccessDeniedError):  # a HubError as well, but another status
+            status = "access_denied"
+        raise Failed(error, _data(options, status, error.message)) from error
+    return _data(options, "success" if done.changed else "already_exists", done.message, done.repo_id, done.commit)
 
 
 def _data(
-    args: Namespace, status: Status, message: str, name: str | None = None, commit: str | None = None
+    options: Options, status: Status, message: str, name: str | None = None, commit: str | None = None
 ) -> PullData:
+    """Return the data; the full name and the commit are known after a success only."""
     return {
-        "model": args.model,
+        "model": options.model,
         "download_status": status,
         "message": message,
         "expanded_name": name,

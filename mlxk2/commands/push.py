@@ -1,25 +1,24 @@
-"""`push`: a folder becomes the content of a branch on the hub, in one commit."""
+"""`push`: make a folder the content of a branch on the hub, in one commit."""
 
 from __future__ import annotations
 
-import os
-from argparse import Namespace
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
 from mlxk2.errors import CommandError, DependencyMissingError, OperationError, RepoNotFoundError, ValidationError
-from mlxk2.fence import import_hub
+from mlxk2.fence import hub_imports
 from mlxk2.formatting import cut, listed
 from mlxk2.hub import endpoint
-from mlxk2.spec import ChangeSummary, PushData, WorkspaceHealth
 from mlxk2.workspace import check, diff, folder
 from mlxk2.workspace.diff import Upload, counted
 from mlxk2.workspace.folder import Workspace
 from mlxk2.workspace.ignore import IGNORE_FILE
 
 if TYPE_CHECKING:
-    from mlxk2.hub.push import Branch, Pushed, Standing
+    from mlxk2.commands.context import Context
+    from mlxk2.hub.push import Branch, Standing
+    from mlxk2.spec import PushData
 
 DEFAULT_BRANCH = "main"
 DISCLAIMER = (
@@ -27,33 +26,44 @@ DISCLAIMER = (
 )
 
 
-def run(args: Namespace) -> PushData:
-    """Check the folder, or plan the push, or do it, as `args` says; only the last changes anything."""
-    _check_usage(args)
-    workspace = folder.find(args.local_dir)
-    if args.check_only:
-        return _checked(args, workspace)
-    branch = _branch_class().open(args.repo_id, args.branch, workspace.root)
-    return _planned(args, workspace, branch) if args.dry_run else _pushed(args, workspace, branch)
+class Options(NamedTuple):
+    """Which folder to push where, with which message, and what may be made there.
+
+    With `check_only` the folder is checked without the network; with `dry_run` it is only compared with the hub.
+    """
+
+    local_dir: str
+    repo_id: str
+    private: bool
+    create: bool
+    branch: str
+    commit: str
+    check_only: bool
+    dry_run: bool
+    verbose: bool
 
 
-def _check_usage(args: Namespace) -> None:
-    if not (args.private or args.check_only or args.dry_run):
-        raise CommandError(
-            "While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).", command="push"
-        )
-    if "@" in args.repo_id or args.repo_id.count("/") != 1:
-        shown = cut(args.repo_id, names.MAX_LENGTH)
+def run(options: Options, context: Context) -> PushData:
+    """Check the folder, or plan the push, or do it, as the options say; only the last changes anything."""
+    if not (options.private or options.check_only or options.dry_run):
+        raise CommandError("While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).")
+    if "@" in options.repo_id or options.repo_id.count("/") != 1:
+        shown = cut(options.repo_id, names.MAX_LENGTH)
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
-    names.parse_repo(f"{args.repo_id}@{args.branch}")
-    if not args.commit.strip():
+    names.parse_repo(f"{options.repo_id}@{options.branch}")
+    if not options.commit.strip():
         raise ValidationError("A commit needs a message; leave out --commit for the default one.")
-
-
-def _branch_class() -> type[Branch]:
-    # The library takes a third of a second to import, and a check of the folder does without it.
+    workspace = folder.find(options.local_dir)
+    if options.check_only:
+        health = check.check(workspace)
+        errors = (anomaly["message"] for anomaly in health["anomalies"] if anomaly["severity"] == "error")
+        verdict = "The folder is a whole model." if health["healthy"] else next(errors)
+        data = _unchanged(options, context, workspace, verdict)
+        data["workspace_health"] = health
+        return data
     try:
-        branch: type[Branch] = import_hub("mlxk2.hub.push").Branch
+        with hub_imports():
+            from mlxk2.hub.push import Branch  # noqa: PLC0415 - slow, and a check of the folder needs none of it
     except OperationError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError):
@@ -62,123 +72,99 @@ def _branch_class() -> type[Branch]:
             f"Pushing needs the package huggingface_hub ({cause.name} is not installed).",
             hint="Install it with: pip install huggingface_hub",
         ) from error
-    return branch
+    branch = Branch.open(options.repo_id, options.branch, workspace.root)
+    action = _plan if options.dry_run else _push
+    return action(options, context, workspace, branch)
 
 
-def _checked(args: Namespace, workspace: Workspace) -> PushData:
-    health = check.check(workspace)
-    data = _nothing_done(args, workspace, _verdict(health))
-    data["workspace_health"] = health
-    return data
-
-
-def _verdict(health: WorkspaceHealth) -> str:
-    if health["healthy"]:
-        return "The folder is a whole model."
-    return next(anomaly["message"] for anomaly in health["anomalies"] if anomaly["severity"] == "error")
-
-
-def _planned(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
+def _plan(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
+    """Compare the folder with the branch and say what a push would do."""
     standing = branch.look()
-    found = diff.compare(workspace, standing.files, args.progress)
-    makes_branch = not standing.has_branch and (standing.has_repo or args.branch != DEFAULT_BRANCH)
-    data = _nothing_done(args, workspace, f"Dry-run: {counted(found.summary)}{_missing(args, standing)}")
+    found = diff.compare(workspace, standing.files, context.progress)
+    message = f"Dry-run: {counted(found.summary)}"
+    if not standing.has_branch and not options.create:
+        message += f"; the {'branch' if standing.has_repo else 'repo'} is not there yet, so push with --create"
+    data = _unchanged(options, context, workspace, message)
     data["no_changes"] = found.are_none
     data["dry_run"] = True
     data["dry_run_summary"] = data["change_summary"] = found.summary
     data["would_create_repo"] = not standing.has_repo
-    data["would_create_branch"] = makes_branch
+    data["would_create_branch"] = not standing.has_branch and (standing.has_repo or options.branch != DEFAULT_BRANCH)
     data["added_files"] = [file.name for file in found.added]
     data["deleted_files"] = list(found.deleted)
-    _name_secrets(args, workspace, standing, data)
+    _name_secrets(context, workspace, standing, data)
     return data
 
 
-def _name_secrets(args: Namespace, workspace: Workspace, standing: Standing, data: PushData) -> None:
+def _push(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
+    """Make what --create allows to be made, and upload what the branch lacks."""
+    diff.uploadable(workspace)
+    standing = branch.look()
+    creates_repo = not standing.has_repo
+    if creates_repo:
+        if not options.create:
+            raise RepoNotFoundError(options.repo_id)
+        branch.make_repo()
+        standing = branch.look()
+    if options.create and not standing.has_branch:
+        branch.make()
+        standing = replace(standing, has_branch=True)
+    found = diff.compare(workspace, standing.files, context.progress)
+    upload = Upload(found, standing.commit if standing.has_branch else None, workspace.ignore.text, options.commit)
+    stderr = context.streams.stderr
+    pushed = branch.push(
+        upload,
+        makes=options.create,
+        shows=not context.is_json and stderr.isatty(),
+        echo=stderr if options.verbose else None,
+    )
+    message = f"Pushed: {counted(found.summary)}" + ("; the repo is public" if standing.is_public else "")
+    data = _unchanged(options, context, workspace, pushed.remark or message)
+    data["created_repo"] = creates_repo
+    data["hf_logs"] = pushed.said
+    _name_secrets(context, workspace, standing, data)
+    if pushed.commit is None:
+        data["no_changes"] = True
+        return data
+    modified = found.summary["modified"]
+    data["commit_sha"] = pushed.commit
+    data["commit_url"] = pushed.url
+    data["uploaded_files_count"] = None
+    if modified is not None:
+        data["uploaded_files_count"] = found.summary["added"] + modified + found.summary["deleted"]
+    data["change_summary"] = found.summary
+    return data
+
+
+def _name_secrets(context: Context, workspace: Workspace, standing: Standing, data: PushData) -> None:
     """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
     on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name) or name in workspace.withheld)
     if workspace.withheld:
         data["secrets_left_out"] = workspace.withheld
     if on_hub:
         data["secrets_on_hub"] = on_hub
-    if args.json:
+    if context.is_json:
         return
     if workspace.withheld:
-        args.streams.warn(
+        context.streams.warn(
             f"Not pushed, as they look like secrets: {listed(workspace.withheld)}. "
             f"To push one, write !{workspace.withheld[0]} into {IGNORE_FILE}."
         )
     if on_hub:
-        args.streams.warn(
+        context.streams.warn(
             f"Left on the hub, where others may read them, though they look like secrets: {listed(on_hub)}. "
             "Delete them there, and renew what they open."
         )
 
 
-def _missing(args: Namespace, standing: Standing) -> str:
-    if standing.has_branch or args.create:
-        return ""
-    return f"; the {'branch' if standing.has_repo else 'repo'} is not there yet, so push with --create"
-
-
-def _pushed(args: Namespace, workspace: Workspace, branch: Branch) -> PushData:
-    diff.uploadable(workspace)
-    standing, created = _prepared(args, branch)
-    found = diff.compare(workspace, standing.files, args.progress)
-    upload = Upload(found, standing.commit if standing.has_branch else None, workspace.ignore.text, args.commit)
-    streams = args.streams
-    pushed = branch.push(
-        upload,
-        makes=args.create,
-        shows=not args.json and streams.stderr.isatty(),
-        echo=streams.stderr if args.verbose else None,
-    )
-    data = _nothing_done(args, workspace, pushed.remark or _told(found.summary, standing))
-    data["created_repo"] = created
-    data["hf_logs"] = pushed.said
-    _name_secrets(args, workspace, standing, data)
-    if pushed.commit is None:
-        data["no_changes"] = True
-    else:
-        _add_commit(data, pushed, found.summary)
-    return data
-
-
-def _prepared(args: Namespace, branch: Branch) -> tuple[Standing, bool]:
-    """How the branch stands, after what --create allows was made of it; and whether the repo is new."""
-    standing = branch.look()
-    creates_repo = not standing.has_repo
-    if creates_repo:
-        if not args.create:
-            raise RepoNotFoundError(args.repo_id)
-        branch.make_repo()
-        standing = branch.look()
-    if args.create and not standing.has_branch:
-        branch.make()
-        standing = replace(standing, has_branch=True)
-    return standing, creates_repo
-
-
-def _told(summary: ChangeSummary, standing: Standing) -> str:
-    return f"Pushed: {counted(summary)}" + ("; the repo is public" if standing.is_public else "")
-
-
-def _add_commit(data: PushData, pushed: Pushed, summary: ChangeSummary) -> None:
-    modified = summary["modified"]
-    data["commit_sha"] = pushed.commit
-    data["commit_url"] = pushed.url
-    data["uploaded_files_count"] = None if modified is None else summary["added"] + modified + summary["deleted"]
-    data["change_summary"] = summary
-
-
-def _nothing_done(args: Namespace, workspace: Workspace, message: str) -> PushData:
-    """What there is to say of a push that changed nothing."""
+def _unchanged(options: Options, context: Context, workspace: Workspace, message: str) -> PushData:
+    """Return the data of a push that changed nothing."""
     return {
-        "repo_id": args.repo_id,
-        "branch": args.branch,
+        "repo_id": options.repo_id,
+        "branch": options.branch,
         "commit_sha": None,
         "commit_url": None,
-        "repo_url": f"{endpoint.shown(os.environ)}/{args.repo_id}",
+        "repo_url": f"{endpoint.shown(context.environment)}/{options.repo_id}",
         "uploaded_files_count": 0,
         "local_files_count": len(workspace.files),
         "no_changes": False,

@@ -1,10 +1,10 @@
-"""`run`: one answer to a prompt, or a conversation."""
+"""`run`: answer one prompt, or hold a conversation."""
 
 from __future__ import annotations
 
-import os
-from argparse import Namespace
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.runnable import runnable
@@ -18,30 +18,65 @@ from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.request import Sampling, check_context_length, check_max_tokens
 
-# Far more than any context holds. What stdin has beyond it is not read: it may never end.
-MAX_PROMPT_CHARACTERS = 1 << 25
-
 if TYPE_CHECKING:
-    from mlxk2.chat.assistant import Answer, Assistant
+    from mlxk2.chat.assistant import Assistant
+    from mlxk2.commands.context import Context
     from mlxk2.runner.prompt.prompter import Message
     from mlxk2.spec import RunData
 
+# Far more than any context holds. Text on stdin may never end, so no more of it is read.
+MAX_PROMPT_CHARACTERS = 1 << 25
 
-def run(args: Namespace) -> RunData | None:
-    """Answer the prompt as `args` says, or chat on a terminal, which gives no data.
 
-    Whatever can be known to be wrong without MLX is found before MLX is imported, which takes a second.
+class Options(NamedTuple):
+    """Which model answers what, how it samples, and how the answer is shown."""
+
+    model: str
+    prompt: str | None
+    max_tokens: int | None
+    context_length: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    system: str | None
+    adapter: str | None
+    no_stream: bool
+    no_chat_template: bool
+    hide_reasoning: bool
+    verbose: bool
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to choose the next token; raises ValidationError for numbers out of range."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+        )
+
+
+def run(options: Options, context: Context) -> RunData | None:
+    """Answer the prompt; without one, chat on a terminal, which gives no data.
+
+    Find everything that can be wrong without MLX before MLX is imported, which takes a second.
     """
-    sampling = _sampling(args)
-    check_max_tokens(args.max_tokens)
-    check_context_length(args.context_length)
-    wired = wired_limit(os.environ)
-    wants_chat = args.prompt is None and args.streams.stdin.isatty()
-    if wants_chat and args.json:
-        raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.", command="run")
-    snapshot = runnable(Cache(find_cache_dir(os.environ)), names.parse(args.model))
-    _check_system(args.system)
-    prompt = "" if wants_chat else _prompt(args, snapshot)
+    sampling = options.sampling
+    check_max_tokens(options.max_tokens)
+    check_context_length(options.context_length)
+    wired = wired_limit(context.environment)
+    wants_chat = options.prompt is None and context.streams.stdin.isatty()
+    if wants_chat and context.is_json:
+        raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.")
+    snapshot = runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
+    with _utf8("The system prompt"):
+        (options.system or "").encode()
+    prompt = "" if wants_chat else _read_prompt(options, context, snapshot)
     # The process of the tokenizer takes as long to start as MLX.
     starter = Starter()
     starter.prepare()
@@ -50,82 +85,62 @@ def run(args: Namespace) -> RunData | None:
     assistant = chat.Assistant.load(
         snapshot.path,
         name=snapshot.name,
-        adapter=args.adapter,
-        use_template=not args.no_chat_template,
+        adapter=options.adapter,
+        use_template=not options.no_chat_template,
         sampling=sampling,
-        max_tokens=args.max_tokens,
-        context=args.context_length,
+        max_tokens=options.max_tokens,
+        context=options.context_length,
         starter=starter,
         wired_limit=wired,
         converses=wants_chat,
     )
-    if wants_chat:
-        manner = {flag: getattr(args, flag) for flag in ("hide_reasoning", "no_stream", "verbose")}
-        from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
+    if not wants_chat:
+        return _answer(assistant, options, context, snapshot.name, prompt)
+    from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
 
-        converse(assistant, args.streams, args.system, **manner)
-        return None
-    return _data(snapshot.name, prompt, _answer(assistant, args, prompt))
-
-
-def _sampling(args: Namespace) -> Sampling:
-    return Sampling(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-    )
+    shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
+    converse(assistant, context.streams, options.system, **shown)
+    return None
 
 
-def _prompt(args: Namespace, snapshot: Snapshot) -> str:
-    """Return the prompt of the command line, else stdin's without the line end that a shell puts after it."""
+@contextmanager
+def _utf8(name: str) -> Iterator[None]:
+    """Raise ValidationError, with the cause, for a text that is not UTF-8."""
     try:
-        prompt: str = args.prompt if args.prompt not in (None, "-") else _read_stdin(args.streams.stdin, snapshot)
+        yield
+    except UnicodeError as error:
+        raise ValidationError(f"{name} is not UTF-8 text: {error}.") from error
+
+
+def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
+    """Return the prompt of the command line, else stdin's without the line end that a shell puts after it."""
+    prompt = options.prompt
+    with _utf8("The prompt"):
+        if prompt is None or prompt == "-":
+            prompt = context.streams.stdin.read(MAX_PROMPT_CHARACTERS + 1)
+            if len(prompt) > MAX_PROMPT_CHARACTERS:
+                tokens = context_length(Contents(snapshot))
+                holds = f", but the context of {snapshot.name} holds {tokens} tokens" if tokens else ""
+                raise ContextLengthError(
+                    f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the prompt."
+                )
+            prompt = prompt.rstrip("\r\n")
         prompt.encode()
-    except UnicodeError as fault:
-        raise ValidationError("The prompt is not UTF-8 text.") from fault
     if not prompt.strip():
         raise ValidationError("The prompt is empty.")
     return prompt
 
 
-def _read_stdin(stdin: IO[str], snapshot: Snapshot) -> str:
-    prompt = stdin.read(MAX_PROMPT_CHARACTERS + 1)
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        context = context_length(Contents(snapshot))
-        holds = f", but the context of {snapshot.name} holds {context} tokens" if context else ""
-        raise ContextLengthError(
-            f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the prompt."
-        )
-    return prompt.rstrip("\r\n")
-
-
-def _check_system(system: str | None) -> None:
-    try:
-        (system or "").encode()
-    except UnicodeError as fault:
-        raise ValidationError("The system prompt is not UTF-8 text.") from fault
-
-
-def _answer(assistant: Assistant, args: Namespace, prompt: str) -> Answer:
-    whole = args.json or args.no_stream
-    printer = Printer(args.streams.stdout, hide_reasoning=args.hide_reasoning, whole=whole)
-    answer = assistant.reply(_messages(args.system, prompt), printer.show)
-    if not args.json:
+def _answer(assistant: Assistant, options: Options, context: Context, name: str, prompt: str) -> RunData:
+    """Print the model's answer to one prompt, whole or as it comes, and return it with its counts."""
+    is_whole = context.is_json or options.no_stream
+    printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole)
+    messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
+    answer = assistant.reply([*messages, {"role": "user", "content": prompt}], printer.show)
+    if not context.is_json:
         printer.end(interrupted=answer.finish_reason == "interrupted")
-    if args.verbose:
-        args.streams.stderr.write(f"{answer.statistics}\n")
-    return answer
-
-
-def _messages(system: str | None, prompt: str) -> list[Message]:
-    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": prompt}]
-
-
-def _data(name: str, prompt: str, answer: Answer) -> RunData:
+    if options.verbose:
+        context.streams.stderr.write(f"{answer.statistics}\n")
     return {
         "model": name,
         "prompt": prompt,

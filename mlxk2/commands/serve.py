@@ -1,4 +1,4 @@
-"""`serve`: the OpenAI-compatible server."""
+"""`serve`: run the OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import logging
 import os
 import signal
 import socket
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.runnable import runnable
@@ -25,104 +24,137 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
     from mlxk2.checkpoint.snapshot import Snapshot
+    from mlxk2.commands.context import Context, Detach, Leave
     from mlxk2.spec import ServerData
 
 KEY_VARIABLE = "MLXK2_API_KEY"
-_FUNCTIONS = ("leave", "detach")
-_PLAIN = (str, int, list, type(None))
 _MAX_CONCURRENT = 1 << 16
 _MAX_QUEUE = 1 << 20
 
 
-def run(args: Namespace) -> None:
+class Options(NamedTuple):
+    """Which model to serve, where, for whom, and how much at a time."""
+
+    model: str | None
+    adapter: str | None
+    host: str
+    port: int
+    max_tokens: int | None
+    context_length: int | None
+    api_key: str | None
+    allowed_host: Sequence[str] | None
+    cors_origin: Sequence[str] | None
+    max_concurrent: int
+    max_queue: int
+    prompt_cache_bytes: str | None
+    log_level: str
+    reload: bool
+    verbose: bool
+
+
+class Job(NamedTuple):
+    """What a process needs to serve; it can be sent to another process."""
+
+    options: Options
+    environment: Mapping[str, str]
+    snapshot: Snapshot | None
+    detach: Detach
+    leave: Leave
+
+    def serve(self, listener: socket.socket, announce: Callable[[], None]) -> None:
+        """Serve until a signal comes, then end the process; call `announce` as soon as the port answers."""
+        options, snapshot = self.options, self.snapshot
+        with offline():
+            # MLX and FastAPI take a second.
+            from mlxk2.runner.mlx.memory import Chosen  # noqa: PLC0415
+            from mlxk2.server.http.access import Access  # noqa: PLC0415
+            from mlxk2.server.lifecycle import Settings, serve  # noqa: PLC0415
+            from mlxk2.server.pool import ModelKey  # noqa: PLC0415
+            from mlxk2.server.scheduler import Limits  # noqa: PLC0415
+        key = None if snapshot is None else ModelKey(snapshot.name, snapshot.path, options.adapter)
+        api_key = _api_key(options, self.environment)
+        settings = Settings(
+            access=Access(options.host, api_key, tuple(options.cors_origin or ()), _names(options, api_key)),
+            limits=Limits(options.max_concurrent, options.max_queue),
+            memory=Chosen(_prompt_cache_bytes(options), wired_limit(self.environment)),
+            pinned=None if options.model is None or key is None else (options.model, key),
+            max_tokens=options.max_tokens,
+            context_length=options.context_length,
+            log_level=options.log_level,
+            logs_requests=options.verbose,
+        )
+        serve(settings, listener, announce, self.leave)
+
+    def serve_again(self, answers: Event, sockets: Sequence[socket.socket]) -> None:
+        """Serve in a process that is started again after each change; after an error it waits for the next change."""
+        self.detach(True)
+        try:
+            self.serve(sockets[0], answers.set)
+        except MlxkError as error:
+            logging.critical(error.message)
+
+
+def run(options: Options, context: Context) -> None:
     """Serve until Ctrl-C or SIGTERM, then end the process.
 
-    Whatever can be known to be wrong is found before the server's libraries are imported, which takes a second.
+    Find everything that can be wrong before the server's libraries are imported, which takes a second.
     """
-    _check(args)
-    snapshot = runnable(Cache(find_cache_dir(os.environ)), names.parse(args.model)) if args.model is not None else None
-    listener = bind(args.host, args.port)
+    key = _check(options, context.environment)
+    snapshot = None
+    if options.model is not None:
+        snapshot = runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
+    listener = bind(options.host, options.port)
     data: ServerData = {
-        "host": args.host,
+        "host": options.host,
         "port": listener.getsockname()[1],
         "url": url_of(listener),
         "model": snapshot.name if snapshot else None,
     }
-    args.streams = args.detach()
-    _warn_if_open(args)
-    serve = _serve_reloading if args.reload else _serve
-    serve(args, snapshot, listener, lambda: args.announce(data))
-
-
-def _serve(args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]) -> None:
+    context = context._replace(streams=context.detach(False))
+    if options.host not in LOOPBACK and not key:
+        everyone = f"anyone who reaches {options.host} can use this server"
+        context.streams.warn(f"{everyone}. Set {KEY_VARIABLE} to ask for a key.")
+    announce = partial(context.announce, context, data)
+    job = Job(options, dict(context.environment), snapshot, context.detach, context.leave)
+    if not options.reload:
+        job.serve(listener, announce)
+        return
     with offline():
-        from mlxk2.server import lifecycle as serving  # noqa: PLC0415 - MLX and FastAPI take a second
-    serving.serve(_settings(args, snapshot, serving), listener, announce, args.leave)
+        from mlxk2.server.reload import serve_reloading  # noqa: PLC0415 - FastAPI takes a second
+    stopped_by = serve_reloading(job.serve_again, listener, announce)
+    context.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
 
 
-def _serve_reloading(
-    args: Namespace, snapshot: Snapshot | None, listener: socket.socket, announce: Callable[[], None]
-) -> None:
-    with offline():
-        from mlxk2.server import reload as reloading  # noqa: PLC0415 - MLX and FastAPI take a second
-    # What the other process can't be sent, it does not need.
-    sent = {key: value for key, value in vars(args).items() if key in _FUNCTIONS or isinstance(value, _PLAIN)}
-    target = partial(_serve_anew, Namespace(**sent), snapshot)
-    stopped_by = reloading.serve_reloading(target, listener, announce)
-    args.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
+def _check(options: Options, environment: Mapping[str, str]) -> str | None:
+    """Raise an error for options that can't be right; return the key that clients must send."""
+    check_max_tokens(options.max_tokens)
+    check_context_length(options.context_length)
+    _prompt_cache_bytes(options)
+    wired_limit(environment)
+    key = _api_key(options, environment)
+    _names(options, key)
+    if options.adapter is not None and options.model is None:
+        raise CommandError("--adapter needs the --model that it belongs to.")
+    if options.adapter is not None and not os.path.isdir(options.adapter):
+        raise ValidationError(f"--adapter must be a folder, which {options.adapter!r} is not.")
+    if not 0 <= options.port < 1 << 16:
+        raise ValidationError(f"--port must be from 0 to 65535, not {options.port}.")
+    if not 1 <= options.max_concurrent <= _MAX_CONCURRENT:
+        raise ValidationError(f"--max-concurrent must be from 1 to {_MAX_CONCURRENT}, not {options.max_concurrent}.")
+    if not 0 <= options.max_queue <= _MAX_QUEUE:
+        raise ValidationError(f"--max-queue must be from 0 to {_MAX_QUEUE}, not {options.max_queue}.")
+    return key
 
 
-def _serve_anew(args: Namespace, snapshot: Snapshot | None, answers: Event, sockets: Sequence[socket.socket]) -> None:
-    """Serve in a process that is started again after each change; what stops it is told, and waits for the next."""
-    args.detach(is_announced=True)
-    try:
-        _serve(args, snapshot, sockets[0], answers.set)
-    except MlxkError as error:
-        logging.critical(error.message)
-
-
-def _check(args: Namespace) -> None:
-    check_max_tokens(args.max_tokens)
-    check_context_length(args.context_length)
-    _prompt_cache_bytes(args)
-    wired_limit(os.environ)
-    _api_key(args)
-    _names(args)
-    if args.adapter is not None and args.model is None:
-        raise CommandError("--adapter needs the --model that it belongs to.", command="server")
-    if args.adapter is not None and not os.path.isdir(args.adapter):
-        raise ValidationError(f"--adapter must be a folder, which {args.adapter!r} is not.")
-    if not 0 <= args.port < 1 << 16:
-        raise ValidationError(f"--port must be from 0 to 65535, not {args.port}.")
-    if not 1 <= args.max_concurrent <= _MAX_CONCURRENT:
-        raise ValidationError(f"--max-concurrent must be from 1 to {_MAX_CONCURRENT}, not {args.max_concurrent}.")
-    if not 0 <= args.max_queue <= _MAX_QUEUE:
-        raise ValidationError(f"--max-queue must be from 0 to {_MAX_QUEUE}, not {args.max_queue}.")
-
-
-def _settings(args: Namespace, snapshot: Snapshot | None, serving: Any) -> Any:
-    pinned = (args.model, serving.ModelKey(snapshot.name, snapshot.path, args.adapter)) if snapshot else None
-    return serving.Settings(
-        access=serving.Access(args.host, _api_key(args), tuple(args.cors_origin or ()), _names(args)),
-        limits=serving.Limits(args.max_concurrent, args.max_queue),
-        memory=serving.Chosen(_prompt_cache_bytes(args), wired_limit(os.environ)),
-        pinned=pinned,
-        max_tokens=args.max_tokens,
-        context_length=args.context_length,
-        log_level=args.log_level,
-        logs_requests=args.verbose,
-    )
-
-
-def _prompt_cache_bytes(args: Namespace) -> int | None:
-    given = args.prompt_cache_bytes
+def _prompt_cache_bytes(options: Options) -> int | None:
+    given = options.prompt_cache_bytes
     return None if given is None else parse_size(given, "--prompt-cache-bytes", "500MB or 2GB")
 
 
-def _api_key(args: Namespace) -> str | None:
+def _api_key(options: Options, environment: Mapping[str, str]) -> str | None:
     """Return the key without white space around it; raise ValidationError for one that no client could send."""
-    source = "--api-key" if args.api_key is not None else KEY_VARIABLE
-    given = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE)
+    source = "--api-key" if options.api_key is not None else KEY_VARIABLE
+    given = options.api_key if options.api_key is not None else environment.get(KEY_VARIABLE)
     if given is None:
         return None
     key = str(given).strip()
@@ -135,21 +167,16 @@ def _api_key(args: Namespace) -> str | None:
     return key
 
 
-def _names(args: Namespace) -> tuple[str, ...]:
+def _names(options: Options, key: str | None) -> tuple[str, ...]:
     """Return the names that the server answers to, beside its address and the loopback.
 
     The machine's own names are among them only with a wildcard address and a key: a web page could use them, too.
     """
     names = []
-    for given in args.allowed_host or ():
+    for given in options.allowed_host or ():
         name = typed_host_name(given.strip())
         if not name:
             raise ValidationError(f"--allowed-host takes a name such as my-mac.local, not {given!r}.")
         names.append(name)
-    own = own_names() if args.host in WILDCARDS and _api_key(args) else ()
+    own = own_names() if options.host in WILDCARDS and key else ()
     return (*names, *own)
-
-
-def _warn_if_open(args: Namespace) -> None:
-    if args.host not in LOOPBACK and not _api_key(args):
-        args.streams.warn(f"whoever reaches {args.host} can use this server. Set {KEY_VARIABLE} to ask for a key.")

@@ -1,19 +1,19 @@
-"""`show`: one model in detail."""
+"""`show`: show one model in detail."""
 
 from __future__ import annotations
 
-import os
-from argparse import Namespace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.describe import look, metadata_of
-from mlxk2.checkpoint.files import File
 from mlxk2.checkpoint.snapshot import TEMPLATE_FILES
 from mlxk2.formatting import human_size
 from mlxk2.spec import FileEntry, ShowData
+
+if TYPE_CHECKING:
+    from mlxk2.commands.context import Context
 
 FileType = Literal["config", "weights", "tokenizer", "readme", "other"]
 
@@ -22,27 +22,34 @@ _TOKENIZER_FILES |= {"added_tokens.json", "vocab.json", "merges.txt"}
 _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
 
-def run(args: Namespace) -> ShowData:
-    """The model object and what its config says; on request its files and its config."""
-    cache = Cache(find_cache_dir(os.environ))
-    ref = names.parse(args.model)
+class Options(NamedTuple):
+    """Which model to show, and whether its files and its config are shown as well."""
+
+    model: str
+    files: bool
+    config: bool
+
+
+def run(options: Options, context: Context) -> ShowData:
+    """Return the model object and what its config says; on request its files and its config."""
+    cache = Cache(find_cache_dir(context.environment))
+    ref = names.parse(options.model)
     contents, model = look(lambda: cache.resolve(ref))
     data: ShowData = {"model": model, "metadata": metadata_of(contents)}
     if data["model"]["health"] == "healthy":
         for warning in health.warnings(contents):
-            args.streams.warn(f"{warning}.")
-    if args.files:
-        data["files"] = [_entry(file) for file in contents.files]
-    if args.config:
+            context.streams.warn(f"{warning}.")
+    if options.files:
+        data["files"] = [
+            FileEntry(name=file.name, size=human_size(file.size), type=_type_of(file.name)) for file in contents.files
+        ]
+    if options.config:
         data["config"] = contents.config_or_empty or None
     return data
 
 
-def _entry(file: File) -> FileEntry:
-    return {"name": file.name, "size": human_size(file.size), "type": _type_of(file.name)}
-
-
 def _type_of(name: str) -> FileType:
+    """Return what a file is for, by its name."""
     base = name.rpartition("/")[2]
     if base in _TOKENIZER_FILES or base.endswith(".tiktoken"):
         return "tokenizer"

@@ -20,7 +20,7 @@ from mlxk2.hub.repos import Revision
 from mlxk2.hub.transfer import Source
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Progress
+    from mlxk2.formatting import Progress
 
 NOTICE_SECONDS = 1.0
 

@@ -12,7 +12,7 @@ from mlxk2.cache.staging import Delivery, Wanted
 from mlxk2.hub.transfer import Source, fetch
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 WORKERS = 8
 

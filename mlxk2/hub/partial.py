@@ -15,7 +15,7 @@ from mlxk2.errors import DownloadFailedError
 from mlxk2.hub.private import CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 
 # An honest hub that can't go on from where it stopped begins anew a few times at most.

@@ -17,7 +17,7 @@ from mlxk2.hub.repos import Revision
 from mlxk2.names import candidates, short_hash
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Progress
+    from mlxk2.formatting import Progress
 
 # What may pass: until then, a model that is there is good enough.
 _PASSING = (NetworkError, DownloadFailedError)

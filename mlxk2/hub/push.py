@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from mlxk2.checkpoint import checksums
-from mlxk2.errors import AuthError, PushFailedError
+from mlxk2.errors import AuthError, PushFailedError, cause, reason_of
 from mlxk2.hub import endpoint, logs, private
 from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.limits import NonsenseError, question
@@ -202,7 +202,10 @@ def _additions(changes: Changes) -> list[CommitOperationAdd]:
     try:
         return [CommitOperationAdd(file.name, file.path) for file in changes.uploads]
     except (ValueError, OSError) as error:
-        raise PushFailedError("The folder's files changed while they were looked at; push again.") from error
+        # The library's own words have the whole path in them.
+        reason = cause(error) if isinstance(error, OSError) else "one of them is no longer a file"
+        message = f"The folder's files changed while they were looked at ({reason}); push again."
+        raise PushFailedError(message) from error
 
 
 def _hand_on_hashes(changes: Changes, additions: Sequence[CommitOperationAdd]) -> None:
@@ -221,4 +224,4 @@ def _text(addition: CommitOperationAdd) -> str:
     try:
         return Path(str(addition.path_or_fileobj)).read_text("utf-8")
     except ValueError as error:
-        raise PushFailedError(f"{addition.path_in_repo} is not UTF-8.") from error
+        raise PushFailedError(f"{addition.path_in_repo} is not UTF-8: {reason_of(error)}.") from error

@@ -16,7 +16,7 @@ from mlxk2.hub.shared_blobs import SharedBlobs
 from mlxk2.names import INCOMPLETE
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 _LOCK_WAIT_SECONDS = 0.01
 

@@ -25,7 +25,7 @@ from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Revision
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance
+    from mlxk2.formatting import Advance
 
 # Seconds before each further attempt after a fault that may pass.
 PAUSES = (1, 2, 4)

@@ -234,8 +234,7 @@ def _about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        error.param = error.param or field
-        raise
+        raise error.about(field) from error.__cause__
 
 
 async def _body(request: Request, kind: type[B]) -> B:

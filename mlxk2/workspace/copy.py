@@ -21,7 +21,7 @@ from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, opened
 from mlxk2.errors import OperationError
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Advance, Progress
+    from mlxk2.formatting import Advance, Progress
 
 Method = Literal["apfs_clonefile", "reflink", "copy"]
 

@@ -14,7 +14,7 @@ from mlxk2.spec import ChangeSummary
 from mlxk2.workspace.folder import Workspace
 
 if TYPE_CHECKING:
-    from mlxk2.progress import Progress
+    from mlxk2.formatting import Progress
 
 # The hub makes this one itself, in every new repo.
 HUB_MADE = ".gitattributes"

@@ -213,7 +213,7 @@ def test_every_address_is_served_with_a_warning(tmp_path: Path) -> None:
     with Server("--host", "0.0.0.0", "--model", "demo", home=tmp_path) as server:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert server.envelope["data"]["host"] == "0.0.0.0"
-        assert "whoever reaches 0.0.0.0" in server.err and "MLXK2_API_KEY" in server.err
+        assert "anyone who reaches 0.0.0.0" in server.err and "MLXK2_API_KEY" in server.err
     with Server("--host", "0.0.0.0", home=tmp_path, environment={"MLXK2_API_KEY": "secret"}) as server:
         assert "whoever" not in server.err
 

@@ -26,8 +26,9 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
     cause,
+    reason_of,
 )
-from mlxk2.fence import fenced, reason_of
+from mlxk2.fence import fenced
 from mlxk2.runner.mlx import cpu, memory
 from mlxk2.runner.mlx.batch import Batch, Queue, can_batch
 from mlxk2.runner.output.text import Vocabulary
