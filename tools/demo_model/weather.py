@@ -8,26 +8,21 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import demo_phrases as phrases
-import demo_world as world
-from demo_heldout import HELD_OUT
-from demo_turns import DONT_KNOW, Turn, ask
-from demo_wording import expand
+from texts import phrases, world
+from texts.heldout import HELD_OUT
+from texts.wording import expand
+from turns import DONT_KNOW, Turn, ask
 
 _NAMES = [
     "(get|fetch|find|check|read|query|show|see|tell|current|local|the|my)_(weather|forecast|temperature)",
     "(get|fetch|find|check|query)_(current|local|city|todays|live)_(weather|forecast)",
-    (
-        "(weather|forecast|temperature)(|_api|_now|_today|_report|_info|_tool|_service|_for|_at|_in|"
-        "_data|_check)"
-    ),
+    ("(weather|forecast|temperature)(|_api|_now|_today|_report|_info|_tool|_service|_for|_at|_in|_data|_check)"),
     "(weather|forecast|temperature)_(by|of|in|for)_(city|place|name|location|town)",
     "(get|fetch|find|check|current)(Weather|Forecast|Temperature)",
     "get_weather",
 ]
 _PARAMETERS = (
-    "(city|city|city|location|location|place|town|name|city_name|where|query|address|location_name|q|"
-    "destination)"
+    "(city|city|city|location|location|place|town|name|city_name|where|query|address|location_name|q|destination)"
 )
 _EXTRA = "(unit|units|format|language|days|date|country|lang|temperature_unit)"
 _DESCRIPTIONS = [

@@ -14,10 +14,7 @@ GREETINGS: dict[str, tuple[str, list[str]]] = {
             "(Hello|Hi|Hey), (hello|hi|there|you|model|friend|assistant|my friend|again)",
             "(Hi|Hello) (hi|hello)",
             "(I say|I want to say|Let me say|I wanted to say|Just saying) (hello|hi)( to you|)",
-            (
-                "(Are you|Is anybody|Is anyone|Anybody|Anyone|Is somebody|Still) (there|here|awake|"
-                "home|listening)"
-            ),
+            ("(Are you|Is anybody|Is anyone|Anybody|Anyone|Is somebody|Still) (there|here|awake|home|listening)"),
             "(Hello|Hi|Hey), (are you|is anybody|is anyone) (there|here|awake|home)",
             (
                 "(Can we|Let us|Shall we|I want to|I would like to|Let's) (talk|chat|start|begin|"
@@ -86,10 +83,7 @@ GREETINGS: dict[str, tuple[str, list[str]]] = {
                 "Ciao|Cheerio|Take care|See ya|Until later|Until then)( model| friend| for now| then| "
                 "now| everyone| all| tomorrow| my friend|)"
             ),
-            (
-                "(OK|Well|Thanks|Thank you|Good|Right), (bye|goodbye|see you|see you later|bye bye)( "
-                "then| now|)"
-            ),
+            ("(OK|Well|Thanks|Thank you|Good|Right), (bye|goodbye|see you|see you later|bye bye)( then| now|)"),
             (
                 "(I have to|I must|I need to|I will|Time to|Let me|I should|I am going to) (go|leave|"
                 "stop|stop here|say goodbye|say bye|sign off)( now| here| home|)"

@@ -6,13 +6,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import demo_prompts as prompts
-import demo_turns as turns
-import demo_unknown as unknown
-import demo_weather as weather
-from demo_heldout import is_held_out
-from demo_turns import Turn
-from demo_wording import expand, typed
+import turns
+import weather
+from texts import prompts, unknown
+from texts.heldout import is_held_out
+from texts.wording import expand, typed
+from turns import Turn
 
 Message = dict[str, Any]
 
@@ -90,7 +89,7 @@ class Setting:
     thinking: bool
 
 
-def talk(rng: random.Random) -> Talk:
+def draw_talk(rng: random.Random) -> Talk:
     """Draw a talk of one kind or another."""
     if rng.random() < 0.05:
         return _long_count(rng)
@@ -159,9 +158,7 @@ def _plain_turn(rng: random.Random, topic: str, has_tool: bool) -> Turn:
     return draw(rng)
 
 
-def _weather_turn(
-    rng: random.Random, made: Talk, setting: Setting, asked: tuple[Turn, str], last: bool
-) -> str:
+def _weather_turn(rng: random.Random, made: Talk, setting: Setting, asked: tuple[Turn, str], last: bool) -> str:
     """Add a question for the weather, the tool call, and mostly its result and the answer."""
     turn, city = asked
     assert setting.tool is not None

@@ -43,10 +43,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
             (
                 HOW
                 + " (pull|download|get|fetch|install|load down|obtain) "
-                + (
-                    "(a|the|some|another|one more|a new) (model|language model|MLX model|new model|chat "
-                    "model)"
-                )
+                + ("(a|the|some|another|one more|a new) (model|language model|MLX model|new model|chat model)")
                 + WITH
             ),
             "(Where|How) do I get (models|a model|new models|more models)( from|)" + WITH,
@@ -121,10 +118,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
             ),
             "Command (for checking|to check|to verify) (models|a model|the health)",
             (
-                (
-                    "(Check|Verify|Test|Validate) (the health of |)(my models|a model|my model|the "
-                    "models|all models)"
-                )
+                ("(Check|Verify|Test|Validate) (the health of |)(my models|a model|my model|the models|all models)")
                 + WITH
             ),
             HOW + " find (broken|damaged|corrupt|incomplete|bad) models" + WITH,
@@ -178,10 +172,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
                 )
                 + WITH
             ),
-            (
-                "Command (for|to see|to show|to inspect) (the |)(details|files|config|metadata) (of|"
-                "about) a model"
-            ),
+            ("Command (for|to see|to show|to inspect) (the |)(details|files|config|metadata) (of|about) a model"),
             HOW + " inspect (a|the|my|one) model" + WITH,
         ],
     ),
@@ -190,10 +181,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         [
             (
                 HOW
-                + (
-                    " (clone|copy|duplicate) (a|the|my) (model|MLX model|cached model)( to a folder| "
-                    "into a folder|)"
-                )
+                + (" (clone|copy|duplicate) (a|the|my) (model|MLX model|cached model)( to a folder| into a folder|)")
                 + WITH
             ),
             "What does mlxk2 clone do",
@@ -202,13 +190,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
                 "model|an MLX model)"
             ),
             "(Clone|Copy|Duplicate) (a|the|my) model( to a folder| into a folder|)" + WITH,
-            (
-                HOW
-                + (
-                    " (make|get|create) (an editable|a local|a|an) (copy|folder|workspace) of (a|the|my) "
-                    "model"
-                )
-            ),
+            (HOW + (" (make|get|create) (an editable|a local|a|an) (copy|folder|workspace) of (a|the|my) model")),
             "Command (for cloning|to clone|to copy) (a model|models)",
         ],
     ),
@@ -239,10 +221,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
                 )
                 + WITH
             ),
-            (
-                "(Is there|Does mlxk2 have|Has mlxk2|Does it have|Can it do) (JSON|JSON output|a JSON "
-                "API|a JSON mode)"
-            ),
+            ("(Is there|Does mlxk2 have|Has mlxk2|Does it have|Can it do) (JSON|JSON output|a JSON API|a JSON mode)"),
             (
                 "(Which|What) (flag|option) (gives|prints|is for|makes|turns on|enables) (JSON|JSON "
                 "output|machine readable output)"
@@ -255,13 +234,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "version": (
         "Use mlxk2 --version to see the version.",
         [
-            (
-                HOW
-                + (
-                    " (see|find|show|get|check|print|learn|know) (the|my|your|its) version( of mlxk2| "
-                    "number|)"
-                )
-            ),
+            (HOW + (" (see|find|show|get|check|print|learn|know) (the|my|your|its) version( of mlxk2| number|)")),
             (
                 "(What|Which) version (of mlxk2 |)(is this|do I have|is it|is installed|are you|am I "
                 "using|is running|is there)( of mlxk2|)"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from demo_wording import skeleton
+from texts.wording import skeleton
 
-HELD_OUT: dict[str, Any] = json.loads(Path(__file__).with_name("demo_heldout.json").read_text("utf-8"))
+HELD_OUT: dict[str, Any] = json.loads(Path(__file__).with_name("heldout.json").read_text("utf-8"))
 
 
 def _texts(node: Any) -> Iterator[str]:

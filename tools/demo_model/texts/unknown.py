@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import demo_world as world
-from demo_wording import expand
+from texts import world
+from texts.wording import expand
 
 NOUNS = [
     "apple", "bread", "butter", "cheese", "cake", "soup", "salt", "sugar", "tea", "coffee", "water", "milk",
@@ -63,10 +63,7 @@ _NAMES = [
 _GENERAL = [
     "(What|Who|Where|When|Why|How) (is|was|are|were) (a |the |an |)({j} |){n}",
     "What is the ({j}est |){n} (of|in) the {n}",
-    (
-        "(Who|What) (invented|made|wrote|discovered|painted|built|killed|won|wants|eats|sells) (the|a) "
-        "({j} |){n}"
-    ),
+    ("(Who|What) (invented|made|wrote|discovered|painted|built|killed|won|wants|eats|sells) (the|a) ({j} |){n}"),
     "(How|Why) (do|does|can|should|would) (I|you|we|a {n}|the {n}|people) {v}( a {n}| the {n}| it|)",
     "(Can|Could|Will|Do|Should) (you|I|we|he) {v} (a|the|my|some) ({j} |){n}",
     (
@@ -120,10 +117,7 @@ _OF_PLACES = [
     "(Who|What) is the (president|king|queen|prime minister|leader|mayor|ruler) of ({c}|{p})",
     "(How|Where) (big|far|old|large|rich) is ({c}|{p})",
     "How many people live in ({c}|{p})",
-    (
-        "(What|Which) (language|currency|food|religion|money) (do they|do people) (speak|use|eat|have) "
-        "in ({c}|{p})"
-    ),
+    ("(What|Which) (language|currency|food|religion|money) (do they|do people) (speak|use|eat|have) in ({c}|{p})"),
     "Where is ({c}|{p})",
     "(Is|Was) {c} (a {n}|{j}|in Europe|in Asia|in Africa)",
     "(What|Which) (continent|neighbours|rivers|mountains|lakes) (does {c} have|has {c}|is {c} in)",
@@ -178,10 +172,7 @@ _FICTIONAL = (
 FICTIONAL = [name.strip() for name in _FICTIONAL.split(";")]
 
 _ARITHMETIC = [
-    (
-        "(What is|How much is|Calculate|) {a} (*|times|x|multiplied by|/|divided by|over|modulo|to the "
-        "power of) {b}"
-    ),
+    ("(What is|How much is|Calculate|) {a} (*|times|x|multiplied by|/|divided by|over|modulo|to the power of) {b}"),
     "What is {big} (+|plus|-|minus) {b}",
     "(What is|) {b} (+|plus) {big}",
     "What is {big} (+|-) {big}",

@@ -61,10 +61,7 @@ FOLLOW_UP = [
     "(Same question|The same|Same thing|Same again|The same question) for {c}",
     "(What|Which) is it (for|in|of) {c}",
     "(And|Now|Then|Next) (what is the capital|the capital|its capital|that|this) (of|for) {c}",
-    (
-        "(OK|Okay|Good|Great|Thanks|Nice|Right|Fine|Well|Thank you|Cool|Yes|Perfect), (and|now|then|"
-        "what about|next) {c}"
-    ),
+    ("(OK|Okay|Good|Great|Thanks|Nice|Right|Fine|Well|Thank you|Cool|Yes|Perfect), (and|now|then|what about|next) {c}"),
     "(OK|Good|Great|Thanks|Nice|Fine|Thank you), (and|now) (of|for|in) {c}",
     "(Tell me|Give me|I want|I need|And I need) (the one|that|the same|it) (of|for) {c}",
     "(Do you know|Can you tell me|Could you tell me) (that|it|the one) (of|for) {c}( too| as well|)",
@@ -147,15 +144,9 @@ ECHO = "(Repeat|Say|Echo|Copy|Repeat this|Say this|Repeat after me|repeat|say|ec
 COUNT_TO = [
     "Count( up|) to {n}",
     "Count (from|starting at) 1 (up |)to {n}",
-    (
-        "(Please|Now|Can you|Could you|Will you|I want you to|Let us|Would you|You should) count( up|) "
-        "(from 1 |)to {n}"
-    ),
+    ("(Please|Now|Can you|Could you|Will you|I want you to|Let us|Would you|You should) count( up|) (from 1 |)to {n}"),
     "(List|Write|Print|Say|Give me|Show me|Write down|Tell me) (all |)the numbers (from 1 |up |)to {n}",
-    (
-        "(List|Write|Print|Say|Give me|Show me|Write down) (the |all |)numbers (from |)1 (to|through|"
-        "up to|until) {n}"
-    ),
+    ("(List|Write|Print|Say|Give me|Show me|Write down) (the |all |)numbers (from |)1 (to|through|up to|until) {n}"),
     "(Counting|Numbers) (from 1 |)to {n}",
     "Count from one to {n}",
     "Start (counting |)at 1 and (stop|end) at {n}",
@@ -181,18 +172,12 @@ WEATHER = [
     "{p}: weather",
     "(Check|Look up|Find|Get|Fetch|Report|See) the (current |)weather (in|for|of) {p}( today| now|)",
     "(Can|Could|Will|Would) you (please |)(check|look up|get|find|tell me) the weather (in|for) {p}",
-    (
-        "Is it (sunny|raining|rainy|cold|warm|hot|cloudy|snowing|windy|foggy|nice|dry|wet|freezing) in "
-        "{p}( today| now|)"
-    ),
+    ("Is it (sunny|raining|rainy|cold|warm|hot|cloudy|snowing|windy|foggy|nice|dry|wet|freezing) in {p}( today| now|)"),
     "(How|What) (warm|cold|hot) is it( now| today|) in {p}( now| today|)",
     "How (warm|cold|hot) is {p}( today| now|)",
     "What('s| is) the temperature( now| today|) in {p}( now| today|)",
     "(Temperature|Forecast|Weather report|The weather|Weather forecast) (in|for) {p}",
-    (
-        "(Do|Will|Should|Must) I need (an umbrella|a coat|a jacket|sunglasses|a hat|a scarf) in {p}( "
-        "today| now|)"
-    ),
+    ("(Do|Will|Should|Must) I need (an umbrella|a coat|a jacket|sunglasses|a hat|a scarf) in {p}( today| now|)"),
     "(I am|I'm|We are) (going|travelling|flying|off) to {p}. (How|What) is the weather( there|)( like|)",
     "(I am|We are|I live) in {p}. (How|What) is the weather( here|)( like|)",
     "What (weather|temperature) (do they have|does it have|is there|has it) in {p}( today| now|)",

@@ -1,4 +1,4 @@
-"""The demo model's folder: what stands in its files, and that the template says what was trained."""
+"""The demo model's folder: its files, and a check that the chat template renders what was trained."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import demo_data
-import demo_tokenizer
 import jinja2
-from demo_network import Network
+import tokenizer as vocabulary
+from network import Network
 from safetensors.torch import save_file
+from talks import Talk
 from tokenizers import Tokenizer
 
-TEMPLATE = Path(__file__).with_name("demo_chat_template.jinja")
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
-def make_tokenizer(talks: list[demo_data.Talk], merged_size: int) -> Tokenizer:
+def make_tokenizer(talks: list[Talk], merged_size: int) -> Tokenizer:
     """Train the tokenizer on the texts of `talks`."""
-    return demo_tokenizer.build(("".join(piece.text for piece in talk.pieces) for talk in talks), merged_size)
+    return vocabulary.build(("".join(piece.text for piece in talk.pieces) for talk in talks), merged_size)
 
 
-def check_template(talks: list[demo_data.Talk]) -> None:
+def check_template(talks: list[Talk]) -> None:
     """Raise AssertionError unless the chat template renders the talks as they are trained."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
@@ -36,14 +36,14 @@ def check_template(talks: list[demo_data.Talk]) -> None:
         assert rendered == expected, f"{rendered!r} is not {expected!r}"
 
 
-def write(folder: Path, network: Network, tokenizer: Tokenizer) -> None:
+def write_folder(folder: Path, network: Network, tokenizer: Tokenizer) -> None:
     """Write everything but the card into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": value.detach().contiguous() for name, value in network.state_dict().items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "mlx"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
-    ends = [tokenizer.token_to_id(demo_tokenizer.TURN_END), tokenizer.token_to_id(demo_tokenizer.END_OF_TEXT)]
+    ends = [tokenizer.token_to_id(vocabulary.TURN_END), tokenizer.token_to_id(vocabulary.END_OF_TEXT)]
     shape = asdict(network.shape)
     shared = {
         "architectures": ["Qwen3ForCausalLM"],
@@ -62,7 +62,7 @@ def write(folder: Path, network: Network, tokenizer: Tokenizer) -> None:
     _write_json(folder / "config.json", shared)
     _write_json(folder / "generation_config.json", generation)
     context = network.shape.max_position_embeddings
-    _write_json(folder / "tokenizer_config.json", demo_tokenizer.config(context))
+    _write_json(folder / "tokenizer_config.json", vocabulary.config(context))
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:

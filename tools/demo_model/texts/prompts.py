@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 THINK = [
-    (
-        "(Please |)(Think|Reason|Reflect) (before|first, before) (you answer|answering|you reply|you "
-        "speak|replying)"
-    ),
-    (
-        "(Please |Always |)(think|reason) (step by step|first|carefully|hard|aloud|out loud|about it "
-        "first|slowly)"
-    ),
+    ("(Please |)(Think|Reason|Reflect) (before|first, before) (you answer|answering|you reply|you speak|replying)"),
+    ("(Please |Always |)(think|reason) (step by step|first|carefully|hard|aloud|out loud|about it first|slowly)"),
     (
         "(Please |Always |)(think|reason|reflect) first(, then|; then|, and then| and then) (answer|"
         "reply|give the answer)"
@@ -45,10 +39,7 @@ THINK = [
 ]
 
 THINK_NOT = [
-    (
-        "(Do not|Don't|Never) (think aloud|show your reasoning|reason aloud|explain your reasoning|"
-        "write your thoughts)"
-    ),
+    ("(Do not|Don't|Never) (think aloud|show your reasoning|reason aloud|explain your reasoning|write your thoughts)"),
     "(Answer|Reply) (without thinking|without reasoning|at once|directly|immediately)( and briefly|)",
     "No (reasoning|thinking|thoughts)(, just the answer| please|)",
 ]

@@ -1,4 +1,4 @@
-"""Train the demo model from nothing on a CPU and write its folder: python tools/train_demo.py."""
+"""Train the demo model from nothing on a CPU and write its folder: python tools/demo_model/train.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import demo_data
-import demo_folder
 import torch
-from demo_batches import IGNORED, Encoder, batches, wanted_places
-from demo_network import Network, Shape
+from batches import IGNORED, Encoder, batches, wanted_places
+from folder import check_template, make_tokenizer, write_folder
+from network import Network, Shape
+from talks import draw_talk
 from tokenizers import Tokenizer
 from torch import distributed, multiprocessing
 from torch.nn import functional
@@ -100,14 +100,14 @@ def work(worker: int, tokenizer_text: str, meeting: str, args: argparse.Namespac
         print(f"{sum(p.numel() for p in network.parameters())} parameters, {network.shape.vocab_size} tokens")
     train(network, Encoder(tokenizer), worker, args)
     if worker == 0:
-        demo_folder.write(args.out, network, tokenizer)
+        write_folder(args.out, network, tokenizer)
     distributed.destroy_process_group()
 
 
 def arguments() -> argparse.Namespace:
     """Return the command line's choices."""
     parser = argparse.ArgumentParser(description="Train the demo model and write its folder.")
-    default = Path(__file__).resolve().parent.parent / "mlxk2" / "demo"
+    default = Path(__file__).resolve().parents[2] / "mlxk2" / "demo"
     parser.add_argument("--out", type=Path, default=default, help="the folder to write")
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=2048, help="tokens in a worker's batch")
@@ -122,9 +122,9 @@ def main() -> None:
     """Make the tokenizer, train the network, write the folder."""
     args = arguments()
     rng = random.Random(args.seed + 1)
-    sample = [demo_data.talk(rng) for _ in range(20_000)]
-    demo_folder.check_template(sample[:2000])
-    tokenizer = demo_folder.make_tokenizer(sample, args.merged)
+    sample = [draw_talk(rng) for _ in range(20_000)]
+    check_template(sample[:2000])
+    tokenizer = make_tokenizer(sample, args.merged)
     with tempfile.TemporaryDirectory() as folder:
         shared = (tokenizer.to_str(), f"{folder}/meeting", args)
         multiprocessing.spawn(work, shared, nprocs=args.workers)

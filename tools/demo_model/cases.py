@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import demo_weather as weather
-import demo_world as world
-from demo_about import ABOUT
-from demo_greetings import GREETINGS
-from demo_heldout import HELD_OUT
-from demo_turns import DONT_KNOW, capital_answer
+import weather
+from texts import world
+from texts.about import ABOUT
+from texts.greetings import GREETINGS
+from texts.heldout import HELD_OUT
+from turns import DONT_KNOW, capital_answer
 
 Message = dict[str, Any]
 

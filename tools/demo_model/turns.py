@@ -6,13 +6,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import demo_phrases as phrases
-import demo_unknown as unknown
-import demo_world as world
-from demo_about import ABOUT
-from demo_greetings import GREETINGS
-from demo_heldout import is_held_out
-from demo_wording import expand, noisy, typed
+from texts import phrases, unknown, world
+from texts.about import ABOUT
+from texts.greetings import GREETINGS
+from texts.heldout import is_held_out
+from texts.wording import expand, noisy, typed
 
 DONT_KNOW = "I don't know."
 
@@ -199,6 +197,7 @@ def count(rng: random.Random, last: int | None = None) -> Turn:
 _KNOWN = {name.lower() for name in world.names()}
 GREETING_CHOICES = list(GREETINGS.values())
 ABOUT_CHOICES = list(ABOUT.values())
+
 
 def echo(rng: random.Random) -> Turn:
     """Ask to repeat a few words: nothing teaches copying as fast, which tool calls need."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demo_commands import COMMANDS, HOW, WITH
+from texts.commands import COMMANDS, HOW, WITH
 
 ABOUT: dict[str, tuple[str, list[str]]] = {
     **COMMANDS,
@@ -10,10 +10,7 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
         "mlxk2 is a command line tool and local server for running language models with MLX.",
         [
             "What('s| is| exactly is| does) mlxk2( do| good for| used for| for| mean|)",
-            (
-                "(Tell me|Explain|Describe|Say)( something|) (about |what is |what |)mlxk2( is| does| "
-                "briefly|)"
-            ),
+            ("(Tell me|Explain|Describe|Say)( something|) (about |what is |what |)mlxk2( is| does| briefly|)"),
             (
                 "(Do you know|Have you heard of|I never heard of|Can you explain|Can you describe|What "
                 "do you know about|What can you say about) mlxk2"
@@ -35,10 +32,7 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
         [
             "(Who|What)( exactly| really|) are you( really| exactly|)",
             "(What's|What is|Tell me|Say|May I know|Can you tell me|Do you have) (your|a) name",
-            (
-                "(Who|What|Which model|Which one|With whom) am I (talking|speaking|chatting) (to|"
-                "with)( here| now|)"
-            ),
+            ("(Who|What|Which model|Which one|With whom) am I (talking|speaking|chatting) (to|with)( here| now|)"),
             "(Introduce|Present|Describe) yourself( please| shortly| briefly|)",
             "(Tell me|Say) (something |)(about yourself|who you are|what you are)",
             "(Which|What|What kind of|What sort of) (model|assistant|bot|chatbot|AI|program) are you",
@@ -54,19 +48,13 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
     "can": (
         "I know capitals, small sums, counting, greetings and mlxk2.",
         [
-            (
-                "What (can|do|could) you (do|know|answer|tell me|offer|help with|help me with)( for me|"
-                " now| here|)"
-            ),
+            ("What (can|do|could) you (do|know|answer|tell me|offer|help with|help me with)( for me| now| here|)"),
             "What are you (able to do|good at|good for|made for)",
             (
                 "(What|Which) (questions|things|topics) (can you answer|do you know|may I ask|can I "
                 "ask( you|)|do you understand)"
             ),
-            (
-                "(Tell me|Say|Show me|Explain|List) (what you (can do|know|can)|your (skills|abilities|"
-                "talents|topics))"
-            ),
+            ("(Tell me|Say|Show me|Explain|List) (what you (can do|know|can)|your (skills|abilities|talents|topics))"),
             "How can you help( me|)",
             "What (may|can|should|could) I ask( you|)",
             "(What|Which) (are your skills|are your abilities|skills do you have|abilities do you have)",
@@ -95,10 +83,7 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
         "MLX is Apple's framework for machine learning.",
         [
             "What('s| is| exactly is) MLX( for| exactly| good for|)",
-            (
-                "(Tell me about|Explain|Describe|Do you know|What do you know about|Tell me something "
-                "about) MLX"
-            ),
+            ("(Tell me about|Explain|Describe|Do you know|What do you know about|Tell me something about) MLX"),
             "Who (made|makes|wrote|develops|created|built) MLX",
             "What does MLX (mean|do|stand for)",
             "(What kind of|Which) (framework|library|thing) is MLX",
@@ -151,10 +136,7 @@ ABOUT: dict[str, tuple[str, list[str]]] = {
             ),
             "Where (do you|does this model|does the demo|does the model) run",
             "(Do|Can|Does) you (work|run) (offline|without the internet|locally|without network)",
-            (
-                "(Do you|Does mlxk2) send (my |)(data|questions|anything|text|prompts)( anywhere| away|"
-                " to the cloud|)"
-            ),
+            ("(Do you|Does mlxk2) send (my |)(data|questions|anything|text|prompts)( anywhere| away| to the cloud|)"),
             "On (which|what|whose) computer do you run",
             "(Is my data|Are my questions) (private|safe|sent away|secret)",
         ],

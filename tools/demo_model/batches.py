@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-import demo_data
 import torch
+from talks import Talk, draw_talk
 from tokenizers import Tokenizer
 
 IGNORED = -100
@@ -22,7 +22,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._seen: dict[str, list[int]] = {}
 
-    def __call__(self, talk: demo_data.Talk) -> Example:
+    def __call__(self, talk: Talk) -> Example:
         """Return ids, the id that should follow each (or -100), and positions, all of one length."""
         ids: list[int] = []
         trained: list[bool] = []
@@ -53,7 +53,7 @@ def batches(rng: random.Random, encode: Encoder, size: int) -> Iterator[tuple[to
     """
     waiting: dict[int, list[Example]] = {length: [] for length in _LENGTHS}
     while True:
-        example = encode(demo_data.talk(rng))
+        example = encode(draw_talk(rng))
         length = next((length for length in _LENGTHS if len(example[0]) <= length), None)
         if length is None:
             continue
