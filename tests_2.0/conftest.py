@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 from hypothesis import settings
@@ -74,7 +74,10 @@ def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 
 
-Program = Callable[..., Result]
+class Program(Protocol):
+    """The program's `main` in this process: `mlxk2("list", "--json")`."""
+
+    def __call__(self, *words: str) -> Result: ...
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The shape of the package, read from its imports: they point downward only, and heavy parts have one room each."""
 
+from __future__ import annotations
+
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ PACKAGE = Path(mlxk2.__file__).parent
 FOUNDATION = {"errors", "names", "formatting", "progress", "fence", "sleep"}
 
 # What each room may import of the others; every room may import itself.
-BELOW = {
+BELOW: dict[str, set[str]] = {
     "errors": set(),
     "names": {"errors", "formatting"},
     "formatting": {"errors"},
@@ -59,7 +62,7 @@ MAY_TALK = {
 }
 
 
-def modules():
+def modules() -> Iterator[tuple[str, str]]:
     """Every module of the package with its text."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -68,7 +71,7 @@ def modules():
         yield name, path.read_text(encoding="utf-8")
 
 
-def imported(tree):
+def imported(tree: ast.Module) -> Iterator[str]:
     """The full names of what a module imports, wherever in it, `import_module` with a text included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -81,25 +84,25 @@ def imported(tree):
             yield _beginning(node.args[0])
 
 
-def _beginning(argument):
+def _beginning(argument: ast.expr) -> str:
     """The constant beginning of a text: a dispatch by name says at least which room it goes to."""
     first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
     return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else ""
 
 
-def room_of(name):
+def room_of(name: str) -> str:
     """`mlxk2.cache.store` → `cache`."""
     return name.split(".")[1]
 
 
-def faults(name, source):
+def faults(name: str, source: str) -> list[str]:
     """What a module does against the architecture."""
     tree = ast.parse(source)
     found = [fault for target in imported(tree) if (fault := _fault_of_import(room_of(name), target))]
     return found if name in MAY_TALK else found + list(_talk(tree))
 
 
-def _fault_of_import(room, target):
+def _fault_of_import(room: str, target: str) -> str | None:
     if target.startswith("."):
         return f"relative import {target}"
     top, _, rest = target.partition(".")
@@ -111,7 +114,7 @@ def _fault_of_import(room, target):
     return f"{room} imports {wanted}"
 
 
-def _talk(tree):
+def _talk(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in TALKERS:
             yield f"calls {node.func.id}"
@@ -122,17 +125,17 @@ def _talk(tree):
 
 
 @pytest.mark.parametrize(("name", "source"), [pytest.param(*module, id=module[0]) for module in modules()])
-def test_a_module_keeps_to_the_architecture(name, source):
+def test_a_module_keeps_to_the_architecture(name: str, source: str) -> None:
     assert room_of(name) in BELOW, f"{room_of(name)} is no room that is known here"
     assert not faults(name, source)
 
 
-def test_the_table_has_no_way_up():
+def test_the_table_has_no_way_up() -> None:
     for room, below in BELOW.items():
         assert not [lower for lower in below if room in BELOW[lower]]
 
 
-def test_the_rooms_that_are_spoken_of_are_there():
+def test_the_rooms_that_are_spoken_of_are_there() -> None:
     there = {room_of(name) for name, _ in modules()}
     assert {"cli", "commands", "checkpoint", "cache", "runner", "errors", "spec"} <= there
 
@@ -160,11 +163,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "source", "fault"), WRONG)
-def test_a_wrong_module_is_found(name, source, fault):
+def test_a_wrong_module_is_found(name: str, source: str, fault: str) -> None:
     assert fault in faults(name, source)
 
 
-def test_no_test_patches_the_package():
+def test_no_test_patches_the_package() -> None:
     tests = Path(__file__).parent
     patches = ("patch(" + '"mlxk2', "patch(" + "'mlxk2", "setattr(" + '"mlxk2', "setattr(" + "mlxk2")
     guilty = [str(path) for path in tests.rglob("*.py") if any(word in path.read_text() for word in patches)]

@@ -3,6 +3,8 @@
 MLXK2_FUZZ tries so many times as many cases.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import random
@@ -11,10 +13,14 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
+from conftest import Program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
@@ -23,6 +29,7 @@ from support.layouts import (
     COMMIT,
     CONFIG,
     README,
+    Files,
     Hub,
     as_json,
     chat_model,
@@ -45,6 +52,11 @@ from mlxk2.checkpoint.describe import describe_contents, metadata_of
 from mlxk2.checkpoint.files import BrokenFile, Tree
 from mlxk2.checkpoint.snapshot import Contents
 
+Model = spec.ModelObject
+Attack = Callable[[str, str, Iterable[bytes]], list[Model]]
+Dig = Callable[[str, int], None]
+Make = Callable[[Path, Path], object]
+
 SEED = 20_251_122
 CPU_SECONDS = 5
 INDEX = "model.safetensors.index.json"
@@ -53,10 +65,10 @@ pytestmark = pytest.mark.timeout(90 * EFFORT)
 
 
 @contextmanager
-def deadline():
+def deadline() -> Iterator[None]:
     """Fails a case that computes for longer than CPU_SECONDS; one that waits is ended by pytest's own timeout."""
 
-    def expire(*_):
+    def expire(*_: object) -> None:
         raise AssertionError(f"no verdict after {CPU_SECONDS} seconds")
 
     before = signal.signal(signal.SIGVTALRM, expire)
@@ -68,7 +80,7 @@ def deadline():
         signal.signal(signal.SIGVTALRM, before)
 
 
-def verdict(hub, name="org/model"):
+def verdict(hub: Hub, name: str = "org/model") -> Model:
     """The model object, after it was seen to be one, and strict JSON with all that `show` says beside it."""
     with deadline():
         contents = Contents(Cache(hub.path).find(name).snapshot())
@@ -84,28 +96,31 @@ def verdict(hub, name="org/model"):
 class Victim:
     """A sound model one file of which is replaced, again and again."""
 
-    def __init__(self, hub, files):
+    def __init__(self, hub: Hub, files: Files) -> None:
         self.hub = hub
         self.snapshot = hub.add("org/model", files)
         assert verdict(hub)["health"] == "healthy"
 
-    def with_file(self, name, content):
+    def with_file(self, name: str, content: bytes) -> Model:
         replace(self.snapshot / name, content)
         return verdict(self.hub)
 
 
+Victims = dict[str, tuple[Victim, Files]]
+
+
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory):
+def victims(tmp_path_factory: pytest.TempPathFactory) -> Victims:
     """One victim of each kind, shared by all tests here: each test puts back what it replaced."""
     kinds = {"chat": chat_model(), "sharded": sharded_model(), "gguf": gguf_model()}
     return {kind: (Victim(Hub(tmp_path_factory.mktemp(kind)), files), files) for kind, files in kinds.items()}
 
 
 @pytest.fixture
-def attack(victims):
+def attack(victims: Victims) -> Attack:
     """Puts every content into one file of a victim, and the sound content back; the verdicts."""
 
-    def run(kind, name, contents):
+    def run(kind: str, name: str, contents: Iterable[bytes]) -> list[Model]:
         victim, files = victims[kind]
         try:
             return [victim.with_file(name, content) for content in contents]
@@ -127,12 +142,12 @@ FILES = [
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_hostile_bytes(attack, kind, name):
+def test_hostile_bytes(attack: Attack, kind: str, name: str) -> None:
     attack(kind, name, (*HOSTILE_BYTES, *HOSTILE_JSON))
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_random_mutations_of_sound_files(attack, victims, kind, name):
+def test_random_mutations_of_sound_files(attack: Attack, victims: Victims, kind: str, name: str) -> None:
     sound = victims[kind][1][name]
     verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120 * EFFORT))
     if name.endswith((".safetensors", ".gguf", INDEX)):
@@ -151,7 +166,7 @@ RICH_CONFIG = CONFIG | {
 }  # fmt: skip
 
 
-def rich_configs():
+def rich_configs() -> Iterator[dict[str, Any]]:
     """Configs that lead into each branch of what is asked of them."""
     yield RICH_CONFIG
     for method in ("compressed-tensors", "modelopt", "awq", "gptq", "fp8"):
@@ -161,16 +176,16 @@ def rich_configs():
 
 
 @pytest.mark.parametrize("config", list(rich_configs()))
-def test_hostile_values_in_a_config(attack, config):
+def test_hostile_values_in_a_config(attack: Attack, config: dict[str, Any]) -> None:
     attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120 * EFFORT))
 
 
-def test_hostile_values_in_an_index(attack):
+def test_hostile_values_in_an_index(attack: Attack) -> None:
     index = json.loads(index_of(shard_names(3)))
     attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150 * EFFORT))
 
 
-def test_hostile_values_in_a_tokenizer_config(attack):
+def test_hostile_values_in_a_tokenizer_config(attack: Attack) -> None:
     config = {"chat_template": "{{ messages }}", "added_tokens": [{"content": "<s>"}], "model_max_length": 10**30}
     attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100 * EFFORT))
 
@@ -183,7 +198,7 @@ HEADER = {
 }
 
 
-def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack):
+def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack: Attack) -> None:
     contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400 * EFFORT)]
     judged = list(zip(contents, attack("chat", "model.safetensors", contents), strict=True))
     accepted = [content for content, model in judged if model["health"] == "healthy"]
@@ -192,7 +207,7 @@ def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack):
         assert library_takes(content), content
 
 
-def library_takes(content):
+def library_takes(content: bytes) -> bool:
     """Whether the format's own library reads the file, its types aside, which may be newer."""
     header = json.loads(content[8:-20])
     tensors = {name: entry if name == "__metadata__" else _of_today(entry) for name, entry in header.items()}
@@ -202,7 +217,7 @@ def library_takes(content):
     return False
 
 
-def _of_today(entry):
+def _of_today(entry: dict[str, Any]) -> dict[str, Any]:
     """A tensor of the same place, with a type that the installed library knows."""
     begin, end = entry["data_offsets"]
     return entry if entry["dtype"] in BITS else tensor("U8", [end - begin], begin, end)
@@ -224,44 +239,44 @@ EXAMPLES = settings(
 
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(sorted(RICH_CONFIG)), ANY_JSON, max_size=6))
-def test_any_json_for_a_config(victims, values):
+def test_any_json_for_a_config(victims: Victims, values: dict[str, Any]) -> None:
     victims["chat"][0].with_file("config.json", json.dumps(CONFIG | values).encode("utf-8", "surrogatepass"))
 
 
 @EXAMPLES
 @given(value=st.dictionaries(st.text(max_size=20) | st.just("weight_map"), ANY_JSON, max_size=4))
-def test_any_json_for_an_index(victims, value):
+def test_any_json_for_an_index(victims: Victims, value: dict[str, Any]) -> None:
     model = victims["sharded"][0].with_file(INDEX, json.dumps(value).encode("utf-8", "surrogatepass"))
     assert model["health"] == "unhealthy"
 
 
 @EXAMPLES
 @given(content=st.binary(max_size=300))
-def test_any_bytes_for_the_front_matter(victims, content):
+def test_any_bytes_for_the_front_matter(victims: Victims, content: bytes) -> None:
     victims["chat"][0].with_file("README.md", b"---\nmlx: &mlx feature-extraction\n" + content + b"\n---\n")
 
 
 @EXAMPLES
 @given(content=st.binary(max_size=200))
-def test_any_bytes_for_weights(victims, content):
+def test_any_bytes_for_weights(victims: Victims, content: bytes) -> None:
     assert victims["chat"][0].with_file("model.safetensors", content)["health"] == "unhealthy"
     assert victims["gguf"][0].with_file("model-Q4_0.gguf", b"GGUF\3\0\0\0" + content)["reason"]
 
 
-def test_every_truncation_of_weights_makes_a_model_unhealthy(attack):
+def test_every_truncation_of_weights_makes_a_model_unhealthy(attack: Attack) -> None:
     for kind, name, whole in (("chat", "model.safetensors", weights()), ("gguf", "model-Q4_0.gguf", gguf())):
         verdicts = attack(kind, name, (whole[:length] for length in range(len(whole))))
         assert {model["health"] for model in verdicts} == {"unhealthy"}
 
 
 @pytest.mark.parametrize("main", [*HOSTILE_BYTES, b"../" * 90, b"x/../../..", b"." * 40, b"\n" + COMMIT.encode()])
-def test_hostile_refs(hub, main):
+def test_hostile_refs(hub: Hub, main: bytes) -> None:
     snapshot = hub.add("org/model", chat_model())
     (snapshot.parent.parent / "refs" / "main").write_bytes(main)
     assert verdict(hub)["hash"] == COMMIT
 
 
-def test_gguf_headers_of_every_kind_and_count(tmp_path):
+def test_gguf_headers_of_every_kind_and_count(tmp_path: Path) -> None:
     source = random.Random(SEED)
     path = tmp_path / "x.gguf"
     for _ in range(400 * EFFORT):
@@ -280,7 +295,7 @@ SECRET = "a secret of somebody else"
 
 
 @pytest.fixture
-def outside(tmp_path):
+def outside(tmp_path: Path) -> Path:
     """A folder outside the cache, with files that must never be read."""
     folder = tmp_path / "outside"
     folder.mkdir()
@@ -290,11 +305,11 @@ def outside(tmp_path):
     return folder
 
 
-def link(target):
+def link(target: str) -> Make:
     return lambda path, _outside: path.symlink_to(target)
 
 
-LINKS = {
+LINKS: dict[str, Make] = {
     "passwd": link("/etc/passwd"),
     "up": link(".."),
     "far up": link("../" * 40 + "etc/passwd"),
@@ -318,7 +333,7 @@ REPLACED = ["config.json", "README.md", "tokenizer_config.json", "model.safetens
 
 @pytest.mark.parametrize("name", REPLACED)
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_a_link_or_a_pipe_for_a_file(hub, outside, make, name):
+def test_a_link_or_a_pipe_for_a_file(hub: Hub, outside: Path, make: Make, name: str) -> None:
     snapshot = hub.add("org/model", chat_model())
     hub.add("org/neighbour", chat_model())
     (snapshot / name).unlink()
@@ -330,7 +345,7 @@ def test_a_link_or_a_pipe_for_a_file(hub, outside, make, name):
     assert verdict(hub, "org/neighbour")["health"] == "healthy"
 
 
-def test_a_link_to_another_models_blob_stays_inside(hub):
+def test_a_link_to_another_models_blob_stays_inside(hub: Hub) -> None:
     other = hub.add("org/other", chat_model())
     snapshot = hub.add("org/model", chat_model())
     (snapshot / "model.safetensors").unlink()
@@ -340,7 +355,7 @@ def test_a_link_to_another_models_blob_stays_inside(hub):
 
 @pytest.mark.parametrize("folder", ["", "snapshots", f"snapshots/{COMMIT}", "refs", "blobs"])
 @pytest.mark.parametrize("target", ["outside", "/", "/proc/self", "..", "itself", "nowhere"])
-def test_a_link_for_a_folder(hub, outside, tmp_path, folder, target):
+def test_a_link_for_a_folder(hub: Hub, outside: Path, tmp_path: Path, folder: str, target: str) -> None:
     hub.add("org/model", chat_model())
     hub.add("org/neighbour", chat_model())
     path = hub.folder("org/model") / folder if folder else hub.folder("org/model")
@@ -357,7 +372,7 @@ def test_a_link_for_a_folder(hub, outside, tmp_path, folder, target):
     assert verdict(hub, "org/neighbour")["health"] == "healthy"
 
 
-def test_a_socket_is_not_read(hub, monkeypatch):
+def test_a_socket_is_not_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = hub.add("org/model", chat_model())
     monkeypatch.chdir(snapshot)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
@@ -373,17 +388,17 @@ NO_UTF8 = [] if os.uname().sysname == "Darwin" else ["\udcff", "a\udc80b.txt", "
 
 
 @pytest.mark.parametrize("name", NAMES + NO_UTF8)
-def test_a_file_of_any_name(hub, name):
+def test_a_file_of_any_name(hub: Hub, name: str) -> None:
     hub.add("org/model", chat_model() | {name: b"x", f"folder/{name}": b"y"})
     assert verdict(hub)["health"] == "healthy"
 
 
 @pytest.fixture
-def dig(hub):
+def dig(hub: Hub) -> Iterator[Dig]:
     """Adds a sound model with a file as many folders deep as told, and removes them: Python's rmtree recurses."""
     snapshot = hub.add("org/model", chat_model())
 
-    def make(name, depth):
+    def make(name: str, depth: int) -> None:
         folder = os.open(snapshot, os.O_RDONLY)
         for _ in range(depth):
             os.mkdir(name, dir_fd=folder)
@@ -397,12 +412,12 @@ def dig(hub):
     subprocess.run(["rm", "-rf", str(snapshot)], check=True)
 
 
-def test_folders_a_thousand_deep(hub, dig):
+def test_folders_a_thousand_deep(hub: Hub, dig: Dig) -> None:
     dig("d", 1000)
     assert verdict(hub)["health"] == "healthy"
 
 
-def test_folders_deeper_than_any_path(hub, dig):
+def test_folders_deeper_than_any_path(hub: Hub, dig: Dig) -> None:
     dig("d" * 200, 40)
     assert "can't be read" in verdict(hub)["reason"]
 
@@ -429,7 +444,7 @@ sys.stderr.write("\\n".join(seen))
 
 
 @pytest.mark.parametrize("mode", ["real", "control"])
-def test_no_file_outside_the_cache_is_ever_opened(hub, outside, tmp_path, mode):
+def test_no_file_outside_the_cache_is_ever_opened(hub: Hub, outside: Path, tmp_path: Path, mode: str) -> None:
     names = []
     for number, make in enumerate(LINKS.values()):
         for name in REPLACED:
@@ -455,7 +470,7 @@ def test_no_file_outside_the_cache_is_ever_opened(hub, outside, tmp_path, mode):
     assert "Traceback" not in done.stderr
 
 
-def test_one_broken_model_hides_no_other(hub, mlxk2, outside):
+def test_one_broken_model_hides_no_other(hub: Hub, mlxk2: Program, outside: Path) -> None:
     for number, (make, name) in enumerate((make, name) for make in LINKS.values() for name in REPLACED):
         snapshot = hub.add(f"broken/{number:03}", chat_model())
         (snapshot / name).unlink()

@@ -1,34 +1,45 @@
 """The headers of safetensors and GGUF files: whole files pass, damaged ones do not."""
 
+from __future__ import annotations
+
 import json
 import math
 import struct
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 import safetensors
 from support import layouts
-from support.layouts import GGUF_ARRAY, GGUF_STRING, GGUF_UINT32, raw_safetensors, tensor
+from support.layouts import GGUF_ARRAY, GGUF_STRING, GGUF_UINT32, Content, raw_safetensors, tensor
 
 from mlxk2.checkpoint import gguf
-from mlxk2.checkpoint.files import BrokenFile, Tree
+from mlxk2.checkpoint.files import BrokenFile, File, Tree
 from mlxk2.checkpoint.safetensors import read_metadata
 
 DTYPES = sorted(layouts.BITS)
 
 
+class Write(Protocol):
+    """Writes bytes to a file and returns it as the cache sees it."""
+
+    def __call__(self, content: Content, name: str = "file") -> File: ...
+
+
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path: Path) -> Write:
     """Puts bytes into a file and returns it as the cache sees it."""
 
-    def put(content, name="file"):
+    def put(content: Content, name: str = "file") -> File:
         layouts.write(tmp_path / name, content)
         return Tree(None).file(name, str(tmp_path / name))
 
     return put
 
 
-def is_whole(check, file):
+def is_whole(check: Callable[[File], object], file: File) -> bool:
     try:
         check(file)
     except BrokenFile as error:
@@ -37,7 +48,7 @@ def is_whole(check, file):
     return True
 
 
-def library_takes(content):
+def library_takes(content: bytes) -> bool:
     """Whether the format's own library reads these bytes."""
     try:
         safetensors.deserialize(content)
@@ -55,46 +66,46 @@ WHOLE_BYTES = [(d, s) for d in DTYPES for s in SHAPES if math.prod(s) * layouts.
 
 
 @pytest.mark.parametrize(("dtype", "shape"), WHOLE_BYTES)
-def test_every_type_and_shape_is_whole(write, dtype, shape):
+def test_every_type_and_shape_is_whole(write: Write, dtype: str, shape: tuple[int, ...]) -> None:
     content = layouts.weights(dtype, shape)
     assert library_takes(content)
     assert is_whole(read_metadata, write(content))
 
 
-def test_the_metadata_is_what_the_file_says(write):
+def test_the_metadata_is_what_the_file_says(write: Write) -> None:
     assert read_metadata(write(layouts.weights(mlx=True))) == {"format": "mlx"}
     assert read_metadata(write(layouts.weights(mlx=False))) == {"format": "pt"}
     assert read_metadata(write(raw_safetensors({}))) == {}
 
 
 @pytest.mark.parametrize("pad", [1, 7, 8, 4096, 100_000])
-def test_a_header_padded_with_spaces_is_whole(write, pad):
+def test_a_header_padded_with_spaces_is_whole(write: Write, pad: int) -> None:
     content = raw_safetensors({"a": tensor("U8", [4], 0, 4)}, bytes(4), pad)
     assert library_takes(content)
     assert is_whole(read_metadata, write(content))
 
 
-def test_the_order_of_the_tensors_does_not_matter(write):
+def test_the_order_of_the_tensors_does_not_matter(write: Write) -> None:
     header = {"b": tensor("U8", [4], 4, 8), "empty": tensor("U8", [0], 4, 4), "a": tensor("U8", [4], 0, 4)}
     content = raw_safetensors(header, bytes(8))
     assert library_takes(content)
     assert is_whole(read_metadata, write(content))
 
 
-def test_a_type_of_tomorrow_is_no_damage(write):
+def test_a_type_of_tomorrow_is_no_damage(write: Write) -> None:
     assert is_whole(read_metadata, write(raw_safetensors({"a": tensor("F2_E1", [9, 9], 0, 4)}, bytes(4))))
 
 
 @pytest.mark.parametrize("cut", range(0, len(layouts.weights())))
-def test_every_truncation_is_found(write, cut):
+def test_every_truncation_is_found(write: Write, cut: int) -> None:
     assert not is_whole(read_metadata, write(layouts.weights()[:cut]))
 
 
-def test_bytes_after_the_end_are_found(write):
+def test_bytes_after_the_end_are_found(write: Write) -> None:
     assert not is_whole(read_metadata, write(layouts.weights() + b"\0"))
 
 
-def test_a_truncated_large_file_is_found_by_its_header_alone(write):
+def test_a_truncated_large_file_is_found_by_its_header_alone(write: Write) -> None:
     whole = layouts.sparse_safetensors(300, 40_000_000_000)
     began = time.process_time()
     assert is_whole(read_metadata, write(whole))
@@ -145,12 +156,12 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_damage_is_found(write, content):
+def test_damage_is_found(write: Write, content: bytes) -> None:
     assert not library_takes(content), "the damage is none"
     assert not is_whole(read_metadata, write(content))
 
 
-def test_a_shape_of_ten_thousand_huge_numbers_takes_no_time(write):
+def test_a_shape_of_ten_thousand_huge_numbers_takes_no_time(write: Write) -> None:
     digits = b"9" * 4000
     header = b'{"a":{"dtype":"U8","data_offsets":[0,4],"shape":[' + b",".join([digits] * 2000) + b"]}}"
     began = time.process_time()
@@ -158,7 +169,7 @@ def test_a_shape_of_ten_thousand_huge_numbers_takes_no_time(write):
     assert time.process_time() - began < 2
 
 
-def test_a_flipped_bit_of_the_header_is_judged_as_the_library_judges_it(write):
+def test_a_flipped_bit_of_the_header_is_judged_as_the_library_judges_it(write: Write) -> None:
     content = layouts.weights("U8", (4,))
     length = 8 + int.from_bytes(content[:8], "little")
     for position in range(length):
@@ -169,7 +180,7 @@ def test_a_flipped_bit_of_the_header_is_judged_as_the_library_judges_it(write):
                 assert library_takes(bytes(flipped)) or _has_a_type_of_tomorrow(flipped[8:length]), (position, bit)
 
 
-def _has_a_type_of_tomorrow(header):
+def _has_a_type_of_tomorrow(header: bytes | bytearray) -> bool:
     tensors = json.loads(bytes(header))
     return bool({entry["dtype"] for name, entry in tensors.items() if name != "__metadata__"} - set(DTYPES))
 
@@ -195,20 +206,20 @@ SOUND_GGUF = {
 
 
 @pytest.mark.parametrize("content", SOUND_GGUF.values(), ids=SOUND_GGUF)
-def test_a_sound_gguf_is_whole(write, content):
+def test_a_sound_gguf_is_whole(write: Write, content: bytes) -> None:
     assert is_whole(gguf.check, write(content))
 
 
 @pytest.mark.parametrize("cut", range(0, len(layouts.gguf())))
-def test_every_truncation_of_a_gguf_is_found(write, cut):
+def test_every_truncation_of_a_gguf_is_found(write: Write, cut: int) -> None:
     assert not is_whole(gguf.check, write(layouts.gguf()[:cut]))
 
 
-def _with_tensor_count(count):
+def _with_tensor_count(count: int) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, count, 0) + bytes(4096)
 
 
-def _with_pair(kind, value):
+def _with_pair(kind: int, value: bytes) -> bytes:
     return layouts.gguf(pairs=(layouts.gguf_pair("key", kind, value),))
 
 
@@ -235,11 +246,11 @@ DAMAGED_GGUF = {
 
 
 @pytest.mark.parametrize("content", DAMAGED_GGUF.values(), ids=DAMAGED_GGUF)
-def test_a_damaged_gguf_is_found(write, content):
+def test_a_damaged_gguf_is_found(write: Write, content: bytes) -> None:
     assert not is_whole(gguf.check, write(content))
 
 
-def test_millions_of_empty_arrays_take_no_time(write):
+def test_millions_of_empty_arrays_take_no_time(write: Write) -> None:
     inner = struct.pack("<IQ", GGUF_ARRAY, 100_000) + bytes(12 * 100_000)
     nested = struct.pack("<IQ", GGUF_ARRAY, 40) + inner * 40
     content = layouts.gguf(pairs=(layouts.gguf_pair("nested", GGUF_ARRAY, nested),))

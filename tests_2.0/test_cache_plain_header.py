@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from support.fuzz import EFFORT
@@ -50,7 +51,7 @@ def _mutated(rng: random.Random, text: bytes) -> bytes:
     return bytes(changed)
 
 
-def _parsed(tmp_path, text: bytes, size: int) -> dict[str, str] | None:
+def _parsed(tmp_path: Path, text: bytes, size: int) -> dict[str, str] | None:
     """What the parser says: the first character is a space, so that only the parser can judge."""
     path = tmp_path / "x.safetensors"
     path.write_bytes((len(text) + 1).to_bytes(8, "little") + b" " + text + b"\0" * size)
@@ -61,7 +62,7 @@ def _parsed(tmp_path, text: bytes, size: int) -> dict[str, str] | None:
 
 
 @pytest.mark.parametrize("of_mlx", [False, True])
-def test_usual_headers_are_judged_without_the_parser(of_mlx):
+def test_usual_headers_are_judged_without_the_parser(of_mlx: bool) -> None:
     rng = random.Random(1)
     for _ in range(CASES):
         text, size = _header(rng, of_mlx)
@@ -71,7 +72,7 @@ def test_usual_headers_are_judged_without_the_parser(of_mlx):
 
 
 @pytest.mark.parametrize("of_mlx", [False, True])
-def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path, of_mlx):
+def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx: bool) -> None:
     rng = random.Random(2)
     agreed = 0
     for _ in range(CASES):
@@ -101,5 +102,5 @@ def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path, of_mlx):
         b'[{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     ],
 )
-def test_the_unusual_is_left_to_the_parser(text):
+def test_the_unusual_is_left_to_the_parser(text: bytes) -> None:
     assert metadata_of(text, 1) is None

@@ -1,12 +1,18 @@
 """What we say of mlx-lm without importing it, against what its own sources say, read by Python's parser."""
 
+from __future__ import annotations
+
 import ast
 import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.layouts import CONFIG, as_json, chat_model, without
+from conftest import Program
+from support.layouts import CONFIG, Files, Hub, as_json, chat_model, without
 
 from mlxk2.checkpoint.compatibility import Installation, installation, problem
 
@@ -18,11 +24,11 @@ METHODS = ("bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", 
 
 
 @pytest.fixture(scope="module")
-def installed():
+def installed() -> Installation:
     return Installation(str(MLX_LM))
 
 
-def bound_names(tree):
+def bound_names(tree: ast.Module) -> Iterator[str]:
     """The names that a module binds at its top level."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -33,7 +39,7 @@ def bound_names(tree):
             yield from (name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
 
 
-def table(name):
+def table(name: str) -> dict[Any, str]:
     """A dictionary that mlx-lm's utils.py binds at its top level."""
     tree = ast.parse((MLX_LM / "utils.py").read_text())
     values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name]
@@ -41,40 +47,40 @@ def table(name):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_an_architecture_is_a_module_that_binds_model_and_its_arguments(installed, module):
+def test_an_architecture_is_a_module_that_binds_model_and_its_arguments(installed: Installation, module: str) -> None:
     bound = set(bound_names(ast.parse((MLX_LM / "models" / f"{module}.py").read_text())))
     assert installed.has(module) == ({"Model", "ModelArgs"} <= bound)
 
 
-def test_both_kinds_of_module_are_there(installed):
+def test_both_kinds_of_module_are_there(installed: Installation) -> None:
     verdicts = {installed.has(module) for module in MODULES}
     assert verdicts == {True, False}
 
 
 @pytest.mark.parametrize(("model_type", "module"), table("MODEL_REMAPPING").items())
-def test_the_table_of_types_is_mlx_lms(installed, model_type, module):
+def test_the_table_of_types_is_mlx_lms(installed: Installation, model_type: str, module: str) -> None:
     assert installed.module_of({"model_type": model_type}) == module
 
 
 @pytest.mark.parametrize(("key", "module"), table("MODEL_ARCHITECTURE_REMAPPING").items())
-def test_the_table_of_architectures_is_mlx_lms(installed, key, module):
+def test_the_table_of_architectures_is_mlx_lms(installed: Installation, key: tuple[str, str], module: str) -> None:
     model_type, architecture = key
     assert installed.module_of({"model_type": model_type, "architectures": ["X", architecture]}) == module
     assert installed.module_of({"model_type": model_type, "architectures": ["X"]}) != module
 
 
-def test_the_version_is_that_of_the_package(installed):
+def test_the_version_is_that_of_the_package(installed: Installation) -> None:
     assert installed.version in (MLX_LM / "_version.py").read_text()
     assert installed.version.count(".") == 2
 
 
 @pytest.mark.parametrize("model_type", ["x", "", None, 7, [], {}, "../utils", "Llama", "llama\0", "base"])
-def test_a_type_that_is_none_is_named(installed, model_type):
+def test_a_type_that_is_none_is_named(installed: Installation, model_type: object) -> None:
     said = problem({"model_type": model_type}, installed)
     assert said == f"Model architecture {model_type or 'unknown'!r} not supported by mlx-lm {installed.version}"
 
 
-def test_without_mlx_lm_nothing_runs():
+def test_without_mlx_lm_nothing_runs() -> None:
     assert problem(CONFIG, None) == "mlx-lm is not installed"
 
 
@@ -82,14 +88,14 @@ class EditableFinder:
     """Finds mlx-lm as the import hook of an editable installation does."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):  # noqa: ARG004 - the signature of import hooks
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG004 - the signature of import hooks
         if name == "mlx_lm":
             return spec_from_file_location(name, MLX_LM / "__init__.py", submodule_search_locations=[str(MLX_LM)])
         return None
 
 
 @pytest.mark.parametrize("hooks", [[], [EditableFinder]])
-def test_an_editable_installation_is_found(monkeypatch, hooks):
+def test_an_editable_installation_is_found(monkeypatch: pytest.MonkeyPatch, hooks: list[type[EditableFinder]]) -> None:
     monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != MLX_LM.parent])
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, *hooks])
     monkeypatch.delitem(sys.modules, "mlx_lm", raising=False)
@@ -98,24 +104,24 @@ def test_an_editable_installation_is_found(monkeypatch, hooks):
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_a_folder_that_is_no_mlx_lm_has_no_architecture(tmp_path, folder):
+def test_a_folder_that_is_no_mlx_lm_has_no_architecture(tmp_path: Path, folder: str) -> None:
     empty = Installation(str(tmp_path / folder))
     assert problem(CONFIG, empty) == "Model architecture 'llama' not supported by mlx-lm "
 
 
 @pytest.mark.parametrize("model_file", ["model.py", "", [], 0, "../../evil.py"])
-def test_code_of_the_model_is_never_run(installed, model_file):
+def test_code_of_the_model_is_never_run(installed: Installation, model_file: object) -> None:
     assert "never executed" in problem(CONFIG | {"model_file": model_file}, installed)
 
 
-def test_auto_map_is_ignored(installed):
+def test_auto_map_is_ignored(installed: Installation) -> None:
     assert problem(CONFIG | {"auto_map": {"AutoModel": "modeling.Model"}}, installed) is None
 
 
 # -------------------------------------------------------------------------------------------------------- quantisation
 
 
-def compared_methods():
+def compared_methods() -> Iterator[object]:
     """The quantisation methods that mlx-lm's `load_model` asks for by name."""
     tree = ast.parse((MLX_LM / "utils.py").read_text())
     load = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "load_model")
@@ -124,7 +130,7 @@ def compared_methods():
             yield from (n.value for n in ast.walk(node.comparators[0]) if isinstance(n, ast.Constant))
 
 
-def test_the_methods_are_those_that_mlx_lm_asks_for():
+def test_the_methods_are_those_that_mlx_lm_asks_for() -> None:
     assert set(compared_methods()) == set(METHODS)
 
 
@@ -156,28 +162,28 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("settings", KNOWN)
-def test_a_known_quantisation_runs(installed, settings):
+def test_a_known_quantisation_runs(installed: Installation, settings: dict[str, Any]) -> None:
     inside = {"quantization_config": settings}
     assert problem(CONFIG | inside, installed) is None
     assert problem(CONFIG | {"text_config": inside}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN)
-def test_an_unknown_quantisation_is_named(installed, settings, shown):
+def test_an_unknown_quantisation_is_named(installed: Installation, settings: dict[str, Any], shown: str) -> None:
     said = problem(CONFIG | {"quantization_config": settings | {"more": 1}}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
-def test_an_empty_quantisation_is_none(installed):
+def test_an_empty_quantisation_is_none(installed: Installation) -> None:
     assert problem(CONFIG | {"quantization_config": {}}, installed) is None
 
 
-def test_mlxs_own_quantisation_comes_first(installed):
+def test_mlxs_own_quantisation_comes_first(installed: Installation) -> None:
     settings = {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"quant_method": "hqq"}}
     assert problem(CONFIG | settings, installed) is None
 
 
-def test_the_modes_are_those_that_mlx_knows(installed):
+def test_the_modes_are_those_that_mlx_knows(installed: Installation) -> None:
     source = Path(find_spec("mlx").submodule_search_locations[0], "nn", "layers", "quantized.py").read_text()
     assigned = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign))
     known = next(ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "mode_defaults")
@@ -198,24 +204,26 @@ UNKNOWN_OWN = [
 
 
 @pytest.mark.parametrize("more", SOUND_OWN)
-def test_mlxs_own_quantisation_runs(installed, more):
+def test_mlxs_own_quantisation_runs(installed: Installation, more: dict[str, Any]) -> None:
     assert problem(CONFIG | {"quantization": OWN | more}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN_OWN)
-def test_what_mlx_refuses_of_its_own_quantisation_is_named(installed, settings, shown):
+def test_what_mlx_refuses_of_its_own_quantisation_is_named(
+    installed: Installation, settings: dict[str, Any], shown: str
+) -> None:
     said = problem(CONFIG | {"quantization": settings}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
-def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed):
+def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed: Installation) -> None:
     assert problem({"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}, installed) is None
 
 
 # ---------------------------------------------------------------------------------------------------- through the door
 
 
-def runnable(hub, mlxk2, files):
+def runnable(hub: Hub, mlxk2: Program, files: Files) -> str | None:
     hub.add("org/model", files)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert model["health"] == "healthy"
@@ -223,11 +231,11 @@ def runnable(hub, mlxk2, files):
     return model["reason"]
 
 
-def test_a_sound_mlx_model_runs(hub, mlxk2):
+def test_a_sound_mlx_model_runs(hub: Hub, mlxk2: Program) -> None:
     assert runnable(hub, mlxk2, chat_model()) is None
 
 
-def test_a_quantisation_in_a_file_of_its_own_counts(hub, mlxk2):
+def test_a_quantisation_in_a_file_of_its_own_counts(hub: Hub, mlxk2: Program) -> None:
     files = chat_model() | {"hf_quant_config.json": as_json({"quantization": {"quant_algo": "FP8"}})}
     assert runnable(hub, mlxk2, files) == f"Quantization 'None' not supported by mlx-lm {installation().version}"
 
@@ -242,27 +250,31 @@ NOT_CLOSED = "Expecting property name enclosed in double quotes: line 1 column 2
         (b"{", f"hf_quant_config.json is not valid JSON ({NOT_CLOSED})"),
     ],
 )
-def test_a_quantisation_in_a_file_of_its_own_is_read(hub, mlxk2, sidecar, reason):
+def test_a_quantisation_in_a_file_of_its_own_is_read(
+    hub: Hub, mlxk2: Program, sidecar: bytes, reason: str | None
+) -> None:
     assert runnable(hub, mlxk2, chat_model() | {"hf_quant_config.json": sidecar}) == reason
 
 
-def test_a_quantisation_in_the_config_comes_first(hub, mlxk2):
+def test_a_quantisation_in_the_config_comes_first(hub: Hub, mlxk2: Program) -> None:
     files = chat_model(quantization_config={"quant_method": "mxfp4"}) | {"hf_quant_config.json": b"{"}
     assert runnable(hub, mlxk2, files) is None
 
 
-def test_weights_that_mlx_lm_does_not_look_for_do_not_run(hub, mlxk2):
+def test_weights_that_mlx_lm_does_not_look_for_do_not_run(hub: Hub, mlxk2: Program) -> None:
     files = without(chat_model(), "model.safetensors") | {"weights.safetensors": chat_model()["model.safetensors"]}
     assert runnable(hub, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
 
 
 @pytest.mark.parametrize("config", [{"architectures": ["LlamaDraftModel"]}, {"architectures": ["Qwen3EmbeddingModel"]}])
-def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(hub, mlxk2, config):
+def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(
+    hub: Hub, mlxk2: Program, config: dict[str, Any]
+) -> None:
     files = without(chat_model(**config), "tokenizer.json", "tokenizer_config.json")
     assert runnable(hub, mlxk2, files).startswith("No tokenizer")
     assert runnable(hub, mlxk2, files | {"tokenizer.json": b"{}"}) is None
 
 
-def test_a_config_that_mlx_lm_cannot_read_does_not_run(hub, mlxk2):
+def test_a_config_that_mlx_lm_cannot_read_does_not_run(hub: Hub, mlxk2: Program) -> None:
     files = chat_model() | {"config.json": b"\xef\xbb\xbf" + as_json(CONFIG)}
     assert runnable(hub, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"

@@ -1,11 +1,19 @@
 """What a model is: its framework by org, card and weights; its type by config, card, template and name."""
 
+from __future__ import annotations
+
+from typing import Any, Protocol
+
 import pytest
+from conftest import Program
 from support.layouts import (
     CONFIG,
     OTHER_ARCHITECTURE,
     README,
     TOKENIZER_CONFIG,
+    Content,
+    Files,
+    Hub,
     as_json,
     base_model,
     chat_model,
@@ -20,15 +28,21 @@ PLAIN_CARD = b"# A model\n"
 MLX_QUANTIZED = CONFIG | OTHER_ARCHITECTURE | {"quantization": {"group_size": 64, "bits": 4}}
 
 
-def config(**changes):
+def config(**changes: object) -> dict[str, Content]:
     return {"config.json": as_json(CONFIG | changes)}
 
 
-@pytest.fixture
-def described(hub, mlxk2):
-    """Adds a model and says what it is."""
+class Describe(Protocol):
+    """Adds a model and returns what `show` says of it."""
 
-    def describe(files, name="org/model"):
+    def __call__(self, files: Files, name: str = "org/model") -> dict[str, Any]: ...
+
+
+@pytest.fixture
+def described(hub: Hub, mlxk2: Program) -> Describe:
+    """Return a function that adds a model and says what it is."""
+
+    def describe(files: Files, name: str = "org/model") -> dict[str, Any]:
         hub.add(name, files)
         return mlxk2("show", name, "--json").json["data"]["model"]
 
@@ -38,7 +52,7 @@ def described(hub, mlxk2):
 # ----------------------------------------------------------------------------------------------------------- framework
 
 
-def card(front, newline="\n"):
+def card(front: str, newline: str = "\n") -> bytes:
     return f"---\n{front}\n---\n# A model\n".replace("\n", newline).encode()
 
 
@@ -87,18 +101,18 @@ OTHER_CARDS = {
 
 @pytest.mark.parametrize("readme", LONG_CARDS.values(), ids=LONG_CARDS)
 @pytest.mark.timeout(5)
-def test_a_card_can_hold_the_results_of_many_benchmarks(described, readme):
+def test_a_card_can_hold_the_results_of_many_benchmarks(described: Describe, readme: bytes) -> None:
     assert len(readme) > 500_000
     assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
 
 
 @pytest.mark.parametrize("readme", MLX_CARDS.values(), ids=MLX_CARDS)
-def test_a_card_can_say_mlx(described, readme):
+def test_a_card_can_say_mlx(described: Describe, readme: bytes) -> None:
     assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
 
 
 @pytest.mark.parametrize("readme", OTHER_CARDS.values(), ids=OTHER_CARDS)
-def test_a_card_that_does_not_say_mlx(described, readme):
+def test_a_card_that_does_not_say_mlx(described: Describe, readme: bytes) -> None:
     model = described(base_model() | {"README.md": readme})
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
 
@@ -123,7 +137,9 @@ def test_a_card_that_does_not_say_mlx(described, readme):
         ("org/x", {"README.md": PLAIN_CARD}, "Unknown"),
     ],
 )
-def test_the_framework_follows_org_card_and_weights(described, name, files, framework):
+def test_the_framework_follows_org_card_and_weights(
+    described: Describe, name: str, files: Files, framework: str
+) -> None:
     model = described(files, name)
     assert model["framework"] == framework
     if model["health"] == "healthy" and framework != "MLX":
@@ -152,8 +168,7 @@ NOT_LOADED = {
     "code of its own": config(model_file="model.py"),
     "bitsandbytes": config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "AWQ of 8 bits": config(quantization_config={"quant_method": "awq", "bits": 8}),
-    "GPTQ with an order of its groups": config(**GPTQ)
-    | {"model.safetensors": ORDERED},
+    "GPTQ with an order of its groups": config(**GPTQ) | {"model.safetensors": ORDERED},
 }
 OTHER_WEIGHTS = {
     "a LoRA adapter alone": "adapter_model.safetensors",
@@ -164,20 +179,20 @@ OTHER_WEIGHTS = {
 
 
 @pytest.mark.parametrize("files", LOADED_AS_THEY_ARE.values(), ids=LOADED_AS_THEY_ARE)
-def test_weights_that_mlx_lm_loads_as_they_are_need_no_label(described, files):
+def test_weights_that_mlx_lm_loads_as_they_are_need_no_label(described: Describe, files: Files) -> None:
     whole = base_model() | config() | files
     model = described(without(whole, "model.safetensors") if SHARDS_INDEX in files else whole)
     assert (model["framework"], model["runtime_compatible"], model["reason"]) == ("MLX", True, None)
 
 
 @pytest.mark.parametrize("files", NOT_LOADED.values(), ids=NOT_LOADED)
-def test_weights_that_mlx_lm_does_not_load_stay_those_of_pytorch(described, files):
+def test_weights_that_mlx_lm_does_not_load_stay_those_of_pytorch(described: Describe, files: Files) -> None:
     model = described(base_model() | config() | files)
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
 
 
 @pytest.mark.parametrize("name", OTHER_WEIGHTS.values(), ids=OTHER_WEIGHTS)
-def test_weights_that_mlx_lm_does_not_read_stay_those_of_pytorch(described, name):
+def test_weights_that_mlx_lm_does_not_read_stay_those_of_pytorch(described: Describe, name: str) -> None:
     files = without(base_model() | config(), "model.safetensors") | {name: weights(mlx=False)}
     assert described(files)["framework"] == "PyTorch"
 
@@ -221,19 +236,21 @@ CAPABILITIES = {
 
 
 @pytest.mark.parametrize(("name", "files", "model_type"), TYPES)
-def test_the_type_follows_config_card_template_and_name(described, name, files, model_type):
+def test_the_type_follows_config_card_template_and_name(
+    described: Describe, name: str, files: Files, model_type: str
+) -> None:
     model = described(files, name)
     assert model["model_type"] == model_type
     assert model["capabilities"] == CAPABILITIES[model_type]
 
 
-def test_the_tokenizer_itself_is_never_read(described):
+def test_the_tokenizer_itself_is_never_read(described: Describe) -> None:
     broken = b'{"model": {"vocab": ' + b"[" * 100_000
     assert described(chat_model() | {"tokenizer.json": broken})["health"] == "healthy"
 
 
 @pytest.mark.parametrize("padding", [0, 5_000_000])
-def test_a_template_is_found_however_large_the_file_is(described, padding):
+def test_a_template_is_found_however_large_the_file_is(described: Describe, padding: int) -> None:
     large = as_json({"added": "x" * padding}).rstrip(b"}") + b"," + TOKENIZER_CONFIG.lstrip(b"{")
     assert described(base_model() | {"tokenizer_config.json": large})["model_type"] == "chat"
 
@@ -266,6 +283,6 @@ HOSTILE_CARDS = {
 
 @pytest.mark.parametrize("readme", HOSTILE_CARDS.values(), ids=HOSTILE_CARDS)
 @pytest.mark.timeout(20)
-def test_a_hostile_card_says_nothing(described, readme):
+def test_a_hostile_card_says_nothing(described: Describe, readme: bytes) -> None:
     model = described(base_model() | {"README.md": b"---\nmlx: feature-extraction\n" + readme.removeprefix(b"---\n")})
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")

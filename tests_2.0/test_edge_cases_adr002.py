@@ -1,11 +1,22 @@
 """Edge cases where a name meets the disk: strange folders, near-equal names, half-made models."""
 
+from __future__ import annotations
+
 import pytest
-from support.layouts import COMMIT, OTHER_COMMIT, as_json, chat_model, gguf_model, sharded_model
+from conftest import Program
+from support.layouts import (
+    COMMIT,
+    OTHER_COMMIT,
+    Hub,
+    as_json,
+    chat_model,
+    gguf_model,
+    sharded_model,
+)
 from support.shapes import assert_envelope
 
 
-def health_of(mlxk2, name):
+def health_of(mlxk2: Program, name: str) -> list[tuple[str, str]]:
     document = mlxk2("health", name, "--json").json
     assert_envelope(document, "health")
     data = document["data"]
@@ -21,7 +32,9 @@ def health_of(mlxk2, name):
         ("models--org--with.dots_and-dashes", "org/with.dots_and-dashes"),
     ],
 )
-def test_a_strange_folder_is_found_by_the_name_it_is_shown_with(hub, mlxk2, folder, name):
+def test_a_strange_folder_is_found_by_the_name_it_is_shown_with(
+    hub: Hub, mlxk2: Program, folder: str, name: str
+) -> None:
     sound = hub.add("org/sound", chat_model())
     (hub.path / folder / "snapshots").mkdir(parents=True)
     sound.rename(hub.path / folder / "snapshots" / COMMIT)
@@ -32,34 +45,34 @@ def test_a_strange_folder_is_found_by_the_name_it_is_shown_with(hub, mlxk2, fold
     assert health_of(mlxk2, name) == [(name, "healthy")]
 
 
-def test_a_name_that_is_a_part_of_another_is_taken_exactly(hub, mlxk2):
+def test_a_name_that_is_a_part_of_another_is_taken_exactly(hub: Hub, mlxk2: Program) -> None:
     for name in ("org/model", "org/model-2", "my-org/model"):
         hub.add(name, chat_model())
     assert health_of(mlxk2, "org/model") == [("org/model", "healthy")]
     assert mlxk2("health", "model-", "--json").json["data"]["summary"]["total"] == 1
 
 
-def test_case_decides_only_where_nothing_is_exact(hub, mlxk2):
+def test_case_decides_only_where_nothing_is_exact(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/Model", chat_model())
     hub.add("org/model", chat_model())
     assert health_of(mlxk2, "org/model") == [("org/model", "healthy")]
     assert mlxk2("show", "ORG/MODEL", "--json").json["error"]["matches"] == ["org/Model", "org/model"]
 
 
-def test_pattern_characters_mean_themselves(hub, mlxk2):
+def test_pattern_characters_mean_themselves(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model())
     for pattern in ("org*", "m.del", "[om]", "^org", "org/model?", "(", "%"):
         assert health_of(mlxk2, pattern) == []
         assert mlxk2("list", pattern, "--json").json["data"]["count"] == 0
 
 
-def test_datasets_of_the_same_name_are_no_rivals(hub, mlxk2):
+def test_datasets_of_the_same_name_are_no_rivals(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/name", chat_model())
     (hub.path / "datasets--org--name" / "snapshots" / COMMIT).mkdir(parents=True)
     assert health_of(mlxk2, "name") == [("org/name", "healthy")]
 
 
-def test_the_demo_is_never_matched_by_a_part_of_a_name(hub, mlxk2):
+def test_the_demo_is_never_matched_by_a_part_of_a_name(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/demo", chat_model())
     assert mlxk2("show", "demo", "--json").json["data"]["model"]["name"] == "demo"
     assert mlxk2("show", "org/demo", "--json").json["data"]["model"]["name"] == "org/demo"
@@ -67,7 +80,7 @@ def test_the_demo_is_never_matched_by_a_part_of_a_name(hub, mlxk2):
 
 
 @pytest.mark.parametrize("command", ["show", "health", "run", "pull", "rm"])
-def test_the_demo_has_no_revisions(hub, mlxk2, command):
+def test_the_demo_has_no_revisions(hub: Hub, mlxk2: Program, command: str) -> None:
     hub.add("org/demo-2", chat_model())
     prompt = ["hello"] if command == "run" else []
     error = mlxk2(command, "demo@main", *prompt, "--json").json["error"]
@@ -75,34 +88,34 @@ def test_the_demo_has_no_revisions(hub, mlxk2, command):
 
 
 @pytest.mark.parametrize("made", [[], ["refs"], ["snapshots"], ["blobs"], ["refs", "blobs", "snapshots"]])
-def test_a_half_made_model_is_unhealthy(hub, mlxk2, made):
+def test_a_half_made_model_is_unhealthy(hub: Hub, mlxk2: Program, made: list[str]) -> None:
     for folder in ("", *made):
         (hub.folder("org/half") / folder).mkdir(exist_ok=True)
     assert health_of(mlxk2, "org/half") == [("org/half", "unhealthy")]
 
 
-def test_a_file_among_the_snapshots_is_none(hub, mlxk2):
+def test_a_file_among_the_snapshots_is_none(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model())
     (hub.folder("org/model") / "snapshots" / ".DS_Store").write_bytes(b"\0")
     (hub.folder("org/model") / "refs" / "main").unlink()
     assert mlxk2("show", "org/model", "--json").json["data"]["model"]["hash"] == COMMIT
 
 
-def test_a_snapshot_that_is_no_commit_has_no_hash(hub, mlxk2):
+def test_a_snapshot_that_is_no_commit_has_no_hash(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model(), commit="local-copy", ref=None)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert (model["hash"], model["health"]) == (None, "healthy")
     assert health_of(mlxk2, "org/model@local-copy") == [("org/model", "healthy")]
 
 
-def test_a_damaged_new_revision_does_not_touch_the_old_one(hub, mlxk2):
+def test_a_damaged_new_revision_does_not_touch_the_old_one(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", sharded_model(), OTHER_COMMIT)
     hub.add("org/model", chat_model() | {"config.json": b"{"}, COMMIT)
     assert health_of(mlxk2, "org/model") == [("org/model", "unhealthy")]
     assert health_of(mlxk2, f"org/model@{OTHER_COMMIT[:8]}") == [("org/model", "healthy")]
 
 
-def test_weights_may_change_their_kind_between_revisions(hub, mlxk2):
+def test_weights_may_change_their_kind_between_revisions(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", gguf_model(), OTHER_COMMIT)
     hub.add("org/model", chat_model() | {"config.json": as_json({"model_type": "llama"})}, COMMIT)
     shown = [mlxk2("show", f"org/model@{c}", "--json").json["data"]["model"] for c in (COMMIT, OTHER_COMMIT)]

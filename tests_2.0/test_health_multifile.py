@@ -1,15 +1,22 @@
 """The rules of health: every kind of damage is found and named, and no sound layout is called damaged."""
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
 
 import pytest
+from conftest import Program
 from support.layouts import (
     CONFIG,
     LAYOUTS,
     LFS_POINTER,
     README,
     TOKENIZER,
+    Content,
+    Files,
     Hub,
+    Layout,
     Sparse,
     as_json,
     base_model,
@@ -35,7 +42,7 @@ BIN_SHARDS = shard_names(2, "pytorch_model", "bin")
 BIN_INDEX = "pytorch_model.bin.index.json"
 
 
-def verdict(mlxk2, name="org/model"):
+def verdict(mlxk2: Program, name: str = "org/model") -> tuple[str, str]:
     """The health entry of the model, after `show` was seen to agree with it."""
     data = mlxk2("health", name, "--json").json["data"]
     (entry,) = data["healthy"] + data["unhealthy"]
@@ -49,15 +56,15 @@ def verdict(mlxk2, name="org/model"):
 # ---------------------------------------------------------------------------------------------------------------- sound
 
 
-def plain(**files):
+def plain(**files: Content) -> Files:
     return without(base_model(), "model.safetensors", "tokenizer.json") | files
 
 
-def torch_model(*names):
+def torch_model(*names: str) -> Files:
     return without(base_model(), "model.safetensors") | {name: b"PK\x03\x04" + name.encode() for name in names}
 
 
-def tokenized(*names):
+def tokenized(*names: str) -> Files:
     return without(chat_model(), "tokenizer.json") | {name: b"content of " + name.encode() for name in names}
 
 
@@ -138,7 +145,7 @@ SOUND = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("files", SOUND.values(), ids=SOUND)
-def test_a_sound_layout_is_healthy(isolated_cache, mlxk2, files, layout):
+def test_a_sound_layout_is_healthy(isolated_cache: Path, mlxk2: Program, files: Files, layout: Layout) -> None:
     Hub(isolated_cache, layout).add("org/model", files)
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
 
@@ -158,20 +165,22 @@ ODD = {
 
 
 @pytest.mark.parametrize(("files", "warning"), ODD.values(), ids=ODD)
-def test_whole_weights_with_an_odd_index_are_healthy_with_a_warning(hub, mlxk2, files, warning):
+def test_whole_weights_with_an_odd_index_are_healthy_with_a_warning(
+    hub: Hub, mlxk2: Program, files: Files, warning: str
+) -> None:
     hub.add("org/model", files)
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
     for command in ("health", "show"):
         assert warning in mlxk2(command, "org/model", "--json").err
 
 
-def test_a_single_numbered_file_needs_no_index(hub, mlxk2):
+def test_a_single_numbered_file_needs_no_index(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", without(sharded_model(1), INDEX))
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
     assert mlxk2("health", "org/model", "--json").err == ""
 
 
-def test_what_the_hub_library_adds_is_no_damage(hub, mlxk2):
+def test_what_the_hub_library_adds_is_no_damage(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model())
     folder = hub.folder("org/model")
     for path in (".no_exist/0123/adapter_config.json", "trees/0123.json", "blobs/abc.1234.incomplete", "refs/v1.0"):
@@ -180,21 +189,23 @@ def test_what_the_hub_library_adds_is_no_damage(hub, mlxk2):
     assert verdict(mlxk2)[0] == "healthy"
 
 
-def test_a_model_folder_linked_to_another_disk_is_healthy(hub, mlxk2, tmp_path):
+def test_a_model_folder_linked_to_another_disk_is_healthy(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     disk = Hub(tmp_path / "disk")
     disk.add("org/model", sharded_model())
     hub.folder("org/model").symlink_to(disk.folder("org/model"))
     assert verdict(mlxk2)[0] == "healthy"
 
 
-def test_a_cache_behind_a_link_is_healthy(hub, mlxk2, tmp_path, monkeypatch):
+def test_a_cache_behind_a_link_is_healthy(
+    hub: Hub, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("org/model", chat_model())
     (tmp_path / "link").symlink_to(hub.path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "link"))
     assert verdict(mlxk2)[0] == "healthy"
 
 
-def test_snapshots_that_share_blobs_are_healthy(hub, mlxk2):
+def test_snapshots_that_share_blobs_are_healthy(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model(), "a" * 40)
     hub.add("org/model", chat_model() | {"README.md": b"# New\n"}, "b" * 40)
     assert verdict(mlxk2, "org/model@aaa")[0] == verdict(mlxk2, "org/model@bbb")[0] == "healthy"
@@ -310,7 +321,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("files", "reason"), DAMAGED.values(), ids=DAMAGED)
-def test_damage_is_found_and_named(hub, mlxk2, files, reason):
+def test_damage_is_found_and_named(hub: Hub, mlxk2: Program, files: Files, reason: str) -> None:
     hub.add("org/model", files)
     status, said = verdict(mlxk2)
     assert status == "unhealthy"
@@ -318,14 +329,14 @@ def test_damage_is_found_and_named(hub, mlxk2, files, reason):
     assert len(said) < 200
 
 
-def test_the_first_problem_is_the_reason(hub, mlxk2):
+def test_the_first_problem_is_the_reason(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", without(sharded_model(), "config.json", SHARDS[0], "tokenizer.json"))
     assert verdict(mlxk2) == ("unhealthy", "config.json is missing")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lost", [*SHARDS, "config.json", "tokenizer.json"])
-def test_no_subset_is_healthy(isolated_cache, mlxk2, layout, lost):
+def test_no_subset_is_healthy(isolated_cache: Path, mlxk2: Program, layout: Layout, lost: str) -> None:
     snapshot = Hub(isolated_cache, layout).add("org/model", sharded_model())
     (snapshot / lost).unlink()
     assert verdict(mlxk2)[0] == "unhealthy"
@@ -333,29 +344,29 @@ def test_no_subset_is_healthy(isolated_cache, mlxk2, layout, lost):
 
 @pytest.mark.parametrize("layout", ["links", "shared"])
 @pytest.mark.parametrize("name", sorted(chat_model()))
-def test_a_dangling_link_is_found(isolated_cache, mlxk2, layout, name):
+def test_a_dangling_link_is_found(isolated_cache: Path, mlxk2: Program, layout: Layout, name: str) -> None:
     snapshot = Hub(isolated_cache, layout).add("org/model", chat_model())
     (snapshot / name).resolve().unlink()
     assert verdict(mlxk2) == ("unhealthy", f"{name} is a dangling link")
 
 
-def test_a_model_without_a_snapshot_is_unhealthy(hub, mlxk2):
+def test_a_model_without_a_snapshot_is_unhealthy(hub: Hub, mlxk2: Program) -> None:
     hub.folder("org/model").mkdir()
     assert verdict(mlxk2) == ("unhealthy", "No snapshot: the model was never downloaded completely")
 
 
-def test_an_empty_snapshot_is_unhealthy(hub, mlxk2):
+def test_an_empty_snapshot_is_unhealthy(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", {})
     assert verdict(mlxk2) == ("unhealthy", "The snapshot is empty")
 
 
-def test_a_folder_for_the_config_is_no_config(hub, mlxk2):
+def test_a_folder_for_the_config_is_no_config(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", without(chat_model(), "config.json"))
     (snapshot / "config.json").mkdir()
     assert verdict(mlxk2) == ("unhealthy", "config.json is missing")
 
 
-def test_one_broken_model_hides_no_other(hub, mlxk2):
+def test_one_broken_model_hides_no_other(hub: Hub, mlxk2: Program) -> None:
     for number, (files, _) in enumerate(DAMAGED.values()):
         hub.add(f"broken/model-{number:03}", files)
     hub.add("org/sound", chat_model())
@@ -367,7 +378,7 @@ def test_one_broken_model_hides_no_other(hub, mlxk2):
 # ----------------------------------------------------------------------------------------------------------------- deep
 
 
-def flip(path, position=-1):
+def flip(path: Path, position: int = -1) -> None:
     """Change one bit of a snapshot's file, behind its links."""
     path = path.resolve()
     content = bytearray(path.read_bytes())
@@ -378,7 +389,9 @@ def flip(path, position=-1):
 
 @pytest.mark.parametrize("layout", ["links", "shared"])
 @pytest.mark.parametrize("name", sorted(chat_model()))
-def test_deep_finds_one_flipped_bit_in_any_file(isolated_cache, mlxk2, layout, name):
+def test_deep_finds_one_flipped_bit_in_any_file(
+    isolated_cache: Path, mlxk2: Program, layout: Layout, name: str
+) -> None:
     snapshot = Hub(isolated_cache, layout).add("org/model", chat_model())
     data = mlxk2("health", "--deep", "--json").json["data"]
     assert data["summary"]["healthy_count"] == 1
@@ -387,7 +400,7 @@ def test_deep_finds_one_flipped_bit_in_any_file(isolated_cache, mlxk2, layout, n
     assert name in entry["reason"]
 
 
-def test_deep_names_every_corrupt_file(hub, mlxk2):
+def test_deep_names_every_corrupt_file(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", sharded_model())
     for name in SHARDS:
         flip(snapshot / name)
@@ -396,7 +409,7 @@ def test_deep_names_every_corrupt_file(hub, mlxk2):
     assert entry["reason"] == f"Corrupt content: {', '.join(SHARDS)}"
 
 
-def test_deep_keeps_the_first_problem(hub, mlxk2):
+def test_deep_keeps_the_first_problem(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", without(chat_model(), "tokenizer.json"))
     flip(snapshot / "model.safetensors")
     (entry,) = mlxk2("health", "--deep", "--json").json["data"]["unhealthy"]
@@ -404,7 +417,7 @@ def test_deep_keeps_the_first_problem(hub, mlxk2):
     assert entry["reason"].endswith("; corrupt content: model.safetensors")
 
 
-def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub, mlxk2):
+def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", sharded_model())
     os.truncate((snapshot / SHARDS[0]).resolve(), 50)
     flip(snapshot / SHARDS[2])
@@ -414,7 +427,7 @@ def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub, mlxk2):
     assert entry["reason"] == f"{said}; corrupt content: {SHARDS[0]}, {SHARDS[2]}"
 
 
-def test_deep_goes_on_after_what_it_cannot_read(hub):
+def test_deep_goes_on_after_what_it_cannot_read(hub: Hub) -> None:
     snapshot = hub.add("org/model", sharded_model())
     contents = Contents(Cache(hub.path).resolve(Repo("org/model")))
     (snapshot / "README.md").resolve().unlink()
@@ -424,7 +437,7 @@ def test_deep_goes_on_after_what_it_cannot_read(hub):
     assert [problem.partition(" can't be read")[0] for problem in findings.unreadable] == ["README.md"]
 
 
-def test_deep_passes_over_what_has_no_hash(isolated_cache, mlxk2):
+def test_deep_passes_over_what_has_no_hash(isolated_cache: Path, mlxk2: Program) -> None:
     files = chat_model() | {"tokenizer.json": TOKENIZER}
     Hub(isolated_cache, "copies").add("org/model", files)
     note = f"Note: {len(files)} files have no hash to compare with; the content was not checked.\n"
@@ -433,7 +446,7 @@ def test_deep_passes_over_what_has_no_hash(isolated_cache, mlxk2):
     assert (result.json["data"]["summary"]["healthy_count"], result.err) == (1, "")
 
 
-def test_deep_tells_of_a_single_file_without_a_hash(hub, mlxk2):
+def test_deep_tells_of_a_single_file_without_a_hash(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", chat_model())
     assert mlxk2("health", "--deep").err == ""
     (snapshot / "notes.txt").write_text("mine")

@@ -1,11 +1,22 @@
 """What people see: tables from the same data that `--json` prints."""
 
+from __future__ import annotations
+
 import os
 import re
 import time
 
 import pytest
-from support.layouts import LFS_POINTER, as_json, base_model, chat_model, gguf_model, without
+from conftest import Program, Result
+from support.layouts import (
+    LFS_POINTER,
+    Hub,
+    as_json,
+    base_model,
+    chat_model,
+    gguf_model,
+    without,
+)
 
 from mlxk2.formatting import human_size
 
@@ -14,7 +25,7 @@ ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 @pytest.fixture
-def filled(hub):
+def filled(hub: Hub) -> Hub:
     """A model of every kind, as `list` tells them apart."""
     hub.add("mlx-community/chat-4bit", chat_model())
     hub.add("org/chat", chat_model())
@@ -25,14 +36,14 @@ def filled(hub):
     return hub
 
 
-def rows(result):
+def rows(result: Result) -> tuple[list[str], dict[str, list[str]]]:
     """The lines of a table by their first word, the heading apart."""
     assert result.code == 0
     heading, *lines = (re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip())
     return heading, {line[0]: line for line in lines}
 
 
-def test_list_shows_mlx_chat_models(filled, mlxk2):
+def test_list_shows_mlx_chat_models(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list"))
     assert heading == ["Name", "Hash", "Size", "Modified", "Type"]
@@ -40,7 +51,7 @@ def test_list_shows_mlx_chat_models(filled, mlxk2):
     assert lines["org/chat"][1:] == ["0123456", "729B", "just now", "chat"]
 
 
-def test_list_verbose_shows_all_mlx_models_in_full(filled, mlxk2):
+def test_list_verbose_shows_all_mlx_models_in_full(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--verbose"))
     assert "Framework" in heading
@@ -49,14 +60,14 @@ def test_list_verbose_shows_all_mlx_models_in_full(filled, mlxk2):
     }  # fmt: skip
 
 
-def test_list_all_shows_everything(filled, mlxk2):
+def test_list_all_shows_everything(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     _, lines = rows(mlxk2("list", "--all"))
     assert len(lines) == 6
     assert "GGUF" in lines["org/gguf"]
 
 
-def test_list_health_adds_one_column(filled, mlxk2):
+def test_list_health_adds_one_column(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--health"))
     assert heading[-1] == "Health"
@@ -67,7 +78,7 @@ def test_list_health_adds_one_column(filled, mlxk2):
     ]
 
 
-def test_list_health_verbose_adds_three(filled, mlxk2):
+def test_list_health_verbose_adds_three(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--health", "--verbose"))
     assert heading[-3:] == ["Integrity", "Runtime", "Reason"]
@@ -78,7 +89,7 @@ def test_list_health_verbose_adds_three(filled, mlxk2):
     assert lines["mlx-community/damaged-chat"][-1].startswith("tokenizer.json is a Git LFS pointer")
 
 
-def test_an_empty_list_says_what_to_do(hub, mlxk2):
+def test_an_empty_list_says_what_to_do(hub: Hub, mlxk2: Program) -> None:
     assert "mlxk2 pull" in mlxk2("list").out
     hub.add("org/gguf", gguf_model())
     assert mlxk2("list").out == "No MLX chat models. To see the other model: mlxk2 list --all\n"
@@ -87,7 +98,7 @@ def test_an_empty_list_says_what_to_do(hub, mlxk2):
     assert mlxk2("list", "--verbose").out == "No MLX models. To see all 2 models: mlxk2 list --all\n"
 
 
-def test_an_empty_list_tells_of_its_pattern(hub, mlxk2):
+def test_an_empty_list_tells_of_its_pattern(hub: Hub, mlxk2: Program) -> None:
     assert mlxk2("list", "nosuch").out == "No model's name contains 'nosuch'.\n"
     hub.add("org/a gguf", gguf_model())
     assert mlxk2("list", "nosuch\x1b").out == "No model's name contains 'nosuch\ufffd'.\n"
@@ -95,12 +106,12 @@ def test_an_empty_list_tells_of_its_pattern(hub, mlxk2):
     assert mlxk2("list", "a g").out == f"No MLX chat models named 'a g'. {advice}\n"
 
 
-def test_health_of_nothing_tells_of_its_pattern(hub, mlxk2):
+def test_health_of_nothing_tells_of_its_pattern(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/model", chat_model())
     assert mlxk2("health", "nosuch").out == "No model's name contains 'nosuch'.\n"
 
 
-def test_show_tells_the_facts_in_words(filled, mlxk2):
+def test_show_tells_the_facts_in_words(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("show", "org/strange").out
     facts = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines())
@@ -111,21 +122,21 @@ def test_show_tells_the_facts_in_words(filled, mlxk2):
     assert "strange" in facts["Reason"]
 
 
-def test_show_lists_files_and_prints_the_config(filled, mlxk2):
+def test_show_lists_files_and_prints_the_config(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("show", "org/chat", "--files", "--config").out
     assert re.search(r"model\.safetensors +\d+B +weights\n", out)
     assert '"num_hidden_layers": 2' in out
 
 
-def test_health_counts_and_gives_reasons(filled, mlxk2):
+def test_health_counts_and_gives_reasons(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("health").out
     assert out.splitlines()[-1] == "5 of 6 healthy"
     assert re.search(r"damaged-chat +unhealthy +tokenizer\.json is a Git LFS pointer", out)
 
 
-def test_version_is_one_line(mlxk2):
+def test_version_is_one_line(mlxk2: Program) -> None:
     assert re.fullmatch(r"mlxk2 \d+\.\d+\.\S+\n", mlxk2("--version").out)
 
 
@@ -135,7 +146,7 @@ def test_version_is_one_line(mlxk2):
 @pytest.mark.parametrize(
     "words", [("list",), ("list", "--all", "--health", "--verbose"), ("show", "org/chat", "--files"), ("health",)]
 )
-def test_no_line_has_codes_or_trailing_spaces(filled, mlxk2, words):
+def test_no_line_has_codes_or_trailing_spaces(filled: Hub, mlxk2: Program, words: tuple[str, ...]) -> None:
     assert filled.path.is_dir()
     result = mlxk2(*words)
     assert result.err == ""
@@ -147,7 +158,7 @@ HOSTILE_NAMES = ["org/a\x1b[31mred", "org/a\rb", "org/a\nb", "org/a\x9b5m", "org
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_no_name_reaches_the_terminal_as_a_command(hub, mlxk2, name):
+def test_no_name_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program, name: str) -> None:
     hub.add(name, chat_model() | {name.replace("/", "-"): b"x"})
     for words in (("list", "--all", "--health"), ("health",), ("show", "org", "--files")):
         out = mlxk2(*words).out
@@ -157,14 +168,14 @@ def test_no_name_reaches_the_terminal_as_a_command(hub, mlxk2, name):
     assert ("[red]x" in mlxk2("list", "--all").out) == (name == "org/[red]x")
 
 
-def test_no_config_reaches_the_terminal_as_a_command(hub, mlxk2):
+def test_no_config_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07", title="[bold]a\x1b[31m\u202e\ud800"))
     out = mlxk2("show", "org/evil", "--config", "--files").out
     assert not ESCAPES.search(out)
     assert "[bold]a" in out
 
 
-def test_no_error_reaches_the_terminal_as_a_command(hub, mlxk2):
+def test_no_error_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/a\x1b[31mred", chat_model())
     hub.add("org/a\x9b5m", chat_model())
     hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07"))
@@ -175,14 +186,14 @@ def test_no_error_reaches_the_terminal_as_a_command(hub, mlxk2):
     assert not ESCAPES.search(ambiguous.err + idle.err)
 
 
-def test_wide_tables_are_not_cut_outside_a_terminal(hub, mlxk2):
+def test_wide_tables_are_not_cut_outside_a_terminal(hub: Hub, mlxk2: Program) -> None:
     name = "org/" + "very-long-name-" * 6
     hub.add(name, without(chat_model(), "tokenizer.json") | {"x" * 200: b""})
     assert name in mlxk2("list", "--all", "--health", "--verbose").out
     assert "x" * 200 in mlxk2("show", name, "--files").out
 
 
-def test_a_long_value_of_a_config_is_one_line(hub, mlxk2):
+def test_a_long_value_of_a_config_is_one_line(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/long", chat_model() | {"config.json": as_json({"model_type": "x", "words": "word " * 50_000})})
     assert '"words": "' + "word " * 50_000 in mlxk2("show", "org/long", "--config").out
 
@@ -197,7 +208,7 @@ def test_a_long_value_of_a_config_is_one_line(hub, mlxk2):
         (2_100_000_000, "2.1GB"), (999_950_000_000, "1.0TB"), (5 * 10**15, "5000.0TB"),
     ],
 )  # fmt: skip
-def test_sizes_are_decimal(count, shown):
+def test_sizes_are_decimal(count: int, shown: str) -> None:
     assert human_size(count) == shown
 
 
@@ -209,7 +220,7 @@ def test_sizes_are_decimal(count, shown):
         (364 * DAY, "12mo ago"), (365 * DAY, "1y ago"), (4000 * DAY, "10y ago"),
     ],
 )  # fmt: skip
-def test_times_are_relative(hub, mlxk2, seconds, shown):
+def test_times_are_relative(hub: Hub, mlxk2: Program, seconds: int, shown: str) -> None:
     snapshot = hub.add("org/model", chat_model())
     moment = time.time() - seconds
     os.utime(snapshot, (moment, moment))

@@ -1,25 +1,39 @@
 """From a name to a verdict: which model and which revision an argument means, on all layouts of a cache."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Program, Result
 from huggingface_hub import scan_cache_dir
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Hub, base_model, chat_model, gguf_model, sharded_model
+from support.layouts import (
+    COMMIT,
+    LAYOUTS,
+    OTHER_COMMIT,
+    Hub,
+    Layout,
+    base_model,
+    chat_model,
+    gguf_model,
+    sharded_model,
+)
 
 
-def names(result):
+def names(result: Result) -> list[str]:
     return [model["name"] for model in result.json["data"]["models"]]
 
 
-def shown(result):
+def shown(result: Result) -> dict[str, Any]:
     assert result.code == 0, result
     return result.json["data"]["model"]
 
 
 @pytest.fixture
-def filled(hub):
+def filled(hub: Hub) -> Hub:
     """A cache of models whose names have parts in common."""
     for name in ("mlx-community/Phi-3", "other/Phi-3", "mlx-community/Qwen3-0.6B", "gpt2", "org/Mistral"):
         hub.add(name, chat_model())
@@ -40,13 +54,13 @@ def filled(hub):
     ],
 )
 @pytest.mark.usefixtures("filled")
-def test_a_name_finds_its_model(mlxk2, argument, name):
+def test_a_name_finds_its_model(mlxk2: Program, argument: str, name: str) -> None:
     assert shown(mlxk2("show", argument, "--json"))["name"] == name
 
 
 @pytest.mark.parametrize("command", ["show", "health"])
 @pytest.mark.usefixtures("filled")
-def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2, command):
+def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2: Program, command: str) -> None:
     result = mlxk2(command, "phi", "--json")
     assert result.code == 1
     assert result.json["error"]["type"] == "ambiguous_match"
@@ -54,21 +68,21 @@ def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2, command):
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_ambiguous_name_tells_people_the_matches(mlxk2):
+def test_an_ambiguous_name_tells_people_the_matches(mlxk2: Program) -> None:
     result = mlxk2("show", "phi")
     assert result.out == ""
     assert "  mlx-community/Phi-3\n  other/Phi-3\n" in result.err
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_unknown_name_is_not_found_by_show(mlxk2):
+def test_an_unknown_name_is_not_found_by_show(mlxk2: Program) -> None:
     result = mlxk2("show", "nowhere", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "model_not_found")
     assert "mlxk2 pull mlx-community/nowhere" in result.json["error"]["message"]
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_unknown_name_is_a_success_of_health(mlxk2):
+def test_an_unknown_name_is_a_success_of_health(mlxk2: Program) -> None:
     result = mlxk2("health", "nowhere", "--json")
     assert result.code == 0
     assert result.json["data"] == {
@@ -79,7 +93,7 @@ def test_an_unknown_name_is_a_success_of_health(mlxk2):
 
 
 @pytest.mark.usefixtures("filled")
-def test_list_takes_a_pattern_in_any_case(mlxk2):
+def test_list_takes_a_pattern_in_any_case(mlxk2: Program) -> None:
     assert names(mlxk2("list", "PHI", "--json")) == ["mlx-community/Phi-3", "other/Phi-3"]
 
 
@@ -87,7 +101,7 @@ def test_list_takes_a_pattern_in_any_case(mlxk2):
 
 
 @pytest.fixture
-def two_revisions(hub):
+def two_revisions(hub: Hub) -> Path:
     """A model at two commits, `main` at the older one."""
     old = hub.add("org/model", chat_model(), COMMIT)
     new = hub.add("org/model", sharded_model(), OTHER_COMMIT, ref=None)
@@ -97,13 +111,13 @@ def two_revisions(hub):
 
 
 @pytest.mark.usefixtures("two_revisions")
-def test_main_names_the_chosen_snapshot(mlxk2):
+def test_main_names_the_chosen_snapshot(mlxk2: Program) -> None:
     model = shown(mlxk2("show", "org/model", "--json"))
     assert (model["hash"], model["last_modified"]) == (COMMIT, "2001-09-09T01:46:40Z")
 
 
 @pytest.mark.parametrize("main", [None, b"", b"\xff\xfe", b"../../../etc", b"f" * 40, b"x" * 5000])
-def test_without_a_usable_main_the_newest_is_chosen(two_revisions, mlxk2, main):
+def test_without_a_usable_main_the_newest_is_chosen(two_revisions: Path, mlxk2: Program, main: bytes | None) -> None:
     ref = two_revisions / "refs" / "main"
     ref.unlink() if main is None else ref.write_bytes(main)
     assert shown(mlxk2("show", "org/model", "--json"))["hash"] == OTHER_COMMIT
@@ -120,7 +134,7 @@ def test_without_a_usable_main_the_newest_is_chosen(two_revisions, mlxk2, main):
         ("refs/pr", OTHER_COMMIT),
     ],
 )
-def test_a_revision_is_a_prefix_or_a_ref(two_revisions, mlxk2, revision, commit):
+def test_a_revision_is_a_prefix_or_a_ref(two_revisions: Path, mlxk2: Program, revision: str, commit: str) -> None:
     (two_revisions / "refs" / "refs").mkdir()
     (two_revisions / "refs" / "refs" / "pr").write_text(OTHER_COMMIT)
     assert shown(mlxk2("show", f"model@{revision}", "--json"))["hash"] == commit
@@ -130,7 +144,7 @@ def test_a_revision_is_a_prefix_or_a_ref(two_revisions, mlxk2, revision, commit)
 
 @pytest.mark.parametrize("revision", ["ab", "0", "fff", "develop", COMMIT[:-1] + "9"])
 @pytest.mark.usefixtures("two_revisions")
-def test_an_unknown_revision_names_those_there_are(mlxk2, revision):
+def test_an_unknown_revision_names_those_there_are(mlxk2: Program, revision: str) -> None:
     result = mlxk2("show", f"org/model@{revision}", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "hash_not_found")
     assert sorted(result.json["error"]["available_hashes"]) == [COMMIT, OTHER_COMMIT]
@@ -139,7 +153,9 @@ def test_an_unknown_revision_names_those_there_are(mlxk2, revision):
 
 @pytest.mark.parametrize(("word", "full"), [("org/new", "org/new"), ("new", "mlx-community/new")])
 @pytest.mark.parametrize("revision", ["", "@dev", "@0123abc"])
-def test_a_missing_model_is_told_with_the_pull_that_brings_it(mlxk2, word, full, revision):
+def test_a_missing_model_is_told_with_the_pull_that_brings_it(
+    mlxk2: Program, word: str, full: str, revision: str
+) -> None:
     error = mlxk2("show", word + revision, "--json").json["error"]
     assert (error["type"], error["message"].rpartition("download it: ")[2]) == (
         "model_not_found",
@@ -147,7 +163,7 @@ def test_a_missing_model_is_told_with_the_pull_that_brings_it(mlxk2, word, full,
     )
 
 
-def test_a_prefix_of_two_commits_is_ambiguous(hub, mlxk2):
+def test_a_prefix_of_two_commits_is_ambiguous(hub: Hub, mlxk2: Program) -> None:
     commits = ["abc" + "0" * 37, "abc" + "1" * 37]
     for commit in commits:
         hub.add("org/model", chat_model(), commit)
@@ -159,7 +175,7 @@ def test_a_prefix_of_two_commits_is_ambiguous(hub, mlxk2):
 # ------------------------------------------------------------------------------------------------------ what is a model
 
 
-def test_only_models_are_listed(filled, mlxk2):
+def test_only_models_are_listed(filled: Hub, mlxk2: Program) -> None:
     for folder in ("datasets--org--data", "spaces--org--space", "blobs/ab", "models", ".locks/models--org--locked"):
         (filled.path / folder).mkdir(parents=True)
     (filled.path / "models--org--file").touch()
@@ -168,13 +184,13 @@ def test_only_models_are_listed(filled, mlxk2):
     assert mlxk2("health", "--json").json["data"]["summary"]["total"] == 5
 
 
-def test_an_absent_cache_is_an_empty_one(mlxk2, monkeypatch, tmp_path):
+def test_an_absent_cache_is_an_empty_one(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
     assert mlxk2("list", "--json").json["data"] == {"models": [], "count": 0}
     assert mlxk2("health").out == "No models found.\n"
 
 
-def test_the_demo_is_no_part_of_list_and_health(filled, mlxk2):
+def test_the_demo_is_no_part_of_list_and_health(filled: Hub, mlxk2: Program) -> None:
     filled.add("org/demo-model", chat_model())
     assert mlxk2("health", "demo", "--json").json["data"]["summary"]["total"] == 0
     assert shown(mlxk2("show", "demo", "--json"))["name"] == "demo"
@@ -184,7 +200,7 @@ def test_the_demo_is_no_part_of_list_and_health(filled, mlxk2):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_layouts_are_those_of_the_library(isolated_cache, layout):
+def test_the_layouts_are_those_of_the_library(isolated_cache: Path, layout: Layout) -> None:
     hub = Hub(isolated_cache, layout)
     hub.add("org/chat", chat_model())
     hub.add("org/sharded", sharded_model())
@@ -196,7 +212,7 @@ def test_the_layouts_are_those_of_the_library(isolated_cache, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_model_is_the_same_on_every_layout(isolated_cache, mlxk2, layout):
+def test_a_model_is_the_same_on_every_layout(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
     Hub(isolated_cache, layout).add("org/chat", files := chat_model())
     model = shown(mlxk2("show", "org/chat", "--json"))
     assert model["size_bytes"] == sum(map(len, files.values()))
@@ -204,14 +220,14 @@ def test_a_model_is_the_same_on_every_layout(isolated_cache, mlxk2, layout):
 
 
 @pytest.mark.parametrize("layout", ["links", "shared"])
-def test_a_blob_that_two_files_share_counts_once(isolated_cache, mlxk2, layout):
+def test_a_blob_that_two_files_share_counts_once(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
     files = gguf_model("a.gguf", "b.gguf")
     Hub(isolated_cache, layout).add("org/twice", files)
     model = shown(mlxk2("show", "org/twice", "--json"))
     assert model["size_bytes"] == len(files["a.gguf"]) + len(files["README.md"])
 
 
-def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub, mlxk2):
+def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub: Hub, mlxk2: Program) -> None:
     blobs = hub.folder("org/broken") / "blobs"
     blobs.mkdir(parents=True)
     (blobs / ("a" * 64 + ".1234abcd.incomplete")).write_bytes(bytes(5000))
@@ -221,7 +237,7 @@ def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub, mlxk2):
     assert (model["health"], model["hash"], model["size_bytes"]) == ("unhealthy", None, 5040)
 
 
-def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub, mlxk2, tmp_path):
+def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     """Also in a model's folder that is kept on another disk, of which nothing else is counted."""
     real = tmp_path / "other-disk"
     waiting = real / ".incomplete" / "blobs"
@@ -236,7 +252,7 @@ def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub, mlxk2, tmp
         assert shown(mlxk2("show", name, "--json"))["size_bytes"] == 5000
 
 
-def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_path):
+def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "huge").write_bytes(bytes(4096))
     hub.folder("org/link").symlink_to(tmp_path / "elsewhere")
@@ -249,18 +265,20 @@ def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub, mlxk2, tmp_pat
 class BrokenStream:
     """A standard input that can't be read."""
 
-    def __init__(self, fault):
+    def __init__(self, fault: OSError) -> None:
         self._fault = fault
 
     @staticmethod
-    def isatty():
+    def isatty() -> bool:
         return False
 
-    def read(self, _size=-1):
+    def read(self, _size: int = -1) -> str:
         raise self._fault
 
 
-def test_a_broken_pipe_that_is_not_stdout_is_an_error(hub, mlxk2, monkeypatch):
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(
+    hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("org/model", chat_model())
     monkeypatch.setattr("sys.stdin", BrokenStream(BrokenPipeError(32, "Broken pipe")))
     result = mlxk2("run", "org/model", "-", "--json")
@@ -268,7 +286,9 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error(hub, mlxk2, monkeypatch):
     assert "Broken pipe" in result.json["error"]["message"]
 
 
-def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(hub, mlxk2, monkeypatch):
+def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(
+    hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("org/model", chat_model())
     for path in ("/home/me/secret/notes", b"/home/me/secret/notes", "/home/me/secret/notes/"):
         monkeypatch.setattr("sys.stdin", BrokenStream(PermissionError(13, "Permission denied", path)))
@@ -281,7 +301,7 @@ def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(hub, mlxk2, 
 
 
 @pytest.mark.parametrize("form", ["{}", "./my-model", "../work/my-model", "./my-model/", "./my-model/."])
-def test_a_folder_by_path(mlxk2, tmp_path, monkeypatch, form):
+def test_a_folder_by_path(mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     folder = tmp_path / "work" / "my-model"
     folder.mkdir(parents=True)
     for name, content in base_model().items():
@@ -295,7 +315,9 @@ def test_a_folder_by_path(mlxk2, tmp_path, monkeypatch, form):
 
 @pytest.mark.parametrize("command", ["show", "health"])
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "./file"])
-def test_a_path_to_no_folder_is_not_found(mlxk2, tmp_path, monkeypatch, command, path):
+def test_a_path_to_no_folder_is_not_found(
+    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, path: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     result = mlxk2(command, path, "--json")

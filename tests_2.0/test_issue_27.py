@@ -6,29 +6,36 @@
 missing index is downloaded.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from conftest import Program
 from huggingface_hub import hf_hub_download
 from support.layouts import LFS_POINTER
 
 from mlxk2.cache.store import Cache
+
+Part = tuple[Path, Path, list[Path]]
+"""The snapshot of a copied part, its index, and the shards that are there."""
 
 pytestmark = pytest.mark.issue27
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-def user_hub():
+def user_hub() -> Path:
     home = os.environ.get("MLXK2_USER_HF_HOME") or os.environ["HF_HOME"]
     hub = Path(home).expanduser() / "hub"
     return hub if hub.is_dir() else Path(home).expanduser()
 
 
-def wanted_or_first(variable, fits):
+def wanted_or_first(variable: str, fits: Callable[[Path], bool]) -> Path:
     """The snapshot of the model that a variable names, else of the first one that fits."""
     cache, name = Cache(user_hub()), os.environ.get(variable)
     models = [model for model in cache.scan() if name in (None, "", model.name)]
@@ -39,26 +46,26 @@ def wanted_or_first(variable, fits):
     return found
 
 
-def index_in(snapshot):
+def index_in(snapshot: Path) -> Path | None:
     return next((snapshot / name for name in INDEXES if (snapshot / name).is_file()), None)
 
 
 @pytest.fixture
-def real_model(user_cache_is_known):
+def real_model(user_cache_is_known: bool) -> Path:
     """The snapshot of a real model."""
     assert user_cache_is_known
     return wanted_or_first("MLXK2_ISSUE27_MODEL", lambda path: (path / "config.json").is_file())
 
 
 @pytest.fixture
-def user_cache_is_known():
+def user_cache_is_known() -> bool:
     if not user_hub().is_dir():
         pytest.skip(f"no cache at {user_hub()}")
     return True
 
 
 @pytest.fixture
-def part(user_cache_is_known, isolated_cache):
+def part(user_cache_is_known: bool, isolated_cache: Path) -> Part:
     """A part of a real model with an index in the isolated cache: config, index and the smallest shards."""
     assert user_cache_is_known
     variable = "MLXK2_ISSUE27_INDEX_MODEL" if os.environ.get("MLXK2_ISSUE27_INDEX_MODEL") else "MLXK2_ISSUE27_MODEL"
@@ -77,7 +84,7 @@ def part(user_cache_is_known, isolated_cache):
 
 
 @pytest.fixture
-def whole_part(part):
+def whole_part(part: Part) -> Part:
     """The part of a real model, with an index of its shards alone: a whole."""
     snapshot, index, shards = part
     if not shards:
@@ -86,29 +93,29 @@ def whole_part(part):
     return snapshot, index, shards
 
 
-def subset_count():
+def subset_count() -> int:
     return int(os.environ.get("MLXK2_SUBSET_COUNT", "1"))
 
 
-def size_of(path):
+def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def bootstrapped_index(source):
+def bootstrapped_index(source: Path) -> Path:
     if os.environ.get("MLXK2_BOOTSTRAP_INDEX") != "1":
         pytest.skip("No safetensors index found; MLXK2_BOOTSTRAP_INDEX=1 would download one")
     repo = source.parent.parent.name.removeprefix("models--").replace("--", "/")
     return Path(hf_hub_download(repo, INDEXES[0], local_dir=os.environ["HF_HOME"]))
 
 
-def need_room(folder, files):
+def need_room(folder: Path, files: Sequence[Path]) -> None:
     spare = int(os.environ.get("MLXK2_MIN_FREE_MB", "512")) << 20
     needed = sum(map(size_of, files)) + spare
     if shutil.disk_usage(folder).free < needed:
         pytest.skip(f"Not enough free space: {needed >> 20} MB are needed")
 
 
-def restrict_to(index, shards):
+def restrict_to(index: Path, shards: Sequence[Path]) -> None:
     """Make the index one of these shards alone, so that the part is a whole."""
     content = json.loads(index.read_text())
     names = {shard.name for shard in shards}
@@ -116,35 +123,35 @@ def restrict_to(index, shards):
     index.write_text(json.dumps(content))
 
 
-def reason(mlxk2):
+def reason(mlxk2: Program) -> str:
     data = mlxk2("health", "part/model", "--json").json["data"]
     return (data["healthy"] + data["unhealthy"])[0]["reason"]
 
 
-def test_a_real_model_is_healthy(real_model, mlxk2):
+def test_a_real_model_is_healthy(real_model: Path, mlxk2: Program) -> None:
     entry = mlxk2("health", str(real_model), "--json").json["data"]
     assert entry["summary"]["healthy_count"] == 1, entry
 
 
-def test_a_subset_is_never_healthy(part, mlxk2):
+def test_a_subset_is_never_healthy(part: Part, mlxk2: Program) -> None:
     _, index, shards = part
     if len(set(json.loads(index.read_text())["weight_map"].values())) == len(shards):
         pytest.skip("all shards of this model were copied")
     assert reason(mlxk2).startswith("Missing shard")
 
 
-def test_all_that_the_index_names_is_healthy(whole_part, mlxk2):
+def test_all_that_the_index_names_is_healthy(whole_part: Part, mlxk2: Program) -> None:
     assert whole_part
     assert reason(mlxk2) == "Model is healthy"
 
 
-def test_a_deleted_shard_is_found(whole_part, mlxk2):
+def test_a_deleted_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
     _, _, shards = whole_part
     shards[0].unlink()
     assert reason(mlxk2) == f"Missing shard: {shards[0].name}"
 
 
-def test_a_truncated_shard_is_found(whole_part, mlxk2):
+def test_a_truncated_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
     _, _, shards = whole_part
     if shards[0].suffix != ".safetensors":
         pytest.skip("only safetensors files tell their length")
@@ -153,13 +160,13 @@ def test_a_truncated_shard_is_found(whole_part, mlxk2):
     assert reason(mlxk2) == f"{shards[0].name} is truncated: 1 bytes are missing"
 
 
-def test_a_pointer_for_a_shard_is_found(whole_part, mlxk2):
+def test_a_pointer_for_a_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
     _, _, shards = whole_part
     shards[0].write_bytes(LFS_POINTER)
     assert "Git LFS pointer" in reason(mlxk2)
 
 
-def test_a_broken_index_is_found(part, mlxk2):
+def test_a_broken_index_is_found(part: Part, mlxk2: Program) -> None:
     _, index, _ = part
     index.write_text("{")
     why = "Expecting property name enclosed in double quotes: line 1 column 2"

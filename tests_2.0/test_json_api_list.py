@@ -1,16 +1,28 @@
 """`list --json`: its shape, its order, and that flags for people do not change it."""
 
+from __future__ import annotations
+
 import os
+from typing import Any
 
 import pytest
-from support.layouts import COMMIT, base_model, chat_model, gguf_model, sharded_model, without
+from conftest import Program
+from support.layouts import (
+    COMMIT,
+    Hub,
+    base_model,
+    chat_model,
+    gguf_model,
+    sharded_model,
+    without,
+)
 from support.shapes import assert_envelope, differences
 
 from mlxk2 import spec
 
 
 @pytest.fixture
-def filled(hub):
+def filled(hub: Hub) -> Hub:
     """A model of every kind."""
     hub.add("mlx-community/chat", chat_model())
     hub.add("Zeta/base", base_model())
@@ -21,21 +33,21 @@ def filled(hub):
     return hub
 
 
-def listed(mlxk2, *words):
+def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
     result = mlxk2("list", *words, "--json")
     assert result.code == 0
     assert_envelope(result.json, "list")
     return result.json["data"]
 
 
-def test_the_list_is_what_the_contract_says(filled, mlxk2):
+def test_the_list_is_what_the_contract_says(filled: Hub, mlxk2: Program) -> None:
     data = listed(mlxk2)
     names = [model["name"] for model in data["models"]]
     assert names == sorted(names)
     assert data["count"] == len(names) == len(list(filled.path.glob("models--*")))
 
 
-def test_every_key_of_a_model_is_there_and_no_other(filled, mlxk2):
+def test_every_key_of_a_model_is_there_and_no_other(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     for model in listed(mlxk2)["models"]:
         assert list(model) == [
@@ -45,7 +57,7 @@ def test_every_key_of_a_model_is_there_and_no_other(filled, mlxk2):
         assert model["cached"] is True
 
 
-def test_a_model_in_full(hub, mlxk2):
+def test_a_model_in_full(hub: Hub, mlxk2: Program) -> None:
     files = chat_model()
     snapshot = hub.add("mlx-community/chat", files)
     os.utime(snapshot, (1_700_000_000, 1_700_000_000))
@@ -66,7 +78,7 @@ def test_a_model_in_full(hub, mlxk2):
     ]
 
 
-def test_an_unhealthy_model_never_runs_and_has_a_reason(filled, mlxk2):
+def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     models = {model["name"]: model for model in listed(mlxk2)["models"]}
     for model in models.values():
@@ -77,25 +89,25 @@ def test_an_unhealthy_model_never_runs_and_has_a_reason(filled, mlxk2):
 
 
 @pytest.mark.parametrize("flags", [["--all"], ["--health"], ["--verbose"], ["--all", "--health", "--verbose"]])
-def test_flags_for_people_do_not_change_it(filled, mlxk2, flags):
+def test_flags_for_people_do_not_change_it(filled: Hub, mlxk2: Program, flags: list[str]) -> None:
     assert filled.path.is_dir()
     assert listed(mlxk2, *flags) == listed(mlxk2)
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("", 6), ("mlx", 2), ("MLX-Community/", 2), ("zeta", 1), ("none", 0)])
-def test_a_pattern_selects(filled, mlxk2, pattern, count):
+def test_a_pattern_selects(filled: Hub, mlxk2: Program, pattern: str, count: int) -> None:
     assert filled.path.is_dir()
     assert listed(mlxk2, pattern)["count"] == count
 
 
-def test_time_is_utc_whatever_the_zone(hub, mlxk2, monkeypatch):
+def test_time_is_utc_whatever_the_zone(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(hub.add("org/model", chat_model()), (0, 0))
     monkeypatch.setenv("TZ", "America/New_York")
     assert listed(mlxk2)["models"][0]["last_modified"] == "1970-01-01T00:00:00Z"
 
 
 @pytest.mark.parametrize("seconds", [-(10**9), 2**31, 2**33, 253_402_300_800])
-def test_times_beyond_the_calendar_are_times(hub, mlxk2, seconds):
+def test_times_beyond_the_calendar_are_times(hub: Hub, mlxk2: Program, seconds: int) -> None:
     snapshot = hub.add("org/model", chat_model())
     os.utime(snapshot, (0, seconds))
     if os.stat(snapshot).st_mtime != seconds:
@@ -103,7 +115,7 @@ def test_times_beyond_the_calendar_are_times(hub, mlxk2, seconds):
     listed(mlxk2)
 
 
-def test_names_in_any_script_survive(hub, mlxk2):
+def test_names_in_any_script_survive(hub: Hub, mlxk2: Program) -> None:
     names = ["组织/模型", "org/Ünïcode", "org/🤗"]
     for name in names:
         hub.add(name, chat_model())
@@ -111,7 +123,7 @@ def test_names_in_any_script_survive(hub, mlxk2):
 
 
 @pytest.mark.skipif(os.uname().sysname == "Darwin", reason="this system has no names that are not UTF-8")
-def test_names_that_are_no_utf8_are_shown(hub, mlxk2):
+def test_names_that_are_no_utf8_are_shown(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/caf\udce9", chat_model() | {"caf\udce9.txt": b"x"})
     (model,) = listed(mlxk2)["models"]
     assert (model["name"], model["health"]) == ("org/caf\N{REPLACEMENT CHARACTER}", "healthy")
@@ -121,13 +133,13 @@ def test_names_that_are_no_utf8_are_shown(hub, mlxk2):
 
 
 @pytest.mark.parametrize("folder", ["models--org--x---y", "models--", "models----", "models--a----b", "models--x@y"])
-def test_broken_folder_names_are_listed(hub, mlxk2, folder):
+def test_broken_folder_names_are_listed(hub: Hub, mlxk2: Program, folder: str) -> None:
     (hub.path / folder).mkdir()
     hub.add("org/sound", chat_model())
     assert listed(mlxk2)["count"] == 2
 
 
-def test_the_check_of_shapes_finds_what_is_wrong(filled, mlxk2):
+def test_the_check_of_shapes_finds_what_is_wrong(filled: Hub, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     model = listed(mlxk2)["models"][0]
     wrong = [

@@ -1,17 +1,40 @@
 """`show --json`: the model, its metadata, its files and its config."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
-from support.layouts import CONFIG, LAYOUTS, Hub, as_json, chat_model, gguf_model, shard_names, sharded_model, without
+from conftest import Program
+from support.layouts import (
+    CONFIG,
+    LAYOUTS,
+    Files,
+    Hub,
+    Layout,
+    as_json,
+    chat_model,
+    gguf_model,
+    shard_names,
+    sharded_model,
+    without,
+)
 from support.shapes import assert_envelope
 
 
-@pytest.fixture
-def show(hub, mlxk2):
-    """Adds a model and shows it."""
+class Show(Protocol):
+    """Adds a model and returns the data that `show` prints of it."""
 
-    def run(files, *flags):
+    def __call__(self, files: Files, *flags: str) -> dict[str, Any]: ...
+
+
+@pytest.fixture
+def show(hub: Hub, mlxk2: Program) -> Show:
+    """Return a function that adds a model and shows it."""
+
+    def run(files: Files, *flags: str) -> dict[str, Any]:
         hub.add("org/model", files)
         result = mlxk2("show", "org/model", *flags, "--json")
         assert result.code == 0
@@ -21,14 +44,14 @@ def show(hub, mlxk2):
     return run
 
 
-def test_files_and_config_come_only_when_asked_for(show):
+def test_files_and_config_come_only_when_asked_for(show: Show) -> None:
     assert set(show(chat_model())) == {"model", "metadata"}
     assert set(show(chat_model(), "--files")) == {"model", "metadata", "files"}
     assert set(show(chat_model(), "--config")) == {"model", "metadata", "config"}
     assert set(show(chat_model(), "--config", "--files")) == {"model", "metadata", "config", "files"}
 
 
-def test_it_is_the_model_of_the_list(show, mlxk2):
+def test_it_is_the_model_of_the_list(show: Show, mlxk2: Program) -> None:
     model = show(chat_model())["model"]
     assert mlxk2("list", "--json").json["data"]["models"] == [model]
 
@@ -36,7 +59,7 @@ def test_it_is_the_model_of_the_list(show, mlxk2):
 # ------------------------------------------------------------------------------------------------------------ metadata
 
 
-def test_metadata_says_what_the_config_says(show):
+def test_metadata_says_what_the_config_says(show: Show) -> None:
     assert show(chat_model(quantization={"group_size": 64, "bits": 4}))["metadata"] == {
         "architecture": "llama",
         "context_length": 2048,
@@ -53,18 +76,18 @@ CONTEXT_KEYS = ["max_position_embeddings", "n_positions", "context_length", "max
 
 @pytest.mark.parametrize("key", CONTEXT_KEYS)
 @pytest.mark.parametrize("inner", [False, True])
-def test_the_context_has_several_names_and_places(show, key, inner):
+def test_the_context_has_several_names_and_places(show: Show, key: str, inner: bool) -> None:
     config = {"model_type": "x", **({"text_config": {key: 77}} if inner else {key: 77})}
     assert show(chat_model() | {"config.json": as_json(config)})["metadata"]["context_length"] == 77
 
 
-def test_a_context_without_limit_is_left_out(show):
+def test_a_context_without_limit_is_left_out(show: Show) -> None:
     assert "context_length" not in show(chat_model(max_position_embeddings=10**30))["metadata"]
     assert show(chat_model(max_position_embeddings=10**30, seq_len=7))["metadata"]["context_length"] == 7
 
 
 @pytest.mark.parametrize("value", [None, "2048", -1, 0, True, 1.5, [], {}, "Infinity"])
-def test_what_is_no_count_is_left_out(show, value):
+def test_what_is_no_count_is_left_out(show: Show, value: object) -> None:
     files = chat_model(**dict.fromkeys(CONFIG, value))
     assert set(show(files)["metadata"] or {}) <= {"architecture"}
 
@@ -80,11 +103,11 @@ def test_what_is_no_count_is_left_out(show, value):
         ({}, None),
     ],
 )
-def test_the_quantisation_in_words(show, settings, shown):
+def test_the_quantisation_in_words(show: Show, settings: dict[str, Any], shown: str | None) -> None:
     assert show(chat_model(**settings))["metadata"].get("quantization") == shown
 
 
-def test_without_a_config_there_is_no_metadata(show):
+def test_without_a_config_there_is_no_metadata(show: Show) -> None:
     data = show(gguf_model(), "--config")
     assert (data["metadata"], data["config"]) == (None, None)
 
@@ -114,13 +137,15 @@ TYPES = {
 }
 
 
-def test_every_file_has_its_type(show):
+def test_every_file_has_its_type(show: Show) -> None:
     data = show(dict.fromkeys(TYPES, b"content"), "--files")
     assert {file["name"]: file["type"] for file in data["files"]} == TYPES
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_files_have_their_own_size_and_name_on_every_layout(isolated_cache, mlxk2, layout):
+def test_files_have_their_own_size_and_name_on_every_layout(
+    isolated_cache: Path, mlxk2: Program, layout: Layout
+) -> None:
     files = {"config.json": as_json(CONFIG), "deep/er/x.safetensors": b"x" * 1500, "empty": b""}
     Hub(isolated_cache, layout).add("org/model", files)
     shown = mlxk2("show", "org/model", "--files", "--json").json["data"]["files"]
@@ -129,7 +154,7 @@ def test_files_have_their_own_size_and_name_on_every_layout(isolated_cache, mlxk
     assert list(sizes) == sorted(sizes)
 
 
-def test_files_of_a_damaged_model_are_shown(hub, mlxk2):
+def test_files_of_a_damaged_model_are_shown(hub: Hub, mlxk2: Program) -> None:
     snapshot = hub.add("org/model", sharded_model())
     lost = shard_names(3)[0]
     (snapshot / lost).resolve().unlink()
@@ -141,7 +166,7 @@ def test_files_of_a_damaged_model_are_shown(hub, mlxk2):
 # -------------------------------------------------------------------------------------------------------------- config
 
 
-def test_the_config_is_shown_as_it_is(show):
+def test_the_config_is_shown_as_it_is(show: Show) -> None:
     config = CONFIG | {"nested": {"list": [1, 2.5, None, True, "text"]}, "unicode": "é模", "empty": {}}
     assert show(chat_model() | {"config.json": as_json(config)}, "--config")["config"] == config
 
@@ -150,26 +175,26 @@ def test_the_config_is_shown_as_it_is(show):
     ("text", "value"),
     [("Infinity", "Infinity"), ("-Infinity", "-Infinity"), ("NaN", "NaN"), ("1e999", "1e999"), ("-1E999", "-1E999")],
 )
-def test_what_json_cannot_say_becomes_text(show, text, value):
+def test_what_json_cannot_say_becomes_text(show: Show, text: str, value: str) -> None:
     config = b'{"model_type": "mamba2", "limit": [0.0, ' + text.encode() + b"]}"
     assert show(chat_model() | {"config.json": config}, "--config")["config"]["limit"] == [0.0, value]
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\udcff x", "\\u0000", "\\u001b[31m", "\\u202e"])
-def test_strange_characters_stay_what_they_are(show, text):
+def test_strange_characters_stay_what_they_are(show: Show, text: str) -> None:
     config = b'{"model_type": "' + text.encode() + b'"}'
     assert show(chat_model() | {"config.json": config}, "--config")["config"] == json.loads(config)
 
 
-def test_a_broken_config_is_none(show):
+def test_a_broken_config_is_none(show: Show) -> None:
     data = show(chat_model() | {"config.json": b"{"}, "--config")
     assert (data["config"], data["metadata"], data["model"]["health"]) == (None, None, "unhealthy")
 
 
-def test_a_config_nested_too_deeply_is_none(show):
+def test_a_config_nested_too_deeply_is_none(show: Show) -> None:
     config = b'{"a":' * 3000 + b"1" + b"}" * 3000
     assert show(chat_model() | {"config.json": config}, "--config")["config"] is None
 
 
-def test_a_model_without_a_config_is_shown(show):
+def test_a_model_without_a_config_is_shown(show: Show) -> None:
     assert show(without(chat_model(), "config.json"), "--config")["model"]["reason"] == "config.json is missing"

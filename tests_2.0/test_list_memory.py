@@ -1,42 +1,48 @@
 """`list` remembers what it found out, and notices every change."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.layouts import COMMIT, chat_model, gguf_model
+from conftest import Program
+from support.layouts import COMMIT, Hub, chat_model, gguf_model
 
 from mlxk2.cache.index import SETTLED_NS, memory_file
+
+Change = Callable[[Path], object]
 
 FROM_MEMORY = "remembered/not-looked-at"
 
 
-def settle():
+def settle() -> None:
     """Let the cache grow older than what a file system's clock could confuse."""
     time.sleep(SETTLED_NS / 1e9 + 0.1)
 
 
-def remembered(hub):
+def remembered(hub: Hub) -> Path:
     return Path(memory_file(os.path.realpath(hub.path), os.environ))
 
 
-def names(mlxk2):
+def names(mlxk2: Program) -> list[str]:
     return [model["name"] for model in mlxk2("list", "--json").json["data"]["models"]]
 
 
-def verdicts(mlxk2):
+def verdicts(mlxk2: Program) -> dict[str, str]:
     return {model["name"]: model["health"] for model in mlxk2("list", "--json").json["data"]["models"]}
 
 
 @pytest.fixture
-def known(hub, mlxk2):
+def known(hub: Hub, mlxk2: Program) -> Path:
     """A cache that `list` has seen; in its memory, every model has another name."""
     snapshot = hub.add("org/chat", chat_model())
     hub.add("org/gguf", gguf_model())
@@ -46,7 +52,7 @@ def known(hub, mlxk2):
     return snapshot
 
 
-def rename_remembered(hub):
+def rename_remembered(hub: Hub) -> None:
     """Give every model in the memory another name, by which recalling shows."""
     file = remembered(hub)
     content = json.loads(file.read_text())
@@ -56,11 +62,11 @@ def rename_remembered(hub):
 
 
 @pytest.mark.usefixtures("known")
-def test_what_has_not_changed_is_remembered(mlxk2):
+def test_what_has_not_changed_is_remembered(mlxk2: Program) -> None:
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
-def _flip(snapshot):
+def _flip(snapshot: Path) -> None:
     path = os.path.realpath(snapshot / "model.safetensors")
     content = bytearray(Path(path).read_bytes())
     content[12] ^= 1
@@ -68,14 +74,14 @@ def _flip(snapshot):
         file.write(content)
 
 
-def _rewrite_with_its_old_time(snapshot):
+def _rewrite_with_its_old_time(snapshot: Path) -> None:
     path = os.path.realpath(snapshot / "model.safetensors")
     before = os.stat(path)
     _flip(snapshot)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _relink(snapshot):
+def _relink(snapshot: Path) -> None:
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to("../../blobs/gone")
 
@@ -91,7 +97,7 @@ def _relink(snapshot):
         lambda snapshot: os.truncate(os.path.realpath(snapshot / "model.safetensors"), 20),
     ],
 )
-def test_a_change_is_seen_at_once(known, mlxk2, change):
+def test_a_change_is_seen_at_once(known: Path, mlxk2: Program, change: Change) -> None:
     change(known)
     found = verdicts(mlxk2)
     assert found == {"org/chat": "unhealthy", FROM_MEMORY: "healthy"}
@@ -111,8 +117,8 @@ sys.exit(main(["list", "--json"]))
 
 
 @pytest.mark.parametrize("change", [None, _rewrite_with_its_old_time])
-def test_a_change_is_seen_where_the_disk_keeps_no_ctime(hub, change):
-    def listed():
+def test_a_change_is_seen_where_the_disk_keeps_no_ctime(hub: Hub, change: Change | None) -> None:
+    def listed() -> list[str]:
         command = [sys.executable, "-c", WITHOUT_CTIME]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         return [model["name"] for model in json.loads(done.stdout)["data"]["models"]]
@@ -127,7 +133,7 @@ def test_a_change_is_seen_where_the_disk_keeps_no_ctime(hub, change):
     assert listed() == (["org/chat"] if change else [FROM_MEMORY])
 
 
-def test_another_revision_is_seen_at_once(known, hub, mlxk2):
+def test_another_revision_is_seen_at_once(known: Path, hub: Hub, mlxk2: Program) -> None:
     other = COMMIT[::-1]
     shutil.copytree(known, known.parent / other, symlinks=True)
     (hub.folder("org/chat") / "refs" / "main").write_text(other)
@@ -136,7 +142,9 @@ def test_another_revision_is_seen_at_once(known, hub, mlxk2):
 
 
 @pytest.mark.usefixtures("known")
-def test_a_change_of_mlx_lm_is_seen_at_once(hub, mlxk2, tmp_path, monkeypatch):
+def test_a_change_of_mlx_lm_is_seen_at_once(
+    hub: Hub, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where mlx-lm is installed as editable: an import hook knows where it is, no folder of `sys.path`."""
     installed = tmp_path / "src" / "mlx_lm"
     (installed / "models").mkdir(parents=True)
@@ -154,19 +162,19 @@ def test_a_change_of_mlx_lm_is_seen_at_once(hub, mlxk2, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("known")
-def test_health_and_show_always_look(mlxk2):
+def test_health_and_show_always_look(mlxk2: Program) -> None:
     assert [entry["name"] for entry in mlxk2("health", "--json").json["data"]["healthy"]] == ["org/chat", "org/gguf"]
     assert mlxk2("show", "org/chat", "--json").json["data"]["model"]["name"] == "org/chat"
 
 
 @pytest.mark.usefixtures("known")
-def test_a_pattern_forgets_nothing(hub, mlxk2):
+def test_a_pattern_forgets_nothing(hub: Hub, mlxk2: Program) -> None:
     before = remembered(hub).read_bytes()
     assert mlxk2("list", "chat", "--json").code == 0
     assert remembered(hub).read_bytes() == before
 
 
-def test_a_folder_under_two_names_is_remembered_under_both(hub, mlxk2):
+def test_a_folder_under_two_names_is_remembered_under_both(hub: Hub, mlxk2: Program) -> None:
     """One of the names makes it an embedding model, which is told by the name alone."""
     hub.add("org/chat", chat_model())
     hub.folder("other/embed").symlink_to(hub.folder("org/chat"))
@@ -181,13 +189,13 @@ def test_a_folder_under_two_names_is_remembered_under_both(hub, mlxk2):
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
-def test_what_is_gone_is_forgotten(known, hub, mlxk2):
+def test_what_is_gone_is_forgotten(known: Path, hub: Hub, mlxk2: Program) -> None:
     shutil.rmtree(known.parent.parent)
     names(mlxk2)
     assert str(known) not in remembered(hub).read_text()
 
 
-def test_what_has_just_changed_is_not_remembered(hub, mlxk2):
+def test_what_has_just_changed_is_not_remembered(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/chat", chat_model())
     names(mlxk2)
     assert not remembered(hub).exists()
@@ -197,7 +205,7 @@ def test_what_has_just_changed_is_not_remembered(hub, mlxk2):
     "content",
     [b"", b"{", b"[]", b"null", b'{"stamp": 1}', b'{"stamp": "other", "snapshots": {}}', b"\xff\xfe", b"[" * 99_999],
 )
-def test_a_damaged_memory_is_none(hub, mlxk2, content):
+def test_a_damaged_memory_is_none(hub: Hub, mlxk2: Program, content: bytes) -> None:
     hub.add("org/chat", chat_model())
     remembered(hub).parent.mkdir(parents=True)
     remembered(hub).write_bytes(content)
@@ -206,13 +214,13 @@ def test_a_damaged_memory_is_none(hub, mlxk2, content):
 
 @pytest.mark.parametrize("snapshots", [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}])
 @pytest.mark.usefixtures("known")
-def test_a_memory_of_another_shape_is_none(hub, mlxk2, snapshots):
+def test_a_memory_of_another_shape_is_none(hub: Hub, mlxk2: Program, snapshots: object) -> None:
     content = json.loads(remembered(hub).read_text())
     remembered(hub).write_text(json.dumps({**content, "snapshots": snapshots}))
     assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
-def test_where_nothing_can_be_written_list_works_all_the_same(hub, mlxk2):
+def test_where_nothing_can_be_written_list_works_all_the_same(hub: Hub, mlxk2: Program) -> None:
     hub.add("org/chat", chat_model())
     settle()
     remembered(hub).parent.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,11 @@
 """Repo ids, folder names and model arguments."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
+from conftest import Program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,14 +25,14 @@ PART = st.text("abcXYZ019._", min_size=1, max_size=12)
         ("组织/模型", "models--组织--模型"),
     ],
 )
-def test_names_and_folders_convert_both_ways(name, folder):
+def test_names_and_folders_convert_both_ways(name: str, folder: str) -> None:
     assert folder_of(name) == folder
     assert repo_id_of(folder) == name
 
 
 @settings(derandomize=True, database=None, max_examples=300)
 @given(st.lists(PART, min_size=1, max_size=4).map("/".join))
-def test_conversion_is_a_bijection_on_names_without_double_dashes(name):
+def test_conversion_is_a_bijection_on_names_without_double_dashes(name: str) -> None:
     assert repo_id_of(folder_of(name)) == name
 
 
@@ -41,7 +46,7 @@ def test_conversion_is_a_bijection_on_names_without_double_dashes(name):
         ("models--org--caf\udce9", "org/caf\N{REPLACEMENT CHARACTER}"),
     ],
 )
-def test_a_broken_folder_name_is_shown_as_it_converts(folder, name):
+def test_a_broken_folder_name_is_shown_as_it_converts(folder: str, name: str) -> None:
     assert repo_id_of(folder) == name
 
 
@@ -57,7 +62,7 @@ def test_a_broken_folder_name_is_shown_as_it_converts(folder, name):
         ("a" * MAX_LENGTH, "a" * MAX_LENGTH, None),
     ],
 )
-def test_arguments_are_split_at_the_revision(argument, name, revision):
+def test_arguments_are_split_at_the_revision(argument: str, name: str, revision: str | None) -> None:
     assert parse(argument) == Repo(name, revision)
 
 
@@ -69,20 +74,20 @@ BAD_REVISIONS = ["org/model@", "org/model@ ", "org/model@../x", "org/model@/main
 
 
 @pytest.mark.parametrize("argument", BAD_NAMES + BAD_REVISIONS)
-def test_arguments_that_cannot_be_right_are_refused(argument):
+def test_arguments_that_cannot_be_right_are_refused(argument: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse_repo(argument)
     assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("argument", [word for word in BAD_NAMES + BAD_REVISIONS if not word.startswith(("/", "../"))])
-def test_a_refused_argument_is_an_envelope(mlxk2, argument):
+def test_a_refused_argument_is_an_envelope(mlxk2: Program, argument: str) -> None:
     result = mlxk2("show", argument, "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
     assert result.json["command"] == "show"
 
 
-def test_refusal_comes_before_the_disk(mlxk2, monkeypatch, tmp_path):
+def test_refusal_comes_before_the_disk(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unreadable = tmp_path / "file"
     unreadable.touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(unreadable))
@@ -91,13 +96,13 @@ def test_refusal_comes_before_the_disk(mlxk2, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", [".", "..", "./x", "../x", "/x/y", "./"])
-def test_paths_are_told_from_names(path):
+def test_paths_are_told_from_names(path: str) -> None:
     assert isinstance(parse(path), Folder)
     assert parse(path) == Folder(path)
 
 
 @pytest.mark.parametrize("name", ["x", "org/x", ".x", "org/.x", "x/.."])
-def test_names_are_told_from_paths(name):
+def test_names_are_told_from_paths(name: str) -> None:
     if ".." in name:
         with pytest.raises(ValidationError):
             parse(name)
@@ -105,7 +110,7 @@ def test_names_are_told_from_paths(name):
         assert isinstance(parse(name), Repo)
 
 
-def test_demo_is_told_from_names():
+def test_demo_is_told_from_names() -> None:
     assert isinstance(parse("demo"), Demo)
     with pytest.raises(ValidationError, match="has no revisions"):
         parse("demo@main")

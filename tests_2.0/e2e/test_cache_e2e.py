@@ -1,5 +1,7 @@
 """The real program as a subprocess: list, show, health and --version on real caches, pipes and terminals."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -7,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any, Protocol
 
 import pexpect
 import pytest
@@ -16,6 +20,7 @@ from support.layouts import (
     LFS_POINTER,
     OTHER_COMMIT,
     Hub,
+    Layout,
     base_model,
     chat_model,
     gguf_model,
@@ -35,11 +40,31 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "fastapi", "pydantic", "uvicorn", "rich", "numpy"}
 
 
-@pytest.fixture
-def run(environment):
-    """Runs the program to its end."""
+class Run(Protocol):
+    """Runs the program to its end; a change that is None removes a variable."""
 
-    def start(*words, **changes):
+    def __call__(self, *words: str, **changes: str | None) -> subprocess.CompletedProcess[bytes]: ...
+
+
+class EnvelopeOf(Protocol):
+    """Runs the program with `--json` and returns its one document, after its shape was checked."""
+
+    def __call__(
+        self, command: str, *words: str, status: str = "success", code: int | None = None, **changes: str | None
+    ) -> dict[str, Any]: ...
+
+
+class Terminal(Protocol):
+    """Runs the program on a terminal of a width and returns the lines that are seen there."""
+
+    def __call__(self, *words: str, columns: int = 80, **changes: str) -> list[str]: ...
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Return a function that runs the program to its end."""
+
+    def start(*words: str, **changes: str | None) -> subprocess.CompletedProcess[bytes]:
         variables = {k: v for k, v in (environment | changes).items() if v is not None}
         return subprocess.run([*MLXK2, *words], capture_output=True, env=variables, timeout=60, check=False)
 
@@ -47,10 +72,12 @@ def run(environment):
 
 
 @pytest.fixture
-def envelope(run):
-    """Runs the program with `--json` and returns its one document, after its shape was checked."""
+def envelope(run: Run) -> EnvelopeOf:
+    """Return a function that runs the program and returns its envelope."""
 
-    def start(command, *words, status="success", code=None, **changes):
+    def start(
+        command: str, *words: str, status: str = "success", code: int | None = None, **changes: str | None
+    ) -> dict[str, Any]:
         done = run(*words, "--json", **changes)
         document = json.loads(done.stdout, parse_constant=pytest.fail)
         assert_envelope(document, command, status)
@@ -61,7 +88,7 @@ def envelope(run):
     return start
 
 
-def fill(hub):
+def fill(hub: Hub) -> None:
     """A sound model of each framework."""
     hub.add("mlx-community/chat", chat_model())
     hub.add("mlx-community/sharded", sharded_model())
@@ -73,7 +100,7 @@ def fill(hub):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_command_on_every_layout(isolated_cache, run, envelope, layout):
+def test_every_command_on_every_layout(isolated_cache: Path, run: Run, envelope: EnvelopeOf, layout: Layout) -> None:
     fill(Hub(isolated_cache, layout))
     models = envelope("list", "list")["data"]["models"]
     assert [(m["name"], m["framework"], m["health"]) for m in models] == [
@@ -94,7 +121,7 @@ def test_every_command_on_every_layout(isolated_cache, run, envelope, layout):
 # ----------------------------------------------------------------------------------------------------------- damage
 
 
-def flip(path):
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     replace(path, bytes(content))
@@ -115,7 +142,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("layout", ["links", "shared"])
-def test_every_kind_of_damage_is_found_and_named(isolated_cache, envelope, run, layout):
+def test_every_kind_of_damage_is_found_and_named(
+    isolated_cache: Path, envelope: EnvelopeOf, run: Run, layout: Layout
+) -> None:
     hub = Hub(isolated_cache, layout)
     for number, (name, (harm, _)) in enumerate(DAMAGE.items()):
         # In the shared store the same bytes are one blob: each model has a shard of its own to be harmed.
@@ -155,14 +184,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "command"), WRONG)
-def test_wrong_usage_is_one_document(envelope, words, command):
+def test_wrong_usage_is_one_document(envelope: EnvelopeOf, words: list[str], command: str) -> None:
     error = envelope(command, *words, status="error", code=2)["error"]
     assert error["type"] == "CommandError"
     assert "usage:" not in error["message"].lower()
 
 
 @pytest.mark.parametrize("words", [["list", "--frobnicate"], ["frobnicate"], ["show"]])
-def test_wrong_usage_tells_people_on_stderr(run, words):
+def test_wrong_usage_tells_people_on_stderr(run: Run, words: list[str]) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"usage: mlxk2" in done.stderr
@@ -171,27 +200,27 @@ def test_wrong_usage_tells_people_on_stderr(run, words):
 
 
 @pytest.mark.parametrize("command", ["push", "clone"])
-def test_alpha_commands_are_behind_their_variable(envelope, run, command):
+def test_alpha_commands_are_behind_their_variable(envelope: EnvelopeOf, run: Run, command: str) -> None:
     error = envelope(command, command, "a", "b/c", status="error", code=2)["error"]
     assert "MLXK2_ENABLE_ALPHA_FEATURES" in error["message"]
     assert f" {command} ".encode() not in run("--help").stdout
     assert f" {command} ".encode() in run("--help", MLXK2_ENABLE_ALPHA_FEATURES="1").stdout
 
 
-def test_version_is_known_before_anything_else(envelope, run):
+def test_version_is_known_before_anything_else(envelope: EnvelopeOf, run: Run) -> None:
     data = envelope("version", "--version", HF_HUB_CACHE="/dev/null")["data"]
     assert run("--version").stdout.decode() == f"mlxk2 {data['cli_version']}\n"
 
 
 @pytest.mark.parametrize("place", [("--json", "list"), ("list", "--json")])
-def test_the_flag_may_stand_before_or_after_the_command(run, place):
+def test_the_flag_may_stand_before_or_after_the_command(run: Run, place: tuple[str, ...]) -> None:
     assert_envelope(json.loads(run(*place).stdout), "list")
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
-def test_errors_have_their_type_and_exit_code(isolated_cache, envelope):
+def test_errors_have_their_type_and_exit_code(isolated_cache: Path, envelope: EnvelopeOf) -> None:
     hub = Hub(isolated_cache)
     fill(hub)
     hub.add("org/chat-2", chat_model(), OTHER_COMMIT)
@@ -212,7 +241,7 @@ def test_errors_have_their_type_and_exit_code(isolated_cache, envelope):
 
 
 @pytest.mark.parametrize("command", ["list", "health"])
-def test_an_unreadable_hub_is_an_error(envelope, tmp_path, command):
+def test_an_unreadable_hub_is_an_error(envelope: EnvelopeOf, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     error = envelope(command, command, status="error", HF_HUB_CACHE=str(tmp_path / "file"))["error"]
     assert error["type"] == "OperationError"
@@ -220,7 +249,7 @@ def test_an_unreadable_hub_is_an_error(envelope, tmp_path, command):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_hub_without_permission_is_an_error(isolated_cache, envelope):
+def test_a_hub_without_permission_is_an_error(isolated_cache: Path, envelope: EnvelopeOf) -> None:
     isolated_cache.chmod(0)
     try:
         assert "denied" in envelope("list", "list", status="error")["error"]["message"]
@@ -228,7 +257,7 @@ def test_a_hub_without_permission_is_an_error(isolated_cache, envelope):
         isolated_cache.chmod(0o755)
 
 
-def test_the_variables_take_precedence_as_in_the_library(tmp_path, envelope):
+def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelope: EnvelopeOf) -> None:
     for name in ("home/hub", "new", "old"):
         (tmp_path / name).mkdir(parents=True)
         Hub(tmp_path / name).add(f"org/{name[:4]}", chat_model())
@@ -250,7 +279,7 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path, envelope):
 
 
 @pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "--version", "health"])
-def test_a_closed_pipe_ends_quietly(isolated_cache, environment, words):
+def test_a_closed_pipe_ends_quietly(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
     hub = Hub(isolated_cache)
     for number in range(20):
         hub.add(f"org/model-{number:03}-{'x' * 60}", chat_model())
@@ -259,7 +288,7 @@ def test_a_closed_pipe_ends_quietly(isolated_cache, environment, words):
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-def test_the_first_line_is_whole(isolated_cache, environment):
+def test_the_first_line_is_whole(isolated_cache: Path, environment: dict[str, str]) -> None:
     fill(Hub(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 list --all | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
@@ -269,7 +298,9 @@ def test_the_first_line_is_whole(isolated_cache, environment):
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 @pytest.mark.parametrize("words", ["list --json", "--version"])
-def test_closed_streams_are_no_fault(isolated_cache, environment, words, redirection):
+def test_closed_streams_are_no_fault(
+    isolated_cache: Path, environment: dict[str, str], words: str, redirection: str
+) -> None:
     fill(Hub(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 {words} {redirection}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
@@ -277,14 +308,14 @@ def test_closed_streams_are_no_fault(isolated_cache, environment, words, redirec
 
 
 @pytest.mark.usefixtures("isolated_cache")
-def test_a_closed_stdin_is_an_empty_prompt(environment):
+def test_a_closed_stdin_is_an_empty_prompt(environment: dict[str, str]) -> None:
     line = f"'{sys.executable}' -m mlxk2 run demo --json <&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (json.loads(done.stdout)["error"]["message"], done.returncode) == ("The prompt is empty.", 1)
 
 
 @pytest.mark.usefixtures("isolated_cache")
-def test_a_closed_stderr_leaves_stdout_to_the_document(environment):
+def test_a_closed_stderr_leaves_stdout_to_the_document(environment: dict[str, str]) -> None:
     line = f"'{sys.executable}' -m mlxk2 show nonesuch 2>&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 1)
@@ -292,7 +323,7 @@ def test_a_closed_stderr_leaves_stdout_to_the_document(environment):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
 @pytest.mark.parametrize("words", ["list --json", "--version"])
-def test_a_full_disk_is_one_line(isolated_cache, environment, words):
+def test_a_full_disk_is_one_line(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
     fill(Hub(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 {words} > /dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
@@ -301,7 +332,9 @@ def test_a_full_disk_is_one_line(isolated_cache, environment, words):
 
 
 @pytest.mark.parametrize("words", [["--json"], []])
-def test_an_interrupted_deep_check_exits_with_130(isolated_cache, environment, words):
+def test_an_interrupted_deep_check_exits_with_130(
+    isolated_cache: Path, environment: dict[str, str], words: list[str]
+) -> None:
     snapshot = Hub(isolated_cache).add("org/model", chat_model())
     blob = (snapshot / "tokenizer.json").resolve()
     with blob.open("r+b") as file:
@@ -319,7 +352,7 @@ def test_an_interrupted_deep_check_exits_with_130(isolated_cache, environment, w
         assert (out, err) == (b"", b"Error: Interrupted.\n")
 
 
-def _wait_until_open(process, path):
+def _wait_until_open(process: subprocess.Popen[bytes], path: Path) -> None:
     """Wait until a process reads a file; where that can't be seen, long enough."""
     folder = f"/proc/{process.pid}/fd"
     for _ in range(400):
@@ -331,7 +364,7 @@ def _wait_until_open(process, path):
             return
 
 
-def _open_files(folder):
+def _open_files(folder: str) -> list[str]:
     files = []
     for name in os.listdir(folder):
         try:
@@ -345,10 +378,10 @@ def _open_files(folder):
 
 
 @pytest.fixture
-def terminal(isolated_cache, environment):
-    """Runs the program on a terminal of a width; what is seen there, line by line."""
+def terminal(isolated_cache: Path, environment: dict[str, str]) -> Terminal:
+    """Return a function that runs the program on a terminal."""
 
-    def start(*words, columns=80, **changes):
+    def start(*words: str, columns: int = 80, **changes: str) -> list[str]:
         environment_of_it = environment | {"COLUMNS": "500"} | changes
         child = pexpect.spawn(
             MLXK2[0],
@@ -369,7 +402,7 @@ def terminal(isolated_cache, environment):
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 @pytest.mark.parametrize("words", [("list", "--all", "--health", "--verbose"), ("health",), ("show", "chat")])
-def test_a_terminal_gets_colours_and_tables_that_fit(terminal, columns, words):
+def test_a_terminal_gets_colours_and_tables_that_fit(terminal: Terminal, columns: int, words: tuple[str, ...]) -> None:
     lines = terminal(*words, columns=columns)
     assert any(COLOUR.search(line) for line in lines)
     assert max(len(COLOUR.sub("", line)) for line in lines) <= columns
@@ -377,18 +410,18 @@ def test_a_terminal_gets_colours_and_tables_that_fit(terminal, columns, words):
     assert "healthy" in shown or columns == 40
 
 
-def test_no_color_takes_the_colours_away(terminal):
+def test_no_color_takes_the_colours_away(terminal: Terminal) -> None:
     lines = terminal("list", "--all", "--health", NO_COLOR="1")
     assert not any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in lines)
     assert any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in terminal("list", "--all", "--health"))
 
 
-def test_a_dumb_terminal_gets_no_codes(terminal):
+def test_a_dumb_terminal_gets_no_codes(terminal: Terminal) -> None:
     assert not any("\x1b" in line for line in terminal("list", "--all", "--health", TERM="dumb"))
 
 
 @pytest.mark.parametrize("forced", ["FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"])
-def test_a_pipe_gets_no_codes(isolated_cache, run, forced):
+def test_a_pipe_gets_no_codes(isolated_cache: Path, run: Run, forced: str) -> None:
     fill(Hub(isolated_cache))
     for words in (("list", "--all", "--health"), ("show", "chat"), ("health", "--deep")):
         done = run(*words, **{forced: "1"})
@@ -397,7 +430,9 @@ def test_a_pipe_gets_no_codes(isolated_cache, run, forced):
 
 
 @pytest.mark.parametrize(("locale", "encoding"), [("C", None), ("C.UTF-8", None), ("POSIX", "ascii"), ("C", "latin-1")])
-def test_names_in_any_script_print_in_any_locale(isolated_cache, run, locale, encoding):
+def test_names_in_any_script_print_in_any_locale(
+    isolated_cache: Path, run: Run, locale: str, encoding: str | None
+) -> None:
     hub = Hub(isolated_cache)
     hub.add("组织/模型-chat", chat_model() | {"données.txt": b"x"})
     changes = {"LANG": locale, "LC_ALL": locale, "PYTHONIOENCODING": encoding}
@@ -414,7 +449,7 @@ def test_names_in_any_script_print_in_any_locale(isolated_cache, run, locale, en
 @pytest.mark.parametrize(
     "words", [["list", "--json"], ["health", "--json"], ["show", "mlx-community/chat", "--json"], ["--version"]]
 )
-def test_nothing_heavy_is_imported(isolated_cache, environment, words):
+def test_nothing_heavy_is_imported(isolated_cache: Path, environment: dict[str, str], words: list[str]) -> None:
     fill(Hub(isolated_cache))
     command = [sys.executable, "-X", "importtime", "-m", "mlxk2", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)

@@ -1,5 +1,7 @@
 """List and health on the user's own cache; nothing is written there."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -9,12 +11,12 @@ import pytest
 pytestmark = [pytest.mark.wet, pytest.mark.live_list]
 
 
-def run(*words):
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "mlxk2", *words], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def everything():
+def everything() -> str:
     """What `list --all` says of the user's cache."""
     done = run("list", "--all", "--verbose")
     assert (done.returncode, done.stderr) == (0, "")
@@ -23,22 +25,22 @@ def everything():
     return done.stdout
 
 
-def names(table):
+def names(table: str) -> set[str]:
     return {line.split()[0] for line in table.splitlines()[1:]}
 
 
-def test_the_plain_list_is_a_part_of_the_whole_one(everything):
+def test_the_plain_list_is_a_part_of_the_whole_one(everything: str) -> None:
     done = run("list")
     assert done.returncode == 0
     shown = {name if "/" in name else f"mlx-community/{name}" for name in names(done.stdout)}
     assert shown <= names(everything)
 
 
-def test_verbose_shows_more_than_chat_models(everything):
+def test_verbose_shows_more_than_chat_models(everything: str) -> None:
     assert names(run("list", "--verbose").stdout) <= names(everything)
 
 
-def test_health_has_a_verdict_on_every_model(everything):
+def test_health_has_a_verdict_on_every_model(everything: str) -> None:
     done = run("health")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].endswith(f" of {len(names(everything))} healthy")
