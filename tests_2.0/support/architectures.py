@@ -1,4 +1,4 @@
-"""Configs of small models, one for each kind of memory that mlx-lm's architectures have."""
+"""Configs of small models, one for each kind of cache that mlx-lm's architectures use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that ignores case and keeps it, as macOS's: a view of a folder by FUSE. Usage: FOLDER PLACE."""
+"""A file system that preserves case but ignores it, as on macOS: a FUSE view of a folder. Usage: FOLDER MOUNT_POINT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mfusepy import FUSE, Operations
 
 
 class IgnoringCase(Operations):  # type: ignore[misc] # it ships no types
-    """Each call of the system, passed on with the names that the folder has."""
+    """Pass each system call on, with the names in the case that the folder has."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder

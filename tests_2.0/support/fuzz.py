@@ -1,4 +1,4 @@
-"""Hostile inputs for fuzz tests, the same in every run: a seeded source of bytes, mutations and damaged JSON."""
+"""Hostile inputs for fuzz tests, the same in every run: bytes, mutations and damaged JSON from a seeded source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE_BYTES = (
 
 
 def mutations(source: random.Random, valid: bytes, count: int) -> Iterator[bytes]:
-    """Damaged versions of valid bytes: flipped, cut, repeated, overwritten, spliced."""
+    """Yield damaged versions of valid bytes: flipped, cut, repeated, overwritten, spliced."""
     ways: tuple[Callable[[random.Random, bytearray], None], ...] = (_flip, _cut, _insert, _overwrite, _remove, _repeat)
     for _ in range(count):
         damaged = bytearray(valid)
@@ -66,7 +66,7 @@ def _repeat(source: random.Random, data: bytearray) -> None:
 
 
 def json_mutations(source: random.Random, value: Any, count: int) -> Iterator[bytes]:
-    """A JSON document, each time with a hostile value in one to three of its places."""
+    """Yield versions of a JSON document, each with hostile values in one to three places."""
     text = json.dumps(value)
     places = sorted({json.dumps(part) for part in _parts(value)}, key=lambda part: (len(part), part))
     for _ in range(count):

@@ -1,6 +1,6 @@
-"""The program killed right before its first change to the disk, before its second, and so on to its last.
+"""Kill the program right before its first change to the disk, before its second, and so on to its last.
 
-So every state is met in which a kill can leave the disk, but for half-written files.
+This reaches every state in which a kill can leave the disk, except half-written files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SERVER = Path(__file__).with_name("killing_server.py")
 
 
 class Killable:
-    """The program in an environment, to be run many times by a process that has it imported."""
+    """Runs the program many times in one environment, in forks of a process that has already imported it."""
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self._server = server
@@ -34,7 +34,7 @@ class Killable:
         return Result(*json.loads(self._server.stdout.readline()))
 
     def kills(self, *words: str, prepare: Callable[[], object]) -> Iterator[None]:
-        """Kill a run with these words before each of its changes, after `prepare`, until one ends as it should."""
+        """Call `prepare` and kill a run before its n-th change, for every n; yield after each kill."""
         for number in count():
             prepare()
             result = self.run(*words, before=number)
@@ -46,7 +46,7 @@ class Killable:
 
 @contextmanager
 def killable(environment: Mapping[str, str]) -> Iterator[Killable]:
-    """The program in an environment."""
+    """Yield the program in an environment."""
     streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, _SERVER], env=environment, text=True, **streams) as server:
         yield Killable(server)

@@ -1,6 +1,6 @@
-"""The process behind `killing.py`: it has the program imported, and forks for each run that it is told to do.
+"""The process behind `killing.py`: it imports the program once and forks for each run.
 
-A line on stdin is `[words, before]`, a line on stdout `[exit code, stdout, stderr]`, all as JSON.
+A line on stdin is `[words, before]`, a line on stdout `[exit code, stdout, stderr]`, both as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _serve() -> None:
 
 
 def _forked(words: list[str], before: int | None) -> tuple[int, str, str]:
-    """Run the program in a fork; its exit code, negative where a signal ended it, and what it said."""
+    """Run the program in a fork; return its exit code (negative after a signal), stdout and stderr."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = os.fork()
         if not process:

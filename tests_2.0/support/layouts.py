@@ -1,7 +1,7 @@
-"""Builds caches for tests: models laid out on disk exactly as huggingface_hub lays them out.
+"""Build caches for tests: models laid out on disk exactly as huggingface_hub lays them out.
 
-Three layouts exist in the wild: links into the repo's `blobs/` (the usual one), links that go on into the store which
-all repos share (downloads over Xet), and plain copies (file systems without links).
+Three layouts exist: links into the repo's `blobs/` (the usual one), links that lead on into the store which all repos
+share (downloads over Xet), and plain copies (file systems without links).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LFS_ENDINGS = (".safetensors", ".gguf", ".bin", ".model", ".tiktoken", "tokeniz
 
 
 class Sparse(NamedTuple):
-    """A file of `size` bytes that begins with `head` and is otherwise a hole, which takes no room on the disk."""
+    """A file of `size` bytes that begins with `head`; the rest is a hole and takes no space on the disk."""
 
     head: bytes
     size: int
@@ -49,13 +49,13 @@ Files = dict[str, Content]
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub folder to be filled."""
+    """A cache folder that tests fill with models."""
 
     path: Path
     layout: Layout = "links"
 
     def add(self, name: str, files: Mapping[str, Content], commit: str = COMMIT, ref: str | None = "main") -> Path:
-        """Lay out a model at one revision; its snapshot folder."""
+        """Lay out a model at one revision and return its snapshot folder."""
         repo = self.folder(name)
         snapshot = repo / "snapshots" / commit
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Hub:
         return snapshot
 
     def folder(self, name: str) -> Path:
-        """The folder of a repo."""
+        """Return the folder of a repo."""
         return self.path / ("models--" + name.replace("/", "--"))
 
     def _add_file(self, repo: Path, path: Path, content: Content) -> None:
@@ -91,12 +91,12 @@ class Hub:
 
 
 def is_large(name: str) -> bool:
-    """Whether the hub keeps a file of this name as a large one, under its SHA-256."""
+    """Return whether the hub stores a file of this name as a large one, under its SHA-256."""
     return name.endswith(_LFS_ENDINGS)
 
 
 def blob_name(name: str, content: Content) -> str:
-    """The name that the cache gives a file's bytes: SHA-256 of large files, git's blob SHA-1 of small ones."""
+    """Return the name of a file's blob in the cache: SHA-256 for large files, git's blob SHA-1 for small ones."""
     if isinstance(content, Sparse):
         return hashlib.sha256(content.head + str(content.size).encode()).hexdigest()
     if is_large(name):
@@ -105,7 +105,7 @@ def blob_name(name: str, content: Content) -> str:
 
 
 def write(path: Path, content: Content) -> None:
-    """Write a file; its folder must be there."""
+    """Write a file into an existing folder."""
     if isinstance(content, bytes):
         path.write_bytes(content)
         return
@@ -115,14 +115,14 @@ def write(path: Path, content: Content) -> None:
 
 
 def replace(path: Path, content: Content) -> None:
-    """Give a snapshot's file other bytes, behind its links and under the name it has."""
+    """Replace the bytes of a snapshot's file behind its links, under the same name."""
     target = path.resolve()
     target.unlink()
     write(target, content)
 
 
 def as_json(value: object) -> bytes:
-    """A JSON file."""
+    """Return a value as the bytes of a JSON file."""
     return json.dumps(value, indent=2).encode()
 
 
@@ -131,7 +131,7 @@ def as_json(value: object) -> bytes:
 
 @cache
 def weights(dtype: str = "F16", shape: tuple[int, ...] = (2, 4), *, mlx: bool = True) -> bytes:
-    """A safetensors file of two small tensors."""
+    """Return a safetensors file of two small tensors."""
     size = math.prod(shape) * BITS[dtype] // 8
     header = {
         "__metadata__": {"format": "mlx" if mlx else "pt"},
@@ -142,18 +142,18 @@ def weights(dtype: str = "F16", shape: tuple[int, ...] = (2, 4), *, mlx: bool = 
 
 
 def raw_safetensors(header: object, data: bytes = b"", pad: int = 0) -> bytes:
-    """A safetensors file with this header, whatever it says; `pad` is a number of spaces after it."""
+    """Return a safetensors file with this header, valid or not, and `pad` spaces after it."""
     text = (header if isinstance(header, bytes) else json.dumps(header).encode()) + b" " * pad
     return len(text).to_bytes(8, "little") + text + data
 
 
 def tensor(dtype: str, shape: Sequence[object], begin: object, end: object) -> dict[str, object]:
-    """An entry of a safetensors header."""
+    """Return an entry of a safetensors header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
 def sparse_safetensors(tensors: int, size: int, *, mlx: bool = True) -> Sparse:
-    """A safetensors file with this many equal tensors and `size` bytes of data, which is a hole."""
+    """Return a safetensors file of `tensors` equal tensors and about `size` bytes of data, which are a hole."""
     each = size // tensors // 2 * 2
     header: dict[str, object] = {"__metadata__": {"format": "mlx" if mlx else "pt"}}
     for number in range(tensors):
@@ -168,18 +168,18 @@ _F32, _Q4_0 = 0, 2
 
 
 def gguf_text(text: str | bytes) -> bytes:
-    """A string as GGUF writes it."""
+    """Return a string as GGUF encodes it."""
     encoded = text.encode() if isinstance(text, str) else text
     return struct.pack("<Q", len(encoded)) + encoded
 
 
 def gguf_pair(key: str, kind: int, value: bytes) -> bytes:
-    """A key-value pair of a GGUF header."""
+    """Return a key-value pair of a GGUF header."""
     return gguf_text(key) + struct.pack("<I", kind) + value
 
 
 def gguf_strings(values: Sequence[str]) -> bytes:
-    """The value of a pair that is an array of strings."""
+    """Return an array of strings as the value of a GGUF pair."""
     return struct.pack("<IQ", GGUF_STRING, len(values)) + b"".join(map(gguf_text, values))
 
 
@@ -192,7 +192,7 @@ DEFAULT_PAIRS = (
 
 
 def gguf(version: int = 3, pairs: Sequence[bytes] = DEFAULT_PAIRS, alignment: int = 32) -> bytes:
-    """A GGUF file with an F32 and a Q4_0 tensor, and its last byte in use."""
+    """Return a GGUF file with an F32 and a Q4_0 tensor, without padding at its end."""
     tensors = (("token_embd.weight", (4, 8), _F32, 128), ("output.weight", (32, 2), _Q4_0, 36))
     table, data = b"", b""
     for name, shape, kind, size in tensors:
@@ -222,7 +222,7 @@ README = b"---\nlicense: apache-2.0\nlibrary_name: mlx\ntags:\n- mlx\n---\n# A m
 
 
 def chat_model(**config: object) -> Files:
-    """A sound MLX chat model in one file; keyword arguments change its config."""
+    """Return a sound MLX chat model in one file; keyword arguments change its config."""
     return {
         ".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
         "README.md": README,
@@ -234,25 +234,25 @@ def chat_model(**config: object) -> Files:
 
 
 def base_model() -> Files:
-    """A sound PyTorch model that completes text: no chat template, no sign of MLX, unknown to mlx-lm."""
+    """Return a sound PyTorch base model: no chat template, no sign of MLX, unknown to mlx-lm."""
     files = chat_model(**OTHER_ARCHITECTURE) | {"model.safetensors": weights(mlx=False), "README.md": b"# A model\n"}
     del files["tokenizer_config.json"]
     return files
 
 
 def shard_names(count: int, stem: str = "model", ending: str = "safetensors") -> list[str]:
-    """`model-00001-of-00003.safetensors` and its siblings."""
+    """Return the names of all shards, such as `model-00001-of-00003.safetensors`."""
     return [f"{stem}-{number:05}-of-{count:05}.{ending}" for number in range(1, count + 1)]
 
 
 def index_of(shards: Sequence[str]) -> bytes:
-    """An index that places one tensor in each shard."""
+    """Return an index that places one tensor in each shard."""
     weight_map = {f"model.layers.{i}.weight": shard for i, shard in enumerate(shards)}
     return as_json({"metadata": {"total_size": 32 * len(shards)}, "weight_map": weight_map})
 
 
 def sharded_model(count: int = 3) -> Files:
-    """A sound MLX chat model in several files, with an index."""
+    """Return a sound MLX chat model in several shards, with an index."""
     files = chat_model()
     del files["model.safetensors"]
     # Each shard differs, or all would be one blob.
@@ -261,10 +261,10 @@ def sharded_model(count: int = 3) -> Files:
 
 
 def gguf_model(*names: str) -> Files:
-    """A sound repo of GGUF files alone."""
+    """Return a sound repo that holds only GGUF files and a card."""
     return {"README.md": b"---\ntags: [gguf]\n---\n", **{name: gguf() for name in names or ("model-Q4_0.gguf",)}}
 
 
 def without(files: Files, *names: str) -> Files:
-    """The files less these."""
+    """Return the files without the named ones."""
     return {name: content for name, content in files.items() if name not in names}

@@ -1,4 +1,4 @@
-"""What tests of the disk share: what a tree holds, what it takes, small file systems, and checked envelopes."""
+"""Helpers for tests of the disk: contents and size of folders, mounted file systems, processes, checked envelopes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _validator() -> Draft202012Validator:
 
 
 def data_of(result: Any, command: str, *, code: int = 0) -> Any:
-    """The data of a result's envelope, which is what this and the previous API promise."""
+    """Return the data of a result's envelope, after a check of the envelope against this and the previous API."""
     assert result.code == code, result
     document = result.json
     _validator().validate(document)
@@ -37,13 +37,13 @@ def data_of(result: Any, command: str, *, code: int = 0) -> Any:
 
 
 def error_of(result: Any, command: str, *, code: int = 1) -> Any:
-    """The error of a result's envelope, with its data as `data`."""
+    """Return the error of a result's envelope, with the envelope's data as `data`."""
     data = data_of(result, command, code=code)
     return {**result.json["error"], "data": data}
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    """All that is below a folder: a file's bytes, a link's target, None for a folder."""
+    """Return everything below a folder: a file's bytes, a link's target, None for a folder."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -55,20 +55,20 @@ def tree(folder: Path) -> dict[str, Any]:
 
 
 def copied(folder: Path, place: Path) -> Path:
-    """A copy of a folder, links as they are, at a place where one may stand."""
+    """Replace `place` by a copy of a folder, links as they are, and return it."""
     shutil.rmtree(place, ignore_errors=True)
     return Path(shutil.copytree(folder, place, symlinks=True))
 
 
 def room(folder: Path) -> int:
-    """How many bytes of the disk all below a folder takes, as du counts them."""
+    """Return the disk space of a folder in bytes, as du counts it."""
     said = subprocess.run(["du", "-s", "-k", folder], check=True, capture_output=True, text=True).stdout
     return int(said.split()[0]) * 1024
 
 
 @contextmanager
 def mounted(place: Path, *options: str) -> Iterator[Path]:
-    """A file system of its own at a place; the test is skipped where mounting is not permitted."""
+    """Mount a file system at a new folder; skip the test where mounting is not permitted."""
     place.mkdir()
     if shutil.which("mount") is None or subprocess.run(["mount", *options, place], capture_output=True).returncode:
         pytest.skip(f"mount {' '.join(options)} is not permitted or not supported here")
@@ -79,13 +79,13 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
 
 
 def tmpfs(place: Path, size: str) -> Any:
-    """A small disk in memory."""
+    """Mount a small disk in memory."""
     return mounted(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 
 @contextmanager
 def ignoring_case(place: Path) -> Iterator[Path]:
-    """A disk that ignores case at a place; the test is skipped where FUSE is missing or not permitted."""
+    """Mount a disk that ignores case; skip the test where FUSE is missing or not permitted."""
     folder = place.with_name(f"{place.name}-behind")
     folder.mkdir()
     place.mkdir()
@@ -108,13 +108,13 @@ def ignoring_case(place: Path) -> Iterator[Path]:
 
 
 def memory(pid: int) -> int:
-    """The resident bytes of a process."""
+    """Return the resident bytes of a process."""
     said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
     return int(said.stdout) << 10
 
 
 def group(leader: int) -> dict[int, str]:
-    """The command lines of the living processes in the group of one, which may have ended; by their ids."""
+    """Return the command lines of the living processes of a process group, by their ids; its leader may have ended."""
     command = ["ps", "-A", "-ww", "-o", "pid=,pgid=,stat=,args="]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     fields = [line.split(maxsplit=3) for line in said.splitlines()]

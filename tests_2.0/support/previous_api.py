@@ -1,4 +1,4 @@
-"""The JSON API 0.1.5 as scripts know it: which objects it had, which keys, of which kinds, and which were closed."""
+"""The JSON API 0.1.5 as scripts know it: its objects, their keys and kinds of values, and which were closed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Kind = Callable[[object], bool]
 
 
 class Shape(NamedTuple):
-    """An object of the API 0.1.5: the kinds of its keys, which of them may be absent, and whether others may come."""
+    """An object of the API 0.1.5: the kinds of its keys, the optional keys, and whether further keys are forbidden."""
 
     kinds: dict[str, Kind]
     optional: frozenset[str] = frozenset()
     closed: bool = False
 
     def __call__(self, value: object) -> bool:
-        """Whether a value is of this shape."""
+        """Return whether a value has this shape."""
         if not isinstance(value, dict) or self.kinds.keys() - value.keys() - self.optional:
             return False
         if self.closed and value.keys() - self.kinds.keys():
@@ -142,7 +142,7 @@ NEW_COMMANDS = {"completion"}
 
 
 def is_as_before(document: Any) -> bool:
-    """Whether a document is one that a strict reader of the API 0.1.5 takes, if a script for it can ask for it."""
+    """Return whether a strict reader of the API 0.1.5 accepts a document, or never asks for its command."""
     if document["command"] in NEW_COMMANDS:
         return True
     if not _ENVELOPE(document):

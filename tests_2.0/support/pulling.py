@@ -1,4 +1,4 @@
-"""What the tests of `pull` under fire share: large models, and what must be true of a cache after it."""
+"""Helpers for tests of `pull` under faults: large models, and checks of the cache afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 
 
 def big_model(*sizes: int) -> dict[str, bytes]:
-    """A sound chat model whose files of weights have about these sizes, in bytes; no two bytes repeat each other."""
+    """Return a sound chat model whose weight files have about these sizes in bytes; their content is random."""
     rolls = random.Random(1)
     files = chat_model()
     del files[WEIGHTS]
@@ -38,13 +38,13 @@ def big_model(*sizes: int) -> dict[str, bytes]:
 
 
 def listed(client: Client) -> list[dict[str, Any]]:
-    """The models that `list` shows."""
+    """Return the models that `list` shows."""
     models: list[dict[str, Any]] = client.run("list", "--json").json["data"]["models"]
     return models
 
 
 def assert_healthy(client: Client, commit: str) -> None:
-    """The model is in the cache at this commit, every byte of it right, and nothing else is left."""
+    """Fail unless the model is complete in the cache at this commit and no partial file is left."""
     data = client.run("health", MODEL, "--deep", "--json").json["data"]
     assert data["unhealthy"] == [] and len(data["healthy"]) == 1
     assert (client.hub / FOLDER / "refs" / "main").read_text() == commit
@@ -53,13 +53,13 @@ def assert_healthy(client: Client, commit: str) -> None:
 
 
 def wait_until_sent(server: HubServer, process: subprocess.Popen[str], count: int) -> None:
-    """Wait until so many bytes of large files were sent, or the program has ended."""
+    """Wait until the hub has sent `count` bytes of large files or the program has ended."""
     while process.poll() is None and server.log.sent("/objects/") < count:
         time.sleep(0.005)
 
 
 def pulled(client: Client, *words: str, **settings: str) -> dict[str, Any]:
-    """The data of a pull that succeeds."""
+    """Pull and return the data; fail unless the pull succeeds."""
     outcome = client.run("pull", *(words or (MODEL,)), "--json", **settings)
     assert outcome.code == 0, outcome
     assert_envelope(outcome.json, "pull")
@@ -68,7 +68,7 @@ def pulled(client: Client, *words: str, **settings: str) -> dict[str, Any]:
 
 
 def failed(client: Client, *words: str, **settings: str) -> dict[str, Any]:
-    """The error of a pull that fails."""
+    """Pull and return the error; fail unless the pull fails."""
     outcome = client.run("pull", *words, "--json", **settings)
     assert outcome.code == 1, outcome
     assert_envelope(outcome.json, "pull", "error")
@@ -78,18 +78,18 @@ def failed(client: Client, *words: str, **settings: str) -> dict[str, Any]:
 
 
 def health(client: Client, name: str = MODEL) -> str:
-    """The verdict of `health` on a model, every byte read."""
+    """Return the verdict of `health --deep` on a model."""
     data = client.run("health", name, "--deep", "--json").json["data"]
     return str((data["healthy"] + data["unhealthy"])[0]["reason"])
 
 
 def fetched(server: HubServer) -> set[str]:
-    """The files whose bytes were asked for."""
+    """Return the names of the files that were requested."""
     return {request.path.rpartition("/")[2] for request in server.log.of("GET", "/resolve/")}
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Everything in a folder: where links lead, what files hold."""
+    """Return everything in a folder: the targets of links, the bytes of files in hexadecimal."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes().hex()
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""What the tests of `push` share: a folder, a hub to push it to, and the program between them."""
+"""Helpers for tests of `push`: a folder, a hub to push it to, and the program between them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 class Pusher:
     """Pushes `folder` to `org/model` on the local hub, as its owner.
 
-    The program runs beside the folder and names it by a relative path, so that no absolute path may be in what it says.
-    It runs in this process, which saves its imports; in one of its own where a test needs that.
+    The program runs beside the folder and names it by a relative path, so its output must contain no absolute path.
+    `run` uses this process, which saves the imports; `start` and `spawn` use a separate one.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Pusher:
             path.write_bytes(content)
 
     def add(self, files: Mapping[str, bytes], **settings: Any) -> str:
-        """Put files into a private repo on the hub; the new commit."""
+        """Put files into a private repo on the hub and return the new commit."""
         return self.server.add(MODEL, files, **{"private": True, "readers": ["org"]} | settings)
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
-        """Start the program; an empty setting is none."""
+        """Start the program; an empty setting removes a variable."""
         return subprocess.Popen(
             [*PROGRAM, "push", FOLDER, MODEL, *words],
             cwd=self.beside,
@@ -72,13 +72,13 @@ class Pusher:
         )
 
     def spawn(self, *words: str, **settings: str) -> Outcome:
-        """Run the program as a process of its own."""
+        """Run the program as a separate process."""
         process = self.start(*words, **settings)
         out, err = process.communicate(timeout=WAIT_SECONDS)
         return self._checked(Outcome(process.returncode, out, err))
 
     def run(self, *words: str, **settings: str) -> Outcome:
-        """Run the program."""
+        """Run the program in this process."""
         self._capsys.readouterr()
         with self._monkeypatch.context() as patch:
             patch.chdir(self.beside)
@@ -91,44 +91,44 @@ class Pusher:
         return self.client.environment | {"HF_TOKEN": self.token} | settings
 
     def _checked(self, outcome: Outcome) -> Outcome:
-        """The outcome, in which nothing is said that is nobody's business."""
+        """Return the outcome; fail if it contains the token or an absolute path."""
         for secret in (self.token, str(self.beside)):
             assert secret not in outcome.out + outcome.err
         return outcome
 
     def data(self, *words: str, **settings: str) -> dict[str, Any]:
-        """The data of a push that succeeds."""
+        """Push and return the data; fail unless the push succeeds."""
         return succeeded(self.run(*words, "--json", **settings))
 
     def error(self, *words: str, **settings: str) -> dict[str, Any]:
-        """The error of a push that fails."""
+        """Push and return the error; fail unless the push fails."""
         return failed(self.run(*words, "--json", **settings))
 
     @property
     def repo(self) -> Repo:
-        """The repo on the hub."""
+        """Return the repo on the hub."""
         return self.server.contents.repos[MODEL]
 
     def on_hub(self, branch: str = "main") -> dict[str, bytes]:
-        """The files of a branch, without the one that the hub made."""
+        """Return the files of a branch, without the one that the hub creates."""
         commit = self.repo.find(branch)
         assert commit is not None
         return {name: blob.data for name, blob in commit.files.items() if name != ".gitattributes"}
 
     def here(self) -> dict[str, bytes]:
-        """The files of the folder."""
+        """Return the files of the folder."""
         paths = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
     def writes(self) -> list[Request]:
-        """The requests that could change something on the hub."""
+        """Return the requests that could change something on the hub."""
         harmless = ("validate-yaml", "preupload")
         found = [request for request in self.server.log.requests if request.method not in ("GET", "HEAD")]
         return [request for request in found if not any(word in request.path for word in harmless)]
 
 
 class UnnamedBlob(Blob):
-    """A file whose hash the hub does not tell in its listing, only when it is uploaded."""
+    """A file whose hash is missing from the hub's listing and present in its response to an upload."""
 
     @property
     def oid(self) -> str:  # type: ignore[override]
@@ -140,7 +140,7 @@ class UnnamedBlob(Blob):
 
 
 def succeeded(outcome: Outcome) -> dict[str, Any]:
-    """The data of a push that succeeded."""
+    """Return the data of a push; fail unless it succeeded."""
     assert (outcome.code, outcome.err) == (0, ""), outcome
     assert_document(outcome.json, "success")
     data: dict[str, Any] = outcome.json["data"]
@@ -148,7 +148,7 @@ def succeeded(outcome: Outcome) -> dict[str, Any]:
 
 
 def failed(outcome: Outcome) -> dict[str, Any]:
-    """The error of a push that failed."""
+    """Return the error of a push; fail unless it failed."""
     assert (outcome.code, outcome.err) == (1, ""), outcome
     assert_document(outcome.json, "error")
     error: dict[str, Any] = outcome.json["error"]
@@ -156,7 +156,7 @@ def failed(outcome: Outcome) -> dict[str, Any]:
 
 
 def assert_document(document: Any, status: str) -> None:
-    """The document is one of the schema, of the types, and of the API 0.1.5."""
+    """Fail unless the document conforms to the schema, the types and the API 0.1.5."""
     assert [error.message for error in _validator().iter_errors(document)] == []
     assert_envelope(document, "push", status)
     assert is_as_before(document)
@@ -175,5 +175,5 @@ def pusher(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Pusher:
-    """A folder with nothing in it, and a hub with no repo."""
+    """Return a pusher with an empty folder and an empty hub."""
     return Pusher(hub_server, hub_client, tmp_path.resolve() / "work", monkeypatch, capsys)

@@ -1,4 +1,4 @@
-"""The server under test: the real program as a process of its own, with a cache of its own."""
+"""The server under test: the real program as a separate process with its own cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ END = 15.0
 
 @contextlib.contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """The ends of a pipe that holds as much as it can."""
+    """Yield the reading and the writing end of a full pipe."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:
@@ -40,7 +40,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 
 def hub_of(home: Path) -> Hub:
-    """The cache of a server with this home, to be filled with models; it is made if it is not there."""
+    """Return the cache of a server with this home; create it if it is missing."""
     path = home / "hf" / "hub"
     path.mkdir(parents=True, exist_ok=True)
     (path / SENTINEL).write_text("This cache belongs to a test.\n")
@@ -50,9 +50,8 @@ def hub_of(home: Path) -> Hub:
 class Server:
     """`mlxk2 serve` on a free port: `with Server("--model", "demo", home=tmp_path) as server: ...`.
 
-    It is ready when the block begins: /health says so, unless `ready` is False; then the port answers. `environment`
-    adds variables; `stderr` is a descriptor to write to, in place of what `err` gives. However the block ends, the
-    process and all that it started are gone after it.
+    When the block begins, /health is 200; with `ready=False`, the port is open. `environment` adds variables; `stderr`
+    is a descriptor to write to, and `err` is then empty. When the block ends, the process and its children are killed.
     """
 
     envelope: dict[str, Any]
@@ -104,21 +103,21 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers, without a slash at the end."""
+        """Return the server's address, without a slash at the end."""
         return str(self.envelope["data"]["url"])
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """Return the port of the server."""
         return int(self.envelope["data"]["port"])
 
     @property
     def err(self) -> str:
-        """All that it has written to stderr so far."""
+        """Return everything on stderr so far."""
         return os.pread(self._err.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
     def line(self) -> str:
-        """The next line of stdout; a failure with its stderr if it ends, or time runs out, without one."""
+        """Return the next line of stdout; fail with the server's stderr if it ends or the time runs out first."""
         assert self.process.stdout is not None
         watchdog = threading.Timer(START, self._kill)
         watchdog.start()
@@ -128,14 +127,14 @@ class Server:
         return line
 
     def wait_until_ready(self) -> None:
-        """Wait until /health is 200, so that the model of the start is loaded."""
+        """Wait until /health is 200: the first model is then in memory."""
         deadline = time.monotonic() + START
         while httpx.get(f"{self.url}/health", timeout=START).status_code != 200:
             assert time.monotonic() < deadline, f"The server does not get ready. It said:\n{self.err}"
             time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it with a signal; its exit code."""
+        """End the server with a signal and return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(END)
 
@@ -145,7 +144,7 @@ class Server:
 
 
 def environment_of(home: Path) -> dict[str, str]:
-    """The environment of a user who has nothing but this home."""
+    """Return the environment of a user who has nothing but this home."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "TMPDIR") if name in os.environ}
     cache = {"HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "caches")}
     return kept | cache | {"HOME": str(home), "LANG": "C.UTF-8", "MLXK2_STRICT_TEST_DELETE": "1"}

@@ -1,4 +1,4 @@
-"""Checks data against the types of the JSON API: closed shapes, required keys, literals, patterns, bounds."""
+"""Check data against the types of the JSON API: closed objects, required keys, literals, patterns, bounds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlxk2 import constraints, spec
 
 
 def assert_conforms(value: object, shape: Any) -> None:
-    """The value is what the type says, to the last key."""
+    """Fail unless the value conforms to the type, to the last key."""
     problems = list(differences(value, shape, "data"))
     assert not problems, problems
 
 
 def assert_envelope(document: Any, command: str, status: str = "success") -> None:
-    """The document is an envelope of this command, with the data that the command promises."""
+    """Fail unless the document is an envelope of this command with the data of its type."""
     assert_conforms(document, spec.Envelope)
     assert (document["command"], document["status"]) == (command, status)
     if status == "success":
@@ -29,7 +29,7 @@ def assert_envelope(document: Any, command: str, status: str = "success") -> Non
 
 
 def differences(value: object, shape: Any, where: str) -> Iterator[str]:
-    """What of a value is not as the type says."""
+    """Yield every difference between a value and its type."""
     origin = get_origin(shape)
     if origin is typing.Annotated:
         yield from _annotated(value, shape, where)

@@ -1,4 +1,4 @@
-"""Makes the user's surroundings the tests' own before anything reads them; what opt-in tests ask for stays."""
+"""Remove the user's settings from the environment before anything reads them; opt-in tests' settings stay."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""Builds real models that are tiny: chains, which say exactly what a test wants, and random ones of any architecture.
+"""Build tiny real models: chains, which write the tokens that a test names, and random ones of any architecture.
 
 A chain is a llama whose layers do nothing: embeddings are one-hot, and the output matrix maps every token to those that
-may follow it, all equally likely. So its next token depends on the last one alone.
+may follow it, all equally likely. The next token depends only on the last one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_tokenizer(
     special: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
-    """Write a byte-level tokenizer that encodes single bytes, and can also decode `words`."""
+    """Write a byte-level tokenizer that encodes single bytes and can also decode `words`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*alphabet, *words]))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -55,7 +55,7 @@ def write_tokenizer(
 
 
 def write_chain(folder: Path, follows: Mapping[str, Sequence[str]], *, context: int = 512, **options: Any) -> Path:
-    """Write a chain model: `follows` gives the tokens that may come after a token; after all others comes the end."""
+    """Write a chain model: `follows` lists the tokens that may follow a token; after others comes the end."""
     tokens = dict.fromkeys(token for entry in follows.items() for token in (entry[0], *entry[1]))
     tokenizer = write_tokenizer(folder, words=[t for t in tokens if not t.startswith("<")], **options)
     size = tokenizer.get_vocab_size() + tokenizer.get_vocab_size() % 2
@@ -74,7 +74,7 @@ def write_chain(folder: Path, follows: Mapping[str, Sequence[str]], *, context: 
 
 
 def say(*tokens: str, after: str = NEWLINE) -> dict[str, Sequence[str]]:
-    """The chain that says these tokens, each different from the others, after the prompt's last one, and ends."""
+    """Return the chain that writes these tokens, each a different one, after the prompt's last one, and ends."""
     return {last: [token] for last, token in zip((after, *tokens), (*tokens, END), strict=True)}
 
 

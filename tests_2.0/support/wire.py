@@ -1,4 +1,4 @@
-"""HTTP as it goes over the wire: what no well-behaved client would send, and what comes back."""
+"""HTTP as bytes on a connection, for requests that no well-behaved client sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPLETIONS = "/v1/completions"
 
 @dataclass
 class Answer:
-    """One response; the names of the headers are lower-case."""
+    """One response; the names of its headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The body as strict JSON."""
+        """Return the body as strict JSON."""
         return json.loads(self.body, parse_constant=_refuse)
 
 
@@ -33,7 +33,7 @@ def _refuse(constant: str) -> None:
 
 
 class Wire:
-    """A connection to 127.0.0.1; waiting for anything longer than `timeout` seconds is a failure."""
+    """A connection to 127.0.0.1; waiting longer than `timeout` seconds is a failure."""
 
     def __init__(self, port: int, *, timeout: float = 30.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout)
@@ -46,7 +46,7 @@ class Wire:
         self._socket.close()
 
     def send(self, *parts: bytes) -> Wire:
-        """Send bytes as they are; what the server no longer takes is left."""
+        """Send bytes as they are; stop when the server has closed the connection."""
         for part in parts:
             try:
                 self._socket.sendall(part)
@@ -55,24 +55,24 @@ class Wire:
         return self
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending direction of the connection."""
         with contextlib.suppress(OSError):  # the server has ended it
             self._socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Break the connection without a farewell."""
+        """Reset the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self._socket.close()
 
     def receive(self, most: int = 1 << 16) -> bytes:
-        """What comes next, b"" at the end; a reset is an end."""
+        """Return the next bytes, b"" at the end or after a reset."""
         try:
             return self._socket.recv(most)
         except ConnectionResetError:
             return b""
 
     def until(self, mark: bytes) -> bytes:
-        """All up to the first mark, with it; a failure if the connection ends before."""
+        """Return everything up to the first mark, with it; fail if the connection ends first."""
         while mark not in self._come:
             come = self.receive()
             assert come, f"the connection ended after {self._come!r}"
@@ -81,14 +81,14 @@ class Wire:
         return found + mark
 
     def answer(self, *, of_head: bool = False) -> Answer:
-        """The next response, its chunks joined."""
+        """Return the next response, its chunks joined."""
         status, *lines = self.until(b"\r\n\r\n").decode("latin-1").split("\r\n")[:-2]
         headers = dict(_header(line) for line in lines)
         body = b"" if of_head else self._body(headers)
         return Answer(int(status.split()[1]), headers, body)
 
     def is_over(self) -> bool:
-        """Whether the server ends the connection now, with nothing more to say."""
+        """Return whether the server closes the connection without sending more."""
         return not self._come and not self.receive()
 
     def _body(self, headers: Mapping[str, str]) -> bytes:
@@ -115,7 +115,7 @@ class Wire:
         self.until(b"\r\n")
 
     def rest(self) -> bytes:
-        """All that comes until the end."""
+        """Return everything until the end of the connection."""
         while come := self.receive():
             self._come += come
         body, self._come = self._come, b""
@@ -128,18 +128,18 @@ def _header(line: str) -> tuple[str, str]:
 
 
 def post(path: str, body: bytes, *headers: str, port: int) -> bytes:
-    """The bytes of a POST request."""
+    """Return the bytes of a POST request."""
     return head(f"POST {path} HTTP/1.1", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers,
                 port=port) + body  # fmt: skip
 
 
 def head(line: str, *headers: str, port: int) -> bytes:
-    """The bytes of a request's head, with the right Host."""
+    """Return the bytes of a request's head, with the right Host."""
     return "\r\n".join([line, f"Host: 127.0.0.1:{port}", *headers, "", ""]).encode("utf-8", "surrogateescape")
 
 
 def assert_is_error(answer: Answer, status: int | None = None, param: str | None = None) -> dict[str, Any]:
-    """The response is one of OpenAI's errors; return what stands in it."""
+    """Return the error in a response; fail unless it has OpenAI's form."""
     assert answer.status >= 400 and (status is None or answer.status == status), answer
     assert answer.headers["content-type"] == "application/json"
     document = answer.json

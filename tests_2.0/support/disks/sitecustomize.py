@@ -1,8 +1,8 @@
-"""Makes the disk of a Python program answer as others do: Python imports this at its start when it is on the path.
+"""Imitate other file systems in a Python program: Python imports this file at its start when it is on the path.
 
-`FLOCK` is `<errno's name, or "granted"> <folders or all>`: what flock answers. With `COMPANIONS` set, a name that goes
-takes its companion `._name` along, as on exFAT, FAT and SMB disks of macOS. `MKDIR` is the name of the error with which
-no folder can be made.
+`FLOCK` is `<name of an errno, or "granted"> <"folders" or "all">`: the result of flock. With `COMPANIONS` set, removing
+a name also removes its companion `._name`, as on exFAT, FAT and SMB disks of macOS. `MKDIR` is the name of the errno
+with which every mkdir fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the hub has: repos, their branches and commits, and who may see them."""
+"""The contents of the hub: repos, their branches and commits, and the users who may read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Files = Mapping[str, "Blob"]
 
 @dataclass(frozen=True)
 class Blob:
-    """The bytes of a file; those of a large file are kept apart, under their SHA-256."""
+    """The bytes of a file; a large file is stored separately, under its SHA-256."""
 
     data: bytes
     is_lfs: bool = False
@@ -25,7 +25,7 @@ class Blob:
 
     @property
     def size(self) -> int:
-        """The size that the hub tells; it may lie."""
+        """Return the size that the hub reports; a test may have falsified it."""
         return len(self.data) if self.claimed_size is None else self.claimed_size
 
     @cached_property
@@ -34,7 +34,7 @@ class Blob:
 
     @cached_property
     def oid(self) -> str:
-        """The name git gives to the file; of a large one, to the pointer that stands for it."""
+        """Return git's hash of the file, or of the LFS pointer if the file is large."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
         text = pointer.encode() if self.is_lfs else self.data
         return hashlib.sha1(f"blob {len(text)}\0".encode() + text).hexdigest()
@@ -46,7 +46,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """All files of a repo at one time."""
+    """All files of a repo at one commit."""
 
     oid: str
     parent: str | None
@@ -66,7 +66,7 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Files, branch: str, message: str) -> Commit:
-        """Put a branch at a new commit with exactly these files."""
+        """Move a branch to a new commit with exactly these files."""
         parent = self.branches.get(branch)
         listing = "".join(f"{name} {blob.etag}\n" for name, blob in sorted(files.items()))
         text = f"{self.repo_id} {len(self.commits)} {parent} {message}\n{listing}"
@@ -76,11 +76,11 @@ class Repo:
         return commit
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch names or whose full hash this is, as on the real hub."""
+        """Return the commit of a branch or of a full hash, as the real hub does; None if there is none."""
         return self.commits.get(self.branches.get(revision, revision))
 
     def history(self, commit: Commit) -> Iterable[Commit]:
-        """A commit and those before it."""
+        """Yield a commit and its ancestors, newest first."""
         here: Commit | None = commit
         while here is not None:
             yield here
@@ -89,10 +89,10 @@ class Repo:
 
 @dataclass
 class Contents:
-    """Everything the hub knows. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
+    """Everything on the hub. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
 
-    `in_store` finds those that were uploaded to the store beside the hub. `ignore_rules` came along with uploads.
-    `changed` is what a listing becomes before it is sent: a hub may lie.
+    `in_store` finds files that were uploaded to the Xet store. `ignore_rules` are those that uploads contained.
+    `changed` edits a listing before it is sent, so that a test can make the hub lie.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Contents:
     in_store: Callable[[str], Blob | None] = lambda _: None
 
     def object(self, sha256: str) -> bytes | None:
-        """The bytes of a large file."""
+        """Return the bytes of a large file; None if the hub does not have it."""
         if sha256 in self.objects:
             return self.objects[sha256]
         blobs = (b for repo in self.repos.values() for c in repo.commits.values() for b in c.files.values())
@@ -116,5 +116,5 @@ class Contents:
 
 
 def is_large(name: str, data: bytes) -> bool:
-    """Whether a file is kept apart from git, as the real hub would."""
+    """Return whether the hub stores a file outside git, by the real hub's rule."""
     return name.endswith(LFS_SUFFIXES) or len(data) > LFS_SIZE

@@ -1,4 +1,4 @@
-"""Who may see what: a request's user, and the repo or the refusal that it gets."""
+"""Access rules: find a request's user, and return the repo or refuse the request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from support.hub.contents import Commit, Contents, Repo
 
 
 class Refusal(Exception):
-    """An answer instead of what was asked for, in the words of the real hub."""
+    """Refuse a request with the status, headers and message of the real hub."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -18,14 +18,14 @@ class Refusal(Exception):
 
 
 def refuse(_: Request, refusal: Exception) -> Response:
-    """The response that a refusal becomes."""
+    """Return the response for a refusal."""
     assert isinstance(refusal, Refusal)
     headers = {name: value for name, value in refusal.headers.items() if value}
     return JSONResponse({"error": refusal.message}, refusal.status, headers)
 
 
 def user_of(contents: Contents, request: Request) -> str | None:
-    """Whose token came with a request; Refusal when it is nobody's."""
+    """Return the user of a request's token, None without a token; raise Refusal for an unknown token."""
     token = request.headers.get("authorization", "").removeprefix("Bearer ")
     if token and token not in contents.tokens:
         raise Refusal(401, "", "Invalid credentials in Authorization header")
@@ -33,7 +33,7 @@ def user_of(contents: Contents, request: Request) -> str | None:
 
 
 def repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
-    """The repo, if the user may know of it; a missing and a private one are refused alike."""
+    """Return the repo if the user may know that it exists; refuse a missing and a private one in the same way."""
     user = user_of(contents, request)
     repo = contents.repos.get(repo_id)
     if new := contents.renamed.get(repo_id):
@@ -44,7 +44,7 @@ def repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
 
 
 def open_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
-    """The repo, if the user may read its files."""
+    """Return the repo if the user may read its files."""
     repo = repo_of(contents, request, repo_id)
     user = user_of(contents, request)
     if repo.gated and user not in repo.readers:
@@ -53,7 +53,7 @@ def open_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
 
 
 def writable_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
-    """The repo, if it is the user's own."""
+    """Return the repo if the user owns it."""
     repo = repo_of(contents, request, repo_id)
     user = user_of(contents, request)
     if user is None:
@@ -64,7 +64,7 @@ def writable_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo
 
 
 def commit_of(repo: Repo, revision: str) -> Commit:
-    """The commit that a revision names."""
+    """Return the commit that a revision names."""
     commit = repo.find(revision)
     if commit is None:
         raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")

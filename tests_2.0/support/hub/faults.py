@@ -1,4 +1,4 @@
-"""Faults on demand: the hub's answers pass through here, and some are spoilt, cut, slowed down or refused."""
+"""Faults on demand: every response passes through here, and some are corrupted, cut, slowed down or refused."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Cut(Exception):
-    """The connection is to be closed in the middle of an answer."""
+    """Close the connection in the middle of a response."""
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose path has `part` in it.
+    """A fault in the responses to the next `times` requests whose path contains `part`.
 
-    `status` answers with it instead; `after` seconds pass first. Of the answer's body, `cut_after` bytes are sent
-    before the connection is closed, or before the whole hub dies with `dies`; `extra` bytes too many are sent, or too
-    few; with `flip` one bit is wrong; `rate` is in bytes a second.
+    The hub waits `after` seconds first. A `status` replaces the response. `cut_after` is the number of bytes of the
+    body after which the connection is closed or, with `dies`, the whole hub stops. `extra` bytes are appended to the
+    body; a negative number removes as many. `flip` changes one bit. `rate` is in bytes a second.
     """
 
     part: str
@@ -46,20 +46,20 @@ class Fault:
 
 @dataclass
 class Faults:
-    """The faults to come."""
+    """The faults that tests have planned."""
 
     planned: list[Fault] = field(default_factory=list)
 
     def add(self, fault: Fault) -> None:
-        """Plan a fault; of several that fit a request, the first is taken."""
+        """Plan a fault; if several match a request, the first is applied."""
         self.planned.append(fault)
 
     def clear(self) -> None:
-        """Let all go well from now on."""
+        """Forget all planned faults."""
         self.planned.clear()
 
     def take(self, request: Request) -> Fault | None:
-        """The fault that is due for a request."""
+        """Return the next fault for a request, counted down; None if there is none."""
         for fault in self.planned:
             if fault.times > 0 and fault.method == request.method and fault.part in request.path:
                 fault.times -= 1
@@ -68,7 +68,7 @@ class Faults:
 
 
 class Gate:
-    """The door of one origin: logs every request and lets its fault happen."""
+    """The entrance of one origin: logs every request and applies its fault."""
 
     def __init__(self, app: App, origin: str, log: Log, faults: Faults, die: Callable[[], None]) -> None:
         self._app = app
@@ -113,7 +113,7 @@ async def _answer(send: Send, request: Request, fault: Fault) -> None:
 
 
 class Body:
-    """An answer on its way out, with what its fault does to it."""
+    """Sends the body of a response and applies its fault."""
 
     def __init__(self, send: Send, request: Request, fault: Fault) -> None:
         self._send = send
@@ -121,7 +121,7 @@ class Body:
         self._fault = fault
 
     async def send(self, message: Message) -> None:
-        """Pass on a message of the application, spoilt as planned."""
+        """Pass on a message of the application, changed by the fault."""
         if message["type"] == "http.response.start":
             await self._start(message)
         else:

@@ -1,4 +1,4 @@
-"""The local hub as a fixture, and the program run against it as a process of its own."""
+"""The local hub as a fixture, and the program as a separate process that uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT_SECONDS = 60
 
 
 class Outcome(NamedTuple):
-    """How a run of the program ended."""
+    """The exit code and the output of one run of the program."""
 
     code: int
     out: str
@@ -26,12 +26,12 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The one JSON document on stdout."""
+        """Return the one JSON document on stdout."""
         return json.loads(self.out)
 
 
 class Client:
-    """The program in an environment of its own, which knows the local hub and no other network."""
+    """Runs the program in an environment that knows the local hub and no other network."""
 
     def __init__(self, server: HubServer, home: Path) -> None:
         self.server = server
@@ -52,7 +52,7 @@ class Client:
         return ended(self.start(*words, **settings))
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
-        """Start the program with these words, and these variables besides."""
+        """Start the program with these words and these extra environment variables."""
         return self.start_command(*PROGRAM, *words, **settings)
 
     def start_command(self, *command: str, **settings: str) -> subprocess.Popen[str]:
@@ -67,7 +67,7 @@ class Client:
         )
 
     def python(self, code: str, **settings: str) -> str:
-        """Run Python code in the program's environment; what it printed."""
+        """Run Python code in the program's environment and return what it printed."""
         environment = self.environment | settings
         return subprocess.run(
             [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
@@ -75,19 +75,19 @@ class Client:
 
 
 def ended(process: subprocess.Popen[str]) -> Outcome:
-    """What a started program said, when it has ended."""
+    """Wait for a started program and return its outcome."""
     out, err = process.communicate(timeout=WAIT_SECONDS)
     return Outcome(process.returncode, out, err)
 
 
 @pytest.fixture
 def hub_server(tmp_path: Path) -> Iterator[HubServer]:
-    """A local hub, with nothing in it yet."""
+    """Yield a running, empty local hub."""
     with HubServer(tmp_path / "server") as running:
         yield running
 
 
 @pytest.fixture
 def hub_client(hub_server: HubServer, tmp_path: Path) -> Client:
-    """The program, as a process that knows the local hub, with an empty cache."""
+    """Return the program with the local hub and an empty cache."""
     return Client(hub_server, tmp_path / "home")

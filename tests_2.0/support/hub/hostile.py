@@ -1,4 +1,4 @@
-"""A hub that answers as a test says: by default well, and on the routes that the test names as badly as it likes."""
+"""A hub whose responses a test can replace route by route; by default they are correct."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ INFO_ROUTE, TREE_ROUTE, FILE_ROUTE = "/revision/", "/tree/", "/resolve/"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; `say` answers it."""
+    """One request; `say` sends its response."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms
     body = b""
 
     def say(self, body: bytes | str | object, status: int = 200, **headers: str) -> None:
-        """Answer with a text, or with anything else as JSON; an underscore in a header's name is a hyphen."""
+        """Send a text, or any other value as JSON; an underscore in a header's name becomes a hyphen."""
         data = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
         self.begin(status, **{"content_length": str(len(data))} | headers)
         if self.command != "HEAD":
             self.wfile.write(data)
 
     def begin(self, status: int = 200, **headers: str) -> None:
-        """Send the head of an answer whose body comes in parts of the test's own."""
+        """Send the head of a response whose body the test sends itself."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
     def drip(self, data: bytes, size: int, pause: float) -> None:
-        """Send bytes, so many at a time with a pause after each."""
+        """Send bytes, `size` at a time, with a pause in seconds after each."""
         for start in range(0, len(data), size):
             self.wfile.write(data[start : start + size])
             time.sleep(pause)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
+        """Keep stderr empty."""
 
 
 Answer = Callable[[Handler], None]
 
 
 class Seen(NamedTuple):
-    """A request that came, and the headers that could give something away."""
+    """A request that arrived, with the headers that could leak a secret."""
 
     path: str
     authorization: str | None
@@ -64,14 +64,14 @@ class Seen(NamedTuple):
 
 
 class HostileHub:
-    """A running hub: its address, and what came to it."""
+    """A running hub: its address and the requests that it received."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.seen: list[Seen] = []
 
     def count(self, part: str) -> int:
-        """How many requests had this in their path."""
+        """Return the number of requests whose path contains `part`."""
         return sum(part in seen.path for seen in self.seen)
 
 
@@ -85,7 +85,7 @@ def _answer_well(request: Handler) -> None:
 
 @contextmanager
 def hostile_hub(routes: Mapping[str, Answer]) -> Iterator[HostileHub]:
-    """Serve: the answer of a route goes to every request that has it in its path, the first that fits counts."""
+    """Serve a hub; a route responds to every request whose path contains it, and the first match counts."""
     hub: HostileHub
 
     class Scripted(Handler):

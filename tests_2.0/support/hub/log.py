@@ -1,4 +1,4 @@
-"""What was asked of the hub, so that tests can count it."""
+"""The hub's log of requests, for tests to count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RANGE = re.compile(r"bytes=(\d+)-")
 
 @dataclass
 class Request:
-    """One request; `sent` are the bytes of the answer's body that were handed to the network."""
+    """One request; `sent` counts the bytes of the response's body that were handed to the network."""
 
     origin: str
     method: str
@@ -23,35 +23,35 @@ class Request:
 
     @property
     def start(self) -> int:
-        """The first byte that was asked for."""
+        """Return the first byte of the requested range."""
         match = _RANGE.match(self.headers.get("range", ""))
         return int(match[1]) if match else 0
 
     @property
     def token(self) -> str | None:
-        """The token that came along."""
+        """Return the token of the request."""
         return self.headers.get("authorization", "").removeprefix("Bearer ") or None
 
 
 @dataclass
 class Log:
-    """All requests, in the order in which they came."""
+    """All requests in the order of their arrival."""
 
     requests: list[Request] = field(default_factory=list)
 
     def of(self, method: str = "", part: str = "", origin: str = "") -> list[Request]:
-        """The requests with this method, with this in their path, to this origin (`hub` or `cdn`)."""
+        """Return the requests with this method, this part of a path and this origin (`hub` or `cdn`)."""
         return [
             r for r in self.requests
             if method in ("", r.method) and part in r.path and origin in ("", r.origin)
         ]  # fmt: skip
 
     def count(self, method: str = "", part: str = "", origin: str = "") -> int:
-        """How many requests there were."""
+        """Return the number of such requests."""
         return len(self.of(method, part, origin))
 
     def sent(self, part: str = "") -> int:
-        """How many bytes of bodies were sent for paths with this in them."""
+        """Return how many bytes of bodies were sent for paths that contain `part`."""
         return sum(request.sent for request in self.of("GET", part))
 
     def clear(self) -> None:

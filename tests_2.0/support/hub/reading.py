@@ -1,4 +1,4 @@
-"""The hub's answers to those who read: what a repo is, which files it has, and their bytes."""
+"""The hub's routes for reading: information on a repo, the listing of its files, and their bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = "/api/models/{owner}/{name}"
 
 
 class Reading:
-    """The routes of the hub itself; large files are redirected to `cdn_url`."""
+    """The routes of the hub itself; requests for large files are redirected to `cdn_url`."""
 
     def __init__(self, contents: Contents, cdn_url: str) -> None:
         self._contents = contents
@@ -82,7 +82,7 @@ class Reading:
 
 
 def objects(contents: Contents) -> APIRouter:
-    """The routes of the other origin, where the bytes of large files are."""
+    """Return the routes of the other origin, which serves the bytes of large files."""
     router = APIRouter()
 
     @router.api_route("/objects/{sha256}/{path:path}", methods=["GET", "HEAD"])
@@ -94,7 +94,7 @@ def objects(contents: Contents) -> APIRouter:
 
 
 def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Response:
-    """The bytes that a request asks for, all or from some position on."""
+    """Return the whole file or the range of bytes that a request asks for."""
     wanted = request.headers.get("range", "").removeprefix("bytes=")
     if not wanted:
         return Response(data, headers={**headers, "accept-ranges": "bytes"})

@@ -1,4 +1,4 @@
-"""The hub's two origins on two ports of the loopback, in a thread of their own."""
+"""The hub's two origins on two ports of the loopback, in one thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START_SECONDS = 10
 
 
 class HubServer:
-    """A hub with what a test puts into it; `folder` is where its Xet content goes."""
+    """A hub that a test fills; `folder` holds its Xet store."""
 
     def __init__(self, folder: Path) -> None:
         self.contents = Contents()
@@ -37,12 +37,12 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """The address for HF_ENDPOINT."""
+        """Return the address for HF_ENDPOINT."""
         return f"http://{HOST}:{self._ports[0]}"
 
     @property
     def cdn_url(self) -> str:
-        """The other origin, where large files are."""
+        """Return the address of the other origin, which serves large files."""
         return f"http://{HOST}:{self._ports[1]}"
 
     def __enter__(self) -> HubServer:
@@ -65,7 +65,7 @@ class HubServer:
         readers: Iterable[str] = (),
         is_xet: bool = False,
     ) -> str:
-        """Commit files to a branch of a repo, which is made when it is not there; the new commit."""
+        """Commit files to a branch of a repo and return the new commit; create the repo if it is missing."""
         repo = self.contents.repos.setdefault(repo_id, Repo(repo_id))
         repo.private, repo.gated = private, gated
         repo.readers |= set(readers)
@@ -75,20 +75,20 @@ class HubServer:
         return repo.commit({n: b for n, b in new.items() if n not in set(removed)}, branch, message).oid
 
     def token(self, user: str) -> str:
-        """A new token of a user."""
+        """Return a new token of a user."""
         token = f"hf_{secrets.token_hex(16)}"
         self.contents.tokens[token] = user
         return token
 
     def rename(self, old: str, new: str) -> None:
-        """Give a repo another id; the old one leads there."""
+        """Give a repo another id; requests for the old one are redirected."""
         repo = self.contents.repos.pop(old)
         repo.repo_id = new
         self.contents.repos[new] = repo
         self.contents.renamed[old] = new
 
     def start(self) -> None:
-        """Answer, on the same ports as before; returns when it does."""
+        """Start serving, on the same ports as before, and wait until the hub responds."""
         started = Event()
         if not self._sockets:
             self._sockets = [_listen(port) for port in self._ports]
@@ -98,7 +98,7 @@ class HubServer:
             raise TimeoutError("the hub did not start")
 
     def stop(self) -> None:
-        """Refuse all connections from now on and close those that are open."""
+        """Stop serving and close all open connections."""
         self._end()
         if self._thread is not None:
             self._thread.join()

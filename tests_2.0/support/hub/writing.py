@@ -1,4 +1,4 @@
-"""The hub's answers to those who write: repos, branches, uploads of large files, commits."""
+"""The hub's routes for writing: repos, branches, uploads of large files, commits."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Writing:
 
 
 def uploads(contents: Contents) -> APIRouter:
-    """The route of the other origin that takes large files; one with a wrong hash is refused."""
+    """Return the route of the other origin that accepts large files and refuses those with a wrong hash."""
     router = APIRouter()
 
     @router.put("/upload/{sha256}")

@@ -1,4 +1,4 @@
-"""Xet without a network: a folder serves as the content store, which the real client reads and writes by itself."""
+"""Xet without a network: the content store is a folder, which the real client reads and writes directly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HAS_SHA256 = 1 << 30
 
 
 class Store:
-    """A folder of content, addressed by `local://`."""
+    """A folder of content with an address that begins with `local://`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class Store:
         return str(upload.result().xet_info.hash)
 
     def find(self, sha256: str) -> Blob | None:
-        """The file with this SHA-256, if a client has uploaded it."""
+        """Return the file with this SHA-256; None if no client has uploaded it."""
         for shard in self._folder.rglob("shards/*.mdb"):
             for file in _files(shard.read_bytes()):
                 if file.sha256 == sha256:
@@ -50,7 +50,7 @@ class Store:
 
 
 class StoredFile(NamedTuple):
-    """What a shard says of a file."""
+    """The entry of a file in a shard."""
 
     xet_hash: str
     sha256: str
@@ -58,9 +58,10 @@ class StoredFile(NamedTuple):
 
 
 def _files(shard: bytes) -> Iterator[StoredFile]:
-    """The files of a shard whose SHA-256 it knows: after its header, records of 48 bytes, up to one of all ones.
+    """Yield the files of a shard that have a SHA-256.
 
-    A file is a head (hash, flags, number of segments), its segments, as many proofs if a flag says so, and its SHA-256.
+    After the shard's header come records of 48 bytes; a record of all ones ends them. A file is a head (hash, flags,
+    number of segments), its segments, as many proofs if a flag is set, and its SHA-256.
     """
     offset = RECORD_BYTES
     while (head := shard[offset : offset + RECORD_BYTES])[:32] != END_OF_FILES:
@@ -74,12 +75,12 @@ def _files(shard: bytes) -> Iterator[StoredFile]:
 
 
 def _hex(record: bytes) -> str:
-    """A hash as it is printed: four numbers, each of which lies there with its last byte first."""
+    """Return a hash as it is printed: four little-endian numbers in hexadecimal."""
     return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", record))
 
 
 def routes(contents: Contents, store: Store) -> APIRouter:
-    """The routes that hand out the way to the store."""
+    """Return the routes that give clients the address of the store."""
     router = APIRouter()
     expiration = int(time.time()) + TOKEN_SECONDS
     headers = {

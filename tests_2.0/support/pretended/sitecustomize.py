@@ -1,6 +1,6 @@
-"""Pretends to a program that MLX runs on a Mac's GPU: Python imports this at its start when it is on the path.
+"""Pretend to a program that MLX runs on a Mac's GPU: Python imports this file at its start when it is on the path.
 
-MLX is real, but for what it says of its device; what mlxk2 does with it goes, a line each, into the file that
+MLX is real except for its description of the device. Each use of the device is logged as a line of the file that
 `METAL_LOG` names.
 """
 
