@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 from hypothesis import settings
-from support import surroundings  # noqa: F401 - before anything imports huggingface_hub
+from support import clean_environment  # noqa: F401 - before anything imports huggingface_hub
 from support.hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
 from support.layouts import SENTINEL, Hub
 from support.pushing import pusher  # noqa: F401 - a fixture

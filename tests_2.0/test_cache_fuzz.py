@@ -23,6 +23,7 @@ import safetensors
 from conftest import Program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.conformance import assert_conforms
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from support.layouts import (
     BITS,
@@ -43,7 +44,6 @@ from support.layouts import (
     tensor,
     weights,
 )
-from support.shapes import assert_conforms
 
 from mlxk2 import spec
 from mlxk2.cache.store import Cache

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.conformance import data_of
+from support.filesystems import read_tree
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, mutations
 from support.layouts import COMMIT, SENTINEL, Hub, chat_model, gguf_model, sharded_model
-from support.places import data_of, tree
 
 SEED = 20_251_124
 NAMES = (
@@ -69,7 +70,7 @@ def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "config.json").write_bytes(SECRET)
-    kept = tree(outside)
+    kept = read_tree(outside)
     for number in range(40 * EFFORT):
         source = random.Random(SEED + number)
         path = tmp_path / f"tree-{number}" / "hub"
@@ -83,7 +84,7 @@ def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         except BaseException as error:
             error.add_note(f"tree {number}: {sorted(os.listdir(path))}")
             raise
-        assert tree(outside) == kept
+        assert read_tree(outside) == kept
         shutil.rmtree(path.parent)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Program
 from support.hub import Fault
-from support.pushing import FOLDER, MODEL, Pusher, assert_document, failed, succeeded
+from support.pushing import FOLDER, MODEL, Pusher, assert_push_document, push_data, push_error
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 
@@ -30,7 +30,7 @@ def alpha(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_wrong_usage_is_an_envelope(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*words, "--json")
     assert (result.code, result.err) == (2, "")
-    assert_document(result.json, "error")
+    assert_push_document(result.json, "error")
     assert result.json["error"]["type"] == "CommandError"
 
 
@@ -39,7 +39,7 @@ def test_wrong_usage_is_an_envelope(mlxk2: Program, words: tuple[str, ...]) -> N
 def test_nothing_is_uploaded_without_the_gate(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*GATE, *words, "--json")
     assert result.code == 2
-    assert_document(result.json, "error")
+    assert_push_document(result.json, "error")
     assert result.json["error"]["type"] == "CommandError"
     assert "--private" in result.json["error"]["message"]
 
@@ -62,7 +62,7 @@ def test_a_check_needs_no_gate(mlxk2: Program) -> None:
 def test_a_repo_that_can_not_be(mlxk2: Program, repo: str) -> None:
     result = mlxk2("push", FOLDER, repo, "--check-only", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
-    assert_document(result.json, "error")
+    assert_push_document(result.json, "error")
 
 
 @pytest.mark.parametrize("words", [("--branch", ""), ("--branch", "a..b"), ("--branch", "a\nb"), ("--commit", " ")])
@@ -77,7 +77,7 @@ def test_a_missing_folder(mlxk2: Program, alpha: Path, mode: str) -> None:
     for name in ("./nowhere", str(alpha / "config.json"), ""):
         result = mlxk2("push", name, MODEL, mode, "--json")
         assert (result.code, result.json["error"]["type"]) == (1, "workspace_not_found")
-        assert_document(result.json, "error")
+        assert_push_document(result.json, "error")
 
 
 @pytest.mark.usefixtures("alpha")
@@ -91,7 +91,7 @@ def test_people_see_one_line(mlxk2: Program) -> None:
 
 def test_without_a_token_nothing_is_asked(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
-    error = failed(pusher.spawn("--dry-run", "--json", HF_TOKEN=""))
+    error = push_error(pusher.spawn("--dry-run", "--json", HF_TOKEN=""))
     assert error["type"] == "auth_error"
     assert "HF_TOKEN" in error["message"]
     assert pusher.server.log.requests == []
@@ -102,7 +102,7 @@ def test_the_token_of_a_login_counts(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.client.home.mkdir()
     (pusher.client.home / "token").write_text(pusher.token)
-    assert succeeded(pusher.spawn("--dry-run", "--json", HF_TOKEN=""))["no_changes"]
+    assert push_data(pusher.spawn("--dry-run", "--json", HF_TOKEN=""))["no_changes"]
     assert {request.token for request in pusher.server.log.requests} == {pusher.token}
 
 
@@ -130,8 +130,8 @@ def test_without_the_client_library(pusher: Pusher, tmp_path: Path) -> None:
     (package / "__init__.py").write_text("raise ModuleNotFoundError('no', name='huggingface_hub')\n")
     pusher.write({"a": b"1"})
     shadow = str(package.parent)
-    assert failed(pusher.spawn("--private", "--json", PYTHONPATH=shadow))["type"] == "dependency_missing"
-    assert "workspace_health" in succeeded(pusher.spawn("--check-only", "--json", PYTHONPATH=shadow))
+    assert push_error(pusher.spawn("--private", "--json", PYTHONPATH=shadow))["type"] == "dependency_missing"
+    assert "workspace_health" in push_data(pusher.spawn("--check-only", "--json", PYTHONPATH=shadow))
 
 
 def test_a_repo_that_is_not_there(pusher: Pusher) -> None:
@@ -154,7 +154,7 @@ def test_a_commit_that_the_hub_refuses(pusher: Pusher, status: int) -> None:
 @pytest.mark.parametrize("settings", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
 def test_a_hub_out_of_reach(pusher: Pusher, settings: dict[str, str]) -> None:
     pusher.write({"a": b"1"})
-    assert failed(pusher.spawn("--private", "--json", **settings))["type"] == "upload_failed"
+    assert push_error(pusher.spawn("--private", "--json", **settings))["type"] == "upload_failed"
 
 
 def test_an_answer_that_makes_no_sense(pusher: Pusher) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
+from support.conformance import data_of, error_of
+from support.filesystems import mount, mount_tmpfs, read_tree
 from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, sharded_model, without
-from support.places import data_of, error_of, mounted, tmpfs, tree
 
 NAME = "org/model"
 MODEL = sharded_model() | {"sub/folder/notes.txt": b"notes", "twin.txt": b"same", "twin-2.txt": b"same"}
@@ -38,12 +39,12 @@ def layout(request: pytest.FixtureRequest, hub: Hub) -> Hub:
 
 def content(folder: Path) -> dict[str, bytes | str]:
     """The files of a folder, and the targets of the links that should not be there."""
-    return {name: value for name, value in tree(folder).items() if value is not None}
+    return {name: value for name, value in read_tree(folder).items() if value is not None}
 
 
 def test_clone_is_self_contained_editable_and_healthy(layout: Hub, mlxk2: Program, workplace: Path) -> None:
     layout.add(NAME, MODEL)
-    before = tree(layout.path)
+    before = read_tree(layout.path)
     data = data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
     assert (data["model"], data["clone_status"], data["target_dir"]) == (NAME, "success", "./mine")
     assert (data["expanded_name"], data["method"] in ("reflink", METHOD)) == (None, True)
@@ -55,7 +56,7 @@ def test_clone_is_self_contained_editable_and_healthy(layout: Hub, mlxk2: Progra
     assert (shown["health"], shown["framework"]) == ("healthy", "MLX")
     (workplace / "mine" / "twin.txt").write_bytes(b"edited")
     assert (workplace / "mine" / "twin-2.txt").read_bytes() == b"same"
-    assert tree(layout.path) == before
+    assert read_tree(layout.path) == before
     assert [path.name for path in workplace.iterdir()] == ["mine"]
 
 
@@ -104,10 +105,10 @@ def test_what_macos_lays_in_a_folder_does_not_fill_it(hub: Hub, mlxk2: Program, 
     litter = {".DS_Store": b"of the user", ".localized": b"", "._notes": b"attributes"}
     for name, data in litter.items():
         (workplace / "mine" / name).write_bytes(data)
-    before = tree(workplace)
+    before = read_tree(workplace)
     # What fails leaves it as it was.
     error_of(mlxk2("clone", "org/none", "mine", "--json"), "clone")
-    assert tree(workplace) == before
+    assert read_tree(workplace) == before
     data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
     assert content(workplace / "mine") == MODEL | litter
     assert [path.name for path in workplace.iterdir()] == ["mine"]
@@ -115,13 +116,13 @@ def test_what_macos_lays_in_a_folder_does_not_fill_it(hub: Hub, mlxk2: Program, 
 
 def test_the_cache_under_another_name_is_no_target(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     hub.add(NAME, MODEL)
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     # A disk that ignores case has many names for the cache, and a bind mount has two.
-    with mounted(tmp_path / "again", "--bind", str(hub.path)) as again:
+    with mount(tmp_path / "again", "--bind", str(hub.path)) as again:
         for target in (again / "mine", again / "models--org--model" / "new" / "mine"):
             error = error_of(mlxk2("clone", NAME, str(target), "--json"), "clone")
             assert (error["type"], "in the cache" in error["message"]) == ("InvalidTargetError", True)
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
 
 
 def test_link_to_an_empty_folder_stays_a_link(hub: Hub, mlxk2: Program, workplace: Path) -> None:
@@ -139,12 +140,12 @@ def test_targets_that_are_none(hub: Hub, mlxk2: Program, workplace: Path, target
     (workplace / "full").mkdir()
     (workplace / "full" / "file").write_bytes(b"x")
     (workplace / "file").write_bytes(b"x")
-    before = tree(workplace.parent)
+    before = read_tree(workplace.parent)
     typed = str(hub.path / "mine") if target == "hub" else target
     error = error_of(mlxk2("clone", NAME, typed, "--json"), "clone")
     assert (error["data"]["clone_status"], error["data"]["target_dir"]) == ("filesystem_error", typed)
     assert error["type"] == "InvalidTargetError"
-    assert tree(workplace.parent) == before
+    assert read_tree(workplace.parent) == before
 
 
 @pytest.mark.parametrize("source", ["./full", "/tmp", "..", "a//b", "a\\b", ""])
@@ -243,7 +244,7 @@ with target.built(sys.argv[1]) as folder:
 
 def test_room_is_checked_before_a_byte_is_written(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     hub.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
-    with tmpfs(tmp_path / "disk", "2m") as disk:
+    with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")
         assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
         assert "3.0MB needed, 2.1MB available" in error["message"]
@@ -253,7 +254,7 @@ def test_room_is_checked_before_a_byte_is_written(hub: Hub, mlxk2: Program, tmp_
 def test_full_disk_leaves_nothing(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     hub.add(NAME, MODEL)
     # Bytes would be free, but the disk can hold no more files, which no check foresees.
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=8", "tmpfs") as disk:
+    with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=8", "tmpfs") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "a" / "mine"), "--json"), "clone")
         assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
         assert "full" in error["message"]
@@ -271,7 +272,7 @@ def test_limit_of_file_sizes_leaves_nothing(hub: Hub, workplace: Path) -> None:
 
 def test_mount_points_are_no_targets(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
     hub.add(NAME, MODEL)
-    with tmpfs(tmp_path / "disk", "2m") as disk:
+    with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         assert error_of(mlxk2("clone", NAME, str(disk), "--json"), "clone")["type"] == "InvalidTargetError"
 
 
@@ -287,7 +288,7 @@ def test_copy_on_write(
     with image.open("wb") as file:
         file.truncate(400 << 20)
     subprocess.run([make, "-q", image], check=True, capture_output=True)
-    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as disk:
+    with mount(tmp_path / "disk", "-o", "loop", str(image)) as disk:
         (disk / "hub").mkdir()
         (disk / "hub" / SENTINEL).touch()
         monkeypatch.setenv("HF_HUB_CACHE", str(disk / "hub"))

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from conftest_runner import assistant, saying, streams, text
+from support.scripted import assistant, saying, streams, text
 
 from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer
 from mlxk2.chat.repl import Chat

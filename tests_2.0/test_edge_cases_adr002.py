@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Program
+from support.conformance import assert_envelope
 from support.layouts import (
     COMMIT,
     OTHER_COMMIT,
@@ -13,7 +14,6 @@ from support.layouts import (
     gguf_model,
     sharded_model,
 )
-from support.shapes import assert_envelope
 
 
 def health_of(mlxk2: Program, name: str) -> list[tuple[str, str]]:

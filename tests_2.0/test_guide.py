@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.filesystems import read_tree
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import Hub, base_model, chat_model, gguf_model, sharded_model, without
-from support.places import tree
 from support.tiny_models import say, write_chain
 
 ROOT = Path(__file__).parent.parent
@@ -132,26 +132,26 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.mark.e2e
 def test_live_list_runs(home: Path) -> None:
-    before = tree(home)
+    before = read_tree(home)
     assert_all_passed(run_pytest("-m", "live_list", "tests_2.0/live", HF_HOME=str(home)), 3)
-    assert tree(home) == before
+    assert read_tree(home) == before
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("variable", ["HF_HOME", "MLXK2_USER_HF_HOME"])
 def test_issue27_runs_on_the_users_cache(home: Path, variable: str) -> None:
-    before = tree(home)
+    before = read_tree(home)
     model = {"MLXK2_ISSUE27_MODEL": "upstream/Sharded-Instruct"}
     run = run_pytest("-m", "issue27", "tests_2.0/test_issue_27.py", **{variable: str(home)}, **model)
     assert_all_passed(run, 7)
-    assert tree(home) == before
+    assert read_tree(home) == before
 
 
 @pytest.mark.e2e
 def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hub_client: Client, home: Path) -> None:
     hub_server.add("upstream/Unindexed", {INDEX: sharded_model()[INDEX]})
     Hub(home / "hub").add("upstream/Unindexed", without(sharded_model(), INDEX))
-    before = tree(home)
+    before = read_tree(home)
     settings = hub_client.environment | {
         "MLXK2_USER_HF_HOME": str(home),
         "MLXK2_ISSUE27_MODEL": "mlx-community/Small-4bit",
@@ -162,7 +162,7 @@ def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hu
     assert hub_server.log.requests == []
     run = run_pytest("-m", "issue27", "tests_2.0/test_issue_27.py", **settings, MLXK2_BOOTSTRAP_INDEX="1")
     assert_all_passed(run, 7)
-    assert tree(home) == before
+    assert read_tree(home) == before
 
 
 @pytest.mark.e2e

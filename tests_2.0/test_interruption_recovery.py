@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from conftest_runner import ScriptedBackend, assistant, request, saying, text, tokens_of
+from support.scripted import ScriptedBackend, assistant, request, saying, text, tokens_of
 
 from mlxk2.runner.output.reasoning import MAX_BEGINNING
 from mlxk2.runner.prompt.prompter import Message

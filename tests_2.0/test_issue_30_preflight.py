@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.conformance import assert_envelope
 from support.hub import Fault, HubServer
 from support.hub.fixtures import Client, Outcome
 from support.layouts import chat_model
-from support.shapes import assert_envelope
 
 MODEL = "org/model"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
+from support.conformance import assert_envelope, differences
 from support.layouts import (
     COMMIT,
     Hub,
@@ -16,7 +17,6 @@ from support.layouts import (
     sharded_model,
     without,
 )
-from support.shapes import assert_envelope, differences
 
 from mlxk2 import spec
 

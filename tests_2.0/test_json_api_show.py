@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 from conftest import Program
+from support.conformance import assert_envelope
 from support.layouts import (
     CONFIG,
     LAYOUTS,
@@ -21,7 +22,6 @@ from support.layouts import (
     sharded_model,
     without,
 )
-from support.shapes import assert_envelope
 
 
 class Show(Protocol):

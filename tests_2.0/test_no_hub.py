@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from support.conformance import assert_envelope
 from support.hub.fixtures import Client
 from support.pulling import MODEL
 from support.pushing import Pusher
-from support.shapes import assert_envelope
 
 QUESTION = "is HF_ENDPOINT the address of a hub?"
 ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import Program
+from support.conformance import error_of
 from support.layouts import Hub, chat_model
-from support.places import error_of
 
 WHOLE = {
     "run": ("--max-tokens", "--context-length", "--top-k", "--seed"),

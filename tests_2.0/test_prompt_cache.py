@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from conftest_runner import ScriptedBackend, ScriptedRows, request, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
+from support.scripted import ScriptedBackend, ScriptedRows, request, tokens_of
 
 from mlxk2.runner.mlx.memory import Device
 from mlxk2.runner.prompt_cache import PromptCache, State

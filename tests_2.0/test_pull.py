@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from support.filesystems import mount_tmpfs
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import chat_model
-from support.places import tmpfs
-from support.pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
+from support.pulling import FOLDER, MODEL, deep_health, pull, pull_error, read_files, requested_files
 
 OTHER_FOLDER = "models--org--other"
 
@@ -22,10 +22,10 @@ OTHER_FOLDER = "models--org--other"
 def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_client: Client, is_xet: bool) -> None:
     hub_server.contents.page_size = 2
     commit = hub_server.add(MODEL, chat_model() | {"sub/deep/notes.txt": b"notes"}, is_xet=is_xet)
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert data["download_status"] == "success"
     assert (data["expanded_name"], data["commit_hash"]) == (MODEL, commit)
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
     assert hub_server.log.count("HEAD") == 0
     theirs = hub_client.home.with_name("theirs")
     # With several workers the library's first files race for making the shared store, and some stay out of it.
@@ -33,20 +33,20 @@ def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_c
     hub_client.python(library, HF_HOME=str(theirs))
     kept = (f"{FOLDER}/blobs", f"{FOLDER}/refs", f"{FOLDER}/snapshots", "blobs")
     hubs = (hub_client.hub, theirs / "hub")
-    ours, expected = ({name: v for name, v in tree(hub).items() if name.startswith(kept)} for hub in hubs)
+    ours, expected = ({name: v for name, v in read_files(hub).items() if name.startswith(kept)} for hub in hubs)
     assert ours == expected
     assert not [path for path in hub_client.hub.rglob("*") if "incomplete" in path.name or "partial" in path.name]
 
 
 def test_a_second_pull_downloads_nothing(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
-    before = tree(hub_client.hub)
+    pull(hub_client)
+    before = read_files(hub_client.hub)
     hub_server.log.clear()
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("already_exists", commit)
-    assert fetched(hub_server) == set()
-    assert tree(hub_client.hub) == before
+    assert requested_files(hub_server) == set()
+    assert read_files(hub_client.hub) == before
 
 
 def test_people_read_one_sentence(hub_server: HubServer, hub_client: Client) -> None:
@@ -68,10 +68,10 @@ def test_nothing_of_the_hub_reaches_the_terminal_as_a_command(hub_server: HubSer
 
 def test_what_the_hub_has_unsound_is_downloaded_and_said(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, {"README.md": b"nothing yet"})
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert data["download_status"] == "success"
     assert "not healthy: config.json is missing" in data["message"]
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert data["download_status"] == "already_exists"
     assert "not healthy: config.json is missing" in data["message"]
 
@@ -79,11 +79,11 @@ def test_what_the_hub_has_unsound_is_downloaded_and_said(hub_server: HubServer, 
 def test_repos_that_share_a_large_file_keep_it_once(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model(), is_xet=True)
     hub_server.add("org/other", chat_model(), is_xet=True)
-    pulled(hub_client)
+    pull(hub_client)
     hub_server.log.clear()
-    pulled(hub_client, "org/other")
+    pull(hub_client, "org/other")
     assert hub_server.log.count("GET", "xet-read-token") == 0
-    assert health(hub_client, "org/other") == "Model is healthy"
+    assert deep_health(hub_client, "org/other") == "Model is healthy"
     manifests = [path.read_text() for path in (hub_client.hub / "blobs").rglob("*.refs")]
     assert manifests and all(FOLDER in text and OTHER_FOLDER in text for text in manifests)
 
@@ -93,14 +93,14 @@ def test_a_model_on_another_disk_keeps_its_files_for_itself(
 ) -> None:
     for name in (MODEL, "org/other"):
         hub_server.add(name, chat_model(), is_xet=True)
-    with tmpfs(tmp_path / "disk", "16m") as disk:
-        pulled(hub_client)
-        shared = tree(hub_client.hub / "blobs")
+    with mount_tmpfs(tmp_path / "disk", "16m") as disk:
+        pull(hub_client)
+        shared = read_files(hub_client.hub / "blobs")
         (hub_client.hub / OTHER_FOLDER).symlink_to(disk)
-        pulled(hub_client, "org/other")
-        assert health(hub_client, "org/other") == "Model is healthy"
+        pull(hub_client, "org/other")
+        assert deep_health(hub_client, "org/other") == "Model is healthy"
         assert not [path for path in (disk / "blobs").iterdir() if path.is_symlink()]
-        assert tree(hub_client.hub / "blobs") == shared
+        assert read_files(hub_client.hub / "blobs") == shared
 
 
 # -------------------------------------------------------------------------------------------------- names, revisions
@@ -108,16 +108,16 @@ def test_a_model_on_another_disk_keeps_its_files_for_itself(
 
 def test_names_are_taken_exactly(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add("mlx-community/model-4bit", chat_model())
-    data = pulled(hub_client, "model-4bit")
+    data = pull(hub_client, "model-4bit")
     assert data["expanded_name"] == "mlx-community/model-4bit"
-    assert failed(hub_client, "model")["type"] == "access_denied"
+    assert pull_error(hub_client, "model")["type"] == "access_denied"
 
 
 @pytest.mark.parametrize(
     "name", ["", "org/../model", "org//model", "a/b/c", "org/mo del", "./model", "demo", "x" * 97, "org/model@"]
 )
 def test_impossible_names_ask_nobody(hub_server: HubServer, hub_client: Client, name: str) -> None:
-    assert failed(hub_client, name)["type"] == "ValidationError"
+    assert pull_error(hub_client, name)["type"] == "ValidationError"
     assert not hub_server.log.requests
     assert not hub_client.hub.exists()
 
@@ -127,12 +127,12 @@ def test_revisions_are_a_branch_or_a_hash_or_its_beginning(hub_server: HubServer
     hub_server.add(MODEL, {"notes.txt": b"new"})
     other = hub_server.add(MODEL, {"notes.txt": b"other"}, branch="dev/x")
     refs = hub_client.hub / FOLDER / "refs"
-    assert pulled(hub_client, f"{MODEL}@{first[:6]}")["commit_hash"] == first
+    assert pull(hub_client, f"{MODEL}@{first[:6]}")["commit_hash"] == first
     assert not refs.exists()
-    assert pulled(hub_client, f"{MODEL}@dev/x")["commit_hash"] == other
+    assert pull(hub_client, f"{MODEL}@dev/x")["commit_hash"] == other
     assert (refs / "dev/x").read_text() == other
-    assert pulled(hub_client, f"{MODEL}@{first}")["download_status"] == "already_exists"
-    error = failed(hub_client, f"{MODEL}@nowhere")
+    assert pull(hub_client, f"{MODEL}@{first}")["download_status"] == "already_exists"
+    error = pull_error(hub_client, f"{MODEL}@nowhere")
     assert (error["type"], "nowhere" in error["message"]) == ("download_failed", True)
 
 
@@ -140,21 +140,21 @@ def test_a_branch_that_moves_to_a_revision_that_is_there_is_an_update(
     hub_server: HubServer, hub_client: Client
 ) -> None:
     first = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     second = hub_server.add(MODEL, {"notes.txt": b"new"})
-    pulled(hub_client, f"{MODEL}@{second}")
+    pull(hub_client, f"{MODEL}@{second}")
     assert (hub_client.hub / FOLDER / "refs" / "main").read_text() == first
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("success", second)
     assert f"from {first[:7]} to {second[:7]}: no file had to be fetched" in data["message"]
-    assert pulled(hub_client)["download_status"] == "already_exists"
+    assert pull(hub_client)["download_status"] == "already_exists"
 
 
 def test_a_renamed_repo_is_found_by_its_old_name(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.rename(MODEL, "new/model")
-    assert pulled(hub_client)["expanded_name"] == MODEL
-    assert health(hub_client) == "Model is healthy"
+    assert pull(hub_client)["expanded_name"] == MODEL
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 # ---------------------------------------------------------------------------------------------------------- updates
@@ -162,14 +162,14 @@ def test_a_renamed_repo_is_found_by_its_old_name(hub_server: HubServer, hub_clie
 
 def test_an_update_fetches_only_what_changed(hub_server: HubServer, hub_client: Client) -> None:
     old = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     new = hub_server.add(MODEL, {"notes.txt": b"new", "README.md": b"changed"}, removed=["tokenizer_config.json"])
     hub_server.log.clear()
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("success", new)
     assert old[:7] in data["message"] and new[:7] in data["message"]
-    assert fetched(hub_server) == {"notes.txt", "README.md"}
-    assert health(hub_client) == "Model is healthy"
+    assert requested_files(hub_server) == {"notes.txt", "README.md"}
+    assert deep_health(hub_client) == "Model is healthy"
     snapshots = hub_client.hub / FOLDER / "snapshots"
     assert (snapshots / old / "README.md").read_bytes() == chat_model()["README.md"]
     assert not (snapshots / new / "tokenizer_config.json").exists()
@@ -177,13 +177,13 @@ def test_an_update_fetches_only_what_changed(hub_server: HubServer, hub_client: 
 
 def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubServer, hub_client: Client) -> None:
     old = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     hub_server.add(MODEL, {"notes.txt": b"new"})
-    pulled(hub_client)
+    pull(hub_client)
     hub_server.contents.repos[MODEL].branches["main"] = old
     hub_server.log.clear()
-    assert pulled(hub_client)["commit_hash"] == old
-    assert fetched(hub_server) == set()
+    assert pull(hub_client)["commit_hash"] == old
+    assert requested_files(hub_server) == set()
     assert (hub_client.hub / FOLDER / "refs" / "main").read_text() == old
 
 
@@ -192,7 +192,7 @@ def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubS
 
 def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_OFFLINE="1")
     data = outcome.json["data"]
     assert (outcome.code, data["download_status"], data["commit_hash"]) == (0, "already_exists", commit)
@@ -201,27 +201,27 @@ def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, h
     outcome = hub_client.run("pull", MODEL, "--json")
     assert (outcome.code, outcome.json["data"]["download_status"]) == (0, "already_exists")
     assert outcome.err.startswith("Warning: The hub could not be reached")
-    assert failed(hub_client, MODEL, "--force")["type"] == "NetworkError"
+    assert pull_error(hub_client, MODEL, "--force")["type"] == "NetworkError"
     (hub_client.hub / FOLDER / "snapshots" / commit / "config.json").unlink()
-    assert failed(hub_client, MODEL)["type"] == "NetworkError"
+    assert pull_error(hub_client, MODEL)["type"] == "NetworkError"
 
 
 def test_a_revision_that_is_not_clear_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     hub_server.stop()
-    data = pulled(hub_client, f"{MODEL}@{commit[:3]}")
+    data = pull(hub_client, f"{MODEL}@{commit[:3]}")
     assert (data["download_status"], data["commit_hash"]) == ("already_exists", commit)
-    assert failed(hub_client, f"{MODEL}@{commit[:2]}")["type"] == "NetworkError"
+    assert pull_error(hub_client, f"{MODEL}@{commit[:2]}")["type"] == "NetworkError"
     other = commit[:3] + "0" * 37
     snapshots = hub_client.hub / FOLDER / "snapshots"
     (snapshots / other).mkdir()
-    assert failed(hub_client, f"{MODEL}@{commit[:3]}")["type"] == "NetworkError"
+    assert pull_error(hub_client, f"{MODEL}@{commit[:3]}")["type"] == "NetworkError"
 
 
 def test_a_missing_model_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
-    error = failed(hub_client, MODEL, HF_HUB_OFFLINE="1")
+    error = pull_error(hub_client, MODEL, HF_HUB_OFFLINE="1")
     assert (error["type"], "HF_HUB_OFFLINE" in error["message"]) == ("NetworkError", True)
     assert not hub_client.hub.exists()
 

@@ -12,7 +12,7 @@ import pytest
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import blob_name, chat_model, weights
-from support.pulling import FOLDER, MODEL, assert_healthy, failed, fetched, health, pulled, tree
+from support.pulling import FOLDER, MODEL, assert_healthy, deep_health, pull, pull_error, read_files, requested_files
 
 GOOD = "good/model"
 WEIGHTS = "model.safetensors"
@@ -29,7 +29,7 @@ def _blob(client: Client, repo_id: str = GOOD) -> Path:
 def good(hub_server: HubServer, hub_client: Client) -> Path:
     """The payload in the shared store of a model that was pulled."""
     hub_server.add(GOOD, chat_model(), is_xet=True)
-    pulled(hub_client, GOOD)
+    pull(hub_client, GOOD)
     payload = _blob(hub_client)
     assert payload.parent.parent == hub_client.hub / "blobs"
     return payload
@@ -52,20 +52,20 @@ def test_a_hub_that_gives_other_bytes_the_same_name(
     hub_server.add(MODEL, chat_model() | {WEIGHTS: data}, is_xet=True)
     _hash_of_another(hub_server)
     for _ in range(2):
-        pulled(hub_client, MODEL, *words)
+        pull(hub_client, MODEL, *words)
         assert good.read_bytes() == before
         assert (_blob(hub_client, MODEL).read_bytes(), _blob(hub_client).read_bytes()) == (data, before)
-    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+    assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
 def test_the_same_the_other_way_round(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(GOOD, chat_model(), is_xet=True)
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES}, is_xet=True)
     _hash_of_another(hub_server)
-    pulled(hub_client)
-    pulled(hub_client, GOOD)
+    pull(hub_client)
+    pull(hub_client, GOOD)
     assert _blob(hub_client).read_bytes() == chat_model()[WEIGHTS]
-    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+    assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
 @pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
@@ -76,11 +76,11 @@ def test_wrong_bytes_in_the_store_reach_no_other_model(
     good.write_bytes(good.read_bytes()[:-1] + b"E")
     kept = good.open("rb")
     hub_server.add(MODEL, chat_model() | {"notes.txt": b"another model"}, is_xet=True)
-    pulled(hub_client, MODEL, *words)
+    pull(hub_client, MODEL, *words)
     # What another process has open keeps its bytes: the payload was replaced, not written to.
     assert kept.read().endswith(b"E")
     kept.close()
-    assert (health(hub_client, GOOD), health(hub_client)) == ("Model is healthy", "Model is healthy")
+    assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
 def test_sound_bytes_of_the_store_are_not_fetched_again(
@@ -88,8 +88,8 @@ def test_sound_bytes_of_the_store_are_not_fetched_again(
 ) -> None:
     hub_server.add(MODEL, chat_model(), is_xet=True)
     hub_server.log.clear()
-    pulled(hub_client)
-    assert WEIGHTS not in fetched(hub_server) and hub_server.log.count("GET", "/xet-read-token/") == 0
+    pull(hub_client)
+    assert WEIGHTS not in requested_files(hub_server) and hub_server.log.count("GET", "/xet-read-token/") == 0
     assert _blob(hub_client, MODEL) == good
 
 
@@ -137,18 +137,18 @@ def _model_of(payload: Path) -> Path:
 def test_a_first_pull_writes_through_no_link(
     hub_server: HubServer, hub_client: Client, good: Path, plant: Callable[[Client, Path], object]
 ) -> None:
-    model, payload = tree(_model_of(good)), good.read_bytes()
+    model, payload = read_files(_model_of(good)), good.read_bytes()
     commit = hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
     plant(hub_client, good)
-    pulled(hub_client)
-    assert (tree(_model_of(good)), good.read_bytes()) == (model, payload)
+    pull(hub_client)
+    assert (read_files(_model_of(good)), good.read_bytes()) == (model, payload)
     assert_healthy(hub_client, commit)
 
 
 @pytest.mark.parametrize("name", [".incomplete-ref", "refs/main", "refs/fix", "snapshots/COMMIT", ".incomplete"])
 def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Client, good: Path, name: str) -> None:
     hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     commit = hub_server.add(MODEL, {WEIGHTS: OTHER_BYTES}, branch="fix/a")
     hub_server.contents.repos[MODEL].branches["main"] = commit
     path = hub_client.hub / FOLDER / name.replace("COMMIT", commit)
@@ -160,20 +160,20 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
         (target,) = target.iterdir()
         (target / "mine.tmp").write_text("the other model's")
     path.symlink_to(target)
-    model, payload = tree(_model_of(good)), good.read_bytes()
+    model, payload = read_files(_model_of(good)), good.read_bytes()
     for branch in ("main", "fix/a"):
-        assert pulled(hub_client, f"{MODEL}@{branch}")["commit_hash"] == commit
+        assert pull(hub_client, f"{MODEL}@{branch}")["commit_hash"] == commit
         assert (hub_client.hub / FOLDER / "refs" / branch).read_text() == commit
-    assert (tree(_model_of(good)), good.read_bytes()) == (model, payload)
+    assert (read_files(_model_of(good)), good.read_bytes()) == (model, payload)
     assert_healthy(hub_client, commit)
 
 
 def test_a_model_that_is_a_link_to_another_one(hub_server: HubServer, hub_client: Client, good: Path) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
     (hub_client.hub / FOLDER).symlink_to(_model_of(good).name)
-    before = tree(_model_of(good))
-    assert "a link to the folder of good/model" in failed(hub_client, MODEL)["message"]
-    assert tree(_model_of(good)) == before
+    before = read_files(_model_of(good))
+    assert "a link to the folder of good/model" in pull_error(hub_client, MODEL)["message"]
+    assert read_files(_model_of(good)) == before
 
 
 @pytest.mark.parametrize("folder", ["blobs", "snapshots", "refs"])
@@ -181,20 +181,20 @@ def test_a_folder_that_is_a_link_to_another_models(
     hub_server: HubServer, hub_client: Client, good: Path, folder: str
 ) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
-    pulled(hub_client)
+    pull(hub_client)
     (hub_client.hub / FOLDER / folder).rename(hub_client.hub / FOLDER / "aside")
     (hub_client.hub / FOLDER / folder).symlink_to(_model_of(good) / folder)
-    before = tree(_model_of(good))
+    before = read_files(_model_of(good))
     hub_server.add(MODEL, {"notes.txt": b"new"})
-    assert "leads out of the model's folder" in failed(hub_client, MODEL)["message"]
-    assert tree(_model_of(good)) == before
+    assert "leads out of the model's folder" in pull_error(hub_client, MODEL)["message"]
+    assert read_files(_model_of(good)) == before
 
 
 @pytest.mark.parametrize("place", ["snapshot", "blobs", "staged"])
 def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Client, place: str) -> None:
     files = chat_model()
     commit = hub_server.add(MODEL, files)
-    pulled(hub_client)
+    pull(hub_client)
     blob = blob_name("config.json", files["config.json"])
     model = hub_client.hub / FOLDER
     entry = model / "snapshots" / commit / "config.json"
@@ -204,12 +204,12 @@ def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Clie
         path.unlink()
     path.mkdir(parents=True)
     (path / "mine.txt").write_text("the user's own")
-    error = failed(hub_client, MODEL)
+    error = pull_error(hub_client, MODEL)
     assert (error["type"], "Move that folder away" in error["hint"]) == ("OperationError", True)
     assert (path / "mine.txt").read_text() == "the user's own"
     (path / "mine.txt").unlink()
-    assert pulled(hub_client)["download_status"] == "success"
-    assert health(hub_client) == "Model is healthy"
+    assert pull(hub_client)["download_status"] == "success"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 # ------------------------------------------------------------------------------------------- a file system without them
@@ -234,19 +234,19 @@ def test_a_file_system_without_links(
     # Two names of the same bytes, and a folder.
     files = chat_model() | {"copy/model.safetensors": chat_model()[WEIGHTS], "notes.txt": b"old"}
     first = hub_server.add(MODEL, files, is_xet=True)
-    pulled(hub_client)
+    pull(hub_client)
     snapshot = hub_client.hub / FOLDER / "snapshots" / first
     assert {name: (snapshot / name).read_bytes() for name in files} == files
     assert not [path for path in hub_client.hub.rglob("*") if path.is_symlink()]
     hub_server.log.clear()
     for words in ((), ("--force",)):
-        assert pulled(hub_client, MODEL, *words)["download_status"] == "already_exists"
-    assert not fetched(hub_server)
-    assert health(hub_client) == "Model is healthy"
+        assert pull(hub_client, MODEL, *words)["download_status"] == "already_exists"
+    assert not requested_files(hub_server)
+    assert deep_health(hub_client) == "Model is healthy"
     (snapshot / WEIGHTS).write_bytes(b"damaged")
-    assert pulled(hub_client)["download_status"] == "success"
+    assert pull(hub_client)["download_status"] == "success"
     second = hub_server.add(MODEL, {"notes.txt": b"new"})
-    assert pulled(hub_client)["commit_hash"] == second
+    assert pull(hub_client)["commit_hash"] == second
     assert_healthy(hub_client, second)
     _use(hub_client, tmp_path / "clone")
     assert hub_client.run("rm", f"{MODEL}@{first}", "--force").code == 0
@@ -265,4 +265,4 @@ def _use(client: Client, copy: Path) -> None:
     assert outcome.code == 0, outcome
     on_hub: dict[str, Any] = client.run("clone", "someone/copy", f"{copy}-2", "--json", HF_TOKEN=token).json
     assert on_hub["status"] == "success"
-    assert tree(Path(f"{copy}-2")).items() >= tree(copy).items()
+    assert read_files(Path(f"{copy}-2")).items() >= read_files(copy).items()

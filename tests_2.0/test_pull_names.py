@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.filesystems import mount_ignoring_case
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import chat_model
-from support.places import ignoring_case
-from support.pulling import FOLDER, MODEL, failed, health, pulled, tree
+from support.pulling import FOLDER, MODEL, deep_health, pull, pull_error, read_files
 
 COLLISIONS = {
     "case": ("README.md", "readme.md"),
@@ -37,7 +37,7 @@ COLLISIONS = {
 @pytest.fixture
 def mac_disk(hub_client: Client, tmp_path: Path) -> Iterator[Path]:
     """A hub folder on a disk that ignores case."""
-    with ignoring_case(tmp_path / "mac") as place:
+    with mount_ignoring_case(tmp_path / "mac") as place:
         hub_client.environment["HF_HUB_CACHE"] = str(place / "hub")
         hub_client.hub = place / "hub"
         yield hub_client.hub
@@ -46,7 +46,7 @@ def mac_disk(hub_client: Client, tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("names", COLLISIONS.values(), ids=COLLISIONS.keys())
 def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: Client, names: tuple[str, str]) -> None:
     hub_server.add(MODEL, chat_model() | {name: name.encode() for name in names})
-    error = failed(hub_client, MODEL)
+    error = pull_error(hub_client, MODEL)
     assert error["type"] == "download_failed"
     assert all(repr(name) in error["message"] for name in names)
     assert "Nothing was written" in error["message"]
@@ -56,7 +56,7 @@ def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: C
 
 def test_white_space_around_the_address_of_the_hub(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
-    assert pulled(hub_client, HF_ENDPOINT=f" {hub_server.url}\n")["download_status"] == "success"
+    assert pull(hub_client, HF_ENDPOINT=f" {hub_server.url}\n")["download_status"] == "success"
 
 
 @pytest.mark.parametrize("size", [1000, 2], ids=["one page", "pages"])
@@ -66,7 +66,7 @@ def test_a_name_that_is_listed_twice(hub_server: HubServer, hub_client: Client, 
     hub_server.contents.changed = lambda listing: [
         entry | {"path": entry["path"].replace("zz", "model")} for entry in listing
     ]
-    error = failed(hub_client, MODEL)
+    error = pull_error(hub_client, MODEL)
     assert (error["type"], "'model.safetensors'" in error["message"]) == ("download_failed", True)
     assert hub_server.log.count("GET", "/resolve/") == 0
     assert not hub_client.hub.exists()
@@ -78,16 +78,16 @@ def test_a_model_that_is_there_stays_as_it_is(
 ) -> None:
     # The cache of another program, or of an earlier version, may hold such a mixture.
     commit = hub_server.add(MODEL, chat_model() | {"README.md": b"upper", "other.md": b"lower"})
-    pulled(hub_client)
+    pull(hub_client)
     (hub_client.hub / FOLDER / "snapshots" / commit / "readme.md").symlink_to("other.md")
     hub_server.contents.changed = lambda listing: [
         entry | {"path": entry["path"].replace("other.md", "readme.md")} for entry in listing
     ]
-    before = tree(hub_client.hub)
+    before = read_files(hub_client.hub)
     for _ in range(2):
-        error = failed(hub_client, MODEL, *words)
+        error = pull_error(hub_client, MODEL, *words)
         assert "'README.md'" in error["message"] and "'readme.md'" in error["message"]
-    assert tree(hub_client.hub) == before
+    assert read_files(hub_client.hub) == before
 
 
 def test_clone_refuses_them_too(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
@@ -102,37 +102,37 @@ def test_folders_that_differ_in_case_alone_harm_nothing(
     hub_server: HubServer, hub_client: Client, mac_disk: Path
 ) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"A/x": b"one", "a/y": b"two", "A/z": b"three"})
-    pulled(hub_client)
+    pull(hub_client)
     snapshot = mac_disk / FOLDER / "snapshots" / commit
     assert [(snapshot / name).read_bytes() for name in ("A/x", "a/y", "A/z")] == [b"one", b"two", b"three"]
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
     for words in ((), ("--force",)):
-        assert pulled(hub_client, MODEL, *words)["download_status"] == "already_exists"
+        assert pull(hub_client, MODEL, *words)["download_status"] == "already_exists"
     hub_server.add(MODEL, {"a/w": b"four"})
-    assert pulled(hub_client)["download_status"] == "success"
-    assert health(hub_client) == "Model is healthy"
+    assert pull(hub_client)["download_status"] == "success"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_a_disk_that_ignores_case(hub_server: HubServer, hub_client: Client, mac_disk: Path) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"notes.md": b"lower"})
-    pulled(hub_client)
-    assert health(hub_client) == "Model is healthy"
-    assert pulled(hub_client)["download_status"] == "already_exists"
+    pull(hub_client)
+    assert deep_health(hub_client) == "Model is healthy"
+    assert pull(hub_client)["download_status"] == "already_exists"
     hub_server.add(MODEL, {"NOTES.md": b"upper"})
-    assert "'NOTES.md'" in failed(hub_client, MODEL)["message"]
+    assert "'NOTES.md'" in pull_error(hub_client, MODEL)["message"]
     assert (mac_disk / FOLDER / "refs" / "main").read_text() == commit
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_models_whose_names_a_disk_takes_for_one(hub_server: HubServer, hub_client: Client, mac_disk: Path) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.add("Org/Model", chat_model() | {"notes.txt": b"another model"})
-    pulled(hub_client)
-    before = tree(mac_disk / FOLDER)
-    error = failed(hub_client, "Org/Model")
+    pull(hub_client)
+    before = read_files(mac_disk / FOLDER)
+    error = pull_error(hub_client, "Org/Model")
     assert "the folder of Org/Model is the one that the cache has for org/model" in error["message"]
     assert "mlxk2 pull org/model" in error["hint"]
-    assert tree(mac_disk / FOLDER) == before
+    assert read_files(mac_disk / FOLDER) == before
 
 
 @pytest.mark.parametrize(("first", "second"), [("main", "Main"), ("fix/a", "Fix/a"), ("fix/a", "FIX")])
@@ -142,8 +142,8 @@ def test_branches_whose_names_a_disk_takes_for_one(
     commit = hub_server.add(MODEL, chat_model())
     hub_server.contents.repos[MODEL].branches[first] = commit
     hub_server.add(MODEL, {"notes.txt": b"new"}, branch=second)
-    pulled(hub_client, f"{MODEL}@{first}")
-    error = failed(hub_client, f"{MODEL}@{second}")
+    pull(hub_client, f"{MODEL}@{first}")
+    error = pull_error(hub_client, f"{MODEL}@{second}")
     assert f"the branch {first!r}" in error["message"]
     assert (mac_disk / FOLDER / "refs" / first).read_text() == commit
 
@@ -155,10 +155,10 @@ def test_branches_of_which_one_would_be_a_folder(
     commit = hub_server.add(MODEL, chat_model())
     other = hub_server.add(MODEL, {"notes.txt": b"new"}, branch=second)
     hub_server.contents.repos[MODEL].branches[first] = commit
-    pulled(hub_client, f"{MODEL}@{first}")
-    assert f"the branch {first!r}" in failed(hub_client, f"{MODEL}@{second}")["message"]
+    pull(hub_client, f"{MODEL}@{first}")
+    assert f"the branch {first!r}" in pull_error(hub_client, f"{MODEL}@{second}")["message"]
     assert (hub_client.hub / FOLDER / "refs" / first).read_text() == commit
     # A commit needs no ref.
-    assert pulled(hub_client, f"{MODEL}@{other}")["commit_hash"] == other
+    assert pull(hub_client, f"{MODEL}@{other}")["commit_hash"] == other
     (hub_client.hub / FOLDER / "refs" / first).unlink()
-    assert pulled(hub_client, f"{MODEL}@{second}")["commit_hash"] == other
+    assert pull(hub_client, f"{MODEL}@{second}")["commit_hash"] == other

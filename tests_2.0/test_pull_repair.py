@@ -12,7 +12,7 @@ import pytest
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import LFS_POINTER, blob_name, chat_model, weights, write
-from support.pulling import FOLDER, MODEL, failed, fetched, health, pulled, tree
+from support.pulling import FOLDER, MODEL, deep_health, pull, pull_error, read_files, requested_files
 
 REFS: dict[str, Callable[[Path, str], object]] = {
     "missing": lambda ref, commit: None,  # noqa: ARG005
@@ -32,11 +32,11 @@ def _outside(ref: Path, commit: str) -> Path:
 @pytest.mark.parametrize("ref", REFS)
 def test_a_ref_that_is_none_is_put_right(hub_server: HubServer, hub_client: Client, ref: str) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     path = hub_client.hub / FOLDER / "refs" / "main"
     path.unlink()
     REFS[ref](path, commit)
-    assert pulled(hub_client)["commit_hash"] == commit
+    assert pull(hub_client)["commit_hash"] == commit
     assert (path.is_symlink(), path.read_text()) == (False, commit)
 
 
@@ -91,18 +91,18 @@ def test_repairs_fetch_only_what_is_bad(
 ) -> None:
     name, spoil = DAMAGES[damage]
     commit = hub_server.add(MODEL, chat_model(), is_xet=is_xet)
-    pulled(hub_client)
+    pull(hub_client)
     snapshot = hub_client.hub / FOLDER / "snapshots" / commit
     (snapshot / "mine.txt").write_text("the user's own")
     spoil(snapshot / name)
     hub_server.log.clear()
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("success", commit)
     assert data["message"].startswith("Repaired org/model") and name in data["message"]
-    assert fetched(hub_server) <= {name}
+    assert requested_files(hub_server) <= {name}
     assert (snapshot / name).read_bytes() == chat_model()[name]
     assert (snapshot / "mine.txt").read_text() == "the user's own"
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
@@ -110,13 +110,13 @@ def test_force_finds_a_flipped_bit(hub_server: HubServer, hub_client: Client, is
     # Small files are always hashed, large ones only with --force.
     large = chat_model() | {"model.safetensors": weights("F32", (2048, 1200))}
     commit = hub_server.add(MODEL, large, is_xet=is_xet)
-    pulled(hub_client)
+    pull(hub_client)
     _flip(hub_client.hub / FOLDER / "snapshots" / commit / "model.safetensors")
-    assert pulled(hub_client)["download_status"] == "already_exists"
-    data = pulled(hub_client, MODEL, "--force")
+    assert pull(hub_client)["download_status"] == "already_exists"
+    data = pull(hub_client, MODEL, "--force")
     assert (data["download_status"], "model.safetensors" in data["message"]) == ("success", True)
-    assert health(hub_client) == "Model is healthy"
-    assert pulled(hub_client, MODEL, "--force")["download_status"] == "already_exists"
+    assert deep_health(hub_client) == "Model is healthy"
+    assert pull(hub_client, MODEL, "--force")["download_status"] == "already_exists"
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["first", "update"])
@@ -140,7 +140,7 @@ def test_what_waits_since_an_earlier_attempt_is_not_believed(
 ) -> None:
     if is_there:
         hub_server.add(MODEL, chat_model() | {"model.safetensors": weights(), "tokenizer.json": b'{"old": 1}'})
-        pulled(hub_client)
+        pull(hub_client)
     files = chat_model() | {"model.safetensors": weights("F32", (2048, 1200))}
     commit = hub_server.add(MODEL, files)
     folder = hub_client.hub / FOLDER / ".incomplete" if is_there else hub_client.hub / f".{FOLDER}.incomplete"
@@ -148,39 +148,39 @@ def test_what_waits_since_an_earlier_attempt_is_not_believed(
     staged.parent.mkdir(parents=True)
     write(staged, files[name])
     spoil(staged)
-    assert pulled(hub_client, MODEL, *words)["commit_hash"] == commit
+    assert pull(hub_client, MODEL, *words)["commit_hash"] == commit
     assert (hub_client.hub / FOLDER / "snapshots" / commit / name).read_bytes() == files[name]
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     staged = hub_client.hub / FOLDER / ".incomplete" / "blobs" / blob_name("config.json", chat_model()["config.json"])
     staged.parent.mkdir(parents=True)
     staged.write_bytes(b"{}")
     hub_server.add(MODEL, {"notes.txt": b"new"})
-    pulled(hub_client)
-    assert health(hub_client) == "Model is healthy"
+    pull(hub_client)
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     model = hub_client.hub / FOLDER
     orphan = model / "blobs" / f"{'a' * 64}.12345678.incomplete"
     orphan.write_bytes(b"x" * 1000)
     (model / "snapshots" / commit / "model.safetensors.incomplete").write_bytes(b"x")
     (model / "snapshots" / commit / "gone.txt").symlink_to("../../blobs/gone")
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert data["download_status"] == "success"
     assert not orphan.exists()
-    assert health(hub_client) == "Model is healthy"
+    assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     blobs = hub_client.hub / FOLDER / "blobs"
     dead, alive = (blobs / f"{digit * 64}.12345678.incomplete" for digit in "ab")
     ours = hub_client.hub / FOLDER / ".incomplete" / "blobs" / f"{'c' * 64}.partial"
@@ -189,20 +189,20 @@ def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServe
         orphan.write_bytes(b"x" * 1000)
     with (hub_client.hub / ".locks" / FOLDER / f"{'b' * 64}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert pulled(hub_client)["download_status"] == "already_exists"
+        assert pull(hub_client)["download_status"] == "already_exists"
         assert (dead.exists(), alive.exists(), ours.exists()) == (False, True, False)
-    assert pulled(hub_client)["download_status"] == "already_exists"
+    assert pull(hub_client)["download_status"] == "already_exists"
     assert not alive.exists()
 
 
 def test_files_that_were_never_wanted_come_only_with_force(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"original/weights.pth": b"x"})
-    pulled(hub_client)
+    pull(hub_client)
     snapshot = hub_client.hub / FOLDER / "snapshots" / commit
     shutil.rmtree(snapshot / "original")
-    data = pulled(hub_client)
+    data = pull(hub_client)
     assert (data["download_status"], "1 further file" in data["message"]) == ("already_exists", True)
-    assert pulled(hub_client, MODEL, "--force")["download_status"] == "success"
+    assert pull(hub_client, MODEL, "--force")["download_status"] == "success"
     assert (snapshot / "original" / "weights.pth").read_bytes() == b"x"
 
 
@@ -211,15 +211,15 @@ def test_nothing_is_written_outside_the_cache(
     hub_server: HubServer, hub_client: Client, tmp_path: Path, folder: str
 ) -> None:
     hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     outside = tmp_path / "outside"
     inside = hub_client.hub / FOLDER / folder
     inside.rename(outside)
     inside.symlink_to(outside)
     hub_server.add(MODEL, {"notes.txt": b"new"})
-    before = tree(outside)
-    assert failed(hub_client, MODEL)["type"] == "OperationError"
-    assert tree(outside) == before
+    before = read_files(outside)
+    assert pull_error(hub_client, MODEL)["type"] == "OperationError"
+    assert read_files(outside) == before
 
 
 @pytest.mark.parametrize(
@@ -229,12 +229,12 @@ def test_nothing_is_written_outside_the_cache(
 )  # fmt: skip
 def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client: Client, name: str) -> None:
     hub_server.add(MODEL, chat_model() | {name: b"x"})
-    assert failed(hub_client, MODEL)["type"] == "download_failed"
+    assert pull_error(hub_client, MODEL)["type"] == "download_failed"
     assert not list(hub_client.home.parent.rglob("*escaped.txt"))
 
 
 def test_a_repo_without_files_is_no_model(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, {})
-    error = failed(hub_client, MODEL)
+    error = pull_error(hub_client, MODEL)
     assert (error["type"], "no files" in error["message"]) == ("download_failed", True)
     assert not list(hub_client.home.rglob("*org--model*"))

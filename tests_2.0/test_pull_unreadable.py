@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from support.hub import HubServer
-from support.hub.fixtures import PROGRAM, Client, Outcome, ended
+from support.hub.fixtures import PROGRAM, Client, Outcome, outcome_of
 from support.layouts import blob_name, chat_model, weights
-from support.pulling import FOLDER, MODEL, fetched, pulled
+from support.pulling import FOLDER, MODEL, pull, requested_files
 
 FILES = chat_model() | {"model.safetensors": weights("F32", (2048, 2100))}  # large: judged by its header
 WORDS = [(), ("--force",)]
@@ -40,7 +40,7 @@ def ordinary(hub_client: Client) -> Run:
         drop = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all")
         if shutil.which("setpriv") is None:
             pytest.skip("root reads every file, and setpriv is not here to take that right")
-    return lambda *words: ended(hub_client.start_command(*drop, *PROGRAM, *words))
+    return lambda *words: outcome_of(hub_client.start_command(*drop, *PROGRAM, *words))
 
 
 @pytest.mark.parametrize("words", WORDS, ids=["plain", "force"])
@@ -50,7 +50,7 @@ def test_the_mode_forbids_it(
     hub_server: HubServer, hub_client: Client, ordinary: Run, name: str, is_xet: bool, words: tuple[str, ...]
 ) -> None:
     commit = hub_server.add(MODEL, FILES, is_xet=is_xet)
-    pulled(hub_client)
+    pull(hub_client)
     path = hub_client.hub / FOLDER / "snapshots" / commit / name
     path.resolve().chmod(0)
     hub_server.log.clear()
@@ -58,7 +58,7 @@ def test_the_mode_forbids_it(
     outcome = ordinary("pull", MODEL, *words, "--json")
     assert (outcome.code, outcome.json["data"]["download_status"]) == (0, "success"), outcome
     assert f"Repaired org/model ({commit[:7]}): fetched {name}" in outcome.json["data"]["message"]
-    assert fetched(hub_server) <= {name}
+    assert requested_files(hub_server) <= {name}
     assert path.read_bytes() == FILES[name]
     assert "Model is healthy" in ordinary("health", MODEL, "--deep", "--json").out
 
@@ -69,10 +69,10 @@ def test_a_bad_sector(
     hub_server: HubServer, hub_client: Client, tmp_path: Path, name: str, words: tuple[str, ...]
 ) -> None:
     commit = hub_server.add(MODEL, FILES)
-    pulled(hub_client)
+    pull(hub_client)
     path = hub_client.hub / FOLDER / "snapshots" / commit / name
     bad = _bad_sector(path.resolve(), tmp_path)
-    data = pulled(hub_client, MODEL, *words, **bad)
+    data = pull(hub_client, MODEL, *words, **bad)
     assert f"fetched {name}" in data["message"]
     assert path.read_bytes() == FILES[name]
     assert path.stat().st_ino != int(bad["BAD_INODE"])
@@ -103,7 +103,7 @@ def test_what_waits_and_can_not_be_read(hub_server: HubServer, hub_client: Clien
 def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: Client, ordinary: Run) -> None:
     # It may be sound: only this user can't read it.
     commit = hub_server.add(MODEL, FILES)
-    pulled(hub_client)
+    pull(hub_client)
     path = hub_client.hub / FOLDER / "snapshots" / commit / "config.json"
     blob = path.resolve()
     blob.chmod(0)
@@ -119,7 +119,7 @@ def test_the_folder_can_not_be_written(
     hub_server: HubServer, hub_client: Client, ordinary: Run, folder: str
 ) -> None:
     commit = hub_server.add(MODEL, FILES)
-    pulled(hub_client)
+    pull(hub_client)
     (hub_client.hub / FOLDER / "snapshots" / commit / "config.json").resolve().chmod(0)
     place = hub_client.hub / FOLDER / folder
     place.chmod(0o555)
@@ -135,7 +135,7 @@ def test_no_command_fails_unexpectedly(
 ) -> None:
     """Each file in turn, for each command that reads a model."""
     hub_server.add(MODEL, chat_model())
-    pulled(hub_client)
+    pull(hub_client)
     commands = (
         ("list", "--all"), ("show", MODEL, "--files", "--config"), ("health", MODEL, "--deep"), ("run", MODEL, "hi"),
         ("clone", MODEL, str(tmp_path / "copy")), ("push", "--check-only", str(tmp_path / "own"), "someone/model"),

@@ -8,7 +8,7 @@ import pytest
 from support.hub import Fault
 from support.hub.contents import Repo
 from support.layouts import weights
-from support.pushing import FOLDER, MODEL, Pusher, failed, succeeded
+from support.pushing import FOLDER, MODEL, Pusher, push_data, push_error
 
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS
 
@@ -135,7 +135,7 @@ def test_the_log_of_the_hub_is_data(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2", "m.gguf": b"3"})
     pusher.server.faults.add(Fault("/preupload/", "POST", status=503))
-    data = succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    data = push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
     assert [line for line in data["hf_logs"] if "503" in line or "Retrying" in line]
 
 
@@ -198,7 +198,7 @@ def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
     pusher.add({})
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=status, times=9))
-    succeeded(pusher.spawn("--private", "--json"))
+    push_data(pusher.spawn("--private", "--json"))
     assert pusher.on_hub() == {"model.safetensors": weights()}
     assert pusher.server.log.count("PUT", "/upload/") == 1
 
@@ -227,7 +227,7 @@ def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
 def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"README.md": b"---\n!invalid\n---\n", "model.safetensors": weights()})
-    error = failed(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    error = push_error(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
     assert error["type"] == "upload_failed"
     assert "README.md" in error["message"]
     assert pusher.server.log.count("POST", "/preupload/") == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.hub import Fault
 from support.layouts import chat_model, weights
-from support.pushing import MODEL, Pusher, succeeded
+from support.pushing import MODEL, Pusher, push_data
 
 LINE = f"push (experimental): {MODEL}@main — "
 FILES: dict[str, bytes] = {n: c for n, c in chat_model().items() if isinstance(c, bytes) and n != ".gitattributes"}
@@ -35,7 +35,7 @@ def test_it_is_one_commit_over_either_transport(pusher: Pusher, transport: str) 
     large = {f"model-{number}.safetensors": os.urandom(100_000 + number) for number in range(5)}
     pusher.write(FILES | large)
     before = len(pusher.repo.commits)
-    data = succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1" if transport == "http" else ""))
+    data = push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1" if transport == "http" else ""))
     assert len(pusher.repo.commits) == before + 1
     uploads = pusher.server.log.count("PUT", "/upload/")
     files = pusher.repo.commits[data["commit_sha"]].files.values()
@@ -70,7 +70,7 @@ def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> N
     old, new = weights(), weights()[:-1] + b"\0"
     pusher.add({"model.safetensors": old})
     pusher.write({"model.safetensors": new})
-    data = succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    data = push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
     assert (data["change_summary"]["modified"], data["hf_logs"]) == (1, [])
     assert pusher.on_hub() == {"model.safetensors": new}
 
@@ -113,7 +113,7 @@ def test_a_folder_in_the_place_of_a_file_and_the_other_way_round(pusher: Pusher)
 def test_the_token_goes_to_the_hub_alone(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write(FILES)
-    succeeded(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
+    push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
     assert {request.token for request in pusher.server.log.of(origin="hub")} == {pusher.token}
     assert {request.token for request in pusher.server.log.of(origin="cdn")} == {None}
 

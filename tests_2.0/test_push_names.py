@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 from support.layouts import chat_model
-from support.pulling import failed
+from support.pulling import pull_error
 from support.pushing import MODEL, Pusher
 
 MODEL_FILES = {name: content for name, content in chat_model().items() if isinstance(content, bytes)}
@@ -55,7 +55,7 @@ def test_a_name_that_pull_refuses_is_not_pushed(pusher: Pusher, name: str, probl
     assert pusher.on_hub() == {"a": b"1"}
     # And `pull` refuses it, for the same reason.
     pusher.server.add("org/other", MODEL_FILES | {name: b"x"})
-    error = failed(pusher.client, "org/other")
+    error = pull_error(pusher.client, "org/other")
     assert (error["type"], problem in error["message"]) == ("download_failed", True)
 
 

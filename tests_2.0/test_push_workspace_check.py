@@ -22,7 +22,7 @@ from support.layouts import (
     weights,
     without,
 )
-from support.pushing import FOLDER, MODEL, Pusher, assert_document, succeeded
+from support.pushing import FOLDER, MODEL, Pusher, assert_push_document, push_data
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 
@@ -53,7 +53,7 @@ def checked(mlxk2: Program, folder: Path, tmp_path: Path) -> Checked:
         result = mlxk2("push", FOLDER, MODEL, "--check-only", "--json")
         assert (result.code, result.err) == (0, "")
         assert str(tmp_path) not in result.out
-        assert_document(result.json, "success")
+        assert_push_document(result.json, "success")
         data: dict[str, Any] = result.json["data"]
         return data
 
@@ -242,5 +242,5 @@ def test_the_client_library_is_not_even_imported(folder: Path) -> None:
 
 def test_it_is_the_same_as_a_process(pusher: Pusher) -> None:
     pusher.write({name: content for name, content in chat_model().items() if isinstance(content, bytes)})
-    assert succeeded(pusher.spawn("--check-only", "--json", HF_TOKEN=""))["workspace_health"]["healthy"]
+    assert push_data(pusher.spawn("--check-only", "--json", HF_TOKEN=""))["workspace_health"]["healthy"]
     assert pusher.server.log.requests == []

@@ -7,10 +7,10 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from conftest_runner import OneProcess, ScriptedTokenizer, generate, saying, text, tokens_of
-from conftest_server import serving
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.application import serving
+from support.scripted import OneProcess, ScriptedTokenizer, generate, saying, text, tokens_of
 from support.tiny_models import CHATML, write_tokenizer
 
 from mlxk2.runner.output.marks import Marks

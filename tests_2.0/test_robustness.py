@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from support.conformance import assert_envelope
 from support.hub import Fault, HubServer
-from support.hub.fixtures import Client, ended
+from support.hub.fixtures import Client, outcome_of
 from support.layouts import chat_model
-from support.shapes import assert_envelope
 
 MODEL = "org/model"
 PETABYTE = 10**15
@@ -52,7 +52,7 @@ def test_pulls_of_different_models_do_not_wait_for_each_other(hub_server: HubSer
     names = [f"org/model-{number}" for number in range(3)]
     for name in names:
         hub_server.add(name, chat_model(), is_xet=True)
-    outcomes = [ended(process) for process in [hub_client.start("pull", name, "--json") for name in names]]
+    outcomes = [outcome_of(process) for process in [hub_client.start("pull", name, "--json") for name in names]]
     assert [outcome.code for outcome in outcomes] == [0, 0, 0]
     assert all("waiting" not in outcome.err for outcome in outcomes)
     data = hub_client.run("health", "--deep", "--json").json["data"]
@@ -66,7 +66,7 @@ def test_pull_beside_rm(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.faults.add(Fault("/objects/", after=1))
     pull = hub_client.start("pull", MODEL, "--json")
     removal = hub_client.run("rm", "org/other", "--json")
-    assert (removal.code, ended(pull).code) == (0, 0)
+    assert (removal.code, outcome_of(pull).code) == (0, 0)
     assert [model["name"] for model in hub_client.run("list", "--json").json["data"]["models"]] == [MODEL]
 
 
@@ -81,7 +81,7 @@ def test_a_living_pull_holds_its_model(hub_server: HubServer, hub_client: Client
         time.sleep(0.01)
     removal = hub_client.run("rm", MODEL, "--json")
     assert (removal.code, removal.json["error"]["type"]) == (1, "locks_present")
-    assert ended(pull).code == 0
+    assert outcome_of(pull).code == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are what this is about")

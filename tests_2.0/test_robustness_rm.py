@@ -14,8 +14,9 @@ import pytest
 from conftest import Program
 from filelock import FileLock
 from huggingface_hub.utils import _shared_blobs
+from support.conformance import data_of, error_of
+from support.filesystems import disk_usage, mount_tmpfs, read_tree
 from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, chat_model
-from support.places import data_of, error_of, room, tmpfs, tree
 
 from mlxk2.cache.locks import PULL_LOCK
 
@@ -55,18 +56,18 @@ def healthy(mlxk2: Program) -> dict[str, str | None]:
 
 
 def test_rm_removes_a_model_and_frees_what_it_says(two: Hub, mlxk2: Program) -> None:
-    before = room(two.path)
+    before = disk_usage(two.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
     assert (data["model"], data["action"]) == (NAME, "deleted")
-    assert data["freed_bytes"] == before - room(two.path)
+    assert data["freed_bytes"] == before - disk_usage(two.path)
     assert entries(two.path) == {"models--org--other"}
     assert healthy(mlxk2) == {"org/other": COMMIT}
 
 
 def test_rm_of_one_revision_frees_exactly_its_own(two: Hub, mlxk2: Program) -> None:
-    before = room(two.path)
+    before = disk_usage(two.path)
     data = data_of(mlxk2("rm", f"{NAME}@{COMMIT[:8]}", "--json"), "rm")
-    assert data["freed_bytes"] == before - room(two.path)
+    assert data["freed_bytes"] == before - disk_usage(two.path)
     assert 300_000 <= data["freed_bytes"] < 400_000
     assert healthy(mlxk2) == {NAME: OTHER_COMMIT, "org/other": COMMIT}
     snapshot = two.folder(NAME) / "snapshots" / OTHER_COMMIT
@@ -76,10 +77,10 @@ def test_rm_of_one_revision_frees_exactly_its_own(two: Hub, mlxk2: Program) -> N
 
 @pytest.mark.parametrize("words", [[NAME], [f"{NAME}@dev"], [f"{NAME}@{COMMIT}"]])
 def test_dry_run_changes_nothing_and_predicts_exactly(two: Hub, mlxk2: Program, words: list[str]) -> None:
-    before = tree(two.path)
+    before = read_tree(two.path)
     planned = data_of(mlxk2("rm", *words, "--dry-run", "--json"), "rm")
     assert planned["action"] == "planned"
-    assert tree(two.path) == before
+    assert read_tree(two.path) == before
     deleted = data_of(mlxk2("rm", *words, "--json"), "rm")
     assert deleted["freed_bytes"] == planned["freed_bytes"] > 0
 
@@ -138,9 +139,9 @@ def test_payload_stays_when_its_references_cannot_be_read(hub: Hub, mlxk2: Progr
     payloads = _shared_blobs.shared_store_blob_paths(hub.path)
     for manifest in (hub.path / "blobs").glob("*/*.refs"):
         manifest.unlink()
-    before = room(hub.path)
+    before = disk_usage(hub.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert data["freed_bytes"] == before - room(hub.path) < 100_000
+    assert data["freed_bytes"] == before - disk_usage(hub.path) < 100_000
     assert _shared_blobs.shared_store_blob_paths(hub.path) == payloads
 
 
@@ -187,7 +188,7 @@ def test_rm_of_an_unfinished_download(hub: Hub, mlxk2: Program) -> None:
 def test_freed_bytes_is_what_a_disk_gains(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tmpfs(tmp_path / "disk", "8m") as disk:
+    with mount_tmpfs(tmp_path / "disk", "8m") as disk:
         monkeypatch.setenv("HF_HUB_CACHE", str(disk))
         (disk / SENTINEL).touch()
         snapshot = Hub(disk).add(NAME, FIRST)
@@ -250,9 +251,9 @@ def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, ml
 @pytest.mark.parametrize("words", [["--json"], []])
 def test_a_part_of_a_name_needs_confirmation(hub: Hub, mlxk2: Program, words: list[str]) -> None:
     hub.add(NAME, FIRST)
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     result = mlxk2("rm", "MOD", *words)
-    assert (result.code, tree(hub.path)) == (1, before)
+    assert (result.code, read_tree(hub.path)) == (1, before)
     if not words:
         assert NAME in result.err
         return
@@ -285,9 +286,9 @@ REFUSED = ("org/", "demo", "./model", "/tmp", "..", "", "org/../model", "org/mod
 def test_what_is_no_model_is_refused(hub: Hub, mlxk2: Program, word: str, kind: str) -> None:
     hub.add(NAME, FIRST)
     hub.add("org/other", FIRST)
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     assert error_of(mlxk2("rm", word, "--json", "--force"), "rm")["type"] == kind
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
 
 
 def test_unknown_hash_names_those_there_are(hub: Hub, mlxk2: Program) -> None:
@@ -307,9 +308,9 @@ def test_names_that_read_alike_are_ambiguous(hub: Hub, mlxk2: Program) -> None:
 def test_strict_variable_refuses_a_cache_that_is_no_tests(hub: Hub, mlxk2: Program) -> None:
     hub.add(NAME, FIRST)
     (hub.path / SENTINEL).unlink()
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     assert error_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["type"] == "OperationError"
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
     (hub.path / SENTINEL).touch()
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
@@ -349,12 +350,12 @@ def test_stale_locks_are_cleaned_and_counted(locks: Path, mlxk2: Program) -> Non
 
 
 def test_living_locks_forbid_removal(hub: Hub, living: Path, mlxk2: Program) -> None:
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     error = error_of(mlxk2("rm", NAME, "--json"), "rm")
     assert error["type"] == "locks_present"
     assert error["data"]["locks_detected"] is True
     assert error["data"]["lock_files"] == [f".locks/models--org--model/{living.name}"]
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
     planned = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
     assert planned["lock_files"] == error["data"]["lock_files"]
 
@@ -390,9 +391,9 @@ def victim(tmp_path: Path) -> Iterator[Path]:
     outside.path.mkdir()
     outside.add(NAME, FIRST)
     outside.add(NAME, SECOND, OTHER_COMMIT, ref=None)
-    before = tree(outside.path)
+    before = read_tree(outside.path)
     yield outside.folder(NAME)
-    assert tree(outside.path) == before
+    assert read_tree(outside.path) == before
 
 
 def test_a_link_in_place_of_a_model_goes_alone(hub: Hub, victim: Path, mlxk2: Program) -> None:
@@ -455,9 +456,9 @@ def test_a_hub_folder_that_is_a_link_is_the_hub(
     Hub(hub.path, "shared").add(NAME, FIRST)
     (tmp_path / "alias").symlink_to(hub.path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "alias"))
-    before = room(hub.path)
+    before = disk_usage(hub.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert data["freed_bytes"] == before - room(hub.path) > 300_000
+    assert data["freed_bytes"] == before - disk_usage(hub.path) > 300_000
     assert (tmp_path / "alias").is_symlink()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest_runner import generate, saying, streams, text
 from support.layouts import Hub, chat_model, without
+from support.scripted import generate, saying, streams, text
 
 from mlxk2.chat.printer import Printer, harmless
 from mlxk2.errors import ModelNotRunnableError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from conftest_runner import BROKEN, ScriptedBackend, ScriptedRows, generate, request, saying, text, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
+from support.scripted import BROKEN, ScriptedBackend, ScriptedRows, generate, request, saying, text, tokens_of
 
 from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.request import GenerationRequest, Sampling

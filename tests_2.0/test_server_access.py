@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Program
 from starlette.datastructures import Headers
-from support.places import error_of
+from support.conformance import error_of
 from support.serving import Server
 from support.wire import Wire, assert_is_error
 
@@ -81,7 +81,7 @@ def test_a_server_with_an_unusual_key_answers_every_request(tmp_path: Path, key:
     def status(port: int, given: bytes) -> int:
         with Wire(port) as wire:
             fields = b"Host: localhost\r\nAuthorization: Bearer %s" % given
-            return wire.send(b"GET /v1/models HTTP/1.1\r\n%s\r\n\r\n" % fields).answer().status
+            return wire.send(b"GET /v1/models HTTP/1.1\r\n%s\r\n\r\n" % fields).response().status
 
     with Server(home=tmp_path, environment={"MLXK2_API_KEY": os.fsdecode(key)}) as server:
         assert status(server.port, key.strip()) == 200
@@ -111,7 +111,7 @@ def answer_to(server: Server, host: str) -> tuple[int, str]:
     """The status of a request under this name, and the message of its error."""
     with Wire(server.port) as wire:
         fields = f"Host: {host}\r\nAuthorization: Bearer secret"
-        answer = wire.send(f"GET /v1/models HTTP/1.1\r\n{fields}\r\n\r\n".encode()).answer()
+        answer = wire.send(f"GET /v1/models HTTP/1.1\r\n{fields}\r\n\r\n".encode()).response()
         return answer.status, "" if answer.status == 200 else assert_is_error(answer)["message"]
 
 

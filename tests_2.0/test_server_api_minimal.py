@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest_runner import ScriptedBackend, saying
-from conftest_server import CHAT, TEXT, Client, serving
 from jsonschema import Draft202012Validator
 from openai.resources.chat import Completions as ChatCompletions
 from openai.resources.completions import Completions
+from support.application import CHAT, TEXT, Client, serving
+from support.scripted import ScriptedBackend, saying
 
 from mlxk2 import __version__
 from mlxk2.runner.request import Sampling

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest_server import DOCUMENTED
 from pydantic import BaseModel
+from support.application import DOCUMENTED
 from support.serving import Server
 
 from mlxk2 import errors

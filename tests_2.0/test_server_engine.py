@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from conftest_runner import ScriptedBackend, ScriptedRows, request, tokens_of
+from support.scripted import ScriptedBackend, ScriptedRows, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.prompt_cache import PromptCache

@@ -12,8 +12,8 @@ from importlib import import_module
 
 import pytest
 from conftest import Program
+from support.conformance import assert_envelope
 from support.layouts import Hub, chat_model
-from support.shapes import assert_envelope
 from wcwidth import wcswidth
 
 from mlxk2.cli.parser import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse

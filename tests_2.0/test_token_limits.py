@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest_runner import generate, request, saying
 from support.layouts import Files, Hub, as_json, chat_model, without
+from support.scripted import generate, request, saying
 
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.context import context_length, length_in_config

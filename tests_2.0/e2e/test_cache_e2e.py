@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pexpect
 import pytest
+from support.conformance import assert_envelope
 from support.layouts import (
     COMMIT,
     LAYOUTS,
@@ -30,7 +31,6 @@ from support.layouts import (
     sharded_model,
     weights,
 )
-from support.shapes import assert_envelope
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

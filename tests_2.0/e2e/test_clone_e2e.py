@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from conftest import Program, Result
+from support.conformance import data_of, error_of
+from support.filesystems import read_tree
 from support.hub import Fault, HubServer
-from support.hub.fixtures import PROGRAM, Client, ended
+from support.hub.fixtures import PROGRAM, Client, outcome_of
 from support.killing import killable
 from support.layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
-from support.places import data_of, error_of, tree
 from support.tiny_models import say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +33,7 @@ MODEL = chat_model() | {f"file-{i}.txt": b"%d" % i for i in range(50)} | {"big.b
 
 def content(folder: Path) -> dict[str, Any]:
     """The files of a folder."""
-    return {name: value for name, value in tree(folder).items() if value is not None}
+    return {name: value for name, value in read_tree(folder).items() if value is not None}
 
 
 def empty(folder: Path) -> None:
@@ -78,10 +79,10 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
     model = chat_model() | {"sub/notes.txt": b"notes"}
     hub = Path(environment["HF_HUB_CACHE"])
     Hub(hub, layout).add(NAME, model)
-    before, target = tree(hub), work / "mine"
+    before, target = read_tree(hub), work / "mine"
     with killable(environment | OFFLINE) as program:
         for _ in program.kills("clone", NAME, str(target), prepare=lambda: empty(work)):
-            assert tree(hub) == before
+            assert read_tree(hub) == before
             assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
             again = program.run("clone", NAME, str(target), "--json")
             if again.code:  # it was killed when all was done
@@ -90,7 +91,7 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
                 assert list(work.iterdir()) == [target]
             assert content(target) == model
         data = program.run("health", "--json").json["data"]
-    assert tree(hub) == before
+    assert read_tree(hub) == before
     assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
@@ -131,10 +132,10 @@ def test_uncached_revision_of_a_cached_model(hub_server: HubServer, hub_client: 
     hub_server.add(NAME, MODEL)
     hub_server.add(NAME, {"new.txt": b"new"}, branch="dev")
     assert hub_client.run("pull", NAME).code == 0
-    before = tree(hub_client.hub)
+    before = read_tree(hub_client.hub)
     data_of(hub_client.run("clone", NAME, str(work / "mine"), "--branch", "dev", "--json"), "clone")
     assert content(work / "mine") == MODEL | {"new.txt": b"new"}
-    assert tree(hub_client.hub) == before
+    assert read_tree(hub_client.hub) == before
 
 
 def test_unhealthy_on_the_hub(hub_server: HubServer, hub_client: Client, work: Path) -> None:
@@ -196,13 +197,13 @@ def test_interrupted_clone_leaves_nothing(hub_server: HubServer, hub_client: Cli
     wait_for(work, process)
     time.sleep(COPY_SECONDS / 2)
     process.send_signal(signal.SIGINT)
-    result = ended(process)
+    result = outcome_of(process)
     assert error_of(result, "clone", code=130)["type"] == "interrupted"
     assert list(work.iterdir()) == []
 
 
 def test_many_clones_to_one_target(cached: Path, work: Path) -> None:
-    results = [ended(process) for process in [start(cached, NAME, str(work / "mine")) for _ in range(3)]]
+    results = [outcome_of(process) for process in [start(cached, NAME, str(work / "mine")) for _ in range(3)]]
     assert sorted(result.code for result in results) == [0, 1, 1]
     assert {error_of(result, "clone")["type"] for result in results if result.code} == {"InvalidTargetError"}
     assert content(work / "mine") == MODEL

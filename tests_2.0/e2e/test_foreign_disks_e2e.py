@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.conformance import data_of, error_of
+from support.filesystems import read_tree
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
-from support.places import data_of, error_of, tree
 
 pytestmark = pytest.mark.e2e
 
 NAME = "org/model"
-STUB = str(Path(__file__).parents[1] / "support" / "disks")
+STUB = str(Path(__file__).parents[1] / "support" / "fake_disk")
 # SMB refuses to lock folders; NFS grants every lock of a folder, or has no locks at all; some disks grant every lock.
 LOCKLESS = ["EISDIR folders", "granted folders", "ENOTSUP all", "granted all"]
 DAYS = 2 * 24 * 60 * 60
@@ -149,7 +150,7 @@ def littered(cache: Hub) -> Hub:
 
 def of_user(folder: Path) -> dict[str, object]:
     """What a folder holds but for what macOS lays there."""
-    return {name: value for name, value in tree(folder).items() if not Path(name).name.startswith(("._", ".DS_S"))}
+    return {name: value for name, value in read_tree(folder).items() if not Path(name).name.startswith(("._", ".DS_S"))}
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])

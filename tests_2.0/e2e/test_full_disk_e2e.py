@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 from conftest import Program
+from support.conformance import data_of, error_of
+from support.filesystems import copy_tree, mount, read_tree
 from support.hub.fixtures import Client
 from support.killing import Killable, killable
 from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Files, Hub, Layout, chat_model, gguf
-from support.places import copied, data_of, error_of, mounted, tree
 
 pytestmark = pytest.mark.e2e
 
 NAME, OTHER = "org/model", "org/other"
-STUB = str(Path(__file__).parents[1] / "support" / "disks")
+STUB = str(Path(__file__).parents[1] / "support" / "fake_disk")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 1024
 FILLER = "filler"
@@ -44,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         file.truncate(2 << 20)
     options = ["-q", "-m", "0", "-b", str(BLOCK_BYTES), "-O", "^has_journal", "-N", "1024"]
     subprocess.run([make, *options, image], check=True, capture_output=True)
-    with mounted(tmp_path / "disk", "-o", "loop", str(image)) as place:
+    with mount(tmp_path / "disk", "-o", "loop", str(image)) as place:
         yield place
 
 
@@ -91,14 +92,14 @@ def refilled(template: Path, disk: Path) -> Path:
     """The template's cache on a disk that is full with it."""
     for filler in disk.glob(f"{FILLER}*"):
         filler.unlink()
-    copied(template, disk / "hub")
+    copy_tree(template, disk / "hub")
     fill(disk)
     return disk / "hub"
 
 
 def outcome(hub: Path) -> dict[str, Any]:
     """What is in a cache, without what fills its folder, the lock files of the library, and a folder for our own."""
-    left = tree(hub).items()
+    left = read_tree(hub).items()
     return {name: value for name, value in left if name[0] != "x" and name != ".locks" and not name.endswith(".lock")}
 
 
@@ -150,7 +151,7 @@ def assert_whole_or_gone(hub: Path, program: Killable, argument: str) -> None:
 def test_a_disk_that_holds_no_more_files(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, words: list[str]
 ) -> None:
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs") as place:
+    with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs") as place:
         hub = two_models(place / "hub", layout)
         monkeypatch.setenv("HF_HUB_CACHE", str(hub))
         for number in count():

@@ -14,7 +14,7 @@ from conftest import Program
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from support.architectures import ARCHITECTURES
-from support.places import error_of
+from support.conformance import error_of
 from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.chat.assistant import Assistant

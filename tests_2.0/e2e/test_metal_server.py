@@ -13,7 +13,7 @@ from support.serving import Server
 
 pytestmark = pytest.mark.e2e
 
-PRETENDED = Path(__file__).parents[1] / "support" / "pretended"
+FAKE_GPU = Path(__file__).parents[1] / "support" / "fake_gpu"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -29,7 +29,7 @@ def test_the_server_wires_once_is_warm_and_gives_memory_back(
     chosen: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     log = tmp_path / "metal.log"
-    path = os.pathsep.join(filter(None, [str(PRETENDED), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(FAKE_GPU), os.environ.get("PYTHONPATH")]))
     environment = {"METAL_LOG": str(log), "PYTHONPATH": path, **chosen}
     with Server("--model", "demo", home=tmp_path, environment=environment) as server:
         before = log.read_text().splitlines()

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from support.conformance import SCHEMA, assert_envelope
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.previous_api import is_as_before
-from support.pushing import SCHEMA
-from support.shapes import assert_envelope
 from support.tiny_models import say, write_chain
 
 pytestmark = pytest.mark.e2e

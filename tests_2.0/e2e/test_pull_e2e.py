@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.conformance import assert_envelope
+from support.filesystems import copy_tree
 from support.hub import Fault, HubServer
-from support.hub.fixtures import Client, ended
+from support.hub.fixtures import Client, outcome_of
 from support.killing import killable
 from support.layouts import gguf, gguf_model
-from support.places import copied
-from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, listed, wait_until_sent
-from support.shapes import assert_envelope
+from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, assert_healthy, big_model, list_models, wait_until_sent
 
 from mlxk2.formatting import human_size
 
@@ -41,11 +41,11 @@ def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -
         process = hub_client.start("pull", MODEL, "--json")
         wait_until_sent(hub_server, process, rolls.randrange(total // 6))
         process.send_signal(signal.SIGKILL)
-        ended(process)
+        outcome_of(process)
         _assert_continued(hub_server, reached)
         if process.returncode != -signal.SIGKILL:
             break
-        assert listed(hub_client) == []
+        assert list_models(hub_client) == []
     hub_server.log.clear()
     outcome = hub_client.run("pull", MODEL, "--json")
     assert outcome.code == 0
@@ -68,14 +68,14 @@ def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_c
     if is_update:
         allowed = [[(hub_server.add(MODEL, gguf_model("model.gguf"), is_xet=True), "healthy")]]
         assert hub_client.run("pull", MODEL).code == 0
-        copied(hub, template)
+        copy_tree(hub, template)
     new = hub_server.add(MODEL, {"model.gguf": gguf(version=2), "sub/notes.txt": b"new"}, is_xet=True)
     allowed.append([(new, "healthy")])
-    copied(template, hub)
+    copy_tree(template, hub)
     with killable(hub_client.environment) as program:
         assert program.run("pull", MODEL).code == 0
         after = _files(hub / FOLDER)
-        for _ in program.kills("pull", MODEL, prepare=lambda: copied(template, hub)):
+        for _ in program.kills("pull", MODEL, prepare=lambda: copy_tree(template, hub)):
             models = program.run("list", "--json").json["data"]["models"]
             assert [(model["hash"], model["health"]) for model in models] in allowed
             assert program.run("pull", MODEL).code == 0
@@ -100,8 +100,8 @@ def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_clie
     process = hub_client.start("pull", MODEL)
     wait_until_sent(hub_server, process, 12 * MIB)
     process.kill()
-    ended(process)
-    assert [(model["hash"], model["health"]) for model in listed(hub_client)] == [(old, "healthy")]
+    outcome_of(process)
+    assert [(model["hash"], model["health"]) for model in list_models(hub_client)] == [(old, "healthy")]
     outcome = hub_client.run("pull", MODEL)
     assert (outcome.code, outcome.out.startswith(f"Updated org/model from {old[:7]} to {new[:7]}")) == (0, True)
     assert "from an earlier attempt" in outcome.out
@@ -115,10 +115,10 @@ def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_clie
     wait_until_sent(hub_server, process, 3 * MIB)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    outcome = ended(process)
+    outcome = outcome_of(process)
     assert time.monotonic() - start < 5
     assert (outcome.code, outcome.json["error"]["type"]) == (130, "interrupted")
-    assert listed(hub_client) == []
+    assert list_models(hub_client) == []
     hub_server.log.clear()
     assert hub_client.run("pull", MODEL).code == 0
     assert hub_server.log.of("GET", "/objects/")[0].start >= MIB
@@ -133,8 +133,8 @@ def test_a_killed_xet_download_goes_on(hub_server: HubServer, hub_client: Client
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.001)
     process.kill()
-    ended(process)
-    assert listed(hub_client) == []
+    outcome_of(process)
+    assert list_models(hub_client) == []
     kept = partial.stat().st_size
     outcome = hub_client.run("pull", MODEL)
     assert (outcome.code, f"{human_size(kept)} were there" in outcome.out) == (0, True)
@@ -261,7 +261,7 @@ def test_two_pulls_of_one_model_both_succeed(hub_server: HubServer, hub_client: 
     first = hub_client.start("pull", MODEL, "--json")
     wait_until_sent(hub_server, first, MIB)
     second = hub_client.start("pull", MODEL, "--json")
-    outcomes = ended(first), ended(second)
+    outcomes = outcome_of(first), outcome_of(second)
     assert [outcome.code for outcome in outcomes] == [0, 0]
     statuses = [outcome.json["data"]["download_status"] for outcome in outcomes]
     assert statuses == ["success", "already_exists"]
@@ -276,7 +276,7 @@ def test_list_beside_a_pull_shows_it_whole_or_not_at_all(hub_server: HubServer, 
     process = hub_client.start("pull", MODEL, "--json")
     seen = []
     while process.poll() is None:
-        seen.append([(model["name"], model["health"]) for model in listed(hub_client)])
-    assert ended(process).code == 0
+        seen.append([(model["name"], model["health"]) for model in list_models(hub_client)])
+    assert outcome_of(process).code == 0
     assert seen[0] == []
     assert all(models in ([], [(MODEL, "healthy")]) for models in seen)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from support.hub import Fault, HubServer
-from support.hub.fixtures import PROGRAM, Client, ended
+from support.hub.fixtures import PROGRAM, Client, outcome_of
 from support.layouts import chat_model
 from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, big_model, wait_until_sent
 
@@ -67,7 +67,7 @@ def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Clien
     wait_until_sent(hub_server, process, 2 * MIB)
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 8 * MIB)
-    outcome = ended(process)
+    outcome = outcome_of(process)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
     assert "disk is full" in outcome.json["error"]["message"]
     assert not list((small_disk / "hub").glob("models--*"))
@@ -81,7 +81,7 @@ def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> Non
     hub_server.add(MODEL, big_model(8 * MIB))
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({4 * MIB}, {resource.RLIM_INFINITY}));"
     code = f"{limit} import sys; from mlxk2.cli.main import main; sys.exit(main(['pull', '{MODEL}', '--json']))"
-    outcome = ended(hub_client.start_command(sys.executable, "-c", code))
+    outcome = outcome_of(hub_client.start_command(sys.executable, "-c", code))
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
     assert "ulimit" in outcome.json["error"]["message"]
     assert not list(hub_client.hub.glob("models--*"))

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 from support.hub import Fault
 from support.hub.fixtures import WAIT_SECONDS
-from support.pushing import Pusher, assert_document, succeeded
+from support.pushing import Pusher, assert_push_document, push_data
 
 pytestmark = pytest.mark.e2e
 
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_it_and_nothing_has_changed(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=WAIT_SECONDS)
     assert (process.returncode, err) == (130, "")
-    assert_document(json.loads(out), "error")
+    assert_push_document(json.loads(out), "error")
     assert '"interrupted"' in out
     assert pusher.on_hub() == OLD
 
@@ -99,7 +99,7 @@ def test_a_file_that_vanishes_meanwhile(pusher: Pusher, new: dict[str, bytes], s
     (pusher.folder / "model-1.safetensors").unlink()
     out, err = process.communicate(timeout=WAIT_SECONDS)
     assert (process.returncode, err) == (1, "")
-    assert_document(json.loads(out), "error")
+    assert_push_document(json.loads(out), "error")
     assert str(pusher.beside) not in out
     assert pusher.on_hub() == OLD
 
@@ -122,7 +122,7 @@ def test_a_hub_that_dies_in_the_middle(pusher: Pusher, new: dict[str, bytes]) ->
     pusher.server.start()
     pusher.server.faults.clear()
     assert pusher.on_hub() == OLD
-    succeeded(pusher.spawn("--private", "--json"))
+    push_data(pusher.spawn("--private", "--json"))
     assert pusher.on_hub() == new
 
 

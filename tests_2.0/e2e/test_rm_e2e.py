@@ -12,11 +12,12 @@ from typing import Any
 import pexpect
 import pytest
 from conftest import Program, Result
+from support.conformance import data_of, error_of
+from support.filesystems import copy_tree, read_tree
 from support.hub import Fault, HubServer, fixtures
 from support.hub.fixtures import Client
 from support.killing import Killable, killable
 from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
-from support.places import copied, data_of, error_of, tree
 from support.tiny_models import say, write_chain
 
 from mlxk2.cache import locks
@@ -50,7 +51,7 @@ def ended(process: subprocess.Popen[str]) -> Result:
 
 def outcome(hub: Path) -> dict[str, Any]:
     """What is in a cache, without the lock files that the library leaves in its store."""
-    return {name: value for name, value in tree(hub).items() if not name.endswith(".lock")}
+    return {name: value for name, value in read_tree(hub).items() if not name.endswith(".lock")}
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -71,11 +72,11 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_killed_before_each_change_and_called_again(
     template: Path, environment: dict[str, str], argument: str, tmp_path: Path
 ) -> None:
-    hub = copied(template, tmp_path / "hub")
+    hub = copy_tree(template, tmp_path / "hub")
     with killable(environment | {"HF_HUB_CACHE": str(hub)}) as program:
         data_of(program.run("rm", argument, "--json"), "rm")
         after = outcome(hub)
-        for _ in program.kills("rm", argument, prepare=lambda: copied(template, hub)):
+        for _ in program.kills("rm", argument, prepare=lambda: copy_tree(template, hub)):
             assert_whole_or_gone(hub, program, argument)
             again = program.run("rm", argument, "--json")
             if again.code == 0:
@@ -143,7 +144,7 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     error = error_of(hub_client.run("rm", NAME, "--json"), "rm")
     assert (error["type"], error["data"]["lock_files"]) == ("locks_present", [str(lock.relative_to(hub_client.hub))])
     hub_server.faults.clear()
-    assert data_of(fixtures.ended(pull), "pull")["download_status"] == "success"
+    assert data_of(fixtures.outcome_of(pull), "pull")["download_status"] == "success"
     data_of(hub_client.run("rm", NAME, "--json"), "rm")
     assert not lock.parent.exists()
 
@@ -162,5 +163,5 @@ def test_running_pull_keeps_shared_bytes_that_only_another_model_had(
         time.sleep(0.005)
     data_of(hub_client.run("rm", NAME, "--json"), "rm")
     assert pull.poll() is None
-    assert data_of(fixtures.ended(pull), "pull")["download_status"] == "success"
+    assert data_of(fixtures.outcome_of(pull), "pull")["download_status"] == "success"
     assert hub_client.run("health", OTHER, "--deep", "--json").json["data"]["unhealthy"] == []

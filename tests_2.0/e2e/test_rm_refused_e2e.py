@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from conftest import Program, Result
 from huggingface_hub.utils import _shared_blobs
+from support.conformance import data_of, error_of
+from support.filesystems import mount, read_tree
 from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
-from support.places import data_of, error_of, mounted, tree
 
 pytestmark = pytest.mark.e2e
 
@@ -58,19 +59,19 @@ def refused(result: Result, hub: Hub, before: dict[str, Any], words: str) -> Non
     assert words in error["message"]
     assert "Nothing of it was removed." in error["message"]
     assert "hint" not in error
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
 def test_a_cache_of_another_user(open_hub: Hub, argument: str) -> None:
-    refused(as_user("rm", argument, "--json"), open_hub, tree(open_hub.path), "Permission denied")
+    refused(as_user("rm", argument, "--json"), open_hub, read_tree(open_hub.path), "Permission denied")
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
 @pytest.mark.parametrize("part", ["", "snapshots"])
 def test_a_model_that_another_user_closed(open_hub: Hub, argument: str, part: str) -> None:
     open_hub.add("org/other", FILES)
-    before = tree(open_hub.path)
+    before = read_tree(open_hub.path)
     for folder in (open_hub.path, *(path for path in open_hub.path.rglob("*") if path.is_dir())):
         os.chown(folder, 12345, 12345)
     closed = open_hub.folder(NAME) / part
@@ -84,7 +85,7 @@ def test_a_model_that_another_user_closed(open_hub: Hub, argument: str, part: st
 def test_a_file_system_that_is_read_only(
     tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch, argument: str
 ) -> None:
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
+    with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
         hub = Hub(disk / "hub")
         hub.add(NAME, FILES)
         hub.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
@@ -93,7 +94,7 @@ def test_a_file_system_that_is_read_only(
         monkeypatch.setenv("HF_HUB_CACHE", str(hub.path))
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         data_of(mlxk2("rm", argument, "--dry-run", "--json"), "rm")
-        refused(mlxk2("rm", argument, "--json"), hub, tree(hub.path), "Read-only file system")
+        refused(mlxk2("rm", argument, "--json"), hub, read_tree(hub.path), "Read-only file system")
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def immutable() -> Iterator[Any]:
 def test_an_immutable_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
     hub.add(NAME, FILES)
     immutable(hub.folder(NAME))
-    refused(mlxk2("rm", NAME, "--json"), hub, tree(hub.path), "Operation not permitted")
+    refused(mlxk2("rm", NAME, "--json"), hub, read_tree(hub.path), "Operation not permitted")
 
 
 def test_an_immutable_file_of_a_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
@@ -145,9 +146,9 @@ def test_half_written_lists_of_the_store_go(hub: Hub, mlxk2: Program) -> None:
     strange = payload.with_name("notes.refs.tmp")
     for path in (payload.with_name(f"{payload.name}.refs.01234567.tmp"), strange):
         path.write_text("models--org")
-    before = tree(hub.path)
+    before = read_tree(hub.path)
     data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
-    assert tree(hub.path) == before
+    assert read_tree(hub.path) == before
     data_of(mlxk2("rm", NAME, "--json"), "rm")
     assert list(hub.path.glob("blobs/*/*.tmp")) == [strange]
     assert mlxk2("health", "--deep", "--json").json["data"]["summary"]["healthy_count"] == 1

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from support.architectures import ARCHITECTURES
 from support.layouts import README
-from support.places import needs_proc
+from support.processes import needs_proc
 from support.serving import Server, hub_of
 from support.tiny_models import BABBLE, write_chain, write_random
 

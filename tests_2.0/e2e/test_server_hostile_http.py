@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 from support.layouts import Files
-from support.places import needs_proc
+from support.processes import needs_proc
 from support.serving import Server
 from support.tiny_models import BABBLE, CHATML, write_chain
-from support.wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
+from support.wire import CHAT, COMPLETIONS, Response, Wire, assert_is_error, head, post
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +63,7 @@ def health(server: Server) -> dict[str, Any]:
 
 def answers_rightly(wire: Wire, server: Server) -> bool:
     """Whether a connection is good for a request, here and now."""
-    answer = wire.send(post(CHAT, QUESTION, port=server.port)).answer()
+    answer = wire.send(post(CHAT, QUESTION, port=server.port)).response()
     return bool(answer.json["choices"][0]["message"]["content"] == "3 + 4 = 7.")
 
 
@@ -147,7 +147,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
 def test_a_body_costs_what_it_is_worth(server: Server, path: str, make: Callable[[], bytes], status: int) -> None:
     body = make()
     with bounded(server, 1000, 12), Wire(server.port, timeout=100) as wire:
-        answer = wire.send(post(path, body.replace(b"{", b'{"max_tokens":2,', 1), port=server.port)).answer()
+        answer = wire.send(post(path, body.replace(b"{", b'{"max_tokens":2,', 1), port=server.port)).response()
         assert answer.status == status, answer
     if status != 200:
         assert_is_error(answer)
@@ -164,7 +164,7 @@ def test_others_are_answered_while_a_body_like_a_bomb_is_read(server: Server) ->
             health(server)
             waits.append(time.monotonic() - began)
         thread.join()
-        assert [wire.answer().status for _ in range(3)] == [400] * 3
+        assert [wire.response().status for _ in range(3)] == [400] * 3
     assert sorted(waits)[15] < 2, waits
 
 
@@ -172,7 +172,7 @@ def test_bodies_of_many_clients_share_a_limit_and_lock_nobody_out(server: Server
     part = b"x" * (31 * MB)
     large = post(CHAT, QUESTION + b" " * MB, port=server.port)
     wires = [Wire(server.port, timeout=0.2) for _ in range(10)]
-    refused: list[Answer] = []
+    refused: list[Response] = []
     try:
         with bounded(server, 400, 60):
             for number, wire in enumerate(wires):
@@ -185,10 +185,10 @@ def test_bodies_of_many_clients_share_a_limit_and_lock_nobody_out(server: Server
             # Those that stand still make room for one that comes.
             time.sleep(1.5)
             with Wire(server.port) as other:
-                assert other.send(large).answer().status == 200
+                assert other.send(large).response().status == 200
         for wire in wires:
             with suppress(TimeoutError):
-                refused.append(wire.answer())
+                refused.append(wire.response())
         for answer in refused:
             assert_is_error(answer, 503)
             assert answer.headers["retry-after"]
@@ -206,7 +206,7 @@ def test_a_body_that_is_too_large_is_refused_and_the_connection_is_good_for_more
         for _ in range(40):
             wire.send(b"%x\r\n" % MB if chunked else b"", b"x" * MB, b"\r\n" if chunked else b"")
         wire.send(b"0\r\n\r\n" if chunked else b"")
-        assert_is_error(wire.answer(), 413)
+        assert_is_error(wire.response(), 413)
         assert answers_rightly(wire, server)
 
 
@@ -215,7 +215,7 @@ def test_a_body_that_is_announced_as_too_large_is_not_waited_for(server: Server)
         with Wire(server.port) as wire:
             announced = (f"Content-Length: {length}", "Expect: 100-continue")
             wire.send(head(f"POST {CHAT} HTTP/1.1", *announced, port=server.port))
-            assert_is_error(wire.answer(), 413)
+            assert_is_error(wire.response(), 413)
 
 
 def deflated(body: bytes, wbits: int) -> bytes:
@@ -266,9 +266,9 @@ def test_a_packed_body_is_read_within_the_limits(
     field = f"Content-Encoding: {coding}"
     with bounded(server, 200, 12), Wire(server.port) as wire:
         answers = [
-            wire.send(post(CHAT, packed, field, port=server.port)).answer(),
+            wire.send(post(CHAT, packed, field, port=server.port)).response(),
             wire.send(head(f"POST {CHAT} HTTP/1.1", field, "Transfer-Encoding: chunked", port=server.port), chunks)
-            .answer(),
+            .response(),
         ]  # fmt: skip
         assert answers_rightly(wire, server)
     for answer in answers:
@@ -286,7 +286,7 @@ def test_a_chunked_body_is_read(server: Server) -> None:
     chunks += b"0\r\nX-Trailer: x\r\n\r\n"
     with Wire(server.port) as wire:
         wire.send(head(f"POST {CHAT} HTTP/1.1", "Transfer-Encoding: chunked", port=server.port), chunks)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
         assert answers_rightly(wire, server)
 
 
@@ -295,7 +295,7 @@ def test_a_client_that_waits_for_the_go_ahead_gets_it(server: Server) -> None:
         length = f"Content-Length: {len(QUESTION)}"
         wire.send(head(f"POST {CHAT} HTTP/1.1", length, "Expect: 100-continue", port=server.port))
         assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 100")
-        assert wire.send(QUESTION).answer().status == 200
+        assert wire.send(QUESTION).response().status == 200
 
 
 SMUGGLING = {
@@ -321,7 +321,7 @@ def test_a_request_of_two_meanings_smuggles_none(server: Server, headers: tuple[
     with Wire(server.port) as wire:
         wire.send(head(f"POST {CHAT} HTTP/1.1", *headers, port=server.port), b"0\r\n\r\n", hidden)
         wire.half_close()
-        answer = wire.answer()
+        answer = wire.response()
         assert answer.status == 400, answer
         assert b'"object":"list"' not in answer.body + wire.rest()
 
@@ -360,14 +360,14 @@ def test_a_websocket_is_not_spoken(server: Server) -> None:
     upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
     for path in ("/", CHAT, "/nothing"):
         with Wire(server.port) as wire:
-            answer = wire.send(head(f"GET {path} HTTP/1.1", *upgrade, port=server.port)).answer()
+            answer = wire.send(head(f"GET {path} HTTP/1.1", *upgrade, port=server.port)).response()
             assert answer.status in (200, 404, 405)
 
 
 def test_a_client_of_http_1_0_gets_a_whole_answer_and_the_end(server: Server) -> None:
     request = post(CHAT, QUESTION, port=server.port).replace(b"HTTP/1.1", b"HTTP/1.0")
     with Wire(server.port) as wire:
-        assert wire.send(request).answer().status == 200
+        assert wire.send(request).response().status == 200
         assert wire.is_over()
 
 
@@ -378,7 +378,7 @@ def test_a_connection_is_used_again_after_errors_and_streams(server: Server) -> 
             (CHAT, QUESTION[:-1] + b',"stream":true}', 200), (CHAT, QUESTION[:-1] + b',"model":"x"}', 404),
             (CHAT, QUESTION, 200),
         ]:  # fmt: skip
-            assert wire.send(post(path, body, port=server.port)).answer().status == status
+            assert wire.send(post(path, body, port=server.port)).response().status == status
 
 
 def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: Server) -> None:
@@ -386,7 +386,7 @@ def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: Server
     asked += [head(f"GET {path} HTTP/1.1", port=server.port) for path in ("/v1/models/demo", "/no")]
     with Wire(server.port) as wire:
         wire.send(b"".join(asked * 5))
-        assert [wire.answer().status for _ in range(20)] == [200, 400, 200, 404] * 5
+        assert [wire.response().status for _ in range(20)] == [200, 400, 200, 404] * 5
 
 
 TINY = b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -448,7 +448,7 @@ def test_many_requests_that_are_sent_ahead_are_all_answered(server: Server) -> N
     with Wire(server.port) as wire:
         thread = threading.Thread(target=wire.send, args=[TINY.replace(b"Host: a", b"Host: localhost") * 20_000])
         thread.start()
-        assert {wire.answer().status for _ in range(20_000)} == {404}
+        assert {wire.response().status for _ in range(20_000)} == {404}
         thread.join()
         assert answers_rightly(wire, server)
 
@@ -457,8 +457,8 @@ def test_what_is_no_http_behind_a_request_is_refused_after_its_answer(server: Se
     for body in (QUESTION, QUESTION[:-1] + b',"stream":true}'):
         with Wire(server.port) as wire:
             wire.send(post(CHAT, body, port=server.port), b"garbage\r\n\r\n")
-            assert wire.answer().status == 200
-            assert_is_error(wire.answer(), 400)
+            assert wire.response().status == 200
+            assert_is_error(wire.response(), 400)
             assert wire.is_over()
 
 
@@ -471,10 +471,10 @@ def test_heads_of_many_small_fields_take_no_memory(server: Server) -> None:
             for fields in (b"a:\r\n" * 15_000, b"a:\r\n" * 200 + b"b: " + b"y" * 30_000):
                 wires += [Wire(server.port).send(begin + fields) for _ in range(100)]
             health(server)
-        assert_is_error(wires[0].answer(), 431)
+        assert_is_error(wires[0].response(), 431)
         with Wire(server.port) as wire:
             fields = tuple(f"X-{number}: y" for number in range(200))
-            assert wire.send(head("GET /health HTTP/1.1", *fields, port=server.port)).answer().status == 200
+            assert wire.send(head("GET /health HTTP/1.1", *fields, port=server.port)).response().status == 200
     finally:
         for wire in wires:
             wire.reset()
@@ -513,7 +513,7 @@ def test_a_large_body_is_no_part_of_the_head(server: Server) -> None:
             wire.send(request[cut:] + request[:5])
             time.sleep(0.05)
             wire.send(request[5:])
-            assert [wire.answer().status for _ in range(2)] == [200, 200]
+            assert [wire.response().status for _ in range(2)] == [200, 200]
 
 
 def test_a_very_long_path_is_answered(server: Server) -> None:
@@ -537,7 +537,7 @@ def test_slow_clients_hold_up_nobody(server: Server) -> None:
             assert answers_rightly(wire, server)
         for number, wire in enumerate(wires):
             wire.send(request[number * len(request) // 100 :])
-        assert {wire.answer().status for wire in wires} == {200}
+        assert {wire.response().status for wire in wires} == {200}
     finally:
         for wire in wires:
             wire.reset()
@@ -584,7 +584,7 @@ def test_a_reader_of_a_stream_holds_up_nobody(server: Server, leave: Callable[[W
         # Of the same model, so that it is generated beside the stream.
         short = BABBLING.replace(b"100000", b"5").replace(b"true", b"false")
         with Wire(server.port, timeout=20) as other:
-            assert other.send(post(CHAT, short, port=server.port)).answer().json["usage"]["completion_tokens"] == 5
+            assert other.send(post(CHAT, short, port=server.port)).response().json["usage"]["completion_tokens"] == 5
 
 
 @needs_proc
@@ -633,6 +633,6 @@ def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, te
             health(server)
             assert time.monotonic() - began < 2
         other.send(post(CHAT, asked % b"y", port=server.port))
-        error = assert_is_error(wire.answer(), 400)
+        error = assert_is_error(wire.response(), 400)
         assert "chat template" in error["message"]
-        assert other.answer().json["usage"]["completion_tokens"] == 3
+        assert other.response().json["usage"]["completion_tokens"] == 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.serving import Server
-from support.wire import CHAT, Answer, Wire, head, post
+from support.wire import CHAT, Response, Wire, head, post
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert "Traceback" not in server.err and "WebSocket" not in server.err, server.err
 
 
-def text_of(answer: Answer) -> str:
+def text_of(answer: Response) -> str:
     """The answer to a chat."""
     assert answer.status == 200, answer
     return str(answer.json["choices"][0]["message"]["content"])
@@ -62,18 +62,18 @@ def test_an_offer_to_upgrade_is_ignored(server: Server, fields: tuple[str, ...],
                     wire.send(request[begin : begin + 40])
         else:
             wire.send(b"".join(asked))
-        assert wire.answer().json["object"] == "list"
-        assert text_of(wire.answer()) == ANSWER
-        assert wire.answer().status == 405
-        assert text_of(wire.answer()) == ANSWER
-        assert wire.answer().body.endswith(b"data: [DONE]\n\n")
-        assert wire.answer().json["status"] == "ok"
+        assert wire.response().json["object"] == "list"
+        assert text_of(wire.response()) == ANSWER
+        assert wire.response().status == 405
+        assert text_of(wire.response()) == ANSWER
+        assert wire.response().body.endswith(b"data: [DONE]\n\n")
+        assert wire.response().json["status"] == "ok"
 
 
 def test_an_offer_to_upgrade_that_ends_the_connection(server: Server) -> None:
     with Wire(server.port) as wire:
         fields = ("Connection: close, Upgrade", "Upgrade: h2c")
-        assert text_of(wire.send(post(CHAT, QUESTION, *fields, port=server.port)).answer()) == ANSWER
+        assert text_of(wire.send(post(CHAT, QUESTION, *fields, port=server.port)).response()) == ANSWER
         assert wire.is_over()
 
 
@@ -87,7 +87,7 @@ def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
 ) -> None:
     with Wire(server.port) as wire:
         wire.send(post(CHAT, body, *fields, port=server.port).replace(b"HTTP/1.1", b"HTTP/1.0"))
-        answer = wire.answer()
+        answer = wire.response()
         assert answer.status == (400 if body == b"{" else 200)
         assert "transfer-encoding" not in answer.headers and answer.headers["connection"] == "close"
         assert wire.is_over()
@@ -98,10 +98,10 @@ def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
 def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
     for version, status in (("1.0", 200), ("1.1", 400)):
         with Wire(server.port) as wire:
-            answer = wire.send(f"GET /v1/models HTTP/{version}\r\n\r\n".encode()).answer()
+            answer = wire.send(f"GET /v1/models HTTP/{version}\r\n\r\n".encode()).response()
             assert answer.status == status, answer
     with Wire(server.port) as wire:
-        assert wire.send(b"GET /v1/models HTTP/1.0\r\nHost: evil.example\r\n\r\n").answer().status == 403
+        assert wire.send(b"GET /v1/models HTTP/1.0\r\nHost: evil.example\r\n\r\n").response().status == 403
 
 
 # -------------------------------------------------------------------------------------------------------------- paths
@@ -113,25 +113,25 @@ GETS = ("/", "/health", "/v1/models", "/models", "/v1/models/demo", "/models/dem
 @pytest.mark.parametrize("path", GETS)
 def test_head_answers_as_get_does_without_the_body(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
-        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer()
-        only = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).answer(of_head=True)
+        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response()
+        only = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).response(of_head=True)
         assert (only.status, only.headers.get("content-length")) == (200, whole.headers.get("content-length"))
         assert only.headers["content-type"] == whole.headers["content-type"]
-        assert wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer().status == 200
+        assert wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response().status == 200
 
 
 @pytest.mark.parametrize("form", ["{}/", "{}//", "/{}", "{}?", "{}/?x=1"])
 @pytest.mark.parametrize("path", GETS[1:])
 def test_slashes_at_the_end_or_in_a_row_mean_nothing(server: Server, path: str, form: str) -> None:
     with Wire(server.port) as wire:
-        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer()
-        other = wire.send(head(f"GET {form.format(path)} HTTP/1.1", port=server.port)).answer()
+        whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response()
+        other = wire.send(head(f"GET {form.format(path)} HTTP/1.1", port=server.port)).response()
         assert (other.status, other.body) == (whole.status, whole.body) == (200, whole.body)
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/chat/completions/", f"{CHAT}/", "/v1//chat/completions"])
 def test_a_chat_by_another_form_of_its_path(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
-        assert text_of(wire.send(post(path, QUESTION, port=server.port)).answer()) == ANSWER
+        assert text_of(wire.send(post(path, QUESTION, port=server.port)).response()) == ANSWER
         short = post("/completions/", b'{"prompt":"x","max_tokens":1}', port=server.port)
-        assert wire.send(short).answer().status == 200
+        assert wire.send(short).response().status == 200

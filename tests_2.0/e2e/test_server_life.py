@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 import pytest
 from support.architectures import ARCHITECTURES
-from support.places import data_of, group, needs_proc
+from support.conformance import data_of
+from support.processes import living_processes, needs_proc
 from support.serving import Server, environment_of, hub_of
 from support.tiny_models import BABBLE, say, write_chain, write_random
 
@@ -64,7 +65,7 @@ def timed_end(server: Server, number: signal.Signals) -> int:
 def assert_gone(server: Server) -> None:
     """No process of the server is there, and its port is free."""
     # What multiprocessing starts for itself notices a moment later.
-    wait_for(lambda: not group(server.process.pid), 2)
+    wait_for(lambda: not living_processes(server.process.pid), 2)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", server.port))
@@ -230,7 +231,7 @@ def test_the_loopback_of_ipv6(tmp_path: Path) -> None:
 def test_the_key_stands_in_no_process_list_and_no_log(tmp_path: Path) -> None:
     arguments = ("--model", "demo", "--verbose", "--log-level", "debug", "--reload")
     with Server(*arguments, home=tmp_path, environment={"MLXK2_API_KEY": "tell-nobody"}) as server:
-        lines = group(server.process.pid).values()
+        lines = living_processes(server.process.pid).values()
         assert len(lines) >= 2 and not any("tell-nobody" in line for line in lines)
         url = f"{server.url}/v1/chat/completions"
         assert httpx.post(url, json=SHORT, timeout=60).status_code == 401
@@ -390,7 +391,7 @@ def test_the_end_before_the_start(tmp_path: Path, number: signal.Signals, pause:
     try:
         time.sleep(pause)
         assert server.stop(number) in (SIGNALS[number], -number)
-        wait_for(lambda: not group(server.process.pid), 2)
+        wait_for(lambda: not living_processes(server.process.pid), 2)
     finally:
         server.__exit__(None, None, None)
 
@@ -428,13 +429,13 @@ def version_of(server: Server) -> str | None:
 def test_reload_serves_the_new_code(tmp_path: Path, code: Path, number: signal.Signals) -> None:
     with reloading(code, tmp_path) as server:
         assert answer_of(server) == "3 + 4 = 7."
-        before = group(server.process.pid)
+        before = living_processes(server.process.pid)
         source = code / "__init__.py"
         time.sleep(1)  # until its time has been seen once
         source.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.9.9"', source.read_text()))
         wait_for(lambda: version_of(server) == "9.9.9", 60)
         assert answer_of(server) == "3 + 4 = 7."
-        after = group(server.process.pid)
+        after = living_processes(server.process.pid)
         assert len(before) == len(after) and before != after
         assert timed_end(server, number) == SIGNALS[number]
         assert server.process.stdout is not None
@@ -495,5 +496,5 @@ def test_a_kill_leaves_nothing(tmp_path: Path, reload: tuple[str, ...]) -> None:
         connection = post(server, STREAM)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
         connection.close()
-        wait_for(lambda: not group(server.process.pid), MOST)
+        wait_for(lambda: not living_processes(server.process.pid), MOST)
         assert_gone(server)

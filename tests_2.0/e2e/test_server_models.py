@@ -19,7 +19,7 @@ import httpx
 import pytest
 from support.architectures import ARCHITECTURES
 from support.layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
-from support.places import memory
+from support.processes import resident_bytes
 from support.serving import Server, environment_of, hub_of
 from support.tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
@@ -281,7 +281,7 @@ def test_swapping_gives_memory_back(server: Server) -> None:
 
     def after(name: str) -> int:
         assert ask(server, name, max_tokens=4).status_code == 200
-        return memory(server.process.pid)
+        return resident_bytes(server.process.pid)
 
     one = after("org/Big-1")
     swaps = [after(name) for _ in range(5) for name in ("org/Big-2", "org/Big-1")]

@@ -50,9 +50,9 @@ def test_output_that_is_not_read_stops_nothing(tmp_path: Path, way: tuple[str, .
             wait_until_ready(port)
             for _ in range(20):
                 with Wire(port) as wire:
-                    assert wire.send(b"garbage\r\n\r\n").answer().status == 400
+                    assert wire.send(b"garbage\r\n\r\n").response().status == 400
             with Wire(port) as wire:
-                assert wire.send(post(CHAT, QUESTION, port=port)).answer().status == 200
+                assert wire.send(post(CHAT, QUESTION, port=port)).response().status == 200
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             assert process.wait(END) == 0

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from support.serving import Server
-from support.wire import CHAT, COMPLETIONS, Answer, Wire, assert_is_error, head, post
+from support.wire import CHAT, COMPLETIONS, Response, Wire, assert_is_error, head, post
 
 pytestmark = pytest.mark.e2e
 
@@ -50,19 +50,19 @@ def wait_for_idle(server: Server, seconds: float = 10) -> None:
     assert state["model"] == "demo"
 
 
-def ask(server: Server, path: str, body: object, *headers: str) -> Answer:
+def ask(server: Server, path: str, body: object, *headers: str) -> Response:
     """Send a body, as JSON or as the bytes it is, and return the response."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with Wire(server.port) as wire:
-        return wire.send(post(path, data, *headers, port=server.port)).answer()
+        return wire.send(post(path, data, *headers, port=server.port)).response()
 
 
-def chat(server: Server, **fields: Any) -> Answer:
+def chat(server: Server, **fields: Any) -> Response:
     """A conversation, greedy and short where the fields do not say otherwise."""
     return ask(server, CHAT, {"messages": QUESTION, "temperature": 0, "max_tokens": 40, **fields})
 
 
-def complete(server: Server, **fields: Any) -> Answer:
+def complete(server: Server, **fields: Any) -> Response:
     """A continuation, greedy and short where the fields do not say otherwise."""
     return ask(server, COMPLETIONS, {"prompt": "Hello", "temperature": 0, "max_tokens": 8, **fields})
 
@@ -365,7 +365,7 @@ def test_a_model_has_an_object_and_what_is_none_has_not(server: Server) -> None:
         assert client.get("/v1/models/demo").json() == listed[0]
         for name in ("x", "dem", "demo/x", "..%2f..%2fetc", "%00", "%ff%fe", "a" * 5000):
             answer = client.get(f"/v1/models/{name}")
-            assert_is_error(Answer(answer.status_code, dict(answer.headers), answer.content))
+            assert_is_error(Response(answer.status_code, dict(answer.headers), answer.content))
             assert answer.status_code in (400, 404)
 
 
@@ -389,7 +389,7 @@ METHODS = [
 @pytest.mark.parametrize(("method", "path"), METHODS)
 def test_a_wrong_method_is_told_which_is_right(server: Server, method: str, path: str) -> None:
     with Wire(server.port) as wire:
-        answer = wire.send(head(f"{method} {path} HTTP/1.1", port=server.port)).answer()
+        answer = wire.send(head(f"{method} {path} HTTP/1.1", port=server.port)).response()
     if method in ("BREW", "CONNECT"):  # what the parser of HTTP does not let through
         assert answer.status in (400, 405)
         return
@@ -400,10 +400,10 @@ def test_a_wrong_method_is_told_which_is_right(server: Server, method: str, path
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/", "/nothing", CHAT])
 def test_an_answer_to_head_has_no_body(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
-        answer = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).answer(of_head=True)
+        answer = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).response(of_head=True)
         assert answer.status in (200, 404, 405)
         wire.send(head("GET /health HTTP/1.1", port=server.port))
-        assert wire.answer().json["model"] == "demo"
+        assert wire.response().json["model"] == "demo"
 
 
 NOWHERE = [
@@ -416,7 +416,7 @@ NOWHERE = [
 @pytest.mark.parametrize("path", NOWHERE, ids=lambda path: path[:30])
 def test_a_path_that_leads_nowhere_is_not_found(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
-        assert_is_error(wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).answer(), 404)
+        assert_is_error(wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response(), 404)
 
 
 # ------------------------------------------------------------------------------------------------------------ strangers
@@ -436,24 +436,24 @@ def test_a_request_to_another_name_is_refused(server: Server, host: str) -> None
     body = json.dumps({"messages": QUESTION, "max_tokens": 4}).encode()
     lines = f"POST {CHAT} HTTP/1.1\r\nHost: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
     with Wire(server.port) as wire:
-        answer = wire.send(lines.encode("latin-1") + body).answer()
+        answer = wire.send(lines.encode("latin-1") + body).response()
     assert answer.status in (400, 403), answer
 
 
 def test_a_request_with_two_names_or_none_is_refused(server: Server) -> None:
     for hosts in ("", "Host: evil.example\r\nHost: localhost\r\n", "Host: localhost\r\nHost: evil.example\r\n"):
         with Wire(server.port) as wire:
-            assert wire.send(f"GET /v1/models HTTP/1.1\r\n{hosts}\r\n".encode()).answer().status in (400, 403), hosts
+            assert wire.send(f"GET /v1/models HTTP/1.1\r\n{hosts}\r\n".encode()).response().status in (400, 403), hosts
     with Wire(server.port) as wire:
         line = "GET http://evil.example/v1/models HTTP/1.1"
-        assert wire.send(f"{line}\r\nHost: evil.example\r\n\r\n".encode()).answer().status == 403
+        assert wire.send(f"{line}\r\nHost: evil.example\r\n\r\n".encode()).response().status == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "[::1]:{port}", "127.0.0.1:1"])
 def test_the_server_knows_its_own_names(server: Server, host: str) -> None:
     lines = f"GET /v1/models HTTP/1.1\r\nHost: {host.format(port=server.port)}\r\n\r\n"
     with Wire(server.port) as wire:
-        assert wire.send(lines.encode()).answer().status == 200
+        assert wire.send(lines.encode()).response().status == 200
 
 
 STRANGE_ORIGINS = [
@@ -470,7 +470,7 @@ def test_a_page_of_another_origin_is_refused_and_may_read_nothing(server: Server
     assert_is_error(answer, 403)
     with Wire(server.port) as wire:
         asks = ("Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type")
-        preflight = wire.send(head(f"OPTIONS {CHAT} HTTP/1.1", named, *asks, port=server.port)).answer()
+        preflight = wire.send(head(f"OPTIONS {CHAT} HTTP/1.1", named, *asks, port=server.port)).response()
     assert preflight.status in (403, 405)
     assert not [name for each in (answer, preflight) for name in each.headers if name.startswith("access-control")]
 
@@ -500,7 +500,7 @@ def test_64_connections_at_once_are_all_answered(server: Server) -> None:
     with ThreadPoolExecutor(64) as pool:
         gate = threading.Barrier(64)
 
-        def one(number: int) -> Answer:
+        def one(number: int) -> Response:
             gate.wait(30)
             return chat(server, stream=bool(number % 2))
 
@@ -540,12 +540,12 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
         body = json.dumps({"messages": QUESTION, "max_tokens": 4}).encode()
         for value in ("", "sésame", "Bearer", "Bearer ", "Basic sésame", "Bearer sésame x", "Bearer sésam", "\xff"):
             with Wire(server.port) as wire:
-                answer = wire.send(post(CHAT, body, f"Authorization: {value}", port=server.port)).answer()
+                answer = wire.send(post(CHAT, body, f"Authorization: {value}", port=server.port)).response()
             assert_is_error(answer, 401)
             assert answer.headers["www-authenticate"] == "Bearer"
         with Wire(server.port) as wire:
             right = post(CHAT, body, "Authorization: bearer sésame", port=server.port)
-            assert wire.send(right).answer().status == 200
+            assert wire.send(right).response().status == 200
         assert [httpx.get(server.url + path).status_code for path in ("/v1/models", "/health", "/")] == [401, 200, 200]
 
 

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 import pytest
 from conftest import Program
-from support.places import data_of, error_of
+from support.conformance import data_of, error_of
 
 pytestmark = [pytest.mark.wet, pytest.mark.live_clone]
 

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import pytest
-from support.pushing import assert_document
+from support.pushing import assert_push_document
 
 pytestmark = [pytest.mark.wet, pytest.mark.live_push]
 
@@ -25,7 +25,7 @@ def push(*words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "mlxk2", "push", os.environ["MLXK2_LIVE_WORKSPACE"], os.environ["MLXK2_LIVE_REPO"]]
     finished = subprocess.run([*command, *words, "--json"], capture_output=True, text=True, timeout=LIMIT_SECONDS)
     document = json.loads(finished.stdout)
-    assert_document(document, document["status"])
+    assert_push_document(document, document["status"])
     if document["status"] == "error":
         pytest.skip(f"{document['error']['type']}: {document['error']['message']}")
     data: dict[str, Any] = document["data"]

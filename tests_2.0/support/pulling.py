@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from support.conformance import assert_envelope
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import chat_model, raw_safetensors, shard_names, tensor
-from support.shapes import assert_envelope
 
 MODEL = "org/model"
 FOLDER = "models--org--model"
@@ -37,7 +37,7 @@ def big_model(*sizes: int) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if isinstance(data, bytes)}
 
 
-def listed(client: Client) -> list[dict[str, Any]]:
+def list_models(client: Client) -> list[dict[str, Any]]:
     """Return the models that `list` shows."""
     models: list[dict[str, Any]] = client.run("list", "--json").json["data"]["models"]
     return models
@@ -58,7 +58,7 @@ def wait_until_sent(server: HubServer, process: subprocess.Popen[str], count: in
         time.sleep(0.005)
 
 
-def pulled(client: Client, *words: str, **settings: str) -> dict[str, Any]:
+def pull(client: Client, *words: str, **settings: str) -> dict[str, Any]:
     """Pull and return the data; fail unless the pull succeeds."""
     outcome = client.run("pull", *(words or (MODEL,)), "--json", **settings)
     assert outcome.code == 0, outcome
@@ -67,7 +67,7 @@ def pulled(client: Client, *words: str, **settings: str) -> dict[str, Any]:
     return data
 
 
-def failed(client: Client, *words: str, **settings: str) -> dict[str, Any]:
+def pull_error(client: Client, *words: str, **settings: str) -> dict[str, Any]:
     """Pull and return the error; fail unless the pull fails."""
     outcome = client.run("pull", *words, "--json", **settings)
     assert outcome.code == 1, outcome
@@ -77,18 +77,18 @@ def failed(client: Client, *words: str, **settings: str) -> dict[str, Any]:
     return error
 
 
-def health(client: Client, name: str = MODEL) -> str:
+def deep_health(client: Client, name: str = MODEL) -> str:
     """Return the verdict of `health --deep` on a model."""
     data = client.run("health", name, "--deep", "--json").json["data"]
     return str((data["healthy"] + data["unhealthy"])[0]["reason"])
 
 
-def fetched(server: HubServer) -> set[str]:
+def requested_files(server: HubServer) -> set[str]:
     """Return the names of the files that were requested."""
     return {request.path.rpartition("/")[2] for request in server.log.of("GET", "/resolve/")}
 
 
-def tree(folder: Path) -> dict[str, str]:
+def read_files(folder: Path) -> dict[str, str]:
     """Return everything in a folder: the targets of links, the bytes of files in hexadecimal."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes().hex()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from support.conformance import assert_envelope, validator
 from support.hub import HubServer, Request
 from support.hub.contents import Blob, Repo
 from support.hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
 from support.previous_api import is_as_before
-from support.shapes import assert_envelope
 
 from mlxk2.cli.main import main
 
 MODEL = "org/model"
 FOLDER = "./my-model"
-SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 
 
 class Pusher:
@@ -98,11 +94,11 @@ class Pusher:
 
     def data(self, *words: str, **settings: str) -> dict[str, Any]:
         """Push and return the data; fail unless the push succeeds."""
-        return succeeded(self.run(*words, "--json", **settings))
+        return push_data(self.run(*words, "--json", **settings))
 
     def error(self, *words: str, **settings: str) -> dict[str, Any]:
         """Push and return the error; fail unless the push fails."""
-        return failed(self.run(*words, "--json", **settings))
+        return push_error(self.run(*words, "--json", **settings))
 
     @property
     def repo(self) -> Repo:
@@ -139,32 +135,27 @@ class UnnamedBlob(Blob):
         return self.sha256 if self.is_lfs else Blob(self.data).oid
 
 
-def succeeded(outcome: Outcome) -> dict[str, Any]:
+def push_data(outcome: Outcome) -> dict[str, Any]:
     """Return the data of a push; fail unless it succeeded."""
     assert (outcome.code, outcome.err) == (0, ""), outcome
-    assert_document(outcome.json, "success")
+    assert_push_document(outcome.json, "success")
     data: dict[str, Any] = outcome.json["data"]
     return data
 
 
-def failed(outcome: Outcome) -> dict[str, Any]:
+def push_error(outcome: Outcome) -> dict[str, Any]:
     """Return the error of a push; fail unless it failed."""
     assert (outcome.code, outcome.err) == (1, ""), outcome
-    assert_document(outcome.json, "error")
+    assert_push_document(outcome.json, "error")
     error: dict[str, Any] = outcome.json["error"]
     return error
 
 
-def assert_document(document: Any, status: str) -> None:
+def assert_push_document(document: Any, status: str) -> None:
     """Fail unless the document conforms to the schema, the types and the API 0.1.5."""
-    assert [error.message for error in _validator().iter_errors(document)] == []
+    assert [error.message for error in validator().iter_errors(document)] == []
     assert_envelope(document, "push", status)
     assert is_as_before(document)
-
-
-@cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 @pytest.fixture

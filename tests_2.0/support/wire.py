@@ -15,7 +15,7 @@ COMPLETIONS = "/v1/completions"
 
 
 @dataclass
-class Answer:
+class Response:
     """One response; the names of its headers are in lower case."""
 
     status: int
@@ -37,7 +37,7 @@ class Wire:
 
     def __init__(self, port: int, *, timeout: float = 30.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout)
-        self._come = b""
+        self._received = b""
 
     def __enter__(self) -> Wire:
         return self
@@ -73,23 +73,23 @@ class Wire:
 
     def until(self, mark: bytes) -> bytes:
         """Return everything up to the first mark, with it; fail if the connection ends first."""
-        while mark not in self._come:
-            come = self.receive()
-            assert come, f"the connection ended after {self._come!r}"
-            self._come += come
-        found, _, self._come = self._come.partition(mark)
+        while mark not in self._received:
+            received = self.receive()
+            assert received, f"the connection ended after {self._received!r}"
+            self._received += received
+        found, _, self._received = self._received.partition(mark)
         return found + mark
 
-    def answer(self, *, of_head: bool = False) -> Answer:
+    def response(self, *, of_head: bool = False) -> Response:
         """Return the next response, its chunks joined."""
         status, *lines = self.until(b"\r\n\r\n").decode("latin-1").split("\r\n")[:-2]
         headers = dict(_header(line) for line in lines)
         body = b"" if of_head else self._body(headers)
-        return Answer(int(status.split()[1]), headers, body)
+        return Response(int(status.split()[1]), headers, body)
 
     def is_over(self) -> bool:
         """Return whether the server closes the connection without sending more."""
-        return not self._come and not self.receive()
+        return not self._received and not self.receive()
 
     def _body(self, headers: Mapping[str, str]) -> bytes:
         if headers.get("transfer-encoding") == "chunked":
@@ -97,28 +97,28 @@ class Wire:
         if "content-length" not in headers:
             return self.rest()
         length = int(headers["content-length"])
-        while len(self._come) < length:
-            come = self.receive()
-            assert come, "the body is cut"
-            self._come += come
-        body, self._come = self._come[:length], self._come[length:]
+        while len(self._received) < length:
+            received = self.receive()
+            assert received, "the body is cut"
+            self._received += received
+        body, self._received = self._received[:length], self._received[length:]
         return body
 
     def _chunks(self) -> Iterable[bytes]:
         while size := int(self.until(b"\r\n"), 16):
-            while len(self._come) < size + 2:
-                come = self.receive()
-                assert come, "the body is cut"
-                self._come += come
-            yield self._come[:size]
-            self._come = self._come[size + 2 :]
+            while len(self._received) < size + 2:
+                received = self.receive()
+                assert received, "the body is cut"
+                self._received += received
+            yield self._received[:size]
+            self._received = self._received[size + 2 :]
         self.until(b"\r\n")
 
     def rest(self) -> bytes:
         """Return everything until the end of the connection."""
-        while come := self.receive():
-            self._come += come
-        body, self._come = self._come, b""
+        while received := self.receive():
+            self._received += received
+        body, self._received = self._received, b""
         return body
 
 
@@ -138,15 +138,15 @@ def head(line: str, *headers: str, port: int) -> bytes:
     return "\r\n".join([line, f"Host: 127.0.0.1:{port}", *headers, "", ""]).encode("utf-8", "surrogateescape")
 
 
-def assert_is_error(answer: Answer, status: int | None = None, param: str | None = None) -> dict[str, Any]:
+def assert_is_error(response: Response, status: int | None = None, param: str | None = None) -> dict[str, Any]:
     """Return the error in a response; fail unless it has OpenAI's form."""
-    assert answer.status >= 400 and (status is None or answer.status == status), answer
-    assert answer.headers["content-type"] == "application/json"
-    document = answer.json
+    assert response.status >= 400 and (status is None or response.status == status), response
+    assert response.headers["content-type"] == "application/json"
+    document = response.json
     assert list(document) == ["error"]
     error: dict[str, Any] = document["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"] and len(error["message"]) < 2000 and "Traceback" not in error["message"]
-    assert error["type"] == ("server_error" if answer.status >= 500 else "invalid_request_error")
+    assert error["type"] == ("server_error" if response.status >= 500 else "invalid_request_error")
     assert param is None or error["param"] == param, error
     return error

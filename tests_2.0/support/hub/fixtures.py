@@ -49,7 +49,7 @@ class Client:
 
     def run(self, *words: str, **settings: str) -> Outcome:
         """Run the program to its end."""
-        return ended(self.start(*words, **settings))
+        return outcome_of(self.start(*words, **settings))
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
         """Start the program with these words and these extra environment variables."""
@@ -74,7 +74,7 @@ class Client:
         ).stdout
 
 
-def ended(process: subprocess.Popen[str]) -> Outcome:
+def outcome_of(process: subprocess.Popen[str]) -> Outcome:
     """Wait for a started program and return its outcome."""
     out, err = process.communicate(timeout=WAIT_SECONDS)
     return Outcome(process.returncode, out, err)

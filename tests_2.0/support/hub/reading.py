@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from support.hub.access import Refusal, commit_of, open_repo_of, repo_of, user_of
 from support.hub.contents import Blob, Commit, Contents, Repo
-from support.hub.doors import Refusal, commit_of, open_repo_of, repo_of, user_of
 
 DATE = "2026-01-01T00:00:00.000Z"
 

@@ -12,8 +12,8 @@ from threading import Event, Thread
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from support.hub import reading, writing, xet
+from support.hub.access import Refusal, refuse
 from support.hub.contents import Blob, Contents, Repo, is_large
-from support.hub.doors import Refusal, refuse
 from support.hub.faults import App, Faults, Gate
 from support.hub.log import Log
 

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from support.hub.access import Refusal, commit_of, user_of, writable_repo_of
 from support.hub.contents import Blob, Contents, Repo, is_large
-from support.hub.doors import Refusal, commit_of, user_of, writable_repo_of
 
 GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 LFS_TYPE = "application/vnd.git-lfs+json"

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from hf_xet import XetFileInfo, XetSession
+from support.hub.access import open_repo_of, writable_repo_of
 from support.hub.contents import Blob, Contents
-from support.hub.doors import open_repo_of, writable_repo_of
 
 TOKEN_SECONDS = 3600
 RECORD_BYTES = 48

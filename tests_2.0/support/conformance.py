@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
 
+from jsonschema import Draft202012Validator
+
 from mlxk2 import constraints, spec
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 
 
 def assert_conforms(value: object, shape: Any) -> None:
@@ -26,6 +33,27 @@ def assert_envelope(document: Any, command: str, status: str = "success") -> Non
         assert_conforms(document["data"], spec.DATA_OF_COMMAND[document["command"]])
     else:
         assert document["error"] is not None
+
+
+@cache
+def validator() -> Draft202012Validator:
+    """Return the validator of the published schema."""
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def data_of(result: Any, command: str, *, code: int = 0) -> Any:
+    """Return the data of a result's envelope, after a check of the envelope against this and the previous API."""
+    assert result.code == code, result
+    document = result.json
+    validator().validate(document)
+    assert_envelope(document, command, "success" if code == 0 else "error")
+    return document["data"]
+
+
+def error_of(result: Any, command: str, *, code: int = 1) -> Any:
+    """Return the error of a result's envelope, with the envelope's data as `data`."""
+    data = data_of(result, command, code=code)
+    return {**result.json["error"], "data": data}
 
 
 def differences(value: object, shape: Any, where: str) -> Iterator[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conftest_runner import ScriptedBackend
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
+from support.scripted import ScriptedBackend
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
@@ -29,7 +29,7 @@ from mlxk2.sleep import NoSleep
 MESSAGES = [{"role": "user", "content": "Hello"}]
 _KEY = {"Authorization": "Bearer secret"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-_PAGE = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+_PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 # Status and code of every error that the page of the server tells of.
 DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MULTILINE)
 
