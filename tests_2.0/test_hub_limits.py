@@ -16,24 +16,24 @@ from support.hub.fixtures import Client
 from support.hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
 from support.pushing import Pusher
 
-from mlxk2.cache.staging import Wanted
+from mlxk2.cache.staging import RemoteFile
 from mlxk2.errors import MlxkError
 from mlxk2.hub import repos
 from mlxk2.hub.client import Connection, connect
-from mlxk2.hub.errors import translated
+from mlxk2.hub.errors import translate_download
 from mlxk2.hub.limits import Limits
 from mlxk2.hub.push import Branch
-from mlxk2.hub.transfer import Source, fetch
+from mlxk2.hub.transfer import Source, fetch_file
 
 SHORT = Limits(
-    answer_bytes=100_000,
+    response_bytes=100_000,
     error_bytes=1_000,
-    answer_seconds=2,
+    response_seconds=2,
     silence_seconds=1,
     slow_seconds=0.5,
     slow_file_seconds=0.5,
-    question_answers=30,
-    question_bytes=1_000_000,
+    call_requests=30,
+    call_bytes=1_000_000,
     pause_seconds=5,
     files=5_000,
 )
@@ -78,20 +78,20 @@ def find(connection: Connection, _: Path) -> object:
 
 def listing(connection: Connection, _: Path) -> object:
     """Ask for the files."""
-    return repos.files(connection, repos.Revision(REPO, COMMIT, "main"))
+    return repos.list_files(connection, repos.Revision(REPO, COMMIT, "main"))
 
 
 def file(connection: Connection, folder: Path) -> object:
     """Ask for the bytes of a file."""
     revision = repos.Revision(REPO, COMMIT, "main")
-    [wanted] = repos.files(connection, revision)
-    with translated(REPO):
-        return fetch(Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
+    [wanted] = repos.list_files(connection, revision)
+    with translate_download(REPO):
+        return fetch_file(Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
 
 
 def standing(connection: Connection, _: Path) -> object:
     """Ask how a branch stands, as a push does."""
-    return Branch(connection, REPO, "main", ["hf_secret"]).look()
+    return Branch(connection, REPO, "main", ["hf_secret"]).read()
 
 
 def next_page(request: Handler, body: object, where: str) -> None:
@@ -284,10 +284,10 @@ def test_no_file_begins_anew_without_end(ask: Ask) -> None:
         request.close_connection = True
 
     def large(connection: Connection, folder: Path) -> object:
-        wanted = Wanted("config.json", "b" * 40, 3_000_000)
+        wanted = RemoteFile("config.json", "b" * 40, 3_000_000)
         source = Source(connection, repos.Revision(REPO, COMMIT, "main"))
-        with translated(REPO):
-            return fetch(source, wanted, folder / "partial", lambda _: None, Event())
+        with translate_download(REPO):
+            return fetch_file(source, wanted, folder / "partial", lambda _: None, Event())
 
     assert "begins config.json anew each time" in ask(large, cut, FILE_ROUTE)
 
@@ -383,7 +383,7 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
     with hostile_hub({TREE_ROUTE: answer}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("NO_PROXY", "*")
-        found = repos.files(connect(), repos.Revision(REPO, COMMIT, "main"))
+        found = repos.list_files(connect(), repos.Revision(REPO, COMMIT, "main"))
     assert [file.name for file in found] == names
 
 
@@ -397,7 +397,7 @@ def test_a_slow_honest_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("NO_PROXY", "*")
         connection = connect(Limits(slow_seconds=0.5, slow_bytes=1_000))
-        assert len(repos.files(connection, repos.Revision(REPO, COMMIT, "main"))) == 1
+        assert len(repos.list_files(connection, repos.Revision(REPO, COMMIT, "main"))) == 1
 
 
 def test_pull_and_push_say_it(hub_client: Client, pusher: Pusher) -> None:

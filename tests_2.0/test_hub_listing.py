@@ -82,7 +82,7 @@ def refusals(
 
 
 def files(connection: Connection) -> object:
-    return repos.files(connection, repos.Revision(REPO, "a" * 40, "main"))
+    return repos.list_files(connection, repos.Revision(REPO, "a" * 40, "main"))
 
 
 def find(connection: Connection) -> object:
@@ -90,7 +90,7 @@ def find(connection: Connection) -> object:
 
 
 def look(connection: Connection) -> object:
-    found = Branch(connection, REPO, "main", []).look().files
+    found = Branch(connection, REPO, "main", []).read().files
     assert all(isinstance(path, str) and isinstance(file.size, int) for path, file in found.items())
     return found
 

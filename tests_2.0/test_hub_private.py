@@ -12,18 +12,18 @@ import pytest
 from hf_xet import XetFileInfo, XetSession
 from huggingface_hub import HfApi
 
-from mlxk2.hub import private
+from mlxk2.hub import private, shared_blobs
 
 PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (private.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
     (private.WeakFileLock, {"lock_file", "timeout"}),
     (private.is_xet_available, set()),
-    (private.shared_blobs_enabled, set()),
-    (private.shared_blob_path, {"cache_dir", "xet_hash"}),
-    (private.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
-    (private.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
+    (shared_blobs.library.shared_blobs_enabled, set()),
+    (shared_blobs.library.shared_blob_path, {"cache_dir", "xet_hash"}),
+    (shared_blobs.library.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
+    (shared_blobs.library.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
     (
-        private.publish_blob_to_shared_store,
+        shared_blobs.library.publish_blob_to_shared_store,
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
     (private.refresh_xet_connection_info, {"file_data", "headers"}),

@@ -24,7 +24,7 @@ from support.hub.hostile import (
 )
 from support.pushing import Pusher
 
-from mlxk2.hub.refusal import as_push_error
+from mlxk2.hub.errors import as_push_error
 
 TOKEN = "hf_secret"
 

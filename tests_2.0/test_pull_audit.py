@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from support.layouts import COMMIT, Hub, Layout, blob_name, chat_model, replace
 
-from mlxk2.cache.audit import Audit, has_its_hash
-from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.cache.audit import has_its_hash, plan_pull
+from mlxk2.cache.staging import RemoteFile, Staging
 
 FILES = {name: data for name, data in chat_model().items() if isinstance(data, bytes)}
-WANTED = [Wanted(name, blob_name(name, data), len(data)) for name, data in FILES.items()]
+REQUIRED = [RemoteFile(name, blob_name(name, data), len(data)) for name, data in FILES.items()]
 TOTAL = sum(map(len, FILES.values()))
 
 
@@ -17,18 +17,18 @@ TOTAL = sum(map(len, FILES.values()))
 def test_every_byte_is_hashed_once(hub: Hub, layout: Layout) -> None:
     snapshot = Hub(hub.path, layout).add("org/model", FILES)
     read: list[int] = []
-    audit = Audit(Delivery.of(hub.path, "org/model"), COMMIT, WANTED, has_its_hash(read.append))
-    assert (audit.is_sound, sum(read)) == (True, TOTAL)
+    plan = plan_pull(Staging.of(hub.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
+    assert (plan.is_empty, sum(read)) == (True, TOTAL)
     replace(snapshot / "model.safetensors", bytes(len(FILES["model.safetensors"])))
     read.clear()
-    audit = Audit(Delivery.of(hub.path, "org/model"), COMMIT, WANTED, has_its_hash(read.append))
-    assert ([file.name for file in audit.missing], sum(read)) == (["model.safetensors"], TOTAL)
+    plan = plan_pull(Staging.of(hub.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
+    assert ([file.name for file in plan.missing], sum(read)) == (["model.safetensors"], TOTAL)
 
 
 def test_names_of_one_blob_are_one_file(hub: Hub) -> None:
     files = {"a.txt": b"same" * 100, "b.txt": b"same" * 100}
     hub.add("org/model", files)
     read: list[int] = []
-    wanted = [Wanted(name, blob_name(name, data), len(data)) for name, data in files.items()]
-    assert Audit(Delivery.of(hub.path, "org/model"), COMMIT, wanted, has_its_hash(read.append)).is_sound
+    required = [RemoteFile(name, blob_name(name, data), len(data)) for name, data in files.items()]
+    assert plan_pull(Staging.of(hub.path, "org/model"), COMMIT, required, has_its_hash(read.append)).is_empty
     assert sum(read) == 400

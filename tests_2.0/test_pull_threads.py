@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.cache.staging import RemoteFile, Staging
 from mlxk2.hub.client import connect
-from mlxk2.hub.fetching import fetch_all
 from mlxk2.hub.repos import Revision
-from mlxk2.hub.transfer import Source
+from mlxk2.hub.transfer import Source, fetch_files
 
 
 class Panic(BaseException):
@@ -19,13 +18,13 @@ class Panic(BaseException):
 
 @pytest.mark.timeout(20)
 def test_a_panic_in_a_thread_ends_the_download(tmp_path: Path) -> None:
-    delivery = Delivery.of(tmp_path, "org/model")
-    delivery.begin()
-    wanted = Wanted("model.safetensors", "a" * 64, 4)
-    delivery.partial(wanted).write_bytes(b"half")
+    staging = Staging.of(tmp_path, "org/model")
+    (staging.folder / "blobs").mkdir(parents=True)
+    file = RemoteFile("model.safetensors", "a" * 64, 4)
+    staging.partial(file).write_bytes(b"half")
 
     def advance(_: int) -> None:
         raise Panic
 
     with pytest.raises(Panic):
-        fetch_all(Source(connect(), Revision("org/model", "0" * 40, None)), [wanted], delivery, advance)
+        fetch_files(Source(connect(), Revision("org/model", "0" * 40, None)), [file], staging, advance)

@@ -1,123 +1,110 @@
-"""Which files of a revision the cache has whole, and which must be fetched."""
+"""The plan of a pull: the files of a revision that the cache lacks, and what is wrong with those that it has."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxk2.cache.staging import Delivery, Wanted
+from mlxk2.cache.staging import PullPlan, RemoteFile, Staging
 from mlxk2.checkpoint import checksums, gguf, health, litter, safetensors
-from mlxk2.checkpoint.files import BrokenFile, File
+from mlxk2.checkpoint.files import BrokenFile, File, Tree
 
 if TYPE_CHECKING:
     from mlxk2.formatting import Advance
 
-MAX_SMALL_BYTES = 1 << 24
+MAX_SMALL_BYTES = 1 << 24  # Larger weights are judged by their header.
 
-Check = Callable[[File, Wanted], bool]
+Check = Callable[[File, RemoteFile], bool]
 
 
-class Audit:
-    """The wanted files of a revision, sorted by what the cache has of them."""
+def plan_pull(staging: Staging, commit: str, files: Sequence[RemoteFile], check: Check) -> PullPlan:
+    """Compare the required files of a revision with the cache; `check` judges each file that is there."""
+    judge = _Judge(staging.tree, check)
+    snapshot = staging.snapshot(commit)
+    # A revision's folder is never a link: what is behind one belongs to another model.
+    has_snapshot = not snapshot.is_symlink()
+    missing, misplaced = [], []
+    for file in files:
+        is_placed = has_snapshot and judge.is_sound(snapshot / file.name, file)
+        if not is_placed:
+            misplaced.append(file)
+        if not judge.is_sound(staging.blob(file), file) and not is_placed:
+            missing.append(file)
+    bad_blobs = {staging.blob(file) for file in missing if judge.is_damaged(staging.blob(file), file)}
+    waiting = {staging.staged(file): file for file in files if os.path.lexists(staging.staged(file))}
+    bad_staged = {path for path, file in waiting.items() if not judge.is_sound(path, file)}
+    leftovers = []
+    if has_snapshot and snapshot.is_dir():
+        names = {file.name for file in files}
+        others = (file for file in staging.tree.files(str(snapshot), litter.is_litter) if file.name not in names)
+        leftovers = [file.name for file in others if file.problem or file.name.endswith(health.PARTIAL)]
+    return PullPlan(
+        commit=commit,
+        files=tuple(files),
+        missing=tuple(missing),
+        staged=frozenset(file.blob for path, file in waiting.items() if path not in bad_staged),
+        misplaced=tuple(misplaced),
+        bad_blobs=tuple(sorted(bad_blobs)),
+        bad_staged=tuple(sorted(bad_staged)),
+        leftovers=tuple(leftovers),
+    )
 
-    def __init__(self, delivery: Delivery, commit: str, wanted: Iterable[Wanted], check: Check) -> None:
-        self._delivery = delivery
-        self._snapshot = delivery.snapshot(commit)
-        self._tree = delivery.tree
+
+class _Judge:
+    """Judges files by a check, each one once, however many names lead to it."""
+
+    def __init__(self, tree: Tree, check: Check) -> None:
+        self._tree = tree
         self._check = check
         self._verdicts: dict[tuple[tuple[int, int], str], bool] = {}
         self._unreadable: set[tuple[tuple[int, int], str]] = set()
-        # No revision is a link: what is behind one belongs to another.
-        self._is_there = not self._snapshot.is_symlink()
-        self.wanted = list(wanted)
-        self.missing = [file for file in self.wanted if not self._has(file)]
-        self.misplaced = [file for file in self.wanted if not self._is_placed(file)]
-        self.spoilt = self._spoilt()
-        self._spoilt_paths = set(self.spoilt)
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether all wanted files are in their places, and nothing else is there that does not belong."""
-        return not (self.missing or self.misplaced or self.remains())
-
-    def bad_blobs(self) -> list[Path]:
-        """The blobs of missing files that are there, but are not what their name says; not those that can't be read."""
-        paths = {self._delivery.blob(file): file for file in self.missing}
-        return sorted(path for path, file in paths.items() if os.path.lexists(path) and self._can_be_read(path, file))
-
-    def is_staged(self, file: Wanted) -> bool:
-        """Whether a file waits, as good as the check can tell, since an earlier attempt."""
-        path = self._delivery.staged(file)
-        return os.path.lexists(path) and path not in self._spoilt_paths
-
-    def _spoilt(self) -> list[Path]:
-        """The files that wait since an earlier attempt, but are not, or no longer, what their name says."""
-        staged = {self._delivery.staged(file): file for file in self.wanted}
-        return sorted(path for path, file in staged.items() if os.path.lexists(path) and not self._is_good(path, file))
-
-    def remains(self) -> list[str]:
-        """What other downloads left in the snapshot's folder: unfinished files, links that lead nowhere; by name."""
-        if not self._is_there or not self._snapshot.is_dir():
-            return []
-        names = {file.name for file in self.wanted}
-        found = self._tree.files(str(self._snapshot), litter.is_litter)
-        files = (file for file in found if file.name not in names)
-        return [file.name for file in files if file.problem or file.name.endswith(health.PARTIAL)]
-
-    def _has(self, file: Wanted) -> bool:
-        return self._is_good(self._delivery.blob(file), file) or self._is_placed(file)
-
-    def _is_placed(self, file: Wanted) -> bool:
-        return self._is_there and self._is_good(self._snapshot / file.name, file)
-
-    def _can_be_read(self, path: Path, wanted: Wanted) -> bool:
-        file = self._tree.file(wanted.name, str(path))
-        return file is None or (file.identity, wanted.blob) not in self._unreadable
-
-    def _is_good(self, path: Path, wanted: Wanted) -> bool:
-        file = self._tree.file(wanted.name, str(path)) if os.path.lexists(path) else None
-        if file is None or file.problem or file.size != wanted.size or file.blob not in (None, wanted.blob):
+    def is_sound(self, path: Path, remote: RemoteFile) -> bool:
+        """Whether a file is there and is what it should be."""
+        file = self._tree.file(remote.name, str(path)) if os.path.lexists(path) else None
+        if file is None or file.problem or file.size != remote.size or file.blob not in (None, remote.blob):
             return False
-        # A blob and the entries that lead to it are one file, which is read once.
-        key = file.identity, wanted.blob
+        key = file.identity, remote.blob
         if key not in self._verdicts:
             try:
-                self._verdicts[key] = self._check(file, wanted)
+                self._verdicts[key] = self._check(file, remote)
             except BrokenFile:
-                # Its mode, or a fault of the disk: it is fetched, and then takes the place of this one.
+                # Its mode forbids to read it, or the disk fails: a new file will take its place.
                 self._verdicts[key] = False
                 self._unreadable.add(key)
         return self._verdicts[key]
 
+    def is_damaged(self, path: Path, remote: RemoteFile) -> bool:
+        """Whether a file that `is_sound` rejected is there and can be read."""
+        if not os.path.lexists(path):
+            return False
+        file = self._tree.file(remote.name, str(path))
+        return file is None or (file.identity, remote.blob) not in self._unreadable
 
-def looks_whole(file: File, wanted: Wanted) -> bool:
-    """Whether a file is what it should be, as far as that is quick: small ones by hash, weights by header."""
-    if file.size > MAX_SMALL_BYTES and _has_whole_header(file):
-        return True
-    # Also of a file that is damaged on the hub itself: as it is there, so it belongs here.
-    return has_its_hash(lambda _: None)(file, wanted)
+
+def looks_whole(file: File, remote: RemoteFile) -> bool:
+    """Check a file quickly: small ones by their hash, large weights by their header."""
+    if file.size > MAX_SMALL_BYTES:
+        try:
+            if file.name.endswith(".safetensors"):
+                safetensors.read_metadata(file)
+            elif file.name.endswith(".gguf"):
+                gguf.check(file)
+            return True
+        except BrokenFile:
+            pass  # The file may be as damaged on the hub; its hash decides.
+    return has_its_hash(lambda _: None)(file, remote)
 
 
 def has_its_hash(advance: Advance) -> Check:
-    """A check of a file's bytes by the hash that names its blob; BrokenFile when they can't be read.
+    """Return a check of a file's bytes by the hash that names its blob; BrokenFile when they can't be read.
 
     `advance` gets the number of bytes as they are read.
     """
 
-    def check(file: File, wanted: Wanted) -> bool:
-        return checksums.digest(file._replace(blob=wanted.blob), advance) == wanted.blob
+    def check(file: File, remote: RemoteFile) -> bool:
+        return checksums.digest(file._replace(blob=remote.blob), advance) == remote.blob
 
     return check
-
-
-def _has_whole_header(file: File) -> bool:
-    try:
-        if file.name.endswith(".safetensors"):
-            safetensors.read_metadata(file)
-        elif file.name.endswith(".gguf"):
-            gguf.check(file)
-    except BrokenFile:
-        return False
-    return True

@@ -1,7 +1,7 @@
-"""How a model comes into the cache: an unfinished download waits where `list` does not see it, and moves in whole.
+"""Where an unfinished download of a model waits, unseen by `list`, and how it moves in as a whole.
 
-The bytes of a model that is not in the cache wait in `hub/.models--org--name.incomplete`, those for one that is in its
-own folder's `.incomplete`: always on the file system that they are for, so that moving them in is a rename.
+The first download of a model waits in `.models--org--name.incomplete` beside the model's folder, a later one in the
+folder's own `.incomplete`: always on the model's own file system, so that moving in is a rename.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxk2 import names
-from mlxk2.cache import directory, refs
+from mlxk2.cache import directory, refs, space
 from mlxk2.checkpoint.files import Tree
 from mlxk2.errors import OperationError, cause
 
 PARTIAL = ".partial"
 
-# How a file system says that it has no symbolic links: each has a number of its own, NFS one without a name.
+# The errors of file systems without symbolic links; 524 is NFS's, which has no name in `errno`.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A file of a revision as the hub describes it: its path, and the name (a hash) and size of the blob it is."""
+class RemoteFile:
+    """A file of a revision as the hub describes it: its path, and the name (a hash) and size of its blob."""
 
     name: str
     blob: str
@@ -36,45 +36,69 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class PullPlan:
+    """What a pull will do to bring the required `files` of a revision into the cache."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+    missing: tuple[RemoteFile, ...]  # the model has no sound bytes of these
+    staged: frozenset[str]  # the blobs that an earlier pull has fetched
+    misplaced: tuple[RemoteFile, ...]  # the snapshot has no sound entry for these
+    bad_blobs: tuple[Path, ...]  # these bytes of the model are not what their name says
+    bad_staged: tuple[Path, ...]  # nor are these of an earlier pull
+    leftovers: tuple[str, ...]  # what other downloads left in the snapshot: unfinished files, links that lead nowhere
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all required files are in their places, and nothing else is there that does not belong."""
+        return not (self.missing or self.misplaced or self.leftovers)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
     """A model's folder in the cache, and the folder in which an unfinished download of it waits."""
 
     model: Path
-    staging: Path
+    folder: Path
 
     @classmethod
-    def of(cls, hub: Path, repo_id: str) -> Delivery:
-        """The delivery of a model to a hub folder; nothing is written."""
-        model = hub / names.folder_of(repo_id)
-        return cls(model, model / names.INCOMPLETE if model.is_dir() else hub / unfinished(model.name))
+    def of(cls, cache_dir: Path, repo_id: str) -> Staging:
+        """Return the staging of a model in a cache; nothing is written."""
+        model = cache_dir / names.folder_of(repo_id)
+        return cls(model, model / names.INCOMPLETE if model.is_dir() else cache_dir / unfinished(model.name))
 
     @property
     def tree(self) -> Tree:
-        """What may be read for it: the hub folder, and the model's own, which may be a link that its user laid."""
+        """Return what may be read for it: the cache, and the model's own folder, which may be the user's link."""
         return Tree((os.path.realpath(self.model.parent), os.path.realpath(self.model)))
 
-    def staged(self, wanted: Wanted) -> Path:
-        """Where a file waits that was fetched and verified."""
-        return self.staging / "blobs" / wanted.blob
+    def staged(self, file: RemoteFile) -> Path:
+        """Return where a file waits after it was fetched and verified."""
+        return self.folder / "blobs" / file.blob
 
-    def partial(self, wanted: Wanted) -> Path:
-        """Where the bytes of an unfinished file are kept; the same name in every attempt."""
-        return self.staging / "blobs" / (wanted.blob + PARTIAL)
+    def partial(self, file: RemoteFile) -> Path:
+        """Return where the bytes of an unfinished file are kept; the same path in every attempt."""
+        return self.folder / "blobs" / (file.blob + PARTIAL)
 
-    def blob(self, wanted: Wanted) -> Path:
-        """Where the model keeps a file's bytes."""
-        return self.model / "blobs" / wanted.blob
+    def blob(self, file: RemoteFile) -> Path:
+        """Return where the model keeps a file's bytes."""
+        return self.model / "blobs" / file.blob
 
     def snapshot(self, commit: str) -> Path:
-        """The folder of a revision's files."""
+        """Return the folder of a revision's files."""
         return self.model / "snapshots" / commit
 
-    def has_entry(self, commit: str, wanted: Wanted) -> bool:
-        """Whether anything stands in a revision's folder under a file's name, be it sound or not."""
-        return os.path.lexists(self.snapshot(commit) / wanted.name)
+    def has_entry(self, commit: str, file: RemoteFile) -> bool:
+        """Whether anything has a file's name in a revision's folder, be it sound or not."""
+        return os.path.lexists(self.snapshot(commit) / file.name)
+
+    def present_bytes(self, files: Sequence[RemoteFile]) -> int:
+        """Return the size of those files whose bytes the model or the staging folder has."""
+        paths = {path: file.size for file in files for path in (self.blob(file), self.staged(file))}
+        return sum(size for path, size in paths.items() if path.exists())
 
     def check_names(self, ref: str | None) -> None:
-        """Raise OperationError where the disk takes the name of another model or ref for this one."""
+        """Raise OperationError when another model or ref has, on this disk, the same name."""
         folder, name = self.model, names.repo_id_of(self.model.name)
         if not folder.is_dir():
             return
@@ -98,133 +122,136 @@ class Delivery:
             )
 
     def secure(self) -> None:
-        """Let nothing that is written reach beyond the model's own folders by a link.
-
-        OperationError when one of its folders is such a link; ours for unfinished downloads is removed.
-        """
+        """Raise OperationError when a folder of the model is a link that leads out of it; remove such links of ours."""
         own, name = Tree((os.path.realpath(self.model),)), names.repo_id_of(self.model.name)
         for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs"):
             if not own.contains(str(folder)):
                 problem = f"The {folder.name} folder of {name} is a link that leads out of the model's folder."
                 raise OperationError(problem, hint="Remove that link, then pull again.")
-        for folder in (self.staging, self.staging / "blobs", self.staging / "snapshots", self.staging / "refs"):
+        for folder in (self.folder, self.folder / "blobs", self.folder / "snapshots", self.folder / "refs"):
             if folder.is_symlink():
                 folder.unlink()
 
-    def clear_places(self, commit: str, files: Iterable[Wanted]) -> None:
-        """Remove empty folders from these files' places; OperationError when something is in one."""
-        for file in files:
-            for path in (self.snapshot(commit) / file.name, self.blob(file), self.staged(file), self.partial(file)):
-                _clear(path)
+    def prepare(self, plan: PullPlan, to_fetch: Sequence[RemoteFile]) -> None:
+        """Make the folder for the files that will be fetched, and remove what is in the way of the plan.
 
-    def begin(self) -> None:
-        """Make the folder for unfinished files."""
-        (self.staging / "blobs").mkdir(parents=True, exist_ok=True)
-
-    def finish(self, commit: str, files: Sequence[Wanted], misplaced: Sequence[Wanted], ref: str | None) -> None:
-        """Move a complete revision in: a model changes from the old one to the new in one rename.
-
-        All files are staged or in the model's blobs. Where the revision is there already, those that are `misplaced` in
-        its folder are put right one by one, and what else its user keeps there stays. `ref` names the commit then.
+        OperationError when the files do not fit on the disk (nothing has changed then), or a folder with something in
+        it has the place of a file.
         """
-        for remains in ("snapshots", "refs"):
-            shutil.rmtree(self.staging / remains, ignore_errors=True)
-        new = self.staging / "snapshots" / commit
-        new.mkdir(parents=True)
-        if not self.model.is_dir():
-            self._drop_all_but(files)
-            _link_all(new, files, self.staging)
-            if ref is not None:
-                refs.write(ref, commit, str(self.staging))
-            self.staging.rename(self.model)
-        else:
-            self._move_blobs(files)
-            self._place(commit, new, files, misplaced)
-            self.point(ref, commit)
+        needed = {file.blob: file.size - _size(self.partial(file)) for file in to_fetch}
+        bad = (*plan.bad_blobs, *plan.bad_staged)
+        existing = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        space.check(
+            names.repo_id_of(self.model.name),
+            sum(needed.values()),
+            existing,
+            gained=sum(map(_size, bad)),
+            alternative="set HF_HUB_CACHE to another disk",
+        )
+        snapshot = self.snapshot(plan.commit)
+        for file in (*plan.missing, *plan.misplaced):
+            for path in (snapshot / file.name, self.blob(file), self.staged(file), self.partial(file)):
+                if path.is_symlink() or not path.is_dir():
+                    continue
+                try:
+                    path.rmdir()
+                except OSError as fault:
+                    raise OperationError(
+                        f"A folder is where the file {path.name} of the model belongs: {cause(fault)}.",
+                        hint="Move that folder away, then pull again.",
+                    ) from fault
+        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+        for path in bad:
+            path.unlink(missing_ok=True)
 
-    def points(self, ref: str | None, commit: str) -> bool:
-        """Whether the ref, if there is one, names the commit."""
-        return ref is None or refs.commit_of(ref, str(self.model), self.tree) == commit
+    def move_in(self, plan: PullPlan, ref: str | None) -> None:
+        """Move the files of a plan into the model, let `ref` name the commit, and remove what is left of staging.
 
-    def point(self, ref: str | None, commit: str) -> None:
-        """Let the ref, if there is one, name the commit; nothing is written where it does."""
-        if ref is not None and not self.points(ref, commit):
-            refs.write(ref, commit, str(self.model))
+        All files are staged or among the model's blobs. A model that is not in the cache appears in one rename; one
+        that is changes from its old revision to the new one in one rename.
+        """
+        if not plan.is_empty:
+            for name in plan.leftovers:
+                (self.snapshot(plan.commit) / name).unlink(missing_ok=True)
+            for earlier in ("snapshots", "refs"):
+                shutil.rmtree(self.folder / earlier, ignore_errors=True)
+            (self.folder / "snapshots" / plan.commit).mkdir(parents=True)
+            if self.model.is_dir():
+                self._change_model(plan)
+            else:
+                self._make_model(plan, ref)
+        if ref is not None and not self._is_current(ref, plan.commit):
+            refs.write(ref, plan.commit, str(self.model))
+        for folder in self._folders():
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _place(self, commit: str, new: Path, files: Sequence[Wanted], misplaced: Sequence[Wanted]) -> None:
-        place = self.snapshot(commit)
-        if place.is_symlink():
-            place.unlink()
-        if not place.exists():
-            _link_all(new, files, self.model)
-            place.parent.mkdir(exist_ok=True)
-            new.rename(place)
+    def _make_model(self, plan: PullPlan, ref: str | None) -> None:
+        blobs = {file.blob for file in plan.files}
+        for entry in list(os.scandir(self.folder / "blobs")):
+            if entry.name not in blobs:
+                # macOS removes its metadata file together with the file that it belongs to.
+                Path(entry.path).unlink(missing_ok=True)
+        _link_all(self.folder / "snapshots" / plan.commit, plan.files, self.folder)
+        if ref is not None:
+            refs.write(ref, plan.commit, str(self.folder))
+        self.folder.rename(self.model)
+
+    def _change_model(self, plan: PullPlan) -> None:
+        """Add a revision to a model; where it is there already, replace its misplaced entries one by one.
+
+        What else the user keeps in the revision's folder stays.
+        """
+        (self.model / "blobs").mkdir(exist_ok=True)
+        for file in plan.files:
+            if os.path.lexists(self.staged(file)):
+                os.replace(self.staged(file), self.blob(file))
+        new, snapshot = self.folder / "snapshots" / plan.commit, self.snapshot(plan.commit)
+        if snapshot.is_symlink():
+            snapshot.unlink()
+        if not snapshot.exists():
+            _link_all(new, plan.files, self.model)
+            snapshot.parent.mkdir(exist_ok=True)
+            new.rename(snapshot)
             return
-        _link_all(new, misplaced, self.model)
-        for file in misplaced:
-            target = place / file.name
-            _make_folders(place, target.parent)
+        _link_all(new, plan.misplaced, self.model)
+        for file in plan.misplaced:
+            target = snapshot / file.name
+            steps = [target.parent, *target.parent.parents]
+            for step in reversed(steps[: steps.index(snapshot)]):
+                # A revision has only folders on the way to a file; a link or a file makes room.
+                if os.path.lexists(step) and (step.is_symlink() or not step.is_dir()):
+                    step.unlink()
+                step.mkdir(exist_ok=True)
             os.replace(new / file.name, target)
 
-    def has_remains(self) -> bool:
-        """Whether anything is left of unfinished downloads, ours or others'."""
-        return any(map(os.path.lexists, self._stagings())) or any(self.orphans())
+    def is_settled(self, ref: str | None, commit: str) -> bool:
+        """Whether the ref, if there is one, names the commit, and nothing is left of unfinished downloads."""
+        has_remains = any(map(os.path.lexists, self._folders())) or any(self.orphans())
+        return not has_remains and (ref is None or self._is_current(ref, commit))
 
     def orphans(self) -> Iterator[Path]:
-        """What may be left among the model's blobs of a download by the library, or of a sharing."""
+        """Yield what a download by the library, or a sharing, may have left among the model's blobs."""
         for pattern in (f"*{names.INCOMPLETE}", ".*.shared"):
             yield from (self.model / "blobs").glob(pattern)
 
-    def clear(self) -> None:
-        """Remove what is left of our unfinished downloads."""
-        for folder in self._stagings():
-            shutil.rmtree(folder, ignore_errors=True)
+    def _is_current(self, ref: str, commit: str) -> bool:
+        return refs.commit_of(ref, str(self.model), self.tree) == commit
 
-    def _stagings(self) -> tuple[Path, Path]:
+    def _folders(self) -> tuple[Path, Path]:
         return self.model / names.INCOMPLETE, self.model.with_name(unfinished(self.model.name))
-
-    def _move_blobs(self, files: Sequence[Wanted]) -> None:
-        (self.model / "blobs").mkdir(exist_ok=True)
-        for file in files:
-            if os.path.lexists(self.staged(file)):
-                os.replace(self.staged(file), self.blob(file))
-
-    def _drop_all_but(self, files: Sequence[Wanted]) -> None:
-        keep = {file.blob for file in files}
-        for entry in list(os.scandir(self.staging / "blobs")):
-            if entry.name not in keep:
-                # One that macOS laid beside another goes with it.
-                Path(entry.path).unlink(missing_ok=True)
 
 
 def unfinished(folder: str) -> str:
-    """The folder beside a model's in which the first download of it waits."""
+    """Return the name of the folder beside a model's in which the first download of it waits."""
     return f".{folder}{names.INCOMPLETE}"
 
 
-def _clear(path: Path) -> None:
-    """Remove an empty folder that is in a file's place; OperationError when something is in it."""
-    if path.is_symlink() or not path.is_dir():
-        return
-    try:
-        path.rmdir()
-    except OSError as fault:
-        raise OperationError(
-            f"A folder is where the file {path.name} of the model belongs: {cause(fault)}.",
-            hint="Move that folder away, then pull again.",
-        ) from fault
+def _size(path: Path) -> int:
+    return os.lstat(path).st_size if os.path.lexists(path) else 0
 
 
-def _make_folders(snapshot: Path, folder: Path) -> None:
-    """Make a folder below a snapshot; a link or a file on the way, which no revision has, gives way."""
-    steps = [folder, *folder.parents]
-    for step in reversed(steps[: steps.index(snapshot)]):
-        if os.path.lexists(step) and (step.is_symlink() or not step.is_dir()):
-            step.unlink()
-        step.mkdir(exist_ok=True)
-
-
-def _link_all(snapshot: Path, files: Sequence[Wanted], model: Path) -> None:
+def _link_all(snapshot: Path, files: Sequence[RemoteFile], model: Path) -> None:
+    """Link the files of a new snapshot to the model's blobs; without symbolic links, move or copy the bytes."""
     uses = Counter(file.blob for file in files)
     for file in files:
         uses[file.blob] -= 1
@@ -238,22 +265,18 @@ def _link_all(snapshot: Path, files: Sequence[Wanted], model: Path) -> None:
         except OSError as fault:
             if fault.errno not in _NO_LINKS:
                 raise
-            # As on many external disks: the bytes themselves stand in the snapshot.
+            # Many external disks have no links: keep the bytes themselves in the snapshot.
             if os.path.lexists(path):
                 raise _collision(file) from fault
-            put = _copy if uses[file.blob] else os.replace
-            put(model / "blobs" / file.blob, path)
+            blob = model / "blobs" / file.blob
+            if uses[file.blob]:
+                shutil.copyfile(blob, path)
+            else:
+                os.replace(blob, path)
 
 
-def _collision(file: Wanted) -> OperationError:
-    """Return what to say of a file whose name another file of the same snapshot has taken."""
+def _collision(file: RemoteFile) -> OperationError:
     return OperationError(
         f"{file.name!r} can't be kept beside another file of the model: this disk takes their names for one.",
         hint="Set HF_HUB_CACHE to another disk, or ask the model's author to rename one of them.",
     )
-
-
-def _copy(path: Path, target: Path) -> None:
-    """Copy a file to a name that is free."""
-    with path.open("rb") as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy)

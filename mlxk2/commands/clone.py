@@ -83,7 +83,7 @@ def _clone(options: Options, context: Context) -> CloneData:
         assert isinstance(wanted, Repo)  # the demo is always there
         with hub_imports():
             from mlxk2.hub import client, repos  # noqa: PLC0415 - slow, and most clones come from the cache
-            from mlxk2.hub.download import download  # noqa: PLC0415
+            from mlxk2.hub.pull import download  # noqa: PLC0415
         connection = client.connect()
         revision = repos.find(connection, wanted.name, wanted.revision)
     else:

@@ -17,7 +17,7 @@ from mlxk2.workspace.ignore import IGNORE_FILE
 
 if TYPE_CHECKING:
     from mlxk2.commands.context import Context
-    from mlxk2.hub.push import Branch, Standing
+    from mlxk2.hub.push import Branch, BranchState
     from mlxk2.spec import PushData
 
 DEFAULT_BRANCH = "main"
@@ -79,50 +79,50 @@ def run(options: Options, context: Context) -> PushData:
 
 def _plan(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
     """Compare the folder with the branch and say what a push would do."""
-    standing = branch.look()
-    found = diff.compare(workspace, standing.files, context.progress)
+    state = branch.read()
+    found = diff.compare(workspace, state.files, context.progress)
     message = f"Dry-run: {counted(found.summary)}"
-    if not standing.has_branch and not options.create:
-        message += f"; the {'branch' if standing.has_repo else 'repo'} is not there yet, so push with --create"
+    if not state.has_branch and not options.create:
+        message += f"; the {'branch' if state.has_repo else 'repo'} is not there yet, so push with --create"
     data = _unchanged(options, context, workspace, message)
     data["no_changes"] = found.are_none
     data["dry_run"] = True
     data["dry_run_summary"] = data["change_summary"] = found.summary
-    data["would_create_repo"] = not standing.has_repo
-    data["would_create_branch"] = not standing.has_branch and (standing.has_repo or options.branch != DEFAULT_BRANCH)
+    data["would_create_repo"] = not state.has_repo
+    data["would_create_branch"] = not state.has_branch and (state.has_repo or options.branch != DEFAULT_BRANCH)
     data["added_files"] = [file.name for file in found.added]
     data["deleted_files"] = list(found.deleted)
-    _name_secrets(context, workspace, standing, data)
+    _name_secrets(context, workspace, state, data)
     return data
 
 
 def _push(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
     """Make what --create allows to be made, and upload what the branch lacks."""
     diff.uploadable(workspace)
-    standing = branch.look()
-    creates_repo = not standing.has_repo
+    state = branch.read()
+    creates_repo = not state.has_repo
     if creates_repo:
         if not options.create:
             raise RepoNotFoundError(options.repo_id)
-        branch.make_repo()
-        standing = branch.look()
-    if options.create and not standing.has_branch:
-        branch.make()
-        standing = replace(standing, has_branch=True)
-    found = diff.compare(workspace, standing.files, context.progress)
-    upload = Upload(found, standing.commit if standing.has_branch else None, workspace.ignore.text, options.commit)
+        branch.create_repo()
+        state = branch.read()
+    if options.create and not state.has_branch:
+        branch.create()
+        state = replace(state, has_branch=True)
+    found = diff.compare(workspace, state.files, context.progress)
+    upload = Upload(found, state.commit if state.has_branch else None, workspace.ignore.text, options.commit)
     stderr = context.streams.stderr
     pushed = branch.push(
         upload,
-        makes=options.create,
-        shows=not context.is_json and stderr.isatty(),
+        may_create=options.create,
+        show_bars=not context.is_json and stderr.isatty(),
         echo=stderr if options.verbose else None,
     )
-    message = f"Pushed: {counted(found.summary)}" + ("; the repo is public" if standing.is_public else "")
+    message = f"Pushed: {counted(found.summary)}" + ("; the repo is public" if state.is_public else "")
     data = _unchanged(options, context, workspace, pushed.remark or message)
     data["created_repo"] = creates_repo
-    data["hf_logs"] = pushed.said
-    _name_secrets(context, workspace, standing, data)
+    data["hf_logs"] = pushed.log
+    _name_secrets(context, workspace, state, data)
     if pushed.commit is None:
         data["no_changes"] = True
         return data
@@ -136,9 +136,9 @@ def _push(options: Options, context: Context, workspace: Workspace, branch: Bran
     return data
 
 
-def _name_secrets(context: Context, workspace: Workspace, standing: Standing, data: PushData) -> None:
+def _name_secrets(context: Context, workspace: Workspace, state: BranchState, data: PushData) -> None:
     """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
-    on_hub = sorted(name for name in standing.files if workspace.ignore.withholds(name) or name in workspace.withheld)
+    on_hub = sorted(name for name in state.files if workspace.ignore.withholds(name) or name in workspace.withheld)
     if workspace.withheld:
         data["secrets_left_out"] = workspace.withheld
     if on_hub:
@@ -164,7 +164,7 @@ def _unchanged(options: Options, context: Context, workspace: Workspace, message
         "branch": options.branch,
         "commit_sha": None,
         "commit_url": None,
-        "repo_url": f"{endpoint.shown(context.environment)}/{options.repo_id}",
+        "repo_url": f"{endpoint.read_public(context.environment)}/{options.repo_id}",
         "uploaded_files_count": 0,
         "local_files_count": len(workspace.files),
         "no_changes": False,

@@ -4,6 +4,6 @@ import os
 
 from mlxk2.hub import endpoint
 
-# The library reads these while it is imported, and fails there without a word of where they came from.
-endpoint.of(os.environ)
+# The library reads these variables while it is imported; its errors there do not name the variable.
+endpoint.read(os.environ)
 endpoint.check_timeouts(os.environ)

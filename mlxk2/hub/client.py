@@ -1,23 +1,43 @@
-"""The way to the hub: its address, the user's token, and one client for both."""
+"""The connection to the hub: its address, the user's token, and one client for both."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import OIDCError
 
 from mlxk2 import __version__
-from mlxk2.hub import endpoint, guard, private, tokens
+from mlxk2.errors import AuthError, cause
+from mlxk2.hub import endpoint, guard, private
 from mlxk2.hub.limits import Limits
 
-# It decides in Rust, when its first session starts.
+# The Xet client reads this variable in Rust, when its first session starts.
 XET_TELEMETRY_VARIABLE = "HF_XET_TELEMETRY_ENABLED"
+
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+OLDER_TOKEN_VARIABLE = "HUGGINGFACE_HUB_TOKEN"
+TOKEN_FILE = "The token file of `hf auth login`"
+VARIABLE_HINT = "Set it to the token alone, as https://huggingface.co/settings/tokens shows it, or unset it."
+FILE_HINT = "Log in again with `hf auth login`, or remove the file with `hf auth logout`."
+
+# What no token contains, and the words for it.
+TOKEN_FAULTS = (
+    (re.compile(r"[\r\n]"), "a line end"),
+    (re.compile(r"[\x00-\x1f\x7f]"), "a control character"),
+    (re.compile(r"[^\x00-\x7f]"), "a character that is not ASCII"),
+    (re.compile(r"[\"'`]"), "a quotation mark"),
+    (re.compile(r"\s"), "white space"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A client of the hub that `HF_ENDPOINT` names, with the user's token where there is one."""
+    """A client of the hub that `HF_ENDPOINT` names, with the user's token if there is one."""
 
     api: HfApi
     token: str | None
@@ -25,22 +45,56 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a request to the hub itself; the token goes to no other host."""
+        """Return the headers of a request to the hub itself; the token goes to no other host."""
         headers: dict[str, str] = self.api._build_hf_headers()
         return headers
 
 
 def connect(limits: Limits | None = None) -> Connection:
-    """The connection that the environment describes; nothing is asked of the hub yet.
+    """Return the connection that the environment describes; no request is sent yet.
 
-    ValidationError when HF_ENDPOINT is no address, AuthError when the token can't be sent.
+    ValidationError when HF_ENDPOINT is not an address, AuthError when the token can't be sent.
     """
-    private.quiet()
+    private.silence_library()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
-    address = endpoint.of(os.environ)
+    address = endpoint.read(os.environ)
     limits = limits or Limits.patient(private.constants.HF_HUB_ETAG_TIMEOUT, private.constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    private.set_client_factory(lambda: guard.client(address, limits))
-    found = tokens.find(os.environ)
-    # False stands for none, where None would make the library look for one.
-    api = HfApi(endpoint=address, token=found or False, library_name="mlxk2", library_version=__version__)
-    return Connection(api, found, limits)
+    private.set_client_factory(lambda: guard.make_client(address, limits))
+    token = find_token(os.environ)
+    # With None, the library would look for a token itself; False stands for no token.
+    api = HfApi(endpoint=address, token=token or False, library_name="mlxk2", library_version=__version__)
+    return Connection(api, token, limits)
+
+
+def find_token(environment: Mapping[str, str]) -> str | None:
+    """Return `HF_TOKEN`, else the token of `hf auth login`, else the older `HUGGINGFACE_HUB_TOKEN`, else None.
+
+    White space around a token is removed. AuthError when a token can't be sent; the message names its source only.
+    """
+    # The library removes line ends inside a token, which changes the token; so check the variable itself.
+    name = next((name for name in TOKEN_VARIABLES if environment.get(name)), TOKEN_VARIABLES[0])
+    in_variable = environment.get(name, "").strip()
+    _check_token(name, in_variable)
+    try:
+        token = get_token()
+        if token and not in_variable:
+            path = Path(constants.HF_TOKEN_PATH)
+            _check_token(TOKEN_FILE, path.read_text() if path.exists() else "", FILE_HINT)
+    except UnicodeDecodeError as fault:
+        raise AuthError(f"{TOKEN_FILE} is not text ({fault.reason}).", hint=FILE_HINT) from fault
+    except OSError as fault:
+        raise AuthError(f"{TOKEN_FILE} can't be read ({cause(fault)}).", hint=FILE_HINT) from fault
+    except OIDCError as fault:
+        raise AuthError(f"HF_OIDC_RESOURCE is set, but gives no token: {fault}") from fault
+    if token:
+        return token
+    older = environment.get(OLDER_TOKEN_VARIABLE, "")
+    _check_token(OLDER_TOKEN_VARIABLE, older)
+    return older.strip() or None
+
+
+def _check_token(source: str, text: str, hint: str = VARIABLE_HINT) -> None:
+    """Raise AuthError when the text, without the white space around it, can't be a token."""
+    fault = next((fault for pattern, fault in TOKEN_FAULTS if pattern.search(text.strip())), None)
+    if fault is not None:
+        raise AuthError(f"{source} holds a token that can't be sent: there is {fault} in it.", hint=hint)

@@ -1,4 +1,4 @@
-"""The address of the hub; to read it takes nothing of the client library."""
+"""The address of the hub; this module does not import the client library, so that it can be read early."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEFAULT = "https://huggingface.co"
 SCHEMES = ("http", "https")
 
 
-def of(environment: Mapping[str, str]) -> str:
-    """`HF_ENDPOINT`, less white space around it, or the hub itself; ValidationError when it is no address."""
+def read(environment: Mapping[str, str]) -> str:
+    """Return `HF_ENDPOINT` without white space around it, or the default; ValidationError when it is not an address."""
     endpoint = environment.get("HF_ENDPOINT", "").strip() or DEFAULT
     try:
         parts = urlsplit(endpoint)
@@ -28,19 +28,19 @@ def of(environment: Mapping[str, str]) -> str:
     return endpoint
 
 
-def shown(environment: Mapping[str, str]) -> str:
-    """Return the address for people to read, without the credentials that may stand in it."""
-    endpoint = of(environment)
+def read_public(environment: Mapping[str, str]) -> str:
+    """Return the address for people to read, without the credentials that it may contain."""
+    endpoint = read(environment)
     return endpoint.replace(credentials_in(endpoint), "", 1).rstrip("/")
 
 
 def credentials_in(endpoint: str) -> str:
-    """Return the user's name and password that stand before the host, with the `@`; nothing where none do."""
+    """Return the user name and password before the host, with the `@`; an empty text if there are none."""
     return "".join(urlsplit(endpoint).netloc.rpartition("@")[:2])
 
 
 def check_timeouts(environment: Mapping[str, str]) -> None:
-    """Raise ValidationError when a time-out of the library is no whole number of seconds."""
+    """Raise ValidationError when a time-out of the library is not a whole number of seconds."""
     for name in TIMEOUTS:
         value = environment.get(name, "0")
         try:
@@ -49,17 +49,14 @@ def check_timeouts(environment: Mapping[str, str]) -> None:
             raise ValidationError(f"{name} is not a whole number of seconds: {cut(value, 40)!r}.") from error
 
 
-def check_store(store: str, endpoint: str) -> None:
-    """Refuse, with ValueError, a store of Xet that is a folder of this machine, unless the hub is on it, too.
+def check_xet_store(store: str, endpoint: str) -> None:
+    """Raise ValueError when a Xet store is a folder of this machine, unless the hub runs on this machine, too.
 
     The Xet client takes `local:///folder` for a store and writes there, so that a hub could choose any folder.
     """
-    if store.partition("://")[0].lower() not in SCHEMES and not _is_loopback(endpoint):
-        raise ValueError("the hub names a store for Xet that is not on the network")
-
-
-def _is_loopback(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
+    is_on_this_machine = host == "localhost"
     with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+        is_on_this_machine = ipaddress.ip_address(host).is_loopback
+    if store.partition("://")[0].lower() not in SCHEMES and not is_on_this_machine:
+        raise ValueError("the hub names a store for Xet that is not on the network")

@@ -1,12 +1,13 @@
-"""What the hub's failures mean to a user: one ordered table from exception to error of the tree."""
+"""The hub's failures as errors of the tree: one ordered table for downloads, and one for uploads."""
 
 from __future__ import annotations
 
 import errno
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 import httpx2
 from huggingface_hub.errors import (
@@ -19,123 +20,62 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mlxk2 import errors
 from mlxk2.cache import space
 from mlxk2.errors import (
     AccessDeniedError,
+    AuthError,
     CachePermissionError,
     DownloadFailedError,
     MlxkError,
     NetworkError,
     OperationError,
+    PushFailedError,
+    RepoNotFoundError,
+    UploadFailedError,
     ValidationError,
+    cause,
 )
 from mlxk2.formatting import cut
-from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, question
+from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, count_call
+from mlxk2.hub.private import redact
 from mlxk2.names import Collision
 
-TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
+READ_TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
+WRITE_TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: hf auth login"
 OFFLINE = "Offline mode is on (HF_HUB_OFFLINE)."
 OFFLINE_HINT = "Unset HF_HUB_OFFLINE to reach the hub."
 LIMITS_HINT = "Try again later. If it stays, the hub, or a proxy before it, does not answer as it should."
 AGAIN_HINT = "Try again later; what was fetched so far is kept."
 
-# What the library raises when an answer is no JSON, or lacks what it must have, and for a URL that is none.
+# The library raises these when a response is not JSON, or lacks what it must have, and for an invalid URL.
 NONSENSE = (AttributeError, KeyError, TypeError, ValueError, RecursionError, httpx2.InvalidURL)
+# During an upload, a ValueError may also come from a file.
+PUSH_NONSENSE = (NonsenseError, *(kind for kind in NONSENSE if kind is not ValueError))
 
-MAX_CAUSE = 300
-# What a cause may quote of a request: credentials in a URL, and the token.
+MAX_CAUSE_CHARACTERS = 300
+# A cause may quote these parts of a request: credentials in a URL, and the token.
 _SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=Bearer )[^\s'\"]+")
 
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_UNAUTHORISED = (401, 403)
-_TOO_MANY = 429
-
-
-@contextmanager
-def translated(repo_id: str) -> Iterator[None]:
-    """Whatever the library or the disk raises inside the block becomes an error of the tree about this repo."""
-    try:
-        yield
-    except (httpx2.HTTPError, HFValidationError, OSError) as fault:
-        raise as_error(fault, repo_id) from fault
-
-
-@contextmanager
-def answered(repo_id: str, limits: Limits) -> Iterator[None]:
-    """As `translated`, around one question to the hub: an answer without sense or end is a failure too."""
-    try:
-        with translated(repo_id), question(limits):
-            yield
-    except NONSENSE as fault:
-        raise DownloadFailedError(nonsense(repo_id, fault)) from fault
-
-
-def nonsense(repo_id: str, fault: Exception) -> str:
-    """What to say of an answer that no hub would give."""
-    why = f" ({fault})" if isinstance(fault, NonsenseError) else ""
-    return f"The hub's answer for {repo_id} makes no sense{why}; is HF_ENDPOINT the address of a hub?"
-
-
-def beyond_limits(fault: LimitExceeded, repo_id: str) -> str:
-    """What to say of an answer that was given up because of its size or its time."""
-    return f"The hub's answer for {repo_id} {fault}."
-
-
-def one_line(text: str) -> str:
-    """Return a text of others on one line, without secrets, full stop and what is longer than `MAX_CAUSE`."""
-    return cut(_SECRETS.sub("", " ".join(text.split()).rstrip(".")), MAX_CAUSE)
-
-
-def as_error(fault: Exception, repo_id: str) -> MlxkError:
-    """The error of the tree that an exception of the library, of HTTP or of the disk stands for."""
-    if isinstance(fault, HFValidationError):
-        return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
-    if isinstance(fault, OfflineModeIsEnabled):
-        return NetworkError(OFFLINE, hint=OFFLINE_HINT)
-    if isinstance(fault, HfHubHTTPError):
-        return _of_answer(fault, repo_id)
-    if isinstance(fault, LimitExceeded):
-        return LimitsError(beyond_limits(fault, repo_id), hint=LIMITS_HINT)
-    if isinstance(fault, httpx2.DecodingError):
-        return DownloadFailedError(nonsense(repo_id, fault))
-    if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
-        return NetworkError(
-            f"The hub could not be reached for {repo_id}: {one_line(str(fault)) or type(fault).__name__}.",
-            hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
-        )
-    return _of_disk(fault, repo_id)
-
-
-def _of_answer(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
-    status = fault.response.status_code
-    if isinstance(fault, GatedRepoError):
-        message = f"{repo_id} is gated: its owner must grant access first, on its page at the hub."
-        return AccessDeniedError(message, hint=TOKEN_HINT)
-    if isinstance(fault, RepositoryNotFoundError):
-        return AccessDeniedError(f"{repo_id} is not on the hub, or is private.", hint=TOKEN_HINT)
-    if isinstance(fault, DisabledRepoError):
-        return AccessDeniedError(f"The hub has disabled access to {repo_id}.")
-    if isinstance(fault, RevisionNotFoundError):
-        return RevisionMissingError(f"{repo_id} has no such revision on the hub.")
-    if status in _UNAUTHORISED:
-        return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=TOKEN_HINT)
-    if status == _TOO_MANY:
-        return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
-    said = f": {one_line(fault.server_message)}" if fault.server_message else ""
-    return DownloadFailedError(f"The hub failed with {status} for {repo_id}{said}.", hint=AGAIN_HINT)
+_DISK_FORBIDS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UNAUTHORISED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
+_CONFLICTS = (409, 412)
+_INVALID_REVISION = "invalid rev id"
 
 
 class LimitsError(DownloadFailedError):
-    """An answer was larger, slower or longer than the limits allow; it will be again."""
+    """A response was larger, slower or longer than the limits allow; another attempt ends the same way."""
 
 
 class RevisionMissingError(DownloadFailedError):
-    """The repo is there, the revision is not."""
+    """The repo exists, the revision does not."""
+
+
+class BranchMissingError(UploadFailedError):
+    """The repo exists, the branch does not."""
 
 
 class NamesCollideError(DownloadFailedError):
-    """The repo lists two files that some disk takes for one; to ask again does not help."""
+    """The repo lists two files whose names are one name on some disks; another attempt ends the same way."""
 
     def __init__(self, repo_id: str, collision: Collision) -> None:
         first, second, reason = collision
@@ -147,8 +87,93 @@ class NamesCollideError(DownloadFailedError):
         super().__init__(message, hint=hint or "Is HF_ENDPOINT the address of a hub?")
 
 
-def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
+@contextmanager
+def translate_download(repo_id: str) -> Iterator[None]:
+    """Translate what the library or the disk raises inside the block into an error of the tree about this repo."""
+    try:
+        yield
+    except (httpx2.HTTPError, HFValidationError, OSError) as fault:
+        raise as_download_error(fault, repo_id) from fault
+
+
+@contextmanager
+def call_hub(repo_id: str, limits: Limits) -> Iterator[None]:
+    """Count the block as one call, and translate its failures; a nonsensical or endless response is a failure too."""
+    try:
+        with translate_download(repo_id), count_call(limits):
+            yield
+    except NONSENSE as fault:
+        raise DownloadFailedError(describe_nonsense(repo_id, fault)) from fault
+
+
+@contextmanager
+def translate_push(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
+    """Translate what the library raises inside the block into an error of the tree about a push to this repo."""
+    try:
+        yield
+    except PUSH_NONSENSE as fault:
+        raise PushFailedError(describe_nonsense(repo_id, fault)) from fault
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
+        origin: BaseException = fault
+        # The library raises RuntimeError only to say where another exception happened.
+        while isinstance(origin, RuntimeError) and origin.__cause__ is not None:
+            origin = origin.__cause__
+        raise as_push_error(origin, repo_id, hidden) from fault
+
+
+def describe_nonsense(repo_id: str, fault: Exception) -> str:
+    """Return the message about a response that no hub would send."""
+    why = f" ({fault})" if isinstance(fault, NonsenseError) else ""
+    return f"The hub's answer for {repo_id} makes no sense{why}; is HF_ENDPOINT the address of a hub?"
+
+
+def is_branch_missing(fault: HfHubHTTPError) -> bool:
+    """Whether the hub reports that there is no such branch."""
+    return isinstance(fault, RevisionNotFoundError) or _INVALID_REVISION in (fault.server_message or "").lower()
+
+
+def as_download_error(fault: Exception, repo_id: str) -> MlxkError:
+    """Return the error of the tree for an exception of the library, of HTTP or of the disk during a download."""
+    if isinstance(fault, HFValidationError):
+        return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
+    if isinstance(fault, OfflineModeIsEnabled):
+        return NetworkError(OFFLINE, hint=OFFLINE_HINT)
+    if isinstance(fault, HfHubHTTPError):
+        return _download_refused(fault, repo_id)
+    if isinstance(fault, LimitExceeded):
+        return LimitsError(f"The hub's answer for {repo_id} {fault}.", hint=LIMITS_HINT)
+    if isinstance(fault, httpx2.DecodingError):
+        return DownloadFailedError(describe_nonsense(repo_id, fault))
+    if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
+        return NetworkError(
+            f"The hub could not be reached for {repo_id}: {_one_line(str(fault)) or type(fault).__name__}.",
+            hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
+        )
+    return _disk_refused(fault, repo_id)
+
+
+def _download_refused(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
+    status = fault.response.status_code
+    if isinstance(fault, GatedRepoError):
+        message = f"{repo_id} is gated: its owner must grant access first, on its page at the hub."
+        return AccessDeniedError(message, hint=READ_TOKEN_HINT)
+    if isinstance(fault, RepositoryNotFoundError):
+        return AccessDeniedError(f"{repo_id} is not on the hub, or is private.", hint=READ_TOKEN_HINT)
+    if isinstance(fault, DisabledRepoError):
+        return AccessDeniedError(f"The hub has disabled access to {repo_id}.")
+    if isinstance(fault, RevisionNotFoundError):
+        return RevisionMissingError(f"{repo_id} has no such revision on the hub.")
+    if status in (_UNAUTHORISED, _FORBIDDEN):
+        return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=READ_TOKEN_HINT)
+    if status == _TOO_MANY:
+        return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
+    text = f": {_one_line(fault.server_message)}" if fault.server_message else ""
+    return DownloadFailedError(f"The hub failed with {status} for {repo_id}{text}.", hint=AGAIN_HINT)
+
+
+def _disk_refused(fault: Exception, repo_id: str) -> MlxkError:
     number = getattr(fault, "errno", None)
+    why = cause(fault) if isinstance(fault, OSError) else str(fault)
     if number in space.FULL:
         return OperationError(
             f"The disk is full; {repo_id} was not downloaded.",
@@ -159,15 +184,57 @@ def _of_disk(fault: Exception, repo_id: str) -> MlxkError:
             f"The file system or a limit (ulimit -f) forbids files as large as those of {repo_id}.",
             hint="Raise the limit, or set HF_HUB_CACHE to another file system.",
         )
-    if number in _FORBIDDEN:
+    if number in _DISK_FORBIDS:
         return CachePermissionError(
-            f"The cache can't be written ({_cause(fault)}); {repo_id} was not downloaded.",
+            f"The cache can't be written ({why}); {repo_id} was not downloaded.",
             hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
         )
     if number is not None:
-        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {_cause(fault)}.")
+        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {why}.")
     return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)
 
 
-def _cause(fault: Exception) -> str:
-    return errors.cause(fault) if isinstance(fault, OSError) else str(fault)
+def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> MlxkError:
+    """Return the error of the tree for an exception of the library, of HTTP or of the disk during an upload."""
+    if isinstance(fault, HFValidationError):
+        return as_download_error(fault, repo_id)
+    if isinstance(fault, OfflineModeIsEnabled):
+        return UploadFailedError(OFFLINE, hint=OFFLINE_HINT)
+    if isinstance(fault, HfHubHTTPError):
+        return _upload_refused(fault, repo_id, redact(hidden, fault.server_message or ""))
+    if isinstance(fault, LimitExceeded):
+        return UploadFailedError(f"The hub's answer for {repo_id} {fault}.", hint=LIMITS_HINT)
+    if isinstance(fault, (JSONDecodeError, httpx2.DecodingError)):
+        return UploadFailedError(describe_nonsense(repo_id, fault))
+    text = _one_line(redact(hidden, str(fault))) or type(fault).__name__
+    if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
+        hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
+        if "xet" in text:
+            hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
+        return UploadFailedError(f"The hub could not be reached for {repo_id}: {text}", hint=hint)
+    if isinstance(fault, OSError) and fault.strerror:
+        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(fault)}).")
+    return UploadFailedError(f"The upload to {repo_id} failed: {text}")
+
+
+def _upload_refused(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
+    status = fault.response.status_code
+    why = f": {_one_line(text)}" if text else ""
+    if is_branch_missing(fault):
+        message = f"{repo_id} has no such branch{why}."
+        return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
+    if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+        return RepoNotFoundError(repo_id)
+    if status == _UNAUTHORISED:
+        return AuthError(f"The hub does not accept the token ({status}{why}).", hint=WRITE_TOKEN_HINT)
+    if status == _FORBIDDEN:
+        return UploadFailedError(f"The hub forbids the upload to {repo_id} ({status}{why}).", hint=WRITE_TOKEN_HINT)
+    if status in _CONFLICTS:
+        message = f"{repo_id} was changed by somebody else during the push ({status}{why}); nothing was pushed."
+        return UploadFailedError(message, hint="Look at what has changed there, then push again.")
+    return UploadFailedError(f"The hub failed with {status} for {repo_id}{why}.", hint="Try again later.")
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line, without secrets and full stop, cut at `MAX_CAUSE_CHARACTERS`."""
+    return cut(_SECRETS.sub("", " ".join(text.split()).rstrip(".")), MAX_CAUSE_CHARACTERS)

@@ -1,6 +1,6 @@
-"""The door between the hub's client library and the network: every request leaves and every answer comes in here.
+"""The transport between the hub's client library and the network: every request and every response passes here.
 
-The user's token leaves for the hub itself only. No answer is larger, slower or longer than the limits.
+The user's token goes to the hub itself only. No response is larger, slower or longer than the limits.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ import httpx2
 
 from mlxk2.formatting import human_size
 from mlxk2.hub import private
-from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_file, current_question, set_inside
+from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_call, current_file_bytes, set_inside
 
-# What describes the body as it was on the way; what the library gets is plain.
-ON_THE_WAY = ("content-encoding", "content-length", "transfer-encoding")
+# These headers describe the body as it was sent; the library gets it decompressed and whole.
+TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 FIRST_REDIRECT = 300
 FILE_STATUSES = (200, 206)
-# The client hands on a request's extensions when it follows a redirect, so that the chain has one deadline.
+# The client copies a request's extensions when it follows a redirect, so that all redirects share one deadline.
 DEADLINE = "mlxk2_deadline"
 CONNECT_SECONDS = 30.0
 WRITE_SECONDS = 60.0
-UPLOADS = ("POST", "PUT", "PATCH", "DELETE")
+UPLOAD_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 
 _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
-def client(endpoint: str, limits: Limits) -> httpx2.Client:
-    """Make the library's own client, with its proxies and certificates, and stand guard at its network."""
-    made: httpx2.Client = private.default_client_factory()
-    made._transport = _guarded(made._transport, endpoint, limits)
-    made._mounts = {
-        pattern: None if transport is None else _guarded(transport, endpoint, limits)
-        for pattern, transport in made._mounts.items()
+def make_client(endpoint: str, limits: Limits) -> httpx2.Client:
+    """Make the library's own client, with its proxies and certificates, and put a guard around its transports."""
+    client: httpx2.Client = private.default_client_factory()
+    client._transport = _guard(client._transport, endpoint, limits)
+    client._mounts = {
+        pattern: None if transport is None else _guard(transport, endpoint, limits)
+        for pattern, transport in client._mounts.items()
     }
-    return made
+    return client
 
 
-def _guarded(transport: httpx2.BaseTransport, endpoint: str, limits: Limits) -> Guard:
+def _guard(transport: httpx2.BaseTransport, endpoint: str, limits: Limits) -> GuardedTransport:
     if isinstance(transport, httpx2.HTTPTransport):
         pool = transport._pool
         pool._network_backend = WatchedBackend(pool._network_backend)
-    return Guard(transport, endpoint, limits)
+    return GuardedTransport(transport, endpoint, limits)
 
 
-class Guard(httpx2.BaseTransport):
-    """A transport that keeps the token at home and reads answers within limits; only files are streamed."""
+class GuardedTransport(httpx2.BaseTransport):
+    """A transport that sends the token to the hub only and reads responses within limits; it streams only files."""
 
     def __init__(self, transport: httpx2.BaseTransport, endpoint: str, limits: Limits) -> None:
         self._transport = transport
@@ -59,96 +59,89 @@ class Guard(httpx2.BaseTransport):
         self._limits = limits
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; LimitExceeded when its answer is beyond the limits."""
+        """Send a request; LimitExceeded when its response is beyond the limits."""
         if request.url.origin != self._origin:
             request.headers.pop("authorization", None)
         # The hub needs no cookies, and a cookie of one port would go to every other port of its host.
         request.headers.pop("cookie", None)
-        if question := current_question():
-            question.ask()
-        file_size = current_file()
-        watch = self._watch(request, file_size)
+        if call := current_call():
+            call.count_request()
+        file_bytes = current_file_bytes()
+        deadline = request.extensions.setdefault(DEADLINE, time.monotonic() + self._limits.response_seconds)
+        watch = Watch(self._limits, file_bytes, deadline)
+        if request.method in UPLOAD_METHODS:
+            watch.allow_upload()
         with set_inside(_WATCH, watch):
-            answer = self._transport.handle_request(request)
-        if file_size is not None and answer.status_code in FILE_STATUSES:
-            assert isinstance(answer.stream, httpx2.SyncByteStream)
-            stream = WatchedBody(answer.stream, watch)
+            response = self._transport.handle_request(request)
+        if file_bytes is not None and response.status_code in FILE_STATUSES:
+            assert isinstance(response.stream, httpx2.SyncByteStream)
+            stream = WatchedBody(response.stream, watch)
             return httpx2.Response(
-                answer.status_code, headers=answer.headers, stream=stream, extensions=answer.extensions
+                response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
             )
-        return self._read(request.method, answer, watch)
+        return self._read_whole(request.method, response, watch)
 
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
 
-    def _watch(self, request: httpx2.Request, file_size: int | None) -> Watch:
-        deadline = request.extensions.setdefault(DEADLINE, time.monotonic() + self._limits.answer_seconds)
-        watch = Watch(self._limits, file_size, deadline)
-        if request.method in UPLOADS:
-            watch.allow_upload()
-        return watch
-
-    def _read(self, method: str, answer: httpx2.Response, watch: Watch) -> httpx2.Response:
-        """Read an answer whole, decompressed; of a redirect's or an error's text only the beginning."""
-        with closing(answer), set_inside(_WATCH, watch):
-            self._check_pause(answer)
-            is_result = answer.status_code < FIRST_REDIRECT
-            body = b"" if method == "HEAD" else self._body(answer, is_result)
-        if question := current_question():
-            question.count(len(body))
-        headers = answer.headers.copy()
-        if method != "HEAD":
-            for name in ON_THE_WAY:
-                headers.pop(name, None)
-            if not is_result and body:
-                body = _legible(body, headers.get("content-type", ""))
-                headers["content-type"] = "application/json"
-        return httpx2.Response(answer.status_code, headers=headers, content=body, extensions=answer.extensions)
-
-    def _body(self, answer: httpx2.Response, is_result: bool) -> bytes:
-        most = self._limits.answer_bytes if is_result else self._limits.error_bytes
+    def _read_whole(self, method: str, response: httpx2.Response, watch: Watch) -> httpx2.Response:
+        """Read a response whole and decompress it; of a redirect's or an error's text read only the beginning."""
+        is_result = response.status_code < FIRST_REDIRECT
+        max_bytes = self._limits.response_bytes if is_result else self._limits.error_bytes
         body = bytearray()
-        try:
-            for piece in answer.iter_bytes():
-                body += piece
-                if len(body) > most:
-                    break
-        except (httpx2.DecodingError, LimitExceeded):
-            if is_result:
-                raise
-            # The status says enough.
-        if is_result and len(body) > most:
-            raise LimitExceeded(f"is larger than {human_size(most)}")
-        return bytes(body[:most])
+        with closing(response), set_inside(_WATCH, watch):
+            self._check_pause(response)
+            try:
+                for chunk in response.iter_bytes() if method != "HEAD" else ():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        break
+            except (httpx2.DecodingError, LimitExceeded):
+                if is_result:
+                    raise
+                # The status of an error is enough without its text.
+        if is_result and len(body) > max_bytes:
+            raise LimitExceeded(f"is larger than {human_size(max_bytes)}")
+        content = bytes(body[:max_bytes])
+        if call := current_call():
+            call.count_bytes(len(content))
+        headers = response.headers.copy()
+        if method != "HEAD":
+            for name in TRANSFER_HEADERS:
+                headers.pop(name, None)
+            if not is_result and content:
+                content = _rewrite_error(content, headers.get("content-type", ""))
+                headers["content-type"] = "application/json"
+        return httpx2.Response(response.status_code, headers=headers, content=content, extensions=response.extensions)
 
-    def _check_pause(self, answer: httpx2.Response) -> None:
-        """Refuse to wait for as long as an answer asks; the library would sleep until then."""
-        limit = private.parse_ratelimit_headers(answer.headers)
-        after = answer.headers.get("retry-after", "").strip()
-        asked: list[float] = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
-        asked += [float(after)] if after.isascii() and after.isdigit() else []
-        if answer.status_code >= FIRST_REDIRECT and max(asked, default=0) > self._limits.pause_seconds:
-            raise LimitExceeded(f"({answer.status_code}) asks to wait longer than {self._limits.pause_seconds} seconds")
+    def _check_pause(self, response: httpx2.Response) -> None:
+        """Raise LimitExceeded when a response asks for too long a pause; the library would sleep until then."""
+        limit = private.parse_ratelimit_headers(response.headers)
+        after = response.headers.get("retry-after", "").strip()
+        pauses: list[float] = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
+        pauses += [float(after)] if after.isascii() and after.isdigit() else []
+        if response.status_code >= FIRST_REDIRECT and max(pauses, default=0) > self._limits.pause_seconds:
+            status, seconds = response.status_code, self._limits.pause_seconds
+            raise LimitExceeded(f"({status}) asks to wait longer than {seconds} seconds")
 
 
-def _legible(body: bytes, content_type: str) -> bytes:
-    """Return the text of an error in the form in which the library reads it; a page for people says nothing to it.
+def _rewrite_error(body: bytes, content_type: str) -> bytes:
+    """Return the body of an error in the JSON form that the library reads; leave out a page of HTML.
 
-    The library would stumble over any other form, so that the status would be lost.
+    With any other form the library would fail itself, and the status would be lost.
     """
     text = body.decode("utf-8", "replace")
     try:
-        said = json.loads(text)
+        error = json.loads(text)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or not _is_list_of_messages(said.get("errors")):
-        said = {} if "html" in content_type.lower() else {"error": text}
-    return json.dumps(said).encode()
-
-
-def _is_list_of_messages(errors: object) -> bool:
-    return errors is None or (isinstance(errors, list) and all(isinstance(error, dict) for error in errors))
+        error = None
+    is_readable = isinstance(error, dict)
+    if is_readable and error.get("errors") is not None:
+        is_readable = isinstance(error["errors"], list) and all(isinstance(entry, dict) for entry in error["errors"])
+    if not is_readable:
+        error = {} if "html" in content_type.lower() else {"error": text}
+    return json.dumps(error).encode()
 
 
 class WatchedBody(httpx2.SyncByteStream):
@@ -159,16 +152,16 @@ class WatchedBody(httpx2.SyncByteStream):
         self._watch = watch
 
     def __iter__(self) -> Iterator[bytes]:
-        pieces = iter(self._stream)
+        chunks = iter(self._stream)
         while True:
             with set_inside(_WATCH, self._watch):
-                piece = next(pieces, None)
-            if piece is None:
+                chunk = next(chunks, None)
+            if chunk is None:
                 return
-            yield piece
+            yield chunk
 
     def close(self) -> None:
-        """Close the connection, or give it back."""
+        """Close the connection, or return it to the pool."""
         self._stream.close()
 
 
@@ -186,7 +179,7 @@ class WatchedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connect, within a limit of time of our own where the library sets none."""
+        """Connect within the library's time limit, or ours if the library sets none."""
         stream = self._backend.connect_tcp(host, port, timeout or CONNECT_SECONDS, local_address, socket_options)
         return WatchedStream(stream)
 
@@ -196,30 +189,30 @@ class WatchedBackend(httpcore2.NetworkBackend):
 
 
 class WatchedStream(httpcore2.NetworkStream):
-    """A connection whose reads are counted by the watch of the request that is under way."""
+    """A connection whose reads the watch of the current request counts."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what there is; LimitExceeded when too much came, or too little in the time."""
+        """Read what has arrived; LimitExceeded when it is too much, or too little for the time."""
         watch = _WATCH.get()
         if watch is None:
             return self._stream.read(max_bytes, timeout)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             data = self._stream.read(max_bytes, watch.patience(timeout))
         except httpcore2.ReadTimeout:
-            watch.count(0, time.monotonic() - began)
+            watch.count(0, time.monotonic() - start)
             raise
-        watch.count(len(data), time.monotonic() - began)
+        watch.count(len(data), time.monotonic() - start)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it, as long as it moves."""
+        """Send the whole buffer; time out only when nothing moves."""
         self._stream.write(buffer, timeout or WRITE_SECONDS)
         if watch := _WATCH.get():
-            watch.sent()
+            watch.restart_wait()
 
     def close(self) -> None:
         """Close the connection."""
@@ -228,9 +221,9 @@ class WatchedStream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        """Encrypt the connection, within a limit of time."""
+        """Encrypt the connection within a time limit."""
         return WatchedStream(self._stream.start_tls(ssl_context, server_hostname, timeout or CONNECT_SECONDS))
 
     def get_extra_info(self, info: str) -> object:
-        """Say what the connection itself says."""
+        """Return the connection's own information."""
         return self._stream.get_extra_info(info)

@@ -1,18 +1,21 @@
-"""What we import of huggingface_hub that it does not document, and how it behaves inside this process.
+"""The undocumented names of huggingface_hub that we import, and how the library behaves inside this process.
 
-`tests_2.0/test_hub_private.py` pins every name, and the private methods of its `HfApi` that are
-called: when one moves, that test says which.
+`tests_2.0/test_hub_private.py` pins every name here, the names of the shared store in `shared_blobs.py`, and the
+private methods of `HfApi` that are called: when one moves, that test names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 from filelock import Timeout
 from huggingface_hub import constants
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import logging as library_logging
 from huggingface_hub.utils._fixes import WeakFileLock
 from huggingface_hub.utils._http import (
     default_client_factory,
@@ -22,13 +25,6 @@ from huggingface_hub.utils._http import (
     set_client_factory,
 )
 from huggingface_hub.utils._runtime import is_xet_available
-from huggingface_hub.utils._shared_blobs import (
-    has_shared_blob,
-    publish_blob_to_shared_store,
-    shared_blob_path,
-    shared_blobs_enabled,
-    try_link_from_shared_store,
-)
 from huggingface_hub.utils._xet import (
     XetFileData,
     XetTokenType,
@@ -44,48 +40,105 @@ __all__ = [
     "WeakFileLock",
     "XetFileData",
     "XetTokenType",
+    "collect_log",
     "constants",
     "default_client_factory",
     "disable_progress_bars",
     "enable_progress_bars",
     "get_xet_session",
-    "has_shared_blob",
     "hf_raise_for_status",
     "http_backoff",
     "http_get",
     "is_xet_available",
     "parse_ratelimit_headers",
-    "publish_blob_to_shared_store",
-    "quiet",
+    "redact",
     "refresh_xet_connection_info",
     "set_client_factory",
-    "shared_blob_path",
-    "shared_blobs_enabled",
-    "try_link_from_shared_store",
+    "show_progress_bars",
+    "silence_library",
     "without_xet",
     "xet_connection_info_refresh_url",
     "xet_headers_without_auth",
 ]
 
+LIBRARY = "huggingface_hub"
 CHUNK_BYTES = 1 << 20
 
 
-def quiet() -> None:
-    """Make the library silent in this process: no telemetry, no request of its own, no bars, no log lines."""
-    # Without this it asks the hub for a list of programs to report in its user agent.
+def silence_library() -> None:
+    """Make the library silent in this process: no telemetry, no requests of its own, no bars, no log lines."""
+    # Without this, the library asks the hub for a list of programs to report in its user agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    # It hands on whole chunks only, so a killed download loses up to one of them: 1 MiB rather than 10.
+    # The library passes on whole chunks only, so a killed download loses up to one of them: 1 MiB rather than 10.
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     disable_progress_bars()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def show_progress_bars(shows: bool) -> Iterator[None]:
+    """Let the library draw its progress bars inside the block if `shows`, unless the environment forbids them."""
+    if shows and not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        disable_progress_bars()
 
 
 @contextmanager
 def without_xet() -> Iterator[None]:
-    """Let the library use plain HTTP inside the block."""
+    """Make the library use plain HTTP inside the block."""
     before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
     try:
         yield
     finally:
         constants.HF_HUB_DISABLE_XET = before
+
+
+@contextmanager
+def collect_log(hidden: Sequence[str], echo: IO[str] | None) -> Iterator[list[str]]:
+    """Collect the library's log lines and warnings inside the block, without the `hidden` texts.
+
+    The lines are also written to `echo`, if there is one, and printed nowhere else.
+    """
+    lines: list[str] = []
+
+    def add(text: str) -> None:
+        new = redact(hidden, text).splitlines()
+        lines.extend(new)
+        if echo is not None:
+            echo.writelines(f"{line}\n" for line in new)
+
+    logger = logging.getLogger(LIBRARY)
+    handlers, level, propagates = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [_LogCollector(add)], False
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            # Only warnings for users are collected; the others are for developers.
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=UserWarning)
+            warnings.showwarning = lambda message, *_, **__: add(str(message))
+            yield lines
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+        logger.setLevel(level)
+
+
+class _LogCollector(logging.Handler):
+    def __init__(self, add: Callable[[str], None]) -> None:
+        super().__init__()
+        self._add = add
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add one record."""
+        self._add(record.getMessage())
+
+
+def redact(hidden: Sequence[str], text: str) -> str:
+    """Return the text without the `hidden` texts, such as a token or a path."""
+    for secret in hidden:
+        text = text.replace(secret, "")
+    return text
