@@ -1,17 +1,17 @@
-// An answer on its way: the request it comes from, its chunks gathered into a message, and how long that took.
+// An answer while it is generated: its request, its message, which grows with each chunk, and how long that took.
 
 import { pause } from "./dom.js";
 
-// Milliseconds until the page says what an answer waits for, and between two looks at it.
-const PATIENCE = 400;
-const INTERVAL = 1000;
+// Milliseconds until the page shows what an answer waits for, and between two requests for the state of the server.
+const WAITING_AFTER = 400;
+const WAITING_EVERY = 1000;
 
 /** Return the message that an answer will fill. */
 export function newAnswer(model) {
   return { role: "assistant", model, content: "", reasoning: "", state: "streaming" };
 }
 
-/** Return the request for the answer to a conversation; of the settings, what is empty is the server's choice. */
+/** Return the request for the answer to a conversation; the server chooses the value of each empty setting. */
 export function requestFor(messages, settings) {
   const { model, system, temperature, maxTokens } = settings;
   const opening = system.trim() ? [{ role: "system", content: system }] : [];
@@ -23,18 +23,18 @@ export function requestFor(messages, settings) {
   };
 }
 
-/** Return what was said, in turns: where an answer never came, two questions become one, since models expect turns. */
+/** Return the messages in turns, as models expect them: two questions without an answer in between become one. */
 function turns(messages) {
-  const said = [];
+  const result = [];
   for (const { role, content } of messages.filter((message) => message.content)) {
-    const last = said.at(-1);
+    const last = result.at(-1);
     if (last?.role === role) last.content += `\n\n${content}`;
-    else said.push({ role, content });
+    else result.push({ role, content });
   }
-  return said;
+  return result;
 }
 
-/** One request under way; `waiting` says what for, as long as nothing has come. */
+/** One request; until its first text, `waiting` is what it waits for. */
 export class Run {
   waiting = "";
   #controller = new AbortController();
@@ -46,15 +46,15 @@ export class Run {
     this.message = message;
   }
 
-  /** End it, and say why; what came stays. */
+  /** End the request; the text that has come stays. `state` is the reason. */
   stop(state = "stopped") {
     this.message.state = state;
     this.#controller.abort();
   }
 
-  /** Fill the message until the answer is whole, stopped or broken, calling `onChange` for every part of it. */
+  /** Fill the message until the answer is complete, stopped or failed; call `onChange` after each chunk. */
   async fill(api, body, onChange) {
-    this.#tellWaiting(api, onChange);
+    this.#showWaiting(api, onChange);
     try {
       for await (const chunk of api.chat(body, this.#controller.signal)) {
         this.#take(chunk);
@@ -68,7 +68,7 @@ export class Run {
   }
 
   #fail({ message, hint = "" }) {
-    // A page that is left loses its connections too.
+    // When the user leaves the page, the connection fails too; that is not a fault.
     if (this.message.state !== "streaming") return;
     this.message.state = "failed";
     this.message.fault = { text: message, hint };
@@ -97,13 +97,13 @@ export class Run {
     return { thinking: thinking / 1000, writing: (this.#last - this.#first) / 1000 };
   }
 
-  async #tellWaiting(api, onChange) {
-    await pause(PATIENCE);
+  async #showWaiting(api, onChange) {
+    await pause(WAITING_AFTER);
     while (this.message.state === "streaming" && !this.#first) {
       const { loading, queued } = await api.health().catch(() => ({}));
       this.waiting = loading ? `Loading ${loading}…` : queued ? "Waiting in the queue…" : "";
       onChange();
-      await pause(INTERVAL);
+      await pause(WAITING_EVERY);
     }
   }
 }

@@ -1,16 +1,16 @@
-// The server's API, as far as this page needs it. Addresses are relative, so that a proxy may serve it under any path.
+// The parts of the server's API that this page uses. Addresses are relative, so that a proxy may serve it on any path.
 
 const KEY = "mlxk2.key";
 const HINTS = {
   context_length_exceeded: "Start a new conversation, or edit your last message.",
-  // Its message says it all.
+  // The message says what to do.
   server_busy: "",
   shutting_down: "Once the server runs again, try again.",
   unreachable: "Is it still running?",
   lost: "What came until then is kept.",
 };
 
-/** Why there is no answer, or no more of it; `hint` says what to do about it. */
+/** A request that failed, or a stream that broke; `hint` says what the user can do. */
 export class ServerError extends Error {
   constructor(message, code, hint = HINTS[code] ?? "") {
     super(message);
@@ -18,28 +18,28 @@ export class ServerError extends Error {
   }
 }
 
-/** The server; `askKey(wasWrong)` is called when it wants a key, and gives one, or null. */
+/** The server; `askKey(wasWrong)` is called when it requires a key, and returns the user's key, or null. */
 export class Api {
   #askKey;
   #asking = null;
-  // Not localStorage: a key should not outlive the tab it was typed into.
+  // sessionStorage keeps the key until the tab is closed; localStorage would keep it longer.
   #key = stored();
 
   constructor(askKey) {
     this.#askKey = askKey;
   }
 
-  /** Return how the server is. */
+  /** Return the state of the server. */
   async health() {
     return (await reach("health")).json();
   }
 
-  /** Return the models that can answer. */
+  /** Return the models that can run. */
   async models() {
     return (await (await this.#request("v1/models")).json()).data;
   }
 
-  /** Yield the chunks of a chat completion; raise ServerError, also when the connection breaks on the way. */
+  /** Yield the chunks of a chat completion; throw ServerError if it fails or the connection breaks. */
   async *chat(body, signal) {
     const options = { stream: true, stream_options: { include_usage: true } };
     const request = { method: "POST", body: JSON.stringify({ ...body, ...options }), signal };
@@ -59,7 +59,7 @@ export class Api {
       const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${utf8(key)}` }) };
       const response = await reach(path, { ...options, headers });
       if (response.status !== 401) return checked(response);
-      // Whoever else was refused has asked for a new one already.
+      // Another request that was refused may have asked for a new key already.
       if (key === this.#key) await this.#renewKey((await fault(response)).message);
       options.signal?.throwIfAborted();
     }
@@ -79,7 +79,7 @@ async function reach(path, options = {}) {
   try {
     return await fetch(path, { cache: "no-store", ...options });
   } catch (error) {
-    // What was stopped on purpose is none of the server's faults.
+    // The user stopped this request; the server did not fail.
     throw error.name === "AbortError" ? error : new ServerError("The server can't be reached.", "unreachable");
   }
 }
@@ -92,12 +92,12 @@ async function checked(response) {
 }
 
 async function fault(response) {
-  // A proxy in between may answer with anything.
+  // A proxy may send a body that is not JSON.
   const body = await response.json().catch(() => null);
   return body?.error ?? { message: `The server answered ${response.status}.` };
 }
 
-/** Yield the data of server-sent events, each on a line of its own. */
+/** Yield the data of server-sent events; each event is one line. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -115,7 +115,7 @@ function lost(error) {
   return { done: true };
 }
 
-/** Return a text as the bytes of UTF-8, one character each, as headers take them. */
+/** Return the UTF-8 bytes of a text, each as one character, as headers need them. */
 function utf8(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
@@ -132,6 +132,6 @@ function keep(key) {
   try {
     sessionStorage.setItem(KEY, key);
   } catch {
-    // Then it is asked for again after a reload.
+    // Without storage, the page asks for the key again after a reload.
   }
 }

@@ -1,4 +1,4 @@
-// The chat page: which conversation is open, and what the user does to it.
+// The chat page: the open conversation, and what the user does with it.
 
 import { Api } from "./api.js";
 import { newAnswer, requestFor, Run } from "./answering.js";
@@ -7,20 +7,20 @@ import { byId, element, pause } from "./dom.js";
 import { newConversation, Store } from "./store.js";
 import { Transcript } from "./transcript.js";
 
-// Milliseconds between two writes of an answer that is still growing, and how long a notice stays.
+// Milliseconds between two writes of an answer that is being generated, and how long a notice stays.
 const SAVE_EVERY = 1000;
 const NOTICE = 8000;
 
 const api = new Api(askKey);
 const store = new Store();
-// The answers on their way, by their conversation's id; several may be, each in its own.
+// The answers that are being generated, by the id of their conversation; each conversation has at most one.
 const runs = new Map();
 const places = { list: byId("messages"), scroller: byId("scroller"), toEnd: byId("to-end") };
 const transcript = new Transcript(places, { edit: beginEditing, retry });
 const input = byId("input");
 let current = newConversation();
 let isEditing = false;
-let isLossTold = false;
+let isLossShown = false;
 let noticeTimer = 0;
 
 // --- conversations ---
@@ -32,7 +32,7 @@ function open() {
   transcript.scrollToEnd();
 }
 
-/** Bring the page up to what the open conversation and the list are now. */
+/** Show the open conversation and the list as they are now. */
 function show() {
   const run = runs.get(current.id);
   transcript.show(current, run);
@@ -66,7 +66,7 @@ function removeEntry(id) {
   });
 }
 
-/** Keep a conversation that is being answered, unless it was deleted meanwhile. */
+/** Save a conversation whose answer is being generated, unless the user has deleted it. */
 function saveAnswered(id) {
   const conversation = store.find(id);
   if (conversation) save(conversation);
@@ -74,8 +74,8 @@ function saveAnswered(id) {
 
 function save(conversation) {
   const isKept = store.save(conversation);
-  if (!isKept && !isLossTold) notify("This browser can't keep the conversation: its storage is full or blocked.");
-  isLossTold = !isKept;
+  if (!isKept && !isLossShown) notify("This browser can't keep the conversation: its storage is full or blocked.");
+  isLossShown = !isKept;
 }
 
 // --- asking and answering ---
@@ -150,8 +150,8 @@ function chooseModel({ target }) {
 
 const tokens = (count) => (count < 1024 ? String(count) : `${Math.round(count / 1024)}k`);
 
-/** Say that a model is being loaded as long as the server's first one is. */
-async function tellLoading() {
+/** Show that the server's first model is being loaded, until it is in memory. */
+async function showLoading() {
   for (;;) {
     const { status, loading } = await api.health();
     byId("state").textContent = status === "loading" ? `Loading ${loading}…` : "";
@@ -177,12 +177,12 @@ const isTouch = () => matchMedia("(pointer: coarse)").matches;
 
 const tell = (error) => notify([error.message, error.hint].filter(Boolean).join(" "));
 
-/** Let a screen reader say this. */
+/** Let a screen reader read a text. */
 function announce(text) {
   byId("announcement").textContent = text;
 }
 
-/** Make the field as high as what is typed into it, where the style sheet's `field-sizing` is not known. */
+/** Make the field as high as its text, in browsers that do not know the style sheet's `field-sizing`. */
 function fit() {
   if (CSS.supports("field-sizing", "content")) return;
   input.style.height = "auto";
@@ -199,7 +199,7 @@ function submit(event) {
 }
 
 function onInputKey(event) {
-  // Keyboards on glass have no easy Shift+Enter, and Enter may belong to an input method.
+  // Touch keyboards have no easy Shift+Enter, and Enter may belong to an input method.
   const isPlainEnter = event.key === "Enter" && !event.shiftKey && !event.isComposing;
   if (isPlainEnter && !isTouch()) submit(event);
 }
@@ -216,7 +216,7 @@ function stop() {
   focusInput();
 }
 
-/** Let the user type on, where that does not bring up a keyboard of glass. */
+/** Move the focus to the field, unless that would open a touch keyboard. */
 function focusInput() {
   if (!isTouch()) input.focus();
 }
@@ -230,7 +230,7 @@ function closeMenu() {
   if (document.body.classList.contains("menu-open")) toggleMenu();
 }
 
-/** Take over what another tab has changed. */
+/** Show what another tab has changed. */
 function onStorage({ key }) {
   store.reload(new Set(runs.keys()));
   current = store.find(current.id) ?? current;
@@ -238,7 +238,7 @@ function onStorage({ key }) {
   else showList();
 }
 
-/** Keep what came so far. */
+/** Save the text that has come, before the page is closed. */
 function leave() {
   for (const [id, run] of runs) {
     run.stop("interrupted");
@@ -252,7 +252,7 @@ function listen() {
   byId("cancel-editing").addEventListener("click", endEditing);
   byId("menu").addEventListener("click", toggleMenu);
   byId("veil").addEventListener("click", closeMenu);
-  // Also for the conversation that is open already.
+  // The hash does not change for the conversation that is open already, so the click closes the menu.
   byId("sidebar").addEventListener("click", ({ target }) => target.closest("a") && closeMenu());
   byId("new").addEventListener("click", () => setTimeout(focusInput));
   byId("model").addEventListener("change", chooseModel);
@@ -261,7 +261,7 @@ function listen() {
   addEventListener("keydown", onEscape);
   addEventListener("hashchange", open);
   addEventListener("storage", onStorage);
-  // What was pulled or removed meanwhile.
+  // Models may have been pulled or removed while the page was hidden.
   addEventListener("visibilitychange", () => document.hidden || loadModels().catch(tell));
   addEventListener("pagehide", leave);
 }
@@ -269,5 +269,5 @@ function listen() {
 new SettingsPanel(store);
 listen();
 open();
-tellLoading().catch(tell);
+showLoading().catch(tell);
 loadModels().catch(tell);

@@ -1,12 +1,12 @@
-// The two dialogs: the settings, and the question for the server's key.
+// The two dialogs: the settings, and the server's key.
 
 import { byId } from "./dom.js";
 import { DEFAULTS } from "./store.js";
 
-// The fields by their ids, and what they set.
+// The settings, by the ids of their fields.
 const FIELDS = { system: "system", temperature: "temperature", "max-tokens": "maxTokens" };
 
-/** The settings panel and its button, which shows whether anything in it was changed. */
+/** The settings panel and its button, which shows whether a setting was changed. */
 export class SettingsPanel {
   #store;
 
@@ -35,7 +35,7 @@ export class SettingsPanel {
   }
 }
 
-/** Ask for the server's key; null when the user has none. */
+/** Ask for the server's key; return null if the user has none. */
 export function askKey(wasWrong) {
   const dialog = byId("key-dialog");
   const field = byId("key");

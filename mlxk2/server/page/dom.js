@@ -1,6 +1,6 @@
-// Elements without HTML: whatever a model or a server says can only ever become text.
+// Elements without HTML: the words of a model or a server become text and nothing else.
 
-/** Return a new element; properties `on…` listen, the other ones are attributes, undefined and false are left out. */
+/** Return a new element. Properties `on…` are listeners, the others attributes; undefined and false are left out. */
 export function element(name, properties = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -14,12 +14,12 @@ export function element(name, properties = {}, ...children) {
 /** Return the element of the page with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Put a text on the clipboard. */
+/** Copy a text to the clipboard. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Not there for a page that came over plain HTTP from another machine, or not allowed.
+    // The clipboard may be forbidden, and is missing on a page that came over plain HTTP from another machine.
     copySelection(text);
   }
 }
@@ -33,5 +33,5 @@ function copySelection(text) {
   field.remove();
 }
 
-/** Wait that many milliseconds. */
+/** Wait for some milliseconds. */
 export const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));

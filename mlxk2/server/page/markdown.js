@@ -1,4 +1,4 @@
-// Markdown as nodes of the page. The lexer finds the structure; no text is ever read as HTML, so nothing in it can run.
+// Markdown as nodes of the page. The lexer finds the structure; text is never read as HTML, so nothing in it can run.
 
 import { lexer } from "./marked/marked.esm.js";
 import { element } from "./dom.js";
@@ -6,16 +6,16 @@ import { element } from "./dom.js";
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", ndash: "–", mdash: "—" };
 const SAFE_LINK = /^(https?:|mailto:)/i;
 
-// A thousand quotes in each other are too deep for the lexer, fewer for the eye: such a text stays as it was written.
-const DEEPEST = 100;
+// The lexer fails on a thousand nested quotes. A text with more levels than this stays as it was written.
+const MAX_DEPTH = 100;
 
-// What each block on the page was made of.
+// The source of each block on the page.
 const sources = new WeakMap();
 
-/** Show a text as Markdown; blocks that have not changed stay as they are, with what is selected in them. */
+/** Show a text as Markdown; blocks that have not changed stay, with the selection in them. */
 export function renderMarkdown(container, text) {
   const tokens = parse(text);
-  // A definition of a link changes what earlier blocks mean.
+  // The definition of a link changes the meaning of earlier blocks.
   const links = JSON.stringify(tokens.links ?? {});
   const blocks = tokens.filter((token) => token.type !== "space" && token.type !== "def");
   blocks.forEach((block, position) => {
@@ -33,7 +33,7 @@ export function renderMarkdown(container, text) {
 function parse(text) {
   try {
     const tokens = lexer(text);
-    if (depth({ tokens }) < DEEPEST) return tokens;
+    if (depth({ tokens }) < MAX_DEPTH) return tokens;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
   }
@@ -76,7 +76,7 @@ function listBlock(token) {
 
 function listItem(item) {
   const parts = item.tokens.filter((token) => token.type !== "space");
-  // A text in a tight list stands in the line of its bullet.
+  // A text in a tight list is on the line of its bullet.
   const isBlock = ({ type }) => type in BLOCKS || type === "paragraph";
   const nodes = parts.flatMap((token) => (isBlock(token) ? [buildBlock(token)] : inlineOf(token)));
   return element("li", item.task ? { class: "task" } : {}, ...nodes);
@@ -100,7 +100,7 @@ const INLINES = {
   html: (token) => (/^<br\s*\/?>$/i.test(token.raw) ? element("br") : token.raw),
   escape: (token) => token.text,
   link: (token) => link(token, inline(token)),
-  // Not fetched: an address can carry away what stands in the conversation.
+  // Images are not loaded: an address can carry away the text of the conversation.
   image: (token) => link(token, [`Image: ${decode(token.text) || token.href}`]),
 };
 
@@ -114,7 +114,7 @@ function inlineOf(token) {
 }
 
 function link(token, children) {
-  // Whatever leads elsewhere than to a web page or a mailbox is shown as it was written.
+  // A link to anything but a web page or a mailbox is shown as it was written.
   if (!SAFE_LINK.test(token.href)) return token.raw;
   const { href } = token;
   return element("a", { href, title: href, target: "_blank", rel: "noopener noreferrer" }, ...children);

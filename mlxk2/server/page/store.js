@@ -1,13 +1,13 @@
-// What this browser keeps: the conversations and the settings. Without storage, or when it is full, they live as long
-// as the page does.
+// The conversations and the settings, which the browser keeps. Without storage, or when it is full, they last as long
+// as the page.
 
 const CONVERSATION = "mlxk2.conversation.";
 const SETTINGS = "mlxk2.settings";
 
-/** What holds until the user says otherwise: the same as for `mlxk2 run`. Empty is the server's choice. */
+/** The settings until the user changes them, as for `mlxk2 run`; the server chooses the value of each empty one. */
 export const DEFAULTS = { model: "", system: "", temperature: "0.7", maxTokens: "" };
 
-/** All conversations and the settings; `save` and `settings` tell whether they could be kept. */
+/** All conversations and the settings; `save` and `saveSettings` return whether the browser could keep them. */
 export class Store {
   #conversations = new Map();
 
@@ -15,7 +15,7 @@ export class Store {
     this.reload();
   }
 
-  /** Read again what this and other tabs have kept; conversations that are `busy` here stay as they are. */
+  /** Read what this and other tabs have saved; conversations that are `busy` in this tab stay as they are. */
   reload(busy = new Set()) {
     const kept = new Map(readAll().map((conversation) => [conversation.id, conversation]));
     for (const [id, conversation] of this.#conversations) {
@@ -25,7 +25,7 @@ export class Store {
     this.settings = { ...DEFAULTS, ...parse(read(SETTINGS)) };
   }
 
-  /** The conversations, the one that was used last first. */
+  /** The conversations, the last used one first. */
   get conversations() {
     return [...this.#conversations.values()].sort((one, other) => other.updated - one.updated);
   }
@@ -35,7 +35,7 @@ export class Store {
     return this.#conversations.get(id);
   }
 
-  /** Keep a conversation; whether it outlives the page. */
+  /** Save a conversation; return whether the browser could keep it. */
   save(conversation) {
     this.#conversations.set(conversation.id, conversation);
     const { isUnkept, ...data } = conversation;
@@ -43,13 +43,13 @@ export class Store {
     return !conversation.isUnkept;
   }
 
-  /** Forget a conversation. */
+  /** Remove a conversation. */
   remove(id) {
     this.#conversations.delete(id);
     attempt(() => localStorage.removeItem(CONVERSATION + id));
   }
 
-  /** Keep the settings; whether they outlive the page. */
+  /** Save the settings; return whether the browser could keep them. */
   saveSettings(settings) {
     this.settings = settings;
     return write(SETTINGS, JSON.stringify(settings));
@@ -58,7 +58,7 @@ export class Store {
 
 /** Return a conversation without messages. */
 export function newConversation() {
-  // Not randomUUID, which browsers refuse to pages that come over plain HTTP from another machine.
+  // Browsers refuse randomUUID to pages that come over plain HTTP from another machine.
   const id = Date.now().toString(36) + Math.random().toString(36).slice(2, 10);
   return { id, title: "", updated: Date.now(), messages: [] };
 }
@@ -66,7 +66,7 @@ export function newConversation() {
 function readAll() {
   const names = attempt(() => Object.keys(localStorage)) ?? [];
   const values = names.filter((name) => name.startsWith(CONVERSATION)).map((name) => parse(read(name)));
-  // Other programs on the same address may have left anything there.
+  // Other programs on the same address may have written values of any form.
   return values.filter((value) => value.id && Array.isArray(value.messages));
 }
 
@@ -78,7 +78,7 @@ function parse(text) {
   return attempt(() => JSON.parse(text)) ?? {};
 }
 
-/** Return what a function returns, or undefined where the browser does not let it. */
+/** Return the result of a function, or undefined if the browser forbids what it does. */
 function attempt(action) {
   try {
     return action();

@@ -1,4 +1,4 @@
-// The conversation as it is read: one article per message. What streams in is drawn again in place.
+// The conversation as the user reads it: one article for each message. An answer is drawn again as it grows.
 
 import { copy, element, pause } from "./dom.js";
 import { renderMarkdown } from "./markdown.js";
@@ -13,14 +13,14 @@ const NOTES = {
     return content || reasoning ? "" : "The model answered with nothing.";
   },
 };
-// Seconds; what comes in less may have come in one go, and says nothing about the speed.
-const SHORTEST = 0.05;
-// Drawing takes at most a quarter of the time, however long an answer gets.
-const REST = 3;
+// Seconds. Tokens that come in a shorter time may have come all at once, which says nothing about the speed.
+const MIN_SECONDS = 0.05;
+// Drawing takes at most a quarter of the time, however long an answer is: pause this many times as long as it took.
+const PAUSE_FACTOR = 3;
 
 /**
- * The messages of one conversation; `actions` are `edit` and `retry`, offered for its last question and answer.
- * `toEnd` is a button that is there while the end is out of sight.
+ * The messages of one conversation; `actions` are `edit` and `retry`, for its last question and answer.
+ * `toEnd` is a button that is visible while the end is not.
  */
 export class Transcript {
   #list;
@@ -44,7 +44,7 @@ export class Transcript {
     scroller.addEventListener("scroll", () => this.#follow(isAtEnd(scroller)));
   }
 
-  /** Show a conversation; `run` is there while its last answer is on its way. What is on the page already stays. */
+  /** Show a conversation, with its `run` if an answer is being generated. Messages on the page already stay. */
   show({ messages }, run) {
     this.#run = run;
     const parts = messages.map((message) => this.#parts.get(message) ?? this.#part(message));
@@ -57,7 +57,7 @@ export class Transcript {
     if (this.#isAtEnd) this.scrollToEnd();
   }
 
-  /** Draw the answer on its way again, with the browser's next picture or a little later. */
+  /** Draw the growing answer again, in the browser's next frame or a little later. */
   async update() {
     this.#isStale = true;
     if (this.#isDrawing) return;
@@ -68,23 +68,23 @@ export class Transcript {
       this.#isStale = false;
       this.#last?.draw(this.#run);
       if (this.#isAtEnd) this.scrollToEnd();
-      await pause((performance.now() - begin) * REST);
+      await pause((performance.now() - begin) * PAUSE_FACTOR);
     }
     this.#isDrawing = false;
   }
 
-  /** Go to the end and stay there while more comes. */
+  /** Scroll to the end, and stay there as the answer grows. */
   scrollToEnd() {
     this.#follow(true);
     this.#scroller.scrollTop = this.#scroller.scrollHeight;
   }
 
-  /** The last answer as it reads, without its markup. */
+  /** The text of the last answer, without markup. */
   get lastText() {
     return this.#last?.text ?? "";
   }
 
-  /** Move on with what comes, or leave the reader where they have scrolled to. */
+  /** Choose whether to follow the growing answer, or to stay where the user has scrolled to. */
   #follow(isAtEnd) {
     this.#isAtEnd = isAtEnd;
     this.#toEnd.hidden = isAtEnd;
@@ -103,7 +103,7 @@ export class Transcript {
   }
 }
 
-/** What the user asked. */
+/** A message of the user. */
 class Question {
   #edit;
 
@@ -119,7 +119,7 @@ class Question {
   }
 }
 
-/** What the model answered: its reasoning folded, the answer, how it went, what can be done with it. */
+/** A message of the model: its reasoning, which can be opened, its text, a note on how it ended, and its buttons. */
 class Answer {
   #summary = element("summary");
   #thoughts = element("div", { class: "prose" });
@@ -166,7 +166,7 @@ class Answer {
 
 function thinking({ content, seconds }, state) {
   if (state === "streaming" && !content) return "Thinking…";
-  return seconds?.thinking > SHORTEST ? `Thought for ${seconds.thinking.toFixed(1)} s` : "Reasoning";
+  return seconds?.thinking > MIN_SECONDS ? `Thought for ${seconds.thinking.toFixed(1)} s` : "Reasoning";
 }
 
 function waiting({ content, reasoning }, run) {
@@ -176,8 +176,8 @@ function waiting({ content, reasoning }, run) {
 function figures({ usage, seconds }) {
   if (!usage) return "";
   const { prompt_tokens: prompt, completion_tokens: tokens, prompt_tokens_details: details } = usage;
-  // The first token belongs to the prompt's time.
-  const rate = seconds?.writing > SHORTEST ? (tokens - 1) / seconds.writing : 0;
+  // The time for the first token is that of the prompt.
+  const rate = seconds?.writing > MIN_SECONDS ? (tokens - 1) / seconds.writing : 0;
   const cached = details?.cached_tokens ? `, ${details.cached_tokens} of them cached` : "";
   const count = tokens === 1 ? "1 token" : `${tokens} tokens`;
   const speed = rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`;
