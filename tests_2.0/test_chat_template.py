@@ -19,8 +19,7 @@ from transformers import AutoTokenizer
 
 import mlxk2
 from mlxk2.errors import ContextLengthError, InterruptedByUser, ModelError, ModelNotRunnableError
-from mlxk2.runner.prompt.confined import Confined as Process
-from mlxk2.runner.prompt.confined import Starter
+from mlxk2.runner.prompt.confined import ConfinedProcess, Starter
 from mlxk2.runner.prompt.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
@@ -265,7 +264,7 @@ def test_processes_that_were_stopped_before_are_not_asked(tmp_path: Path) -> Non
 
 
 def test_a_process_ends_when_its_question_is_cancelled(confined: Confined) -> None:
-    tokenizer = confined.open(ENDLESS["loops"]).until(lambda: True)
+    tokenizer = confined.open(ENDLESS["loops"]).cancellable(lambda: True)
     with pytest.raises(InterruptedByUser):
         tokenizer.apply_chat_template(MESSAGES)
     assert not processes()
@@ -274,7 +273,7 @@ def test_a_process_ends_when_its_question_is_cancelled(confined: Confined) -> No
 def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) -> None:
     # What fills memory takes its time, and the kernel's limit is not reached within it.
     write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
-    process = Process(watches_memory=True, memory=500 << 20)
+    process = ConfinedProcess(watches_memory=True, max_memory=500 << 20)
     opening = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
     process.ask(opening)
     with pytest.raises(ModelNotRunnableError, match="needs more than 500 MB of memory"):
@@ -318,8 +317,8 @@ if {is_gone}:
 WATCHED = """
 import sys
 from mlxk2.errors import ModelNotRunnableError
-from mlxk2.runner.prompt.confined import Confined
-process = Confined(memory=500 << 20)
+from mlxk2.runner.prompt.confined import ConfinedProcess
+process = ConfinedProcess(max_memory=500 << 20)
 process.ask({"ask": "open", "folder": sys.argv[1], "options": {}, "ends": None, "defaults": None})
 try:
     process.ask({"ask": "chat", "messages": [], "options": {}, "context": None, "tail": 0})

@@ -12,7 +12,7 @@ from support.scripted import assistant, saying, streams, text
 from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer
 from mlxk2.chat.repl import Chat
 from mlxk2.runner.prompt.prompter import Message
-from mlxk2.runner.runner import Chunk
+from mlxk2.runner.sequences import Chunk
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer as Fast
 
 from mlxk2.runner.mlx.loader import load_vocabulary
 from mlxk2.runner.output.text import TextStream
-from mlxk2.runner.output.token_bytes import token_bytes
 from mlxk2.runner.prompt.confined import Starter
 
 PIECES = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b"]
@@ -37,7 +36,7 @@ def stream(folder: Path, tokens: Sequence[int]) -> tuple[str, bytes]:
     tokenizer, vocabulary = load_vocabulary(folder, "model", {}, Starter())
     text = TextStream(vocabulary)
     pieces = [piece for token in tokens for piece in text.add(token)] + text.finish()
-    said = b"".join(token_bytes(vocabulary, token) for token in tokens)
+    said = b"".join(vocabulary.bytes_of(token) for token in tokens)
     tokenizer.close()
     return "".join(part for _, part in pieces), said
 

@@ -9,7 +9,8 @@ from support.scripted import ScriptedBackend, assistant, request, saying, text, 
 
 from mlxk2.runner.output.reasoning import MAX_BEGINNING
 from mlxk2.runner.prompt.prompter import Message
-from mlxk2.runner.runner import Chunk, MLXRunner
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Chunk
 
 LONG = "Hello. " + "What can I do for you? " * 4  # longer than what is held back until the model is known not to think
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
-from support.scripted import ScriptedBackend, ScriptedRows, request, tokens_of
+from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
-from mlxk2.runner.mlx.memory import Device
+from mlxk2.runner.mlx.device import current_device
+from mlxk2.runner.mlx.prefill import ModelState
 from mlxk2.runner.prompt_cache import PromptCache, State
 from mlxk2.runner.runner import MLXRunner
 
@@ -17,25 +18,26 @@ _SENTENCES = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 _PLENTY = 1 << 30
 
 
-def trimmable(tokens: tuple[int, ...]) -> State:
+def trimmable(tokens: tuple[int, ...]) -> ModelState:
     """The state of a model with plain attention: each token's key is the token itself."""
     cache = KVCache()
     keys = mx.array(tokens, dtype=mx.float32).reshape(1, 1, -1, 1)
     cache.update_and_fetch(keys, keys)
     # As it comes out of a batch, without room for more tokens.
     cache.keys, cache.values = cache.keys_and_values()
-    return [cache]
+    return ModelState([cache])
 
 
-def recurrent(tokens: tuple[int, ...]) -> State:
+def recurrent(tokens: tuple[int, ...]) -> ModelState:
     """The state of a recurrent model: one number that stands for all tokens."""
     cache = ArraysCache(1)
     cache[0] = mx.array([float(sum(tokens))])
-    return [cache]
+    return ModelState([cache])
 
 
 def seen(state: State) -> list[float]:
     """The tokens that a trimmable state has seen."""
+    assert isinstance(state, ModelState)
     keys, _ = state[0].keys_and_values()
     return keys.flatten().tolist()  # type: ignore[no-any-return]
 
@@ -69,7 +71,7 @@ def test_a_state_that_can_not_be_cut_serves_only_as_a_whole(
     whole = [tokens for tokens in kept if common(tokens, prompt[:-1]) == len(tokens)]
     assert prefix.length == max(map(len, whole), default=0)
     assert prefix.shared == max((common(tokens, prompt[:-1]) for tokens in kept), default=0)
-    if prefix.state:
+    if isinstance(prefix.state, ModelState):
         assert prefix.state[0][0].item() == sum(prompt[: prefix.length])
     assert len(cache) == len(set(kept))
 
@@ -107,7 +109,7 @@ def test_a_state_that_was_found_is_the_finders_own() -> None:
     cache = PromptCache(_PLENTY)
     cache.keep((1, 2, 3), trimmable((1, 2, 3)))
     state = cache.find((1, 2, 9)).state
-    assert state is not None
+    assert isinstance(state, ModelState)
     more = mx.full((1, 1, 4, 1), 7.0)
     state[0].update_and_fetch(more, more)
     again = cache.find((1, 2, 3, 4)).state
@@ -136,31 +138,32 @@ class Tiny:
 
 def test_the_number_of_arrays_is_bounded_where_the_device_has_room_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"resource_limit": 499})
-    limit = Device.current().cached_arrays
+    limit = current_device().max_cached_arrays
     cache = PromptCache(_PLENTY, limit)
     for number in range(2_000):
-        cache.keep((number,), [Tiny(), Tiny()])
+        cache.keep((number,), ModelState([Tiny(), Tiny()]))
         assert cache.arrays == 4 * len(cache) <= 499 // 4
     assert [cache.find((number, 0)).shared for number in (0, 1968, 1969, 1999)] == [0, 0, 1, 1]
-    cache.keep((1, 2, 3), [Tiny() for _ in range(70)])
+    cache.keep((1, 2, 3), ModelState(Tiny() for _ in range(70)))
     assert cache.find((1, 2, 3, 4)).shared == 0
     cache.clear()
     assert cache.arrays == 0
 
 
-def test_the_runner_bounds_the_arrays_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_bounds_the_arrays_it_keeps() -> None:
     bounds: list[PromptCache] = []
 
     class Noting(ScriptedBackend):
-        def batch(self, max_rows: int, prompts: PromptCache) -> ScriptedRows:
-            bounds.append(prompts)
-            return super().batch(max_rows, prompts)
+        max_cached_arrays = 2
 
-    monkeypatch.setattr(mx, "device_info", lambda: {"resource_limit": 8})
+        def batch(self, max_sequences: int, prompts: PromptCache) -> ScriptedBatch:
+            bounds.append(prompts)
+            return super().batch(max_sequences, prompts)
+
     runner = MLXRunner(Noting(lambda _: tokens_of("a")), prompt_cache_bytes=_PLENTY)
     list(runner.stream(request()))
     for number in range(5):
-        bounds[0].keep((number,), [Tiny()])
+        bounds[0].keep((number,), ModelState([Tiny()]))
     assert len(bounds[0]) == 1
 
 
@@ -180,7 +183,7 @@ def test_an_entry_does_not_hold_the_memory_of_the_batch_it_comes_from(heads: int
     sums[0] = mx.zeros((64, 1 << 16))
     mx.eval(batch.state, sums.state)
     cache = PromptCache(_PLENTY)
-    cache.keep((1,) * 256, [batch.extract(3), sums.extract(3)])
+    cache.keep((1,) * 256, ModelState([batch.extract(3), sums.extract(3)]))
     del batch, sums, keys
     before = mx.get_active_memory()
     held = cache.nbytes

@@ -13,8 +13,7 @@ from support.application import serving
 from support.scripted import OneProcess, ScriptedTokenizer, generate, saying, text, tokens_of
 from support.tiny_models import CHATML, write_tokenizer
 
-from mlxk2.runner.output.marks import Marks
-from mlxk2.runner.output.reasoning import MAX_BEGINNING, ReasoningSplitter
+from mlxk2.runner.output.reasoning import MAX_BEGINNING, Marks, ReasoningSplitter
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.prompter import Prompter

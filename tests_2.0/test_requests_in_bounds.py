@@ -13,10 +13,10 @@ import pytest
 from support.scripted import ScriptedBackend, saying
 
 from mlxk2.errors import ValidationError
-from mlxk2.runner.mlx.probabilities import Report
+from mlxk2.runner.mlx.decoding import LogprobReport
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.stops import StopScan, StopStrings
 from mlxk2.runner.output.text import TextStream
-from mlxk2.runner.sequences import TokenLogprob
 from mlxk2.server.openai import sse, translation
 from mlxk2.server.openai.rendering import ChatRenderer, Completion, CompletionRenderer
 from mlxk2.server.openai.requests import ChatBody, CompletionBody
@@ -125,4 +125,4 @@ def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(make:
 
 def _logprob(number: int) -> TokenLogprob:
     logits = mx.arange(100.0)[None] / 7
-    return Report(logits, mx.array([number % 100]), [20]).rows[0].told(number % 100)
+    return LogprobReport(logits, mx.array([number % 100]), [20]).sequences[0].read(number % 100)

@@ -18,7 +18,7 @@ from support.scripted import generate, saying, streams, text
 from mlxk2.chat.printer import Printer, harmless
 from mlxk2.errors import ModelNotRunnableError
 from mlxk2.runner.offline import offline
-from mlxk2.runner.runner import Chunk
+from mlxk2.runner.sequences import Chunk
 
 STUBS = Path(__file__).parent / "stubs"
 

@@ -7,17 +7,17 @@ from collections import defaultdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.scripted import BROKEN, ScriptedBackend, ScriptedRows, generate, request, saying, text, tokens_of
+from support.scripted import BROKEN, ScriptedBackend, ScriptedBatch, generate, request, saying, text, tokens_of
 
 from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import Chunk, MLXRunner, Session
-from mlxk2.runner.sequences import Step
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Chunk, Sequence, Step
 
 HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 
 
-def run_all(runner: MLXRunner, sessions: list[Session]) -> dict[int, list[Chunk]]:
+def run_all(runner: MLXRunner, sessions: list[Sequence]) -> dict[int, list[Chunk]]:
     """Step until all sessions have ended; their chunks by position."""
     chunks: dict[int, list[Chunk]] = {number: [] for number in range(len(sessions))}
     while not all(session.ended for session in sessions):
@@ -179,7 +179,7 @@ def test_a_fault_ends_the_session_it_belongs_to_and_no_other() -> None:
 
 
 def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
-    class Crowded(ScriptedRows):
+    class Crowded(ScriptedBatch):
         """Has no room for three."""
 
         def next(self) -> list[Step]:
@@ -187,7 +187,7 @@ def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
                 raise MemoryError
             return super().next()
 
-    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("fine"), rows=Crowded))
+    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("fine"), batch=Crowded))
     sessions = [runner.submit(request()) for _ in range(4)]
     chunks = run_all(runner, sessions)
     assert [text(chunks[number]) for number in range(2)] == ["fine", "fine"]
@@ -240,8 +240,8 @@ def test_whatever_comes_goes_and_fails_each_session_ends_as_it_would_alone(
 ) -> None:
     runner = MLXRunner(ScriptedBackend(failing))
     waiting = [request(prompt) for prompt in prompts]
-    sessions: list[Session] = []
-    said: dict[Session, str] = defaultdict(str)
+    sessions: list[Sequence] = []
+    said: dict[Sequence, str] = defaultdict(str)
     for number, comes in [*events, *[(0, True)] * len(prompts), *[(8, False)] * 150]:
         if comes and waiting:
             sessions.append(runner.submit(waiting.pop()))

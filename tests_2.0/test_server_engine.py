@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.scripted import ScriptedBackend, ScriptedRows, request, tokens_of
+from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import Place, Step
+from mlxk2.runner.sequences import Step
 from mlxk2.server.generation import MAX_WAITING_EVENTS, Generation
 from mlxk2.server.http.access import client_of
 from mlxk2.server.pool import ModelKey, ModelPool
@@ -38,29 +38,31 @@ class Panic(BaseException):
 FAULTS = [ValueError("odd"), ModelError("damaged"), Panic("index out of range"), SystemExit(3), StopIteration("odd")]
 
 
-class Rows(ScriptedRows):
-    """Scripted rows that take a moment, as real ones do, or until `gate`; a fault comes out of the whole batch."""
+class Batch(ScriptedBatch):
+    """Scripted sequences that take a moment, as real ones do, or until `gate`; a fault comes out of the whole batch."""
 
     fault: BaseException | None = None
     insert_fault: BaseException | None = None
     gate = threading.Event()
 
-    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """A new row, unless that fails."""
-        _raise(Rows.insert_fault)
-        return super().insert(request, max_tokens, answered)
+    def insert(
+        self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
+    ) -> int:
+        """Add a sequence, unless that fails."""
+        _raise(Batch.insert_fault)
+        return super().insert(sequence_id, request, max_tokens, completion)
 
     def next(self) -> list[Step]:
-        """The next token of every row."""
+        """The next token of every sequence."""
         time.sleep(0.0005)
-        assert Rows.gate.wait(20)
-        if Rows.fault is not None:
-            raise Rows.fault
+        assert Batch.gate.wait(20)
+        if Batch.fault is not None:
+            raise Batch.fault
         return super().next()
 
     def close(self) -> None:
         """Drop what is left."""
-        self._rows.clear()
+        self._sequences.clear()
 
 
 class Model(ScriptedBackend):
@@ -69,10 +71,10 @@ class Model(ScriptedBackend):
     def __init__(self, name: str) -> None:
         super().__init__(lambda request: tokens_of(name * TIMES.get(bytes(request.prompt).decode(), 1)), CONTEXT)
 
-    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
+    def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
         """A new batch, which is remembered."""
-        assert max_rows > 0 and not prompts.nbytes
-        self.batches.append(Rows(self._say))
+        assert max_sequences > 0 and not prompts.nbytes
+        self.batches.append(Batch(self._say))
         return self.batches[-1]  # type: ignore[return-value]
 
     @property
@@ -118,14 +120,14 @@ async def scheduler_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> 
     """A scheduler, which is idle again in the end."""
     worker = Worker(concurrent)
     scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(concurrent, queue))
-    Rows.gate.set()
+    Batch.gate.set()
     try:
         yield scheduler
         await idle(scheduler, shelf)
     finally:
         shelf.gate.set()
-        Rows.gate.set()
-        Rows.fault = Rows.insert_fault = None
+        Batch.gate.set()
+        Batch.fault = Batch.insert_fault = None
         scheduler.close()
 
 
@@ -447,10 +449,10 @@ def test_a_model_that_fails_late_leaves_a_server_that_works(fault: BaseException
 def test_a_request_that_fails_to_begin_frees_its_slots(fault: BaseException) -> None:
     async def test() -> None:
         async with scheduler_on(Shelf(), concurrent=1) as scheduler:
-            Rows.insert_fault = fault
+            Batch.insert_fault = fault
             with pytest.raises(Exception, match=str(fault)):
                 await text_of(scheduler.submit(A, requests()))
-            Rows.insert_fault = None
+            Batch.insert_fault = None
             assert await ask(scheduler, A) == "A"
 
     run(test())
@@ -478,10 +480,10 @@ def test_a_step_that_fails_ends_every_answer_and_the_next_one_works(fault: BaseE
         async with scheduler_on(Shelf()) as scheduler:
             tasks = later(*(ask(scheduler, A, LONG) for _ in range(5)))
             await until(lambda: scheduler.active == 5)
-            Rows.fault = fault
+            Batch.fault = fault
             for answer in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(answer, ModelError) and str(fault) in answer.message
-            Rows.fault = None
+            Batch.fault = None
             assert await ask(scheduler, A) == "A"
 
     run(test())
@@ -591,12 +593,12 @@ def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
         async with scheduler_on(shelf) as scheduler:
             generation = scheduler.submit(A, requests(ENDLESS))
             await until(lambda: generation.completion_tokens > 0)
-            Rows.gate.clear()
+            Batch.gate.clear()
             # What was on its way has come then.
             await asyncio.sleep(0.1)
             tokens = generation.completion_tokens
             scheduler.stop()
-            Rows.gate.set()
+            Batch.gate.set()
             await idle(scheduler, shelf)
             with pytest.raises(ServerStoppingError):
                 async for parts in generation:
@@ -660,7 +662,7 @@ def test_the_end_during_a_step_that_takes_long() -> None:
         async with scheduler_on(shelf) as scheduler:
             tasks = later(ask(scheduler, A, LONG))
             await until(lambda: any(model.rows for model in shelf.models))
-            Rows.gate.clear()
+            Batch.gate.clear()
             await asyncio.sleep(0.01)
             tasks += later(ask(scheduler, A))
             await until(lambda: scheduler.active == 2)
@@ -668,7 +670,7 @@ def test_the_end_during_a_step_that_takes_long() -> None:
             async with asyncio.timeout(1):
                 answers = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(answer) for answer in answers] == [ServerStoppingError] * 2
-            Rows.gate.set()
+            Batch.gate.set()
 
     run(test())
 
@@ -679,7 +681,7 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
         left: list[int] = []
         worker = Worker(64, rest=lambda: left.append(shelf.models[0].rows))
         scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256))
-        Rows.gate.set()
+        Batch.gate.set()
         await asyncio.gather(ask(scheduler, A, LONG), ask(scheduler, A))
         await until(lambda: left == [0])
         assert await ask(scheduler, A) == "A"
@@ -696,16 +698,16 @@ def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptu
     async def test() -> None:
         worker = Worker(64)
         schedulers.append(Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256)))
-        Rows.gate.set()
+        Batch.gate.set()
         generation = schedulers[0].submit(A, requests(ENDLESS))
         assert await anext(generation)
         # As at the end of the server: the loop does not wait for the step that is being done.
-        Rows.gate.clear()
+        Batch.gate.clear()
         await asyncio.sleep(0.01)
 
     run(test())
     schedulers[0].close()
-    Rows.gate.set()
+    Batch.gate.set()
     deadline = time.monotonic() + 20
     while any(thread.name.startswith("mlx") for thread in threading.enumerate()):
         assert time.monotonic() < deadline

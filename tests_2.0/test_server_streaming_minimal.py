@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.application import CHAT, TEXT, Client, serving
-from support.scripted import ScriptedBackend, ScriptedRows, saying
+from support.scripted import ScriptedBackend, ScriptedBatch, saying
 
 from mlxk2.errors import ModelUnhealthyError
 from mlxk2.runner.request import GenerationRequest
@@ -162,21 +162,23 @@ def test_a_model_that_can_not_be_loaded_is_an_event_in_a_stream(path: str) -> No
         assert [event["error"]["code"] for event in client.events(path)] == ["model_unhealthy"]
 
 
-class Slow(ScriptedRows):
-    """Rows whose prompt takes a while."""
+class Slow(ScriptedBatch):
+    """Sequences whose prompt takes a while."""
 
-    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Any:
-        """Add a row, late."""
+    def insert(
+        self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
+    ) -> int:
+        """Add a sequence, late."""
         time.sleep(0.3)
-        return super().insert(request, max_tokens, answered)
+        return super().insert(sequence_id, request, max_tokens, completion)
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("late", ["prompt", "answer"])
 def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
     prompt = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
-    rows = Slow if late == "answer" else ScriptedRows
-    with serving(saying("Hello", rows=rows), heartbeat=0.02, **prompt) as client:
+    batch = Slow if late == "answer" else ScriptedBatch
+    with serving(saying("Hello", batch=batch), heartbeat=0.02, **prompt) as client:
         events = client.events(path, stream_options={"include_usage": True})
     *parts, end = events
     choices = [event["choices"][0] for event in parts]

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from mlxk2.chat.printer import Interrupt
-from mlxk2.runner.mlx import loader, memory
+from mlxk2.runner.memory import MemoryChoice
+from mlxk2.runner.mlx import loader
+from mlxk2.runner.mlx.device import release_freed_memory
 from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.prompter import Message, Prompter
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import Chunk, MLXRunner
-from mlxk2.runner.sequences import Backend
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Backend, Chunk
 from mlxk2.sleep import NoSleep
 
 Reason = Literal["stop", "length", "interrupted"]
@@ -78,8 +80,8 @@ class Assistant:
         converses: bool = False,
     ) -> Assistant:
         """Load the model of a folder; raises what `backend.load` raises."""
-        chosen = memory.Chosen(prompt_cache=None if converses else 0, wired=wired_limit)
-        model = loader.load(folder, adapter, name=name, chosen=chosen, starter=starter, context=context)
+        memory = MemoryChoice(prompt_cache=None if converses else 0, wired=wired_limit)
+        model = loader.load(folder, adapter, name=name, memory=memory, starter=starter, context=context)
         prompter = Prompter(
             model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
         )
@@ -89,7 +91,7 @@ class Assistant:
         """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
         with Interrupt() as interrupted, self._no_sleep.held():
-            prompt = self._prompter.until(interrupted).chat(messages)
+            prompt = self._prompter.cancellable(interrupted).chat(messages)
             request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
             started = time.perf_counter()
             for chunk in self._runner.stream(request, interrupted):
@@ -97,7 +99,7 @@ class Assistant:
                 show(chunk)
             seconds = time.perf_counter() - started
             if self._converses:
-                memory.give_back()
+                release_freed_memory()
         return Answer(
             response="".join(texts["answer"]),
             reasoning="".join(texts["reasoning"]) or None,

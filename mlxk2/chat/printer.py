@@ -10,7 +10,7 @@ from unicodedata import category
 
 if TYPE_CHECKING:
     from mlxk2.runner.output.reasoning import Kind
-    from mlxk2.runner.runner import Chunk
+    from mlxk2.runner.sequences import Chunk
 
 INTERRUPTED = "[Generation interrupted by user]"
 _HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}

@@ -13,7 +13,7 @@ from mlxk2.chat.printer import Printer
 from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
-from mlxk2.runner.limits import wired_limit
+from mlxk2.runner.memory import wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.request import Sampling, check_context_length, check_max_tokens

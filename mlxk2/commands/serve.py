@@ -15,7 +15,7 @@ from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.formatting import parse_size
-from mlxk2.runner.limits import wired_limit
+from mlxk2.runner.memory import MemoryChoice, wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.request import check_context_length, check_max_tokens
 from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
@@ -66,7 +66,6 @@ class Job(NamedTuple):
         options, snapshot = self.options, self.snapshot
         with offline():
             # MLX and FastAPI take a second.
-            from mlxk2.runner.mlx.memory import Chosen  # noqa: PLC0415
             from mlxk2.server.http.access import Access  # noqa: PLC0415
             from mlxk2.server.lifecycle import Settings, serve  # noqa: PLC0415
             from mlxk2.server.pool import ModelKey  # noqa: PLC0415
@@ -76,7 +75,7 @@ class Job(NamedTuple):
         settings = Settings(
             access=Access(options.host, api_key, tuple(options.cors_origin or ()), _names(options, api_key)),
             limits=Limits(options.max_concurrent, options.max_queue),
-            memory=Chosen(_prompt_cache_bytes(options), wired_limit(self.environment)),
+            memory=MemoryChoice(_prompt_cache_bytes(options), wired_limit(self.environment)),
             pinned=None if options.model is None or key is None else (options.model, key),
             max_tokens=options.max_tokens,
             context_length=options.context_length,

@@ -1,47 +1,50 @@
-"""Which session a fault of the whole batch belongs to: each is tried alone, and the sound ones go on together."""
+"""Fault isolation: finding the sequence that made a batch fail."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Generic, TypeVar
 
-S = TypeVar("S")
+from mlxk2.runner.sequences import Sequence
 
 
-class Trial(Generic[S]):
-    """The sessions of a batch that failed, in the order they came."""
+class Isolation:
+    """The sequences of a batch that failed, in the order of their arrival.
 
-    def __init__(self, sessions: Iterable[S], fault: Exception) -> None:
+    Each is generated alone. One that gets a token is cleared, and waits until all others have been tested; then all
+    that are left continue together.
+    """
+
+    def __init__(self, sequences: Iterable[Sequence], fault: Exception) -> None:
         self.fault = fault
-        self._untried = deque(sessions)
-        self._sound: list[S] = []
-        self._joined: list[S] = []
-        self._suspects = len(self._untried)
+        self._untested = deque(sequences)
+        self._cleared: list[Sequence] = []
+        self._arrived: list[Sequence] = []
+        self._count = len(self._untested)
 
     @property
-    def sessions(self) -> list[S]:
-        """Those that are neither being tried nor gone."""
-        return [*self._sound, *self._untried, *self._joined]
+    def waiting(self) -> list[Sequence]:
+        """All sequences except the one that is being tested."""
+        return [*self._cleared, *self._untested, *self._arrived]
 
-    def next(self) -> S | None:
-        """Return the session to try now, if one is left."""
-        return self._untried.popleft() if self._untried else None
+    def next(self) -> Sequence | None:
+        """Return the sequence to test now, if one is left."""
+        return self._untested.popleft() if self._untested else None
 
-    def acquit(self, session: S) -> None:
-        """Let a session that has got a token alone go on with the others, when all have been tried."""
-        self._sound.append(session)
+    def clear(self, sequence: Sequence) -> None:
+        """Note that a sequence has got a token alone."""
+        self._cleared.append(sequence)
 
-    def join(self, session: S) -> None:
-        """Let a session that came meanwhile wait for the others."""
-        self._joined.append(session)
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence that arrived after the fault wait for the others; it is not tested."""
+        self._arrived.append(sequence)
 
-    def discard(self, session: S) -> None:
-        """Forget a session that was cancelled."""
-        for sessions in (self._sound, self._untried, self._joined):
-            if session in sessions:
-                sessions.remove(session)
+    def discard(self, sequence: Sequence) -> None:
+        """Drop a sequence that was cancelled."""
+        for sequences in (self._cleared, self._untested, self._arrived):
+            if sequence in sequences:
+                sequences.remove(sequence)
 
-    def unexplained(self) -> S | None:
-        """Return the session to end where all are sound, the newest: else the same would happen for ever."""
-        return self._sound.pop() if len(self._sound) == self._suspects else None
+    def pop_unexplained(self) -> Sequence | None:
+        """Take out the newest sequence if all were cleared: all of them together would fail again and again."""
+        return self._cleared.pop() if len(self._cleared) == self._count else None

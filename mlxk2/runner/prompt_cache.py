@@ -1,4 +1,4 @@
-"""What the model computed for earlier prompts and answers, kept so that no prefix is computed twice."""
+"""What the model computed for earlier prompts and completions, retained so that no prefix is computed twice."""
 
 from __future__ import annotations
 
@@ -8,21 +8,38 @@ import operator
 import sys
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
-import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
-
-# What mlx-lm keeps of the tokens so far: one cache for each layer.
-State = list[Any]
 Tokens = tuple[int, ...]
 
 
-class Prefix(NamedTuple):
-    """The beginning of a prompt: the state after `length` tokens, which need not be computed.
+class State(Protocol):
+    """What a model computed for a number of tokens; `prefill.ModelState` on MLX. It can be copied with `deepcopy`."""
 
-    `shared` is how many tokens it has in common with an earlier one, at which no state could be had if it is more.
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def arrays(self) -> int:
+        """The number of its arrays."""
+
+    @property
+    def is_trimmable(self) -> bool:
+        """Whether the last tokens can be taken away from it."""
+
+    def trim(self, count: int) -> None:
+        """Take away the last `count` tokens."""
+
+    def detach(self) -> None:
+        """Give it arrays of its own; as slices of a batch's arrays they would hold the whole batch in memory."""
+
+
+class Prefix(NamedTuple):
+    """The beginning of a prompt that need not be computed: the state after `length` tokens.
+
+    `shared` is how many tokens the prompt has in common with an earlier one. If that is more than `length`, no state
+    was at hand for that point.
     """
 
     state: State | None
@@ -31,15 +48,15 @@ class Prefix(NamedTuple):
 
 
 class PromptCache:
-    """States by the tokens that led to them, in at most `limit` bytes; the least recently used go first.
+    """States by the tokens that led to them, in at most `max_bytes`; the least recently used are dropped first.
 
-    They are in at most `max_arrays` arrays, where a number is given: a device may have room for no more.
+    With `max_arrays` they have at most so many arrays: a device may have room for no more.
     """
 
-    def __init__(self, limit: int, max_arrays: int | None = None) -> None:
+    def __init__(self, max_bytes: int, max_arrays: int | None = None) -> None:
         self.nbytes = 0
         self.arrays = 0
-        self._limit = limit
+        self._max_bytes = max_bytes
         self._max_arrays = sys.maxsize if max_arrays is None else max_arrays
         # The order of the dictionary is that of the last use.
         self._states: dict[Tokens, State] = {}
@@ -50,70 +67,66 @@ class PromptCache:
         return len(self._states)
 
     def __bool__(self) -> bool:
-        """Whether anything may be kept."""
-        return self._limit > 0
+        """Whether anything may be retained."""
+        return self._max_bytes > 0
 
     def find(self, prompt: Sequence[int]) -> Prefix:
-        """Return the longest prefix of a prompt that is at hand, without its last token, which is always computed."""
-        wanted = tuple(prompt)[:-1]
-        entry, shared = self._nearest(wanted)
-        if shared and shared < len(entry) and not can_trim_prompt_cache(self._states[entry]):
-            entry = next(self._prefixes(wanted), ())
+        """Return a copy of the state after the longest known prefix of a prompt; the last token is always computed."""
+        tokens = tuple(prompt)[:-1]
+        entry, shared = self._nearest(tokens)
+        if shared and shared < len(entry) and not self._states[entry].is_trimmable:
+            entry = next(self._prefixes(tokens), ())
         if not shared or not entry:
             return Prefix(None, 0, shared)
         self._refresh(entry)
         state, length = copy.deepcopy(self._states[entry]), min(len(entry), shared)
         if length < len(entry):
-            trim_prompt_cache(state, len(entry) - length)
+            state.trim(len(entry) - length)
         return Prefix(state, length, shared)
 
     def keep(self, tokens: Sequence[int], state: State) -> None:
-        """Keep the state after these tokens, if it fits and there is memory for a copy."""
-        entry, size, arrays = tuple(tokens), _size(state), _count(state)
-        if size > self._limit or arrays > self._max_arrays or self._covers(entry):
+        """Retain the state after these tokens, if it fits, adds something, and there is memory to detach it."""
+        entry = tuple(tokens)
+        if state.nbytes > self._max_bytes or state.arrays > self._max_arrays:
+            return
+        nearest, shared = self._nearest(entry)
+        if shared == len(entry) and (nearest == entry or self._states[nearest].is_trimmable):
+            self._refresh(nearest)
             return
         try:
-            _own(state)
+            state.detach()
         except (MemoryError, RuntimeError):
-            # The answer does without.
+            # A later prompt is computed without it.
             return
-        if can_trim_prompt_cache(state):
-            # What they are good for, the longer one is too.
+        if state.is_trimmable:
+            # The longer state serves all that its prefixes serve.
             for prefix in list(self._prefixes(entry)):
                 self._drop(prefix)
         self._states[entry] = state
         insort(self._sorted, entry)
-        self.nbytes += size
-        self.arrays += arrays
-        while self.nbytes > self._limit or self.arrays > self._max_arrays:
+        self.nbytes += state.nbytes
+        self.arrays += state.arrays
+        while self.nbytes > self._max_bytes or self.arrays > self._max_arrays:
             self._drop(next(iter(self._states)))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all states."""
         self._states.clear()
         self._sorted.clear()
         self.nbytes = self.arrays = 0
 
-    def _covers(self, tokens: Tokens) -> bool:
-        """Whether these tokens need no state of their own; the one that serves them is refreshed."""
-        entry, shared = self._nearest(tokens)
-        if shared < len(tokens) or (entry != tokens and not can_trim_prompt_cache(self._states[entry])):
-            return False
-        self._refresh(entry)
-        return True
-
     def _nearest(self, tokens: Tokens) -> tuple[Tokens, int]:
-        """Return the entry that shares the longest prefix with these tokens, and its length."""
+        """Return the entry that shares the longest prefix with these tokens, and the length of that prefix."""
         place = bisect_left(self._sorted, tokens)
         neighbours = self._sorted[max(place - 1, 0) : place + 1]
-        found = [(entry, _common(entry, tokens)) for entry in neighbours]
+        found = [(entry, _common_length(entry, tokens)) for entry in neighbours]
         return max(found, key=operator.itemgetter(1), default=((), 0))
 
     def _prefixes(self, tokens: Tokens) -> Iterator[Tokens]:
         """Yield the entries that these tokens begin with, the longest first."""
         while place := bisect_right(self._sorted, tokens):
             entry = self._sorted[place - 1]
-            shared = _common(entry, tokens)
+            shared = _common_length(entry, tokens)
             if shared == len(entry):
                 yield entry
             # An entry further down is a prefix only of what they share.
@@ -124,26 +137,11 @@ class PromptCache:
 
     def _drop(self, entry: Tokens) -> None:
         state = self._states.pop(entry)
-        self.nbytes -= _size(state)
-        self.arrays -= _count(state)
+        self.nbytes -= state.nbytes
+        self.arrays -= state.arrays
         del self._sorted[bisect_left(self._sorted, entry)]
 
 
-def _common(one: Tokens, other: Tokens) -> int:
+def _common_length(one: Tokens, other: Tokens) -> int:
     """Return how many tokens two sequences share at their beginning."""
     return sum(itertools.takewhile(bool, map(operator.eq, one, other)))
-
-
-def _size(state: State) -> int:
-    return sum(layer.nbytes for layer in state)
-
-
-def _count(state: State) -> int:
-    return sum(isinstance(leaf, mx.array) for _, leaf in tree_flatten([layer.state for layer in state]))
-
-
-def _own(state: State) -> None:
-    """Give the state arrays of its own: as slices of a batch's they would keep the whole of it in memory."""
-    for layer in state:
-        layer.state = tree_map(lambda leaf: mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf, layer.state)
-    mx.eval([layer.state for layer in state])

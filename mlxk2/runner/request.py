@@ -1,4 +1,4 @@
-"""What a request asks of a model, and the limits a model sets: plain values, checked, without MLX."""
+"""What a request asks of a model, and the limits that a model sets: plain values, checked, without MLX."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any
 
 from mlxk2.errors import ContextLengthError, ValidationError
 
-# Of an answer whose request sets no limit, where nothing says how many tokens the model can hold.
+# Tokens of a completion if neither its request nor the model sets a limit.
 DEFAULT_MAX_TOKENS = 4096
-# More than any memory holds.
+# Tokens; more than any memory holds.
 _UNLIMITED = 1 << 40
-# Below this a temperature only overflows: the most likely token is what it means.
-_COLDEST = 1e-4
-# Below this a share of all tokens is nothing to MLX's float32, and likewise.
-_NARROWEST = 1e-30
+# With a lower temperature logits only overflow: it means the most likely token.
+_MIN_TEMPERATURE = 1e-4
+# A smaller share of the probability is zero to MLX's float32: it means the most likely token.
+_MIN_TOP_P = 1e-30
 # OpenAI's limit.
-_MOST_LOGPROBS = 20
-# MLX takes a seed as an unsigned 64-bit integer.
-_SEEDS = 1 << 64
+_MAX_LOGPROBS = 20
+# Numbers are smaller than this: MLX takes a seed as an unsigned 64-bit integer.
+_INTEGER_LIMIT = 1 << 64
 
 
 class Biases(tuple[tuple[int, float], ...]):
-    """What to add to the logits of tokens, checked and made ready once for all the answers of a request.
+    """What to add to the logits of tokens, checked once for all completions of a request.
 
-    `highest` is the largest token, -1 without any; `made` is for what is made of it. Raises ValidationError for what
-    can't be right.
+    `max_token` is the largest token, -1 without any. `arrays` holds what the sampler makes of the biases, by the width
+    of the logits. Raise ValidationError for wrong values.
     """
 
-    highest: int
-    made: dict[int, Any]
+    max_token: int
+    arrays: dict[int, Any]
 
     def __new__(cls, pairs: Iterable[tuple[int, float]] = ()) -> Biases:
-        """Check pairs of a token and what to add; those that are checked already are taken as they are."""
+        """Check pairs of a token and what to add to its logit; return pairs that are checked already as they are."""
         if isinstance(pairs, Biases):
             return pairs
         biases = super().__new__(cls, pairs)
         for token, bias in biases:
             _check_integer("logit_bias", token, 0)
             _check_range("logit_bias", bias, -100, 100)
-        biases.highest = max((token for token, _ in biases), default=-1)
-        biases.made = {}
+        biases.max_token = max((token for token, _ in biases), default=-1)
+        biases.arrays = {}
         return biases
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; the defaults change nothing. Raises ValidationError for what can't be right."""
+    """How to choose the next token; the defaults change nothing. Raise ValidationError for wrong values."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -70,23 +70,23 @@ class Sampling:
         _check_integer("top_k", self.top_k, 0)
         object.__setattr__(self, "logit_bias", Biases(self.logit_bias))
         if self.seed is not None:
-            _check_integer("seed", self.seed, -_SEEDS)
+            _check_integer("seed", self.seed, -_INTEGER_LIMIT)
 
     @property
     def greedy(self) -> bool:
         """Whether only the most likely token can be chosen."""
-        return self.temperature < _COLDEST or self.top_p < _NARROWEST or self.top_k == 1
+        return self.temperature < _MIN_TEMPERATURE or self.top_p < _MIN_TOP_P or self.top_k == 1
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer to generate from a prompt of token ids.
+    """One completion to generate from a prompt of token ids.
 
-    `max_tokens` of None means all the context has left. `stop` strings end the answer and are no part of it.
-    `thinking` says whether the prompt ends inside a thought; None means that this is not known. `logprobs` is how many
-    of the likeliest tokens to report beside each chosen one; None reports nothing. A `plain` answer goes on with the
-    text of the prompt: no marks are looked for in it, and its first space belongs to it. Prompts of one `client` take
-    turns with those of others. One that `continues` a message keeps its first space too.
+    `max_tokens` of None means all that the context has left. `stop` strings end the completion and are no part of it.
+    `thinking` says whether the prompt ends inside a thought; None means unknown. `logprobs` is how many of the most
+    likely tokens to report beside each chosen one; None reports nothing. A `plain` completion continues the prompt's
+    text: no marks are looked for in it, and its first space belongs to it. Prompts of one `client` take turns with
+    those of others. A completion that `continues` a message keeps its first space too.
     """
 
     prompt: tuple[int, ...]
@@ -106,30 +106,30 @@ class GenerationRequest:
         if "" in self.stop:
             raise ValidationError("stop must not be an empty string.")
         if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, _MOST_LOGPROBS)
+            _check_range("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
 
 
 def check_max_tokens(value: int | None) -> None:
-    """Raise ValidationError unless this can limit an answer."""
+    """Raise ValidationError unless this can limit the tokens of a completion."""
     if value is not None:
         _check_integer("max_tokens", value, 1)
 
 
 def check_context_length(value: int | None) -> None:
-    """Raise ValidationError unless this can be how many tokens a model holds."""
+    """Raise ValidationError unless this can be the number of tokens that a model holds."""
     if value is not None:
         _check_integer("context_length", value, 1)
 
 
 def default_max_tokens(context: int | None) -> int:
-    """Return how many tokens an answer may have if its request does not say: half of the context."""
+    """Return how many tokens a completion may have if its request does not say: half of the context."""
     return DEFAULT_MAX_TOKENS if context is None else max(1, context // 2)
 
 
 def token_budget(request: GenerationRequest, context: int | None) -> int:
-    """Return how many tokens may be generated in a context of that many; raise ContextLengthError if none.
+    """Return how many tokens may be generated in a context of so many tokens; raise ContextLengthError if none.
 
-    Where nothing says what the context holds, memory is the limit.
+    If the size of the context is not known, memory is the limit.
     """
     if context is None:
         return request.max_tokens or _UNLIMITED
@@ -140,18 +140,18 @@ def token_budget(request: GenerationRequest, context: int | None) -> int:
 
 
 def check_tokens(request: GenerationRequest, size: int) -> None:
-    """Raise ValidationError for a token that a model with so many tokens does not have."""
-    # MLX reads past its arrays when an index is out of range: a wrong answer at best.
+    """Raise ValidationError for a token that a model with a vocabulary of this size does not have."""
+    # With an index out of range, MLX reads past its arrays.
     if not 0 <= min(request.prompt) <= max(request.prompt) < size:
         raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
-    highest = Biases(request.sampling.logit_bias).highest
-    if highest >= size:
-        message = f"logit_bias names token {highest}, but the model has {size} tokens."
+    max_token = Biases(request.sampling.logit_bias).max_token
+    if max_token >= size:
+        message = f"logit_bias names token {max_token}, but the model has {size} tokens."
         raise ValidationError(message, param="logit_bias")
 
 
 def too_long(tokens: str, context: int) -> ContextLengthError:
-    """Return the error for a prompt of that many tokens, in words."""
+    """Return the error for a prompt of so many tokens, a number in words."""
     return ContextLengthError(
         f"The prompt has {tokens} tokens, but the model's context holds {context} "
         "and needs room for an answer. Shorten the prompt."
@@ -164,5 +164,5 @@ def _check_range(option: str, value: float, low: float, high: float) -> None:
 
 
 def _check_integer(option: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _SEEDS:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _INTEGER_LIMIT:
         raise ValidationError(f"{option} must be a whole number of at least {low}, not {value}.")

@@ -1,25 +1,21 @@
-"""MLXRunner: the one place where answers are generated, for one request or many at once."""
+"""MLXRunner: the only code that generates, for one request or for many at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
 
-from mlxk2.errors import MlxkError, ModelError
-from mlxk2.runner.isolation import Trial
-from mlxk2.runner.mlx.memory import Device
-from mlxk2.runner.output.reasoning import Kind, Piece
+from mlxk2.errors import ModelError
+from mlxk2.runner.isolation import Isolation
 from mlxk2.runner.output.text import TextStream
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, check_tokens, token_budget
-from mlxk2.runner.sequences import FAULTS, NO_TOKEN, Backend, Rows, Step, TokenLogprob, free_frames
+from mlxk2.runner.sequences import FAULTS, NO_TOKEN, Backend, Batch, Chunk, Sequence, Step, free_frames
 
-# As many as mlx-lm decodes together when nobody says otherwise.
-MAX_ROWS = 32
+# mlx-lm's default number of sequences to decode together.
+MAX_SEQUENCES = 32
 
-# What MLX raises where memory is short, also for other reasons; then all that can be computed again is given back.
-_OF_MEMORY = (MemoryError, RuntimeError)
+# MLX raises these if memory is short, and for other reasons too. Then all that can be computed again is freed.
+_MEMORY_FAULTS = (MemoryError, RuntimeError)
 
 _FAILED = "Generation failed"
 _NO_NUMBERS = (
@@ -28,67 +24,30 @@ _NO_NUMBERS = (
 )
 _UNREADABLE = "The model's tokens can't be decoded"
 
-FinishReason = Literal["stop", "length", "interrupted", "error"]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The next part of an answer.
-
-    `tokens` counts all generated so far, the end token and hidden ones included. `logprobs` are those of the tokens
-    that the answer is made of; reasoning, marks and stop strings have none.
-    """
-
-    text: str
-    kind: Kind
-    tokens: int
-    finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class Session:
-    """One request on its way; `error` says why it failed when it ended with the reason `error`.
-
-    `cached_tokens` of the prompt did not have to be computed.
-    """
-
-    def __init__(self, request: GenerationRequest, text: TextStream, max_tokens: int) -> None:
-        self.request = request
-        self.text = text
-        self.max_tokens = max_tokens
-        self.cached_tokens = 0
-        self.answered: list[int] = []
-        self.row: int | None = None
-        self.ended = False
-        self.error: MlxkError | None = None
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the answer has so far."""
-        return len(self.answered)
-
-
-Outcome = tuple[Session, Chunk]
+Output = tuple[Sequence, Chunk]
 
 
 class MLXRunner:
-    """Generates answers with a loaded model, in the thread that loaded it; it has no threads of its own.
+    """Generates completions with a loaded model, in the thread that loaded it; it has no threads of its own.
 
-    Requests wait while `max_rows` answers are generated. What was computed is kept in at most `prompt_cache_bytes`, for
-    prompts that begin the same.
+    Requests wait while `max_sequences` completions are generated. What was computed is retained in at most
+    `prompt_cache_bytes`, for prompts with the same beginning.
     """
 
-    def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_rows: int = MAX_ROWS) -> None:
+    def __init__(
+        self, backend: Backend, *, prompt_cache_bytes: int = 0, max_sequences: int = MAX_SEQUENCES
+    ) -> None:
         self._backend = backend
-        self._max_rows = max_rows
-        max_arrays = Device.current().cached_arrays if prompt_cache_bytes else None
-        self._prompts = PromptCache(prompt_cache_bytes, max_arrays)
-        self._rows: Rows | None = None
-        self._sessions: dict[int, Session] = {}
-        self._trial: Trial[Session] | None = None
+        self._max_sequences = max_sequences
+        self._prompts = PromptCache(prompt_cache_bytes, backend.max_cached_arrays)
+        self._batch: Batch | None = None
+        # The sequences of the batch, by id.
+        self._running: dict[int, Sequence] = {}
+        self._isolation: Isolation | None = None
+        self._count = 0
 
-    def submit(self, request: GenerationRequest) -> Session:
-        """Queue a request for the next step; raise ValidationError or ContextLengthError if it can't be right."""
+    def submit(self, request: GenerationRequest) -> Sequence:
+        """Queue a request for the next step; raise ValidationError or ContextLengthError for a wrong request."""
         check_tokens(request, self._backend.vocabulary_size)
         max_tokens = token_budget(request, self._backend.context_length)
         text = TextStream(
@@ -98,192 +57,145 @@ class MLXRunner:
             plain=request.plain,
             continues=request.continues,
         )
-        session = Session(request, text, max_tokens)
-        if self._trial is not None:
-            self._trial.join(session)
-            return session
+        self._count += 1
+        sequence = Sequence(self._count, request, text, max_tokens)
+        if self._isolation is not None:
+            self._isolation.add(sequence)
+            return sequence
         try:
-            self._place(session)
+            self._insert(sequence)
         except FAULTS as fault:
             raise _error(fault) from fault
-        return session
+        return sequence
 
-    def step(self) -> list[Outcome]:
-        """Do the next piece of work for all sessions; return what it gave, in the order of each one's text.
+    def step(self) -> list[Output]:
+        """Do the next piece of work for all sequences; return what it gave, in the order of each sequence's text.
 
-        An empty list with sessions left means that prompts are still being read. A fault ends the session that it
-        belongs to: which one that is, is found out by trying each of them alone.
+        An empty list with sequences left means that prompts are still being read. A fault ends the sequence that causes
+        it; to find that one, each sequence is generated alone for one token.
         """
-        ended = self._try_next() if self._trial is not None and not self._sessions else []
-        if self._rows is None or not self._sessions:
-            return ended
+        outputs = self._continue_isolation() if self._isolation is not None and not self._running else []
+        if self._batch is None or not self._running:
+            return outputs
         try:
-            steps = self._rows.next()
+            steps = self._batch.next()
         except FAULTS as fault:
-            return [*ended, *self._suspect(fault)]
-        given = [entry for step in steps for entry in self._take(step)]
-        if self._trial is not None and steps:
-            self._acquit()
-        return [*ended, *given]
+            return [*outputs, *self._begin_isolation(fault)]
+        for step in steps:
+            outputs += self._advance(step)
+        if self._isolation is not None and steps:
+            # The sequence that was tested alone has got a token: it waits until all have been tested.
+            for sequence in list(self._running.values()):
+                self._withdraw(sequence)
+                self._isolation.clear(sequence)
+        return outputs
 
-    def cancel(self, session: Session) -> list[Chunk]:
-        """End a session now; return its last chunks, or nothing if it has ended already."""
-        if session.ended:
+    def cancel(self, sequence: Sequence) -> list[Chunk]:
+        """End a sequence now; return its last chunks, or nothing if it has ended already."""
+        if sequence.ended:
             return []
-        self._withdraw(session)
-        if self._trial is not None:
-            self._trial.discard(session)
-        session.ended = True
+        self._withdraw(sequence)
+        if self._isolation is not None:
+            self._isolation.discard(sequence)
         try:
-            return list(_last_chunks(session, [], "interrupted"))
+            return sequence.finish("interrupted")
         except FAULTS as fault:
-            return [self._fail(session, fault, _UNREADABLE)[1]]
+            return [sequence.fail(_error(fault, _UNREADABLE))]
 
     def stream(self, request: GenerationRequest, interrupted: Callable[[], bool] = bool) -> Iterator[Chunk]:
-        """Yield the chunks of one answer, the last one with its finish reason; raise what made it fail.
+        """Yield the chunks of one completion, the last one with its finish reason; raise the error that ended it.
 
-        `interrupted` is asked before each step. Closing the iterator cancels the request. For a runner without other
-        sessions: their chunks would be lost.
+        `interrupted` is called before each step. Closing the iterator cancels the request. Use this only on a runner
+        without other sequences, because it drops their chunks.
         """
-        session = self.submit(request)
+        sequence = self.submit(request)
         try:
-            while not session.ended:
-                steps = [(session, chunk) for chunk in self.cancel(session)] if interrupted() else self.step()
-                if session.error is not None:
-                    raise session.error
-                yield from (chunk for owner, chunk in steps if owner is session)
+            while not sequence.ended:
+                outputs = [(sequence, chunk) for chunk in self.cancel(sequence)] if interrupted() else self.step()
+                if sequence.error is not None:
+                    raise sequence.error
+                yield from (chunk for owner, chunk in outputs if owner is sequence)
         finally:
-            self.cancel(session)
+            self.cancel(sequence)
 
     def close(self) -> None:
-        """Drop all sessions and what the batch has reserved."""
-        for session in [*self._sessions.values(), *(self._trial.sessions if self._trial else ())]:
-            session.ended = True
-        self._trial = None
-        self._drop_rows()
+        """Drop all sequences, and give back the memory that the batch has reserved."""
+        for sequence in [*self._running.values(), *(self._isolation.waiting if self._isolation else ())]:
+            sequence.ended = True
+        self._isolation = None
+        self._drop_batch()
         self._prompts.clear()
 
-    def _place(self, session: Session) -> None:
-        """Add a session to the batch."""
-        if self._rows is None:
-            self._rows = self._backend.batch(self._max_rows, self._prompts)
-        place = self._rows.insert(session.request, session.max_tokens, session.answered)
-        session.row = place.row
-        if not session.answered:
-            session.cached_tokens = place.cached_tokens
-        self._sessions[place.row] = session
+    def _insert(self, sequence: Sequence) -> None:
+        """Add a sequence to the batch."""
+        if self._batch is None:
+            self._batch = self._backend.batch(self._max_sequences, self._prompts)
+        cached = self._batch.insert(sequence.id, sequence.request, sequence.max_tokens, sequence.completion)
+        if not sequence.completion:
+            sequence.cached_tokens = cached
+        self._running[sequence.id] = sequence
 
-    def _suspect(self, fault: Exception) -> list[Outcome]:
-        """Drop the batch; blame its session if there is only one, else begin to try each alone."""
-        suspects = list(self._sessions.values())
+    def _begin_isolation(self, fault: Exception) -> list[Output]:
+        """Drop the batch; fail its sequence if there is only one, else begin to test each alone."""
+        sequences = list(self._running.values())
         free_frames(fault)
-        if isinstance(fault, _OF_MEMORY):
+        if isinstance(fault, _MEMORY_FAULTS):
             self._prompts.clear()
-        self._drop_rows()
-        if len(suspects) > 1:
-            self._trial = Trial(suspects, fault)
+        self._drop_batch()
+        if len(sequences) > 1:
+            self._isolation = Isolation(sequences, fault)
             return []
-        return [self._fail(session, fault) for session in suspects]
+        return [(sequence, sequence.fail(_error(fault))) for sequence in sequences]
 
-    def _try_next(self) -> list[Outcome]:
-        """Begin to try the next session, or end the trial: those that are left go on together."""
-        trial = self._trial
-        assert trial is not None
-        session = trial.next()
-        if session is not None:
-            return self._try_to_place([session])
-        self._trial = None
-        newest = trial.unexplained()
-        ended = [] if newest is None else [self._fail(newest, trial.fault)]
-        return [*ended, *self._try_to_place(trial.sessions)]
-
-    def _try_to_place(self, sessions: list[Session]) -> list[Outcome]:
-        """Add sessions to the batch; those for which that fails end."""
-        ended = []
-        for session in sessions:
+    def _continue_isolation(self) -> list[Output]:
+        """Begin to test the next sequence; if none is left, let all continue together."""
+        isolation = self._isolation
+        assert isolation is not None
+        sequence = isolation.next()
+        outputs: list[Output] = []
+        if sequence is not None:
+            inserted: Iterable[Sequence] = [sequence]
+        else:
+            self._isolation = None
+            newest = isolation.pop_unexplained()
+            if newest is not None:
+                outputs.append((newest, newest.fail(_error(isolation.fault))))
+            inserted = isolation.waiting
+        for sequence in inserted:
             try:
-                self._place(session)
+                self._insert(sequence)
             except FAULTS as fault:
-                ended.append(self._fail(session, fault))
-        return ended
+                outputs.append((sequence, sequence.fail(_error(fault))))
+        return outputs
 
-    def _acquit(self) -> None:
-        """Take the session that was tried alone, and got a token, out of the batch until all have been tried."""
-        assert self._trial is not None
-        for session in list(self._sessions.values()):
-            self._withdraw(session)
-            self._trial.acquit(session)
-
-    def _take(self, step: Step) -> list[Outcome]:
-        """Give a step's token to its session; a token that can't be turned into text ends that session alone."""
-        session = self._sessions[step.row]
+    def _advance(self, step: Step) -> list[Output]:
+        """Give a step's token to its sequence; a token that can't be turned into text ends that sequence alone."""
+        sequence = self._running[step.sequence_id]
         if step.finish_reason is not None:
-            self._forget(session)
+            # The batch has dropped it.
+            del self._running[sequence.id]
         if step.token == NO_TOKEN:
-            self._withdraw(session)
-            return [self._end(session, ModelError(_NO_NUMBERS))]
+            self._withdraw(sequence)
+            return [(sequence, sequence.fail(ModelError(_NO_NUMBERS)))]
         try:
-            return [(session, chunk) for chunk in self._advance(session, step)]
+            chunks = sequence.advance(step)
         except FAULTS as fault:
-            self._withdraw(session)
-            return [self._fail(session, fault, _UNREADABLE)]
+            chunks = [sequence.fail(_error(fault, _UNREADABLE))]
+        if sequence.ended:
+            self._withdraw(sequence)
+        return [(sequence, chunk) for chunk in chunks]
 
-    def _advance(self, session: Session, step: Step) -> Iterator[Chunk]:
-        if step.cached_tokens is not None and not session.answered:
-            session.cached_tokens = step.cached_tokens
-        session.answered.append(step.token)
-        pieces = session.text.add(step.token, step.logprob)
-        if step.finish_reason is None and not session.text.stopped:
-            for kind, text in pieces:
-                yield _chunk(session, text, kind)
-            return
-        self._withdraw(session)
-        session.ended = True
-        yield from _last_chunks(session, pieces, step.finish_reason or "stop")
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Take a sequence out of the batch, if it is still in it."""
+        if self._running.pop(sequence.id, None) is not None and self._batch is not None:
+            self._batch.remove(sequence.id)
 
-    def _withdraw(self, session: Session) -> None:
-        """Take a session out of the batch, if it is still in it."""
-        row = session.row
-        self._forget(session)
-        if row is not None and self._rows is not None:
-            self._rows.remove(row)
-
-    def _forget(self, session: Session) -> None:
-        if session.row is not None:
-            del self._sessions[session.row]
-            session.row = None
-
-    def _fail(self, session: Session, fault: Exception, what: str = _FAILED) -> Outcome:
-        return self._end(session, _error(fault, what))
-
-    def _end(self, session: Session, error: ModelError) -> Outcome:
-        session.ended, session.error = True, error
-        return session, Chunk("", "answer", session.tokens, "error")
-
-    def _drop_rows(self) -> None:
-        for session in list(self._sessions.values()):
-            self._forget(session)
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
+    def _drop_batch(self) -> None:
+        self._running.clear()
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
 
 
 def _error(fault: Exception, what: str = _FAILED) -> ModelError:
     return ModelError(f"{what}: {str(fault) or type(fault).__name__}")
-
-
-def _last_chunks(session: Session, pieces: list[Piece], reason: FinishReason) -> Iterator[Chunk]:
-    """Yield these pieces, then the text still held back, then the reason for the end: a stop string before others."""
-    kind: Kind = "answer"
-    for kind, text in [*pieces, *session.text.finish()]:
-        yield _chunk(session, text, kind)
-    yield _chunk(session, "", kind, "stop" if session.text.stopped else reason)
-
-
-def _chunk(session: Session, text: str, kind: Kind, reason: FinishReason | None = None) -> Chunk:
-    """Return the next chunk, with the logprobs that wait for one."""
-    if kind == "reasoning" or not session.text.logprobs:
-        return Chunk(text, kind, session.tokens, reason)
-    logprobs = tuple(session.text.logprobs)
-    session.text.logprobs.clear()
-    return Chunk(text, kind, session.tokens, reason, logprobs)

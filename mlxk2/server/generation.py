@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from mlxk2.errors import OperationError
-from mlxk2.runner.runner import Chunk, Session
+from mlxk2.runner.sequences import Chunk, Sequence
 
 # Events of each sequence. A client that is this far behind has stopped reading.
 MAX_WAITING_EVENTS = 4096
@@ -25,7 +25,7 @@ class Generation:
     def __init__(self, name: str, count: int, on_close: Callable[[Generation], None]) -> None:
         self.name = name
         self.count = count
-        self.sequences: list[Session] = []
+        self.sequences: list[Sequence] = []
         self._unfinished = count
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
@@ -96,6 +96,6 @@ class Generation:
         return sum(sequence.tokens for sequence in self.sequences)
 
     @property
-    def _prompts(self) -> Collection[Session]:
+    def _prompts(self) -> Collection[Sequence]:
         """The first sequence of each prompt."""
         return {id(sequence.request.prompt): sequence for sequence in reversed(self.sequences)}.values()

@@ -18,8 +18,9 @@ from typing import Any
 import uvicorn
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
-from mlxk2.runner.mlx import cpu, loader
-from mlxk2.runner.mlx.memory import NOTHING_CHOSEN, Chosen, give_back
+from mlxk2.runner.memory import AUTOMATIC, MemoryChoice
+from mlxk2.runner.mlx import loader
+from mlxk2.runner.mlx.device import release_freed_memory, release_large_arrays_at_once, trim_heap
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.sequences import Backend
 from mlxk2.server.app import Service, create_app
@@ -64,7 +65,7 @@ class Settings:
     log_level: str = "info"
     logs_requests: bool = False
     stall_seconds: float = 30.0
-    memory: Chosen = NOTHING_CHOSEN
+    memory: MemoryChoice = AUTOMATIC
 
 
 class _Server(uvicorn.Server):
@@ -114,7 +115,7 @@ class _Server(uvicorn.Server):
         self._max_clients = max(self._max_clients, clients)
         if self._max_clients >= _MIN_CROWD and clients <= self._max_clients // 2:
             self._max_clients = clients
-            cpu.trim()
+            trim_heap()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -157,12 +158,12 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
 
     Call `announce` as soon as the port accepts requests.
     """
-    cpu.give_memory_back()
+    release_large_arrays_at_once()
     starter = Starter(keeps_spare=True)
     starter.prepare()
     limits = settings.limits
     preparing = PreparingPool(starter, limits.max_concurrent + limits.max_queue, settings.context_length)
-    worker = Worker(limits.max_concurrent, rest=give_back)
+    worker = Worker(limits.max_concurrent, rest=release_freed_memory)
     scheduler = Scheduler(ModelPool(partial(_load, settings, preparing), worker), worker, limits)
     catalog = Catalog(settings.pinned, settings.context_length)
     service = Service(scheduler, catalog, preparing, settings.max_tokens, no_sleep=NoSleep(linger=_AWAKE_SECONDS))
@@ -183,9 +184,9 @@ def _load(settings: Settings, preparing: PreparingPool, key: ModelKey, unload: C
         key.path,
         key.adapter,
         name=key.name,
-        chosen=settings.memory,
+        memory=settings.memory,
         for_batches=True,
-        read=partial(preparing.tokenizer, key),
+        get_tokenizer=partial(preparing.tokenizer, key),
         context=settings.context_length,
         unload=unload,
     )

@@ -131,7 +131,7 @@ class PreparingPool:
     def _prepare(self, key: ModelKey, make: MakeRequests, cancelled: Cancelled) -> Prepared:
         """Make the requests, in a thread of the pool."""
         model = self._tokenizers.get(key, cancelled)
-        requests = make(model._replace(tokenizer=model.tokenizer.until(cancelled)))
+        requests = make(model._replace(tokenizer=model.tokenizer.cancellable(cancelled)))
         for request in requests:
             token_budget(request, model.context_length)
         return Prepared(requests, model.vocabulary)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.runner import Chunk, MLXRunner, Session
-from mlxk2.runner.sequences import Backend, free_frames
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Backend, Chunk, Sequence, free_frames
 from mlxk2.server.generation import Generation
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Worker:
         self._rest = rest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlx")
         self._runner: MLXRunner | None = None
-        self._generations: dict[Session, tuple[Generation, int]] = {}
+        self._generations: dict[Sequence, tuple[Generation, int]] = {}
         self._step_is_queued = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -58,7 +58,7 @@ class Worker:
         """Load a model into `model`; raise the error of `load`, after which the previous model, or none, is left."""
         await asyncio.wrap_future(self._thread.submit(run_job, self._load, load))
 
-    def submit(self, generation: Generation, requests: Sequence[GenerationRequest]) -> None:
+    def submit(self, generation: Generation, requests: Iterable[GenerationRequest]) -> None:
         """Begin to generate with the model in memory; a fault of the requests fails the generation."""
         self._loop = asyncio.get_running_loop()
         self._thread.submit(self._submit, generation, requests)
@@ -74,7 +74,7 @@ class Worker:
     def _load(self, load: Loader) -> None:
         model = load(self._unload)
         self._unload()
-        self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes, max_rows=self._max_sequences)
+        self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes, max_sequences=self._max_sequences)
         self.model = model
 
     def _unload(self) -> None:
@@ -82,7 +82,7 @@ class Worker:
         if runner is not None:
             runner.close()
 
-    def _submit(self, generation: Generation, requests: Sequence[GenerationRequest]) -> None:
+    def _submit(self, generation: Generation, requests: Iterable[GenerationRequest]) -> None:
         try:
             # If the generation is closed, its cancelling may be done already.
             for number, request in enumerate(() if generation.is_closed else requests):

@@ -18,7 +18,7 @@ from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Rows
+from mlxk2.runner.sequences import Batch
 from mlxk2.server.worker import Worker
 
 pytestmark = pytest.mark.e2e
@@ -69,16 +69,16 @@ class Watched:
 
     def __init__(self, model: LoadedModel, cleared: list[None]) -> None:
         self._model, self._cleared = model, cleared
-        self._batches: list[weakref.ref[Rows]] = []
+        self._batches: list[weakref.ref[Batch]] = []
         self.noted: list[tuple[int, int, list[bool]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
+    def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
         """A batch of the model."""
         self.noted.append((len(self._cleared), len(prompts), [batch() is not None for batch in self._batches]))
-        batch = self._model.batch(max_rows, prompts)
+        batch = self._model.batch(max_sequences, prompts)
         self._batches.append(weakref.ref(batch))
         return batch
 

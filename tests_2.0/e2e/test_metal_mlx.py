@@ -19,9 +19,10 @@ from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.chat.assistant import Assistant
 from mlxk2.errors import InsufficientMemoryError, ModelNotRunnableError
-from mlxk2.runner.mlx.decoding import Decoding, piece
+from mlxk2.runner.memory import Device, MemoryChoice
+from mlxk2.runner.mlx.decoding import Decoding
 from mlxk2.runner.mlx.loader import LoadedModel, load
-from mlxk2.runner.mlx.memory import Chosen, Device
+from mlxk2.runner.mlx.prefill import prefill_budget
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.prompter import Message
 from mlxk2.runner.request import GenerationRequest, Sampling
@@ -90,7 +91,7 @@ def request(count: int = 5, max_tokens: int = 6) -> GenerationRequest:
 
 @pytest.mark.parametrize("name", ["llama", "chunked attention"])
 def test_the_wired_limit_is_set_once_before_the_weights_are_read(name: str, metal: Metal, tmp_path: Path) -> None:
-    model = load(write_random(tmp_path / "m", ARCHITECTURES[name]), chosen=Chosen(prompt_cache=3 * GB))
+    model = load(write_random(tmp_path / "m", ARCHITECTURES[name]), memory=MemoryChoice(prompt_cache=3 * GB))
     wanted = size_of(model) + 7 * GB
     assert metal.events[:3] == [0, wanted, "eval"]
     runner = MLXRunner(model)
@@ -130,7 +131,7 @@ def test_the_limit_is_what_the_user_chose_within_what_metal_allows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     metal.info["max_recommended_working_set_size"] = working_set
-    list(MLXRunner(load(folder, chosen=Chosen(wired=chosen))).stream(request()))
+    list(MLXRunner(load(folder, memory=MemoryChoice(wired=chosen))).stream(request()))
     assert [event for event in metal.events if event != "eval"] == expected
     assert [record.message for record in caplog.records] == (
         ["MLXK2_WIRED_LIMIT is 50.0GB, but the GPU is to use at most 48.0GB; that much is wired."]
@@ -229,7 +230,7 @@ def test_the_prompt_cache_is_what_the_model_leaves(device: Device, weights: int,
 @pytest.mark.usefixtures("metal")
 def test_the_prompt_cache_of_a_loaded_model(folder: Path) -> None:
     assert load(folder).prompt_cache_bytes == 8 * GB
-    assert load(folder, chosen=Chosen(prompt_cache=5)).prompt_cache_bytes == 5
+    assert load(folder, memory=MemoryChoice(prompt_cache=5)).prompt_cache_bytes == 5
 
 
 def test_a_machine_whose_gpu_can_not_be_reached_is_an_error_with_the_cause(
@@ -294,9 +295,9 @@ def test_a_gpu_reads_a_lone_prompt_in_large_pieces_and_small_ones_beside_answers
 def test_pieces_on_a_gpu_and_on_a_cpu(
     others: bool, longest: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert piece(others_decode=others, longest=longest) == 256
+    assert prefill_budget(others_decode=others, longest=longest) == 256
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert piece(others_decode=others, longest=longest) == expected
+    assert prefill_budget(others_decode=others, longest=longest) == expected
 
 
 @pytest.mark.parametrize(("told", "most", "is_under_way"), [

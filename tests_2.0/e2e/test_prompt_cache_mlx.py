@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,9 +15,10 @@ from support.architectures import ARCHITECTURES
 from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import MLXRunner, Session
-from mlxk2.runner.sequences import TokenLogprob
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Sequence
 
 pytestmark = pytest.mark.e2e
 
@@ -51,18 +52,18 @@ def words(seed: int, count: int) -> tuple[int, ...]:
     return tuple(random.Random(seed).choices(range(250), k=count))
 
 
-def asked(prompt: Sequence[int], max_tokens: int = 12, temperature: float = 0.8) -> GenerationRequest:
+def asked(prompt: Iterable[int], max_tokens: int = 12, temperature: float = 0.8) -> GenerationRequest:
     """A seeded request."""
     return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=temperature, seed=11))
 
 
-def run(runner: MLXRunner, request: GenerationRequest) -> tuple[list[int], Session]:
+def run(runner: MLXRunner, request: GenerationRequest) -> tuple[list[int], Sequence]:
     """The tokens of an answer, and its session."""
     session = runner.submit(request)
     while not session.ended:
         runner.step()
     assert session.error is None
-    return session.answered, session
+    return session.completion, session
 
 
 def without(model: LoadedModel, request: GenerationRequest) -> list[int]:
@@ -125,8 +126,8 @@ def test_eight_that_come_and_go_say_what_each_says_alone(model: LoadedModel) -> 
     ]
     alone = [without(model, request) for request in requests]
     for bytes_kept in (0, _PLENTY):
-        runner = MLXRunner(model, prompt_cache_bytes=bytes_kept, max_rows=8)
-        assert [session.answered for session in _coming_and_going(runner, requests)] == alone
+        runner = MLXRunner(model, prompt_cache_bytes=bytes_kept, max_sequences=8)
+        assert [session.completion for session in _coming_and_going(runner, requests)] == alone
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -137,13 +138,13 @@ def test_long_prompts_read_together_in_pieces_are_answered_as_mlx_lm_does(name: 
     runner = MLXRunner(model)
     requests = [GenerationRequest(prompt, 6, Sampling(temperature=0), logprobs=0) for prompt in prompts]
     sessions = [runner.submit(request) for request in requests]
-    told: dict[Session, list[TokenLogprob]] = defaultdict(list)
+    told: dict[Sequence, list[TokenLogprob]] = defaultdict(list)
     while not all(session.ended for session in sessions):
         for session, chunk in runner.step():
             told[session] += chunk.logprobs
     for prompt, session in zip(prompts, sessions, strict=True):
         theirs = _reference(model, prompt)
-        assert session.answered == [token for token, _ in theirs]
+        assert session.completion == [token for token, _ in theirs]
         # The text alone may hide what a row has taken from its neighbours. Only tokens that show are told of.
         for entry in told[session]:
             assert any((entry.token, pytest.approx(entry.logprob, abs=1e-3)) == given for given in theirs)
@@ -156,7 +157,7 @@ def _reference(model: LoadedModel, prompt: tuple[int, ...]) -> list[tuple[int, f
     return [(token, logprobs[token].item()) for token, logprobs in steps]
 
 
-def _coming_and_going(runner: MLXRunner, requests: Sequence[GenerationRequest]) -> list[Session]:
+def _coming_and_going(runner: MLXRunner, requests: Iterable[GenerationRequest]) -> list[Sequence]:
     """The sessions of these requests, which came one every three steps; others came too and were cancelled."""
     sessions, cancelled = [], []
     for number, request in enumerate(requests):
@@ -182,7 +183,7 @@ def test_what_was_computed_for_a_stopped_or_cancelled_answer_is_kept(
     while not session.ended and session.tokens < 200:
         runner.step()
     runner.cancel(session)
-    again = runner.submit(asked((*words(1, 30), *session.answered, 5)))
+    again = runner.submit(asked((*words(1, 30), *session.completion, 5)))
     assert again.cached_tokens == 30 + session.tokens
 
 

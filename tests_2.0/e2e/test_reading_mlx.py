@@ -13,15 +13,16 @@ import pytest
 from support.architectures import ARCHITECTURES
 from support.tiny_models import BABBLE, write_chain, write_random
 
-from mlxk2.runner.mlx.decoding import piece
 from mlxk2.runner.mlx.loader import LoadedModel, load
+from mlxk2.runner.mlx.prefill import prefill_budget
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import MLXRunner, Session
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Sequence
 
 pytestmark = pytest.mark.e2e
 
 _PLENTY = 1 << 30
-_PIECE = piece(others_decode=True, longest=0)
+_PIECE = prefill_budget(others_decode=True, longest=0)
 
 
 class Counting:
@@ -64,7 +65,7 @@ def asked(seed: int, count: int, max_tokens: int = 1, client: Hashable = None) -
     return GenerationRequest(words(seed, count), max_tokens, Sampling(seed=seed), client=client)
 
 
-def until(runner: MLXRunner, *sessions: Session) -> None:
+def until(runner: MLXRunner, *sessions: Sequence) -> None:
     """Let the runner work until these have got a token."""
     while not all(session.tokens for session in sessions):
         runner.step()
@@ -76,7 +77,7 @@ def test_many_answers_to_one_prompt_read_it_once(name: str, kept: int, tmp_path:
     model, counting = counted(load(write_random(tmp_path / "m", ARCHITECTURES[name])))
     prompt = words(1, 150)
     requests = [GenerationRequest(prompt, 8, Sampling(seed=seed), logprobs=2) for seed in range(5)]
-    runner = MLXRunner(model, prompt_cache_bytes=kept, max_rows=4)
+    runner = MLXRunner(model, prompt_cache_bytes=kept, max_sequences=4)
     sessions = [runner.submit(request) for request in requests[:4]]
     runner.step()
     # One that asks the same a little later, and for whom there is no room yet.
@@ -93,7 +94,7 @@ def test_many_answers_to_one_prompt_read_it_once(name: str, kept: int, tmp_path:
         alone = runner.submit(request)
         while not alone.ended:
             runner.step()
-        assert session.answered == alone.answered
+        assert session.completion == alone.completion
 
 
 def test_an_answer_that_is_cancelled_leaves_the_prompt_to_the_others(babble: LoadedModel) -> None:
@@ -124,7 +125,7 @@ def test_a_short_prompt_overtakes_long_ones(babble: LoadedModel) -> None:
     runner.step()
     before = counting.read
     until(runner, runner.submit(asked(9, 30)))
-    # A piece of the oldest may come first.
+    # A prefill_budget of the oldest may come first.
     assert counting.read - before <= 2 * _PIECE
     for session in long:
         runner.cancel(session)

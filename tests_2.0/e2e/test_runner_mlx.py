@@ -28,14 +28,14 @@ from mlxk2.errors import (
     ModelUnhealthyError,
     ValidationError,
 )
+from mlxk2.runner.memory import Device
 from mlxk2.runner.mlx.decoding import Decoding
 from mlxk2.runner.mlx.loader import LoadedModel, load
-from mlxk2.runner.mlx.memory import Device
-from mlxk2.runner.output.token_bytes import token_bytes
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.prompt.prompter import Message, Prompter
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import Chunk, MLXRunner, Session
-from mlxk2.runner.sequences import TokenLogprob
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Chunk, Sequence
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +62,7 @@ def answer(model: LoadedModel, **options: Any) -> tuple[str, Chunk]:
     return "".join(chunk.text for chunk in chunks if chunk.kind == "answer"), chunks[-1]
 
 
-def together(runner: MLXRunner, sessions: list[Session]) -> list[str]:
+def together(runner: MLXRunner, sessions: list[Sequence]) -> list[str]:
     """The texts of sessions that run in one batch."""
     texts = dict.fromkeys(range(len(sessions)), "")
     while not all(session.ended for session in sessions):
@@ -154,7 +154,7 @@ def test_each_row_of_a_batch_reports_what_it_was_asked_for(babble: LoadedModel) 
     prompt = encode(babble, "hello")
     asked = [GenerationRequest(prompt, 6, Sampling(seed=1), logprobs=count) for count in (0, None, 3, 20)]
     runner = MLXRunner(babble)
-    told: dict[Session, list[TokenLogprob]] = {runner.submit(request): [] for request in asked}
+    told: dict[Sequence, list[TokenLogprob]] = {runner.submit(request): [] for request in asked}
     while not all(session.ended for session in told):
         for session, chunk in runner.step():
             told[session] += chunk.logprobs
@@ -223,7 +223,7 @@ def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
     likely = Sampling(temperature=0, logit_bias=((letter, 100.0), (gap, 90.0)))
     first, _ = MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, logprobs=2))
     assert [token for token, _ in first.logprobs[0].top] == [letter, gap]
-    assert [token_bytes(model.vocabulary, token) for token in (letter, gap)] == [b"a", b""]
+    assert [model.vocabulary.bytes_of(token) for token in (letter, gap)] == [b"a", b""]
 
 
 def test_cancelling_an_answer_whose_rest_is_no_character_troubles_no_other(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ from mlxk2.server.http.listener import bind
 listener = bind("127.0.0.1", 0)
 model, patience = sys.argv[1:]
 settings = serving.Settings(
-    access=serving.Access(), limits=serving.Limits(16, 16), memory=serving.Chosen(prompt_cache=0),
+    access=serving.Access(), limits=serving.Limits(16, 16), memory=serving.MemoryChoice(prompt_cache=0),
     pinned=(model, serving.ModelKey("babble", model)), stall_seconds=float(patience),
 )
 serving.serve(settings, listener, lambda: print(listener.getsockname()[1], flush=True), sys.exit)

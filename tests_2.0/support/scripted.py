@@ -10,14 +10,15 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from mlxk2.chat.assistant import Assistant
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.runner.prompt.confined import Confined, Starter
+from mlxk2.runner.prompt.confined import ConfinedProcess, Starter
 from mlxk2.runner.prompt.prompter import Prompter
 from mlxk2.runner.prompt.tokenizer import RefusedError
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import Chunk, MLXRunner
-from mlxk2.runner.sequences import Place, Step, TokenLogprob
+from mlxk2.runner.runner import MLXRunner
+from mlxk2.runner.sequences import Chunk, Step
 
 END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
@@ -103,7 +104,7 @@ class ScriptedTokenizer:
         """A new one at each reading."""
         return ScriptedDetokenizer()
 
-    def until(self, _: Callable[[], bool]) -> ScriptedTokenizer:
+    def cancellable(self, _: Callable[[], bool]) -> ScriptedTokenizer:
         """This tokenizer, which is done at once."""
         return self
 
@@ -153,52 +154,52 @@ def _speaker(message: Mapping[str, str]) -> str:
     return f"{message['name']} {message['role']}" if "name" in message else message["role"]
 
 
-class ScriptedRows:
-    """Rows that follow the script, in batches like the real ones; an exception in a script comes out of `next`."""
+class ScriptedBatch:
+    """Sequences that follow the script, as in a real batch; an exception in a script comes out of `next`."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
-        self._rows: dict[int, Iterator[int | Exception]] = {}
+        self._sequences: dict[int, Iterator[int | Exception]] = {}
         self._left: dict[int, int] = {}
         self._tops: dict[int, int | None] = {}
-        self._count = 0
 
-    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that will say the script's tokens for this request, from there on, then the end."""
-        self._count += 1
-        self._rows[self._count] = iter([*self._script(request), *[END] * 2][len(answered) :])
-        self._left[self._count] = max_tokens - len(answered)
-        self._tops[self._count] = request.logprobs
-        return Place(self._count)
+    def insert(
+        self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
+    ) -> int:
+        """Add a sequence that will say the script's tokens for this request, from there on, then the end."""
+        self._sequences[sequence_id] = iter([*self._script(request), *[END] * 2][len(completion) :])
+        self._left[sequence_id] = max_tokens - len(completion)
+        self._tops[sequence_id] = request.logprobs
+        return 0
 
     def next(self) -> list[Step]:
-        """The next token of every row."""
-        return [self._advance(row) for row in list(self._rows)]
+        """The next token of every sequence."""
+        return [self._advance(sequence_id) for sequence_id in list(self._sequences)]
 
-    def _advance(self, row: int) -> Step:
-        token = next(self._rows[row])
+    def _advance(self, sequence_id: int) -> Step:
+        token = next(self._sequences[sequence_id])
         if isinstance(token, Exception):
             raise token
-        self._left[row] -= 1
-        reason = "stop" if token == END else "length" if self._left[row] == 0 else None
+        self._left[sequence_id] -= 1
+        reason = "stop" if token == END else "length" if self._left[sequence_id] == 0 else None
         if reason:
-            self.remove(row)
-        return Step(row, token, reason, self._logprob(row, token))  # type: ignore[arg-type]
+            self.remove(sequence_id)
+        return Step(sequence_id, token, reason, self._logprob(sequence_id, token))  # type: ignore[arg-type]
 
-    def _logprob(self, row: int, token: int) -> TokenLogprob | None:
+    def _logprob(self, sequence_id: int, token: int) -> TokenLogprob | None:
         """A token is the less likely the higher it is; the likeliest are the first tokens there are."""
-        top = self._tops[row]
+        top = self._tops[sequence_id]
         return None if top is None else TokenLogprob(token, -token / 8, tuple((n, -n / 8) for n in range(top)))
 
-    def remove(self, row: int) -> None:
-        """Drop a row; KeyError if it is not there."""
-        del self._rows[row]
+    def remove(self, sequence_id: int) -> None:
+        """Drop a sequence; KeyError if it is not there."""
+        del self._sequences[sequence_id]
 
     def close(self) -> None:
         """Nothing is reserved."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._sequences)
 
 
 class ScriptedBackend:
@@ -206,21 +207,22 @@ class ScriptedBackend:
 
     vocabulary_size = SIZE
     prompt_cache_bytes = 0
+    max_cached_arrays: int | None = None
 
     def __init__(
-        self, script: Script, context_length: int = 4096, rows: type[ScriptedRows] = ScriptedRows, **tokenizer: Any
+        self, script: Script, context_length: int = 4096, batch: type[ScriptedBatch] = ScriptedBatch, **tokenizer: Any
     ) -> None:
         self.tokenizer = ScriptedTokenizer(**tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer)
         self.context_length = context_length
-        self.batches: list[ScriptedRows] = []
+        self.batches: list[ScriptedBatch] = []
         self.requests: list[GenerationRequest] = []
         self._script = script
-        self._kind = rows
+        self._kind = batch
 
-    def batch(self, max_rows: int, prompts: PromptCache) -> ScriptedRows:
-        """A new batch of any number of rows, which is remembered."""
-        assert max_rows > 0 and not prompts.nbytes
+    def batch(self, max_sequences: int, prompts: PromptCache) -> ScriptedBatch:
+        """A new batch of any number of sequences, which is remembered."""
+        assert max_sequences > 0 and not prompts.nbytes
         self.batches.append(self._kind(self._say))
         return self.batches[-1]
 
@@ -277,9 +279,9 @@ class OneProcess(Starter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.process: Confined | None = None
+        self.process: ConfinedProcess | None = None
 
-    def take(self) -> Confined:
+    def take(self) -> ConfinedProcess:
         """Return the process, or a new one."""
         if self.process is None or not self.process.is_alive:
             self.process = super().take()

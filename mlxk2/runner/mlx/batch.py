@@ -1,10 +1,11 @@
-"""Rows on mlx-lm's generators: together where the model's cache can be batched, else one after another."""
+"""Batches on mlx-lm's generators: sequences together if the model's cache can be batched, else one after another."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,19 +15,18 @@ from mlx_lm.generate import StopSequences, generate_step, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxk2.runner.mlx import sampler
-from mlxk2.runner.mlx.decoding import RowSampler, generator, join, piece
-from mlxk2.runner.mlx.prefill import Reader, Reading
-from mlxk2.runner.mlx.probabilities import Report
+from mlxk2.runner.mlx.decoding import LogprobReport, SequenceSampler, join, make_generator
+from mlxk2.runner.mlx.prefill import ModelState, Prefill, Prefiller
 from mlxk2.runner.prompt_cache import PromptCache, Tokens
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import NO_TOKEN, Place, Step, TokenLogprob
+from mlxk2.runner.sequences import NO_TOKEN, Step
 
-# Seconds for the rows that get tokens, for each second in which prompts are read.
-_SHARE = 0.25
+# Seconds of decoding for each second in which prompts are read.
+_DECODING_SHARE = 0.25
 
 
 def can_batch(model: Any) -> bool:
-    """Whether mlx-lm can put several rows of this model into one cache; chunked attention, for one, it can't."""
+    """Whether mlx-lm can put several sequences of this model into one cache; with chunked attention it can't."""
     return all(_can_merge(cache) for cache in make_prompt_cache(model))
 
 
@@ -35,245 +35,230 @@ def _can_merge(cache: Any) -> bool:
 
 
 @dataclass
-class _Answer:
-    """A row of the batch: what it answers, the tokens that it goes on from, and how many may still come.
+class _Entry:
+    """A sequence of a batch: its request, the tokens that it continues, and how many tokens may still come.
 
-    `reading` is those tokens on their way into the model, until the row joins those that get a token at each step.
+    `prefill` is those tokens on their way into the model, until the sequence is decoded.
     """
 
     request: GenerationRequest
     tokens: Tokens
     left: int
-    reading: Reading | None
+    prefill: Prefill | None
     cached_tokens: int = 0
 
     @property
-    def answered(self) -> int:
-        """How many tokens of the answer are there already."""
+    def completed(self) -> int:
+        """How many tokens of the completion are there already."""
         return len(self.tokens) - len(self.request.prompt)
 
     def processors(self) -> list[sampler.Processor]:
-        """Return what changes the row's logits."""
+        """Return what changes the logits of the sequence."""
         return sampler.processors(self.request.sampling, len(self.request.prompt))
 
-    def spared(self, row: int) -> int:
-        """Return how many tokens of its prompt need not be computed for a row that waits for its reading."""
-        assert self.reading is not None
-        # What is read is read for the first of the rows, and spared to all others.
-        is_first = row == self.reading.rows[0]
-        return min(self.reading.cached if is_first else len(self.tokens) - 1, len(self.request.prompt))
+    def start(self, sequence_id: int) -> ModelState | None:
+        """Return the state after all tokens but the last, and note how many tokens of the prompt were not computed."""
+        assert self.prefill is not None
+        state = self.prefill.state
+        self.cached_tokens = self.count_cached(sequence_id)
+        self.prefill = None
+        return state
+
+    def count_cached(self, sequence_id: int) -> int:
+        """Return how many tokens of its prompt need not be computed for a sequence that waits for its prefill."""
+        assert self.prefill is not None
+        # A prompt is read for the first of its sequences; all others need not compute it.
+        is_first = sequence_id == self.prefill.sequences[0]
+        return min(self.prefill.cached if is_first else len(self.tokens) - 1, len(self.request.prompt))
 
 
-class Batch:
-    """The rows that are generated together, each with its own sampler, processors and limits."""
+class _MLXBatch(ABC):
+    """The sequences of a batch: they wait for their prompts to be read, then for room, and then are decoded."""
 
-    def __init__(self, model: Any, end_tokens: Collection[int], max_rows: int, prompts: PromptCache) -> None:
-        self._generator = generator(model, max_rows)
-        self._ends = StopSequences([(token,) for token in end_tokens])
+    # The stream on which MLX computes for this batch.
+    stream: Any
+
+    def __init__(self, model: Any, prompts: PromptCache) -> None:
         self._prompts = prompts
-        self._reader = Reader(model, prompts)
-        self._max_rows = max_rows
-        self._rows: dict[int, _Answer] = {}
-        # Those whose prompt has been read, until there is room for them.
+        self._prefiller = Prefiller(model, prompts)
+        self._sequences: dict[int, _Entry] = {}
+        # Those whose prompts have been read, until there is room for them.
         self._ready: list[int] = []
-        self._decoding = 0
-        # Seconds that the rows are to have before more is read.
-        self._debt = 0.0
-        self._count = 0
 
-    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that goes on after these tokens of its answer; return its place."""
-        self._count += 1
-        answer = _answer(self._reader, self._count, request, max_tokens, answered)
-        self._rows[self._count] = answer
-        return Place(self._count, answer.spared(self._count))
+    def insert(
+        self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
+    ) -> int:
+        """Add a sequence that continues after these tokens of its completion; return how many tokens are cached."""
+        tokens = (*request.prompt, *completion) if completion else request.prompt
+        prefill = self._prefiller.add(sequence_id, tokens, request.client)
+        entry = _Entry(request, tokens, max_tokens - len(completion), prefill)
+        self._sequences[sequence_id] = entry
+        return entry.count_cached(sequence_id)
+
+    def read_prompts(self, *, others_decode: bool) -> None:
+        """Read a budget of tokens of the prompts; what was read to its end is ready."""
+        done = self._prefiller.next(others_decode=others_decode)
+        self._ready += [sequence_id for prefill in done for sequence_id in prefill.sequences]
+
+    def remove(self, sequence_id: int) -> None:
+        """Drop a sequence, whether it is waiting, in its prompt or in its completion."""
+        entry = self._sequences.pop(sequence_id)
+        if sequence_id in self._ready:
+            self._ready.remove(sequence_id)
+        elif entry.prefill is not None:
+            self._prefiller.remove(sequence_id, entry.prefill)
+        else:
+            self.stop_decoding(sequence_id)
+
+    @abstractmethod
+    def stop_decoding(self, sequence_id: int) -> None:
+        """Drop a sequence that is being decoded."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Drop what decodes."""
+
+    def close(self) -> None:
+        """Drop all sequences, and give their memory back to the system."""
+        # What MLX still computes may fail, and must not fail the next batch.
+        with contextlib.suppress(RuntimeError):
+            mx.synchronize(self.stream)
+        self._sequences.clear()
+        self._ready.clear()
+        self.release()
+        del self._prefiller
+        mx.clear_cache()
+
+
+class ParallelBatch(_MLXBatch):
+    """Sequences that are decoded together, each with its own sampler, processors and limits."""
+
+    def __init__(self, model: Any, end_tokens: Collection[int], max_sequences: int, prompts: PromptCache) -> None:
+        super().__init__(model, prompts)
+        self._generator = make_generator(model, max_sequences)
+        self.stream = self._generator.stream
+        self._ends = StopSequences([(token,) for token in end_tokens])
+        self._max_sequences = max_sequences
+        self._decoding = 0
+        # Seconds that the decoding sequences shall have before more is read.
+        self._debt = 0.0
 
     def next(self) -> list[Step]:
-        """Read more of the prompts if it is their turn, then give each row its next token; the list may be empty."""
-        with mx.stream(self._generator.stream):
-            if self._reader and self._decoding + len(self._ready) < self._max_rows and not self._owed():
-                self._read()
-            room = self._max_rows - self._decoding
+        """Read more of the prompts if it is their turn, then decode each sequence's next token; it may give no step."""
+        with mx.stream(self.stream):
+            has_room = self._decoding + len(self._ready) < self._max_sequences
+            if self._prefiller and has_room and not (self._decoding and self._debt > 0):
+                start = time.perf_counter()
+                self.read_prompts(others_decode=self._decoding > 0)
+                self._debt = _DECODING_SHARE * (time.perf_counter() - start)
+            room = self._max_sequences - self._decoding
             joining, self._ready = self._ready[:room], self._ready[room:]
             if joining:
-                self._join(joining)
+                self._start_decoding(joining)
         start = time.perf_counter()
         _, responses = self._generator.next()
         self._debt -= time.perf_counter() - start
         return [self._step(response) for response in responses]
 
-    def _owed(self) -> bool:
-        """Whether the rows that get tokens are still to have time for what was read before."""
-        return self._decoding > 0 and self._debt > 0
-
-    def _read(self) -> None:
-        start = time.perf_counter()
-        budget = piece(others_decode=self._decoding > 0, longest=self._reader.longest)
-        self._ready += [row for reading in self._reader.next(budget) for row in reading.rows]
-        self._debt = _SHARE * (time.perf_counter() - start)
-
-    def _join(self, rows: list[int]) -> None:
-        """Let rows whose prompts have been read get a token at each step."""
-        answers = [self._rows[row] for row in rows]
-        states = []
-        for row, answer in zip(rows, answers, strict=True):
-            assert answer.reading is not None
-            answer.cached_tokens = answer.spared(row)
-            states.append(answer.reading.state)
-            answer.reading = None
+    def _start_decoding(self, sequence_ids: list[int]) -> None:
+        entries = [self._sequences[sequence_id] for sequence_id in sequence_ids]
         join(
             self._generator,
-            rows,
-            states,
-            [answer.tokens for answer in answers],
-            samplers=[RowSampler(answer.request, answer.answered) for answer in answers],
-            logits_processors=[answer.processors() for answer in answers],
-            stop_sequences=[self._ends] * len(rows),
-            max_tokens=[answer.left for answer in answers],
+            sequence_ids,
+            [entry.start(sequence_id) for sequence_id, entry in zip(sequence_ids, entries, strict=True)],
+            [entry.tokens for entry in entries],
+            samplers=[SequenceSampler(entry.request, entry.completed) for entry in entries],
+            logits_processors=[entry.processors() for entry in entries],
+            stop_sequences=[self._ends] * len(entries),
+            max_tokens=[entry.left for entry in entries],
         )
-        self._decoding += len(rows)
+        self._decoding += len(entries)
 
     def _step(self, response: Any) -> Step:
-        row, token = response.uid, response.token
-        answer = self._rows[row]
+        sequence_id, token = response.uid, response.token
+        entry = self._sequences[sequence_id]
         if response.finish_reason is not None:
-            del self._rows[row]
+            del self._sequences[sequence_id]
             self._decoding -= 1
             if self._prompts:
-                self._prompts.keep(response.all_tokens, response.prompt_cache)
+                self._prompts.keep(response.all_tokens, ModelState(response.prompt_cache))
         has_logprob = response.logprobs is not None and token != NO_TOKEN
-        logprob = response.logprobs.told(token) if has_logprob else None
-        return Step(row, token, response.finish_reason, logprob, answer.cached_tokens)
+        logprob = response.logprobs.read(token) if has_logprob else None
+        return Step(sequence_id, token, response.finish_reason, logprob, entry.cached_tokens)
 
-    def remove(self, row: int) -> None:
-        """Drop a row, whether it is waiting, in its prompt or in its answer; what was computed for it is kept."""
-        answer = self._rows.pop(row)
-        if row in self._ready:
-            self._ready.remove(row)
-        elif answer.reading is not None:
-            self._reader.remove(row, answer.reading)
-        else:
-            self._decoding -= 1
-            left = self._generator.remove([row], return_prompt_caches=bool(self._prompts))
-            for state, tokens in left.values():
-                self._prompts.keep(tokens, state)
+    def stop_decoding(self, sequence_id: int) -> None:
+        """Drop a sequence that is being decoded; retain what was computed for it."""
+        self._decoding -= 1
+        left = self._generator.remove([sequence_id], return_prompt_caches=bool(self._prompts))
+        for state, tokens in left.values():
+            self._prompts.keep(tokens, ModelState(state))
 
-    def close(self) -> None:
-        """Drop all rows, and give their memory back to the system."""
-        _finish(self._generator.stream)
-        self._rows.clear()
-        self._ready.clear()
-        del self._generator, self._reader
-        mx.clear_cache()
+    def release(self) -> None:
+        """Drop what decodes."""
+        del self._generator
 
 
 class _Current(NamedTuple):
-    """The row that is generated now, what generates its tokens, and how many may still come."""
+    """The sequence that is decoded now, what generates its tokens, and how many may still come."""
 
-    row: int
+    sequence_id: int
     tokens: Iterator[tuple[int, mx.array]]
     left: int
 
 
-class Queue:
-    """Rows that are generated one after another, in the order in which their prompts have been read."""
+class SerialBatch(_MLXBatch):
+    """Sequences that are decoded one after another, in the order in which their prompts have been read."""
+
+    stream = generation_stream
 
     def __init__(self, model: Any, end_tokens: Collection[int]) -> None:
+        super().__init__(model, PromptCache(0))
         self._model = model
         self._ends = end_tokens
-        self._reader = Reader(model, PromptCache(0))
-        self._rows: dict[int, _Answer] = {}
-        self._ready: list[int] = []
         self._current: _Current | None = None
-        self._count = 0
-
-    def insert(self, request: GenerationRequest, max_tokens: int, answered: Sequence[int] = ()) -> Place:
-        """Add a row that goes on after these tokens of its answer; return its place."""
-        self._count += 1
-        answer = _answer(self._reader, self._count, request, max_tokens, answered)
-        self._rows[self._count] = answer
-        return Place(self._count, answer.spared(self._count))
 
     def next(self) -> list[Step]:
-        """Return the next token of the row that is generated, or read a budget of tokens of the prompts."""
+        """Return the next token of the sequence that is decoded, or read a budget of tokens of the prompts."""
         if self._current is None and not self._ready:
-            budget = piece(others_decode=False, longest=self._reader.longest)
-            self._ready += [row for reading in self._reader.next(budget) for row in reading.rows]
+            self.read_prompts(others_decode=False)
         if self._current is None and self._ready:
-            self._current = self._begun(self._ready.pop(0))
+            self._current = self._start_decoding(self._ready.pop(0))
         return [self._step(self._current)] if self._current is not None else []
 
-    def _begun(self, row: int) -> _Current:
-        answer = self._rows[row]
-        assert answer.reading is not None
-        answer.cached_tokens = answer.spared(row)
+    def _start_decoding(self, sequence_id: int) -> _Current:
+        entry = self._sequences[sequence_id]
+        before = mx.array(entry.tokens[:-1], dtype=mx.uint32)
         tokens = generate_step(
-            mx.array(answer.tokens[-1:]),
+            mx.array(entry.tokens[-1:]),
             self._model,
-            max_tokens=answer.left,
-            sampler=sampler.Sampler(answer.request.sampling, answer.answered),
-            logits_processors=[_after(answer.tokens[:-1], processor) for processor in answer.processors()],
-            # Others may go on from the same state.
-            prompt_cache=copy.deepcopy(answer.reading.state),
+            max_tokens=entry.left,
+            sampler=sampler.Sampler(entry.request.sampling, entry.completed),
+            logits_processors=[sampler.After(before, processor) for processor in entry.processors()],
+            # Others may continue from the same state.
+            prompt_cache=copy.deepcopy(entry.start(sequence_id)),
         )
-        answer.reading = None
-        return _Current(row, tokens, answer.left)
+        return _Current(sequence_id, tokens, entry.left)
 
     def _step(self, current: _Current) -> Step:
-        answer = self._rows[current.row]
+        entry = self._sequences[current.sequence_id]
+        count = entry.request.logprobs
         token, logprobs = next(current.tokens)
         if token == 0 and mx.isnan(logprobs[token]).item():
             token = NO_TOKEN
         is_last = current.left == 1
         reason: Literal["stop", "length"] | None = "stop" if token in self._ends else "length" if is_last else None
-        logprob = _logprob(answer.request, token, logprobs) if token != NO_TOKEN else None
+        logprob = None
+        if token != NO_TOKEN and count is not None:
+            logprob = LogprobReport(logprobs[None], mx.array([token]), [count]).sequences[0].read(token)
         self._current = current._replace(left=current.left - 1)
         if reason:
-            self.remove(current.row)
-        return Step(current.row, token, reason, logprob, answer.cached_tokens)
+            self.remove(current.sequence_id)
+        return Step(current.sequence_id, token, reason, logprob, entry.cached_tokens)
 
-    def remove(self, row: int) -> None:
-        """Drop a row, whether it is waiting, in its prompt or in its answer."""
-        answer = self._rows.pop(row)
-        if row in self._ready:
-            self._ready.remove(row)
-        elif answer.reading is not None:
-            self._reader.remove(row, answer.reading)
-        else:
-            self._current = None
-
-    def close(self) -> None:
-        """Drop all rows, and give their memory back to the system."""
-        _finish(generation_stream)
-        self._rows.clear()
-        self._ready.clear()
+    def stop_decoding(self, sequence_id: int) -> None:  # noqa: ARG002 - only one is decoded
+        """Drop the sequence that is being decoded."""
         self._current = None
-        del self._reader
-        mx.clear_cache()
 
-
-def _answer(
-    reader: Reader, row: int, request: GenerationRequest, max_tokens: int, answered: Sequence[int]
-) -> _Answer:
-    """Return what a row answers, whose prompt waits to be read."""
-    tokens = (*request.prompt, *answered) if answered else request.prompt
-    return _Answer(request, tokens, max_tokens - len(answered), reader.add(row, tokens, request.client))
-
-
-def _after(before: Tokens, processor: sampler.Processor) -> sampler.Processor:
-    """Return a processor that is given the tokens since then, for one that wants those before as well."""
-    seen = mx.array(before, dtype=mx.uint32)
-    return lambda tokens, logits: processor(mx.concatenate([seen, tokens.astype(mx.uint32)]), logits)
-
-
-def _finish(stream: Any) -> None:
-    """Wait for what MLX still computes for rows that are dropped: what fails late must not fail the next batch."""
-    with contextlib.suppress(RuntimeError):
-        mx.synchronize(stream)
-
-
-def _logprob(request: GenerationRequest, token: int, logprobs: mx.array) -> TokenLogprob | None:
-    """Return what the request wants to know of a token, given the logprobs [vocabulary] that it was chosen by."""
-    if request.logprobs is None:
-        return None
-    return Report(logprobs[None], mx.array([token]), [request.logprobs]).rows[0].told(token)
+    def release(self) -> None:
+        """Drop what decodes."""
+        self._current = None

@@ -1,4 +1,4 @@
-"""Load a model into memory: weights from safetensors only, no code of the repo, no network."""
+"""Loading a model into memory: weights from safetensors only, no code of the model, no network."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mlxk2.checkpoint import health
 from mlxk2.checkpoint.context import context_length
 from mlxk2.checkpoint.snapshot import Contents, Snapshot
 from mlxk2.errors import (
+    MlxkError,
     ModelError,
     ModelNotFoundError,
     ModelNotRunnableError,
@@ -29,25 +30,26 @@ from mlxk2.errors import (
     reason_of,
 )
 from mlxk2.fence import fenced
-from mlxk2.runner.mlx import cpu, memory
-from mlxk2.runner.mlx.batch import Batch, Queue, can_batch
+from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice
+from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
+from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Cancelled, Starter
 from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer, token_ids
-from mlxk2.runner.prompt.tokenizer_faults import as_damage
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import FAULTS, Rows
+from mlxk2.runner.sequences import FAULTS, Batch
 
 # mlx-lm lists every weight that is missing.
-_LONGEST_REASON = 300
+_MAX_REASON_CHARACTERS = 300
 # Enough for the kernels of prompts, not only for those of single tokens.
 _WARM_UP_TOKENS = 64
-# Where models that also see or hear have the config of the part that writes.
+# Models that also see or hear have the config of the part that writes under one of these keys.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
+# These errors say already what is wrong, or end the program.
+_NO_DAMAGE = (MlxkError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
-
-ReadTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
+GetTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,28 @@ class LoadedModel:
     vocabulary_size: int
     context_length: int | None
     prompt_cache_bytes: int
+    max_cached_arrays: int | None
 
-    def batch(self, max_rows: int, prompts: PromptCache) -> Rows:
-        """Return a new, empty batch, whose rows wait while that many are decoded, and which keeps prompts there."""
+    def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
+        """Return a new, empty batch that decodes so many sequences at a time, and retains states in `prompts`."""
         if can_batch(self.model):
-            return Batch(self.model, self.vocabulary.end_tokens, max_rows, prompts)
-        return Queue(self.model, self.vocabulary.end_tokens)
+            return ParallelBatch(self.model, self.vocabulary.end_tokens, max_sequences, prompts)
+        return SerialBatch(self.model, self.vocabulary.end_tokens)
 
     def warm_up(self) -> None:
-        """On a GPU, generate a token or two, so that the first request need not wait for its kernels to be built."""
+        """On a GPU, generate two tokens, so that the first request need not wait until its kernels are built."""
         if mx.default_device() == mx.cpu:
             return
-        rows = self.batch(1, PromptCache(0))
+        batch = self.batch(1, PromptCache(0))
         try:
-            rows.insert(GenerationRequest((0,) * _WARM_UP_TOKENS, 2), 2)
-            while not any(step.finish_reason for step in rows.next()):
+            batch.insert(0, GenerationRequest((0,) * _WARM_UP_TOKENS, 2), 2)
+            while not any(step.finish_reason for step in batch.next()):
                 pass
         except FAULTS as fault:
-            # Those who ask will see whether it happens again.
+            # If it happens again, the request that it happens to fails.
             logging.getLogger(__name__).warning("A first token could not be generated: %s", fault)
         finally:
-            rows.close()
+            batch.close()
 
 
 def load(
@@ -88,52 +91,66 @@ def load(
     adapter: str | Path | None = None,
     *,
     name: str | None = None,
-    device: memory.Device | None = None,
-    chosen: memory.Chosen = memory.NOTHING_CHOSEN,
+    device: Device | None = None,
+    memory: MemoryChoice = AUTOMATIC,
     for_batches: bool = False,
-    read: ReadTokenizer | None = None,
+    get_tokenizer: GetTokenizer | None = None,
     starter: Starter | None = None,
     context: int | None = None,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, into the memory of the device.
 
-    Without `name` the folder's is used in messages. `for_batches` makes it take longer, for the sake of the speed of
-    many answers at once. `read` gives the tokenizer where it was loaded before. `context` is how many tokens the model
-    holds, whatever its files say. `unload` is called to drop the model that is there, as soon as only the reading of
-    the weights can still go wrong. Raises ModelError; ValidationError for a folder that is no adapter.
+    Messages use `name`, or the folder's. With `for_batches` loading takes longer, so that many completions at once are
+    faster. `get_tokenizer` returns a tokenizer that is loaded already. `context` is how many tokens the model holds,
+    whatever its files say. `unload` drops the model that is in memory; it is called when only the reading of the
+    weights can still fail. Raise ModelError; raise ValidationError for a folder that is no adapter.
     """
     folder = Path(folder)
     name = name or folder.name
-    device = _prepared(device)
-    adapter = _checked_adapter(Path(adapter)) if adapter is not None else None
+    if mx.default_device() == mx.cpu:
+        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
+        mx.disable_compile()
+    device = device or current_device()
+    if adapter is not None:
+        _check_adapter(Path(adapter))
     config = read_config(folder, name)
-    tokenizer, vocabulary = read() if read else load_vocabulary(folder, name, config, starter or Starter())
-    model = _open_weights(folder, name, adapter)
-    plan = device.plan(name, _size(model), chosen)
+    tokenizer, vocabulary = (
+        get_tokenizer() if get_tokenizer else load_vocabulary(folder, name, config, starter or Starter())
+    )
+    model = _open_weights(folder, name, Path(adapter) if adapter is not None else None)
+    # MLX knows the sizes from the headers, before it reads the weights.
+    plan = device.plan(name, sum(array.nbytes for _, array in tree_flatten(model.parameters())), memory)
     if for_batches:
-        cpu.suit_batches(model)
-    _make_room(unload, plan.wired)
-    _read_weights(model, folder, name, plan.wired)
+        suit_batches_on_cpu(model)
+    unload()
+    # MLX would keep the memory of the model before for arrays of the same sizes.
+    gc.collect()
+    mx.clear_cache()
+    if plan.wired:
+        mx.set_wired_limit(0)
+    try:
+        with wired(plan.wired):
+            mx.eval(model.parameters())
+    except FAULTS as fault:
+        raise _loading_error(name, fault, folder) from fault
+    # The memory that it took to read them.
+    mx.clear_cache()
+    # The config may say another size than the embeddings have.
+    sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
-        vocabulary_size=_vocabulary_size(model, tokenizer),
+        vocabulary_size=max(sizes, default=len(tokenizer)),
         context_length=context or context_of(folder, name),
         prompt_cache_bytes=plan.prompt_cache,
+        max_cached_arrays=device.max_cached_arrays,
     )
 
 
-def _prepared(device: memory.Device | None) -> memory.Device:
-    if mx.default_device() == mx.cpu:
-        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
-        mx.disable_compile()
-    return device or memory.Device.current()
-
-
 def context_of(folder: Path, name: str) -> int | None:
-    """Return how many tokens the model of a folder can hold; None where its files do not say."""
+    """Return how many tokens the model of a folder can hold; None if its files do not say."""
     return context_length(_contents(folder, name))
 
 
@@ -142,12 +159,13 @@ def _contents(folder: Path, name: str) -> Contents:
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Return the config of a folder, as mlx-lm reads it; raise ModelError for one that can't be run."""
+    """Return the config of a folder, as mlx-lm reads it; raise ModelError if the model can't be run."""
     try:
         config = load_config(folder)
     except (OSError, ValueError) as fault:
         if not folder.is_dir():
-            raise _gone(name) from fault
+            gone = f"{name} is no longer there: its folder was removed a moment ago."
+            raise ModelNotFoundError(gone) from fault
         reason = cause(fault) if isinstance(fault, OSError) else reason_of(fault)
         problem = f"The config.json of {name} can't be read ({reason}). Pull the model again."
         raise ModelUnhealthyError(problem) from fault
@@ -158,24 +176,25 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _gone(name: str) -> ModelNotFoundError:
-    return ModelNotFoundError(f"{name} is no longer there: its folder was removed a moment ago.")
-
-
 def load_vocabulary(
     folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = bool
 ) -> tuple[Tokenizer, Vocabulary]:
-    """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError for a damaged one."""
+    """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError if it is damaged."""
     damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"
-    with as_damage(lambda fault: _sentence(damaged, fault, folder)):
+    try:
         tokenizer = load_tokenizer(folder, config, starter, damaged, cancelled)
-        return tokenizer, Vocabulary.of(tokenizer, _ends_of_config(folder))
+        return tokenizer, Vocabulary.of(tokenizer, _config_end_tokens(folder))
+    except _NO_DAMAGE:
+        raise
+    # Rust's tokenizers raise bare Exceptions, and their panics are no Exceptions at all.
+    except BaseException as fault:
+        raise ModelUnhealthyError(_sentence(damaged, fault, folder)) from fault
 
 
-def _ends_of_config(folder: Path) -> list[int]:
-    """Return the end tokens of config.json, in whose place `load_config` puts those of generation_config.json.
+def _config_end_tokens(folder: Path) -> list[int]:
+    """Return the end tokens of config.json, which `load_config` replaces by those of generation_config.json.
 
-    The part about text may name others.
+    The part of the config about text may name other tokens.
     """
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((folder / "config.json").read_bytes())
@@ -191,46 +210,14 @@ def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
         with fenced():  # it imports the architecture
             model, _ = load_model(folder, lazy=True)
         if adapter is not None:
-            _lay_over(model, adapter, name)
-        cpu.suit(model)
+            _apply_adapter(model, adapter, name)
+        suit_cpu(model)
     except (*FAULTS, ImportError) as fault:
-        raise _unloadable(name, fault, folder) from fault
+        raise _loading_error(name, fault, folder) from fault
     return model
 
 
-def _size(model: Any) -> int:
-    # Nothing is read yet: MLX knows the sizes from the headers.
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-
-
-def _make_room(unload: Callable[[], None], wired_limit: int) -> None:
-    """Drop the model before, and give back its memory, which MLX would keep for arrays of the same sizes."""
-    unload()
-    gc.collect()
-    mx.clear_cache()
-    if wired_limit:
-        mx.set_wired_limit(0)
-
-
-def _read_weights(model: Any, folder: Path, name: str, wired_limit: int) -> None:
-    try:
-        with memory.wired(wired_limit):
-            mx.eval(model.parameters())
-    except FAULTS as fault:
-        raise _unloadable(name, fault, folder) from fault
-    # What it took to read them.
-    mx.clear_cache()
-
-
-def _unloadable(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
-    """Return what to say of weights that can't be loaded; their files may be other ones than when they were checked."""
-    files = _contents(folder, name)
-    if problem := health.first_problem(files, needs_tokenizer=False):
-        return ModelUnhealthyError(f"{name} is damaged: {problem}")
-    return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
-
-
-def _lay_over(model: Any, adapter: Path, name: str) -> None:
+def _apply_adapter(model: Any, adapter: Path, name: str) -> None:
     try:
         load_adapters(model, str(adapter))
         model.eval()
@@ -238,7 +225,8 @@ def _lay_over(model: Any, adapter: Path, name: str) -> None:
         raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
 
 
-def _checked_adapter(adapter: Path) -> Path:
+def _check_adapter(adapter: Path) -> None:
+    """Raise ValidationError for a folder that is no adapter, OperationError if its config can't be read."""
     for needed in ("adapter_config.json", "adapters.safetensors"):
         if not (adapter / needed).is_file():
             raise ValidationError(f"{adapter} is no adapter: it has no {needed}.")
@@ -250,16 +238,16 @@ def _checked_adapter(adapter: Path) -> Path:
         settings = None
     if not isinstance(settings, dict):
         raise ValidationError(f"{adapter}/adapter_config.json is not a JSON object.")
-    return adapter
 
 
-def _vocabulary_size(model: Any, tokenizer: Any) -> int:
-    """Return how many token ids the model has embeddings for; its config may say otherwise."""
-    rows = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
-    return max(rows, default=len(tokenizer))
+def _loading_error(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
+    """Return the error for weights that can't be loaded; their files may have changed since they were checked."""
+    if problem := health.first_problem(_contents(folder, name), needs_tokenizer=False):
+        return ModelUnhealthyError(f"{name} is damaged: {problem}")
+    return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
 
 
 def _sentence(what: str, fault: BaseException, folder: Path) -> str:
-    """Say what went wrong in one line, without the path of the folder."""
+    """Return what went wrong in one line, without the path of the folder."""
     reason = " ".join(str(fault).replace(str(folder), folder.name).split())
-    return f"{what}: {reason[:_LONGEST_REASON] or type(fault).__name__}"
+    return f"{what}: {reason[:_MAX_REASON_CHARACTERS] or type(fault).__name__}"

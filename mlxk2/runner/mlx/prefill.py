@@ -1,37 +1,94 @@
-"""Prompts on their way into the model: a budget of tokens at a time, and whose turn it is."""
+"""Prompts on their way into the model: a budget of tokens at a time, and which prompts are read next."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.generate import PromptProcessingBatch
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    KVCache,
+    RotatingKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 
-from mlxk2.runner.prompt_cache import PromptCache, State, Tokens
+from mlxk2.runner.prompt_cache import PromptCache, Tokens
 
-# Shorter pieces of a prompt cost more to keep than to compute again.
+# Tokens. Shorter parts of a prompt cost more to retain than to compute again.
 _MIN_CACHED_TOKENS = 64
-# One turn in so many goes to the prompt that came first, however many shorter ones come.
+# One turn in so many goes to the oldest prompt, however many shorter ones arrive.
 _OLDEST_EVERY = 4
+# Tokens of prompts to read before the decoding sequences get their next tokens.
+_BUDGET = 512
+# On a GPU, a larger budget takes less time in all, but makes others wait. On the CPU, a smaller one takes no longer.
+_BUDGET_ALONE_ON_GPU = 2048
+_BUDGET_ON_CPU = 256
+# With longer prompts, a large budget takes gigabytes more memory, and saves no time.
+_LONG_PROMPT = 1 << 14
+
+
+def prefill_budget(*, others_decode: bool, longest: int) -> int:
+    """Return how many tokens of prompts to read now, if the longest prompt has so many tokens.
+
+    After that the decoding sequences get their next tokens, and a request can be cancelled.
+    """
+    if mx.default_device() == mx.cpu:
+        return _BUDGET_ON_CPU
+    return _BUDGET if others_decode or longest > _LONG_PROMPT else _BUDGET_ALONE_ON_GPU
+
+
+class ModelState(list[Any]):
+    """What a model computed for a number of tokens: mlx-lm's cache of each layer."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return sum(layer.nbytes for layer in self)
+
+    @property
+    def arrays(self) -> int:
+        """The number of its arrays."""
+        return sum(isinstance(leaf, mx.array) for _, leaf in tree_flatten([layer.state for layer in self]))
+
+    @property
+    def is_trimmable(self) -> bool:
+        """Whether the last tokens can be taken away from it."""
+        return bool(can_trim_prompt_cache(self))
+
+    def trim(self, count: int) -> None:
+        """Take away the last `count` tokens."""
+        trim_prompt_cache(self, count)
+
+    def detach(self) -> None:
+        """Give it arrays of its own; as slices of a batch's arrays they would hold the whole batch in memory."""
+        for layer in self:
+            layer.state = tree_map(_own_array, layer.state)
+        mx.eval([layer.state for layer in self])
+
+
+def _own_array(leaf: Any) -> Any:
+    return mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf
 
 
 @dataclass(eq=False)
-class Reading:
-    """A prompt that is being read, for all the rows that go on from it.
+class Prefill:
+    """A prompt that is being read, for all the sequences that continue it.
 
-    Its last token is left out: that one gives the first of the answer. `cached` of its tokens need not be computed, as
-    far as is known.
+    Its last token is left out: that token gives the first one of the completion. `cached` of the tokens need not be
+    computed, as far as is known.
     """
 
     tokens: Tokens
     client: Hashable
     cached: int
-    rows: list[int] = field(default_factory=list)
-    state: State | None = None
+    sequences: list[int] = field(default_factory=list)
+    state: ModelState | None = None
     position: int = 0
     stops: tuple[int, ...] = ()
 
@@ -46,18 +103,18 @@ class Reading:
         return next((stop for stop in self.stops if stop > self.position), len(self.tokens) - 1) - self.position
 
 
-class Readings:
-    """The prompts that wait or are half read, in the order they came; which of them are read next.
+class PrefillQueue:
+    """The prompts that wait or are half read, in the order of their arrival; it chooses which are read next.
 
-    The shortest goes first, counted with all that was read for its client since it came and with the client's shorter
-    ones: neither long prompts nor many make another client wait. One turn in four goes to the oldest, so that each is
-    read some day.
+    The shortest is first, counted with all that was read for its client since the client came, and with the client's
+    shorter prompts. So neither long prompts nor many prompts make another client wait. One turn in four goes to the
+    oldest prompt, so that each is read at some time.
     """
 
-    def __init__(self, *, together: bool) -> None:
-        self._together = together
-        self._waiting: dict[Tokens, Reading] = {}
-        # How many tokens were read for each client that waits; a new client begins with the least of these.
+    def __init__(self, *, can_pad: bool) -> None:
+        self._can_pad = can_pad
+        self._waiting: dict[Tokens, Prefill] = {}
+        # How many tokens were read for each client that waits; a new client begins with the smallest of these numbers.
         self._served: dict[Hashable, int] = {}
         self._turns = 0
 
@@ -66,28 +123,29 @@ class Readings:
 
     @property
     def longest(self) -> int:
-        """How many tokens the longest prompt has."""
+        """The number of tokens of the longest prompt."""
         return max(map(len, self._waiting), default=0)
 
-    def of(self, tokens: Tokens) -> Reading | None:
-        """Return the reading of exactly these tokens."""
+    def find(self, tokens: Tokens) -> Prefill | None:
+        """Return the prefill of exactly these tokens."""
         return self._waiting.get(tokens)
 
-    def add(self, reading: Reading) -> None:
+    def add(self, prefill: Prefill) -> None:
         """Let a prompt wait for its turn."""
-        self._waiting[reading.tokens] = reading
-        self._served.setdefault(reading.client, min(self._served.values(), default=0))
+        self._waiting[prefill.tokens] = prefill
+        self._served.setdefault(prefill.client, min(self._served.values(), default=0))
 
-    def remove(self, reading: Reading) -> None:
-        """Forget a prompt that has been read, or that no row waits for."""
-        del self._waiting[reading.tokens]
-        if all(other.client != reading.client for other in self._waiting.values()):
-            del self._served[reading.client]
+    def remove(self, prefill: Prefill) -> None:
+        """Take out a prompt that has been read, or that no sequence needs any more."""
+        del self._waiting[prefill.tokens]
+        if all(other.client != prefill.client for other in self._waiting.values()):
+            del self._served[prefill.client]
 
-    def turn(self, budget: int, begin: Callable[[Reading], None]) -> list[tuple[Reading, int]]:
-        """Return what is read next, and how many tokens of each; `begin` is called for each before it is read.
+    def take_turn(self, budget: int, begin: Callable[[Prefill], None]) -> list[tuple[Prefill, int]]:
+        """Return what is read next, and how many tokens of each prompt; call `begin` for each before it is read.
 
-        A piece of one prompt; or several to their ends, as long as they fit in the budget when padded to one length.
+        That is some tokens of one prompt, or several prompts to their ends, if they fit in the budget when padded to
+        one length.
         """
         self._turns += 1
         order = self._in_order()
@@ -97,119 +155,110 @@ class Readings:
         begin(first)
         longest = min(first.until_stop, budget)
         chosen = [(first, longest)]
-        for reading in others if self._together else ():
-            if max(longest, reading.left) * (len(chosen) + 1) <= budget:
-                begin(reading)
-                piece = min(reading.until_stop, budget // (len(chosen) + 1))
-                longest = max(longest, piece)
-                chosen.append((reading, piece))
-        for reading, piece in chosen:
-            self._served[reading.client] += piece
+        for prefill in others if self._can_pad else ():
+            if max(longest, prefill.left) * (len(chosen) + 1) <= budget:
+                begin(prefill)
+                length = min(prefill.until_stop, budget // (len(chosen) + 1))
+                longest = max(longest, length)
+                chosen.append((prefill, length))
+        for prefill, length in chosen:
+            self._served[prefill.client] += length
         return chosen
 
-    def _in_order(self) -> list[Reading]:
-        by_client: dict[Hashable, list[Reading]] = {}
-        for reading in self._waiting.values():
-            by_client.setdefault(reading.client, []).append(reading)
-        behind = [pair for client, readings in by_client.items() for pair in _behind(readings, self._served[client])]
-        return [reading for _, reading in sorted(behind, key=lambda pair: pair[0])]
+    def _in_order(self) -> list[Prefill]:
+        """Return the prompts by how many tokens will have been read for their client when they are read."""
+        by_client: dict[Hashable, list[Prefill]] = {}
+        for prefill in self._waiting.values():
+            by_client.setdefault(prefill.client, []).append(prefill)
+        totals: dict[Prefill, int] = {}
+        for client, prefills in by_client.items():
+            served = self._served[client]
+            for prefill in sorted(prefills, key=lambda prefill: prefill.left):
+                served += prefill.left
+                totals[prefill] = served
+        return sorted(totals, key=totals.__getitem__)
 
 
-def _behind(readings: Sequence[Reading], served: int) -> Iterator[tuple[int, Reading]]:
-    """Yield a client's prompts, each with how many tokens will have been read for it when that one is read."""
-    for reading in sorted(readings, key=lambda reading: reading.left):
-        served += reading.left
-        yield served, reading
-
-
-class Reader:
-    """Reads prompts into states of the model, each once however many rows go on from it."""
+class Prefiller:
+    """Reads prompts into states of the model, each prompt once, however many sequences continue it."""
 
     def __init__(self, model: Any, prompts: PromptCache) -> None:
         self._model = model
         self._prompts = prompts
-        self._readings = Readings(together=_can_pad(model))
+        # Some recurrent models would take the padding for tokens.
+        layers = make_prompt_cache(model)
+        self._queue = PrefillQueue(can_pad=all(type(layer) in (KVCache, RotatingKVCache) for layer in layers))
 
     def __len__(self) -> int:
-        return len(self._readings)
+        return len(self._queue)
 
-    @property
-    def longest(self) -> int:
-        """How many tokens the longest prompt has that waits or is half read."""
-        return self._readings.longest
-
-    def add(self, row: int, tokens: Tokens, client: Hashable) -> Reading:
-        """Let a row wait until these tokens are read."""
-        reading = self._readings.of(tokens)
-        if reading is None:
+    def add(self, sequence_id: int, tokens: Tokens, client: Hashable) -> Prefill:
+        """Let a sequence wait until these tokens are read."""
+        prefill = self._queue.find(tokens)
+        if prefill is None:
             known = self._prompts.find(tokens).length if self._prompts else 0
-            reading = Reading(tokens, client, known)
-            self._readings.add(reading)
-        reading.rows.append(row)
-        return reading
+            prefill = Prefill(tokens, client, known)
+            self._queue.add(prefill)
+        prefill.sequences.append(sequence_id)
+        return prefill
 
-    def remove(self, row: int, reading: Reading) -> None:
-        """Let a row wait no more; what was read for it alone is kept."""
-        reading.rows.remove(row)
-        if not reading.rows:
-            self._readings.remove(reading)
-            self._keep(reading)
+    def remove(self, sequence_id: int, prefill: Prefill) -> None:
+        """Let a sequence wait no more; what was read for it alone is retained."""
+        prefill.sequences.remove(sequence_id)
+        if not prefill.sequences:
+            self._queue.remove(prefill)
+            self._keep(prefill)
 
-    def next(self, budget: int) -> list[Reading]:
-        """Read as many tokens as the budget has; return the prompts that are read now."""
-        pieces = self._readings.turn(budget, self._begin)
-        self._read([(reading, length) for reading, length in pieces if length])
+    def next(self, *, others_decode: bool) -> list[Prefill]:
+        """Read as many tokens as the budget has; return the prompts that are read to their ends now."""
+        budget = prefill_budget(others_decode=others_decode, longest=self._queue.longest)
+        chosen = self._queue.take_turn(budget, self._begin)
+        self._read([(prefill, length) for prefill, length in chosen if length])
         done = []
-        for reading, length in pieces:
-            reading.position += length
-            if reading.position in reading.stops:
-                self._keep(reading)
-            if reading.left == 0:
-                self._readings.remove(reading)
-                done.append(reading)
+        for prefill, length in chosen:
+            prefill.position += length
+            if prefill.position in prefill.stops:
+                self._keep(prefill)
+            if prefill.left == 0:
+                self._queue.remove(prefill)
+                done.append(prefill)
         return done
 
-    def _begin(self, reading: Reading) -> None:
-        """Take what is known of a prompt by now, just before it is read."""
-        if reading.state is not None:
+    def _begin(self, prefill: Prefill) -> None:
+        """Take what is known of a prompt by now, just before it is read, and choose where to stop to retain the state.
+
+        It stops at the end, for prompts that are equal or continue there, and where an earlier prompt had another
+        continuation, as later prompts may too.
+        """
+        if prefill.state is not None:
             return
         if self._prompts:
-            prefix = self._prompts.find(reading.tokens)
-            reading.state, reading.position = prefix.state, prefix.length
-            reading.stops = _stops(prefix.length, prefix.shared, len(reading.tokens) - 1)
-        reading.cached = reading.position
-        if reading.state is None:
-            reading.state = make_prompt_cache(self._model)
+            prefix = self._prompts.find(prefill.tokens)
+            assert prefix.state is None or isinstance(prefix.state, ModelState)
+            prefill.state, prefill.position = prefix.state, prefix.length
+            stops = (prefix.shared, len(prefill.tokens) - 1)
+            before = (prefix.length, prefix.shared)
+            prefill.stops = tuple(
+                stop for last, stop in zip(before, stops, strict=True) if stop - last >= _MIN_CACHED_TOKENS
+            )
+        prefill.cached = prefill.position
+        if prefill.state is None:
+            prefill.state = ModelState(make_prompt_cache(self._model))
 
-    def _read(self, pieces: Sequence[tuple[Reading, int]]) -> None:
-        states = [reading.state for reading, _ in pieces]
-        tokens = [list(reading.tokens[reading.position : reading.position + length]) for reading, length in pieces]
-        if len(pieces) == 1:
+    def _read(self, chosen: Sequence[tuple[Prefill, int]]) -> None:
+        states = [prefill.state for prefill, _ in chosen]
+        tokens = [list(prefill.tokens[prefill.position : prefill.position + length]) for prefill, length in chosen]
+        if len(chosen) == 1:
             # In place: a batch of one would be a copy of all that was read before.
             self._model(mx.array(tokens), cache=states[0])
             mx.eval([layer.state for layer in states[0] or ()])
             mx.clear_cache()
-        elif pieces:
-            batch = PromptProcessingBatch(self._model, list(range(len(pieces))), states)
+        elif chosen:
+            batch = PromptProcessingBatch(self._model, list(range(len(chosen))), states)
             batch.prompt(tokens)
-            for number, (reading, _) in enumerate(pieces):
-                reading.state = batch.extract_cache(number)
+            for number, (prefill, _) in enumerate(chosen):
+                prefill.state = ModelState(batch.extract_cache(number))
 
-    def _keep(self, reading: Reading) -> None:
-        if self._prompts and reading.position and reading.state is not None:
-            self._prompts.keep(reading.tokens[: reading.position], copy.deepcopy(reading.state))
-
-
-def _stops(known: int, shared: int, length: int) -> tuple[int, ...]:
-    """Return after how many tokens of a prompt, the last of which is not read, to stop in order to keep the state.
-
-    At the end, for prompts that are the same or go on from there; and where an earlier prompt went on differently, as
-    later ones may too.
-    """
-    stops = (shared, length)
-    return tuple(stop for last, stop in zip((known, *stops), stops, strict=False) if stop - last >= _MIN_CACHED_TOKENS)
-
-
-def _can_pad(model: Any) -> bool:
-    """Whether prompts can be padded to one length: some recurrent models would take the padding for tokens."""
-    return all(type(layer) in (KVCache, RotatingKVCache) for layer in make_prompt_cache(model))
+    def _keep(self, prefill: Prefill) -> None:
+        if self._prompts and prefill.position and prefill.state is not None:
+            self._prompts.keep(prefill.tokens[: prefill.position], copy.deepcopy(prefill.state))

@@ -1,9 +1,10 @@
-"""How MLX chooses the next token: samplers and logits processors for one row of a batch."""
+"""How MLX chooses the next token: samplers and logits processors for one sequence of a batch."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -23,12 +24,36 @@ from mlxk2.runner.sequences import NO_TOKEN
 # tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
 Processor = Callable[[mx.array, mx.array], mx.array]
 
-# A model's own phrases repeat over a few sentences; mlx-lm's 20 tokens see no further than one.
+# Tokens. Phrases of a model repeat over a few sentences; mlx-lm's default of 20 covers one sentence.
 _REPETITION_WINDOW = 64
+# Tokens; more than any completion has.
+_NO_WINDOW = 1 << 30
+
+
+@dataclass(frozen=True)
+class Since:
+    """A processor that passes on only the tokens after the first `length` ones."""
+
+    length: int
+    processor: Processor
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        return self.processor(tokens[self.length :], logits)
+
+
+@dataclass(frozen=True)
+class After:
+    """A processor that adds the tokens `before` to those that it is given, for mlx-lm's generator of one sequence."""
+
+    before: mx.array
+    processor: Processor
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        return self.processor(mx.concatenate([self.before, tokens.astype(mx.uint32)]), logits)
 
 
 class Cut(NamedTuple):
-    """How the unlikely tokens are dropped and the rest flattened, by the parameters of `Sampling`."""
+    """How unlikely tokens are cut off and the rest flattened, by the parameters of `Sampling`."""
 
     temperature: float
     top_p: float
@@ -36,7 +61,7 @@ class Cut(NamedTuple):
     min_p: float
 
     def scores(self, logits: mx.array) -> mx.array:
-        """Return logits [rows, vocabulary] cut in mlx-lm's order; in float32, which can't overflow."""
+        """Return logits [sequences, vocabulary], cut in mlx-lm's order; in float32, which can't overflow."""
         logits = logits.astype(mx.float32)
         if self.top_p < 1:
             logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), self.top_p)
@@ -48,10 +73,11 @@ class Cut(NamedTuple):
 
 
 class Sampler:
-    """Chooses the tokens of one row: a seed and a token's position decide alone, whatever rows are beside it."""
+    """Chooses the tokens of one sequence; a choice depends on the seed and the token's position, not on the batch."""
 
     def __init__(self, sampling: Sampling, position: int = 0) -> None:
-        self.cut = None if sampling.greedy else _cut(sampling)
+        cut = Cut(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+        self.cut = None if sampling.greedy else cut
         seed = random.SystemRandom().getrandbits(64) if sampling.seed is None else sampling.seed % (1 << 64)
         self._draws = random.Random(seed)
         for _ in range(position):
@@ -67,21 +93,21 @@ class Sampler:
 
 
 def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
-    """Return a token for each row of logits [rows, vocabulary], in one go for all rows with the same parameters."""
+    """Return a token for each sequence of logits [sequences, vocabulary], in one call for all with equal parameters."""
     groups: dict[Cut | None, list[int]] = {}
-    for row, sampler in enumerate(samplers):
-        groups.setdefault(sampler.cut, []).append(row)
+    for number, sampler in enumerate(samplers):
+        groups.setdefault(sampler.cut, []).append(number)
     if len(groups) == 1:
         return _choose_alike(samplers, logits)
-    chosen = [_choose_alike([samplers[row] for row in rows], logits[mx.array(rows)]) for rows in groups.values()]
-    order = [row for rows in groups.values() for row in rows]
+    chosen = [_choose_alike([samplers[n] for n in group], logits[mx.array(group)]) for group in groups.values()]
+    order = [number for group in groups.values() for number in group]
     return mx.concatenate(chosen)[mx.array(sorted(range(len(order)), key=order.__getitem__))]
 
 
 def without_numbers(samplers: Sequence[Sampler], tokens: mx.array, logits: mx.array) -> mx.array:
-    """Return the tokens [rows] chosen from logits [rows, vocabulary], NO_TOKEN for each that was chosen among NaN.
+    """Return tokens [sequences] chosen from logits [sequences, vocabulary], NO_TOKEN where one was chosen among NaN.
 
-    MLX counts a negative index from the end, so the model can compute on before the token is read.
+    MLX counts a negative index from the end, so the model can continue before the token is read.
     """
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     # One NaN makes all probabilities NaN; the largest of the others is still the largest.
@@ -101,44 +127,30 @@ def _choose_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     return mx.argmax(scores + noise, axis=-1)
 
 
-def _cut(sampling: Sampling) -> Cut:
-    return Cut(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-
-
 def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
-    """Return what changes the logits before sampling: nothing where no parameter asks for it, since it costs per row.
+    """Return what changes the logits before sampling; each processor costs time at each step.
 
-    The repetition penalty looks back over a window of the prompt and the answer; OpenAI's presence and frequency
-    penalties count in the whole answer and not in the prompt.
+    The repetition penalty looks back over a window of the prompt and the completion. OpenAI's presence and frequency
+    penalties count tokens of the whole completion, and not of the prompt.
     """
     found: list[Processor] = []
     if sampling.logit_bias:
-        found.append(partial(_add, Biases(sampling.logit_bias)))
+        found.append(partial(_add_biases, Biases(sampling.logit_bias)))
     if sampling.repetition_penalty != 1:
         found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW))
     if sampling.presence_penalty:
-        found.append(_on_answer(make_presence_penalty, sampling.presence_penalty, prompt_length))
+        found.append(Since(prompt_length, make_presence_penalty(sampling.presence_penalty, _NO_WINDOW)))
     if sampling.frequency_penalty:
-        found.append(_on_answer(make_frequency_penalty, sampling.frequency_penalty, prompt_length))
+        found.append(Since(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW)))
     return found
 
 
-def _add(biases: Biases, _: mx.array, logits: mx.array) -> mx.array:
+def _add_biases(biases: Biases, _: mx.array, logits: mx.array) -> mx.array:
     width = logits.shape[-1]
-    if width not in biases.made:
-        # MLX writes past the array, and ends the process, where an index is out of range.
+    if width not in biases.arrays:
+        # With an index out of range, MLX writes past the array and ends the process.
         known = {token: value for token, value in biases if token < width}
         arrays = mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
-        biases.made[width] = arrays
-    tokens, values = biases.made[width]
+        biases.arrays[width] = arrays
+    tokens, values = biases.arrays[width]
     return logits.at[:, tokens].add(values.astype(logits.dtype))
-
-
-def _on_answer(make: Callable[[float, int], Processor], penalty: float, prompt_length: int) -> Processor:
-    # The window is cut off here, so that of the penalty itself only has to be larger than any answer.
-    penalise = make(penalty, 1 << 30)
-
-    def processor(tokens: mx.array, logits: mx.array) -> mx.array:
-        return penalise(tokens[prompt_length:], logits)
-
-    return processor

@@ -1,30 +1,200 @@
-"""Reasoning apart from the answer, as a model's tokens come."""
+"""Reasoning apart from the rest of a completion: the marks around it, and how tokens are split as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from mlx_lm.generate import TextStateMachine
 
-from mlxk2.runner.output.marks import Marks, spelled_state
-
 Kind = Literal["answer", "reasoning"]
-Piece = tuple[Kind, str]
+# The next text of a completion, and what it is.
+Delta = tuple[Kind, str]
+Transitions = dict[str, list[tuple[str, str | None]]]
 
-# So many characters at the beginning of an answer wait for a mark that makes them reasoning.
+# A mark that makes reasoning of the beginning of a completion is expected within so many characters.
 MAX_BEGINNING = 32
 _QUOTATION_MARKS = ("`", "'", '"', "\u2018", "\u201c")
+# What opens and what closes a thought. Most models have both as tokens; the last ones only as text.
+_PAIRS = (
+    ("<think>", "</think>"),  # Qwen, DeepSeek and most others
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("[THINK]", "[/THINK]"),  # Magistral, Ministral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("<reasoning>", "</reasoning>"),  # Reka Flash
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1
+    ("<|thought_start|>", "<|thought_end|>"),  # MiniCPM
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+    ("Here is my thought process:", "Here is my response:"),  # Granite
+)
+# Models write these even where neither their vocabulary nor their template knows them.
+_COMMON = _PAIRS[0]
+# A special token with such a name is shown if its meaning is not known.
+_NAMES_THINKING = re.compile("think|thought|reason", re.IGNORECASE)
+# Symbols stand for tokens in what a state machine reads. They are surrogates, which no decoded text has.
+_FIRST_SYMBOL = 0xD800
+
+# OpenAI's harmony format: a message is <|start|>role<|channel|>name<|message|>text<|end|>.
+_HARMONY_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+_BETWEEN = [("<|end|>", "between"), ("<|start|>", "between")]
+_CHANNELS = [("<|channel|>final", "final"), ("<|channel|>analysis", "aside"), ("<|channel|>commentary", "aside")]
+_HARMONY: Transitions = {
+    "normal": [*_CHANNELS, *_BETWEEN, ("<|message|>", "normal")],
+    "reasoning": [*_CHANNELS, *_BETWEEN, ("<|message|>", "reasoning")],
+    "between": [*_CHANNELS, ("<|message|>", "normal")],
+    # The rest of a message's header, up to its text; only the final channel is addressed to the user.
+    "final": [("<|message|>", "normal")],
+    "aside": [("<|message|>", "reasoning")],
+}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks that a model's tokenizer and chat template know.
+
+    `opening` and `closing` are tokens, with their texts. `spelled` are pairs of texts that count at the beginning of a
+    completion, `closing_texts` those that close a thought where no token does, and `untokened` the pairs that are not
+    two single tokens. `transitions` are marks of several tokens, by state, with a symbol for each token in them, which
+    text can't imitate; `symbols` has these symbols by token, and `names` the tokens' names by symbol.
+    """
+
+    opening: Mapping[int, str] = field(default_factory=dict)
+    closing: Mapping[int, str] = field(default_factory=dict)
+    special: frozenset[int] = frozenset()
+    spelled: Sequence[tuple[str, str]] = ()
+    closing_texts: Sequence[str] = ()
+    untokened: Sequence[tuple[str, str]] = ()
+    transitions: Transitions = field(default_factory=dict)
+    symbols: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: Any, special: Iterable[int]) -> Marks:
+        """Read the marks from a tokenizer wrapper of mlx-lm; `special` are its special tokens."""
+        vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        known = [pair for pair in _PAIRS if any(mark in vocabulary or mark in template for mark in pair)]
+        of_mlx_lm = [(tokenizer.think_start, tokenizer.think_end)] if tokenizer.has_thinking else []
+        composed = [pair for pair in of_mlx_lm if pair not in _PAIRS]
+        transitions = _transitions(tokenizer, vocabulary, composed)
+        symbols, names = _symbols(tokenizer, special, transitions)
+        transitions = {
+            state: [(_with_symbols(mark, names), following) for mark, following in edges]
+            for state, edges in transitions.items()
+        }
+        closing_texts = [end for _, end in known if end not in vocabulary]
+        transitions["reasoning"] += [(end, "normal") for end in closing_texts]
+        spelled = list(dict.fromkeys((_COMMON, *known)))
+        return cls(
+            opening={vocabulary[start]: start for start, _ in known if start in vocabulary},
+            closing={vocabulary[end]: end for _, end in known if end in vocabulary},
+            special=frozenset(special),
+            spelled=spelled,
+            closing_texts=closing_texts,
+            untokened=[pair for pair in (*known, *composed) if not vocabulary.keys() >= set(pair)],
+            transitions=transitions | {_spelled_state(end): [(end, "normal")] for _, end in spelled},
+            symbols=symbols,
+            names=names,
+        )
+
+    @cached_property
+    def machine(self) -> TextStateMachine:
+        """The machine that finds the marks of several tokens, and those that are text, in a completion."""
+        return TextStateMachine(self.transitions)
+
+    @cached_property
+    def max_length(self) -> int:
+        """The length in characters of the longest of these marks."""
+        return max((len(mark) for edges in self.transitions.values() for mark, _ in edges), default=0)
+
+    @property
+    def tokens(self) -> frozenset[int]:
+        """All tokens that are marks, or parts of marks."""
+        return frozenset({*self.opening, *self.closing, *self.symbols})
+
+    @property
+    def may_close_alone(self) -> bool:
+        """Whether a mark may close a thought that the prompt opened without a visible mark."""
+        return bool(self.closing or self.closing_texts)
+
+    def text_of(self, token: int) -> str | None:
+        """Return the text of a token that is a mark, or a part of one; None for other tokens."""
+        symbol = self.symbols.get(token)
+        return self.opening.get(token) or self.closing.get(token) or (symbol and self.names[symbol])
+
+    def are_open_in(self, text: str) -> bool | None:
+        """Whether a text ends inside a thought, by marks that are not single tokens; None if it has no such mark."""
+        last = {end: text.rfind(end) for pair in self.untokened for end in pair}
+        opened = max((last[start] for start, _ in self.untokened), default=-1)
+        closed = max((last[end] for _, end in self.untokened), default=-1)
+        return None if opened == closed else opened > closed
+
+    def without_symbols(self, text: str) -> str:
+        """Return a text with the names of tokens in place of their symbols."""
+        return "".join(self.names.get(character, character) for character in text) if self.names else text
+
+
+def names_thinking(name: str) -> bool:
+    """Whether a token's name says that the token has to do with reasoning."""
+    return _NAMES_THINKING.search(name) is not None
+
+
+def _spelled_state(end: str) -> str:
+    """Return the name of the state of a thought that this text ends."""
+    return f"reasoning until {end}"
+
+
+def _transitions(tokenizer: Any, vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Transitions:
+    """Return the marks of several tokens that change the state of the text, by state."""
+    found: Transitions = {"normal": [], "reasoning": []}
+    for start, end in pairs:
+        # A lone closing mark is markup too: a template may have opened the thought out of sight.
+        found["normal"] += [(start, "reasoning"), (end, "normal")]
+        found["reasoning"] += [(end, "normal"), (start, "reasoning")]
+    if all(mark in vocabulary for mark in _HARMONY_MARKS):
+        found = {state: [*found.get(state, []), *edges] for state, edges in _HARMONY.items()}
+    found["normal"] += [(mark, "normal") for mark in tokenizer.structural_markers]
+    for state, edges in tokenizer.response_transitions.items():
+        found.setdefault(state, []).extend(edges)
+    # mlx-lm leaves some states to a parser of tool calls: nothing ends them here.
+    ends: Transitions = {state: [] for edges in found.values() for _, state in edges if state is not None}
+    return ends | found
+
+
+def _symbols(tokenizer: Any, special: Iterable[int], transitions: Transitions) -> tuple[dict[int, str], dict[str, str]]:
+    """Return a symbol for each token that the marks consist of, and the token's name by its symbol."""
+    marks = [mark for edges in transitions.values() for mark, _ in edges]
+    # Words, which may be added tokens too, are text.
+    tokens = sorted({*special, *tokenizer.added_tokens_decoder})
+    named = zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True)
+    found = {t: name for t, name in named if name and not name.isalnum() and any(name in mark for mark in marks)}
+    symbols = {token: chr(_FIRST_SYMBOL + number) for number, token in enumerate(found)}
+    return symbols, {symbol: found[token] for token, symbol in symbols.items()}
+
+
+def _with_symbols(mark: str, names: Mapping[str, str]) -> str:
+    """Return a mark with a symbol for each token in it; where names of tokens overlap, the longest name counts."""
+    for symbol, name in sorted(names.items(), key=lambda entry: -len(entry[1])):
+        mark = mark.replace(name, symbol)
+    return mark
 
 
 class ReasoningSplitter:
-    """Splits what a model says into reasoning and answer.
+    """Split a completion into reasoning and answer.
 
-    Tokens that are marks count as such: one that closes a thought anywhere in it, one that opens a thought where a line
+    Tokens that are marks count as such: one that closes a thought anywhere in it; one that opens a thought where a line
     of the answer begins, or anywhere if it is special. Text that looks like a mark counts at the beginning alone, and
-    where a thought begun with one ends. All other marks are quoted, and stay. Line ends at the beginning of a thought,
-    and of an answer after one, are dropped. Where it is `undecided` whether the prompt opened a thought, a mark that
-    closes one soon after the beginning makes reasoning of what came before. To `continue` a message is no beginning.
+    where a thought that began with one ends. All other marks are quoted, and stay. Line ends at the beginning of a
+    thought, and of an answer after a thought, are dropped. If it is `undecided` whether the prompt opened a thought, a
+    mark that closes one soon after the beginning makes reasoning of the text before it. A completion that `continues` a
+    message has no beginning.
     """
 
     def __init__(
@@ -33,7 +203,7 @@ class ReasoningSplitter:
         self._marks = marks
         self._state = marks.machine.make_state(initial)
         self._may_close_alone = undecided and marks.may_close_alone
-        # The text that is not read yet, since a mark may follow that changes what it is.
+        # Text that is not split yet, because a mark that follows may change what it is.
         self._beginning: str | None = None if continues or _kind_of(initial) is None else ""
         self._kind: Kind | None = _kind_of(initial) if continues else None
         self._trims = False
@@ -43,24 +213,24 @@ class ReasoningSplitter:
     @property
     def held(self) -> int:
         """How many of the last characters may still become text."""
-        return len(self._beginning or "") + len(self._marks.written(self._state[3]))
+        return len(self._beginning or "") + len(self._marks.without_symbols(self._state[3]))
 
-    def read(self, text: str) -> Iterator[Piece]:
-        """Take the next text; yield what is now certain."""
+    def read(self, text: str) -> Iterator[Delta]:
+        """Add the next text; yield what is now certain."""
         if self._beginning is None:
             yield from self._run(text)
         elif text:
             self._beginning += text
             yield from self._read_beginning(self._beginning)
 
-    def _read_beginning(self, text: str) -> Iterator[Piece]:
-        said = text.lstrip()
-        white = len(text) - len(said)
+    def _read_beginning(self, text: str) -> Iterator[Delta]:
+        stripped = text.lstrip()
+        blank = len(text) - len(stripped)
         for start, end in self._marks.spelled:
-            if said.startswith(start) and white + len(start) <= MAX_BEGINNING:
+            if stripped.startswith(start) and blank + len(start) <= MAX_BEGINNING:
                 self._beginning = None
-                yield from self._enter(spelled_state(end))
-                yield from self._run(said[len(start) :])
+                yield from self._enter(_spelled_state(end))
+                yield from self._run(stripped[len(start) :])
                 return
         if self._may_close_alone:
             found = [(text.index(end), end) for end in self._marks.closing_texts if end in text[:MAX_BEGINNING]]
@@ -69,77 +239,86 @@ class ReasoningSplitter:
                 yield from self._close_alone(text[:begin])
                 yield from self._run(text[begin + len(end) :])
                 return
-        may_open = any(start.startswith(said) for start, _ in self._marks.spelled)
+        may_open = any(start.startswith(stripped) for start, _ in self._marks.spelled)
         if len(text) > MAX_BEGINNING or not (may_open or self._may_close_alone):
             yield from self._end_beginning()
 
-    def mark(self, token: int) -> Iterator[Piece]:
-        """Take the next token, which is a mark or a part of one; yield what is now certain."""
-        marks = self._marks
+    def mark(self, token: int) -> Iterator[Delta]:
+        """Add the next token, which is a mark or a part of one; yield what is now certain."""
+        marks, beginning = self._marks, self._beginning
         if token in marks.symbols:
             yield from self._end_beginning()
             yield from self._run(marks.symbols[token])
-        elif token in marks.closing and self._is_closed_alone():
-            yield from self._close_alone(self._beginning or "")
-        else:
-            if token in marks.opening and not (self._beginning or "").strip():
-                self._beginning = None
-            yield from self._end_beginning()
-            yield from self._flush()
-            yield from self._take(token)
+            return
+        may_close_alone = self._may_close_alone and beginning is not None and not beginning.endswith(_QUOTATION_MARKS)
+        if token in marks.closing and may_close_alone:
+            yield from self._close_alone(beginning or "")
+            return
+        if token in marks.opening and not (beginning or "").strip():
+            self._beginning = None
+        yield from self._end_beginning()
+        yield from self._flush()
+        yield from self._take(token)
 
-    def _is_closed_alone(self) -> bool:
-        return self._may_close_alone and self._beginning is not None and not self._beginning.endswith(_QUOTATION_MARKS)
-
-    def _close_alone(self, thought: str) -> Iterator[Piece]:
-        self._beginning = None
-        yield from self._enter("reasoning")
-        if thought.strip():
-            yield from self._say(thought)
-        yield from self._enter("normal")
-
-    def _take(self, token: int) -> Iterator[Piece]:
-        """Take a token that is a mark by itself, once all text before it has been read."""
+    def _take(self, token: int) -> Iterator[Delta]:
+        """Take a token that is a mark by itself, after all text before it has been read."""
         marks = self._marks
         if _kind_of(self._state[0]) == "reasoning":
             if token in marks.closing:
                 yield from self._enter("normal")
             elif not self._is_fresh:
-                yield from self._say(marks.opening[token])
+                yield from self._emit(marks.opening[token])
         elif token in marks.opening and (self._is_line_blank or token in marks.special):
             yield from self._enter("reasoning")
         elif token in marks.closing and self._is_fresh:
             yield from self._enter("normal")
         else:
-            yield from self._say(marks.opening.get(token) or marks.closing[token])
+            yield from self._emit(marks.opening.get(token) or marks.closing[token])
 
-    def finish(self) -> Iterator[Piece]:
-        """Yield the text still held back; to be called once, when nothing follows."""
+    def finish(self) -> Iterator[Delta]:
+        """Yield the text still held back; call this once, when nothing follows."""
         yield from self._end_beginning()
         yield from self._flush()
 
-    def _end_beginning(self) -> Iterator[Piece]:
+    def _close_alone(self, thought: str) -> Iterator[Delta]:
+        self._beginning = None
+        yield from self._enter("reasoning")
+        if thought.strip():
+            yield from self._emit(thought)
+        yield from self._enter("normal")
+
+    def _end_beginning(self) -> Iterator[Delta]:
         text, self._beginning = self._beginning, None
         if text:
             yield from self._run(text)
 
-    def _enter(self, state: str) -> Iterator[Piece]:
+    def _enter(self, state: str) -> Iterator[Delta]:
         self._state = self._marks.machine.make_state(state)
         self._is_fresh = self._is_line_blank = True
-        yield from self._say("")
+        yield from self._emit("")
         if state == "normal":
             self._trims = True
 
-    def _run(self, text: str) -> Iterator[Piece]:
-        self._state, segments = _split(self._state, text, self._marks.longest)
-        for state, part in segments:
-            yield from self._say(self._marks.written(part), state)
+    def _run(self, text: str) -> Iterator[Delta]:
+        """Split a text as mlx-lm does, but hold back no more of it than the longest mark could need.
 
-    def _flush(self) -> Iterator[Piece]:
+        mlx-lm holds back all text since a mark may have begun: everything, if "aab" is a mark and the text is "aaaa".
+        """
+        state, segments = TextStateMachine.split(self._state, text)
+        name, node, states, held = state
+        certain = len(held) - max(self._marks.max_length - 1, 0)
+        if name is not None and certain > 0:
+            segments[-1] = (name, segments[-1][1] + held[:certain])
+            state = (name, node, states, held[certain:])
+        self._state = state
+        for segment_state, segment in segments:
+            yield from self._emit(self._marks.without_symbols(segment), segment_state)
+
+    def _flush(self) -> Iterator[Delta]:
         self._state, text, _ = TextStateMachine.flush(self._state)
-        yield from self._say(self._marks.written(text))
+        yield from self._emit(self._marks.without_symbols(text))
 
-    def _say(self, text: str, state: str | None = None) -> Iterator[Piece]:
+    def _emit(self, text: str, state: str | None = None) -> Iterator[Delta]:
         """Yield a text as what it is in a state, by default the present one."""
         kind = _kind_of(state or self._state[0])
         if kind is None:
@@ -157,20 +336,7 @@ class ReasoningSplitter:
 
 
 def _kind_of(state: str | None) -> Kind | None:
-    """Return what the text of a state is: that of some (a channel's header, say) is markup."""
+    """Return what the text of a state is; None for markup, such as the header of a channel."""
     if state is not None and state.startswith("reasoning"):
         return "reasoning"
     return "answer" if state == "normal" else None
-
-
-def _split(state: Any, text: str, most: int) -> tuple[Any, list[tuple[str | None, str]]]:
-    """Split a text as mlx-lm does; hold back no more than may begin what is looked for, `most` characters at most.
-
-    mlx-lm holds back all that came since nothing may have begun: everything, where "aab" is looked for in "aaaa".
-    """
-    (name, node, states, held), segments = TextStateMachine.split(state, text)
-    certain = len(held) - max(most - 1, 0)
-    if name is not None and certain > 0:
-        segments[-1] = (name, segments[-1][1] + held[:certain])
-        held = held[certain:]
-    return (name, node, states, held), segments

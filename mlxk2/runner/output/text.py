@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from mlxk2.runner.output.attribution import Attribution
-from mlxk2.runner.output.marks import Marks, speaks_of_thinking
-from mlxk2.runner.output.reasoning import Kind, Piece, ReasoningSplitter
+from mlxk2.runner.output.detokenizers import mapped_bytes
+from mlxk2.runner.output.logprobs import Attribution, TokenLogprob
+from mlxk2.runner.output.reasoning import Delta, Kind, Marks, ReasoningSplitter, names_thinking
 from mlxk2.runner.output.stops import StopScan, StopStrings
 
-if TYPE_CHECKING:
-    from mlxk2.runner.sequences import TokenLogprob
-
-_NO_CHARACTER = "\ufffd"
+_REPLACEMENT = "\ufffd"
 _NO_MARKS = Marks()
+# White space, and how SentencePiece and byte-level vocabularies write it.
+_WHITE_SPACE = "\u2581\u0120\u010a \n\t"
 
 
 class Detokenizer(Protocol):
@@ -26,10 +25,10 @@ class Detokenizer(Protocol):
         """The text that became known since this was last read."""
 
     def add_token(self, token: int) -> None:
-        """Take the next token."""
+        """Add the next token."""
 
     def finalize(self) -> None:
-        """Take what is left as it is: no token will follow."""
+        """Turn what is left into text as it is, because no token will follow."""
 
 
 class Tokenizer(Protocol):
@@ -41,7 +40,7 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_ids(self) -> set[int]:
-        """The tokens that end an answer."""
+        """The tokens that end a completion."""
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of these tokens, with all their marks."""
@@ -65,58 +64,58 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, ends: Iterable[int] = ()) -> Vocabulary:
-        """Read a tokenizer wrapper of mlx-lm once, for all requests; those of `ends` that it knows end answers too."""
+        """Read a tokenizer wrapper of mlx-lm, once for all requests; tokens of `ends` end completions too."""
         special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
         special |= set(tokenizer.all_special_ids)
         marks = Marks.of(tokenizer, special)
         size = len(tokenizer)
         end_tokens = frozenset(tokenizer.eos_token_ids) | {token for token in ends if 0 <= token < size}
+        tokens = sorted({*special, *tokenizer.added_tokens_decoder} - marks.tokens)
+        names = dict(zip(tokens, [name or "" for name in tokenizer.convert_ids_to_tokens(tokens)], strict=True))
         return cls(
             tokenizer=tokenizer,
             letter=tuple(tokenizer.encode("a", add_special_tokens=False)),
             size=size,
             end_tokens=end_tokens,
-            hidden_tokens=end_tokens | _named(tokenizer, special - marks.tokens, lambda n: not speaks_of_thinking(n)),
-            boundaries=end_tokens
-            | _named(tokenizer, {*special, *tokenizer.added_tokens_decoder} - marks.tokens, _is_visible),
+            hidden_tokens=end_tokens | {token for token in special & names.keys() if not names_thinking(names[token])},
+            # Added tokens may stand for white space, which is text.
+            boundaries=end_tokens | {token for token, name in names.items() if name.strip(_WHITE_SPACE)},
             marks=marks,
             initial_state=tokenizer.response_initial_state or "normal",
         )
 
     def hides(self, token: int) -> bool:
-        """Whether a token is never text: special, or one of those that only pad the model's output to a round size."""
+        """Whether a token is never text: it is special, or only pads the model's output to a round size."""
         return token in self.hidden_tokens or token >= self.size
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool | None:
-        """Whether a prompt of these token ids ends inside a thought; None if its last turn says nothing of any."""
-        said = []
+        """Whether a prompt of these token ids ends inside a thought; None if its last turn has no mark of a thought."""
+        turn = []
         for token in reversed(prompt):
             if token in self.boundaries:
                 break
             if token in self.marks.opening or token in self.marks.closing:
                 return token in self.marks.opening
-            said.append(token)
-        return self.marks.are_open_in(self.tokenizer.decode(said[::-1])) if said and self.marks.untokened else None
+            turn.append(token)
+        return self.marks.are_open_in(self.tokenizer.decode(turn[::-1])) if turn and self.marks.untokened else None
 
-
-def _named(tokenizer: Any, tokens: Iterable[int], wanted: Callable[[str], bool]) -> frozenset[int]:
-    """Return those of these tokens whose names are wanted."""
-    ordered = sorted(tokens)
-    names = tokenizer.convert_ids_to_tokens(ordered)
-    return frozenset(token for token, name in zip(ordered, names, strict=True) if wanted(name or ""))
-
-
-def _is_visible(name: str) -> bool:
-    # Added tokens may stand for white space, which is text.
-    return bool(name.strip("\u2581\u0120\u010a \n\t"))
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, which need not be whole characters."""
+        mapped = mapped_bytes(self.tokenizer.detokenizer, token)
+        if mapped is not None:
+            return mapped
+        # What the token adds to a text. An unknown token adds nothing.
+        before = list(self.letter)
+        decode = self.tokenizer.decode
+        return decode([*before, token]).removeprefix(decode(before)).encode()
 
 
 class TextStream:
-    """The text of one answer: whole characters only, reasoning apart, nothing of a stop string.
+    """The text of one completion: whole characters only, reasoning apart, nothing of a stop string.
 
-    Stop strings are looked for in the answer alone: in the reasoning they would end it before it began. A `plain` one
-    goes on with another text: it is all answer, and its first space belongs to it, as in one that `continues`.
-    `logprobs` are those of the tokens that the answer is made of.
+    Stop strings are searched in the answer alone: in the reasoning they would end the completion before its answer. A
+    `plain` completion continues the prompt's text: it is all answer, and its first space belongs to it, as in one that
+    `continues` a message. `logprobs` are those of the tokens that the answer consists of.
     """
 
     def __init__(
@@ -141,51 +140,48 @@ class TextStream:
         self._stops = StopScan(StopStrings(stop))
         self._kind: Kind | None = None
         if plain or continues:
-            self._skip(vocabulary.letter)
+            for token in vocabulary.letter:
+                self._detokenizer.add_token(token)
+            _ = self._detokenizer.last_segment
 
-    def _skip(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            self._detokenizer.add_token(token)
-        _ = self._detokenizer.last_segment
-
-    def add(self, token: int, logprob: TokenLogprob | None = None) -> list[Piece]:
-        """Take the next token, with its logprob if it is asked for; return the text that is now certain."""
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> list[Delta]:
+        """Add the next token, with its logprob if the request asks for it; return the text that is now certain."""
         if self._vocabulary.hides(token):
             return []
         self._detokenizer.add_token(token)
         text = self._detokenizer.last_segment
-        pieces = list(self._read(token, text))
+        splitter, name = self._splitter, self._marks.text_of(token)
+        if name is None:
+            deltas = list(self._route(splitter.read(text)))
+        else:
+            # Before the mark there may be text that the detokenizer had kept back.
+            before, _, after = text.rpartition(name)
+            deltas = [
+                *self._route(splitter.read(before)),
+                *self._route(splitter.mark(token)),
+                *self._route(splitter.read(after)),
+            ]
         if logprob is not None:
             self._attribution.begin(logprob)
-            self._attribute(text, pieces)
-        return pieces
+            self._attribute(text, deltas)
+        return deltas
 
-    def _read(self, token: int, text: str) -> Iterator[Piece]:
-        name = self._marks.text_of(token)
-        if name is None:
-            yield from self._route(self._splitter.read(text))
-            return
-        # Before its text there may be some that the detokenizer had kept back.
-        before, _, after = text.rpartition(name)
-        yield from self._route(self._splitter.read(before))
-        yield from self._route(self._splitter.mark(token))
-        yield from self._route(self._splitter.read(after))
-
-    def finish(self) -> list[Piece]:
-        """Return the text still held back; to be called once, when no token follows."""
+    def finish(self) -> list[Delta]:
+        """Return the text still held back; call this once, when no token follows."""
         if self.stopped:
             return []
         self._detokenizer.finalize()
         # Bytes without the rest of their character are no text.
-        text = self._detokenizer.last_segment.rstrip(_NO_CHARACTER)
-        pieces = [*self._route(self._splitter.read(text)), *self._route(self._splitter.finish())]
+        text = self._detokenizer.last_segment.rstrip(_REPLACEMENT)
+        deltas = [*self._route(self._splitter.read(text)), *self._route(self._splitter.finish())]
         if not self.stopped:
-            pieces += self._release()
-        self._attribute(text, pieces)
-        return pieces
+            deltas += self._release()
+        self._attribute(text, deltas)
+        return deltas
 
-    def _attribute(self, text: str, pieces: Sequence[Piece]) -> None:
-        content = "".join(part for kind, part in pieces if kind == "answer")
+    def _attribute(self, text: str, deltas: Sequence[Delta]) -> None:
+        """Move the logprobs of the tokens that became content to `logprobs`."""
+        content = "".join(part for kind, part in deltas if kind == "answer")
         if self.stopped:
             self._held = 0
         elif self._stops.held and not content:
@@ -195,23 +191,21 @@ class TextStream:
             self._held = self._splitter.held + len(self._stops.held)
         self.logprobs += self._attribution.take(text, content, self._held)
 
-    def _route(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        for kind, text in pieces:
+    def _route(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
+        """Yield these deltas, of the answer only what comes before a stop string."""
+        for kind, text in deltas:
             if self.stopped:
                 return
             if kind != self._kind:
                 # A stop string does not span a block of reasoning.
                 yield from self._release()
                 self._kind = kind
-            said = self._before_stop(text) if kind == "answer" else text
-            if said:
-                yield kind, said
+            if kind == "answer":
+                text = self._stops.add(text)
+                self.stopped = self._stops.found
+            if text:
+                yield kind, text
 
-    def _before_stop(self, text: str) -> str:
-        text = self._stops.add(text)
-        self.stopped = self._stops.found
-        return text
-
-    def _release(self) -> Iterator[Piece]:
+    def _release(self) -> Iterator[Delta]:
         if held := self._stops.flush():
             yield "answer", held

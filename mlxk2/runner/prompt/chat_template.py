@@ -1,6 +1,6 @@
 """Chat templates: the environment they are written for, and how a conversation is rendered with one.
 
-They are programs of strangers, and run in the process of `process.py`, within its limits of time and memory.
+They are programs of strangers. They run in the process of `process.py`, within its limits of time and memory.
 """
 
 from __future__ import annotations
@@ -11,23 +11,36 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, nodes
+from jinja2 import Environment, Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Characters; more than any prompt has.
-MOST_TEXT = 64 << 20
-# Marks where a last message ends that is to be continued; as transformers does, with a space that may be trimmed.
+# More than any prompt has.
+_MAX_CHARACTERS = 64 << 20
+# Marks where a last message ends that is to be continued. As in transformers, a space that may be trimmed follows it.
 _END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
-class _Generation(Extension):
-    """`{% generation %}`, which marks for training what the model said, and renders what is in it."""
+class _TransformersExtension(Extension):
+    """What transformers adds to Jinja: three functions, a filter, and `{% generation %}`.
+
+    That tag marks for training what the model said; here its content is only rendered.
+    """
 
     tags = {"generation"}
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        environment.filters["tojson"] = self.tojson
+        environment.globals |= {
+            "raise_exception": self.raise_exception,
+            "strftime_now": self.strftime_now,
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -37,9 +50,28 @@ class _Generation(Extension):
     def _render(self, caller: Callable[[], str]) -> str:
         return caller()
 
+    @staticmethod
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        """Return a value as JSON; Jinja's own filter escapes HTML."""
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    @staticmethod
+    def raise_exception(message: str) -> None:
+        """Refuse a conversation."""
+        raise TemplateError(message)
+
+    @staticmethod
+    def strftime_now(form: str) -> str:
+        """Return the present time."""
+        return datetime.now().strftime(form)  # noqa: DTZ005 - the day that the user has
+
 
 class _Dict:
-    """`dict`, as far as it is harmless."""
+    """`dict`, as far as it is harmless in a template."""
 
     def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
         return dict(*values, **named)
@@ -68,33 +100,17 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"A namespace can't have an attribute named {name!r}.")
 
 
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own escapes HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005 - the day that the user has
-
-
 def environment() -> ImmutableSandboxedEnvironment:
     """Return what chat templates are written for: https://huggingface.co/docs/transformers/chat_templating_writing."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
-    return made
+    extensions = [_TransformersExtension, loopcontrols]
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
 
 def find_source(folder: Path, loaded: object) -> str | None:
-    """Return the chat template of a model: as transformers `loaded` it, else of the files that only others read.
+    """Return the chat template of a model: as transformers `loaded` it, else from the files that only others read.
 
-    One without content is none; of several with names the default counts. Raises ValueError for a file that is no JSON.
+    A template without content does not count; of several with names, return the default. Raise ValueError for a file
+    that is not JSON.
     """
     if source := _source_of(loaded):
         return source
@@ -107,7 +123,7 @@ def find_source(folder: Path, loaded: object) -> str | None:
 
 
 def _source_of(value: object) -> str | None:
-    """Return the template of what a file says: a text, or several with names, in a list or an object."""
+    """Return the template from a value of a file: a text, or several with names, in a list or an object."""
     if isinstance(value, str):
         text = value.removeprefix("\ufeff")
         return text if text.strip() else None
@@ -123,7 +139,7 @@ def _source_of(value: object) -> str | None:
 def render(template: Template, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
     """Return the text of a conversation; with `continue_final_message`, only up to the end of the last message.
 
-    Semantics: `apply_chat_template` of transformers.
+    This follows `apply_chat_template` of transformers.
     """
     values = dict(variables)
     if not values.pop("continue_final_message", False):
@@ -135,11 +151,11 @@ def render(template: Template, messages: Sequence[dict[str, Any]], variables: Ma
     end = text.rfind(_END.strip())
     if end < 0 or content.strip() not in text:
         raise TemplateError("it leaves out the last message, which is to be continued")
-    # Without the space behind the mark, the template trims messages.
+    # If the space after the mark is gone, the template trims messages.
     return text[:end] if text.startswith(_END, end) else text[:end].rstrip()
 
 
 def _limited(text: str) -> str:
-    if len(text) > MOST_TEXT:
+    if len(text) > _MAX_CHARACTERS:
         raise TemplateError(f"it makes a prompt of {len(text)} characters")
     return text

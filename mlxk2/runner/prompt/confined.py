@@ -15,21 +15,32 @@ import threading
 import time
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError, ServerStoppingError
-from mlxk2.runner.limits import MEMORY, PATIENCE, SECONDS, TEMPLATE_SECONDS
 from mlxk2.runner.offline import VARIABLES
 
+# Seconds of processor time for one rendering. The longest conversations that fit a context take a tenth of it.
+TEMPLATE_SECONDS = 2.0
+# Seconds of processor time, by the kind of question. Some tokenizers are converted when they are loaded: most of a
+# minute on a slow machine. A prompt of a million tokens takes two seconds. A line of a completion, which is decoded
+# while the completions of others wait, takes less than a millisecond.
+SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1.0}
+# Seconds of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
+_PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
+# Bytes; on Linux beyond what the process has mapped once its libraries are imported.
+MAX_MEMORY = 3 << 30
+
 _PROGRAM = "mlxk2.runner.prompt.process"
-# Processes for one model, and the seconds after which another is started beside one that is busy.
+# Processes for one model.
 _MAX_PROCESSES = 3
-_BUSY = 1.0
-# Seconds between two looks at whether the answer is still wanted, and at the memory.
+# Seconds after which another process is started beside one that is busy.
+_BUSY_SECONDS = 1.0
+# Seconds between two checks of whether the result is still needed, and of the memory.
 _TICK = 0.1
-_CHUNK = 1 << 20
+# Bytes that are read or written at once.
+_BLOCK_SIZE = 1 << 20
 # Of `struct rusage_info_v0` of macOS, in numbers of 64 bits; the first two are a UUID.
 _RUSAGE_FIELDS = 12
 _FOOTPRINT = 9
@@ -40,34 +51,28 @@ _SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
 }  # fmt: skip
 
-Answer = tuple[dict[str, Any], "array[int]"]
+# A JSON object and token ids.
+Result = tuple[dict[str, Any], "array[int]"]
 Cancelled = Callable[[], bool]
 
 
-class _EndedError(Exception):
-    """The process has ended, with this code."""
+class ConfinedProcess:
+    """A process of `process.py`: it is ready after a second, and takes one question after the other.
 
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class Confined:
-    """A process of `process.py`: it is up after a second, and answers one question after the other.
-
-    Where the kernel does not limit its memory, or `watches_memory` says so, it is watched from outside, and ended when
-    it uses more than `memory`.
+    If the kernel does not limit its memory, or with `watches_memory`, it is watched from outside, and ended when it
+    uses more than `max_memory` bytes.
     """
 
-    def __init__(self, *, watches_memory: bool = False, memory: int = MEMORY) -> None:
-        self._limit = memory
+    def __init__(self, *, watches_memory: bool = False, max_memory: int = MAX_MEMORY) -> None:
+        self._max_memory = max_memory
+        settings = {**os.environ, **VARIABLES, **_SETTINGS}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",  # the user's working folder may be gone
-            env=_environment(),
+            env={name: value for name, value in settings.items() if value is not None},
             start_new_session=True,  # Ctrl-C is not meant for it
         )
         self._watches_memory = watches_memory or not _limits_memory(self._process.pid)
@@ -78,40 +83,37 @@ class Confined:
         self.close = weakref.finalize(self, _end, self._process)
 
     def kill(self) -> None:
-        """End it now, from any thread; a question under way gets an error."""
+        """End the process now, from any thread; a question under way gets an error."""
         self._process.kill()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can still be asked; one that was stopped would not answer."""
+        """Whether it can take a question; a process that was stopped can't."""
         return self.close.alive and self._process.poll() is None and not self._is_stopped
 
     @property
     def _is_stopped(self) -> bool:
-        # Python has waitid on macOS since 3.13; without it the patience ends.
+        # Python has waitid on macOS since 3.13; without it a stopped process is found when the patience ends.
         if not hasattr(os, "waitid"):
             return False
         return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Answer:
-        """Return the answer, as its JSON and its token ids. Any fault on the way ends the process.
+    def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Result:
+        """Return the result of a question; `patience` is how many seconds of wall time it may take.
 
-        `patience` is how many seconds of wall time it may take. Raises ModelError where it does not come to an end,
-        InterruptedByUser where it was `cancelled`.
+        Any fault ends the process. Raise ModelError if it gives no result, InterruptedByUser if the question was
+        `cancelled`.
         """
         try:
-            # Escaped, since a conversation may hold half a surrogate pair.
-            deadline = time.monotonic() + (PATIENCE[question["ask"]] if patience is None else patience)
-            return self._exchange(json.dumps(question).encode() + b"\n", deadline, cancelled)
-        except _EndedError as ended:
-            self.close()
-            raise _death(ended.code, question["ask"]) from None
+            return self._exchange(question, patience or _PATIENCE[question["ask"]], cancelled)
         except BaseException:
             self.close()
             raise
 
-    def _exchange(self, question: bytes, deadline: float, cancelled: Cancelled) -> Answer:
-        left, answer = memoryview(question), bytearray()
+    def _exchange(self, question: Mapping[str, Any], patience: float, cancelled: Cancelled) -> Result:
+        deadline = time.monotonic() + patience
+        # ASCII, because a conversation may hold half a surrogate pair.
+        left, received = memoryview(json.dumps(question).encode() + b"\n"), bytearray()
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         poll.register(self._write, select.POLLOUT)
@@ -119,84 +121,70 @@ class Confined:
             events = poll.poll(_TICK * 1000)
             for file, _ in events:
                 if file == self._write:
-                    left = left[self._send(left) :]
+                    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                        left = left[os.write(self._write, left[:_BLOCK_SIZE]) :]
                     if not left:
                         poll.unregister(self._write)
-                elif data := os.read(self._read, _CHUNK):
-                    answer += data
-                    if found := _parse(answer):
-                        return found
+                elif data := os.read(self._read, _BLOCK_SIZE):
+                    received += data
+                    if result := _parse(received):
+                        return result
                 else:
-                    raise _EndedError(self._process.wait())
-            self._check(deadline, cancelled)
+                    raise _death_error(self._process.wait(), question["ask"])
+            if cancelled():
+                raise InterruptedByUser("Interrupted.")
+            if time.monotonic() > deadline:
+                raise _silence_error()
             if not events:
-                self._look()
+                self._check_health()
 
-    def _send(self, data: memoryview) -> int:
-        try:
-            return os.write(self._write, data[:_CHUNK])
-        except BlockingIOError:
-            return 0
-        except BrokenPipeError:
-            raise _EndedError(self._process.wait()) from None
-
-    def _check(self, deadline: float, cancelled: Cancelled) -> None:
-        if cancelled():
-            raise InterruptedByUser("Interrupted.")
-        if time.monotonic() > deadline:
-            raise _silent()
-
-    def _look(self) -> None:
+    def _check_health(self) -> None:
         if self._process.poll() is None and self._is_stopped:
-            raise _silent()
-        if self._watches_memory and _memory(self._process.pid) > self._limit:
-            raise _needs_memory(self._limit)
+            raise _silence_error()
+        if self._watches_memory and _used_memory(self._process.pid) > self._max_memory:
+            raise _memory_error(self._max_memory)
 
 
-def _parse(answer: bytearray) -> Answer | None:
-    """Return an answer if it has come completely."""
-    end = answer.find(b"\n")
+def _parse(received: bytearray) -> Result | None:
+    """Return a result if it has been received completely."""
+    end = received.find(b"\n")
     if end < 0:
         return None
-    # Only the head is JSON; it is parsed again for each part of a large answer, of which there are few.
-    head = json.loads(answer[:end])
-    if len(answer) < end + 1 + head["bytes"]:
+    # Only the head is JSON; it is parsed again for each block of a large result, of which there are few.
+    head = json.loads(received[:end])
+    if len(received) < end + 1 + head["bytes"]:
         return None
     ids = array("I")
-    ids.frombytes(answer[end + 1 :])
+    ids.frombytes(received[end + 1 :])
     return head, ids
 
 
-def _silent() -> ModelError:
+def _silence_error() -> ModelError:
     return ModelError("The process of the model's tokenizer does not answer, and was replaced. Try again.")
 
 
-def _death(code: int, asked: str) -> ModelError:
-    seconds = {
-        -signal.SIGPROF: ("chat template", TEMPLATE_SECONDS),
-        -signal.SIGVTALRM: ("tokenizer", SECONDS[asked]),
-    }
-    if code in seconds:
-        what, limit = seconds[code]
-        return ModelNotRunnableError(
-            f"The model's {what} ran for more than {limit:g} seconds and was ended. "
-            "Shorten the prompt, or choose another model."
-        )
-    if code == -signal.SIGABRT:
-        return _needs_memory(MEMORY)
-    return ModelError(f"The process of the model's tokenizer was ended ({code}). Try again.")
-
-
-def _needs_memory(limit: int) -> ModelError:
+def _memory_error(limit: int) -> ModelError:
     return ModelNotRunnableError(
         f"The model's tokenizer needs more than {limit >> 20} MB of memory. "
         "Shorten the prompt, or choose another model."
     )
 
 
-def _environment() -> dict[str, str]:
-    settings = {**os.environ, **VARIABLES, **_SETTINGS}
-    return {name: value for name, value in settings.items() if value is not None}
+def _death_error(code: int, asked: str) -> ModelError:
+    """Return the error for a process that ended with this code, by the limit that it exceeded."""
+    limits = {
+        -signal.SIGPROF: ("chat template", TEMPLATE_SECONDS),
+        -signal.SIGVTALRM: ("tokenizer", SECONDS[asked]),
+    }
+    if code in limits:
+        what, limit = limits[code]
+        return ModelNotRunnableError(
+            f"The model's {what} ran for more than {limit:g} seconds and was ended. "
+            "Shorten the prompt, or choose another model."
+        )
+    if code == -signal.SIGABRT:
+        return _memory_error(MAX_MEMORY)
+    return ModelError(f"The process of the model's tokenizer was ended ({code}). Try again.")
 
 
 def _limits_memory(pid: int) -> bool:
@@ -210,18 +198,18 @@ def _limits_memory(pid: int) -> bool:
     return True
 
 
-def _memory(pid: int) -> int:
-    """Return the bytes of memory that a process uses, with those that macOS has compressed; 0 where that is unknown."""
+def _used_memory(pid: int) -> int:
+    """Return the bytes of memory that a process uses, with those that macOS has compressed; 0 if that is not known."""
     usage = getattr(ctypes.CDLL(None), "proc_pid_rusage", None)
     if usage is not None:
         fields = (ctypes.c_uint64 * _RUSAGE_FIELDS)()
         if usage(pid, 0, fields) == 0:
             return int(fields[_FOOTPRINT])
     try:
-        said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
     except OSError:
         return 0
-    return int(said.stdout.strip() or 0) << 10
+    return int(listed.stdout.strip() or 0) << 10
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -231,23 +219,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Starter:
-    """Starts processes; with `keeps_spare` one more is always on its way, so that the next need not be waited for."""
+    """Starts processes; with `keeps_spare` one more is always being started, so that the next one is ready at once."""
 
     def __init__(self, *, keeps_spare: bool = False) -> None:
         self._keeps_spare = keeps_spare
         self._lock = threading.Lock()
-        self._spare: Confined | None = None
-        self._started: weakref.WeakSet[Confined] = weakref.WeakSet()
+        self._spare: ConfinedProcess | None = None
+        self._started: weakref.WeakSet[ConfinedProcess] = weakref.WeakSet()
         self._is_stopping = False
 
     def prepare(self) -> None:
-        """Start a process that will be asked for soon."""
+        """Start a process that will be needed soon."""
         with self._lock:
             if self._spare is None:
                 self._spare = self._start()
 
-    def take(self) -> Confined:
-        """Return a process that nothing was asked of yet."""
+    def take(self) -> ConfinedProcess:
+        """Return a process that has had no question yet."""
         with self._lock:
             spare, self._spare = self._spare, None
             if spare is not None and spare.is_alive:
@@ -263,10 +251,10 @@ class Starter:
             for process in self._started:
                 process.kill()
 
-    def _start(self) -> Confined:
+    def _start(self) -> ConfinedProcess:
         if self._is_stopping:
             raise ServerStoppingError
-        process = Confined()
+        process = ConfinedProcess()
         self._started.add(process)
         return process
 
@@ -277,9 +265,9 @@ class Starter:
 
 
 class Pool:
-    """The processes of one model: one, and for some time another where the first is busy for long.
+    """The processes of one model: one, and for some time another if the first is busy for long.
 
-    `opening` is the first question to each. Its answer is checked by `check`.
+    `opening` is the first question to each; `check` raises an error for a wrong result of it.
     """
 
     def __init__(
@@ -289,15 +277,15 @@ class Pool:
         self._opening = opening
         self._check = check
         self._changed = threading.Condition()
-        self._idle: list[Confined] = []
+        self._idle: list[ConfinedProcess] = []
         self._busy = 0
 
     def open(self, cancelled: Cancelled = bool) -> Mapping[str, Any]:
-        """Start the first process; return its answer to the opening question."""
-        process, answer = self._start(cancelled)
+        """Start the first process; return its result of the opening question."""
+        process, result = self._start(cancelled)
         self._idle.append(process)
         self._starter.restock()
-        return answer
+        return result
 
     def close(self) -> None:
         """End the processes that are idle."""
@@ -305,13 +293,8 @@ class Pool:
             while self._idle:
                 self._idle.pop().close()
 
-    def ask(self, question: Mapping[str, Any], cancelled: Cancelled = bool) -> Answer:
-        """Return the answer of one of the processes; raises what `Confined.ask` does."""
-        with self._process(cancelled) as process:
-            return process.ask(question, cancelled=cancelled)
-
-    @contextmanager
-    def _process(self, cancelled: Cancelled) -> Iterator[Confined]:
+    def ask(self, question: Mapping[str, Any], cancelled: Cancelled = bool) -> Result:
+        """Return the result of one of the processes; raise what `ConfinedProcess.ask` raises."""
         process = self._acquire(cancelled)
         try:
             if process is None or not process.is_alive:
@@ -319,7 +302,7 @@ class Pool:
                     process.close()
                 process, _ = self._start(cancelled)
                 self._starter.restock()
-            yield process
+            return process.ask(question, cancelled=cancelled)
         finally:
             with self._changed:
                 self._busy -= 1
@@ -330,21 +313,21 @@ class Pool:
                         self._idle.append(process)
                 self._changed.notify()
 
-    def _acquire(self, cancelled: Cancelled) -> Confined | None:
-        """Wait for a process; return None where one is to be started."""
+    def _acquire(self, cancelled: Cancelled) -> ConfinedProcess | None:
+        """Wait for a process; return None if one is to be started."""
         began = time.monotonic()
         with self._changed:
             while not self._idle and self._busy:
                 if cancelled():
                     raise InterruptedByUser("Interrupted.")
-                if time.monotonic() > began + _BUSY and self._busy < _MAX_PROCESSES:
+                if time.monotonic() > began + _BUSY_SECONDS and self._busy < _MAX_PROCESSES:
                     break
                 self._changed.wait(_TICK)
             self._busy += 1
             return self._idle.pop() if self._idle else None
 
-    def _start(self, cancelled: Cancelled) -> tuple[Confined, Mapping[str, Any]]:
+    def _start(self, cancelled: Cancelled) -> tuple[ConfinedProcess, Mapping[str, Any]]:
         process = self._starter.take()
-        answer, _ = process.ask(self._opening, cancelled=cancelled)
-        self._check(answer)
-        return process, answer
+        result, _ = process.ask(self._opening, cancelled=cancelled)
+        self._check(result)
+        return process, result

@@ -32,10 +32,10 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts for one model, from its tokenizer and chat template.
+    """Makes prompts for one model, with its tokenizer and chat template.
 
-    Raises ContextLengthError early for what has by far more tokens than the `context`, if one is given, and
-    ModelUnhealthyError where the tokenizer is damaged.
+    Raise ContextLengthError early for far more tokens than the `context`, if one is given, and ModelUnhealthyError if
+    the tokenizer is damaged.
     """
 
     def __init__(
@@ -46,23 +46,22 @@ class Prompter:
         self._context = context
         self._use_template = use_template and tokenizer.has_chat_template
 
-    def until(self, cancelled: Cancelled) -> Prompter:
-        """Return this prompter for one request, whose work ends with InterruptedByUser once that is `cancelled`."""
+    def cancellable(self, cancelled: Cancelled) -> Prompter:
+        """Return this prompter for one request: its work ends with InterruptedByUser once the request is cancelled."""
         made = copy.copy(self)
-        made._tokenizer = self._tokenizer.until(cancelled)
+        made._tokenizer = self._tokenizer.cancellable(cancelled)
         return made
 
     def chat(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> Prompt:
-        """Return the prompt of a conversation that ends with a user's turn; raise ValidationError if that can't be.
+        """Return the prompt of a conversation that ends with a user's turn; raise ValidationError if it is refused.
 
         `variables` are for the chat template, with `add_generation_prompt` and `continue_final_message` as
-        transformers understands them. Without a chat template the model gets the contents, separated by blank lines,
-        to continue.
+        transformers understands them. Without a chat template the prompt is the contents, separated by blank lines.
         """
         if not self._use_template:
             return self.completion("\n\n".join(message["content"] for message in messages))
         if self._context is not None and len(messages) > self._context:
-            # Each message has a token at least.
+            # Each message has at least one token.
             raise too_long(f"more than {self._context}", self._context)
         options = {"add_generation_prompt": True, **(variables or {})}
         try:
@@ -72,9 +71,9 @@ class Prompter:
         return self._prompt(tokens)
 
     def completion(self, text: str) -> Prompt:
-        """Return the prompt that a text is by itself, with what the tokenizer puts before it.
+        """Return a text as a prompt, with the tokens that the tokenizer puts before it.
 
-        Without a text that is what begins one; the prompt has no tokens if the tokenizer knows nothing of that kind.
+        An empty text gives only those tokens; the prompt is empty if the tokenizer has none.
         """
         bos = self._tokenizer.bos_token
         text = text or bos or ""
@@ -84,13 +83,11 @@ class Prompter:
         except RefusedError as fault:
             raise ValidationError(f"The model's tokenizer can't read this prompt: {fault}") from fault
         if not starts:
-            tokens = tokens[: max(1, len(tokens) - self._ends_added())]
+            # Drop the end tokens that some tokenizers put behind every text: after them nothing is generated.
+            letter = self._tokenizer.encode("a", add_special_tokens=True)
+            added = sum(1 for _ in takewhile(self._vocabulary.end_tokens.__contains__, reversed(letter)))
+            tokens = tokens[: max(1, len(tokens) - added)]
         return self._prompt(tokens)
-
-    def _ends_added(self) -> int:
-        """Return how many end tokens the tokenizer puts behind every text; nothing would be left to say after them."""
-        letter = self._tokenizer.encode("a", add_special_tokens=True)
-        return sum(1 for _ in takewhile(self._vocabulary.end_tokens.__contains__, reversed(letter)))
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
         try:

@@ -1,11 +1,11 @@
-"""A model's tokenizer, all of whose work is done in processes of their own: its files are programs of strangers."""
+"""A model's tokenizer. Its files are programs of strangers, so all its work is done in processes of their own."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,26 +19,29 @@ from mlxk2.checkpoint import compatibility
 from mlxk2.checkpoint.tokenizer_files import is_tiktoken
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
-from mlxk2.runner.prompt import detokenizers
-from mlxk2.runner.prompt.confined import Answer, Cancelled, Pool, Starter
+from mlxk2.runner.output import detokenizers
+from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter
 from mlxk2.runner.request import too_long
 
-# Any type whose tokenizer class is the generic one that reads tokenizer.json.
+# A model type whose tokenizer class is the generic one that reads tokenizer.json.
 _GENERIC_TOKENIZER = "aria"
 _READ_BY_GENERIC = ("tokenizer.json", "tokenizer.model")
+# Enough bytes to recognise a file of tiktoken.
 _FIRST_BYTES = 512
-# Decoded again and again for the names of likely tokens.
-_MAX_REMEMBERED, _MAX_SHORT = 1 << 17, 4
-# Tokens at the end of a prompt, and how many such ends are remembered.
-_TAIL, _MAX_TAILS = 16, 256
+# The names of likely tokens are decoded again and again: so many texts of so few tokens are remembered.
+_MAX_REMEMBERED = 1 << 17
+_MAX_SHORT_TOKENS = 4
+# Tokens at the end of a prompt whose text is remembered, and how many such ends are.
+_TAIL_TOKENS = 16
+_MAX_TAILS = 256
 
 
 class RefusedError(Exception):
-    """The chat template, or the tokenizer, can't make a prompt of this conversation or text; the message says why."""
+    """The chat template or the tokenizer can't make a prompt of this conversation or text; the message says why."""
 
 
 class DecodeError(RuntimeError):
-    """Tokens can't be turned into text; as any fault of an answer, it ends that answer alone."""
+    """Tokens can't be turned into text; like any fault of a completion, this ends that completion alone."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +54,41 @@ class AddedToken:
 class Tokenizer:
     """What mlx-lm's tokenizer wrapper says of the tokenizer of a folder, without its code running in this process.
 
-    Raises ModelUnhealthyError where the tokenizer is damaged, and what `Confined.ask` raises.
+    Raise ModelUnhealthyError if the tokenizer is damaged, and what `ConfinedProcess.ask` raises.
     """
 
-    def __init__(self, pool: Pool, said: Mapping[str, Any]) -> None:
+    def __init__(self, pool: Pool, description: Mapping[str, Any]) -> None:
         self._pool = pool
         self._cancelled: Cancelled = bool
-        self._size: int = said["size"]
-        self._names: list[str | None] | None = said["names"]
-        self._vocabulary: dict[str, int] = said["vocabulary"]
-        # Asked for with each text, with and without what is put around it.
-        self._letters: dict[bool, Sequence[int]] = {False: said["letter"]}
-        self.eos_token_ids: set[int] = set(said["ends"])
-        self.added_tokens_decoder = {int(token): AddedToken(special) for token, (_, special) in said["added"].items()}
-        self._added = {int(token): name for token, (name, _) in said["added"].items()}
-        self.all_special_ids: list[int] = said["special"]
-        self.bos_token: str | None = said["bos_token"]
-        self.has_chat_template: bool = said["has_chat_template"]
-        self.chat_template: str | None = said["chat_template"]
-        self.think_start: str | None = said["think_start"]
-        self.think_end: str | None = said["think_end"]
-        self.structural_markers: Sequence[str] = said["structural_markers"]
-        self.response_transitions: Mapping[str, Any] = said["response_transitions"]
-        self.response_initial_state: str | None = said["response_initial_state"]
-        # How prompts end is asked of each; it comes along with their tokens.
+        self._size: int = description["size"]
+        self._names: list[str | None] | None = description["names"]
+        self._vocabulary: dict[str, int] = description["vocabulary"]
+        # The tokens of the letter a, without and with what the tokenizer puts around a text.
+        self._letters: dict[bool, Sequence[int]] = {False: description["letter"]}
+        self.eos_token_ids: set[int] = set(description["ends"])
+        added: dict[str, tuple[str, bool]] = description["added"]
+        self.added_tokens_decoder = {int(token): AddedToken(special) for token, (_, special) in added.items()}
+        self._added = {int(token): name for token, (name, _) in added.items()}
+        self.all_special_ids: list[int] = description["special"]
+        self.bos_token: str | None = description["bos_token"]
+        self.has_chat_template: bool = description["has_chat_template"]
+        self.chat_template: str | None = description["chat_template"]
+        self.think_start: str | None = description["think_start"]
+        self.think_end: str | None = description["think_end"]
+        self.structural_markers: Sequence[str] = description["structural_markers"]
+        self.response_transitions: Mapping[str, Any] = description["response_transitions"]
+        self.response_initial_state: str | None = description["response_initial_state"]
+        # The text at the end of each prompt is needed; it comes along with the tokens.
         self._is_thinking = self.has_thinking or "</think>" in (self.chat_template or "")
         self._tails: dict[tuple[int, ...], str] = {}
         self._decode_short = lru_cache(_MAX_REMEMBERED)(self._decode)
-        self._detokenizer = self._new_detokenizer(said["detokenizer"], said["trim_space"])
+        kind, trim_space = description["detokenizer"], description["trim_space"]
+        detokenizer_class = detokenizers.BY_NAME.get(kind) or getattr(tokenizer_utils, kind)
+        options = {} if trim_space is None else {"trim_space": trim_space}
+        self._detokenizer = detokenizer_class(self, **options)
 
-    def _new_detokenizer(self, kind: str, trim_space: bool | None) -> Any:
-        made = detokenizers.BY_NAME.get(kind) or getattr(tokenizer_utils, kind)
-        return made(self) if trim_space is None else made(self, trim_space=trim_space)
-
-    def until(self, cancelled: Cancelled) -> Tokenizer:
-        """Return this tokenizer for one request: once that is `cancelled`, what it asked for is ended."""
+    def cancellable(self, cancelled: Cancelled) -> Tokenizer:
+        """Return this tokenizer for one request: its work ends with InterruptedByUser once the request is cancelled."""
         view = copy.copy(self)
         view._cancelled = cancelled
         return view
@@ -143,21 +146,21 @@ class Tokenizer:
         return self._tokens(question, context)
 
     def _tokens(self, question: Mapping[str, Any], context: int | None) -> Sequence[int]:
-        head, tokens = self._ask({**question, "tail": _TAIL if self._is_thinking else 0})
+        head, tokens = self._ask({**question, "tail": _TAIL_TOKENS if self._is_thinking else 0})
         if "too_long" in head:
             assert context is not None
             raise too_long(head["too_long"], context)
         if self._is_thinking:
             if len(self._tails) > _MAX_TAILS:
                 self._tails.clear()
-            self._tails[tuple(tokens[-_TAIL:])] = head["tail"]
+            self._tails[tuple(tokens[-_TAIL_TOKENS:])] = head["tail"]
         return tokens
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
         """Return the text of these tokens, with all their marks."""
-        if len(tokens) <= _TAIL and (tail := self._tails.get(tuple(tokens))) is not None:
+        if len(tokens) <= _TAIL_TOKENS and (tail := self._tails.get(tuple(tokens))) is not None:
             return tail
-        return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT else self._decode(tokens)
+        return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT_TOKENS else self._decode(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         try:
@@ -166,22 +169,22 @@ class Tokenizer:
             raise DecodeError(str(fault)) from fault
         return text
 
-    def _ask(self, question: Mapping[str, Any]) -> Answer:
-        answer = self._pool.ask(question, self._cancelled)
-        if "damaged" in answer[0]:
+    def _ask(self, question: Mapping[str, Any]) -> Result:
+        head, tokens = self._pool.ask(question, self._cancelled)
+        if "damaged" in head:
             raise ModelUnhealthyError(
-                f"The model's tokenizer is damaged. Pull the model again or choose another one: {answer[0]['damaged']}"
+                f"The model's tokenizer is damaged. Pull the model again or choose another one: {head['damaged']}"
             )
-        if "refused" in answer[0]:
-            raise RefusedError(answer[0]["refused"])
-        return answer
+        if "refused" in head:
+            raise RefusedError(head["refused"])
+        return head, tokens
 
 
 def load_tokenizer(
     folder: Path, config: Mapping[str, Any], starter: Starter, damaged: str, cancelled: Cancelled = bool
 ) -> Tokenizer:
-    """Load the tokenizer of a model's folder in a process of its own; raise ModelUnhealthyError that says `damaged`."""
-    # What it warns of changes nothing here.
+    """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError that begins with `damaged`."""
+    # Its warnings are about uses that mlxk2 does not have.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     opening = {
         "ask": "open",
@@ -194,22 +197,23 @@ def load_tokenizer(
     return Tokenizer(pool, pool.open(cancelled))
 
 
-def _check(damaged: str, folder: Path, said: Mapping[str, Any]) -> None:
-    reason = next((said[kind] for kind in ("damaged", "refused", "missing", "needs_code") if kind in said), None)
+def _check(damaged: str, folder: Path, head: Mapping[str, Any]) -> None:
+    """Raise the error for a tokenizer that could not be loaded."""
+    reason = next((head[kind] for kind in ("damaged", "refused", "missing", "needs_code") if kind in head), None)
     if reason is None:
         return
     reason = " ".join(reason.replace(str(folder), folder.name).split())
-    if "tiktoken" in reason and _is_misread(folder):
+    if "tiktoken" in reason and _is_taken_for_tiktoken(folder):
         reason = "tokenizer.model is no file of sentencepiece's"
-    elif "needs_code" in said:
+    elif "needs_code" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs code of its own, which is never executed: {reason}")
-    elif "missing" in said:
+    elif "missing" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
     raise ModelUnhealthyError(f"{damaged}: {reason}")
 
 
-def _is_misread(folder: Path) -> bool:
-    """Whether transformers took a damaged file of sentencepiece for one of tiktoken, which it then says it needs."""
+def _is_taken_for_tiktoken(folder: Path) -> bool:
+    """Whether transformers takes a damaged file of sentencepiece for one of tiktoken, and then asks for tiktoken."""
     with suppress(OSError):
         begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
         return not (folder / "tokenizer.json").exists() and not is_tiktoken(begin)
@@ -224,27 +228,23 @@ def token_ids(named: object) -> list[int]:
 def _options(folder: Path) -> dict[str, Any]:
     """Return how to load the tokenizer: without code of the model, and without what only another mlx-lm has."""
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    settings = _settings(folder)
+    settings: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / "tokenizer_config.json").read_bytes())
+        settings = found if isinstance(found, dict) else {}
     if "auto_map" in settings and any((folder / name).is_file() for name in _READ_BY_GENERIC):
         options["tokenizer_type"] = _GENERIC_TOKENIZER
     if mlx_lm := compatibility.installation():
-        # The model's own template serves, and tools are not called.
+        # The model's own template is used, and tools are not called.
         known = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
         options |= {key: None for key, names in known.items() if str(settings.get(key)) not in names}
     return options
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-        return settings if isinstance(settings, dict) else {}
-    return {}
-
-
 def _defaults(folder: Path) -> Any:
     """Return what mlx-lm has for models of this kind that came without settings of their tokenizer."""
-    # An architecture that can't be imported is named when the weights are loaded.
+    # If an architecture can't be imported, the loading of the weights says so.
     with suppress(ValueError, LookupError, OSError, ImportError), fenced():
         model_class, _ = utils._get_classes(utils.load_config(folder))
-        return getattr(importlib.import_module(model_class.__module__), "TOKENIZER_DEFAULTS", None)
+        return getattr(sys.modules[model_class.__module__], "TOKENIZER_DEFAULTS", None)
     return None

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.runner.output.token_bytes import token_bytes
-from mlxk2.runner.sequences import TokenLogprob
 from mlxk2.server.catalog import ServedModel
 from mlxk2.server.generation import Generation
 
@@ -194,7 +193,7 @@ class CompletionRenderer:
 
 def _bytes(renderer: Renderer, token: int) -> bytes:
     assert renderer.vocabulary is not None
-    return token_bytes(renderer.vocabulary, token)
+    return renderer.vocabulary.bytes_of(token)
 
 
 class _Offsets:

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 
 from mlxk2.errors import MlxkError
+from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.reasoning import Kind
-from mlxk2.runner.sequences import TokenLogprob
 from mlxk2.server.generation import Event, Generation
 from mlxk2.server.openai.errors import error_body
 from mlxk2.server.openai.rendering import JSON, Completion, Renderer, ResponseObjects, usage

@@ -18,8 +18,8 @@ class Model:
         """None."""
         return {}
 
-    def update(self, parameters: dict[str, object]) -> None:
-        """Nothing to update."""
+    def set_dtype(self, dtype: str, predicate: object) -> None:
+        """Nothing to change."""
 
     def named_modules(self) -> list[tuple[str, object]]:
         """None."""
