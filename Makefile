@@ -9,6 +9,8 @@ export SYSTEM_VERSION_COMPAT := 0
 
 demo: $(VENV)/.installed
 	$(BIN)/mlxk2 run demo "What is the capital of France?"
+	@echo
+	@echo 'Go on: $(BIN)/mlxk2 run demo (a chat), $(BIN)/mlxk2 serve --model demo (a server), $(BIN)/mlxk2 --help'
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto $(ARGS)
@@ -17,6 +19,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_schema.py --check
+	$(BIN)/python tools/command_pages.py --check
+	$(BIN)/python benchmarks/report.py --check
 	$(BIN)/python tools/measure_style.py --check
 
 bench: $(VENV)/.installed-dev

@@ -66,8 +66,7 @@ def measure(server: Any, repo: Repo, folder: Path) -> rounds.Figure:
         return lambda: _timed(command, (*words, repo.name), folder / command, environment)
 
     pairs = rounds.paired(timed("mlxk2", "pull", "--json"), timed("hf", "download", "--quiet"))
-    rounds.tell(repo.what, pairs, "s", ("mlxk2 pull", "hf download"))
-    return rounds.Figure(f"mlxk2 pull / hf download, {repo.what}", rounds.median_ratio(pairs), at_most=repo.at_most)
+    return rounds.compared(f"download {repo.what}", pairs, "s", ("mlxk2 pull", "hf download"), at_most=repo.at_most)
 
 
 def main() -> int:

@@ -86,8 +86,7 @@ def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Fig
         lambda: _seconds(us, _long_requests(chance)), lambda: _seconds(them, _long_requests(chance)), ROUNDS
     )
     what = f"{LONG_PROMPTS} long prompts together"
-    rounds.tell(what, pairs, "s", NAMES)
-    return rounds.Figure(what, rounds.median_ratio(pairs), at_most=1.15)
+    return rounds.compared(what, pairs, "s", NAMES, at_most=1.15)
 
 
 def _seconds(server: Server, requests: Sequence[Request]) -> float:
@@ -103,8 +102,7 @@ def many_answers(us: Server, chance: random.Random) -> rounds.Figure:
 
     pairs = rounds.paired(lambda: seconds(ANSWERS), lambda: seconds(1))
     what = f"{ANSWERS} answers to one prompt"
-    rounds.tell(what, pairs, "s", (f"{ANSWERS} answers", "one answer"))
-    return rounds.Figure(what, rounds.median_ratio(pairs), at_most=1.5)
+    return rounds.compared(what, pairs, "s", (f"{ANSWERS} answers", "one answer"), at_most=1.5)
 
 
 def main() -> int:

@@ -92,12 +92,9 @@ def main() -> int:
                 lambda prompt=prompt: first_token(ports[1], prompt),
                 ROUNDS,
             )
-            rounds.tell(f"first token, {name}", pairs, "s", NAMES)
-            figures.append(rounds.Figure(f"first token, {name}", rounds.median_ratio(pairs), at_most=1.05))
-    pairs = trips()
-    rounds.tell("100,000 tokens", pairs, "s", ("in the process", "without it"))
-    figures.append(rounds.Figure("100,000 tokens, in the process", rounds.median_ratio(pairs), at_most=1.05))
-    return rounds.verdict(figures)
+            figures.append(rounds.compared(f"first token, {name}", pairs, "s", NAMES, at_most=1.05))
+    names = ("in the process", "without it")
+    return rounds.verdict([*figures, rounds.compared("100,000 tokens", trips(), "s", names, at_most=1.05)])
 
 
 if __name__ == "__main__":

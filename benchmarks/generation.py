@@ -31,9 +31,8 @@ def speed(model: Path, kernels: Path) -> rounds.Figure:
         lambda: answers.ask_mlx_lm(model, TOKENS, kernels / "mlx_lm"),
     )
     speeds = [(ours.tokens_per_second(TOKENS), theirs.tokens_per_second(TOKENS)) for ours, theirs in pairs]
-    rounds.tell(f"decoding, {model.name}", speeds, "tokens/s", answers.NAMES)
     print(f"the same text in {sum(ours.text == theirs.text for ours, theirs in pairs)} of {len(pairs)} pairs")
-    return rounds.Figure(f"speed of decoding, {model.name}", rounds.median_ratio(speeds), at_least=0.97)
+    return rounds.compared(f"decoding, {model.name}", speeds, "tokens/s", answers.NAMES, at_least=0.97)
 
 
 def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
@@ -58,8 +57,7 @@ def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
 
 def _first_character(kind: str, count: int, first: Callable[[], float], second: Callable[[], float]) -> rounds.Figure:
     pairs = rounds.paired(first, second, count)
-    rounds.tell(f"first character, {kind}", pairs, "s", answers.NAMES)
-    return rounds.Figure(f"first character, {kind}", rounds.median_ratio(pairs), at_most=1.05)
+    return rounds.compared(f"first character, {kind}", pairs, "s", answers.NAMES, at_most=1.05)
 
 
 def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Answer:

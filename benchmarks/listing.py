@@ -34,18 +34,30 @@ def _hf(hub: Path) -> float:
 
 def measure(few: Path, many: Path) -> list[rounds.Figure]:
     """Compare with `hf cache ls` on the few models, and the many models with the few."""
-    against_hf = rounds.paired(lambda: _list(few).seconds, lambda: _hf(few))
-    rounds.tell(f"{MODELS} models", against_hf, "s", ("mlxk2 list --json", "hf cache ls"))
-    first_time = rounds.paired(lambda: _list_for_the_first_time(few).seconds, lambda: _hf(few))
-    rounds.tell(f"{MODELS} models, never listed before", first_time, "s", ("mlxk2 list --json", "hf cache ls"))
-    growth = rounds.paired(lambda: _list(many).seconds, lambda: _list(few).seconds)
-    rounds.tell("mlxk2 list --json", growth, "s", (f"{MANY_MODELS} models", f"{MODELS} models"))
     peak = statistics.median(_list_for_the_first_time(few).peak_bytes for _ in range(rounds.ROUNDS))
-    share = rounds.median_ratio(against_hf)
+    names = ("mlxk2 list --json", "hf cache ls")
     return [
-        rounds.Figure(f"mlxk2 list --json / hf cache ls, {MODELS} models", share, at_most=0.25),
-        rounds.Figure(f"{MANY_MODELS} models / {MODELS} models", rounds.median_ratio(growth), at_most=10),
-        rounds.Figure(f"peak memory, {MODELS} models", peak / MEGABYTE, at_most=30, unit="MB"),
+        rounds.compared(
+            f"list {MODELS} models",
+            rounds.paired(lambda: _list(few).seconds, lambda: _hf(few)),
+            "s",
+            names,
+            at_most=0.25,
+        ),
+        rounds.compared(
+            f"list {MODELS} models for the first time",
+            rounds.paired(lambda: _list_for_the_first_time(few).seconds, lambda: _hf(few)),
+            "s",
+            names,
+        ),
+        rounds.compared(
+            f"list {MANY_MODELS} models, compared with {MODELS}",
+            rounds.paired(lambda: _list(many).seconds, lambda: _list(few).seconds),
+            "s",
+            (f"{MANY_MODELS} models", f"{MODELS} models"),
+            at_most=10,
+        ),
+        rounds.Figure(f"peak memory of listing {MODELS} models", peak / MEGABYTE, at_most=30, unit="MB"),
     ]
 
 

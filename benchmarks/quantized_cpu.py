@@ -24,8 +24,7 @@ def main() -> int:
             lambda: answers.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
             lambda: answers.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
         )
-    rounds.tell("decoding, 4bit", pairs, "tokens/s", answers.NAMES)
-    return rounds.verdict([rounds.Figure("speed of decoding, 4bit", rounds.median_ratio(pairs), at_least=5)])
+    return rounds.verdict([rounds.compared("decoding, 4 bit", pairs, "tokens/s", answers.NAMES, at_least=5)])
 
 
 if __name__ == "__main__":

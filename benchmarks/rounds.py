@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 ROUNDS = 5
+RECORD_VARIABLE = "MLXK2_FIGURES"
 PACKAGES = ("mlxk2", "mlx", "mlx-lm", "huggingface-hub")
 # The kernel counts in kilobytes, that of macOS in bytes.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -35,14 +37,24 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
+class Sides(NamedTuple):
+    """The medians of the two programs that a ratio compares, with their names and unit."""
+
+    ours: float
+    theirs: float
+    unit: str
+    names: tuple[str, str]
+
+
 class Figure(NamedTuple):
-    """What was measured, and the bound that it must keep; a figure without one is only told."""
+    """What was measured, and the bound that it must keep; a figure without a bound is printed and not judged."""
 
     what: str
     measured: float
     at_most: float | None = None
     at_least: float | None = None
     unit: str = "x"
+    sides: Sides | None = None
 
     @property
     def is_met(self) -> bool:
@@ -50,10 +62,20 @@ class Figure(NamedTuple):
         below = self.at_most is None or self.measured <= self.at_most
         return below and (self.at_least is None or self.measured >= self.at_least)
 
-    def row(self) -> tuple[str, str, str, str]:
-        """The figure as a row of the table."""
+    @property
+    def bound(self) -> str:
+        """The bound in words, or a dash."""
         bounds = (("at most", self.at_most), ("at least", self.at_least))
-        bound = next((f"{word} {value:g} {self.unit}" for word, value in bounds if value is not None), "-")
+        return next((f"{word} {value:g} {self.unit}" for word, value in bounds if value is not None), "-")
+
+    def as_json(self) -> dict[str, object]:
+        """Return what a report of the figures needs."""
+        sides = self.sides and self.sides._asdict()
+        return {"what": self.what, "measured": self.measured, "unit": self.unit, "bound": self.bound, "sides": sides}
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Return the figure as a row of the table."""
+        bound = self.bound
         verdict = "-" if bound == "-" else "ok" if self.is_met else "MISSED"
         return self.what, f"{self.measured:.3f} {self.unit}", bound, verdict
 
@@ -93,8 +115,16 @@ def median_ratio(pairs: Sequence[Pair]) -> float:
     return statistics.median(first / second for first, second in pairs)
 
 
-def tell(what: str, pairs: Sequence[Pair], unit: str, names: tuple[str, str]) -> None:
-    """Print the medians of both sides, and how far the ratios of the pairs lie apart."""
+def compared(
+    what: str,
+    pairs: Sequence[Pair],
+    unit: str,
+    names: tuple[str, str],
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Figure:
+    """Print the medians of both sides and how far the ratios of the pairs lie apart; return the median ratio."""
     first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratios = sorted(a / b for a, b in pairs)
     print(
@@ -102,10 +132,17 @@ def tell(what: str, pairs: Sequence[Pair], unit: str, names: tuple[str, str]) ->
         f"{len(pairs)} pairs, ratios {ratios[0]:.3f} to {ratios[-1]:.3f}",
         flush=True,
     )
+    return Figure(what, median_ratio(pairs), at_most, at_least, sides=Sides(first, second, unit, names))
 
 
 def verdict(figures: Sequence[Figure]) -> int:
-    """Print the machine and a table of the figures; the exit status, 1 when a bound is missed."""
+    """Print the machine and a table of the figures; return the exit status, 1 when a bound is missed.
+
+    Where the variable `MLXK2_FIGURES` names a file, add the figures to it as a line of JSON.
+    """
+    if record := os.environ.get(RECORD_VARIABLE):
+        with open(record, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"machine": _machine(), "figures": [figure.as_json() for figure in figures]}) + "\n")
     rows = [("figure", "measured", "bound", ""), *(figure.row() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     print(f"\n{_machine()}\n")

@@ -118,9 +118,7 @@ def _speed(subject: Subject, wanted: Load, us: Server, them: Server) -> rounds.F
     pairs = rounds.paired(
         lambda: _tokens_per_second(us, requests), lambda: _tokens_per_second(them, requests), subject.rounds
     )
-    rounds.tell(f"{wanted.name}, {subject.name}", pairs, "tokens/s", NAMES)
-    name = f"tokens/s, {wanted.name}, {subject.name}"
-    return rounds.Figure(name, rounds.median_ratio(pairs), at_least=wanted.at_least)
+    return rounds.compared(f"{wanted.name}, {subject.name}", pairs, "tokens/s", NAMES, at_least=wanted.at_least)
 
 
 def _numbered(options: Body, number: int) -> Body:
@@ -146,11 +144,10 @@ def crowd(us: Server, them: Server) -> list[rounds.Figure]:
 
     pairs = rounds.paired(lambda: longest_wait(us), lambda: longest_wait(them), ROUNDS)
     what = f"{CROWD} connections at once, longest wait for a first token"
-    rounds.tell(what, pairs, "s", NAMES)
     print(f"refused or reset, of {CROWD * (ROUNDS + 1)}: {refused[us]} by ours, {refused[them]} by theirs")
     return [
         rounds.Figure(f"{CROWD} connections at once, refused or reset", refused[us], at_most=0, unit="of them"),
-        rounds.Figure(what, rounds.median_ratio(pairs), at_most=0.5),
+        rounds.compared(what, pairs, "s", NAMES, at_most=0.5),
     ]
 
 

@@ -18,8 +18,8 @@ def main() -> int:
         lambda: rounds.run([sys.executable, "-c", "pass"]).seconds,
         ROUNDS,
     )
-    rounds.tell("time", pairs, "s", ("mlxk2 --version", "python -c pass"))
-    return rounds.verdict([rounds.Figure("mlxk2 --version / python -c pass", rounds.median_ratio(pairs), at_most=3)])
+    names = ("mlxk2 --version", "python -c pass")
+    return rounds.verdict([rounds.compared("the version", pairs, "s", names, at_most=3)])
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_in_parallel_with_a_limit_and_with_coverage(tmp_path: Path) -> None:
     run = run_pytest(*options, "tests_2.0/test_model_naming.py", COVERAGE_FILE=str(tmp_path / "coverage"))
     assert run.code == 0, run.out
     assert "slowest 10 durations" in run.out
-    assert "naming" in (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    assert "names.py" in (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.e2e
