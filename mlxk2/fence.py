@@ -42,17 +42,26 @@ def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
     becomes a warning in the log. Raise ImportError where it ends the program, with what it printed as the reason.
     """
     before = {name: os.environ.get(name) for name in variables or {}}
-    set_limit = resource.setrlimit
+    set_limit, missing_folder = resource.setrlimit, None
     printed = io.StringIO()
     try:
         _set(variables or {})
         # A hard limit that was lowered can't be raised again.
         resource.setrlimit = _keep_limit
-        with _working_folder(), redirect_stdout(printed):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            # Some libraries look at the working folder, also when it was deleted.
+            missing_folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+            os.chdir("/")
+        with redirect_stdout(printed):
             yield
     except SystemExit as end:
         raise ImportError(printed.getvalue().strip() or f"a library ended the program ({end})") from end
     finally:
+        if missing_folder is not None:
+            os.fchdir(missing_folder)
+            os.close(missing_folder)
         resource.setrlimit = set_limit
         _set(before)
     if printed.getvalue():
@@ -69,23 +78,6 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _keep_limit(_kind: int, _limits: tuple[int, int]) -> None:
     """Stand in for `resource.setrlimit` and change nothing."""
-
-
-@contextmanager
-def _working_folder() -> Iterator[None]:
-    """Stand in another folder while the working folder is gone, which some libraries look at."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        here = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
-        os.chdir("/")
-        try:
-            yield
-        finally:
-            os.fchdir(here)
-            os.close(here)
-    else:
-        yield
 
 
 def raise_open_files(wanted: int) -> None:

@@ -36,7 +36,13 @@ class NoSleep:
         with self._lock:
             self._held += 1
             if self._process is None or self._process.poll() is not None:
-                self._process = _start()
+                nothing = subprocess.DEVNULL
+                command = [_PROGRAM, "-i", "-w", str(os.getpid())]
+                try:
+                    self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+                except OSError as error:
+                    self._process = None
+                    logging.debug("%s can't be started, so the machine may fall asleep: %s", _PROGRAM, error)
         try:
             yield
         finally:
@@ -57,14 +63,3 @@ class NoSleep:
                 self._process = None
                 process.kill()
                 process.wait()
-
-
-def _start() -> subprocess.Popen[bytes] | None:
-    """Start the program that keeps the machine awake; return None if it can't be started."""
-    nothing = subprocess.DEVNULL
-    command = [_PROGRAM, "-i", "-w", str(os.getpid())]
-    try:
-        return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
-    except OSError as error:
-        logging.debug("%s can't be started, so the machine may fall asleep: %s", _PROGRAM, error)
-        return None

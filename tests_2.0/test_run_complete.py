@@ -203,4 +203,5 @@ def test_a_panic_is_an_error_like_any_other(stubbed: Program) -> None:
     assert "PanicException" in json.loads(done.stdout)["error"]["message"]
     plain = stubbed("\a", "--no-chat-template")
     assert (plain.returncode, plain.stdout, plain.stderr.count("\n")) == (1, "", 1)
-    assert plain.stderr.startswith("Error: Unexpected PanicException")
+    # The cause in its own words, but no token and no password.
+    assert plain.stderr.startswith("Error: Unexpected PanicException: index out of bounds at https://…@hub, …. Set ")
