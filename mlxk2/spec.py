@@ -2,16 +2,41 @@
 
 These types are the single source: `docs/json-api-schema.json` is generated from them. A TypedDict marked with
 `@closed` promises that it has no further key; all others may gain keys. A key that is `NotRequired` is absent unless
-the command line asked for it.
+the command line asked for it. The functions at the end write the objects that describe a model.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: a TypedDict compiles each annotation that is text, which would double
+# the time of this import, and `list` waits for it.
 
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
-from mlxk2.constraints import Commit, Count, Measure, Pattern, Port, Timestamp, Version
+from mlxk2.checkpoint.model_info import Framework, ModelInfo, ModelType
+
+if TYPE_CHECKING:
+    from mlxk2.checkpoint.describe import ModelMetadata
 
 JSON_API_SPEC_VERSION = "0.2.0"
+
+
+class Pattern(NamedTuple):
+    """A string that matches this regular expression."""
+
+    regex: str
+
+
+class Minimum(NamedTuple):
+    """A number that is at least this."""
+
+    value: int
+
+
+Count = Annotated[int, Minimum(0)]
+Measure = Annotated[float, Minimum(0)]
+Port = Annotated[int, Minimum(1)]
+Commit = Annotated[str, Pattern("^[A-Za-z0-9]{40}$")]
+Timestamp = Annotated[str, Pattern("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+Version = Annotated[str, Pattern("^[0-9]+\\.[0-9]+\\.[0-9]+$")]
 
 _T = TypeVar("_T", bound=type)
 
@@ -26,8 +51,6 @@ def closed(shape: _T) -> _T:
 
 Command = Literal["list", "show", "health", "pull", "rm", "clone", "version", "push", "run", "server", "completion"]
 Shell = Literal["bash", "zsh", "fish"]
-Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]
-ModelType = Literal["chat", "embedding", "base", "unknown"]
 Capability = Literal["text-generation", "chat", "embeddings", "completion"]
 Health = Literal["healthy", "unhealthy"]
 FinishReason = Literal["stop", "length", "interrupted"]
@@ -292,3 +315,34 @@ DATA_OF_COMMAND: dict[Command, Any] = {
     "rm": RmData, "clone": CloneData, "push": PushData, "run": RunData, "server": ServerData,
     "completion": CompletionData,
 }
+
+_CAPABILITIES: dict[ModelType, tuple[Capability, ...]] = {
+    "chat": ("text-generation", "chat"),
+    "base": ("text-generation", "completion"),
+    "embedding": ("embeddings",),
+    "unknown": (),
+}
+
+
+def model_object(info: ModelInfo) -> ModelObject:
+    """Return the API's object of a model."""
+    return {
+        "name": info.name,
+        "hash": info.commit,
+        "size_bytes": info.size_bytes,
+        "last_modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.modified)),
+        "framework": info.framework,
+        "model_type": info.model_type,
+        "capabilities": list(_CAPABILITIES[info.model_type]),
+        "health": "healthy" if info.is_healthy else "unhealthy",
+        "runtime_compatible": info.is_runnable,
+        "reason": info.why_not_runnable,
+        "cached": True,
+    }
+
+
+def metadata_object(metadata: "ModelMetadata | None") -> Metadata | None:
+    """Return the API's object of what a model's config says, without what it leaves out."""
+    if metadata is None:
+        return None
+    return cast("Metadata", {key: value for key, value in metadata._asdict().items() if value is not None})

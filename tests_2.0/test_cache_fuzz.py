@@ -48,9 +48,8 @@ from support.layouts import (
 from mlxk2 import spec
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint import gguf as gguf_header
-from mlxk2.checkpoint.describe import describe_contents, metadata_of
+from mlxk2.checkpoint.describe import describe, metadata_of
 from mlxk2.checkpoint.files import BrokenFile, Tree
-from mlxk2.checkpoint.snapshot import Contents
 
 Model = spec.ModelObject
 Attack = Callable[[str, str, Iterable[bytes]], list[Model]]
@@ -83,12 +82,12 @@ def deadline() -> Iterator[None]:
 def verdict(hub: Hub, name: str = "org/model") -> Model:
     """The model object, after it was seen to be one, and strict JSON with all that `show` says beside it."""
     with deadline():
-        contents = Contents(Cache(hub.path).find(name).snapshot())
-        model = describe_contents(contents)
-        metadata = metadata_of(contents)
+        snapshot = Cache(hub.path).find(name).snapshot()
+        model = spec.model_object(describe(snapshot))
+        metadata = spec.metadata_object(metadata_of(snapshot))
     assert_conforms(model, spec.ModelObject)
     assert_conforms(metadata, spec.Metadata | None)
-    json.dumps([model, metadata, contents.config_or_empty], allow_nan=False)
+    json.dumps([model, metadata, snapshot.config_or_empty], allow_nan=False)
     assert (model["health"] == "healthy") or model["reason"]
     return model
 

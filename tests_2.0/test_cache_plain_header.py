@@ -10,8 +10,7 @@ import pytest
 from support.fuzz import EFFORT
 
 from mlxk2.checkpoint.files import BrokenFile, File
-from mlxk2.checkpoint.plain_header import metadata_of
-from mlxk2.checkpoint.safetensors import read_metadata
+from mlxk2.checkpoint.safetensors import judge_usual_header, read_metadata
 
 CASES = 150 * EFFORT
 MUTATIONS = 6
@@ -66,9 +65,9 @@ def test_usual_headers_are_judged_without_the_parser(of_mlx: bool) -> None:
     rng = random.Random(1)
     for _ in range(CASES):
         text, size = _header(rng, of_mlx)
-        assert metadata_of(text, size) == json.loads(text).get("__metadata__", {})
-        assert metadata_of(text, size + 1) is None
-        assert metadata_of(text, size - 1) is None
+        assert judge_usual_header(text, size) == json.loads(text).get("__metadata__", {})
+        assert judge_usual_header(text, size + 1) is None
+        assert judge_usual_header(text, size - 1) is None
 
 
 @pytest.mark.parametrize("of_mlx", [False, True])
@@ -79,7 +78,7 @@ def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx:
         text, size = _header(rng, of_mlx)
         for _ in range(MUTATIONS):
             changed = _mutated(rng, text)
-            found = metadata_of(changed, size)
+            found = judge_usual_header(changed, size)
             if found is not None:
                 agreed += 1
                 assert found == _parsed(tmp_path, changed, size), changed
@@ -103,4 +102,4 @@ def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx:
     ],
 )
 def test_the_unusual_is_left_to_the_parser(text: bytes) -> None:
-    assert metadata_of(text, 1) is None
+    assert judge_usual_header(text, 1) is None

@@ -14,7 +14,7 @@ import pytest
 from conftest import Program
 from support.layouts import CONFIG, Files, Hub, as_json, chat_model, without
 
-from mlxk2.checkpoint.compatibility import Installation, installation, problem
+from mlxk2.checkpoint.compatibility import Installation, installation, problem_of_config
 
 MLX_LM = Path(find_spec("mlx_lm").submodule_search_locations[0])
 MODULES = sorted(path.stem for path in (MLX_LM / "models").glob("*.py"))
@@ -76,12 +76,12 @@ def test_the_version_is_that_of_the_package(installed: Installation) -> None:
 
 @pytest.mark.parametrize("model_type", ["x", "", None, 7, [], {}, "../utils", "Llama", "llama\0", "base"])
 def test_a_type_that_is_none_is_named(installed: Installation, model_type: object) -> None:
-    said = problem({"model_type": model_type}, installed)
+    said = problem_of_config({"model_type": model_type}, installed)
     assert said == f"Model architecture {model_type or 'unknown'!r} not supported by mlx-lm {installed.version}"
 
 
 def test_without_mlx_lm_nothing_runs() -> None:
-    assert problem(CONFIG, None) == "mlx-lm is not installed"
+    assert problem_of_config(CONFIG, None) == "mlx-lm is not installed"
 
 
 class EditableFinder:
@@ -106,16 +106,16 @@ def test_an_editable_installation_is_found(monkeypatch: pytest.MonkeyPatch, hook
 @pytest.mark.parametrize("folder", ["nowhere", "."])
 def test_a_folder_that_is_no_mlx_lm_has_no_architecture(tmp_path: Path, folder: str) -> None:
     empty = Installation(str(tmp_path / folder))
-    assert problem(CONFIG, empty) == "Model architecture 'llama' not supported by mlx-lm "
+    assert problem_of_config(CONFIG, empty) == "Model architecture 'llama' not supported by mlx-lm "
 
 
 @pytest.mark.parametrize("model_file", ["model.py", "", [], 0, "../../evil.py"])
 def test_code_of_the_model_is_never_run(installed: Installation, model_file: object) -> None:
-    assert "never executed" in problem(CONFIG | {"model_file": model_file}, installed)
+    assert "never executed" in problem_of_config(CONFIG | {"model_file": model_file}, installed)
 
 
 def test_auto_map_is_ignored(installed: Installation) -> None:
-    assert problem(CONFIG | {"auto_map": {"AutoModel": "modeling.Model"}}, installed) is None
+    assert problem_of_config(CONFIG | {"auto_map": {"AutoModel": "modeling.Model"}}, installed) is None
 
 
 # -------------------------------------------------------------------------------------------------------- quantisation
@@ -164,23 +164,23 @@ UNKNOWN = [
 @pytest.mark.parametrize("settings", KNOWN)
 def test_a_known_quantisation_runs(installed: Installation, settings: dict[str, Any]) -> None:
     inside = {"quantization_config": settings}
-    assert problem(CONFIG | inside, installed) is None
-    assert problem(CONFIG | {"text_config": inside}, installed) is None
+    assert problem_of_config(CONFIG | inside, installed) is None
+    assert problem_of_config(CONFIG | {"text_config": inside}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN)
 def test_an_unknown_quantisation_is_named(installed: Installation, settings: dict[str, Any], shown: str) -> None:
-    said = problem(CONFIG | {"quantization_config": settings | {"more": 1}}, installed)
+    said = problem_of_config(CONFIG | {"quantization_config": settings | {"more": 1}}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
 def test_an_empty_quantisation_is_none(installed: Installation) -> None:
-    assert problem(CONFIG | {"quantization_config": {}}, installed) is None
+    assert problem_of_config(CONFIG | {"quantization_config": {}}, installed) is None
 
 
 def test_mlxs_own_quantisation_comes_first(installed: Installation) -> None:
     settings = {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"quant_method": "hqq"}}
-    assert problem(CONFIG | settings, installed) is None
+    assert problem_of_config(CONFIG | settings, installed) is None
 
 
 def test_the_modes_are_those_that_mlx_knows(installed: Installation) -> None:
@@ -189,7 +189,8 @@ def test_the_modes_are_those_that_mlx_knows(installed: Installation) -> None:
     known = next(ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "mode_defaults")
     assert set(known) == set(MODES)
     for mode in known:
-        assert problem(CONFIG | {"quantization": OWN | {"mode": mode, "a.layer": {"mode": mode}}}, installed) is None
+        settings = OWN | {"mode": mode, "a.layer": {"mode": mode}}
+        assert problem_of_config(CONFIG | {"quantization": settings}, installed) is None
 
 
 SOUND_OWN = [{}, {"mode": None}, {"lm_head": False}, {"lm_head": {"group_size": 32, "bits": 8}}, {"lm_head": True}]
@@ -205,19 +206,20 @@ UNKNOWN_OWN = [
 
 @pytest.mark.parametrize("more", SOUND_OWN)
 def test_mlxs_own_quantisation_runs(installed: Installation, more: dict[str, Any]) -> None:
-    assert problem(CONFIG | {"quantization": OWN | more}, installed) is None
+    assert problem_of_config(CONFIG | {"quantization": OWN | more}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN_OWN)
 def test_what_mlx_refuses_of_its_own_quantisation_is_named(
     installed: Installation, settings: dict[str, Any], shown: str
 ) -> None:
-    said = problem(CONFIG | {"quantization": settings}, installed)
+    said = problem_of_config(CONFIG | {"quantization": settings}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
 def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed: Installation) -> None:
-    assert problem({"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}, installed) is None
+    config = {"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}
+    assert problem_of_config(config, installed) is None
 
 
 # ---------------------------------------------------------------------------------------------------- through the door

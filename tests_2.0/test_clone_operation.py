@@ -232,8 +232,8 @@ def test_leftovers_of_the_same_target_are_removed(hub: Hub, mlxk2: Program, work
 
 KILLED_WHILE_BUILDING = """
 import os, sys
-from mlxk2.workspace import target
-with target.built(sys.argv[1]) as folder:
+from mlxk2.workspace import clone
+with clone.build(sys.argv[1]) as folder:
     open(os.path.join(folder, "model", "half"), "w").write("x")
     os.kill(os.getpid(), 9)
 """

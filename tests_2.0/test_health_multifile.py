@@ -33,7 +33,6 @@ from support.layouts import (
 
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.checksums import examine
-from mlxk2.checkpoint.snapshot import Contents
 from mlxk2.names import Repo
 
 SHARDS = shard_names(3)
@@ -428,11 +427,12 @@ def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub: Hub, mlx
 
 
 def test_deep_goes_on_after_what_it_cannot_read(hub: Hub) -> None:
-    snapshot = hub.add("org/model", sharded_model())
-    contents = Contents(Cache(hub.path).resolve(Repo("org/model")))
-    (snapshot / "README.md").resolve().unlink()
-    flip(snapshot / SHARDS[2])
-    findings = examine(contents, lambda _: None)
+    folder = hub.add("org/model", sharded_model())
+    snapshot = Cache(hub.path).resolve(Repo("org/model"))
+    assert snapshot.files
+    (folder / "README.md").resolve().unlink()
+    flip(folder / SHARDS[2])
+    findings = examine(snapshot, lambda _: None)
     assert findings.corrupt == (SHARDS[2],)
     assert [problem.partition(" can't be read")[0] for problem in findings.unreadable] == ["README.md"]
 

@@ -212,7 +212,13 @@ def test_a_damaged_memory_is_none(hub: Hub, mlxk2: Program, content: bytes) -> N
     assert names(mlxk2) == ["org/chat"]
 
 
-@pytest.mark.parametrize("snapshots", [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}])
+OF_AN_OLDER_VERSION = {"name": FROM_MEMORY, "hash": None, "health": "healthy", "runtime_compatible": True}
+
+
+@pytest.mark.parametrize(
+    "snapshots",
+    [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}, {"x": ["a", OF_AN_OLDER_VERSION]}],
+)
 @pytest.mark.usefixtures("known")
 def test_a_memory_of_another_shape_is_none(hub: Hub, mlxk2: Program, snapshots: object) -> None:
     content = json.loads(remembered(hub).read_text())

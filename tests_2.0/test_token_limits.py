@@ -9,8 +9,7 @@ from support.layouts import Files, Hub, as_json, chat_model, without
 from support.scripted import generate, request, saying
 
 from mlxk2.cache.store import Cache
-from mlxk2.checkpoint.context import context_length, length_in_config
-from mlxk2.checkpoint.snapshot import Contents
+from mlxk2.checkpoint.describe import context_length, length_in_config
 from mlxk2.errors import ContextLengthError, ValidationError
 from mlxk2.names import Repo
 from mlxk2.runner.request import (
@@ -25,7 +24,7 @@ from mlxk2.runner.request import (
 def read(files: Files, hub: Hub) -> int | None:
     """Return the context length of a model with these files."""
     hub.add("org/model", files)
-    return context_length(Contents(Cache(str(hub.path)).resolve(Repo("org/model"))))
+    return context_length(Cache(str(hub.path)).resolve(Repo("org/model")))
 
 
 NAMES = (

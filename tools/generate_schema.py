@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from mlxk2 import constraints, spec
+from mlxk2 import spec
 
 PATH = Path(__file__).parent.parent / "docs" / "json-api-schema.json"
 
@@ -84,8 +84,8 @@ def _value(hint: Any) -> Schema:
     return {"type": _NAMES[origin or hint]}
 
 
-def _constraint(constraint: constraints.Pattern | constraints.Minimum) -> Schema:
-    if isinstance(constraint, constraints.Pattern):
+def _constraint(constraint: spec.Pattern | spec.Minimum) -> Schema:
+    if isinstance(constraint, spec.Pattern):
         return {"pattern": constraint.regex}
     return {"minimum": constraint.value}
 

@@ -14,16 +14,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from mlxk2 import __version__
-from mlxk2.checkpoint import installed
+from mlxk2.checkpoint import compatibility
 from mlxk2.checkpoint.files import BrokenFile, Tree, read
+from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from mlxk2.spec import ModelObject
 
 # A file that changes twice within one tick of the file system's clock shows one time: what is as young as this may
 # still change unseen, and is not remembered.
@@ -38,21 +34,22 @@ class Memory:
         self._file = file
         self._stamp = _stamp()
         self._known = self._load()
-        self._seen: dict[str, list[Any]] = {}
+        self._seen: dict[str, tuple[str, ModelInfo]] = {}
 
-    def describe(self, find: Callable[[], Snapshot]) -> ModelObject:
-        """As `describe.look`, from memory where the snapshot that `find` finds has not changed."""
+    def describe(self, find: Callable[[], Snapshot]) -> ModelInfo:
+        """Do what `describe.look` does, from memory where the snapshot that `find` finds has not changed."""
         snapshot = find()
         mark, key = fingerprint(snapshot), _key(snapshot)
         known = self._known.get(key)
-        if mark is None or known is None or known[0] != mark:
-            # To import the judges takes as long as to remember a hundred models.
-            contents, described = import_module("mlxk2.checkpoint.describe").look(find)
-            known = [mark if contents.snapshot == snapshot else None, described]
-        if known[0] is not None:
+        if mark is not None and known is not None and known[0] == mark:
             self._seen[key] = known
-        model: ModelObject = known[1]
-        return model
+            return known[1]
+        from mlxk2.checkpoint.describe import look  # noqa: PLC0415 - its import takes as long as a hundred known models
+
+        described, info = look(find)
+        if mark is not None and described.place == snapshot.place:
+            self._seen[key] = (mark, info)
+        return info
 
     def save(self) -> None:
         """Remember what was described since; what can't be written is found out again the next time."""
@@ -62,20 +59,21 @@ class Memory:
         try:
             os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
             with open(unfinished, "x", encoding="utf-8") as file:
-                json.dump({"stamp": self._stamp, "snapshots": self._seen}, file)
+                snapshots = {key: (mark, info._asdict()) for key, (mark, info) in self._seen.items()}
+                json.dump({"stamp": self._stamp, "snapshots": snapshots}, file)
             os.replace(unfinished, self._file)
         except OSError:
             with suppress(OSError):
                 os.unlink(unfinished)
 
-    def _load(self) -> dict[str, list[Any]]:
+    def _load(self) -> dict[str, tuple[str, ModelInfo]]:
         try:
             with open(self._file, encoding="utf-8") as file:
                 content = json.load(file)
             known = content["snapshots"] if content["stamp"] == self._stamp else {}
-            return {key: [fingerprint, dict(model)] for key, (fingerprint, model) in known.items()}
+            return {key: (mark, ModelInfo(**fields)) for key, (mark, fields) in known.items()}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return {}  # there is none yet, or it was cut short
+            return {}  # No file yet, a file that was cut short, or entries of a version with other fields.
 
 
 def memory_file(hub: str, environment: Mapping[str, str]) -> str:
@@ -86,12 +84,12 @@ def memory_file(hub: str, environment: Mapping[str, str]) -> str:
 
 def _stamp() -> str:
     """What the verdicts depend on beside the files: this program, mlx-lm, and what reads tokenizers."""
-    folder = installed.mlx_lm() or ""
+    folder = compatibility.mlx_lm_folder() or ""
     try:
         times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
     except OSError:
         times = []
-    packages = [name for name in installed.PACKAGES if installed.has(name)]
+    packages = list(filter(compatibility.is_installed, compatibility.TOKENIZER_PACKAGES))
     return f"{__version__} {folder} {times} {packages}"
 
 

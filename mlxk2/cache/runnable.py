@@ -9,7 +9,7 @@ from mlxk2.cache.store import Cache
 from mlxk2.checkpoint import checksums
 from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.files import BrokenFile
-from mlxk2.checkpoint.snapshot import Contents, Snapshot
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import IN_ICLOUD, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.names import ModelRef, Repo
 
@@ -24,26 +24,25 @@ def runnable(cache: Cache, ref: ModelRef) -> Snapshot:
 
     Raises NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with what to do about it.
     """
-    contents, model = look(lambda: cache.resolve(ref))
-    if model["health"] == "unhealthy":
-        reason = model["reason"] or ""
-        raise ModelUnhealthyError(complaint(contents, reason), hint=repair_hint(contents, reason, ref))
-    if not model["runtime_compatible"]:
-        raise ModelNotRunnableError(f"{model['name']} can't run here: {model['reason']}")
-    return contents.snapshot
+    snapshot, info = look(lambda: cache.resolve(ref))
+    if info.problem is not None:
+        hint = repair_hint(snapshot, info.problem, ref)
+        raise ModelUnhealthyError(complaint(snapshot, info.problem), hint=hint)
+    if not info.is_runnable:
+        raise ModelNotRunnableError(f"{info.name} can't run here: {info.why_not_runnable}")
+    return snapshot
 
 
-def complaint(contents: Contents, reason: str) -> str:
+def complaint(snapshot: Snapshot, reason: str) -> str:
     """Say what is wrong with a model: it is damaged, or the user may not read it."""
-    is_refused = contents.snapshot.problem or any(file.is_refused for file in contents.files)
+    is_refused = snapshot.problem or any(file.is_refused for file in snapshot.files)
     is_refused = is_refused or "can't be read (" in reason
     verdict = "can't be read" if is_refused else "is damaged"
-    return f"{contents.snapshot.name} {verdict}: {reason}"
+    return f"{snapshot.name} {verdict}: {reason}"
 
 
-def repair_hint(contents: Contents, reason: str, ref: ModelRef) -> str | None:
+def repair_hint(snapshot: Snapshot, reason: str, ref: ModelRef) -> str | None:
     """Return what repairs the unhealthy model that a model argument names; None where nothing is known to help."""
-    snapshot = contents.snapshot
     if snapshot.roots is None or not isinstance(ref, Repo):
         return None
     command = names.pull_command(snapshot.name, ref.revision)
@@ -51,7 +50,7 @@ def repair_hint(contents: Contents, reason: str, ref: ModelRef) -> str | None:
         return None
     if not _may_be_changed(snapshot.roots[-1], snapshot.path):
         return NOT_OURS
-    return ON_THE_HUB if _is_as_downloaded(contents, reason) else f"Repair it with: {command}"
+    return ON_THE_HUB if _is_as_downloaded(snapshot, reason) else f"Repair it with: {command}"
 
 
 def _may_be_changed(model: str, snapshot: str) -> bool:
@@ -61,10 +60,10 @@ def _may_be_changed(model: str, snapshot: str) -> bool:
     return all(os.access(folder, os.R_OK | os.W_OK | os.X_OK) for folder in folders)
 
 
-def _is_as_downloaded(contents: Contents, reason: str) -> bool:
+def _is_as_downloaded(snapshot: Snapshot, reason: str) -> bool:
     """Whether the file that a reason is about has the bytes that the hub has: then no pull changes it."""
-    file = contents.file_of(reason)
-    if file is None or file.problem or file.size > MAX_HASHED_BYTES or file not in checksums.hashed_files(contents):
+    file = snapshot.file_of(reason)
+    if file is None or file.problem or file.size > MAX_HASHED_BYTES or file not in checksums.hashed_files(snapshot):
         return False
     try:
         return checksums.digest(file, lambda _: None) == file.blob

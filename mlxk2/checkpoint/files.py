@@ -1,11 +1,13 @@
-"""The files of a folder: links followed within bounds, bytes read within limits.
+"""The files of a folder: links are followed within bounds, and bytes and JSON are read within limits.
 
-Other programs change a cache while it is read. A file that became something else between two looks is looked at anew.
+Other programs change a cache while it is read. A file that became another one between two looks is looked at again.
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,30 +15,30 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from mlxk2.errors import IN_ICLOUD, cause
+from mlxk2.errors import IN_ICLOUD, cause, reason_of
 from mlxk2.names import readable
 
-# A path may have become something else since it was looked at: never wait for a pipe, never follow a link.
+# A path may have changed since it was looked at: never wait for a pipe, never follow a link.
 SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MAX_LINKS = 8
-MAX_LOOKS = 8  # at a file that is another one at each look
+MAX_LOOKS = 8  # At a file that is another one at each look.
 
-_OF_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # the path itself is at fault, for every user
-_UNKNOWN = (0, 0)  # the identity of a file that was not looked at
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # The path itself is wrong, for every user.
+_UNKNOWN = (0, 0)  # The identity of a file that was not looked at.
 _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
 
 
 class BrokenFile(Exception):
-    """A file that can't be used as what its name says; the text is for people and begins with the file's name."""
+    """A file that is not what its name says; the text is for people and begins with the file's name."""
 
 
 class File(NamedTuple):
     """A file of a folder.
 
     `name` is the path relative to the folder, with `/`. `path` is where the bytes are, all links followed, `size` their
-    number, and `identity` tells whether two files share them. `blob` is the name that the cache gave the bytes, where
-    there is one. A file with a `problem` (dangling, outside, …) has no bytes to be read; it `is_refused` when the
-    operating system does not let the user see it. `find_again` looks for the file once more.
+    number; two files with one `identity` share them. `blob` is the name that the cache gave the bytes, or None. A file
+    with a `problem` (dangling, outside, …) can't be read; it `is_refused` when the operating system does not let the
+    user see it. `find_again` looks for the file once more.
     """
 
     name: str
@@ -50,7 +52,7 @@ class File(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What stands below a folder: its name relative to it, with `/`, its path, and why a folder can't be entered."""
+    """A path below a folder: its name relative to the folder, with `/`, and why a folder can't be entered."""
 
     name: str
     path: str
@@ -58,7 +60,7 @@ class Entry(NamedTuple):
 
 
 class OpenFile(NamedTuple):
-    """A file that is open, as it was found when it was opened."""
+    """An open file, as it was when it was opened."""
 
     file: File
     descriptor: int
@@ -77,9 +79,9 @@ class OpenFile(NamedTuple):
 
 
 class Tree:
-    """Reads folders without ever leaving `roots`, by whatever links; without roots, links may lead anywhere.
+    """Reads folders without ever leaving `roots`, wherever links lead; with None, links may lead anywhere.
 
-    The roots are real paths, as `os.path.realpath` gives them; `place` is what people call them.
+    The roots are real paths, as `os.path.realpath` gives them; `place` names them in messages.
     """
 
     def __init__(self, roots: tuple[str, ...] | None, place: str = "the cache") -> None:
@@ -88,23 +90,20 @@ class Tree:
         self._real_folders = {root: root for root in roots or ()}
 
     def contains(self, folder: str) -> bool:
-        """Whether a folder, all links followed, lies inside the roots."""
+        """Return whether a folder, all links followed, lies inside the roots."""
         return self._is_inside(self._real_folder(folder))
 
     def files(self, folder: str, leaves_out: Callable[[str], bool] = lambda _: False) -> list[File]:
-        """All files below a folder, by name, but for those it `leaves_out`; links to folders are not entered."""
-        if not self.contains(folder):
-            return []
-        entries = walk(folder, lambda name, _: leaves_out(name))
-        return sorted(filter(None, map(self._file, entries)), key=lambda file: file.name)
-
-    def _file(self, entry: Entry) -> File | None:
-        if entry.problem:
-            return broken(entry.name, entry.problem, is_refused=True)
-        return self.file(entry.name, entry.path)
+        """Return all files below a folder, by name, except those it `leaves_out`; links to folders are not entered."""
+        files = []
+        for name, path, problem in walk(folder, lambda name, _: leaves_out(name)) if self.contains(folder) else ():
+            file = broken(name, problem, is_refused=True) if problem else self.file(name, path)
+            if file is not None:
+                files.append(file)
+        return sorted(files, key=lambda file: file.name)
 
     def file(self, name: str, path: str) -> File | None:
-        """The file behind a path, or None for a link to a folder."""
+        """Return the file behind a path, or None for a link to a folder."""
         find_again = partial(self.file, name, path)
         blob = None
         try:
@@ -115,21 +114,27 @@ class Tree:
                     return broken(name, f"is a link that leads outside {self._place}")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode):
+                    if getattr(status, "st_flags", 0) & _DATALESS:
+                        return broken(name, IN_ICLOUD, is_refused=True)
+                    return File(name, path, status.st_size, _identity(status), blob, find_again=find_again)
                 if not stat.S_ISLNK(status.st_mode):
-                    return _found(name, path, status, blob, find_again)
-                if target := _target(path):
-                    path = _joined(real, target)
-                    blob = blob or _blob_name(path)
+                    return None if stat.S_ISDIR(status.st_mode) else broken(name, "is not a regular file")
+                if target := _target(path, real):
+                    path = target
+                    above, base = os.path.split(path)
+                    if blob is None and os.path.basename(above) == "blobs":
+                        blob = base
         except FileNotFoundError:
             return broken(name, "is a dangling link")
         except OSError as error:
-            return broken(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _OF_NAMES)
+            return broken(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _PATH_ERRORS)
         except ValueError as error:
             return broken(name, f"can't be read ({error})")
         return broken(name, "is a link without an end")
 
     def _real_folder(self, folder: str) -> str:
-        """As `os.path.realpath`, but each folder is looked at once: a snapshot's files share theirs."""
+        """Do what `os.path.realpath` does, and look at each folder once: many files of a snapshot share a folder."""
         if folder not in self._real_folders:
             parent, base = os.path.split(folder)
             path = os.path.join(self._real_folders.get(parent, parent), base)
@@ -144,9 +149,9 @@ class Tree:
 
 
 def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False) -> Iterator[Entry]:
-    """All that stands below a folder, less the folders; links are not entered.
+    """Yield all that is below a folder, except the folders; links are not entered.
 
-    `leaves_out` is asked with a name and whether it is a folder's, which is not entered then.
+    `leaves_out` gets a name and whether it is a folder's; a folder that it leaves out is not entered.
     """
     pending = [(folder, "")]
     while pending:
@@ -168,39 +173,37 @@ def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False
 
 @contextmanager
 def opened(file: File) -> Iterator[OpenFile]:
-    """Open a file as what it was found to be; BrokenFile when it can't be opened.
+    """Open a file as it was found; raise BrokenFile when it can't be opened.
 
-    One that is another file by now, as a blob that became a link into the store of all repos, is looked at anew.
+    A file that is another one by now, such as a blob that became a link into the store of all repos, is looked for
+    again.
     """
-    current = _open(file)
+    current = again = None
+    for _ in range(MAX_LOOKS):
+        if file.problem:
+            raise BrokenFile(f"{file.name} {file.problem}")
+        try:
+            current = _open_as_found(file)
+        except OSError as error:
+            again = _find_again(file)
+            # When the file has not changed, or is gone, the first error is the cause.
+            if again is None or again.problem or (again.path, again.identity) == (file.path, file.identity):
+                raise _unreadable(file, error) from error
+        else:
+            again = None if current else _find_again(file)
+        if again is None:
+            break
+        file = again
+    if current is None:
+        raise BrokenFile(f"{file.name} changes while it is read; try again")
     try:
         yield current
     finally:
         os.close(current.descriptor)
 
 
-def _open(file: File) -> OpenFile:
-    for _ in range(MAX_LOOKS):
-        if file.problem:
-            raise BrokenFile(f"{file.name} {file.problem}")
-        try:
-            if current := _opened_as_found(file):
-                return current
-        except OSError as error:
-            again = _find_again(file)
-            # Nothing has changed, or what was there is gone: then this is what is to be said.
-            if again is None or again.problem or (again.path, again.identity) == (file.path, file.identity):
-                raise _unreadable(file, error) from error
-        else:
-            again = _find_again(file)
-        if again is None:
-            break
-        file = again
-    raise BrokenFile(f"{file.name} changes while it is read; try again")
-
-
-def _opened_as_found(file: File) -> OpenFile | None:
-    """Open a file's path; None when another file is there by now."""
+def _open_as_found(file: File) -> OpenFile | None:
+    """Open a file's path; return None when another file is there by now."""
     descriptor = os.open(file.path, os.O_RDONLY | SAFELY)
     try:
         status = os.fstat(descriptor)
@@ -232,7 +235,7 @@ def read_whole(file: File, limit: int) -> bytes:
 
 
 def check_size(file: File, limit: int) -> None:
-    """Raise BrokenFile when a file has more bytes than are read of one with its name."""
+    """Raise BrokenFile when a file has more than `limit` bytes."""
     if file.size > limit:
         raise BrokenFile(
             f"{file.name} is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"
@@ -243,44 +246,69 @@ def _unreadable(file: File, error: OSError) -> BrokenFile:
     return BrokenFile(f"{file.name} can't be read ({cause(error)})")
 
 
-def _target(path: str) -> str | None:
-    """Where a link leads; None when it is no link any more."""
+def _target(path: str, folder: str) -> str | None:
+    """Return where the link at a path in this real folder leads; None when it is no link any more."""
     try:
-        return os.readlink(path)
+        target = os.readlink(path)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return None
-
-
-def _joined(folder: str, target: str) -> str:
-    """Where a link in a real folder leads; there the way up is the parent's name."""
+    # The folder is a real path, so that one step up is its parent's name.
     while target.startswith("../"):
         folder, target = os.path.dirname(folder), target[3:]
     return os.path.join(folder, target)
-
-
-def _found(
-    name: str, path: str, status: os.stat_result, blob: str | None, find_again: Callable[[], File | None]
-) -> File | None:
-    if stat.S_ISDIR(status.st_mode):
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return broken(name, "is not a regular file")
-    if getattr(status, "st_flags", 0) & _DATALESS:
-        return broken(name, IN_ICLOUD, is_refused=True)
-    return File(name, path, status.st_size, _identity(status), blob, find_again=find_again)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _blob_name(path: str) -> str | None:
-    folder, name = os.path.split(path)
-    return name if os.path.basename(folder) == "blobs" else None
-
-
 def broken(name: str, problem: str, *, is_refused: bool = False) -> File:
-    """A file of which there is only to say why it can't be read."""
+    """Return a file that can't be read, with the reason."""
     return File(name, "", 0, _UNKNOWN, None, problem, is_refused)
+
+
+class JsonLimit(NamedTuple):
+    """How many bytes a kind of JSON file may have, and how many values, since a value takes 50 bytes of memory."""
+
+    bytes: int
+    values: int
+
+
+# Configs that name each expert of a large model have a few hundred thousand bytes.
+CONFIG_LIMIT = JsonLimit(bytes=1 << 22, values=200_000)
+# An index has a line of 100 bytes for each tensor: 200,000 of them in a model of a trillion weights.
+INDEX_LIMIT = JsonLimit(bytes=1 << 26, values=700_000)
+# Headers in the usual form are not parsed; of the others, the largest have some ten thousand tensors of eleven values.
+HEADER_LIMIT = JsonLimit(bytes=1 << 26, values=1_000_000)
+
+
+def parse_json(
+    subject: str,
+    text: bytes,
+    limit: JsonLimit,
+    *,
+    encoding: str = "utf-8",
+    parse_float: Callable[[str], object] = float,
+) -> object:
+    """Return the value of a JSON text; raise BrokenFile, about the `subject`, when it is invalid or too large."""
+    values = sum(map(text.count, (b",", b"[", b"{")))
+    if values > limit.values:
+        raise BrokenFile(f"{subject} has too many values to be read ({values:,}, at most {limit.values:,})")
+    if len(text) > limit.bytes // 4 and not text.isascii():
+        # One character that is not ASCII makes a text take up to four bytes for each character.
+        size = f"{len(text):,} bytes that are not all ASCII, at most {limit.bytes // 4:,} of such are read"
+        raise BrokenFile(f"{subject} is too large to be what its name says ({size})")
+    try:
+        return json.loads(text.decode(encoding), parse_float=parse_float, parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        # As the cause, the parser's error would keep the text in memory; its words do not.
+        reason = reason_of(error).partition(" (char")[0]
+        raise BrokenFile(f"{subject} is not valid JSON ({reason})") from None
+
+
+def finite(text: str) -> float | str:
+    """Return a number, or its text where it is infinite: configs have such numbers, which JSON can't write."""
+    number = float(text)
+    return number if math.isfinite(number) else text

@@ -12,8 +12,8 @@ import struct
 
 from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, opened
 
-MAX_HEADER_BYTES = 1 << 25  # vocabularies of 262,144 tokens with their merges need a third of it
-MAX_ENTRIES = 1 << 17  # tensors, pairs and nested arrays together: real files have a few thousand
+MAX_HEADER_BYTES = 1 << 25  # Vocabularies of 262,144 tokens with their merges need a third of it.
+MAX_ENTRIES = 1 << 17  # Tensors, pairs and nested arrays together; real files have a few thousand.
 MAX_NESTING = 4
 MAX_DIMENSIONS = 8
 
@@ -33,29 +33,25 @@ _BLOCKS = {
 
 
 def check(file: File) -> None:
-    """BrokenFile unless the file is a GGUF file at least as large as its tensor table needs."""
+    """Raise BrokenFile unless the file is a GGUF file at least as large as its tensor table needs."""
     with opened(file) as current:
-        _check(current)
-
-
-def _check(current: OpenFile) -> None:
-    file, header = current.file, _Header(current)
-    if header.take(4) != b"GGUF":
-        raise BrokenFile(f"{file.name} is no GGUF file")
-    version = header.number("<I")
-    if version not in (2, 3):
-        raise BrokenFile(f"{file.name} has the unknown GGUF version {version}")
-    tensors, pairs = header.count(), header.count()
-    alignment = header.skip_pairs(pairs)
-    data_size = max((header.tensor_end() for _ in range(tensors)), default=0)
-    data_begin = -(-header.position // alignment) * alignment
-    if data_size and data_begin + data_size > file.size:
-        missing = data_begin + data_size - file.size
-        raise BrokenFile(f"{file.name} is truncated: {missing} bytes are missing")
+        header = _Header(current)
+        if header.take(4) != b"GGUF":
+            raise BrokenFile(f"{file.name} is no GGUF file")
+        version = header.number("<I")
+        if version not in (2, 3):
+            raise BrokenFile(f"{file.name} has the unknown GGUF version {version}")
+        tensors, pairs = header.count(), header.count()
+        alignment = header.skip_pairs(pairs)
+        data_size = max((header.tensor_end() for _ in range(tensors)), default=0)
+        data_begin = -(-header.position // alignment) * alignment
+        missing = data_begin + data_size - current.file.size
+        if data_size and missing > 0:
+            raise BrokenFile(f"{file.name} is truncated: {missing} bytes are missing")
 
 
 class _Header:
-    """Reads a header from its beginning on; BrokenFile where the file ends too early."""
+    """Reads a header from its beginning on; raises BrokenFile where the file ends too early."""
 
     def __init__(self, current: OpenFile) -> None:
         self._current = current
@@ -83,7 +79,7 @@ class _Header:
         return value
 
     def skip_pairs(self, count: int) -> int:
-        """Pass over the key-value pairs and return the alignment they name."""
+        """Skip the key-value pairs and return the alignment that they name."""
         alignment = _DEFAULT_ALIGNMENT
         for _ in range(count):
             key = self.take(self.number("<Q"))
@@ -97,7 +93,7 @@ class _Header:
         return alignment
 
     def tensor_end(self) -> int:
-        """Pass over one entry of the tensor table; where its data ends, in bytes from the data's begin."""
+        """Skip one entry of the tensor table; return where its data ends, in bytes from the begin of all data."""
         self.take(self.number("<Q"))
         dimensions = self.number("<I")
         if dimensions > MAX_DIMENSIONS:
@@ -121,24 +117,22 @@ class _Header:
         if kind in _VALUE_BYTES:
             self.take(_VALUE_BYTES[kind] * self.number("<Q"))
         elif kind == _STRING:
-            self._skip_strings(self.number("<Q"))
+            # Vocabularies have hundreds of thousands of strings: this loop is the cost of reading a GGUF header.
+            unpack = struct.Struct("<Q").unpack_from
+            count = self.number("<Q")
+            position = self.position
+            for _ in range(count):
+                if position + 8 > len(self._bytes):
+                    self._load(position + 8)
+                position += 8 + unpack(self._bytes, position)[0]
+            self._load(position)
+            self.position = position
         else:
             for _ in range(self.count()):
                 self._skip_value(kind, nesting)
 
-    def _skip_strings(self, count: int) -> None:
-        # Vocabularies have hundreds of thousands of strings: this loop is the cost of reading a GGUF header.
-        unpack = struct.Struct("<Q").unpack_from
-        position = self.position
-        for _ in range(count):
-            if position + 8 > len(self._bytes):
-                self._load(position + 8)
-            position += 8 + unpack(self._bytes, position)[0]
-        self._load(position)
-        self.position = position
-
     def _load(self, end: int) -> None:
-        """Have at least the first `end` bytes of the file at hand."""
+        """Read on until the first `end` bytes of the file are in memory."""
         if end <= len(self._bytes):
             return
         if end > self._file.size:
@@ -146,7 +140,7 @@ class _Header:
         if end > MAX_HEADER_BYTES:
             limit = f"at least {end:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
             raise BrokenFile(f"{self._file.name} has too large a GGUF header ({limit})")
-        wanted = min(max(2 * end, 1 << 16), MAX_HEADER_BYTES)
-        self._bytes += self._current.read(wanted - len(self._bytes), offset=len(self._bytes))
+        size = min(max(2 * end, 1 << 16), MAX_HEADER_BYTES)
+        self._bytes += self._current.read(size - len(self._bytes), offset=len(self._bytes))
         if end > len(self._bytes):
             raise BrokenFile(f"{self._file.name} changed while it was read")

@@ -1,6 +1,6 @@
-"""The rules of health: whether a model's files are whole. Strict: what is called healthy, is.
+"""The rules of health: whether a model's files are complete and undamaged, without reading a weight.
 
-Each rule looks at a snapshot's contents and returns the first problem it finds, or None. They are asked in order.
+Each rule returns the first problem that it finds in a snapshot, or None. The rules are applied in order.
 """
 
 from __future__ import annotations
@@ -12,52 +12,52 @@ from itertools import islice
 
 from mlxk2.checkpoint import gguf
 from mlxk2.checkpoint.files import BrokenFile, File, check_size
-from mlxk2.checkpoint.snapshot import IS_LFS_POINTER, MAX_TOKENIZER_CONFIG_BYTES, Contents
+from mlxk2.checkpoint.snapshot import IS_LFS_POINTER, MAX_TOKENIZER_CONFIG_BYTES, Snapshot
 
 HEALTHY = "Model is healthy"
-MAX_NAMED = 5  # of the missing parts: what a file's name says may be a hundred thousand
+MAX_NAMED = 5  # Of the missing parts; by the name of a file, a hundred thousand may be missing.
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
 
-Rule = Callable[[Contents], str | None]
+Rule = Callable[[Snapshot], str | None]
 
 
-def first_problem(contents: Contents, needs_tokenizer: bool) -> str | None:
-    """The first reason why a model is unhealthy, or None; no weight is read for it."""
+def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> str | None:
+    """Return the first reason why a model is unhealthy, or None."""
     rules = (*RULES, has_tokenizer) if needs_tokenizer else RULES
     try:
-        return next((problem for rule in rules if (problem := rule(contents))), None)
+        return next((problem for rule in rules if (problem := rule(snapshot))), None)
     except BrokenFile as error:
         return str(error)
 
 
 def is_weight(name: str) -> bool:
-    """Whether a file of this name holds a model's weights (`training_args.bin` and the like do not)."""
+    """Return whether a file of this name holds a model's weights; `training_args.bin` and the like do not."""
     base = name.rpartition("/")[2]
     return base.endswith((".safetensors", ".gguf")) or (
         base.startswith("pytorch_model") and base.endswith(".bin")
     )
 
 
-def weight_names(contents: Contents) -> list[str]:
-    """The names of the files that hold a model's weights."""
-    return [file.name for file in contents.files if is_weight(file.name)]
+def weight_names(snapshot: Snapshot) -> list[str]:
+    """Return the names of the files that hold a model's weights."""
+    return [file.name for file in snapshot.files if is_weight(file.name)]
 
 
-def has_snapshot(contents: Contents) -> str | None:
+def has_snapshot(snapshot: Snapshot) -> str | None:
     """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
-    if contents.snapshot.problem:
-        return contents.snapshot.problem
-    if contents.snapshot.is_missing:
+    if snapshot.problem:
+        return snapshot.problem
+    if snapshot.is_missing:
         return "No snapshot: the model was never downloaded completely"
-    if not contents.is_inside:
+    if not snapshot.is_inside:
         return "The snapshot is a link that leads outside the cache"
-    if not contents.files:
-        return "The folder has no files of a model" if contents.snapshot.roots is None else "The snapshot is empty"
-    return next((why_unreadable(file) for file in contents.files if file.problem), None)
+    if not snapshot.files:
+        return "The folder has no files of a model" if snapshot.roots is None else "The snapshot is empty"
+    return next((why_unreadable(file) for file in snapshot.files if file.problem), None)
 
 
 def why_unreadable(file: File) -> str:
@@ -65,76 +65,90 @@ def why_unreadable(file: File) -> str:
     return f"{'its folder' if file.name == '.' else file.name} {file.problem}"
 
 
-def has_config(contents: Contents) -> str | None:
+def has_config(snapshot: Snapshot) -> str | None:
     """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
-    if "config.json" not in contents and _is_gguf_alone(contents):
+    if "config.json" not in snapshot and _is_gguf_alone(snapshot):
         return None
-    return str(contents.config) if isinstance(contents.config, BrokenFile) else None
+    return str(snapshot.config) if isinstance(snapshot.config, BrokenFile) else None
 
 
-def _is_gguf_alone(contents: Contents) -> bool:
-    weights = weight_names(contents)
+def _is_gguf_alone(snapshot: Snapshot) -> bool:
+    weights = weight_names(snapshot)
     return bool(weights) and all(name.endswith(".gguf") for name in weights)
 
 
-def has_weights(contents: Contents) -> str | None:
-    """Rules 3 and 4: every shard of the index is there; without one, the weights are whole by themselves."""
-    index = index_name(contents)
-    if index and not is_stale(contents, index):
-        problem = _problem_of_index(contents, index)
+def has_weights(snapshot: Snapshot) -> str | None:
+    """Rules 3 and 4: every shard of the index is there; without an index, all parts by the files' own numbers."""
+    index = index_name(snapshot)
+    if index and not is_stale(snapshot, index):
+        if problem := _problem_of_index(snapshot, index):
+            return problem
+    elif not weight_names(snapshot):
+        return "No weight files"
     else:
-        problem = _problem_without_index(contents)
-    return problem or _problem_of_gguf_parts(contents)
+        for inner, missing, _ in _parts(_weights_at_the_top(snapshot)):
+            if inner in snapshot and not is_stale(snapshot, inner):
+                if problem := _problem_of_index(snapshot, inner):
+                    return problem
+            elif missing:
+                return f"Missing shards: {', '.join(missing)}"
+    missing = missing_parts(file.name for file in snapshot.named(".gguf"))
+    return f"Missing parts: {', '.join(missing)}" if missing else None
 
 
-def index_name(contents: Contents) -> str | None:
-    """The name of the index that says in which files the weights are; None where there is none."""
-    if "model.safetensors.index.json" in contents:
+def index_name(snapshot: Snapshot) -> str | None:
+    """Return the name of the index that says in which files the weights are, or None."""
+    if "model.safetensors.index.json" in snapshot:
         return "model.safetensors.index.json"
-    has_safetensors = any("/" not in file.name for file in contents.named(".safetensors"))
+    has_safetensors = any("/" not in file.name for file in snapshot.named(".safetensors"))
     name = "pytorch_model.bin.index.json"
-    return name if name in contents and not has_safetensors else None
+    return name if name in snapshot and not has_safetensors else None
 
 
-def _problem_of_index(contents: Contents, index: str) -> str | None:
-    problems = (_problem_of_shard(contents, index, shard) for shard in contents.shards_of(index))
-    return next(filter(None, problems), None)
+def _problem_of_index(snapshot: Snapshot, index: str) -> str | None:
+    for shard in snapshot.shards_of(index):
+        if _leads_out(shard):
+            return f"{index} names a path outside the snapshot: {shard!r}"
+        file = snapshot.file(shard)
+        if problem := f"Missing shard: {shard}" if file is None else _problem_of_size(snapshot, file):
+            return problem
+    return None
 
 
-def missing_shards(contents: Contents) -> list[str]:
-    """The shards that the index names and that are not there; BrokenFile when the index can't be read."""
-    index = index_name(contents)
-    shards = contents.shards_of(index) if index and not is_stale(contents, index) else []
-    return [shard for shard in shards if not _leads_out(shard) and shard not in contents]
+def missing_shards(snapshot: Snapshot) -> list[str]:
+    """Return the shards that the index names and that are not there; raise BrokenFile when it can't be read."""
+    index = index_name(snapshot)
+    shards = snapshot.shards_of(index) if index and not is_stale(snapshot, index) else []
+    return [shard for shard in shards if not _leads_out(shard) and shard not in snapshot]
 
 
-def is_stale(contents: Contents, index: str) -> bool:
-    """Whether an index is of another numbering than the weights that are here, and so says nothing about them.
+def is_stale(snapshot: Snapshot, index: str) -> bool:
+    """Return whether an index has another numbering than the weights that are here, and so says nothing about them.
 
     A conversion often keeps the index of the model that it was made from. mlx-lm reads `model*.safetensors` and no
     index. An index of which one file is here, or that has the numbering of a file that is here, is not stale.
     """
     stem, _, ending = index.removesuffix(".index.json").rpartition(".")
-    named = [_numbering(shard, stem, ending) for shard in contents.shards_of(index)]
-    present = {_numbering(file.name, stem, ending) for file in contents.files} - {None}
+    named = [_numbering(shard, stem, ending) for shard in snapshot.shards_of(index)]
+    present = {_numbering(file.name, stem, ending) for file in snapshot.files} - {None}
     return bool(present) and None not in named and present.isdisjoint(named)
 
 
 def _numbering(name: str, stem: str, ending: str) -> str | None:
-    """Of how many parts a weight file of this stem and ending is one, "" for a whole; None for any other file."""
+    """Return of how many parts a weight file of this stem and ending is one, "" for a single file; None for others."""
     if name == f"{stem}.{ending}":
         return ""
     match = _SHARD.fullmatch(name)
     return match["count"] if match and (match["stem"], match["ending"]) == (stem, ending) else None
 
 
-def warnings(contents: Contents) -> list[str]:
+def warnings(snapshot: Snapshot) -> list[str]:
     """Return what is odd about the weights of a healthy model, though nothing of them is missing."""
-    index = index_name(contents)
-    if index and is_stale(contents, index):
-        named = contents.shards_of(index)[0]
+    index = index_name(snapshot)
+    if index and is_stale(snapshot, index):
+        named = snapshot.shards_of(index)[0]
         return [f"{index} is of other weights than those here: it names {named}. mlx-lm does not read it"]
-    lone = [index for index, _, count in _parts(_weights_at_the_top(contents)) if count > 1 and index not in contents]
+    lone = [index for index, _, count in _parts(_weights_at_the_top(snapshot)) if count > 1 and index not in snapshot]
     return [f"{index} is missing; the shards are complete by their numbers" for index in lone]
 
 
@@ -142,56 +156,26 @@ def _leads_out(shard: str) -> bool:
     return shard.startswith("/") or "\\" in shard or ".." in shard.split("/")
 
 
-def _problem_of_shard(contents: Contents, index: str, shard: str) -> str | None:
-    if _leads_out(shard):
-        return f"{index} names a path outside the snapshot: {shard!r}"
-    file = contents.file(shard)
-    if file is None:
-        return f"Missing shard: {shard}"
-    return _problem_of_size(contents, file)
-
-
-def _problem_of_size(contents: Contents, file: File) -> str | None:
+def _problem_of_size(snapshot: Snapshot, file: File) -> str | None:
     if file.size == 0:
         return f"{file.name} is empty"
-    if file.name in contents.lfs_pointers:
+    if file.name in snapshot.lfs_pointers:
         return f"{file.name} {IS_LFS_POINTER}"
     return None
 
 
-def _problem_without_index(contents: Contents) -> str | None:
-    if not weight_names(contents):
-        return "No weight files"
-    parts = _parts(_weights_at_the_top(contents))
-    problems = (_problem_of_shards(contents, index, missing) for index, missing, _ in parts)
-    return next(filter(None, problems), None)
-
-
-def _weights_at_the_top(contents: Contents) -> list[str]:
-    return [name for name in weight_names(contents) if "/" not in name and not name.endswith(".gguf")]
-
-
-def _problem_of_shards(contents: Contents, index: str, missing: list[str]) -> str | None:
-    if index in contents and not is_stale(contents, index):
-        return _problem_of_index(contents, index)
-    return f"Missing shards: {', '.join(missing)}" if missing else None
-
-
-def _problem_of_gguf_parts(contents: Contents) -> str | None:
-    for _, missing, _ in _parts([file.name for file in contents.named(".gguf")]):
-        if missing:
-            return f"Missing parts: {', '.join(missing)}"
-    return None
+def _weights_at_the_top(snapshot: Snapshot) -> list[str]:
+    return [name for name in weight_names(snapshot) if "/" not in name and not name.endswith(".gguf")]
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
-    """Of files that come in numbered parts, the first parts that are not among these names."""
-    return [part for _, missing, _ in _parts(names) for part in missing]
+    """Return the first parts that are missing of the first file that comes in numbered parts and is not complete."""
+    return next((missing for _, missing, _ in _parts(names) if missing), [])
 
 
 def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
-    """For each file that comes in parts (`stem-00001-of-00003.ending`) its index, the first parts not there, and how
-    many parts there should be.
+    """Yield for each file that comes in parts (`stem-00001-of-00003.ending`) its index, the first parts that are
+    missing, and how many parts there should be.
     """
     groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for name in names:
@@ -203,36 +187,36 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
         yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED)), int(count)
 
 
-def has_whole_weights(contents: Contents) -> str | None:
+def has_whole_weights(snapshot: Snapshot) -> str | None:
     """Rules 5 and 6 for weights: none is empty or a pointer, each is as long as its own header says."""
-    for file in contents.files:
-        if is_weight(file.name) and (problem := _problem_of_size(contents, file)):
+    for file in snapshot.files:
+        if is_weight(file.name) and (problem := _problem_of_size(snapshot, file)):
             return problem
-    for found in contents.safetensors.values():
+    for found in snapshot.safetensors.values():
         if isinstance(found, BrokenFile):
             return str(found)
-    for file in contents.named(".gguf"):
+    for file in snapshot.named(".gguf"):
         gguf.check(file)
     return None
 
 
-def has_only_finished_files(contents: Contents) -> str | None:
+def has_only_finished_files(snapshot: Snapshot) -> str | None:
     """Rule 6: no Git LFS pointer anywhere, and no file of an unfinished download."""
-    if contents.lfs_pointers:
-        return f"{min(contents.lfs_pointers)} {IS_LFS_POINTER}"
-    partial = contents.named(*PARTIAL)
+    if snapshot.lfs_pointers:
+        return f"{min(snapshot.lfs_pointers)} {IS_LFS_POINTER}"
+    partial = snapshot.named(*PARTIAL)
     return f"Unfinished download: {partial[0].name}" if partial else None
 
 
-def has_tokenizer(contents: Contents) -> str | None:
+def has_tokenizer(snapshot: Snapshot) -> str | None:
     """Rule 7: a tokenizer with content is there; a repo of GGUF files alone carries it in them."""
-    if _is_gguf_alone(contents):
+    if _is_gguf_alone(snapshot):
         return None
-    if config := contents.file("tokenizer_config.json"):
+    if config := snapshot.file("tokenizer_config.json"):
         check_size(config, MAX_TOKENIZER_CONFIG_BYTES)
-    files = [file for file in contents.files if file.name in TOKENIZERS or file.name.endswith(".tiktoken")]
-    if "merges.txt" in contents:
-        files += filter(None, [contents.file("vocab.json")])
+    files = [file for file in snapshot.files if file.name in TOKENIZERS or file.name.endswith(".tiktoken")]
+    if "merges.txt" in snapshot:
+        files += filter(None, [snapshot.file("vocab.json")])
     if any(file.size for file in files):
         return None
     if files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import translate
+from functools import cache
 
 # Left by the clients of the hub, git, Python, macOS, Windows, Linux and programs that synchronise folders.
 TOOLS = (
@@ -54,13 +55,22 @@ def stays_at_home(path: str) -> bool:
 
     What the user says of it in a `.hfignore` is not looked at.
     """
-    return any(_AT_HOME.match(part) and not _NO_SECRETS.match(part) for part in path.split("/"))
+    return any(_at_home().match(part) and not _no_secrets().match(part) for part in path.split("/"))
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, patterns)), re.IGNORECASE)
 
 
+# These patterns take milliseconds to compile, and only folders of the user's need them.
+@cache
+def _at_home() -> re.Pattern[str]:
+    return _any_of((*TOOLS, *PRIVATE, *SECRET_FOLDERS, *SECRETS))
+
+
+@cache
+def _no_secrets() -> re.Pattern[str]:
+    return _any_of(NO_SECRETS)
+
+
 _TOOLS = _any_of(TOOLS)
-_AT_HOME = _any_of((*TOOLS, *PRIVATE, *SECRET_FOLDERS, *SECRETS))
-_NO_SECRETS = _any_of(NO_SECRETS)

@@ -7,78 +7,49 @@ The tensors fill the rest of the file without a gap (https://huggingface.co/docs
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from operator import sub
 from typing import Any
 
-from mlxk2.checkpoint import json_text
-from mlxk2.checkpoint.files import BrokenFile, File, opened
-from mlxk2.checkpoint.plain_header import BITS, metadata_of
+from mlxk2.checkpoint.files import HEADER_LIMIT, BrokenFile, File, opened, parse_json
 from mlxk2.errors import reason_of
 
-MAX_HEADER_BYTES = json_text.HEADER.bytes  # the format allows 100 MB
-MAX_TENSORS = 1 << 18  # a model of a trillion weights has 200,000, in many files
+MAX_HEADER_BYTES = HEADER_LIMIT.bytes  # The format allows 100 MB.
+MAX_TENSORS = 1 << 18  # A model of a trillion weights has 200,000, in many files.
 
-_MOST = 1 << 63
-_FIRST_READ = 1 << 16  # most headers are smaller
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+_MAX_COUNT = 1 << 63
+_FIRST_READ = 1 << 16  # Bytes; most headers are smaller.
+
+_NAME = rb'("[^"\\\x00-\x1f\x80-\xff]*+"):'
+_KIND = rb'"dtype":("[A-Z0-9_]++","shape":\[[0-9,]{0,400}+\])'
+_PLACE = rb'"data_offsets":\[(0|[1-9][0-9]{0,17}+),([1-9][0-9]{0,17}+)\]'
+_OF_LIBRARY = re.compile(_NAME + rb"\{" + _KIND + rb"," + _PLACE + rb"\}")
+_OF_MLX = re.compile(_NAME + rb"\{" + _PLACE + rb"," + _KIND + rb"\}")
 
 
 def read_metadata(file: File) -> dict[str, str]:
-    """The `__metadata__` of a whole safetensors file; BrokenFile when the file is not whole."""
+    """Return the `__metadata__` of a complete safetensors file; raise BrokenFile when the file is not complete."""
     file, text = _read_header(file)
-    metadata = metadata_of(text, file.size - 8 - len(text))
-    return _parsed_metadata(file, text) if metadata is None else metadata
-
-
-def has_tensor(file: File, ending: str) -> bool:
-    """Return whether the name of a tensor has this ending; BrokenFile when the file is truncated inside its header."""
-    return f'{ending}"'.encode() in _read_header(file)[1]
-
-
-def _read_header(file: File) -> tuple[File, bytes]:
-    """Return the file as it was when it was read, and the JSON text of its header."""
-    with opened(file) as current:
-        file = current.file
-        begin = current.read(_FIRST_READ)
-        length = _header_length(file, begin[:8])
-        text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
-    tensors = text.count(b'"data_offsets"')
-    if tensors > MAX_TENSORS:
-        raise BrokenFile(f"{file.name} has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
-    return file, text
-
-
-def _parsed_metadata(file: File, text: bytes) -> dict[str, str]:
-    header = _parse(file, text)
+    data_size = file.size - 8 - len(text)
+    usual = judge_usual_header(text, data_size)
+    if usual is not None:
+        return usual
+    header = parse_json(f"{file.name} has a safetensors header that", text, HEADER_LIMIT)
+    if not isinstance(header, dict):
+        raise BrokenFile(f"{file.name} has a damaged safetensors header")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise BrokenFile(f"{file.name} has a damaged safetensors header (its metadata is not text)")
-    _check_offsets(file, header, file.size - 8 - len(text))
-    return metadata
-
-
-def _header_length(file: File, begin: bytes) -> int:
-    if len(begin) < 8:
-        raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
-    length = int.from_bytes(begin, "little")
-    if length > MAX_HEADER_BYTES:
-        limit = f"its header would have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
-        raise BrokenFile(f"{file.name} is no safetensors file ({limit})")
-    if 8 + length > file.size:
-        raise BrokenFile(f"{file.name} is truncated inside its header ({file.size} bytes)")
-    return length
-
-
-def _parse(file: File, text: bytes) -> dict[str, Any]:
-    header = json_text.parse(f"{file.name} has a safetensors header that", text, json_text.HEADER)
-    if not isinstance(header, dict):
-        raise BrokenFile(f"{file.name} has a damaged safetensors header")
-    return header
-
-
-def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
-    """The tensors must be as large as their shapes say and fill the data exactly, one after the other."""
     try:
-        places = sorted([_place(tensor) for tensor in tensors.values()])
+        places = sorted([_place(tensor) for tensor in header.values()])
     except (TypeError, KeyError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor has {reason})") from error
@@ -92,10 +63,36 @@ def _check_offsets(file: File, tensors: dict[str, Any], data_size: int) -> None:
         if first != end:
             raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
         end = last
+    return metadata
+
+
+def has_tensor(file: File, ending: str) -> bool:
+    """Return whether a tensor's name has this ending; raise BrokenFile when the file is truncated inside its header."""
+    return f'{ending}"'.encode() in _read_header(file)[1]
+
+
+def _read_header(file: File) -> tuple[File, bytes]:
+    """Return the file as it was when it was read, and the JSON text of its header."""
+    with opened(file) as current:
+        file = current.file
+        begin = current.read(_FIRST_READ)
+        if len(begin) < 8:
+            raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
+        length = int.from_bytes(begin[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            limit = f"its header would have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
+            raise BrokenFile(f"{file.name} is no safetensors file ({limit})")
+        if 8 + length > file.size:
+            raise BrokenFile(f"{file.name} is truncated inside its header ({file.size} bytes)")
+        text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
+    tensors = text.count(b'"data_offsets"')
+    if tensors > MAX_TENSORS:
+        raise BrokenFile(f"{file.name} has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
+    return file, text
 
 
 def _place(tensor: dict[str, Any]) -> tuple[int, int]:
-    """Where a tensor begins and ends, in bytes; ValueError when that can't be, or not with its shape."""
+    """Return where a tensor begins and ends, in bytes; raise ValueError when that can't be, or not with its shape."""
     try:
         first, last = tensor["data_offsets"]
     except (TypeError, ValueError):
@@ -104,13 +101,64 @@ def _place(tensor: dict[str, Any]) -> tuple[int, int]:
     if not isinstance(dtype, str) or not isinstance(shape, list):
         raise ValueError("a data type or a shape of the wrong kind")
     bits = size = BITS.get(dtype, 0)
-    # Whole numbers, of which JSON also makes floats and truth values; a product of huge ones could take for ever.
+    # JSON also has floats and truth values, which are no lengths; a product of huge lengths could take for ever.
     for length in shape:
-        if type(length) is not int or not 0 <= length <= _MOST or size > _MOST:
+        if type(length) is not int or not 0 <= length <= _MAX_COUNT or size > _MAX_COUNT:
             raise ValueError("a dimension that is no size")
         size *= length
-    if type(first) is not int or type(last) is not int or not 0 <= first <= last <= _MOST:
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last <= _MAX_COUNT:
         raise ValueError("offsets that are no positions")
     if bits and size != (last - first) * 8:
         raise ValueError("a size that does not fit its shape")
     return first, last
+
+
+def judge_usual_header(header: bytes, data_size: int) -> dict[str, str] | None:
+    """Return the metadata of a header in its usual form that accounts for all data; None where a parser must decide.
+
+    `header` is the JSON text, `data_size` the number of bytes behind it. Parsing headers is most of what a listing
+    does, and this takes half the time of a JSON parser. Writers put no space and no escape into headers, and their keys
+    have one of two orders: that of the format's own library, or MLX's. Splitting such a text at its entries leaves only
+    commas between them, which proves its form. The tensors follow each other through all data, each as large as its
+    type and shape say.
+    """
+    of_mlx = header.find(b':{"data_offsets":') >= 0
+    parts = (_OF_MLX if of_mlx else _OF_LIBRARY).split(header)
+    names, between, end = parts[1::5], parts[5:-1:5], parts[-1].rstrip(b" ")
+    if not names or end != b"}" or between.count(b",") != len(between) or len(set(names)) != len(names):
+        return None
+    first, last, kind = (2, 3, 4) if of_mlx else (3, 4, 2)
+    firsts, lasts, kinds = list(map(int, parts[first::5])), list(map(int, parts[last::5])), parts[kind::5]
+    if firsts != [0, *lasts[:-1]]:
+        places = sorted(zip(firsts, lasts, kinds, strict=True))
+        firsts, lasts, kinds = ([place[i] for place in places] for i in range(3))  # type: ignore[assignment]
+    if firsts != [0, *lasts[:-1]] or lasts[-1] != data_size:
+        return None
+    sizes = {kind: _tensor_bytes(kind) for kind in set(kinds)}
+    if list(map(sub, lasts, firsts)) != [sizes[kind] for kind in kinds]:
+        return None
+    return _usual_metadata(parts[0])
+
+
+def _tensor_bytes(kind: bytes) -> int | None:
+    """Return the bytes of a tensor of this type and shape; None for an unknown type or a part of a byte."""
+    dtype, _, shape = kind.partition(b',"shape":')
+    try:
+        lengths = json.loads(shape)
+    except ValueError:
+        return None
+    bits = BITS.get(dtype.decode().strip('"'), 0) * math.prod(lengths)
+    return bits // 8 if bits and bits % 8 == 0 else None
+
+
+def _usual_metadata(begin: bytes) -> dict[str, str] | None:
+    """Return the metadata, a flat object of texts, that stands before the first tensor; empty for none."""
+    if begin == b"{":
+        return {}
+    try:
+        ((name, found),) = json.loads(begin.removesuffix(b",") + b"}").items()
+    except (ValueError, RecursionError):
+        return None
+    if name != "__metadata__" or not isinstance(found, dict):
+        return None
+    return found if all(isinstance(text, str) for text in found.values()) else None

@@ -1,4 +1,4 @@
-"""The files of one snapshot, each read at most once, however many questions are asked of it."""
+"""One revision's files in the cache, or those of a user's folder, and what stands in them."""
 
 from __future__ import annotations
 
@@ -6,71 +6,118 @@ import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from mlxk2.checkpoint import json_text, litter, safetensors
-from mlxk2.checkpoint.files import BrokenFile, File, Tree, read, read_whole
+from mlxk2.checkpoint import litter, safetensors
+from mlxk2.checkpoint.files import (
+    CONFIG_LIMIT,
+    INDEX_LIMIT,
+    BrokenFile,
+    File,
+    Tree,
+    finite,
+    parse_json,
+    read,
+    read_whole,
+)
 from mlxk2.names import INCOMPLETE
 
 if TYPE_CHECKING:
     from mlxk2.checkpoint.card import Card
 
 MAX_TOKENIZER_CONFIG_BYTES = 1 << 24
-MAX_SHARDS = 99_999  # their numbers have five digits
+MAX_SHARDS = 99_999  # Their numbers have five digits.
 MAX_CARD_BYTES = 1 << 20
 MAX_JSON_NESTING = 64
+MAX_BLANK_BYTES = 1024
 LFS_POINTER_START = b"version https://git-lfs"
 MAX_LFS_POINTER_BYTES = 1024
 IS_LFS_POINTER = "is a Git LFS pointer, not the file itself"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 _MORE_TEMPLATES = "additional_chat_templates/"
-# A text with a character that is no white space, or templates with names.
+# The value is a text with a character that is no white space, or templates with names.
 _TEMPLATE_KEY = re.compile(
     rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")'
 )
 _TEMPLATE_TYPE_KEY = re.compile(rb'"chat_template_type"\s*:\s*"')
-MAX_BLANK_BYTES = 1024
 
 
-class Snapshot(NamedTuple):
-    """A model's files at one revision.
+class Snapshot:
+    """A model's files at one revision, without litter; each is read at most once, however often it is asked for.
 
-    `path` is the folder that holds them: of a model without any snapshot (`is_missing`) the model's own folder. Reading
-    stays inside `roots`; None stands for no bounds, in a folder that the user named by path. A `problem` is why the
-    operating system does not let the user see which snapshots there are.
+    `path` is the folder that holds the files; of a model without any snapshot (`is_missing`), the model's own folder.
+    Reading stays inside `roots`; None means no bounds, in a folder that the user named by path. `problem` is why the
+    operating system does not let the user see which snapshots there are. `files` takes the place of a look at the disk.
     """
 
-    name: str
-    commit: str | None
-    path: str
-    roots: tuple[str, ...] | None
-    is_missing: bool = False
-    problem: str | None = None
-
-
-class Contents:
-    """A snapshot's files without litter, or those of them that are given, and what stands in them."""
-
-    def __init__(self, snapshot: Snapshot, files: Iterable[File] | None = None) -> None:
-        self.snapshot = snapshot
-        self._tree = Tree(snapshot.roots)
-        self.is_inside = self._tree.contains(snapshot.path)
-        if files is None:
-            # In a folder of the user's, a secret or a lock file is as little the model's as for a push.
-            leaves_out = litter.stays_at_home if snapshot.roots is None else litter.is_litter
-            files = [] if snapshot.is_missing else self._tree.files(snapshot.path, leaves_out)
-        self.files = tuple(file for file in files if not litter.is_litter(file.name))
-        self._by_name = {file.name: file for file in self.files}
+    def __init__(
+        self,
+        name: str,
+        commit: str | None,
+        path: str,
+        roots: tuple[str, ...] | None,
+        *,
+        is_missing: bool = False,
+        problem: str | None = None,
+        files: Iterable[File] | None = None,
+    ) -> None:
+        self.name = name
+        self.commit = commit
+        self.path = path
+        self.roots = roots
+        self.is_missing = is_missing
+        self.problem = problem
+        self._tree = Tree(roots)
         self._shards: dict[str, list[str]] = {}
+        self._card: Card | None = None
+        if files is not None:
+            self.files = tuple(file for file in files if not litter.is_litter(file.name))
+
+    def unread(self, files: Iterable[File] | None = None) -> Snapshot:
+        """Return the same snapshot with nothing read, and with these files, or else those that the next look finds."""
+        return Snapshot(
+            self.name,
+            self.commit,
+            self.path,
+            self.roots,
+            is_missing=self.is_missing,
+            problem=self.problem,
+            files=files,
+        )
+
+    @property
+    def place(self) -> tuple[str, str | None, str, tuple[str, ...] | None, bool, str | None]:
+        """What two looks at one snapshot have in common, whatever files they found."""
+        return self.name, self.commit, self.path, self.roots, self.is_missing, self.problem
+
+    def is_unchanged_since(self, other: Snapshot) -> bool:
+        """Return whether an earlier look found the same files in the same places."""
+        return self.place == other.place and _marks(self.files) == _marks(other.files)
+
+    @cached_property
+    def is_inside(self) -> bool:
+        """Whether the folder, all links followed, lies inside the roots."""
+        return self._tree.contains(self.path)
+
+    @cached_property
+    def files(self) -> tuple[File, ...]:
+        """The files, by name."""
+        # In a folder of the user's, a secret or a lock file is no part of the model, as in a push.
+        leaves_out = litter.stays_at_home if self.roots is None else litter.is_litter
+        return () if self.is_missing else tuple(self._tree.files(self.path, leaves_out))
+
+    @cached_property
+    def _by_name(self) -> dict[str, File]:
+        return {file.name: file for file in self.files}
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
 
     def file(self, name: str) -> File | None:
-        """The file of this name, relative to the snapshot."""
+        """Return the file of this name, relative to the snapshot, or None."""
         return self._by_name.get(name)
 
     def file_of(self, problem: str) -> File | None:
@@ -79,30 +126,39 @@ class Contents:
         named += [file for file in self.files if problem.endswith(f": {file.name}")]
         return max(named, key=lambda file: len(file.name), default=None)
 
-    def is_unchanged_since(self, other: Contents) -> bool:
-        """Whether an earlier look found the same files in the same places."""
-        return self.snapshot == other.snapshot and _marks(self.files) == _marks(other.files)
-
     def named(self, *suffixes: str) -> list[File]:
-        """The files whose names end in one of these, by name."""
+        """Return the files whose names end in one of these, by name."""
         return [file for file in self.files if file.name.endswith(suffixes)]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, each blob counted once; without a snapshot, of what a download left."""
+        files: Iterable[File] = self.files
+        if self.is_missing:
+            hub, *_ = self.roots or (self.path,)
+            folders = [self.path]
+            if not self.path.startswith(os.path.join(hub, "")):
+                # Only where downloads write: a folder that is a link may lead anywhere, also to the root of a disk.
+                folders = [os.path.join(self.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE)]
+            files = (file for folder in folders for file in self._tree.files(folder))
+        return sum({file.identity: file.size for file in files}.values())
+
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file; BrokenFile when there is no file or no object in it."""
-        file = self._by_name.get(name)
+        """Return the JSON object in a file; raise BrokenFile when there is no file or no object in it."""
+        file = self.file(name)
         if file is None:
             raise BrokenFile(f"{name} is missing")
-        limit = json_text.INDEX if name.endswith(".index.json") else json_text.CONFIG
+        limit = INDEX_LIMIT if name.endswith(".index.json") else CONFIG_LIMIT
         text = read_whole(file, limit.bytes)
         if is_lfs_pointer(text):
             raise BrokenFile(f"{name} {IS_LFS_POINTER}")
-        value = json_text.parse(name, text, limit, encoding="utf-8-sig", parse_float=json_text.finite)
+        value = parse_json(name, text, limit, encoding="utf-8-sig", parse_float=finite)
         if not isinstance(value, dict) or not value:
             raise BrokenFile(f"{name} is not a JSON object with content")
         return value
 
     def shards_of(self, index: str) -> list[str]:
-        """Return the names in an index's `weight_map`, sorted; BrokenFile when the index has none."""
+        """Return the names in an index's `weight_map`, sorted; raise BrokenFile when the index has none."""
         if index not in self._shards:
             weight_map = self.json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
@@ -112,6 +168,31 @@ class Contents:
                 raise BrokenFile(f"{index} names too many files ({len(shards):,}, at most {MAX_SHARDS:,})")
             self._shards[index] = sorted(shards)
         return self._shards[index]
+
+    @cached_property
+    def config(self) -> dict[str, Any] | BrokenFile:
+        """The object in config.json, or why it can't be read."""
+        try:
+            config = self.json("config.json")
+        except BrokenFile as error:
+            return BrokenFile(str(error))  # Without the traceback, which would keep the text that was read.
+        level: list[object] = [config]
+        for _ in range(MAX_JSON_NESTING):
+            containers = [value for value in level if isinstance(value, dict | list)]
+            level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
+        # `show` prints a config, and JSON encoders recurse.
+        return BrokenFile("config.json is nested too deeply") if level else config
+
+    @property
+    def config_or_empty(self) -> dict[str, Any]:
+        """The object in config.json; empty where it can't be read."""
+        return self.config if isinstance(self.config, dict) else {}
+
+    @property
+    def has_marked_config(self) -> bool:
+        """Whether config.json begins with a byte order mark, which only some programs skip."""
+        file = self.file("config.json")
+        return file is not None and not file.problem and read(file, len(BOM_UTF8)) == BOM_UTF8
 
     @property
     def has_chat_template(self) -> bool:
@@ -128,55 +209,43 @@ class Contents:
     def has_own_template(self) -> bool:
         """Whether a chat template comes with the model, in a file of its own or in the tokenizer's config."""
         more = (file for file in self.named(".jinja") if file.name.startswith(_MORE_TEMPLATES))
-        if any(map(_has_text, (*filter(None, [self.file(TEMPLATE_FILES[0])]), *more))):
-            return True
+        for file in (*filter(None, [self.file(TEMPLATE_FILES[0])]), *more):
+            with suppress(BrokenFile):
+                if file.size > MAX_BLANK_BYTES or read(file, MAX_BLANK_BYTES).strip():
+                    return True
         files = filter(None, map(self.file, ("tokenizer_config.json", TEMPLATE_FILES[1])))
-        # The key is looked for in the text: such a file can have megabytes of tokens besides.
+        # The key is looked for in the text: such a file can also have megabytes of tokens.
         return any(_has_key(_TEMPLATE_KEY, file) for file in files)
 
-    @cached_property
-    def config(self) -> dict[str, Any] | BrokenFile:
-        """What stands in config.json, or why that can't be said."""
-        try:
-            config = self.json("config.json")
-        except BrokenFile as error:
-            return BrokenFile(str(error))  # without the traceback, which would keep the text that was read
-        # A config is printed by `show`, and JSON encoders recurse.
-        return BrokenFile("config.json is nested too deeply") if _is_too_deep(config) else config
-
-    @property
-    def has_marked_config(self) -> bool:
-        """Whether config.json begins with a byte order mark, which only some programs read over."""
-        file = self._by_name.get("config.json")
-        return file is not None and not file.problem and read(file, len(BOM_UTF8)) == BOM_UTF8
-
-    @property
-    def config_or_empty(self) -> dict[str, Any]:
-        """What stands in config.json; nothing where it can't be read."""
-        return self.config if isinstance(self.config, dict) else {}
-
     def card(self, *words: str) -> Card | None:
-        """The model card, if one of these words stands in it, else None."""
-        # Importing a YAML parser takes longer than all the rest: most cards have nothing to say that matters here.
-        return self._card if any(word in self._card_text for word in words) else None
+        """Return the model card if one of these words stands in it, else None."""
+        if not any(word in self._card_text for word in words):
+            return None
+        if self._card is None:
+            # Most cards have none of the words.
+            from mlxk2.checkpoint.card import parse  # noqa: PLC0415 - a YAML parser is slower to import than all else
 
-    @cached_property
-    def _card(self) -> Card:
-        card: Card = import_module("mlxk2.checkpoint.card").parse(self._card_text)
-        return card
+            self._card = parse(self._card_text)
+        return self._card
 
     @cached_property
     def _card_text(self) -> str:
-        file = self._by_name.get("README.md")
+        file = self.file("README.md")
         try:
             return read(file, MAX_CARD_BYTES).decode("utf-8", "replace") if file else ""
         except BrokenFile:
             return ""
 
     @cached_property
-    def safetensors(self) -> dict[str, dict[str, str] | BrokenFile]:
-        """Of every safetensors file what its metadata says of its format, or what is wrong with it, by name."""
-        return {file.name: _safetensors_metadata(file) for file in self.named(".safetensors")}
+    def safetensors(self) -> dict[str, str | BrokenFile | None]:
+        """The format that the metadata of each safetensors file names, or why the file is not complete, by name."""
+        found: dict[str, str | BrokenFile | None] = {}
+        for file in self.named(".safetensors"):
+            try:
+                found[file.name] = safetensors.read_metadata(file).get("format")
+            except BrokenFile as error:
+                found[file.name] = BrokenFile(str(error))  # Without the traceback, which would keep the header.
+        return found
 
     @cached_property
     def lfs_pointers(self) -> set[str]:
@@ -184,27 +253,10 @@ class Contents:
         small = (file for file in self.files if file.size <= MAX_LFS_POINTER_BYTES and not file.problem)
         return {file.name for file in small if is_lfs_pointer(read(file, MAX_LFS_POINTER_BYTES))}
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files, each blob counted once; without a snapshot, of what a download left."""
-        files = self._remains() if self.snapshot.is_missing else self.files
-        return sum({file.identity: file.size for file in files}.values())
 
-    def _remains(self) -> Iterable[File]:
-        hub, *_ = self.snapshot.roots or (self.snapshot.path,)
-        if self.snapshot.path.startswith(os.path.join(hub, "")):
-            return self._tree.files(self.snapshot.path)
-        # Only where downloads write: a folder that is a link may lead anywhere, to the root of a disk for one.
-        folders = (os.path.join(self.snapshot.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE))
-        return (file for folder in folders for file in self._tree.files(folder))
-
-
-def _has_text(file: File) -> bool:
-    """Whether there is more in a file than white space, as far as it can be read."""
-    try:
-        return file.size > MAX_BLANK_BYTES or bool(read(file, MAX_BLANK_BYTES).strip())
-    except BrokenFile:
-        return False
+def is_lfs_pointer(text: bytes) -> bool:
+    """Return whether these bytes are a Git LFS pointer, which stands for a large file that was not fetched."""
+    return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
 
 
 def _has_key(key: re.Pattern[bytes], file: File) -> bool:
@@ -216,29 +268,3 @@ def _has_key(key: re.Pattern[bytes], file: File) -> bool:
 
 def _marks(files: Iterable[File]) -> list[tuple[str, str, int, tuple[int, int], str | None]]:
     return [(file.name, file.path, file.size, file.identity, file.problem) for file in files]
-
-
-def is_lfs_pointer(text: bytes) -> bool:
-    """Whether these bytes are a Git LFS pointer, which stands for a large file that was not fetched."""
-    return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
-
-
-def _safetensors_metadata(file: File) -> dict[str, str] | BrokenFile:
-    try:
-        metadata = safetensors.read_metadata(file)
-    except BrokenFile as error:
-        return BrokenFile(str(error))  # without the traceback, which would keep the header
-    return {"format": metadata["format"]} if "format" in metadata else {}
-
-
-def _is_too_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_JSON_NESTING):
-        level = [child for parent in level for child in _children(parent)]
-    return bool(level)
-
-
-def _children(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, list) else []

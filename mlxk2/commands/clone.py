@@ -14,7 +14,7 @@ from mlxk2.cache import space
 from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint.describe import look
-from mlxk2.checkpoint.snapshot import Contents, Snapshot
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.commands.context import Failed
 from mlxk2.errors import (
     AccessDeniedError,
@@ -30,8 +30,7 @@ from mlxk2.errors import (
 from mlxk2.fence import hub_imports
 from mlxk2.formatting import listed
 from mlxk2.names import Demo, Folder, Repo
-from mlxk2.workspace import target
-from mlxk2.workspace.copy import Method, copy_files
+from mlxk2.workspace.clone import FINISHED, Method, build, copy_files, resolve_target
 
 if TYPE_CHECKING:
     from mlxk2.commands.context import Context
@@ -77,7 +76,7 @@ def _clone(options: Options, context: Context) -> CloneData:
             raise ValidationError(f"--branch can't be combined with {options.model!r}, which is one revision.")
         wanted = names.parse_repo(f"{wanted.name}@{options.branch}")
     cache = Cache(find_cache_dir(context.environment))
-    path = target.checked(options.target_dir, cache.path)
+    path = resolve_target(options.target_dir, cache.path)
     cached = cache.resolve(wanted) if isinstance(wanted, Demo) else _find(cache, wanted)
     if cached is None:
         assert isinstance(wanted, Repo)  # the demo is always there
@@ -87,21 +86,21 @@ def _clone(options: Options, context: Context) -> CloneData:
         connection = client.connect()
         revision = repos.find(connection, wanted.name, wanted.revision)
     else:
-        contents = _check(cached, wanted, options, is_fresh=False)
-    with _explained(options.target_dir), target.built(path) as scratch:
+        snapshot = _check(cached, wanted, options, is_fresh=False)
+    with _explained(options.target_dir), build(path) as scratch:
         if cached is None:
             # Into a cache of its own, which goes with the scratch folder.
             hub = Path(scratch, TEMPORARY_HUB)
             hub.mkdir()
             download(connection, revision, hub, context.progress, notify=context.streams.warn)
             pulled = Cache(hub).find(revision.repo_id).snapshot_at(revision.commit)
-            contents = _check(pulled, wanted, options, is_fresh=True)
-        files = [file for file in contents.files if not file.problem]
-        folder = os.path.join(scratch, target.FINISHED)
+            snapshot = _check(pulled, wanted, options, is_fresh=True)
+        files = [file for file in snapshot.files if not file.problem]
+        folder = os.path.join(scratch, FINISHED)
         method = copy_files(files, folder, context.progress, may_move=cached is None)
-    name = contents.snapshot.name
+    name = snapshot.name
     message = f"Cloned {name} into {options.target_dir}."
-    if broken := [file.name for file in contents.files if file.problem]:
+    if broken := [file.name for file in snapshot.files if file.problem]:
         message += f" Left out, since there is nothing behind them: {listed(broken)}."
     return _data(options, "success", message, name if name != wanted.name else None, method)
 
@@ -124,17 +123,17 @@ def _find(cache: Cache, wanted: Repo) -> Snapshot | None:
         return None
 
 
-def _check(snapshot: Snapshot, wanted: Demo | Repo, options: Options, *, is_fresh: bool) -> Contents:
-    """Return the contents of a snapshot; raise ModelUnhealthyError when they are damaged and that matters, or empty."""
-    contents, model = look(lambda: snapshot)
-    reason = model["reason"] or ""
-    remedy = ON_THE_HUB if is_fresh else repair_hint(contents, reason, wanted)
-    if not any(not file.problem for file in contents.files):
-        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {model['reason']}", hint=remedy)
-    if model["health"] == "unhealthy" and not options.no_health_check:
+def _check(snapshot: Snapshot, wanted: Demo | Repo, options: Options, *, is_fresh: bool) -> Snapshot:
+    """Return a snapshot that may be cloned; raise ModelUnhealthyError for a damaged one, or one without files."""
+    snapshot, info = look(snapshot.unread)
+    reason = info.why_not_runnable or ""
+    remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, reason, wanted)
+    if not any(not file.problem for file in snapshot.files):
+        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {info.why_not_runnable}", hint=remedy)
+    if not info.is_healthy and not options.no_health_check:
         ways = filter(None, (remedy, "Clone it as it is with: --no-health-check"))
-        raise ModelUnhealthyError(complaint(contents, reason), hint=". ".join(ways))
-    return contents
+        raise ModelUnhealthyError(complaint(snapshot, reason), hint=". ".join(ways))
+    return snapshot
 
 
 @contextmanager

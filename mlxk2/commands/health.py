@@ -12,7 +12,7 @@ from mlxk2.cache.store import Cache, absence, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.checksums import examine, hashed_files
 from mlxk2.checkpoint.describe import MAX_LOOKS, look
-from mlxk2.checkpoint.snapshot import Contents, Snapshot
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class Options(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The verdict on a model before its files are hashed; `find` finds the model again."""
+    """What is wrong with a model's files, None for nothing; `find` finds the model again."""
 
     find: Find
-    contents: Contents
-    entry: HealthEntry
+    snapshot: Snapshot
+    problem: str | None
 
 
 def run(options: Options, context: Context) -> HealthData:
@@ -51,59 +51,63 @@ def run(options: Options, context: Context) -> HealthData:
     verdicts = [verdict for find in finders if (verdict := _verdict(find, context))]
     if missing := absence(cache, context.environment):
         context.streams.warn(missing)
-    entries = [verdict.entry for verdict in verdicts]
     if options.deep:
-        hashed = [file for verdict in verdicts for file in hashed_files(verdict.contents)]
-        unknown = sum(not file.problem for verdict in verdicts for file in verdict.contents.files) - len(hashed)
+        hashed = [file for verdict in verdicts for file in hashed_files(verdict.snapshot)]
+        unknown = sum(not file.problem for verdict in verdicts for file in verdict.snapshot.files) - len(hashed)
         if unknown and not context.is_json:
             files = "1 file has" if unknown == 1 else f"{unknown} files have"
             context.streams.stderr.write(f"Note: {files} no hash to compare with; the content was not checked.\n")
         with context.progress("Hashing", sum(file.size for file in hashed)) as advance:
-            entries = [entry for verdict in verdicts if (entry := _hash(verdict, context, advance))]
-    healthy = [entry for entry in entries if entry["status"] == "healthy"]
-    unhealthy = [entry for entry in entries if entry["status"] == "unhealthy"]
+            verdicts = [found for verdict in verdicts if (found := _hash(verdict, context, advance))]
+    healthy = [_entry(verdict) for verdict in verdicts if verdict.problem is None]
+    unhealthy = [_entry(verdict) for verdict in verdicts if verdict.problem is not None]
     return {
         "healthy": healthy,
         "unhealthy": unhealthy,
-        "summary": {"total": len(entries), "healthy_count": len(healthy), "unhealthy_count": len(unhealthy)},
+        "summary": {"total": len(verdicts), "healthy_count": len(healthy), "unhealthy_count": len(unhealthy)},
+    }
+
+
+def _entry(verdict: Verdict) -> HealthEntry:
+    return {
+        "name": verdict.snapshot.name,
+        "status": "healthy" if verdict.problem is None else "unhealthy",
+        "reason": verdict.problem or health.HEALTHY,
     }
 
 
 def _verdict(find: Find, context: Context) -> Verdict | None:
     """Return the verdict on a model; None when there is no such model, or it was removed."""
     try:
-        contents, model = look(find)
+        snapshot, info = look(find)
     except ModelNotFoundError:
         return None
-    entry: HealthEntry = {"name": model["name"], "status": model["health"], "reason": model["reason"] or ""}
-    if model["health"] == "healthy":
-        for warning in health.warnings(contents):
-            context.streams.warn(f"{model['name']}: {warning}.")
-        entry["reason"] = health.HEALTHY
-    # A new object of the same files: what was read of them goes, or the configs of all models would stay in memory.
-    return Verdict(find, Contents(contents.snapshot, contents.files), entry)
+    if info.is_healthy:
+        for warning in health.warnings(snapshot):
+            context.streams.warn(f"{info.name}: {warning}.")
+    # Without what was read: the configs of all models would stay in memory.
+    return Verdict(find, snapshot.unread(snapshot.files), info.problem)
 
 
-def _hash(verdict: Verdict, context: Context, advance: Advance) -> HealthEntry | None:
+def _hash(verdict: Verdict, context: Context, advance: Advance) -> Verdict | None:
     """Hash a model's files and return the verdict with every problem; None when the model was removed since.
 
     Hashing takes time: look again at a model that changed since, and hash it again.
     """
-    entry = verdict.entry
+    hashed = verdict
     for _ in range(MAX_LOOKS + 1):
-        findings = examine(verdict.contents, advance)
-        problems = [verdict.entry["reason"]] if verdict.entry["status"] == "unhealthy" else []
-        problems += findings.unreadable
+        findings = examine(verdict.snapshot, advance)
+        problems = [*filter(None, [verdict.problem]), *findings.unreadable]
         if findings.corrupt:
             problems.append(f"{'c' if problems else 'C'}orrupt content: {', '.join(findings.corrupt)}")
-        if not problems:
-            return verdict.entry
-        entry = {**verdict.entry, "status": "unhealthy", "reason": "; ".join(dict.fromkeys(problems))}
+        hashed = verdict._replace(problem="; ".join(dict.fromkeys(problems)) or None)
+        if hashed.problem is None:
+            break
         with suppress(ModelNotFoundError):
-            if Contents(verdict.find()).is_unchanged_since(verdict.contents):
+            if verdict.find().is_unchanged_since(verdict.snapshot):
                 break
         again = _verdict(verdict.find, context)
         if again is None:
             return None
         verdict = again
-    return entry
+    return hashed

@@ -43,7 +43,10 @@ def run(options: Options, context: Context) -> ListData:
             if pattern in model.name.lower():
                 # A model may be removed after the cache was scanned.
                 with suppress(ModelNotFoundError):
-                    models.append(memory.describe(model.snapshot))
+                    info = memory.describe(model.snapshot)
+                    from mlxk2.spec import model_object  # noqa: PLC0415 - slow, and an empty cache needs no types
+
+                    models.append(model_object(info))
     finally:
         gc.enable()
     if missing := missing_cache(context.environment):

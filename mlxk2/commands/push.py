@@ -11,14 +11,16 @@ from mlxk2.fence import hub_imports
 from mlxk2.formatting import cut, listed
 from mlxk2.hub import endpoint
 from mlxk2.workspace import check, diff, folder
-from mlxk2.workspace.diff import Upload, counted
+from mlxk2.workspace.check import WorkspaceHealth
+from mlxk2.workspace.diff import ChangeCounts, Upload
 from mlxk2.workspace.folder import Workspace
 from mlxk2.workspace.ignore import IGNORE_FILE
 
 if TYPE_CHECKING:
+    from mlxk2 import spec
     from mlxk2.commands.context import Context
     from mlxk2.hub.push import Branch, BranchState
-    from mlxk2.spec import PushData
+    from mlxk2.spec import ChangeSummary, PushData
 
 DEFAULT_BRANCH = "main"
 DISCLAIMER = (
@@ -56,10 +58,9 @@ def run(options: Options, context: Context) -> PushData:
     workspace = folder.find(options.local_dir)
     if options.check_only:
         health = check.check(workspace)
-        errors = (anomaly["message"] for anomaly in health["anomalies"] if anomaly["severity"] == "error")
-        verdict = "The folder is a whole model." if health["healthy"] else next(errors)
+        verdict = health.first_error.message if health.first_error else "The folder is a whole model."
         data = _unchanged(options, context, workspace, verdict)
-        data["workspace_health"] = health
+        data["workspace_health"] = _health_object(health)
         return data
     try:
         with hub_imports():
@@ -77,17 +78,41 @@ def run(options: Options, context: Context) -> PushData:
     return action(options, context, workspace, branch)
 
 
+def _health_object(health: WorkspaceHealth) -> spec.WorkspaceHealth:
+    """Return the API's object of what a check found in the folder."""
+    return {
+        "files_count": health.files_count,
+        "total_bytes": health.total_bytes,
+        "config": {
+            "exists": health.has_config,
+            "valid_json": health.has_valid_config,
+            "path": check.CONFIG if health.has_config else None,
+        },
+        "weights": {
+            "count": health.weights_count,
+            "formats": list(health.weight_formats),
+            "index": {"has_index": health.has_index, "missing": list(health.missing_shards)},
+            "pattern_complete": health.has_all_parts,
+        },
+        "anomalies": [
+            {"severity": found.severity, "code": found.code, "message": found.message, "path": found.path}
+            for found in health.anomalies
+        ],
+        "healthy": health.first_error is None,
+    }
+
+
 def _plan(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
     """Compare the folder with the branch and say what a push would do."""
     state = branch.read()
     found = diff.compare(workspace, state.files, context.progress)
-    message = f"Dry-run: {counted(found.summary)}"
+    message = f"Dry-run: {found.counts}"
     if not state.has_branch and not options.create:
         message += f"; the {'branch' if state.has_repo else 'repo'} is not there yet, so push with --create"
     data = _unchanged(options, context, workspace, message)
-    data["no_changes"] = found.are_none
+    data["no_changes"] = found.is_empty
     data["dry_run"] = True
-    data["dry_run_summary"] = data["change_summary"] = found.summary
+    data["dry_run_summary"] = data["change_summary"] = _summary_object(found.counts)
     data["would_create_repo"] = not state.has_repo
     data["would_create_branch"] = not state.has_branch and (state.has_repo or options.branch != DEFAULT_BRANCH)
     data["added_files"] = [file.name for file in found.added]
@@ -118,7 +143,7 @@ def _push(options: Options, context: Context, workspace: Workspace, branch: Bran
         show_bars=not context.is_json and stderr.isatty(),
         echo=stderr if options.verbose else None,
     )
-    message = f"Pushed: {counted(found.summary)}" + ("; the repo is public" if state.is_public else "")
+    message = f"Pushed: {found.counts}" + ("; the repo is public" if state.is_public else "")
     data = _unchanged(options, context, workspace, pushed.remark or message)
     data["created_repo"] = creates_repo
     data["hf_logs"] = pushed.log
@@ -126,14 +151,18 @@ def _push(options: Options, context: Context, workspace: Workspace, branch: Bran
     if pushed.commit is None:
         data["no_changes"] = True
         return data
-    modified = found.summary["modified"]
+    added, modified, deleted = found.counts
     data["commit_sha"] = pushed.commit
     data["commit_url"] = pushed.url
     data["uploaded_files_count"] = None
     if modified is not None:
-        data["uploaded_files_count"] = found.summary["added"] + modified + found.summary["deleted"]
-    data["change_summary"] = found.summary
+        data["uploaded_files_count"] = added + modified + deleted
+    data["change_summary"] = _summary_object(found.counts)
     return data
+
+
+def _summary_object(counts: ChangeCounts) -> ChangeSummary:
+    return {"added": counts.added, "modified": counts.modified, "deleted": counts.deleted}
 
 
 def _name_secrets(context: Context, workspace: Workspace, state: BranchState, data: PushData) -> None:

@@ -101,8 +101,8 @@ def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
     else:
         model = cache.find(wanted.name)
     removal.check_readable(model)
-    snapshot = None if wanted.revision is None else model.snapshot_at(wanted.revision)
-    return removal.plan(model, snapshot and os.path.basename(snapshot.path), store)
+    revision = None if wanted.revision is None else os.path.basename(model.snapshot_at(wanted.revision).path)
+    return removal.plan(model, revision, store)
 
 
 def _execute(

@@ -10,8 +10,8 @@ from mlxk2 import names
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.chat.printer import Printer
-from mlxk2.checkpoint.context import context_length
-from mlxk2.checkpoint.snapshot import Contents, Snapshot
+from mlxk2.checkpoint.describe import context_length
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import CommandError, ContextLengthError, ValidationError
 from mlxk2.runner.memory import wired_limit
 from mlxk2.runner.offline import offline
@@ -119,7 +119,7 @@ def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
         if prompt is None or prompt == "-":
             prompt = context.streams.stdin.read(MAX_PROMPT_CHARACTERS + 1)
             if len(prompt) > MAX_PROMPT_CHARACTERS:
-                tokens = context_length(Contents(snapshot))
+                tokens = context_length(snapshot)
                 holds = f", but the context of {snapshot.name} holds {tokens} tokens" if tokens else ""
                 raise ContextLengthError(
                     f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the prompt."

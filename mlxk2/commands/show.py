@@ -10,7 +10,7 @@ from mlxk2.checkpoint import health
 from mlxk2.checkpoint.describe import look, metadata_of
 from mlxk2.checkpoint.snapshot import TEMPLATE_FILES
 from mlxk2.formatting import human_size
-from mlxk2.spec import FileEntry, ShowData
+from mlxk2.spec import FileEntry, ShowData, metadata_object, model_object
 
 if TYPE_CHECKING:
     from mlxk2.commands.context import Context
@@ -34,17 +34,17 @@ def run(options: Options, context: Context) -> ShowData:
     """Return the model object and what its config says; on request its files and its config."""
     cache = Cache(find_cache_dir(context.environment))
     ref = names.parse(options.model)
-    contents, model = look(lambda: cache.resolve(ref))
-    data: ShowData = {"model": model, "metadata": metadata_of(contents)}
-    if data["model"]["health"] == "healthy":
-        for warning in health.warnings(contents):
+    snapshot, info = look(lambda: cache.resolve(ref))
+    data: ShowData = {"model": model_object(info), "metadata": metadata_object(metadata_of(snapshot))}
+    if info.is_healthy:
+        for warning in health.warnings(snapshot):
             context.streams.warn(f"{warning}.")
     if options.files:
         data["files"] = [
-            FileEntry(name=file.name, size=human_size(file.size), type=_type_of(file.name)) for file in contents.files
+            FileEntry(name=file.name, size=human_size(file.size), type=_type_of(file.name)) for file in snapshot.files
         ]
     if options.config:
-        data["config"] = contents.config_or_empty or None
+        data["config"] = snapshot.config_or_empty or None
     return data
 
 

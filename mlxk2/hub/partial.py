@@ -100,7 +100,7 @@ class Partial:
 
     def _restart(self) -> None:
         self._size = 0
-        self._digest = checksums.begun(self._remote.blob, self._remote.size)
+        self._digest = checksums.new_hash(self._remote.blob, self._remote.size)
 
     def _count(self, chunk: bytes) -> None:
         self._size += len(chunk)

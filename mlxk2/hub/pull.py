@@ -167,10 +167,10 @@ class _Pull(NamedTuple):
                 commit = None
             if commit is None:
                 return LocalModel(repo_id, None, None if model.revisions() else "it has no snapshot")
-            _, verdict = look(lambda: model.snapshot_at(commit))
+            _, info = look(lambda: model.snapshot_at(commit))
         except ModelNotFoundError:
             return None
-        return LocalModel(repo_id, commit, verdict["reason"] if verdict["health"] == "unhealthy" else None)
+        return LocalModel(repo_id, commit, info.problem)
 
 
 def download(

@@ -8,15 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import runnable
 from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, find_cache_dir
-from mlxk2.checkpoint.context import context_length
-from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.describe import context_length, look
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
 from mlxk2.server.pool import ModelKey
@@ -55,7 +53,7 @@ class Catalog:
             self._pinned_names = frozenset({typed, key.name}) - (frozenset() if is_demo else {names.DEMO})
         self._names: dict[str, ModelKey] = {}
         self._lists: _Lists = {}
-        self._entries: dict[Snapshot, tuple[str, ServedModel | None]] = {}
+        self._entries: dict[tuple[object, ...], tuple[str, ServedModel | None]] = {}
         # Finding one model must not wait for a scan of all models.
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="catalog")
         self._scan: _Scan | None = None
@@ -122,7 +120,7 @@ class Catalog:
         found = {entry.name: entry for find in finders if not cancelled() and (entry := self._entry(find))}
         if self.pinned and is_wanted(self.pinned.name) and self.pinned.name not in found:
             snapshot = Snapshot(self.pinned.name, None, self.pinned.path, roots=None)
-            pinned = self._entry(lambda: snapshot)
+            pinned = self._entry(snapshot.unread)
             found.update({pinned.name: pinned} if pinned else {})
         return found
 
@@ -133,14 +131,14 @@ class Catalog:
         except ModelNotFoundError:
             return None  # it was removed since the cache was scanned
         mark = fingerprint(snapshot)
-        known = self._entries.get(snapshot)
+        known = self._entries.get(snapshot.place)
         if mark is not None and known is not None and known[0] == mark:
             return known[1]
         entry = _entry(find, self._context_length)
         if mark is not None:
             if len(self._entries) >= MAX_ENTRIES:
                 self._entries.clear()
-            self._entries[snapshot] = (mark, entry)
+            self._entries[snapshot.place] = (mark, entry)
         return entry
 
 
@@ -198,10 +196,9 @@ class _Scan:
 
 def _entry(find: Callable[[], Snapshot], context: int | None) -> ServedModel | None:
     try:
-        contents, model = look(find)
+        snapshot, info = look(find)
     except ModelNotFoundError:
         return None  # it was removed since the cache was scanned
-    if not model["runtime_compatible"]:
+    if not info.is_runnable:
         return None
-    modified = int(datetime.fromisoformat(model["last_modified"]).timestamp())
-    return ServedModel(model["name"], modified, context or context_length(contents))
+    return ServedModel(info.name, info.modified, context or context_length(snapshot))

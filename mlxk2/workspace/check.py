@@ -1,16 +1,16 @@
-"""The check of a folder before it is pushed: the cache's rules of health, every finding with its place."""
+"""The check of a folder before it is pushed: the cache's rules of health, and the file that each finding is about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.describe import needs_tokenizer
-from mlxk2.checkpoint.files import BrokenFile, File
+from mlxk2.checkpoint.files import BrokenFile
 from mlxk2.checkpoint.health import Rule
-from mlxk2.checkpoint.snapshot import Contents
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.formatting import printable
-from mlxk2.spec import Anomaly, ConfigHealth, IndexHealth, WeightsHealth, WorkspaceHealth
 from mlxk2.workspace.folder import Workspace
 from mlxk2.workspace.ignore import IGNORE_FILE
 
@@ -26,107 +26,100 @@ _CODES: dict[Rule, str] = {
 }
 
 
+class Anomaly(NamedTuple):
+    """Something about a folder that a person should look at; `path` is the file that it is about, if it is one."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+    path: str | None = None
+
+
+class WorkspaceHealth(NamedTuple):
+    """What a check found in a folder; `missing_shards` are those that an index names and that are not there."""
+
+    files_count: int
+    total_bytes: int
+    has_config: bool
+    has_valid_config: bool
+    weights_count: int
+    weight_formats: tuple[str, ...]
+    has_index: bool
+    missing_shards: tuple[str, ...]
+    has_all_parts: bool
+    anomalies: tuple[Anomaly, ...]
+
+    @property
+    def first_error(self) -> Anomaly | None:
+        """The first anomaly that makes the folder no model, None where there is none."""
+        return next((anomaly for anomaly in self.anomalies if anomaly.severity == "error"), None)
+
+
 def check(workspace: Workspace) -> WorkspaceHealth:
-    """What the API says of a folder that is to become a model; nothing but the folder is looked at.
+    """Return what is in a folder that is to become a model, and what is wrong with it, from the folder alone.
 
-    It is the verdict of `show` on the folder, unless a `.hfignore` leaves out more, or a file can't be uploaded.
+    The verdict is that of `show` on the folder, unless a `.hfignore` leaves out more, or a file can't be uploaded.
     """
-    contents = workspace.contents()
-    anomalies = [*_anomalies(workspace.files, contents), *map(_withheld, workspace.withheld)]
-    return {
-        "files_count": len(workspace.files),
-        "total_bytes": sum(file.size for file in workspace.files),
-        "config": _config(contents),
-        "weights": _weights(contents),
-        "anomalies": anomalies,
-        "healthy": not any(anomaly["severity"] == "error" for anomaly in anomalies),
-    }
+    snapshot = workspace.snapshot()
+    anomalies: list[Anomaly] = []
+    if not snapshot.files:
+        anomalies.append(Anomaly("error", "empty_folder", f"{health.has_snapshot(snapshot)}."))
+    else:
+        unusable = [file for file in workspace.files if file.problem]
+        for file in unusable:
+            anomalies.append(Anomaly("error", "unusable_file", f"{printable(health.why_unreadable(file))}.", file.name))
+        broken = list(_broken_rules(snapshot, {file.name for file in unusable}))
+        anomalies += broken
+        if not broken:
+            anomalies += [Anomaly("warning", "odd_index", f"{warning}.") for warning in health.warnings(snapshot)]
+        if README not in snapshot:
+            anomalies.append(Anomaly("warning", "no_readme", f"There is no {README}."))
+    for name in workspace.withheld:
+        shown = printable(name)
+        message = f"{shown} looks like a secret and is not pushed; to push it, write !{shown} into {IGNORE_FILE}."
+        anomalies.append(Anomaly("warning", "secret_left_out", message, name))
+    weights = health.weight_names(snapshot)
+    missing = _missing_shards(snapshot)
+    return WorkspaceHealth(
+        files_count=len(workspace.files),
+        total_bytes=sum(file.size for file in workspace.files),
+        has_config=CONFIG in snapshot,
+        has_valid_config=isinstance(snapshot.config, dict),
+        weights_count=len(weights),
+        weight_formats=tuple(sorted({name.rpartition(".")[2] for name in weights})),
+        has_index=health.index_name(snapshot) is not None,
+        missing_shards=tuple(missing),
+        has_all_parts=not missing and not health.missing_parts(weights),
+        anomalies=tuple(anomalies),
+    )
 
 
-def _config(contents: Contents) -> ConfigHealth:
-    exists = CONFIG in contents
-    return {"exists": exists, "valid_json": isinstance(contents.config, dict), "path": CONFIG if exists else None}
-
-
-def _weights(contents: Contents) -> WeightsHealth:
-    names = health.weight_names(contents)
-    missing = _missing_shards(contents)
-    index: IndexHealth = {"has_index": health.index_name(contents) is not None, "missing": missing}
-    return {
-        "count": len(names),
-        "formats": sorted({name.rpartition(".")[2] for name in names}),
-        "index": index,
-        "pattern_complete": not missing and not health.missing_parts(names),
-    }
-
-
-def _missing_shards(contents: Contents) -> list[str]:
+def _missing_shards(snapshot: Snapshot) -> list[str]:
     try:
-        return health.missing_shards(contents)
+        return health.missing_shards(snapshot)
     except BrokenFile:
-        return []  # the rule for weights says what is wrong with the index
+        return []  # The rule for weights says what is wrong with the index.
 
 
-def _anomalies(files: Sequence[File], contents: Contents) -> Iterator[Anomaly]:
-    if not contents.files:
-        yield _anomaly("empty_folder", f"{health.has_snapshot(contents)}.")
-        return
-    unusable = [file for file in files if file.problem]
-    for file in unusable:
-        yield _anomaly("unusable_file", f"{printable(health.why_unreadable(file))}.", file.name)
-    broken = list(_broken_rules(contents, {file.name for file in unusable}))
-    yield from broken
-    if not broken:
-        yield from (_warning("odd_index", f"{warning}.") for warning in health.warnings(contents))
-    if README not in contents:
-        yield _warning("no_readme", f"There is no {README}.")
-
-
-def _broken_rules(contents: Contents, reported: set[str]) -> Iterator[Anomaly]:
-    """An anomaly for each rule that is broken, less those about files that were reported already."""
-    for rule in _rules(contents):
-        problem = _ask(rule, contents)
+def _broken_rules(snapshot: Snapshot, reported: set[str]) -> Iterator[Anomaly]:
+    """Yield an anomaly for each rule that is broken, except those about files that were reported already."""
+    rules = [rule for rule in health.RULES if rule is not health.has_snapshot]
+    if needs_tokenizer(snapshot):
+        rules.append(health.has_tokenizer)
+    for rule in rules:
+        try:
+            problem = rule(snapshot)
+        except BrokenFile as error:
+            problem = str(error)
         if problem is None:
             continue
-        missing = _missing_shards(contents) if rule is health.has_weights else []
+        missing = _missing_shards(snapshot) if rule is health.has_weights else []
         shards = {f"Missing shard: {shard}": shard for shard in missing}
-        path = _named_file(contents, problem)
+        file = snapshot.file_of(problem)
+        path = file.name if file else None
         if problem not in shards and path not in reported:
-            yield _anomaly(_code(rule, contents), f"{problem}.", path)
+            code = "missing_config" if rule is health.has_config and CONFIG not in snapshot else _CODES[rule]
+            yield Anomaly("error", code, f"{problem}.", path)
             reported = reported | ({path} if path else set())
-        yield from (_anomaly("missing_shard", f"{text}.", shard) for text, shard in shards.items())
-
-
-def _rules(contents: Contents) -> Iterable[Rule]:
-    rules = [rule for rule in health.RULES if rule is not health.has_snapshot]
-    return [*rules, health.has_tokenizer] if needs_tokenizer(contents) else rules
-
-
-def _ask(rule: Rule, contents: Contents) -> str | None:
-    try:
-        return rule(contents)
-    except BrokenFile as error:
-        return str(error)
-
-
-def _code(rule: Rule, contents: Contents) -> str:
-    return "missing_config" if rule is health.has_config and CONFIG not in contents else _CODES[rule]
-
-
-def _named_file(contents: Contents, problem: str) -> str | None:
-    file = contents.file_of(problem)
-    return file and file.name
-
-
-def _withheld(name: str) -> Anomaly:
-    shown = printable(name)
-    message = f"{shown} looks like a secret and is not pushed; to push it, write !{shown} into {IGNORE_FILE}."
-    return _warning("secret_left_out", message, name)
-
-
-def _warning(code: str, message: str, path: str | None = None) -> Anomaly:
-    return {"severity": "warning", "code": code, "message": message, "path": path}
-
-
-def _anomaly(code: str, message: str, path: str | None = None) -> Anomaly:
-    return {"severity": "error", "code": code, "message": message, "path": path}
+        for text, shard in shards.items():
+            yield Anomaly("error", "missing_shard", f"{text}.", shard)

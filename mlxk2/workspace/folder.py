@@ -9,7 +9,7 @@ from functools import cached_property
 from mlxk2 import names
 from mlxk2.cache.store import folder_snapshot
 from mlxk2.checkpoint.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
-from mlxk2.checkpoint.snapshot import Contents
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 
@@ -21,14 +21,14 @@ _PLACE = "the folder"
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder as it was named, and its real path, in which everything that is uploaded lies."""
+    """A folder under the name that the user typed, and its real path, in which everything that is uploaded lies."""
 
     name: str
     root: str
 
     @cached_property
     def ignore(self) -> Ignore:
-        """Its rules for what stays at home; PushFailedError when its `.hfignore` can't be read."""
+        """The rules for what is not uploaded; raise PushFailedError when the `.hfignore` can't be read."""
         path = os.path.join(self.root, IGNORE_FILE)
         if not os.path.lexists(path):
             return Ignore.of("")
@@ -40,20 +40,31 @@ class Workspace:
 
     @cached_property
     def files(self) -> tuple[File, ...]:
-        """The files to be uploaded, by name; one that can't be has a `problem`."""
-        files = sorted(map(self._file, self._walked[0]), key=lambda file: file.name)
-        collisions = names.collisions(file.name for file in files)
+        """The files to be uploaded, by name; a file that can't be uploaded has a `problem`."""
+        entries = sorted(self._walked[0], key=lambda entry: entry.name)
+        collisions = names.collisions(entry.name for entry in entries)
         clashes = {name: f"has no place beside {other}: {reason}" for other, name, reason in collisions}
-        return tuple(_refused(file, clashes.get(file.name)) for file in files)
+        files = []
+        for name, path, problem in entries:
+            if problem is not None:
+                file = broken(name, problem)
+            elif not path.endswith(name):
+                file = broken(name, "has a name that is not UTF-8")
+            else:
+                file = self._tree.file(name, path) or broken(name, "is a link to a folder")
+            problem = file.problem or names.problem_of_file(name) or clashes.get(name)
+            # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
+            files.append(broken(name, problem) if problem else file._replace(blob=None))
+        return tuple(files)
 
     @property
     def withheld(self) -> list[str]:
-        """The files and folders (`name/`) that are not uploaded, only because they look like secrets; by name."""
+        """The files and folders (`name/`), by name, that are not uploaded only because they look like secrets."""
         return self._walked[1]
 
-    def contents(self) -> Contents:
-        """The files as those of the model that `show` describes, for the rules of health."""
-        return Contents(folder_snapshot(self.name), self.files)
+    def snapshot(self) -> Snapshot:
+        """Return the files as those of the model that `show` describes, for the rules of health."""
+        return folder_snapshot(self.name).unread(self.files)
 
     @cached_property
     def _walked(self) -> tuple[list[Entry], list[str]]:
@@ -69,7 +80,7 @@ class Workspace:
         return list(walk(self.root, stays_at_home)), sorted(withheld)
 
     def _leads_to_secret(self, name: str) -> bool:
-        """Return whether this is a link to a secret of the folder, and the user does not push it by this name."""
+        """Return whether this is a link to a secret of the folder that no `!` of the user's takes in by this name."""
         path = os.path.join(self.root, name)
         for _ in range(MAX_LINKS):
             if not os.path.islink(path):
@@ -84,25 +95,9 @@ class Workspace:
     def _tree(self) -> Tree:
         return Tree((self.root,), _PLACE)
 
-    def _file(self, entry: Entry) -> File:
-        name, path, problem = entry
-        if problem is not None:
-            return broken(name, problem)
-        if not path.endswith(name):
-            return broken(name, "has a name that is not UTF-8")
-        file = self._tree.file(name, path) or broken(name, "is a link to a folder")
-        # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
-        return file._replace(blob=None)
-
-
-def _refused(file: File, clash: str | None) -> File:
-    """The file, with a problem if no file on the hub may have its name."""
-    problem = file.problem or names.problem_of_file(file.name) or clash
-    return broken(file.name, problem) if problem else file
-
 
 def find(name: str) -> Workspace:
-    """The workspace in a folder that the user named; WorkspaceNotFoundError when there is no such folder."""
+    """Return the workspace in a folder that the user named; raise WorkspaceNotFoundError when there is no folder."""
     if not os.path.isdir(name):
         problem = "is not a folder" if os.path.lexists(name) else "does not exist"
         raise WorkspaceNotFoundError(f"The folder {name!r} {problem}.")

@@ -1,26 +1,25 @@
-"""Which files of a folder stay at home: the patterns of `.hfignore`, read as git reads a `.gitignore`.
+"""Which files of a folder are not uploaded: the patterns of `.hfignore`, read as git reads a `.gitignore`.
 
 Supported: blank lines and `#` comments, `*`, `?`, `[a-z]` and `[!a-z]`, `**`, a `/` at the start or in the middle (the
 pattern counts from the folder's top), a `/` at the end (folders only), `!` (take back in), and `\\` before a character
-that is meant literally. The last pattern that matches decides; what is in an ignored folder can't be taken back in.
+that is meant literally. The last pattern that matches decides. What is in an ignored folder can't be taken back in.
 The default patterns ignore what is in a folder for secrets, not the folder: `!.aws/config` takes that one file back in.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from mlxk2.checkpoint import litter
 
 IGNORE_FILE = ".hfignore"
 
-# The hub takes nothing of these names.
+# The hub refuses files of these names.
 ALWAYS = (".git", ".cache")
-# Old clients of the hub keep a token among what they left in this folder.
+# Old clients of the hub keep a token in this folder.
 _TOKEN_FOLDER = ".huggingface"
 _FOLDER_OF_SECRETS = {folder: f"**/{folder}/*" for folder in litter.SECRET_FOLDERS}
 _SECRETS = (
@@ -34,7 +33,7 @@ DEFAULTS = (
 )  # fmt: skip
 
 _TOKEN = re.compile(
-    r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, none too
+    r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, also none
       | (?P<rest>(?<=/)\*\*+$)           # all that is inside
       | (?P<stars>\*+)
       | (?P<one>\?)
@@ -46,8 +45,7 @@ _TOKEN = re.compile(
 )
 
 _FOLDERS, _STARS, _NOTHING = "(?:[^/]+/)*", "[^/]*", "(?!)"
-# No path is longer.
-_LONGEST = 4096
+MAX_PATTERN = 4096  # Characters; no path is longer.
 
 
 class _Rule(NamedTuple):
@@ -59,42 +57,47 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Ignore:
-    """The merged rules: the defaults, then the user's lines, then what the hub forbids."""
+    """The merged rules: the defaults, then the user's lines, then what the hub refuses.
 
-    lines: tuple[str, ...]
-    defaults: int = 0
+    `text` holds all patterns as a `.gitignore` would have them. The rules stand in reverse order: the last pattern that
+    matches decides.
+    """
+
+    text: str
+    own: tuple[_Rule, ...]
+    defaults: tuple[_Rule, ...]
 
     @classmethod
     def of(cls, text: str) -> Ignore:
-        """The rules with the text of an ignore file."""
-        own = text.splitlines()
-        # `!.ssh/` takes the folder back in: then its content is ignored no more, but for keys.
-        returned = {_FOLDER_OF_SECRETS.get(line[1:].strip("*/ \t")) for line in own if line.startswith("!")}
+        """Return the rules with the text of an ignore file."""
+        lines = text.splitlines()
+        # `!.ssh/` takes the folder back in: then only the keys in it stay ignored.
+        returned = {_FOLDER_OF_SECRETS.get(line[1:].strip("*/ \t")) for line in lines if line.startswith("!")}
         defaults = [line for line in DEFAULTS if line not in returned]
-        return cls((*defaults, *own, *ALWAYS), len(defaults))
-
-    @property
-    def text(self) -> str:
-        """All patterns, as a `.gitignore` would have them."""
-        return "".join(f"{line}\n" for line in self.lines)
+        own = [*lines, *ALWAYS]
+        return cls(
+            "".join(f"{line}\n" for line in (*defaults, *own)),
+            tuple(_parse(own, are_defaults=False))[::-1],
+            tuple(_parse(defaults, are_defaults=True))[::-1],
+        )
 
     def matches(self, name: str, is_folder: bool) -> bool:
-        """Whether a pattern means this path itself, relative to the top; folders above it are not looked at."""
+        """Return whether a pattern means this path itself, relative to the top; folders above it are not looked at."""
         rule = self._deciding(name, is_folder)
         return rule is not None and rule.ignores
 
     def covers(self, name: str) -> bool:
-        """Whether a file stays at home, for itself or for a folder above it."""
+        """Return whether a file is ignored, by its own name or by that of a folder above it."""
         rule = self._covering(name, is_folder=False)
         return rule is not None and rule.ignores
 
     def withholds(self, name: str, is_folder: bool = False) -> bool:
-        """Whether it stays at home because it looks like a secret, and for nothing that the user wrote."""
+        """Return whether a path is ignored because it looks like a secret, and not because of a line of the user's."""
         rule = self._covering(name, is_folder)
         return rule is not None and rule.ignores and rule.is_of_secrets
 
     def takes_in(self, name: str) -> bool:
-        """Whether a `!` of the user's means this file."""
+        """Return whether a `!` of the user's means this file."""
         rule = self._deciding(name, is_folder=False)
         return rule is not None and not rule.ignores and not rule.is_of_secrets
 
@@ -106,64 +109,51 @@ class Ignore:
         return self._deciding(name, is_folder)
 
     def _deciding(self, name: str, is_folder: bool) -> _Rule | None:
-        # Most names have nothing of what the many defaults are about, which one pattern finds out.
-        rules = self._own_rules + (self._default_rules if litter.stays_at_home(name) else [])
+        # One pattern finds out that most names match none of the many defaults.
+        rules = self.own + (self.defaults if litter.stays_at_home(name) else ())
         fitting = (rule for rule in rules if is_folder or not rule.folders_only)
         return next((rule for rule in fitting if rule.pattern.fullmatch(name)), None)
 
-    @cached_property
-    def _own_rules(self) -> list[_Rule]:
-        """Those after the defaults, the last first."""
-        return [*_parsed(self.lines[self.defaults :], are_defaults=False)][::-1]
 
-    @cached_property
-    def _default_rules(self) -> list[_Rule]:
-        return [*_parsed(self.lines[: self.defaults], are_defaults=True)][::-1]
-
-
-def _parsed(lines: Iterable[str], *, are_defaults: bool) -> Iterable[_Rule]:
+def _parse(lines: Iterable[str], *, are_defaults: bool) -> Iterator[_Rule]:
     for line in lines:
-        line = _without_trailing_spaces(line)
-        if not line or line.startswith("#") or len(line) > _LONGEST:
+        pattern = line.rstrip(" \t\r")
+        if len(pattern) < len(line) and pattern.endswith("\\") and not pattern.endswith("\\\\"):
+            pattern += " "  # The backslash means the space behind it literally.
+        if not pattern or pattern.startswith("#") or len(pattern) > MAX_PATTERN:
             continue
-        ignores = not line.startswith("!")
-        pattern = line if ignores else line[1:]
+        ignores = not pattern.startswith("!")
+        pattern = pattern.removeprefix("!")
         folders_only = pattern.endswith("/")
         pattern = pattern.removesuffix("/")
         # A Mac's disk has `.ENV` for `.env`, and a key is one in any spelling.
-        if pattern and (regex := _compiled(pattern, re.IGNORECASE if are_defaults else 0)):
+        if pattern and (regex := _compile(pattern, re.IGNORECASE if are_defaults else 0)):
             yield _Rule(regex, folders_only, ignores, are_defaults and line in _SECRETS)
 
 
-def _without_trailing_spaces(line: str) -> str:
-    stripped = line.rstrip(" \t\r")
-    is_escaped = len(stripped) < len(line) and stripped.endswith("\\") and not stripped.endswith("\\\\")
-    return stripped + " " if is_escaped else stripped
-
-
-def _compiled(pattern: str, flags: int) -> re.Pattern[str] | None:
-    """The regular expression of a pattern; None for one that can match nothing, such as `[z-a]`."""
+def _compile(pattern: str, flags: int) -> re.Pattern[str] | None:
+    """Return the regular expression of a pattern; None for one that can match nothing, such as `[z-a]`."""
     is_anchored = "/" in pattern
     text = pattern.removeprefix("/") if is_anchored else f"**/{pattern}"
-    pieces = [_translated(token) for token in _TOKEN.finditer(text)]
+    pieces = [_translate(token) for token in _TOKEN.finditer(text)]
+    groups = []
+    for group in _split(pieces, _FOLDERS):
+        segments = (["".join(part) for part in _split(segment, _STARS)] for segment in _split(group, "/"))
+        groups.append("/".join(_join(parts, _STARS) for parts in segments))
     try:
-        return re.compile(_joined(pieces, _FOLDERS, _joined_segments), re.DOTALL | flags)
+        return re.compile(_join(groups, _FOLDERS), re.DOTALL | flags)
     except re.error:
         return None
 
 
-def _joined_segments(pieces: Sequence[str]) -> str:
-    return "/".join(_joined(segment, _STARS, "".join) for segment in _split(pieces, "/"))
+def _join(parts: Sequence[str], wildcard: str) -> str:
+    """Join regular expressions by a wildcard, each but the last content with the first place where it matches.
 
-
-def _joined(pieces: Sequence[str], wildcard: str, join: Callable[[list[str]], str]) -> str:
-    """Join the pieces around a wildcard, each one but the last content with the first place where its rest matches.
-
-    No other place could be better, and trying them all takes for ever.
+    No other place could be better, and to try them all takes exponential time.
     """
-    head, *tails = [join(part) for part in _split(pieces, wildcard)]
-    hurried = [f"(?>{wildcard}?{tail})" for tail in tails[:-1]]
-    return "".join([head, *hurried, *(wildcard + tail for tail in tails[-1:])])
+    head, *tails = parts
+    first_places = [f"(?>{wildcard}?{tail})" for tail in tails[:-1]]
+    return "".join([head, *first_places, *(wildcard + tail for tail in tails[-1:])])
 
 
 def _split(pieces: Sequence[str], at: str) -> list[list[str]]:
@@ -176,7 +166,7 @@ def _split(pieces: Sequence[str], at: str) -> list[list[str]]:
     return parts
 
 
-def _translated(token: re.Match[str]) -> str:
+def _translate(token: re.Match[str]) -> str:
     if token["folders"]:
         return _FOLDERS
     if token["rest"]:
@@ -188,11 +178,7 @@ def _translated(token: re.Match[str]) -> str:
     if token["open"]:
         return _NOTHING
     if token["class"]:
-        return _translated_class(token["not"], token["class"])
+        # A class of characters never matches the slash.
+        members = re.sub(r"\\(.)|([\[\]&~|^])", lambda match: re.escape(match[1] or match[2]), token["class"])
+        return f"(?!/)[{'^' if token['not'] else ''}{members}]"
     return re.escape(token["escaped"] or token["plain"])
-
-
-def _translated_class(negated: str, members: str) -> str:
-    """A class of characters; never the slash."""
-    inner = re.sub(r"\\(.)|([\[\]&~|^])", lambda match: re.escape(match[1] or match[2]), members)
-    return f"(?!/)[{'^' if negated else ''}{inner}]"

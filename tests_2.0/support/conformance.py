@@ -13,7 +13,7 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 from jsonschema import Draft202012Validator
 
-from mlxk2 import constraints, spec
+from mlxk2 import spec
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
 
@@ -86,9 +86,9 @@ def _annotated(value: object, shape: Any, where: str) -> Iterator[str]:
     plain, *rules = get_args(shape)
     yield from differences(value, plain, where)
     for rule in rules:
-        if isinstance(rule, constraints.Pattern) and not re.search(rule.regex, str(value)):
+        if isinstance(rule, spec.Pattern) and not re.search(rule.regex, str(value)):
             yield f"{where}: {value!r} does not match {rule.regex}"
-        if isinstance(rule, constraints.Minimum) and isinstance(value, int) and value < rule.value:
+        if isinstance(rule, spec.Minimum) and isinstance(value, int) and value < rule.value:
             yield f"{where}: {value} is less than {rule.value}"
 
 

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_config, load_model
 
 from mlxk2.checkpoint import health
-from mlxk2.checkpoint.context import context_length
-from mlxk2.checkpoint.snapshot import Contents, Snapshot
+from mlxk2.checkpoint.describe import context_length
+from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import (
     MlxkError,
     ModelError,
@@ -151,11 +151,11 @@ def load(
 
 def context_of(folder: Path, name: str) -> int | None:
     """Return how many tokens the model of a folder can hold; None if its files do not say."""
-    return context_length(_contents(folder, name))
+    return context_length(_snapshot(folder, name))
 
 
-def _contents(folder: Path, name: str) -> Contents:
-    return Contents(Snapshot(name, None, str(folder), roots=None))
+def _snapshot(folder: Path, name: str) -> Snapshot:
+    return Snapshot(name, None, str(folder), roots=None)
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _check_adapter(adapter: Path) -> None:
 
 def _loading_error(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
     """Return the error for weights that can't be loaded; their files may have changed since they were checked."""
-    if problem := health.first_problem(_contents(folder, name), needs_tokenizer=False):
+    if problem := health.first_problem(_snapshot(folder, name), needs_tokenizer=False):
         return ModelUnhealthyError(f"{name} is damaged: {problem}")
     return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
 

@@ -16,7 +16,6 @@ from typing import Any
 from mlx_lm import tokenizer_utils, utils
 
 from mlxk2.checkpoint import compatibility
-from mlxk2.checkpoint.tokenizer_files import is_tiktoken
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
 from mlxk2.runner.output import detokenizers
@@ -216,7 +215,7 @@ def _is_taken_for_tiktoken(folder: Path) -> bool:
     """Whether transformers takes a damaged file of sentencepiece for one of tiktoken, and then asks for tiktoken."""
     with suppress(OSError):
         begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
-        return not (folder / "tokenizer.json").exists() and not is_tiktoken(begin)
+        return not (folder / "tokenizer.json").exists() and not compatibility.is_tiktoken(begin)
     return False
 
 
