@@ -23,7 +23,7 @@ from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import translate_download
 from mlxk2.hub.limits import Limits
 from mlxk2.hub.push import Branch
-from mlxk2.hub.transfer import Source, fetch_file
+from mlxk2.hub.transfer import fetch_file
 
 SHORT = Limits(
     response_bytes=100_000,
@@ -86,7 +86,7 @@ def file(connection: Connection, folder: Path) -> object:
     revision = repos.Revision(REPO, COMMIT, "main")
     [wanted] = repos.list_files(connection, revision)
     with translate_download(REPO):
-        return fetch_file(Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
+        return fetch_file(repos.Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
 
 
 def standing(connection: Connection, _: Path) -> object:
@@ -285,7 +285,7 @@ def test_no_file_begins_anew_without_end(ask: Ask) -> None:
 
     def large(connection: Connection, folder: Path) -> object:
         wanted = RemoteFile("config.json", "b" * 40, 3_000_000)
-        source = Source(connection, repos.Revision(REPO, COMMIT, "main"))
+        source = repos.Source(connection, repos.Revision(REPO, COMMIT, "main"))
         with translate_download(REPO):
             return fetch_file(source, wanted, folder / "partial", lambda _: None, Event())
 

@@ -8,8 +8,8 @@ import pytest
 
 from mlxk2.cache.staging import RemoteFile, Staging
 from mlxk2.hub.client import connect
-from mlxk2.hub.repos import Revision
-from mlxk2.hub.transfer import Source, fetch_files
+from mlxk2.hub.repos import Revision, Source
+from mlxk2.hub.transfer import fetch_files
 
 
 class Panic(BaseException):

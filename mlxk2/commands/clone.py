@@ -92,7 +92,7 @@ def _clone(options: Options, context: Context) -> CloneData:
             # Into a cache of its own, which goes with the scratch folder.
             hub = Path(scratch, TEMPORARY_HUB)
             hub.mkdir()
-            download(connection, revision, hub, context.progress, notify=context.streams.warn)
+            download(repos.Source(connection, revision), hub, context.progress, notify=context.streams.warn)
             pulled = Cache(hub).find(revision.repo_id).snapshot_at(revision.commit)
             snapshot = _check(pulled, wanted, options, is_fresh=True)
         files = [file for file in snapshot.files if not file.problem]

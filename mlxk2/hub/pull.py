@@ -17,9 +17,8 @@ from mlxk2.formatting import human_size, listed
 from mlxk2.hub import private, repos, transfer
 from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import LimitsError, NamesCollideError, RevisionMissingError, translate_download
-from mlxk2.hub.repos import Revision
+from mlxk2.hub.repos import Revision, Source
 from mlxk2.hub.shared_blobs import SharedBlobs
-from mlxk2.hub.transfer import Source
 from mlxk2.names import candidates, folder_of, short_hash
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ class _Pull(NamedTuple):
 
     def _download(self, found: Revision, *, complete: bool) -> DownloadResult:
         return download(
-            self.connection,
-            found,
+            Source(self.connection, found),
             Path(self.cache.path),
             self.progress,
             notify=self.notify,
@@ -174,14 +172,7 @@ class _Pull(NamedTuple):
 
 
 def download(
-    connection: Connection,
-    revision: Revision,
-    cache_dir: Path,
-    progress: Progress,
-    *,
-    notify: Notify,
-    by_hash: bool = False,
-    complete: bool = True,
+    source: Source, cache_dir: Path, progress: Progress, *, notify: Notify, by_hash: bool = False, complete: bool = True
 ) -> DownloadResult:
     """Bring a revision into a cache, complete and verified, and let its branch name it.
 
@@ -189,9 +180,8 @@ def download(
     Raises errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
     and a new one stays out of it.
     """
-    repo_id, commit, ref = revision
-    source = Source(connection, revision)
-    files = repos.list_files(connection, revision)
+    repo_id, commit, ref = source.revision
+    files = repos.list_files(source.connection, source.revision)
     with translate_download(repo_id):
         staging = Staging.of(cache_dir, repo_id)
         staging.check_names(ref)

@@ -40,6 +40,13 @@ class Revision(NamedTuple):
     ref: str | None
 
 
+class Source(NamedTuple):
+    """A revision on the hub, and the connection to it."""
+
+    connection: Connection
+    revision: Revision
+
+
 class Entry(NamedTuple):
     """A file of a repo; `blob` is its hash, or None if the hub does not give it."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -21,11 +21,10 @@ from mlxk2.cache.staging import PullPlan, RemoteFile, Staging
 from mlxk2.errors import DownloadFailedError
 from mlxk2.formatting import human_size
 from mlxk2.hub import endpoint, private
-from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import describe_nonsense
 from mlxk2.hub.limits import LimitExceeded, receive_file
 from mlxk2.hub.partial import Partial
-from mlxk2.hub.repos import Revision
+from mlxk2.hub.repos import Source
 from mlxk2.hub.shared_blobs import SharedBlobs
 
 if TYPE_CHECKING:
@@ -37,16 +36,9 @@ PAUSES = (1, 2, 4)
 FIRST_SERVER_ERROR = 500
 DAMAGED = "The hub sent other bytes than it promised for {} (their hash is wrong)."
 
-Receive = Callable[["Source", RemoteFile, Partial], None]
+Receive = Callable[[Source, RemoteFile, Partial], None]
 Todo = queue.SimpleQueue[RemoteFile]
 Done = queue.SimpleQueue[int | BaseException]
-
-
-class Source(NamedTuple):
-    """A revision on the hub, and the connection to it."""
-
-    connection: Connection
-    revision: Revision
 
 
 def fetch(source: Source, plan: PullPlan, staging: Staging, progress: Progress, *, may_share: bool) -> int:
