@@ -1,9 +1,9 @@
-"""What `list` found out about snapshots before, for as long as nothing in them changes.
+"""What `list` remembers of snapshots, for as long as nothing in them changes.
 
-Judging a model means reading a thousand tensors' places out of headers; that nothing has changed since is told by a
-few `stat` calls. A snapshot is recognised by the inode, the size and the time of the last change (ctime, which no
-program can set) of all its files and folders; on a disk that keeps no ctime, by how its files begin too. Only `list`
-remembers: `health`, `show` and `run` always look.
+To describe a model, the places of a thousand tensors are read from its headers; a few `stat` calls show that nothing
+has changed since. A snapshot is recognised by the inode, the size and the time of the last change (ctime, which no
+program can set) of all its files and folders; on a disk that keeps no ctime, also by the first bytes of its files. Only
+`list` remembers: `health`, `show` and `run` always look.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from mlxk2 import __version__
@@ -21,14 +21,14 @@ from mlxk2.checkpoint.files import BrokenFile, Tree, read
 from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
 
-# A file that changes twice within one tick of the file system's clock shows one time: what is as young as this may
-# still change unseen, and is not remembered.
+# A file that changes twice within one tick of the file system's clock shows one time. A younger change than this may
+# hide another one, and is not remembered.
 SETTLED_NS = 2_000_000_000
 BEGINNING_BYTES = 1 << 18
 
 
 class Memory:
-    """The verdicts on a hub folder's snapshots, kept in a file of their own outside the hub folder."""
+    """What is known of the snapshots of a cache, kept in a file outside the cache."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -39,7 +39,9 @@ class Memory:
     def describe(self, find: Callable[[], Snapshot]) -> ModelInfo:
         """Do what `describe.look` does, from memory where the snapshot that `find` finds has not changed."""
         snapshot = find()
-        mark, key = fingerprint(snapshot), _key(snapshot)
+        mark = fingerprint(snapshot)
+        # Two folders may be one by a link, and what a model is also depends on its name.
+        key = f"{snapshot.path}\0{snapshot.name}"
         known = self._known.get(key)
         if mark is not None and known is not None and known[0] == mark:
             self._seen[key] = known
@@ -52,7 +54,7 @@ class Memory:
         return info
 
     def save(self) -> None:
-        """Remember what was described since; what can't be written is found out again the next time."""
+        """Write what was described to the file, if the disk allows it."""
         if self._seen == self._known:
             return
         unfinished = f"{self._file}.{os.getpid()}"
@@ -76,14 +78,14 @@ class Memory:
             return {}  # No file yet, a file that was cut short, or entries of a version with other fields.
 
 
-def memory_file(hub: str, environment: Mapping[str, str]) -> str:
-    """Where the verdicts on a hub folder are kept."""
+def memory_file(cache_dir: str, environment: Mapping[str, str]) -> str:
+    """Return the path of the file that keeps what is known of a cache folder."""
     caches = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(caches, "mlxk2", f"list-{zlib.crc32(os.fsencode(hub)):08x}.json")
+    return os.path.join(caches, "mlxk2", f"list-{zlib.crc32(os.fsencode(cache_dir)):08x}.json")
 
 
 def _stamp() -> str:
-    """What the verdicts depend on beside the files: this program, mlx-lm, and what reads tokenizers."""
+    """Return what a description depends on except the files: this program, mlx-lm, and what reads tokenizers."""
     folder = compatibility.mlx_lm_folder() or ""
     try:
         times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
@@ -93,16 +95,11 @@ def _stamp() -> str:
     return f"{__version__} {folder} {times} {packages}"
 
 
-def _key(snapshot: Snapshot) -> str:
-    """By what a snapshot is found again: two folders may be one by a link, and a verdict also depends on the name."""
-    return f"{snapshot.path}\0{snapshot.name}"
-
-
 def fingerprint(snapshot: Snapshot) -> str | None:
-    """By what an unchanged folder is recognised; None for one that just changed, or has what can't be looked at."""
+    """Return what stays the same while a folder is unchanged; None for one that just changed, or can't be read."""
     folder = snapshot.path
     if os.path.islink(folder) or os.path.islink(os.path.dirname(folder)):
-        return None  # it may lead anywhere, and is not entered before that is known
+        return None  # A link may lead anywhere, and is not followed before that is known.
     statuses: list[os.stat_result] = []
     pending = [folder]
     try:
@@ -118,13 +115,9 @@ def fingerprint(snapshot: Snapshot) -> str | None:
         return None
     marks = [f"{status.st_ino}:{status.st_size}:{status.st_ctime_ns}" for status in statuses]
     if all(status.st_ctime_ns == status.st_mtime_ns for status in statuses):
-        # On FAT, and other disks that keep no ctime, this is the time that any program may set.
-        marks += _beginnings(snapshot)
+        # On FAT, and other disks that keep no ctime, this is the time that any program may set. Headers, on which a
+        # description rests, are among a file's first bytes.
+        for file in Tree(snapshot.roots).files(snapshot.path):
+            with suppress(BrokenFile):
+                marks.append(f"{zlib.crc32(read(file, BEGINNING_BYTES)):x}")
     return " ".join(marks)
-
-
-def _beginnings(snapshot: Snapshot) -> Iterator[str]:
-    """A checksum of what a verdict rests on: each file's first bytes, where headers are."""
-    for file in Tree(snapshot.roots).files(snapshot.path):
-        with suppress(BrokenFile):
-            yield f"{zlib.crc32(read(file, BEGINNING_BYTES)):x}"

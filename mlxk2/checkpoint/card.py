@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import yaml
 
 MAX_NESTING = 32
-MAX_YAML = 1 << 16  # characters: the parser needs half a second for a megabyte
+MAX_YAML = 1 << 16  # Characters; the parser needs half a second for a megabyte.
 
-# The base loader makes text of every scalar: no dates, no numbers, nothing that a value could break.
+# The base loader makes text of every scalar, and no dates or numbers, which a wrong value could break.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 class Card(NamedTuple):
-    """What a card says of its model, by its keys; empty where it is silent or can't be read."""
+    """What a card says of its model, by its keys; empty where it says nothing or can't be read."""
 
     tags: tuple[str, ...] = ()
     library_name: str = ""
@@ -23,47 +23,51 @@ class Card(NamedTuple):
 
 
 def parse(text: str) -> Card:
-    """The card of a README; one without front matter, or with a damaged one, says nothing."""
+    """Return the card of a README; an empty one without front matter, or with a damaged one."""
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return Card()
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
+    lines = lines[1:end]
+    if len("\n".join(lines)) > MAX_YAML:
+        # Long front matter holds results of benchmarks.
+        lines = _lines_of_fields(lines)
     try:
-        front = _load(_short(lines[1:end]))
+        front = _load("\n".join(lines))
     except (yaml.YAMLError, RecursionError, ValueError):
         return Card()
-    return _card(front) if isinstance(front, dict) else Card()
+    if not isinstance(front, dict):
+        return Card()
+    tags = front.get("tags")
+    return Card(
+        tags=tuple(tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)),
+        library_name=_text(front.get("library_name")),
+        pipeline_tag=_text(front.get("pipeline_tag")),
+    )
 
 
-def _short(lines: Sequence[str]) -> str:
-    """The front matter; of a long one, which holds results of benchmarks, only the keys that are needed."""
-    text = "\n".join(lines)
-    if len(text) > MAX_YAML:
-        text = "\n".join(_needed(lines))
-    if len(text) > MAX_YAML:
-        raise ValueError("too long")
-    return text
-
-
-def _needed(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of the keys that are needed, each with those below it that are no key: deeper ones, items, brackets."""
-    is_needed = False
+def _lines_of_fields(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a card's fields: their keys, and the lines below that are deeper, items, or brackets."""
+    found = []
+    is_of_field = False
     for line in lines:
-        if key := _key(line):
-            is_needed = key in Card._fields
-        if is_needed:
-            yield line
-
-
-def _key(line: str) -> str:
-    """The key at the top level that a line begins with; empty where it is indented, an item, or the rest of a value."""
-    key, colon, value = line.partition(":")
-    is_key = colon and not value[:1].strip() and not key.startswith((" ", "\t", "-", "#", "[", "]", "{", "}"))
-    return key.strip().strip("\"'") if is_key else ""
+        key, colon, value = line.partition(":")
+        name = key.strip().strip("\"'")
+        is_inner = key.startswith((" ", "\t", "-", "#", "[", "]", "{", "}"))
+        if name and colon and not value[:1].strip() and not is_inner:
+            is_of_field = name in Card._fields
+        if is_of_field:
+            found.append(line)
+    return found
 
 
 def _load(text: str) -> object:
-    """The value of a YAML text; ValueError when it is nested too deeply: the loader recurses in C, unguarded."""
+    """Return the value of a YAML text; raise ValueError when it is too long, or nested too deeply.
+
+    The loader recurses in C without a limit.
+    """
+    if len(text) > MAX_YAML:
+        raise ValueError("too long")
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -73,16 +77,6 @@ def _load(text: str) -> object:
         if depth > MAX_NESTING:
             raise ValueError("nested too deeply")
     return yaml.load(text, Loader=_Loader)
-
-
-def _card(front: dict[Any, Any]) -> Card:
-    tags = front.get("tags")
-    listed = tags if isinstance(tags, list) else [tags]
-    return Card(
-        tags=tuple(tag for tag in listed if isinstance(tag, str)),
-        library_name=_text(front.get("library_name")),
-        pipeline_tag=_text(front.get("pipeline_tag")),
-    )
 
 
 def _text(value: object) -> str:

@@ -6,7 +6,6 @@ All patterns are those of a `.gitignore`, without a slash, and mean files and fo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fnmatch import translate
 from functools import cache
 
@@ -20,7 +19,7 @@ TOOLS = (
     "lost+found", ".Trash-*", ".nfs*", ".fuse_hidden*", ".directory",
     ".dropbox", ".dropbox.*", ".stfolder", ".stversions", ".syncthing.*",
 )  # fmt: skip
-# A repo may well have these, so that they count in the cache; of a folder of the user's they are no part of the model.
+# A repo may have these, so that they count in the cache. In a user's folder they are no part of the model.
 PRIVATE = (
     "*.lock", "*.part", "*.crdownload", "*.sw[op]", "?*~", ".idea", ".vscode", ".tox", ".nox", ".pytest_cache",
     ".mypy_cache", ".ruff_cache", "node_modules",
@@ -39,6 +38,7 @@ SECRETS = (
     "api[-_]key", "api[-_]key.txt", "*_api_key", "*_api_key.txt", ".hf_token", "hf_token", "hf_token.txt",
     "stored_tokens",
 )  # fmt: skip
+NOT_UPLOADED = (*TOOLS, *PRIVATE, *SECRET_FOLDERS, *SECRETS)
 NO_SECRETS = (
     ".env*example", ".env*sample", ".env*template", ".env*dist", "example.env", "sample.env", "template.env",
     "id_*.pub",
@@ -46,31 +46,20 @@ NO_SECRETS = (
 
 
 def is_litter(path: str) -> bool:
-    """Whether tools or systems left this file or folder, or a folder above it."""
-    return any(map(_TOOLS.match, path.split("/")))
+    """Return whether tools or systems left this file or folder, or a folder above it."""
+    return any(map(_pattern(TOOLS).match, path.split("/")))
 
 
 def stays_at_home(path: str) -> bool:
-    """Whether this file or folder of a folder of the user's is no part of the model, so that no push uploads it.
+    """Return whether this file or folder of a user's folder is no part of the model, so that no push uploads it.
 
-    What the user says of it in a `.hfignore` is not looked at.
+    What the user says of it in a `.hfignore` has no effect here.
     """
-    return any(_at_home().match(part) and not _no_secrets().match(part) for part in path.split("/"))
-
-
-def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(translate, patterns)), re.IGNORECASE)
-
-
-# These patterns take milliseconds to compile, and only folders of the user's need them.
-@cache
-def _at_home() -> re.Pattern[str]:
-    return _any_of((*TOOLS, *PRIVATE, *SECRET_FOLDERS, *SECRETS))
+    not_uploaded, exceptions = _pattern(NOT_UPLOADED), _pattern(NO_SECRETS)
+    return any(not_uploaded.match(part) and not exceptions.match(part) for part in path.split("/"))
 
 
 @cache
-def _no_secrets() -> re.Pattern[str]:
-    return _any_of(NO_SECRETS)
-
-
-_TOOLS = _any_of(TOOLS)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the pattern of any of these names. The long ones take milliseconds to compile; few commands use them."""
+    return re.compile("|".join(map(translate, names)), re.IGNORECASE)
