@@ -498,12 +498,20 @@ def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "files", [{}, {"adapter_config.json": "{}"}, {"adapter_config.json": "[", "adapters.safetensors": ""}]
+    ("files", "reason"),
+    [
+        ({}, "it has no adapter_config.json"),
+        ({"adapter_config.json": "{}"}, "it has no adapters.safetensors"),
+        ({"adapter_config.json": "[]", "adapters.safetensors": ""}, "is not a JSON object"),
+        ({"adapter_config.json": "[", "adapters.safetensors": ""}, r"is not valid JSON \(Expecting value"),
+    ],
 )
-def test_a_folder_that_is_no_adapter_is_told(model_folder: Path, tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_folder_that_is_no_adapter_is_told(
+    model_folder: Path, tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValidationError, match="adapter"):
+    with pytest.raises(ValidationError, match=reason):
         load(model_folder, tmp_path)
 
 

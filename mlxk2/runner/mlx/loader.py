@@ -234,8 +234,9 @@ def _check_adapter(adapter: Path) -> None:
         settings = json.loads((adapter / "adapter_config.json").read_bytes())
     except OSError as fault:
         raise OperationError(f"{adapter}/adapter_config.json can't be read: {cause(fault)}.") from fault
-    except ValueError:
-        settings = None
+    except ValueError as fault:
+        reason = reason_of(fault)
+        raise ValidationError(f"{adapter}/adapter_config.json is not valid JSON ({reason}).") from fault
     if not isinstance(settings, dict):
         raise ValidationError(f"{adapter}/adapter_config.json is not a JSON object.")
 
