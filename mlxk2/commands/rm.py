@@ -106,18 +106,22 @@ def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
 
 
 def _execute(
-    plan: Removal,
-    wanted: Repo,
-    store: SharedStore | None,
-    earlier: Recovery,
-    options: Options,
-    context: Context,
+    plan: Removal, wanted: Repo, store: SharedStore | None, earlier: Recovery, options: Options, context: Context
 ) -> RmData:
-    """Remove what was planned, after the user confirmed it where only a part of the name was written."""
+    """Remove what was planned; where only a part of the name was written, ask on a terminal whether it is meant."""
+    streams = context.streams
     try:
         removal.check_locks(plan, options.force)
         if not options.force and plan.name not in names.candidates(wanted.name):
-            _confirm(plan, wanted.name, context)
+            question = f"{wanted.name!r} is only part of a name. Delete {_described(plan)}"
+            answer, refusal = "", f"{question}? Write the whole name, or confirm with --force."
+            if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
+                streams.stderr.write(f"{printable(question)}? [y/N] ")
+                streams.stderr.flush()
+                answer, refusal = streams.stdin.readline().strip().lower(), "Nothing was deleted."
+            if answer not in ("y", "yes"):
+                data = _data(plan.name, "requires_confirmation", refusal, Freed(0, 0))
+                raise Failed(ConfirmationRequiredError(refusal), data)
         removed = removal.execute(plan, store, force=options.force)
     except LocksPresentError as error:
         described = {"model": plan.name, "message": error.message, "lock_files_cleaned": 0, "freed_bytes": 0}
@@ -127,22 +131,6 @@ def _execute(
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
     return _data(plan.name, "deleted", message, freed)
-
-
-def _confirm(plan: Removal, name: str, context: Context) -> None:
-    """Ask on a terminal whether the model is meant; fail with ConfirmationRequiredError without a clear yes."""
-    streams = context.streams
-    question = f"{name!r} is only part of a name. Delete {_described(plan)}"
-    if context.is_json or not (streams.stdin.isatty() and streams.stderr.isatty()):
-        message = f"{question}? Write the whole name, or confirm with --force."
-    else:
-        streams.stderr.write(f"{printable(question)}? [y/N] ")
-        streams.stderr.flush()
-        if streams.stdin.readline().strip().lower() in ("y", "yes"):
-            return
-        message = "Nothing was deleted."
-    data = _data(plan.name, "requires_confirmation", message, Freed(0, 0))
-    raise Failed(ConfirmationRequiredError(message), data)
 
 
 def _described(plan: Removal) -> str:
