@@ -10,7 +10,7 @@
     ├── LocksPresentError           a download of the model is running
     ├── HubError                    the hub did not give what was asked for
     │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
-    │   ├── DownloadFailedError     the hub answered, but not with what was asked for
+    │   ├── DownloadFailedError     the hub responded, but not with what was asked for
     │   ├── NetworkError            the hub could not be reached
     │   └── UploadFailedError       the hub refused an upload, or could not be reached for it
     ├── PushError                   a folder can't be pushed
@@ -176,7 +176,7 @@ class AccessDeniedError(HubError):
 
 
 class DownloadFailedError(HubError):
-    """The hub answered, but not with the file, the revision or the bytes that it promised."""
+    """The hub responded, but not with the file, the revision or the bytes that it promised."""
 
     type = "download_failed"
 
@@ -228,7 +228,7 @@ class RepoNotFoundError(PushError):
 
 
 class PushFailedError(PushError):
-    """Something else stands in the way: a file that can't be uploaded, a hub that answers nonsense."""
+    """Something else stands in the way: a file that can't be uploaded, a hub that sends nonsense."""
 
     type = "push_operation_failed"
 
@@ -306,7 +306,7 @@ class ServerBusyError(MlxkError):
 
 
 class ServerStoppingError(MlxkError):
-    """The server is shutting down: it takes no more requests, and answers under way end here."""
+    """The server is shutting down: it takes no more requests, and ends the responses under way."""
 
     type = "shutting_down"
     http_status = 503

@@ -80,12 +80,12 @@ def _keep_limit(_kind: int, _limits: tuple[int, int]) -> None:
     """Stand in for `resource.setrlimit` and change nothing."""
 
 
-def raise_open_files(wanted: int) -> None:
+def raise_open_files(count: int) -> None:
     """Allow this many open files, or as many as the hard limit allows; keep a limit that is higher already."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
         # macOS allows fewer than its hard limit says.
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -66,8 +66,8 @@ def list_models(options: list_command.Options, context: Context, data: spec.List
         columns += ["Integrity", "Runtime", "Reason"] if options.verbose else ["Health"]
     rows: list[Row] = []
     for model in data["models"]:
-        is_wanted = model["framework"] == "MLX" and (options.verbose or model["model_type"] == "chat")
-        if not (options.all or is_wanted):
+        is_listed = model["framework"] == "MLX" and (options.verbose or model["model_type"] == "chat")
+        if not (options.all or is_listed):
             continue
         name = model["name"] if options.verbose else model["name"].removeprefix(DEFAULT_ORG + "/")
         row = [name, short_hash(model["hash"] or "-"), human_size(model["size_bytes"])]

@@ -68,25 +68,25 @@ def run(options: Options, context: Context) -> CloneData:
 
 
 def _clone(options: Options, context: Context) -> CloneData:
-    wanted = names.parse(options.model)
-    if isinstance(wanted, Folder):
-        raise ValidationError(f"{wanted.path!r} is a folder; `clone` copies models of the cache or the hub.")
+    ref = names.parse(options.model)
+    if isinstance(ref, Folder):
+        raise ValidationError(f"{ref.path!r} is a folder; `clone` copies models of the cache or the hub.")
     if options.branch is not None:
-        if isinstance(wanted, Demo) or wanted.revision is not None:
+        if isinstance(ref, Demo) or ref.revision is not None:
             raise ValidationError(f"--branch can't be combined with {options.model!r}, which is one revision.")
-        wanted = names.parse_repo(f"{wanted.name}@{options.branch}")
+        ref = names.parse_repo(f"{ref.name}@{options.branch}")
     cache = Cache(find_cache_dir(context.environment))
     path = resolve_target(options.target_dir, cache.path)
-    cached = cache.resolve(wanted) if isinstance(wanted, Demo) else _find(cache, wanted)
+    cached = cache.resolve(ref) if isinstance(ref, Demo) else _find(cache, ref)
     if cached is None:
-        assert isinstance(wanted, Repo)  # the demo is always there
+        assert isinstance(ref, Repo)  # the demo is always there
         with hub_imports():
             from mlxk2.hub import client, repos  # noqa: PLC0415 - slow, and most clones come from the cache
             from mlxk2.hub.pull import download  # noqa: PLC0415
         connection = client.connect()
-        revision = repos.find(connection, wanted.name, wanted.revision)
+        revision = repos.find(connection, ref.name, ref.revision)
     else:
-        snapshot = _check(cached, wanted, options, is_fresh=False)
+        snapshot = _check(cached, ref, options, is_fresh=False)
     with _explained(options.target_dir), build(path) as scratch:
         if cached is None:
             # Into a cache of its own, which goes with the scratch folder.
@@ -94,7 +94,7 @@ def _clone(options: Options, context: Context) -> CloneData:
             hub.mkdir()
             download(repos.Source(connection, revision), hub, context.progress, notify=context.streams.warn)
             pulled = Cache(hub).find(revision.repo_id).snapshot_at(revision.commit)
-            snapshot = _check(pulled, wanted, options, is_fresh=True)
+            snapshot = _check(pulled, ref, options, is_fresh=True)
         files = [file for file in snapshot.files if not file.problem]
         folder = os.path.join(scratch, FINISHED)
         method = copy_files(files, folder, context.progress, may_move=cached is None)
@@ -102,32 +102,32 @@ def _clone(options: Options, context: Context) -> CloneData:
     message = f"Cloned {name} into {options.target_dir}."
     if broken := [file.name for file in snapshot.files if file.problem]:
         message += f" Left out, since there is nothing behind them: {listed(broken)}."
-    return _data(options, "success", message, name if name != wanted.name else None, method)
+    return _data(options, "success", message, name if name != ref.name else None, method)
 
 
-def _find(cache: Cache, wanted: Repo) -> Snapshot | None:
+def _find(cache: Cache, ref: Repo) -> Snapshot | None:
     """Return the snapshot in the cache that is meant, None when it is not there.
 
-    A full name means that model alone: another one whose name contains it is not what is wanted.
+    A full name means that model alone: another one whose name contains it is not meant.
     """
     try:
-        if "/" not in wanted.name:
-            model = cache.find(wanted.name)
+        if "/" not in ref.name:
+            model = cache.find(ref.name)
         else:
-            exact = [model for model in cache.matching(wanted.name) if model.name.lower() == wanted.name.lower()]
+            exact = [model for model in cache.matching(ref.name) if model.name.lower() == ref.name.lower()]
             if len(exact) != 1:
                 return None
             model = exact[0]
-        return model.snapshot() if wanted.revision is None else model.snapshot_at(wanted.revision)
+        return model.snapshot() if ref.revision is None else model.snapshot_at(ref.revision)
     except (ModelNotFoundError, HashNotFoundError):
         return None
 
 
-def _check(snapshot: Snapshot, wanted: Demo | Repo, options: Options, *, is_fresh: bool) -> Snapshot:
+def _check(snapshot: Snapshot, ref: Demo | Repo, options: Options, *, is_fresh: bool) -> Snapshot:
     """Return a snapshot that may be cloned; raise ModelUnhealthyError for a damaged one, or one without files."""
     snapshot, info = look(snapshot.unread)
     reason = info.why_not_runnable or ""
-    remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, reason, wanted)
+    remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, reason, ref)
     if not any(not file.problem for file in snapshot.files):
         raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {info.why_not_runnable}", hint=remedy)
     if not info.is_healthy and not options.no_health_check:

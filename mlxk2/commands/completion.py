@@ -82,8 +82,8 @@ def run(options: Options, _context: Context) -> CompletionData:
     _mark(options.grammar, _OF_ARGUMENT)
     script: str = shtab.complete(options.grammar, options.shell)
     if options.shell == "zsh":
-        for found, wanted in _ZSH_CHANGES.items():
-            script = script.replace(found, wanted)
+        for old, new in _ZSH_CHANGES.items():
+            script = script.replace(old, new)
     return {"shell": options.shell, "script": script + _ENDINGS.get(options.shell, "")}
 
 

@@ -44,7 +44,7 @@ class Options(NamedTuple):
 def run(options: Options, context: Context) -> RmData:
     """Delete what the argument names, after what a killed removal left; with `dry_run` only say what would go."""
     match names.parse(options.model):
-        case Repo() as wanted:
+        case Repo() as repo:
             pass
         case Demo():
             raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
@@ -58,11 +58,11 @@ def run(options: Options, context: Context) -> RmData:
         store = SharedBlobs(cache.path)
     earlier = _settle(cache.path, store, options, context)
     try:
-        plan = _plan(cache, wanted, store)
+        plan = _plan(cache, repo, store)
     except (ModelNotFoundError, HashNotFoundError):
         for rest in earlier.removals:
-            is_revision = not (wanted.revision and rest.revision) or rest.revision.startswith(wanted.revision)
-            if is_revision and wanted.name.lower() in rest.name.lower():
+            is_revision = not (repo.revision and rest.revision) or rest.revision.startswith(repo.revision)
+            if is_revision and repo.name.lower() in rest.name.lower():
                 what = f"the interrupted removal of {rest.name}"
                 what += f"@{short_hash(rest.revision)}" if rest.revision else ""
                 if options.dry_run:
@@ -77,7 +77,7 @@ def run(options: Options, context: Context) -> RmData:
             data["message"] += " A download of it is at work: that needs --force."
             data |= {"locks_detected": True, "lock_files": list(plan.locks.living)}
         return data
-    return _execute(plan, wanted, store, earlier, options, context)
+    return _execute(plan, repo, store, earlier, options, context)
 
 
 def _settle(cache_dir: str, store: SharedStore | None, options: Options, context: Context) -> Recovery:
@@ -92,28 +92,28 @@ def _settle(cache_dir: str, store: SharedStore | None, options: Options, context
     return removal.recover(cache_dir, store)
 
 
-def _plan(cache: Cache, wanted: Repo, store: SharedStore | None) -> Removal:
+def _plan(cache: Cache, repo: Repo, store: SharedStore | None) -> Removal:
     """Find what a name means and plan its removal; an unfinished download comes before a model with a longer name."""
-    candidates = names.candidates(wanted.name)
+    candidates = names.candidates(repo.name)
     unfinished = next(filter(None, (removal.find_unfinished(cache.path, exact) for exact in candidates)), None)
-    if unfinished and not any(model.name in candidates for model in cache.matching(wanted.name)):
+    if unfinished and not any(model.name in candidates for model in cache.matching(repo.name)):
         model = unfinished
     else:
-        model = cache.find(wanted.name)
+        model = cache.find(repo.name)
     removal.check_readable(model)
-    revision = None if wanted.revision is None else os.path.basename(model.snapshot_at(wanted.revision).path)
+    revision = None if repo.revision is None else os.path.basename(model.snapshot_at(repo.revision).path)
     return removal.plan(model, revision, store)
 
 
 def _execute(
-    plan: Removal, wanted: Repo, store: SharedStore | None, earlier: Recovery, options: Options, context: Context
+    plan: Removal, repo: Repo, store: SharedStore | None, earlier: Recovery, options: Options, context: Context
 ) -> RmData:
     """Remove what was planned; where only a part of the name was written, ask on a terminal whether it is meant."""
     streams = context.streams
     try:
         removal.check_locks(plan, options.force)
-        if not options.force and plan.name not in names.candidates(wanted.name):
-            question = f"{wanted.name!r} is only part of a name. Delete {_described(plan)}"
+        if not options.force and plan.name not in names.candidates(repo.name):
+            question = f"{repo.name!r} is only part of a name. Delete {_described(plan)}"
             answer, refusal = "", f"{question}? Write the whole name, or confirm with --force."
             if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
                 streams.stderr.write(f"{printable(question)}? [y/N] ")

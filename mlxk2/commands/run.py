@@ -95,7 +95,7 @@ def run(options: Options, context: Context) -> RunData | None:
         converses=wants_chat,
     )
     if not wants_chat:
-        return _answer(assistant, options, context, snapshot.name, prompt)
+        return _complete(assistant, options, context, snapshot.name, prompt)
     from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
 
     shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
@@ -131,24 +131,24 @@ def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
     return prompt
 
 
-def _answer(assistant: Assistant, options: Options, context: Context, name: str, prompt: str) -> RunData:
-    """Print the model's answer to one prompt, whole or as it comes, and return it with its counts."""
+def _complete(assistant: Assistant, options: Options, context: Context, name: str, prompt: str) -> RunData:
+    """Print the completion of one prompt, whole or as it comes, and return it with its counts."""
     is_whole = context.is_json or options.no_stream
     printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole)
     messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
-    answer = assistant.reply([*messages, {"role": "user", "content": prompt}], printer.show)
+    completion = assistant.reply([*messages, {"role": "user", "content": prompt}], printer.show)
     if not context.is_json:
-        printer.end(interrupted=answer.finish_reason == "interrupted")
+        printer.end(interrupted=completion.finish_reason == "interrupted")
     if options.verbose:
-        context.streams.stderr.write(f"{answer.statistics}\n")
+        context.streams.stderr.write(f"{completion.statistics}\n")
     return {
         "model": name,
         "prompt": prompt,
-        "response": answer.response,
-        "reasoning": answer.reasoning,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens,
-        "tokens_generated": answer.tokens,
-        "generation_time_s": round(answer.seconds, 6),
-        "tokens_per_second": round(answer.tokens_per_second, 3),
+        "response": completion.response,
+        "reasoning": completion.reasoning,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "tokens_generated": completion.tokens,
+        "generation_time_s": round(completion.seconds, 6),
+        "tokens_per_second": round(completion.tokens_per_second, 3),
     }
