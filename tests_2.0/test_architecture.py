@@ -116,10 +116,10 @@ def _fault_of_import(room: str, target: str) -> str | None:
 
 def _talk(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in TALKERS:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TALKERS:
             yield f"calls {node.func.id}"
-        if isinstance(node, ast.Attribute) and (getattr(node.value, "id", ""), node.attr) in STREAMS:
-            yield f"uses {node.value.id}.{node.attr}"
+        if isinstance(node, ast.Attribute) and tuple(ast.unparse(node).split(".")) in STREAMS:
+            yield f"uses {ast.unparse(node)}"
         if isinstance(node, ast.Raise) and "SystemExit" in ast.unparse(node):
             yield "raises SystemExit"
 

@@ -34,7 +34,9 @@ def write(tmp_path: Path) -> Write:
 
     def put(content: Content, name: str = "file") -> File:
         layouts.write(tmp_path / name, content)
-        return Tree(None).file(name, str(tmp_path / name))
+        file = Tree(None).file(name, str(tmp_path / name))
+        assert file is not None
+        return file
 
     return put
 

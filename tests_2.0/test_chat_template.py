@@ -240,7 +240,7 @@ def test_a_process_that_is_stopped_while_it_works_is_replaced(confined: Confined
 
 def test_a_process_has_no_more_than_its_time(confined: Confined) -> None:
     confined.open(ENDLESS["loops"])
-    question = {"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0}
+    question: dict[str, Any] = {"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0}
     with pytest.raises(ModelError, match="does not answer"):
         confined.starter.take().ask(question, patience=0.3)
     assert confined.ask("fine") == "fine"
@@ -274,7 +274,7 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) ->
     # What fills memory takes its time, and the kernel's limit is not reached within it.
     write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
     process = ConfinedProcess(watches_memory=True, max_memory=500 << 20)
-    opening = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
+    opening: dict[str, Any] = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
     process.ask(opening)
     with pytest.raises(ModelNotRunnableError, match="needs more than 500 MB of memory"):
         process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0})

@@ -11,7 +11,6 @@ from support.layouts import (
     OTHER_ARCHITECTURE,
     README,
     TOKENIZER_CONFIG,
-    Content,
     Files,
     Hub,
     as_json,
@@ -28,7 +27,7 @@ PLAIN_CARD = b"# A model\n"
 MLX_QUANTIZED = CONFIG | OTHER_ARCHITECTURE | {"quantization": {"group_size": 64, "bits": 4}}
 
 
-def config(**changes: object) -> dict[str, Content]:
+def config(**changes: object) -> Files:
     return {"config.json": as_json(CONFIG | changes)}
 
 
@@ -44,7 +43,8 @@ def described(hub: Hub, mlxk2: Program) -> Describe:
 
     def describe(files: Files, name: str = "org/model") -> dict[str, Any]:
         hub.add(name, files)
-        return mlxk2("show", name, "--json").json["data"]["model"]
+        model: dict[str, Any] = mlxk2("show", name, "--json").json["data"]["model"]
+        return model
 
     return describe
 

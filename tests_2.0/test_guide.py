@@ -115,7 +115,8 @@ def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pat
         "MLXK2_LIVE_WORKSPACE": str(tmp_path / "workspace"),
     })  # fmt: skip
     assert_all_passed(run, 2)
-    assert set(hub_server.contents.repos["user/my-model"].find("main").files) == set(files)
+    commit = hub_server.contents.repos["user/my-model"].find("main")
+    assert commit is not None and set(commit.files) == set(files)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def verdict(mlxk2: Program, name: str = "org/model") -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------- sound
 
 
-def plain(**files: Content) -> Files:
+def plain(**files: bytes) -> Files:
     return without(base_model(), "model.safetensors", "tokenizer.json") | files
 
 
@@ -214,7 +215,7 @@ def test_snapshots_that_share_blobs_are_healthy(hub: Hub, mlxk2: Program) -> Non
 
 
 WHOLE = weights()
-DAMAGED = {
+DAMAGED: dict[str, tuple[Mapping[str, Content], str]] = {
     # Rule 2: the config.
     "no config": (without(chat_model(), "config.json"), "config.json is missing"),
     "an empty config": (chat_model() | {"config.json": b""}, "config.json is not valid JSON"),

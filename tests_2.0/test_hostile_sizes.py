@@ -154,8 +154,8 @@ def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(hub
     )
     all_in_one = header("{{{}}}".format(",".join(entries)).encode())
     files = dict.fromkeys(shards, weights()) | {INDEX: as_json({"weight_map": index})}
-    files[shards[0]] = Sparse(all_in_one, len(all_in_one) + 4 * len(index))
-    hub.add("org/model", chat_model() | files)
+    first = {shards[0]: Sparse(all_in_one, len(all_in_one) + 4 * len(index))}
+    hub.add("org/model", {**chat_model(), **files, **first})
     data, peak = measured("health")
     assert len(data["healthy"]) == 1, data
     assert peak < 2 * BOUND

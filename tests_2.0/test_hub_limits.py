@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from support.hub.fixtures import Client
@@ -377,7 +378,7 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
     def answer(request: Handler) -> None:
         number = int(request.path.partition("&page=")[2] or 0)
         plain = address(request).partition("&page=")[0]
-        more = {"link": f'<{plain}&page={number + 1}>; rel="next"'} if number + 1 < len(parts) else {}
+        more: dict[str, Any] = {"link": f'<{plain}&page={number + 1}>; rel="next"'} if number + 1 < len(parts) else {}
         request.say(parts[number], **more)
 
     with hostile_hub({TREE_ROUTE: answer}) as hub:

@@ -20,9 +20,9 @@ from mlxk2.hub.push import Branch
 Ask = Callable[[Connection], object]
 
 COMMITS_ROUTE, API = "/commits/", "/api/models/"
-SIZES = [None, "2", "", -1, 10**30, True, 2.0, [], {}]
-HASHES = [None, 5, "", "a" * 39, "A" * 40, "../" + "a" * 37, "a" * 41, [], {}, "\ud800" * 40]
-PATHS = [
+SIZES: list[object] = [None, "2", "", -1, 10**30, True, 2.0, [], {}]
+HASHES: list[object] = [None, 5, "", "a" * 39, "A" * 40, "../" + "a" * 37, "a" * 41, [], {}, "\ud800" * 40]
+PATHS: list[object] = [
     None, 5, True, [], {}, "", "/etc/passwd", "../up", "a/../b", "a//b", ".", "a/", "nul\0", "x" * 256,
     "x/" * 600 + "x",
     "lone\ud800", "bell\a",
@@ -33,22 +33,25 @@ LFS_FAULTS = [
     LFS | {"size": "2"}, LFS | {"size": -2}, LFS | {"size": 10**30},
 ]  # fmt: skip
 XET_FAULTS = [5, "c", "../" + "c" * 61, ["c"], "C" * 64]
+ENTRIES: list[object] = [None, 5, "text", [], {}, {"type": "file"}, {"path": "a"}]
 TREES: list[object] = [
     *([ENTRY | {"size": size}] for size in SIZES),
     *([ENTRY | {"oid": oid}] for oid in HASHES),
     *([ENTRY | {"path": path}] for path in PATHS),
     *([ENTRY | {"lfs": lfs}] for lfs in LFS_FAULTS),
     *([ENTRY | {"lfs": LFS, "xetHash": xet}] for xet in XET_FAULTS),
-    *([entry] for entry in (None, 5, "text", [], {}, {"type": "file"}, {"path": "a"})),
+    *([entry] for entry in ENTRIES),
     [ENTRY, ENTRY], [ENTRY | {"path": "a"}, ENTRY | {"path": "a/b"}], 5, "text", {"error": "no"}, None, True,
 ]  # fmt: skip
-SHAS = [None, 5, "", "main", "a" * 39, "A" * 40, "a" * 64, "../" + "a" * 37, [], {}, True]
+SHAS: list[object] = [None, 5, "", "main", "a" * 39, "A" * 40, "a" * 64, "../" + "a" * 37, [], {}, True]
+SIBLINGS: list[object] = [5, "text", [5], [None], [{}], [[]]]
+FLAGS: list[object] = [5, "no", [], {}]
 INFOS: list[object] = [
     *(INFO | {"sha": sha} for sha in SHAS),
-    *(INFO | {"siblings": siblings} for siblings in (5, "text", [5], [None], [{}], [[]])),
+    *(INFO | {"siblings": siblings} for siblings in SIBLINGS),
     *(INFO | {"gated": gated} for gated in (5, [], {}, [1], {"a": 1})),
-    *(INFO | {"private": private} for private in (5, "no", [], {})),
-    *(INFO | {"disabled": disabled} for disabled in (5, "no", [], {})),
+    *(INFO | {"private": private} for private in FLAGS),
+    *(INFO | {"disabled": disabled} for disabled in FLAGS),
     *(INFO | {"lastModified": date} for date in (5, "never")),
     {}, [], 5, "text", None,
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -119,7 +120,7 @@ def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHu
     assert_clean(other)
 
 
-def xet_token(store: str, seconds: int) -> dict[str, str]:
+def xet_token(store: str, seconds: int) -> dict[str, Any]:
     return {"x_xet_cas_url": store, "x_xet_access_token": "xet", "x_xet_token_expiration": str(seconds)}
 
 

@@ -29,7 +29,8 @@ def names(result: Result) -> list[str]:
 
 def shown(result: Result) -> dict[str, Any]:
     assert result.code == 0, result
-    return result.json["data"]["model"]
+    model: dict[str, Any] = result.json["data"]["model"]
+    return model
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_an_answer_that_is_cut_is_told() -> None:
 
 
 def test_a_fault_of_the_model_does_not_end_the_conversation() -> None:
-    scripts = iter([[RuntimeError("out of memory\x1b[2J")], tokens_of("Paris.")])
+    scripts: Iterator[Sequence[int | Exception]] = iter([[RuntimeError("out of memory\x1b[2J")], tokens_of("Paris.")])
     shown, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
     assert "out of memory\ufffd[2J" in shown.stderr.getvalue()
     assert backend.prompts[-1] == "user:b;"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator, Sequence
 
 from support.scripted import ScriptedBackend, assistant, request, saying, text, tokens_of
 
@@ -54,7 +55,7 @@ def test_other_sessions_go_on_when_one_is_cancelled() -> None:
 
 
 def test_after_a_fault_an_interruption_still_works() -> None:
-    scripts = iter([[ValueError("broken")], tokens_of("Hello.")])
+    scripts: Iterator[Sequence[int | Exception]] = iter([[ValueError("broken")], tokens_of("Hello.")])
     runner = MLXRunner(ScriptedBackend(lambda _: next(scripts)))
     session = runner.submit(request())
     runner.step()

@@ -125,7 +125,7 @@ def restrict_to(index: Path, shards: Sequence[Path]) -> None:
 
 def reason(mlxk2: Program) -> str:
     data = mlxk2("health", "part/model", "--json").json["data"]
-    return (data["healthy"] + data["unhealthy"])[0]["reason"]
+    return str((data["healthy"] + data["unhealthy"])[0]["reason"])
 
 
 def test_a_real_model_is_healthy(real_model: Path, mlxk2: Program) -> None:

@@ -37,7 +37,8 @@ def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
     result = mlxk2("list", *words, "--json")
     assert result.code == 0
     assert_envelope(result.json, "list")
-    return result.json["data"]
+    data: dict[str, Any] = result.json["data"]
+    return data
 
 
 def test_the_list_is_what_the_contract_says(filled: Hub, mlxk2: Program) -> None:

@@ -39,7 +39,8 @@ def show(hub: Hub, mlxk2: Program) -> Show:
         result = mlxk2("show", "org/model", *flags, "--json")
         assert result.code == 0
         assert_envelope(result.json, "show")
-        return result.json["data"]
+        data: dict[str, Any] = result.json["data"]
+        return data
 
     return run
 

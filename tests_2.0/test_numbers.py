@@ -11,7 +11,7 @@ WHOLE = {
     "run": ("--max-tokens", "--context-length", "--top-k", "--seed"),
     "serve": ("--max-tokens", "--context-length", "--port", "--max-concurrent", "--max-queue"),
 }
-DECIMAL = {"run": ("--temperature", "--top-p", "--min-p", "--repetition-penalty")}
+DECIMAL: dict[str, tuple[str, ...]] = {"run": ("--temperature", "--top-p", "--min-p", "--repetition-penalty")}
 NO_NUMBERS = ("", " ", "nan", "inf", "-Infinity", "٣", "１", "1_0", "0x1", "one", "1,5", "1e400", "9" * 400, "9" * 5000)
 
 

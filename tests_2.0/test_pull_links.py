@@ -154,8 +154,8 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
     path = hub_client.hub / FOLDER / name.replace("COMMIT", commit)
     if path.exists():
         path.unlink()
-    target = {"refs/fix": "refs", "snapshots/COMMIT": "snapshots", ".incomplete": "."}.get(name)
-    target = _model_of(good) / target if target else good
+    part = {"refs/fix": "refs", "snapshots/COMMIT": "snapshots", ".incomplete": "."}.get(name)
+    target = _model_of(good) / part if part else good
     if name == "snapshots/COMMIT":
         (target,) = target.iterdir()
         (target / "mine.tmp").write_text("the other model's")

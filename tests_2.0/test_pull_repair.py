@@ -72,7 +72,7 @@ def _copy_in(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "missing": ("model.safetensors", lambda path: path.unlink() or path.resolve()),
+    "missing": ("model.safetensors", Path.unlink),
     "dangling": ("config.json", lambda path: path.resolve().unlink()),
     "truncated": ("model.safetensors", _truncate),
     "empty": ("model.safetensors", lambda path: _write(path, b"")),

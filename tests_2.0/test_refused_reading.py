@@ -171,7 +171,12 @@ def test_room_that_macos_frees_is_room(tmp_path: Path) -> None:
     assert space.available(tmp_path, lambda _: None) > 0
     assert space.available(tmp_path, lambda _: 0) > 0
     asked: list[str] = []
-    space.check("it", 10**14, tmp_path, alternative="x", ask=lambda folder: asked.append(folder) or 10**15)
+
+    def ask(folder: str) -> int:
+        asked.append(folder)
+        return 10**15
+
+    space.check("it", 10**14, tmp_path, alternative="x", ask=ask)
     assert asked == [str(tmp_path)]
     with pytest.raises(OperationError, match="100.0TB needed"):
         space.check("it", 10**14, tmp_path, alternative="x", ask=lambda _: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Generator
 
 import pytest
 from hypothesis import given
@@ -157,6 +158,7 @@ def test_closing_a_stream_cancels_it() -> None:
     backend = saying("abcdef")
     stream = MLXRunner(backend).stream(request())
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     assert len(backend.batches[0]) == 0
 
@@ -292,7 +294,7 @@ def test_tokens_that_only_pad_the_output_are_no_text() -> None:
 @pytest.mark.parametrize("asked", [{"prompt": (-1,)}, {"prompt": (300,)}])
 def test_tokens_that_the_model_does_not_know_are_refused(asked: dict[str, tuple[int]]) -> None:
     with pytest.raises(ValidationError, match="token"):
-        MLXRunner(saying("a")).submit(GenerationRequest(**asked))
+        MLXRunner(saying("a")).submit(GenerationRequest(prompt=asked["prompt"]))
 
 
 def test_a_bias_on_an_unknown_token_is_refused() -> None:

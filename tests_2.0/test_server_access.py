@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,11 @@ FORMS = [
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory: pytest.TempPathFactory) -> Server:
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server on the loopback with further names, until the end of the tests here."""
     words = [word for name in (*NAMES, "fd00::2") for word in ("--allowed-host", name)]
     with Server(*words, home=tmp_path_factory.mktemp("named")) as server:
-        yield server  # type: ignore[misc] # a fixture
+        yield server
 
 
 def answer_to(server: Server, host: str) -> tuple[int, str]:

@@ -174,7 +174,7 @@ def test_a_text_is_a_prompt_with_what_begins_one() -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_all_sampling_parameters_reach_the_model(path: str) -> None:
     model = saying("Hi")
-    asked = {
+    asked: dict[str, Any] = {
         "temperature": 0.25, "top_p": 0.5, "top_k": 3, "min_p": 0.125, "repetition_penalty": 1.5,
         "presence_penalty": 1.0, "frequency_penalty": -1.0, "seed": 7,
     }  # fmt: skip

@@ -58,7 +58,8 @@ def _type(field: Any) -> str:
     if field["type"] == "object":
         values = field["additionalProperties"]
         return f"object{'' if values is True else f' of {_type(values)}'}{_size(field)}"
-    return {"string": "text"}.get(field["type"], field["type"]) + _range(field) + _length(field)
+    name = "text" if field["type"] == "string" else field["type"]
+    return f"{name}{_range(field)}{_length(field)}"
 
 
 def _size(field: Any) -> str:
@@ -123,7 +124,7 @@ def test_every_error_of_the_table_is_one_of_the_code() -> None:
 
 def _code(kind: type[errors.MlxkError]) -> str:
     error = errors.MlxkError("x")
-    error.type = kind.type  # type: ignore[misc]
+    error.type = kind.type
     return str(error_body(error)["error"]["code"])
 
 
@@ -177,7 +178,7 @@ def _stream(text: str) -> list[Any]:
     parts: list[Any] = []
     for line in filter(None, text.splitlines()):
         data = line.removeprefix("data: ")
-        event = data if data == "[DONE]" else json.loads(data)
+        event: Any = data if data == "[DONE]" else json.loads(data)
         delta = event["choices"][0]["delta"] if event != "[DONE]" and event["choices"] else {}
         before = parts[-1]["choices"][0]["delta"] if parts and parts[-1]["choices"] else {}
         if list(delta) == list(before) == ["content"]:

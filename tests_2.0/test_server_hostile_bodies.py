@@ -132,5 +132,5 @@ def test_any_text_in_a_stream(client: Client, text: str) -> None:
     origin=st.text(st.characters(max_codepoint=255, exclude_characters="\0\r\n"), max_size=20),
 )
 def test_any_host_and_origin(client: Client, host: str, origin: str) -> None:
-    for headers in ({"Host": host.encode("latin-1")}, {"Origin": origin.encode("latin-1")} if origin else {}):
+    for headers in ({b"Host": host.encode("latin-1")}, {b"Origin": origin.encode("latin-1")} if origin else {}):
         assert client.get("/v1/models", headers=headers).status_code in (200, 403)

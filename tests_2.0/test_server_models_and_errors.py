@@ -221,7 +221,7 @@ def test_a_field_that_asks_for_nothing_is_fine(client: Client, path: str) -> Non
 
 # -------------------------------------------------------------------------------------------- for the chat template
 
-OPEN = {"continue_final_message": True}
+OPEN: dict[str, Any] = {"continue_final_message": True}
 VARIABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": ({}, {"add_generation_prompt": True}),
     "thinking off": ({"enable_thinking": False}, {"enable_thinking": False, "add_generation_prompt": True}),
@@ -276,7 +276,7 @@ def test_an_option_of_streams_that_is_not_supported_is_named(client: Client) -> 
 
 
 def test_notes_to_another_service_change_nothing(client: Client) -> None:
-    notes = {
+    notes: dict[str, Any] = {
         "metadata": {"a": "b"}, "safety_identifier": "a", "prompt_cache_key": "a", "prompt_cache_retention": "24h",
         "prompt_cache_options": {"ttl": "30m"},
     }  # fmt: skip
@@ -409,13 +409,14 @@ def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(hub: Hub) -> No
 
 
 def test_what_changes_in_the_cache_is_seen(hub: Hub) -> None:
-    def names() -> list[str]:
-        return [entry["id"] for entry in client.get("/v1/models").json()["data"]]
-
     model = hub.add("org/a", chat_model())
     # What is younger is not remembered.
     time.sleep(SETTLED_NS / 1e9 + 0.1)
     with serving(pinned=False) as client:
+
+        def names() -> list[str]:
+            return [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+
         for _ in range(2):
             assert names() == ["demo", "org/a"]
         hub.add("org/b", chat_model())

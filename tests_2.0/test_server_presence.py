@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ class Request:
     def __init__(self, *, stream: bool) -> None:
         content = {"messages": [{"role": "user", "content": "Where?"}], "stream": stream}
         self.gone = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[MutableMapping[str, Any]] = []
         self._body = json.dumps(content).encode()
         self._is_read = False
 
@@ -40,7 +40,7 @@ class Request:
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         """Take a part of the answer; as with a server, the whole answer is an end as well."""
         self.sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):

@@ -176,7 +176,7 @@ class Slow(ScriptedBatch):
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("late", ["prompt", "answer"])
 def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
-    prompt = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
+    prompt: dict[str, Any] = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
     batch = Slow if late == "answer" else ScriptedBatch
     with serving(saying("Hello", batch=batch), heartbeat=0.02, **prompt) as client:
         events = client.events(path, stream_options={"include_usage": True})

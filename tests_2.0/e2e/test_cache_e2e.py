@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,9 +50,7 @@ class Run(Protocol):
 class EnvelopeOf(Protocol):
     """Runs the program with `--json` and returns its one document, after its shape was checked."""
 
-    def __call__(
-        self, command: str, *words: str, status: str = "success", code: int | None = None, **changes: str | None
-    ) -> dict[str, Any]: ...
+    def __call__(self, command: str, *words: str, **options: Any) -> dict[str, Any]: ...
 
 
 class Terminal(Protocol):
@@ -79,7 +78,7 @@ def envelope(run: Run) -> EnvelopeOf:
         command: str, *words: str, status: str = "success", code: int | None = None, **changes: str | None
     ) -> dict[str, Any]:
         done = run(*words, "--json", **changes)
-        document = json.loads(done.stdout, parse_constant=pytest.fail)
+        document: dict[str, Any] = json.loads(done.stdout, parse_constant=pytest.fail)
         assert_envelope(document, command, status)
         assert done.returncode == (code if code is not None else (status == "error")), done
         assert done.stderr == b""
@@ -127,7 +126,7 @@ def flip(path: Path) -> None:
     replace(path, bytes(content))
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda s: replace(s / SHARDS[1], (s / SHARDS[1]).read_bytes()[:-1]), f"{SHARDS[1]} is truncated"),
     "missing": (lambda s: (s / SHARDS[1]).unlink(), f"Missing shard: {SHARDS[1]}"),
     "empty": (lambda s: replace(s / SHARDS[1], b""), f"{SHARDS[1]} is empty"),
@@ -261,7 +260,7 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelop
     for name in ("home/hub", "new", "old"):
         (tmp_path / name).mkdir(parents=True)
         Hub(tmp_path / name).add(f"org/{name[:4]}", chat_model())
-    places = {
+    places: dict[str, str | None] = {
         "HF_HUB_CACHE": str(tmp_path / "new"),
         "HUGGINGFACE_HUB_CACHE": str(tmp_path / "old"),
         "HF_HOME": str(tmp_path / "home"),
@@ -394,7 +393,8 @@ def terminal(isolated_cache: Path, environment: dict[str, str]) -> Terminal:
         child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == 0
-        return child.before.splitlines()
+        shown: str = child.before
+        return shown.splitlines()
 
     fill(Hub(isolated_cache))
     return start

@@ -51,7 +51,8 @@ class Terminal:
         self.child.expect(pexpect.EOF)
         self.child.close()
         assert self.child.signalstatus is None
-        return self.child.exitstatus
+        code: int | None = self.child.exitstatus
+        return code
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def uncollected() -> Iterator[None]:
 class Failing:
     """A model that fails once, in its fifth step of several rows, over another fault; it notes what it held then."""
 
-    def __init__(self, model: Any, fail: Callable[[], None]) -> None:
+    def __init__(self, model: Any, fail: Callable[[], object]) -> None:
         self._model, self._fail = model, fail
         self._steps = 0
         self.held: list[weakref.ref[Any]] = []
@@ -103,8 +103,13 @@ def test_a_failed_batch_is_freed_before_its_rows_are_tried(
     runner = MLXRunner(backend, prompt_cache_bytes=1 << 20)
     before = list(runner.stream(asked(babble, "z")))
     sessions = [runner.submit(asked(babble, text)) for text in "abc"]
+
+    def note() -> None:
+        cleared.append(None)
+        clear()
+
     while not model.held:
-        monkeypatch.setattr(mx, "clear_cache", lambda: (cleared.append(None), clear()))
+        monkeypatch.setattr(mx, "clear_cache", note)
         cleared.clear()
         runner.step()
     while not all(session.ended for session in sessions):

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +147,7 @@ def _partial(client: Client, data: bytes) -> Path:
     return client.hub / f".{FOLDER}.incomplete" / "blobs" / f"{hashlib.sha256(data).hexdigest()}.partial"
 
 
-REMAINS = {
+REMAINS: dict[str, tuple[Callable[[bytes], bytes], int | None]] = {
     "a beginning": (lambda data: data[:MIB], MIB),
     "all of it": (lambda data: data, None),
     "nothing": (lambda data: data[:0], 0),

@@ -473,8 +473,8 @@ def test_heads_of_many_small_fields_take_no_memory(server: Server) -> None:
             health(server)
         assert_is_error(wires[0].response(), 431)
         with Wire(server.port) as wire:
-            fields = tuple(f"X-{number}: y" for number in range(200))
-            assert wire.send(head("GET /health HTTP/1.1", *fields, port=server.port)).response().status == 200
+            lines = [f"X-{number}: y" for number in range(200)]
+            assert wire.send(head("GET /health HTTP/1.1", *lines, port=server.port)).response().status == 200
     finally:
         for wire in wires:
             wire.reset()
@@ -563,15 +563,31 @@ def test_a_client_that_is_done_with_sending_gets_its_answer_or_the_end(server: S
     assert not rest or b"3 + 4 = 7." in rest
 
 
+def _read_slowly(wire: Wire) -> None:
+    for _ in range(20):
+        wire.receive(1)
+        time.sleep(0.05)
+
+
+def _break_off(wire: Wire) -> None:
+    wire.until(b"data: ")
+    wire.reset()
+
+
+def _half_close(wire: Wire) -> None:
+    wire.half_close()
+    wire.receive()
+
+
 def ways_to_leave() -> dict[str, Callable[[Wire], object]]:
-    """What readers of a stream do."""
+    """Return what readers of a stream do."""
     return {
         "reads nothing": lambda _: time.sleep(1),
-        "reads a byte at a time": lambda wire: [(wire.receive(1), time.sleep(0.05)) for _ in range(20)],
+        "reads a byte at a time": _read_slowly,
         "leaves in the middle": lambda wire: wire.until(b"data: "),
-        "breaks off in the middle": lambda wire: (wire.until(b"data: "), wire.reset()),
+        "breaks off in the middle": _break_off,
         "leaves at once": lambda _: None,
-        "says that it is done": lambda wire: (wire.half_close(), wire.receive()),
+        "says that it is done": _half_close,
         "sends more": lambda wire: wire.until(b"data: ") and wire.send(b"x" * 100_000),
     }
 

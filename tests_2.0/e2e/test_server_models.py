@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Se
         (("/health", "/v1/models"), lambda: ask(server, "org/Babble", max_tokens=1500)),
     ):
         before = waits(server, paths, lambda: threading.Thread(target=time.sleep, args=(1,)))
-        during = waits(server, paths, lambda question=question: threading.Thread(target=question))
+        during = waits(server, paths, partial(threading.Thread, target=question))
         # Other processes may keep the machine busy: that counts before as well as during.
         assert during < before + 0.25, (before, during)
 
@@ -243,7 +244,7 @@ def waits(server: Server, paths: tuple[str, ...], make: Callable[[], threading.T
     """The ninetieth percentile of the seconds that these paths take while something goes on."""
     thread = make()
     thread.start()
-    taken = []
+    taken: list[float] = []
     with httpx.Client(base_url=server.url, timeout=30) as client:
         while thread.is_alive() or len(taken) < 10:
             for path in paths:

@@ -156,13 +156,25 @@ Piped = Callable[..., subprocess.CompletedProcess[str]]
 def piped(environment: dict[str, str], tmp_path: Path) -> Piped:
     """Runs the program in a new folder, with streams of the test's making."""
 
-    def start(line: str, unbuffered: str = "", **streams: int) -> subprocess.CompletedProcess[str]:
+    def start(
+        line: str,
+        unbuffered: str = "",
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> subprocess.CompletedProcess[str]:
         variables = environment | {ALPHA_VARIABLE: "1", "PYTHONUNBUFFERED": unbuffered}
         with TemporaryDirectory(dir=tmp_path) as folder:
             return subprocess.run(
-                [BIN / "mlxk2", *line.split()], cwd=folder, env=variables, timeout=60, text=True,
-                **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
-            )  # fmt: skip
+                [BIN / "mlxk2", *line.split()],
+                cwd=folder,
+                env=variables,
+                timeout=60,
+                text=True,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
 
     return start
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.serving import Server
@@ -18,11 +19,12 @@ PROGRAM = [sys.executable, "-m", "mlxk2"]
 ASK = ["run", "demo", "What is 3 + 4?", "--temperature", "0"]
 
 
-def shell(environment: dict[str, str], before: str, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+def shell(environment: dict[str, str], before: str, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the program in a shell, after some commands."""
     script = ["bash", "-c", f'{before} "$@"', "bash", *PROGRAM, *words]
-    streams = {"capture_output": True, "encoding": "utf-8", "stdin": subprocess.DEVNULL, "timeout": 120}
-    return subprocess.run(script, env=environment, check=False, **streams | options)  # type: ignore[call-overload]
+    streams: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "stdin": subprocess.DEVNULL, "timeout": 120}
+    done: subprocess.CompletedProcess[str] = subprocess.run(script, env=environment, check=False, **streams | options)
+    return done
 
 
 @pytest.mark.parametrize("limit", [512, 1024, 4095])

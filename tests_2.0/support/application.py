@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 from support.scripted import ScriptedBackend
@@ -37,7 +37,7 @@ DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MUL
 class Client(TestClient):
     """Asks the application; every answer, also an error, is held against the application's own description."""
 
-    def request(self, method: str, url: Any, **options: Any) -> httpx.Response:  # type: ignore[override]
+    def request(self, method: str, url: Any, **options: Any) -> httpx2.Response:
         """Ask, and check the answer."""
         response = super().request(method, url, **options)
         if response.status_code != 499:
@@ -76,7 +76,7 @@ def events_of(text: str) -> list[Any]:
     return [json.loads(line.removeprefix("data: "), parse_constant=_refuse) for line in lines]
 
 
-def assert_described(document: Any, method: str, url: str, response: httpx.Response) -> None:
+def assert_described(document: Any, method: str, url: str, response: httpx2.Response) -> None:
     """The status of a response is one that the description has for this request, and the body has its shape."""
     path = re.sub(r"(?<=/v1/models/).*", "{model}", url.removeprefix("http://127.0.0.1:8000"))
     operations = document["paths"].get(path)
@@ -106,7 +106,7 @@ def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 
 
-def error_of(response: httpx.Response, status: int) -> Mapping[str, Any]:
+def error_of(response: httpx2.Response, status: int) -> Mapping[str, Any]:
     """The error of a response with this status, which must have OpenAI's shape and be documented."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from huggingface_hub.file_download import _create_symlink
 from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
@@ -44,7 +44,8 @@ class Sparse(NamedTuple):
 
 
 Content = bytes | Sparse
-Files = dict[str, Content]
+Files = dict[str, bytes]
+AnyContent = TypeVar("AnyContent", bytes, Content)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class Hub:
     def _publish(self, blob: Path, content: Content) -> None:
         xet_hash = hashlib.sha256(b"xet" + blob.name.encode()).hexdigest()
         size = len(content) if isinstance(content, bytes) else content.size
-        arguments = {"blob_path": str(blob), "xet_hash": xet_hash, "cache_dir": self.path}
-        assert publish_blob_to_shared_store(**arguments, expected_size=size)
+        assert publish_blob_to_shared_store(
+            blob_path=str(blob), xet_hash=xet_hash, cache_dir=self.path, expected_size=size
+        )
 
 
 def is_large(name: str) -> bool:
@@ -265,6 +267,6 @@ def gguf_model(*names: str) -> Files:
     return {"README.md": b"---\ntags: [gguf]\n---\n", **{name: gguf() for name in names or ("model-Q4_0.gguf",)}}
 
 
-def without(files: Files, *names: str) -> Files:
+def without(files: Mapping[str, AnyContent], *names: str) -> dict[str, AnyContent]:
     """Return the files without the named ones."""
     return {name: content for name, content in files.items() if name not in names}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from mlxk2 import spec
 
 Kind = Callable[[object], bool]
 
 
-class Shape(NamedTuple):
+@dataclass(frozen=True)
+class Shape:
     """An object of the API 0.1.5: the kinds of its keys, the optional keys, and whether further keys are forbidden."""
 
     kinds: dict[str, Kind]
@@ -98,7 +100,7 @@ _RUN_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("model", "prompt", "response"), _text),
     **{"tokens_generated": _integer, "generation_time_s": _number},
 }
-_DATA: dict[str, Kind] = {
+_DATA: dict[spec.Command, Shape] = {
     "version": Shape({"cli_version": _text, "json_api_spec_version": _like(r"\d+\.\d+\.\d+")}, closed=True),
     "list": Shape({"models": _array(_MODEL), "count": _count}, closed=True),
     "show": Shape(
@@ -147,5 +149,5 @@ def is_as_before(document: Any) -> bool:
         return True
     if not _ENVELOPE(document):
         return False
-    data = _DATA.get(document["command"], _object)
-    return document["status"] == "error" or data(document["data"])
+    shape = _DATA.get(document["command"])
+    return document["status"] == "error" or shape is None or shape(document["data"])

@@ -53,7 +53,8 @@ class Pusher:
 
     def add(self, files: Mapping[str, bytes], **settings: Any) -> str:
         """Put files into a private repo on the hub and return the new commit."""
-        return self.server.add(MODEL, files, **{"private": True, "readers": ["org"]} | settings)
+        defaults: dict[str, Any] = {"private": True, "readers": ["org"]}
+        return self.server.add(MODEL, files, **defaults | settings)
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
         """Start the program; an empty setting removes a variable."""
@@ -84,7 +85,7 @@ class Pusher:
         return self._checked(Outcome(code, *self._capsys.readouterr()))
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        return self.client.environment | {"HF_TOKEN": self.token} | settings
+        return {**self.client.environment, "HF_TOKEN": self.token, **settings}
 
     def _checked(self, outcome: Outcome) -> Outcome:
         """Return the outcome; fail if it contains the token or an absolute path."""
@@ -127,7 +128,7 @@ class UnnamedBlob(Blob):
     """A file whose hash is missing from the hub's listing and present in its response to an upload."""
 
     @property
-    def oid(self) -> str:  # type: ignore[override]
+    def oid(self) -> str:
         return ""
 
     @property

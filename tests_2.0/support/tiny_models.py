@@ -58,13 +58,14 @@ def write_chain(folder: Path, follows: Mapping[str, Sequence[str]], *, context: 
     """Write a chain model: `follows` lists the tokens that may follow a token; after others comes the end."""
     tokens = dict.fromkeys(token for entry in follows.items() for token in (entry[0], *entry[1]))
     tokenizer = write_tokenizer(folder, words=[t for t in tokens if not t.startswith("<")], **options)
+    numbers = tokenizer.get_vocab()
     size = tokenizer.get_vocab_size() + tokenizer.get_vocab_size() % 2
     config = _llama(size, context) | {"hidden_size": size, "eos_token_id": tokenizer.token_to_id(END)}
     model = _build(config)
     output = [[0.0] * size for _ in range(size)]
-    for token, number in tokenizer.get_vocab().items():
+    for token, number in numbers.items():
         for successor in follows.get(token, [END]):
-            output[tokenizer.token_to_id(successor)][number] = _LIKELY / size**0.5
+            output[numbers[successor]][number] = _LIKELY / size**0.5
     weights = {
         name: mx.ones(array.shape) if "norm" in name else mx.zeros(array.shape)
         for name, array in tree_flatten(model.parameters())

@@ -42,7 +42,7 @@ def _drop_companion(path: Any, dir_fd: int | None) -> None:
         _unlink(os.path.join(folder, "._" + name), dir_fd=dir_fd)
 
 
-def _no_mkdir(path: Any, *_mode: int, **_settings: int) -> None:
+def _no_mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:  # noqa: ARG001 - as os.mkdir
     number = getattr(errno, os.environ["MKDIR"])
     raise OSError(number, os.strerror(number), path)
 

@@ -27,8 +27,12 @@ def _pretend() -> None:
         return 0
 
     device = mx.default_device
-    info = {"memory_size": 64 * 10**9, "max_recommended_working_set_size": 48 * 10**9, "resource_limit": 499_000}
-    mx.device_info = lambda: info
+    info: dict[str, str | int] = {
+        "memory_size": 64 * 10**9,
+        "max_recommended_working_set_size": 48 * 10**9,
+        "resource_limit": 499_000,
+    }
+    mx.device_info = lambda *_: info
     mx.set_wired_limit = set_limit
     mx.clear_cache = noting("clear", mx.clear_cache)
     mx.async_eval = noting("step", mx.async_eval)

@@ -146,13 +146,21 @@ def _listen(port: int) -> socket.socket:
 
 
 def _app(*routers: APIRouter) -> App:
-    app = FastAPI(openapi_url=None, exception_handlers={Refusal: refuse})
+    app = FastAPI(openapi_url=None)
+    app.add_exception_handler(Refusal, refuse)
     for router in routers:
         app.include_router(router)
     return app
 
 
 def _server(gate: Gate) -> uvicorn.Server:
-    quiet = {"log_config": None, "log_level": "critical", "access_log": False}
-    # From Python 3.12 on, a server that is closed waits for its connections, unless its time is limited.
-    return uvicorn.Server(uvicorn.Config(gate, lifespan="off", timeout_graceful_shutdown=0, **quiet))
+    config = uvicorn.Config(
+        gate,
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        # From Python 3.12 on, a server that is closed waits for its connections, unless its time is limited.
+        timeout_graceful_shutdown=0,
+    )
+    return uvicorn.Server(config)
