@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from hf_xet import XetFileInfo, XetSession
 from huggingface_hub import HfApi
+from huggingface_hub.utils import _shared_blobs
 
-from mlxk2.hub import private, shared_blobs
+from mlxk2.hub import private
 
 PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
     (private.http_get, {"url", "temp_file", "resume_size", "headers", "expected_size"}),
     (private.WeakFileLock, {"lock_file", "timeout"}),
     (private.is_xet_available, set()),
-    (shared_blobs.library.shared_blobs_enabled, set()),
-    (shared_blobs.library.shared_blob_path, {"cache_dir", "xet_hash"}),
-    (shared_blobs.library.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
-    (shared_blobs.library.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
+    (_shared_blobs.shared_blobs_enabled, set()),
+    (_shared_blobs.shared_blob_path, {"cache_dir", "xet_hash"}),
+    (_shared_blobs.has_shared_blob, {"xet_hash", "cache_dir", "expected_size"}),
+    (_shared_blobs.try_link_from_shared_store, {"blob_path", "xet_hash", "cache_dir", "expected_size"}),
     (
-        shared_blobs.library.publish_blob_to_shared_store,
+        _shared_blobs.publish_blob_to_shared_store,
         {"blob_path", "xet_hash", "cache_dir", "expected_size", "replace_existing"},
     ),
     (private.refresh_xet_connection_info, {"file_data", "headers"}),

@@ -112,7 +112,9 @@ def test_defaults_can_be_taken_back_but_for_what_the_hub_forbids(line: str, name
 
 def test_the_rules_as_text_are_the_rules() -> None:
     ignore = Ignore.of("a\n!b")
-    assert Ignore((*ignore.text.splitlines(),)).lines == ignore.lines
+    again = Ignore.of(ignore.text)
+    for name in ("a", "b", "c/a", ".env", ".git/config", "poetry.lock", "model.safetensors"):
+        assert again.covers(name) is ignore.covers(name)
     assert ignore.text.splitlines()[len(DEFAULTS) : len(DEFAULTS) + 2] == ["a", "!b"]
 
 
