@@ -61,8 +61,9 @@ def describe(snapshot: Snapshot) -> ModelInfo:
         modified=min(max(modified, 0), _LAST_SECOND),
         framework=framework,
         model_type=model_type_of(snapshot),
-        problem=problem,
-        why_not_runnable=problem or why_not_runnable(snapshot, framework),
+        problem=problem.text if problem else None,
+        is_refused=problem is not None and problem.is_refused,
+        why_not_runnable=problem.text if problem else why_not_runnable(snapshot, framework),
     )
 
 

@@ -29,7 +29,18 @@ _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iC
 
 
 class BrokenFile(Exception):
-    """A file that is not what its name says; the text is for people and begins with the file's name."""
+    """A file that is not what its name says; the text is for people and begins with the file's name.
+
+    It `is_refused` when the operating system does not let the user read it, so that it may well be complete.
+    """
+
+    def __init__(self, text: str, *, is_refused: bool = False) -> None:
+        super().__init__(text)
+        self.is_refused = is_refused
+
+    def without_traceback(self) -> BrokenFile:
+        """Return the same fault without its traceback, which would keep in memory what was read."""
+        return BrokenFile(str(self), is_refused=self.is_refused)
 
 
 class File(NamedTuple):
@@ -181,7 +192,7 @@ def opened(file: File) -> Iterator[OpenFile]:
     current = again = None
     for _ in range(MAX_LOOKS):
         if file.problem:
-            raise BrokenFile(f"{file.name} {file.problem}")
+            raise BrokenFile(f"{file.name} {file.problem}", is_refused=file.is_refused)
         try:
             current = _open_as_found(file)
         except OSError as error:
@@ -243,7 +254,7 @@ def check_size(file: File, limit: int) -> None:
 
 
 def _unreadable(file: File, error: OSError) -> BrokenFile:
-    return BrokenFile(f"{file.name} can't be read ({cause(error)})")
+    return BrokenFile(f"{file.name} can't be read ({cause(error)})", is_refused=True)
 
 
 def _target(path: str, folder: str) -> str | None:

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 from mlxk2.checkpoint import gguf
 from mlxk2.checkpoint.files import BrokenFile, File, check_size
@@ -22,16 +23,31 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json"
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
 
-Rule = Callable[[Snapshot], str | None]
+Rule = Callable[[Snapshot], str | BrokenFile | None]
 
 
-def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> str | None:
+class Problem(NamedTuple):
+    """Why a model is unhealthy, in words for people.
+
+    It `is_refused` when the operating system does not let the user read some file, so that the model may well be
+    complete.
+    """
+
+    text: str
+    is_refused: bool
+
+
+def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> Problem | None:
     """Return the first reason why a model is unhealthy, or None."""
     rules = (*RULES, has_tokenizer) if needs_tokenizer else RULES
     try:
-        return next((problem for rule in rules if (problem := rule(snapshot))), None)
+        found = next((problem for rule in rules if (problem := rule(snapshot))), None)
     except BrokenFile as error:
-        return str(error)
+        found = error
+    if found is None:
+        return None
+    is_refused = bool(snapshot.problem) or any(file.is_refused for file in snapshot.files)
+    return Problem(str(found), is_refused or (isinstance(found, BrokenFile) and found.is_refused))
 
 
 def is_weight(name: str) -> bool:
@@ -65,11 +81,11 @@ def why_unreadable(file: File) -> str:
     return f"{'its folder' if file.name == '.' else file.name} {file.problem}"
 
 
-def has_config(snapshot: Snapshot) -> str | None:
+def has_config(snapshot: Snapshot) -> BrokenFile | None:
     """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
     if "config.json" not in snapshot and _is_gguf_alone(snapshot):
         return None
-    return str(snapshot.config) if isinstance(snapshot.config, BrokenFile) else None
+    return snapshot.config if isinstance(snapshot.config, BrokenFile) else None
 
 
 def _is_gguf_alone(snapshot: Snapshot) -> bool:
@@ -187,14 +203,14 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
         yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED)), int(count)
 
 
-def has_whole_weights(snapshot: Snapshot) -> str | None:
+def has_whole_weights(snapshot: Snapshot) -> str | BrokenFile | None:
     """Rules 5 and 6 for weights: none is empty or a pointer, each is as long as its own header says."""
     for file in snapshot.files:
         if is_weight(file.name) and (problem := _problem_of_size(snapshot, file)):
             return problem
     for found in snapshot.safetensors.values():
         if isinstance(found, BrokenFile):
-            return str(found)
+            return found
     for file in snapshot.named(".gguf"):
         gguf.check(file)
     return None

@@ -175,7 +175,7 @@ class Snapshot:
         try:
             config = self.json("config.json")
         except BrokenFile as error:
-            return BrokenFile(str(error))  # Without the traceback, which would keep the text that was read.
+            return error.without_traceback()
         level: list[object] = [config]
         for _ in range(MAX_JSON_NESTING):
             containers = [value for value in level if isinstance(value, dict | list)]
@@ -244,7 +244,7 @@ class Snapshot:
             try:
                 found[file.name] = safetensors.read_metadata(file).get("format")
             except BrokenFile as error:
-                found[file.name] = BrokenFile(str(error))  # Without the traceback, which would keep the header.
+                found[file.name] = error.without_traceback()
         return found
 
     @cached_property

@@ -126,13 +126,12 @@ def _find(cache: Cache, ref: Repo) -> Snapshot | None:
 def _check(snapshot: Snapshot, ref: Demo | Repo, options: Options, *, is_fresh: bool) -> Snapshot:
     """Return a snapshot that may be cloned; raise ModelUnhealthyError for a damaged one, or one without files."""
     snapshot, info = look(snapshot.unread)
-    reason = info.why_not_runnable or ""
-    remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, reason, ref)
+    remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, info, ref)
     if not any(not file.problem for file in snapshot.files):
         raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {info.why_not_runnable}", hint=remedy)
     if not info.is_healthy and not options.no_health_check:
         ways = filter(None, (remedy, "Clone it as it is with: --no-health-check"))
-        raise ModelUnhealthyError(complaint(snapshot, reason), hint=". ".join(ways))
+        raise ModelUnhealthyError(complaint(info), hint=". ".join(ways))
     return snapshot
 
 

@@ -108,11 +108,12 @@ def _broken_rules(snapshot: Snapshot, reported: set[str]) -> Iterator[Anomaly]:
         rules.append(health.has_tokenizer)
     for rule in rules:
         try:
-            problem = rule(snapshot)
+            found = rule(snapshot)
         except BrokenFile as error:
-            problem = str(error)
-        if problem is None:
+            found = error
+        if found is None:
             continue
+        problem = str(found)
         missing = _missing_shards(snapshot) if rule is health.has_weights else []
         shards = {f"Missing shard: {shard}": shard for shard in missing}
         file = snapshot.file_of(problem)

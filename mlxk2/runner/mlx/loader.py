@@ -244,7 +244,7 @@ def _check_adapter(adapter: Path) -> None:
 def _loading_error(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
     """Return the error for weights that can't be loaded; their files may have changed since they were checked."""
     if problem := health.first_problem(_snapshot(folder, name), needs_tokenizer=False):
-        return ModelUnhealthyError(f"{name} is damaged: {problem}")
+        return ModelUnhealthyError(f"{name} is damaged: {problem.text}")
     return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
 
 
