@@ -35,20 +35,20 @@ def ctrl_c_after(characters: int, seen: list[Chunk]) -> Callable[[Chunk], None]:
 
 def test_ctrl_c_ends_the_answer_and_keeps_what_was_said() -> None:
     seen: list[Chunk] = []
-    answer = assistant(saying("Hello, world.", marks=("<end>",))).reply(HELLO, ctrl_c_after(5, seen))
-    assert (answer.response, answer.finish_reason, answer.tokens) == ("Hello", "interrupted", 5)
+    answer = assistant(saying("Hello, world.", marks=("<end>",))).complete(HELLO, ctrl_c_after(5, seen))
+    assert (answer.text, answer.finish_reason, answer.tokens) == ("Hello", "interrupted", 5)
     assert text(seen) == "Hello"
 
 
 def test_ctrl_c_leaves_no_row_behind() -> None:
     backend = saying("Hello, world.")
-    assistant(backend).reply(HELLO, ctrl_c_after(5, []))
+    assistant(backend).complete(HELLO, ctrl_c_after(5, []))
     assert len(backend.batches[0]) == 0
 
 
 def test_held_back_text_is_said_when_interrupted() -> None:
-    answer = assistant(saying("<think>", "Hm", "</think>", "Paris")).reply(HELLO, ctrl_c_after(3, []))
-    assert (answer.reasoning, answer.response) == ("Hm", "P")
+    answer = assistant(saying("<think>", "Hm", "</think>", "Paris")).complete(HELLO, ctrl_c_after(3, []))
+    assert (answer.reasoning, answer.text) == ("Hm", "P")
 
 
 def test_the_first_ctrl_c_is_noted_and_the_second_raises() -> None:
@@ -61,7 +61,7 @@ def test_the_first_ctrl_c_is_noted_and_the_second_raises() -> None:
 
 def test_ctrl_c_is_what_it_was_after_an_answer() -> None:
     before = signal.getsignal(signal.SIGINT)
-    assistant(saying("Hello")).reply(HELLO, lambda _: None)
+    assistant(saying("Hello")).complete(HELLO, lambda _: None)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         ctrl_c()
@@ -74,7 +74,7 @@ def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        assistant(saying("Hello")).reply(HELLO, fail)
+        assistant(saying("Hello")).complete(HELLO, fail)
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -25,16 +25,16 @@ def interrupt(chunk: Chunk) -> None:
 
 def test_the_next_answer_is_whole() -> None:
     model = assistant(saying(LONG))
-    assert model.reply(HELLO, interrupt).finish_reason == "interrupted"
-    again = model.reply(HELLO, lambda _: None)
-    assert (again.response, again.finish_reason) == (LONG, "stop")
+    assert model.complete(HELLO, interrupt).finish_reason == "interrupted"
+    again = model.complete(HELLO, lambda _: None)
+    assert (again.text, again.finish_reason) == (LONG, "stop")
 
 
 def test_many_interruptions_in_a_row() -> None:
     model = assistant(saying(LONG))
-    answers = [model.reply(HELLO, interrupt) for _ in range(5)]
-    assert [answer.response for answer in answers] == [LONG[: MAX_BEGINNING + 1]] * 5
-    assert model.reply(HELLO, lambda _: None).response == LONG
+    answers = [model.complete(HELLO, interrupt) for _ in range(5)]
+    assert [answer.text for answer in answers] == [LONG[: MAX_BEGINNING + 1]] * 5
+    assert model.complete(HELLO, lambda _: None).text == LONG
 
 
 def test_an_interruption_of_one_request_is_none_of_the_next() -> None:

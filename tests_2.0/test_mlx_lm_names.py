@@ -88,10 +88,10 @@ def test_the_responses_of_a_batch() -> None:
 
 def test_the_batch_whose_step_is_our_own() -> None:
     ours = _fields(Decoding._step) | _fields(Decoding._process) | _fields(Decoding._report)
-    ahead = _fields(Decoding._is_under_way) | _fields(Decoding._may_have_no_numbers)
+    ahead = _fields(Decoding._is_under_way)
     # Every row has a sampler, and there are as many samplers as rows.
     theirs = _fields(generate.GenerationBatch._step) - {"fallback_sampler", "uids"}
-    assert ours - {"_process", "_report", "_is_under_way", "_may_have_no_numbers"} == theirs
+    assert ours - {"_process", "_report", "_is_under_way", "_num_tokens"} == theirs
     assert ahead <= vars(generate.GenerationBatch.empty(_NoModel(), min)).keys()
     assert isinstance(generate.BatchGenerator(_NoModel())._generation_batch, generate.GenerationBatch)
 

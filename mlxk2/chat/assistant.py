@@ -1,4 +1,4 @@
-"""A model that answers one prompt at a time, for a person or a script."""
+"""A model that completes one prompt at a time, for a person or a script."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Reason = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model said to one prompt; counts in tokens, the time from the prompt to the last token."""
+class Completion:
+    """What a model wrote for one prompt; counts in tokens, the time from the prompt to the last token."""
 
-    response: str
+    text: str
     reasoning: str | None
     finish_reason: Reason
     prompt_tokens: int
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed, prompt included."""
+        """The speed, with the time for the prompt."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -48,10 +48,10 @@ class Answer:
 
 
 class Assistant:
-    """A model in memory, with how it is to answer.
+    """A model in memory, with the options of its completions.
 
-    One that `converses` keeps what it computed, so that the next turn of a conversation computes only what is new, and
-    gives back the rest of the memory while the user types.
+    An assistant that `converses` retains what it computed, so that the next turn of a conversation computes only what
+    is new. It gives back the rest of the memory while the user types.
     """
 
     def __init__(
@@ -79,16 +79,14 @@ class Assistant:
         wired_limit: int | None = None,
         converses: bool = False,
     ) -> Assistant:
-        """Load the model of a folder; raises what `backend.load` raises."""
+        """Load the model of a folder; raise what `loader.load` raises."""
         memory = MemoryChoice(prompt_cache=None if converses else 0, wired=wired_limit)
         model = loader.load(folder, adapter, name=name, memory=memory, starter=starter, context=context)
-        prompter = Prompter(
-            model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template
-        )
+        prompter = Prompter(model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template)
         return cls(model, prompter, sampling, max_tokens, converses=converses)
 
-    def reply(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Answer:
-        """Answer a conversation, showing every chunk as it comes; Ctrl-C ends the answer, not the program."""
+    def complete(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Completion:
+        """Continue a conversation, and show every chunk as it comes; Ctrl-C ends the completion, not the program."""
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
         with Interrupt() as interrupted, self._no_sleep.held():
             prompt = self._prompter.cancellable(interrupted).chat(messages)
@@ -100,8 +98,8 @@ class Assistant:
             seconds = time.perf_counter() - started
             if self._converses:
                 release_freed_memory()
-        return Answer(
-            response="".join(texts["answer"]),
+        return Completion(
+            text="".join(texts["answer"]),
             reasoning="".join(texts["reasoning"]) or None,
             # The last chunk has a reason, and an error would have been raised.
             finish_reason=cast(Reason, chunk.finish_reason),

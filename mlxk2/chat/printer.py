@@ -1,4 +1,4 @@
-"""What a person at a terminal has of an answer: its text as it comes, and Ctrl-C. Needs no MLX."""
+"""A completion on a terminal: its text as it comes, and Ctrl-C. Needs no MLX."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ if TYPE_CHECKING:
 INTERRUPTED = "[Generation interrupted by user]"
 _HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
 # Control and format characters, line separators: with these a model could move the cursor, recolour the terminal, or
-# turn the order of what is read around.
+# change the order of the text.
 _HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
-# Line ends, and what emoji and the scripts of Persian, Hindi, Arabic or Hebrew need: joiners and marks of direction.
-_NEEDED = "\n\t\u200c\u200d\u200e\u200f"
+# Line ends and tabs. Emoji and the scripts of Persian, Hindi, Arabic or Hebrew need joiners and marks of direction.
+_HARMLESS = "\n\t\u200c\u200d\u200e\u200f"
 
 
-def harmless(text: str) -> str:
-    """Return a model's text without what would change more of a terminal than the text itself."""
+def replace_controls(text: str) -> str:
+    """Return a text with a replacement for each character that would change more of a terminal than its text."""
     if text.isprintable():
         return text
-    return "".join(c if c in _NEEDED or category(c) not in _HARMFUL else "\ufffd" for c in text)
+    return "".join(c if c in _HARMLESS or category(c) not in _HARMFUL else "\ufffd" for c in text)
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C sets a flag, which ends an answer in good order; a second one raises."""
+    """While entered, the first Ctrl-C sets a flag, which ends a completion in good order; a second one raises."""
 
     def __enter__(self) -> Callable[[], bool]:
         self._flag = False
-        self._previous = signal.signal(signal.SIGINT, self._note)
+        self._previous = signal.signal(signal.SIGINT, self._handle_signal)
         return lambda: self._flag
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self._flag:
             raise KeyboardInterrupt
         self._flag = True
 
 
 class Printer:
-    """Writes an answer to a stream as it comes, or `whole` at its end; reasoning under a heading, apart from it."""
+    """Writes a completion to a stream as it comes, or `whole` at its end; reasoning and answer have headings."""
 
     def __init__(self, stream: IO[str], *, hide_reasoning: bool, whole: bool = False) -> None:
         self._stream = stream
         self._whole = whole
-        self._kept: list[Chunk] = []
+        self._retained: list[Chunk] = []
         self._hidden: Kind | None = "reasoning" if hide_reasoning else None
         self._is_terminal = stream.isatty()
         self._kind: Kind = "answer"
         self._last = "\n"
 
     def show(self, chunk: Chunk) -> None:
-        """Write the chunk's text, if it is to be seen; of a whole answer it is kept until the end."""
+        """Write the text of a chunk, unless it is hidden; a whole completion is retained until its end."""
         if self._whole:
-            self._kept.append(chunk)
+            self._retained.append(chunk)
         else:
             self._print(chunk)
 
     def end(self, *, interrupted: bool) -> None:
-        """End the last line, and say so if the user ended the answer."""
-        for chunk in self._kept:
+        """End the last line, and write a note if the user ended the completion."""
+        for chunk in self._retained:
             self._print(chunk)
         self._end_line()
         if interrupted:
@@ -89,4 +89,4 @@ class Printer:
 
     def _write(self, text: str) -> None:
         self._last = text[-1]
-        self._stream.write(harmless(text) if self._is_terminal else text)
+        self._stream.write(replace_controls(text) if self._is_terminal else text)

@@ -136,7 +136,7 @@ def _complete(assistant: Assistant, options: Options, context: Context, name: st
     is_whole = context.is_json or options.no_stream
     printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole)
     messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
-    completion = assistant.reply([*messages, {"role": "user", "content": prompt}], printer.show)
+    completion = assistant.complete([*messages, {"role": "user", "content": prompt}], printer.show)
     if not context.is_json:
         printer.end(interrupted=completion.finish_reason == "interrupted")
     if options.verbose:
@@ -144,7 +144,7 @@ def _complete(assistant: Assistant, options: Options, context: Context, name: st
     return {
         "model": name,
         "prompt": prompt,
-        "response": completion.response,
+        "response": completion.text,
         "reasoning": completion.reasoning,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,

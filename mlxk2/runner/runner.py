@@ -34,9 +34,7 @@ class MLXRunner:
     `prompt_cache_bytes`, for prompts with the same beginning.
     """
 
-    def __init__(
-        self, backend: Backend, *, prompt_cache_bytes: int = 0, max_sequences: int = MAX_SEQUENCES
-    ) -> None:
+    def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_sequences: int = MAX_SEQUENCES) -> None:
         self._backend = backend
         self._max_sequences = max_sequences
         self._prompts = PromptCache(prompt_cache_bytes, backend.max_cached_arrays)

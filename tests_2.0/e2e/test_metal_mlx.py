@@ -368,12 +368,12 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
         starter=Starter(), context=None, converses=True,
     )  # fmt: skip
     messages: list[Message] = [{"role": "user", "content": "x" * 500}]
-    first = chat.reply(messages, lambda _: cleared.clear())
+    first = chat.complete(messages, lambda _: cleared.clear())
     assert cleared
     # The end token that the limit cut off, and the next question.
-    messages += [{"role": "assistant", "content": first.response}, {"role": "user", "content": "y"}]
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "y"}]
     computed.clear()
-    second = chat.reply(messages, lambda _: None)
+    second = chat.complete(messages, lambda _: None)
     new = second.prompt_tokens - first.prompt_tokens - first.tokens
     assert 0 < new < 60
     assert sum(length for length in computed if length > 1) <= new + 1
@@ -385,5 +385,5 @@ def test_one_answer_keeps_nothing(folder: Path) -> None:
         starter=Starter(), context=None,
     )  # fmt: skip
     before = mx.get_active_memory()
-    chat.reply([{"role": "user", "content": "x" * 2000}], lambda _: None)
+    chat.complete([{"role": "user", "content": "x" * 2000}], lambda _: None)
     assert mx.get_active_memory() <= before + 1000

@@ -93,7 +93,9 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(inputs, logits)
         self._next_tokens = choose(self.samplers, logits)
-        if self._may_have_no_numbers():
+        # NaN can be in the logits of first tokens, and after token 0, which is chosen among NaN.
+        counted = zip(self._num_tokens, self.tokens, strict=True)
+        if any(count == 0 or (sequence and sequence[-1] == 0) for count, sequence in counted):
             self._next_tokens = without_numbers(self.samplers, self._next_tokens, logits)
         self._next_logprobs = self._report(logits, self._next_tokens)
         if self._is_under_way():
@@ -104,11 +106,6 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         for sequence, token in zip(self.tokens, tokens, strict=True):
             sequence.append(max(token, 0))
         return tokens, logprobs
-
-    def _may_have_no_numbers(self) -> bool:
-        """Whether to look for NaN: in the logits of first tokens, and after token 0, which is chosen among NaN."""
-        states = zip(self._num_tokens, self.tokens, strict=True)
-        return any(count == 0 or (sequence and sequence[-1] == 0) for count, sequence in states)
 
     def _is_under_way(self) -> bool:
         """Whether to compute the next token while this one is read, because any sequence will need the next one.

@@ -209,20 +209,16 @@ def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
     try:
         with fenced():  # it imports the architecture
             model, _ = load_model(folder, lazy=True)
-        if adapter is not None:
-            _apply_adapter(model, adapter, name)
-        suit_cpu(model)
     except (*FAULTS, ImportError) as fault:
         raise _loading_error(name, fault, folder) from fault
+    if adapter is not None:
+        try:
+            load_adapters(model, str(adapter))
+            model.eval()
+        except FAULTS as fault:
+            raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
+    suit_cpu(model)
     return model
-
-
-def _apply_adapter(model: Any, adapter: Path, name: str) -> None:
-    try:
-        load_adapters(model, str(adapter))
-        model.eval()
-    except FAULTS as fault:
-        raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
 
 
 def _check_adapter(adapter: Path) -> None:

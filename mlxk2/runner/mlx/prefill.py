@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,7 +213,19 @@ class Prefiller:
         """Read as many tokens as the budget has; return the prompts that are read to their ends now."""
         budget = prefill_budget(others_decode=others_decode, longest=self._queue.longest)
         chosen = self._queue.take_turn(budget, self._begin)
-        self._read([(prefill, length) for prefill, length in chosen if length])
+        unread = [(prefill, length) for prefill, length in chosen if length]
+        states = [prefill.state for prefill, _ in unread]
+        tokens = [list(prefill.tokens[prefill.position : prefill.position + length]) for prefill, length in unread]
+        if len(unread) == 1:
+            # In place: a batch of one would be a copy of all that was read before.
+            self._model(mx.array(tokens), cache=states[0])
+            mx.eval([layer.state for layer in states[0] or ()])
+            mx.clear_cache()
+        elif unread:
+            batch = PromptProcessingBatch(self._model, list(range(len(unread))), states)
+            batch.prompt(tokens)
+            for number, (prefill, _) in enumerate(unread):
+                prefill.state = ModelState(batch.extract_cache(number))
         done = []
         for prefill, length in chosen:
             prefill.position += length
@@ -244,20 +256,6 @@ class Prefiller:
         prefill.cached = prefill.position
         if prefill.state is None:
             prefill.state = ModelState(make_prompt_cache(self._model))
-
-    def _read(self, chosen: Sequence[tuple[Prefill, int]]) -> None:
-        states = [prefill.state for prefill, _ in chosen]
-        tokens = [list(prefill.tokens[prefill.position : prefill.position + length]) for prefill, length in chosen]
-        if len(chosen) == 1:
-            # In place: a batch of one would be a copy of all that was read before.
-            self._model(mx.array(tokens), cache=states[0])
-            mx.eval([layer.state for layer in states[0] or ()])
-            mx.clear_cache()
-        elif chosen:
-            batch = PromptProcessingBatch(self._model, list(range(len(chosen))), states)
-            batch.prompt(tokens)
-            for number, (prefill, _) in enumerate(chosen):
-                prefill.state = ModelState(batch.extract_cache(number))
 
     def _keep(self, prefill: Prefill) -> None:
         if self._prompts and prefill.position and prefill.state is not None:

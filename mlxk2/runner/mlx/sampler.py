@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -39,6 +38,22 @@ class Since:
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         return self.processor(tokens[self.length :], logits)
+
+
+@dataclass(frozen=True)
+class AddBiases:
+    """A processor that adds biases to the logits of their tokens."""
+
+    biases: Biases
+
+    def __call__(self, _: mx.array, logits: mx.array) -> mx.array:
+        width, arrays = logits.shape[-1], self.biases.arrays
+        if width not in arrays:
+            # With an index out of range, MLX writes past the array and ends the process.
+            known = {token: value for token, value in self.biases if token < width}
+            arrays[width] = mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
+        tokens, values = arrays[width]
+        return logits.at[:, tokens].add(values.astype(logits.dtype))
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
     """
     found: list[Processor] = []
     if sampling.logit_bias:
-        found.append(partial(_add_biases, Biases(sampling.logit_bias)))
+        found.append(AddBiases(Biases(sampling.logit_bias)))
     if sampling.repetition_penalty != 1:
         found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW))
     if sampling.presence_penalty:
@@ -143,14 +158,3 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
     if sampling.frequency_penalty:
         found.append(Since(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW)))
     return found
-
-
-def _add_biases(biases: Biases, _: mx.array, logits: mx.array) -> mx.array:
-    width = logits.shape[-1]
-    if width not in biases.arrays:
-        # With an index out of range, MLX writes past the array and ends the process.
-        known = {token: value for token, value in biases if token < width}
-        arrays = mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
-        biases.arrays[width] = arrays
-    tokens, values = biases.arrays[width]
-    return logits.at[:, tokens].add(values.astype(logits.dtype))

@@ -84,11 +84,7 @@ class Marks:
         of_mlx_lm = [(tokenizer.think_start, tokenizer.think_end)] if tokenizer.has_thinking else []
         composed = [pair for pair in of_mlx_lm if pair not in _PAIRS]
         transitions = _transitions(tokenizer, vocabulary, composed)
-        symbols, names = _symbols(tokenizer, special, transitions)
-        transitions = {
-            state: [(_with_symbols(mark, names), following) for mark, following in edges]
-            for state, edges in transitions.items()
-        }
+        transitions, symbols, names = _with_symbols(tokenizer, special, transitions)
         closing_texts = [end for _, end in known if end not in vocabulary]
         transitions["reasoning"] += [(end, "normal") for end in closing_texts]
         spelled = list(dict.fromkeys((_COMMON, *known)))
@@ -168,22 +164,27 @@ def _transitions(tokenizer: Any, vocabulary: Mapping[str, int], pairs: Sequence[
     return ends | found
 
 
-def _symbols(tokenizer: Any, special: Iterable[int], transitions: Transitions) -> tuple[dict[int, str], dict[str, str]]:
-    """Return a symbol for each token that the marks consist of, and the token's name by its symbol."""
+def _with_symbols(
+    tokenizer: Any, special: Iterable[int], transitions: Transitions
+) -> tuple[Transitions, dict[int, str], dict[str, str]]:
+    """Return the transitions with a symbol for each token in their marks; the symbols by token, and names by symbol."""
     marks = [mark for edges in transitions.values() for mark, _ in edges]
     # Words, which may be added tokens too, are text.
     tokens = sorted({*special, *tokenizer.added_tokens_decoder})
     named = zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True)
     found = {t: name for t, name in named if name and not name.isalnum() and any(name in mark for mark in marks)}
     symbols = {token: chr(_FIRST_SYMBOL + number) for number, token in enumerate(found)}
-    return symbols, {symbol: found[token] for token, symbol in symbols.items()}
-
-
-def _with_symbols(mark: str, names: Mapping[str, str]) -> str:
-    """Return a mark with a symbol for each token in it; where names of tokens overlap, the longest name counts."""
-    for symbol, name in sorted(names.items(), key=lambda entry: -len(entry[1])):
-        mark = mark.replace(name, symbol)
-    return mark
+    names = {symbol: found[token] for token, symbol in symbols.items()}
+    # Where names of tokens overlap, the longest name counts.
+    by_length = sorted(names.items(), key=lambda entry: -len(entry[1]))
+    replaced: Transitions = {}
+    for state, edges in transitions.items():
+        replaced[state] = []
+        for mark, following in edges:
+            for symbol, name in by_length:
+                mark = mark.replace(name, symbol)
+            replaced[state].append((mark, following))
+    return replaced, symbols, names
 
 
 class ReasoningSplitter:
@@ -258,11 +259,7 @@ class ReasoningSplitter:
             self._beginning = None
         yield from self._end_beginning()
         yield from self._flush()
-        yield from self._take(token)
-
-    def _take(self, token: int) -> Iterator[Delta]:
-        """Take a token that is a mark by itself, after all text before it has been read."""
-        marks = self._marks
+        # All text before this token, which is a mark by itself, has been read.
         if _kind_of(self._state[0]) == "reasoning":
             if token in marks.closing:
                 yield from self._enter("normal")

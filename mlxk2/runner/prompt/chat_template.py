@@ -55,9 +55,7 @@ class _TransformersExtension(Extension):
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
         """Return a value as JSON; Jinja's own filter escapes HTML."""
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     @staticmethod
     def raise_exception(message: str) -> None:

@@ -295,7 +295,16 @@ class Pool:
 
     def ask(self, question: Mapping[str, Any], cancelled: Cancelled = bool) -> Result:
         """Return the result of one of the processes; raise what `ConfinedProcess.ask` raises."""
-        process = self._acquire(cancelled)
+        began = time.monotonic()
+        with self._changed:
+            while not self._idle and self._busy:
+                if cancelled():
+                    raise InterruptedByUser("Interrupted.")
+                if time.monotonic() > began + _BUSY_SECONDS and self._busy < _MAX_PROCESSES:
+                    break
+                self._changed.wait(_TICK)
+            self._busy += 1
+            process = self._idle.pop() if self._idle else None
         try:
             if process is None or not process.is_alive:
                 if process is not None:
@@ -312,19 +321,6 @@ class Pool:
                     else:
                         self._idle.append(process)
                 self._changed.notify()
-
-    def _acquire(self, cancelled: Cancelled) -> ConfinedProcess | None:
-        """Wait for a process; return None if one is to be started."""
-        began = time.monotonic()
-        with self._changed:
-            while not self._idle and self._busy:
-                if cancelled():
-                    raise InterruptedByUser("Interrupted.")
-                if time.monotonic() > began + _BUSY_SECONDS and self._busy < _MAX_PROCESSES:
-                    break
-                self._changed.wait(_TICK)
-            self._busy += 1
-            return self._idle.pop() if self._idle else None
 
     def _start(self, cancelled: Cancelled) -> tuple[ConfinedProcess, Mapping[str, Any]]:
         process = self._starter.take()

@@ -185,12 +185,18 @@ def load_tokenizer(
     """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError that begins with `damaged`."""
     # Its warnings are about uses that mlxk2 does not have.
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    # mlx-lm has defaults for models of some kinds that came without settings of their tokenizer. If the architecture
+    # can't be imported, the loading of the weights says so.
+    defaults = None
+    with suppress(ValueError, LookupError, OSError, ImportError), fenced():
+        model_class, _ = utils._get_classes(utils.load_config(folder))
+        defaults = getattr(sys.modules[model_class.__module__], "TOKENIZER_DEFAULTS", None)
     opening = {
         "ask": "open",
         "folder": str(folder.absolute()),
         "options": _options(folder),
         "ends": token_ids(config.get("eos_token_id")) or None,
-        "defaults": _defaults(folder),
+        "defaults": defaults,
     }
     pool = Pool(starter, opening, partial(_check, damaged, folder))
     return Tokenizer(pool, pool.open(cancelled))
@@ -202,21 +208,17 @@ def _check(damaged: str, folder: Path, head: Mapping[str, Any]) -> None:
     if reason is None:
         return
     reason = " ".join(reason.replace(str(folder), folder.name).split())
-    if "tiktoken" in reason and _is_taken_for_tiktoken(folder):
-        reason = "tokenizer.model is no file of sentencepiece's"
-    elif "needs_code" in head:
+    if "tiktoken" in reason:
+        # transformers takes a damaged file of sentencepiece for one of tiktoken, and then asks for tiktoken.
+        with suppress(OSError):
+            begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
+            if not (folder / "tokenizer.json").exists() and not compatibility.is_tiktoken(begin):
+                raise ModelUnhealthyError(f"{damaged}: tokenizer.model is no file of sentencepiece's")
+    if "needs_code" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs code of its own, which is never executed: {reason}")
-    elif "missing" in head:
+    if "missing" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
     raise ModelUnhealthyError(f"{damaged}: {reason}")
-
-
-def _is_taken_for_tiktoken(folder: Path) -> bool:
-    """Whether transformers takes a damaged file of sentencepiece for one of tiktoken, and then asks for tiktoken."""
-    with suppress(OSError):
-        begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
-        return not (folder / "tokenizer.json").exists() and not compatibility.is_tiktoken(begin)
-    return False
 
 
 def token_ids(named: object) -> list[int]:
@@ -238,12 +240,3 @@ def _options(folder: Path) -> dict[str, Any]:
         known = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
         options |= {key: None for key, names in known.items() if str(settings.get(key)) not in names}
     return options
-
-
-def _defaults(folder: Path) -> Any:
-    """Return what mlx-lm has for models of this kind that came without settings of their tokenizer."""
-    # If an architecture can't be imported, the loading of the weights says so.
-    with suppress(ValueError, LookupError, OSError, ImportError), fenced():
-        model_class, _ = utils._get_classes(utils.load_config(folder))
-        return getattr(sys.modules[model_class.__module__], "TOKENIZER_DEFAULTS", None)
-    return None
