@@ -281,7 +281,7 @@ class PushData(TypedDict):
 
 
 class RunData(TypedDict):
-    """An answer and how it came about; times in seconds, counts in tokens."""
+    """A completion and how it came about; times in seconds, counts in tokens."""
 
     model: str
     prompt: str
@@ -311,8 +311,16 @@ class CompletionData(TypedDict):
 
 
 DATA_OF_COMMAND: dict[Command, Any] = {
-    "version": VersionData, "list": ListData, "show": ShowData, "health": HealthData, "pull": PullData,
-    "rm": RmData, "clone": CloneData, "push": PushData, "run": RunData, "server": ServerData,
+    "version": VersionData,
+    "list": ListData,
+    "show": ShowData,
+    "health": HealthData,
+    "pull": PullData,
+    "rm": RmData,
+    "clone": CloneData,
+    "push": PushData,
+    "run": RunData,
+    "server": ServerData,
     "completion": CompletionData,
 }
 

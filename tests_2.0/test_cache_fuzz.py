@@ -48,7 +48,7 @@ from support.layouts import (
 from mlxk2 import spec
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint import gguf as gguf_header
-from mlxk2.checkpoint.describe import describe, metadata_of
+from mlxk2.checkpoint.describe import describe, read_metadata
 from mlxk2.checkpoint.files import BrokenFile, Tree
 
 Model = spec.ModelObject
@@ -84,7 +84,7 @@ def verdict(hub: Hub, name: str = "org/model") -> Model:
     with deadline():
         snapshot = Cache(hub.path).find(name).snapshot()
         model = spec.model_object(describe(snapshot))
-        metadata = spec.metadata_object(metadata_of(snapshot))
+        metadata = spec.metadata_object(read_metadata(snapshot))
     assert_conforms(model, spec.ModelObject)
     assert_conforms(metadata, spec.Metadata | None)
     json.dumps([model, metadata, snapshot.config_or_empty], allow_nan=False)

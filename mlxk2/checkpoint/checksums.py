@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
-from mlxk2.checkpoint.files import BrokenFile, File, opened
+from mlxk2.checkpoint.files import BrokenFile, File, open_file
 from mlxk2.checkpoint.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def hashed_files(snapshot: Snapshot) -> list[File]:
 
 def digest(file: File, advance: Advance) -> str:
     """Return the hash of a file's bytes, of the kind that names its blob."""
-    with opened(file) as current:
+    with open_file(file) as current:
         if sys.platform == "darwin":
             # Bytes that are read once must not take the place of others in the system's file cache.
             fcntl.fcntl(current.descriptor, fcntl.F_NOCACHE, 1)

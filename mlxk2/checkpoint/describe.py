@@ -48,7 +48,7 @@ def look(find: Callable[[], Snapshot]) -> tuple[Snapshot, ModelInfo]:
 
 def describe(snapshot: Snapshot) -> ModelInfo:
     """Return what a snapshot's files say of the model; a damaged model is described like any other."""
-    framework = framework_of(snapshot)
+    framework = detect_framework(snapshot)
     problem = health.first_problem(snapshot, needs_tokenizer(snapshot))
     try:
         modified = int(os.stat(snapshot.path).st_mtime)
@@ -60,21 +60,21 @@ def describe(snapshot: Snapshot) -> ModelInfo:
         size_bytes=snapshot.size_bytes,
         modified=min(max(modified, 0), _LAST_SECOND),
         framework=framework,
-        model_type=model_type_of(snapshot),
+        model_type=detect_model_type(snapshot),
         problem=problem.text if problem else None,
         is_refused=problem is not None and problem.is_refused,
         why_not_runnable=problem.text if problem else why_not_runnable(snapshot, framework),
     )
 
 
-def framework_of(snapshot: Snapshot) -> Framework:
+def detect_framework(snapshot: Snapshot) -> Framework:
     """Return the framework that a model's weights are made for."""
     # mlx-lm also loads weights that were made for another library, when it knows the names of most of them. An
     # embedding model has the architecture of a text model, and no head for the next token.
     architectures = _architectures(snapshot)
     writes = not architectures or any(map(_WRITING_ARCHITECTURE.search, architectures))
     if _is_marked_mlx(snapshot) or (
-        writes and compatibility.problem_of_model(snapshot) is None and model_type_of(snapshot) != "embedding"
+        writes and compatibility.problem_of_model(snapshot) is None and detect_model_type(snapshot) != "embedding"
     ):
         return "MLX"
     if snapshot.named(".gguf"):
@@ -97,7 +97,7 @@ def _is_marked_mlx(snapshot: Snapshot) -> bool:
     return is_quantized and bool(compatibility.loaded_weights(snapshot))
 
 
-def model_type_of(snapshot: Snapshot) -> ModelType:
+def detect_model_type(snapshot: Snapshot) -> ModelType:
     """Return what a model is for, by its config, its card, its chat template and its name."""
     architectures = " ".join(_architectures(snapshot))
     card = snapshot.card(*_EMBEDDING_TASKS)
@@ -116,12 +116,12 @@ def _architectures(snapshot: Snapshot) -> list[str]:
 
 def needs_tokenizer(snapshot: Snapshot) -> bool:
     """Return whether a model generates text: by its type, or where that is unknown, because mlx-lm runs it."""
-    model_type = model_type_of(snapshot)
+    model_type = detect_model_type(snapshot)
     if model_type in TEXT_TYPES:
         return True
     # Embedding models, drafts and parts of others, which come without a tokenizer, name their architectures.
     is_unnamed = model_type == "unknown" and not any(_architectures(snapshot))
-    return is_unnamed and framework_of(snapshot) == "MLX" and compatibility.problem_of_model(snapshot) is None
+    return is_unnamed and detect_framework(snapshot) == "MLX" and compatibility.problem_of_model(snapshot) is None
 
 
 def why_not_runnable(snapshot: Snapshot, framework: Framework) -> str | None:
@@ -146,7 +146,7 @@ class ModelMetadata(NamedTuple):
     quantization: str | None
 
 
-def metadata_of(snapshot: Snapshot) -> ModelMetadata | None:
+def read_metadata(snapshot: Snapshot) -> ModelMetadata | None:
     """Return what a model's config says of its architecture; None for a model without a config."""
     config = snapshot.config_or_empty
     if not config:

@@ -108,7 +108,7 @@ class Tree:
         """Return all files below a folder, by name, except those it `leaves_out`; links to folders are not entered."""
         files = []
         for name, path, problem in walk(folder, lambda name, _: leaves_out(name)) if self.contains(folder) else ():
-            file = broken(name, problem, is_refused=True) if problem else self.file(name, path)
+            file = broken_file(name, problem, is_refused=True) if problem else self.file(name, path)
             if file is not None:
                 files.append(file)
         return sorted(files, key=lambda file: file.name)
@@ -122,27 +122,27 @@ class Tree:
                 folder, base = os.path.split(path)
                 real = self._real_folder(folder)
                 if not self._is_inside(real):
-                    return broken(name, f"is a link that leads outside {self._place}")
+                    return broken_file(name, f"is a link that leads outside {self._place}")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
                     if getattr(status, "st_flags", 0) & _DATALESS:
-                        return broken(name, IN_ICLOUD, is_refused=True)
+                        return broken_file(name, IN_ICLOUD, is_refused=True)
                     return File(name, path, status.st_size, _identity(status), blob, find_again=find_again)
                 if not stat.S_ISLNK(status.st_mode):
-                    return None if stat.S_ISDIR(status.st_mode) else broken(name, "is not a regular file")
+                    return None if stat.S_ISDIR(status.st_mode) else broken_file(name, "is not a regular file")
                 if target := _target(path, real):
                     path = target
                     above, base = os.path.split(path)
                     if blob is None and os.path.basename(above) == "blobs":
                         blob = base
         except FileNotFoundError:
-            return broken(name, "is a dangling link")
+            return broken_file(name, "is a dangling link")
         except OSError as error:
-            return broken(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _PATH_ERRORS)
+            return broken_file(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _PATH_ERRORS)
         except ValueError as error:
-            return broken(name, f"can't be read ({error})")
-        return broken(name, "is a link without an end")
+            return broken_file(name, f"can't be read ({error})")
+        return broken_file(name, "is a link without an end")
 
     def _real_folder(self, folder: str) -> str:
         """Do what `os.path.realpath` does, and look at each folder once: many files of a snapshot share a folder."""
@@ -183,7 +183,7 @@ def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False
 
 
 @contextmanager
-def opened(file: File) -> Iterator[OpenFile]:
+def open_file(file: File) -> Iterator[OpenFile]:
     """Open a file as it was found; raise BrokenFile when it can't be opened.
 
     A file that is another one by now, such as a blob that became a link into the store of all repos, is looked for
@@ -234,13 +234,13 @@ def _find_again(file: File) -> File | None:
 
 def read(file: File, limit: int, offset: int = 0) -> bytes:
     """Return at most `limit` bytes of a file from `offset`; raise BrokenFile when it can't be read."""
-    with opened(file) as current:
+    with open_file(file) as current:
         return current.read(limit, offset)
 
 
 def read_whole(file: File, limit: int) -> bytes:
     """Return all bytes of a file; raise BrokenFile when it has more than `limit` or can't be read."""
-    with opened(file) as current:
+    with open_file(file) as current:
         check_size(current.file, limit)
         return current.read(limit)
 
@@ -275,7 +275,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def broken(name: str, problem: str, *, is_refused: bool = False) -> File:
+def broken_file(name: str, problem: str, *, is_refused: bool = False) -> File:
     """Return a file that can't be read, with the reason."""
     return File(name, "", 0, _UNKNOWN, None, problem, is_refused)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 
-from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, opened
+from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, open_file
 
 MAX_HEADER_BYTES = 1 << 25  # Vocabularies of 262,144 tokens with their merges need a third of it.
 MAX_ENTRIES = 1 << 17  # Tensors, pairs and nested arrays together; real files have a few thousand.
@@ -34,7 +34,7 @@ _BLOCKS = {
 
 def check(file: File) -> None:
     """Raise BrokenFile unless the file is a GGUF file at least as large as its tensor table needs."""
-    with opened(file) as current:
+    with open_file(file) as current:
         header = _Header(current)
         if header.take(4) != b"GGUF":
             raise BrokenFile(f"{file.name} is no GGUF file")

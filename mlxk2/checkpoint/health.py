@@ -53,9 +53,7 @@ def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> Problem | None:
 def is_weight(name: str) -> bool:
     """Return whether a file of this name holds a model's weights; `training_args.bin` and the like do not."""
     base = name.rpartition("/")[2]
-    return base.endswith((".safetensors", ".gguf")) or (
-        base.startswith("pytorch_model") and base.endswith(".bin")
-    )
+    return base.endswith((".safetensors", ".gguf")) or (base.startswith("pytorch_model") and base.endswith(".bin"))
 
 
 def weight_names(snapshot: Snapshot) -> list[str]:

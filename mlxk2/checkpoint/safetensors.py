@@ -13,7 +13,7 @@ import re
 from operator import sub
 from typing import Any
 
-from mlxk2.checkpoint.files import HEADER_LIMIT, BrokenFile, File, opened, parse_json
+from mlxk2.checkpoint.files import HEADER_LIMIT, BrokenFile, File, open_file, parse_json
 from mlxk2.errors import reason_of
 
 MAX_HEADER_BYTES = HEADER_LIMIT.bytes  # The format allows 100 MB.
@@ -73,7 +73,7 @@ def has_tensor(file: File, ending: str) -> bool:
 
 def _read_header(file: File) -> tuple[File, bytes]:
     """Return the file as it was when it was read, and the JSON text of its header."""
-    with opened(file) as current:
+    with open_file(file) as current:
         file = current.file
         begin = current.read(_FIRST_READ)
         if len(begin) < 8:

@@ -39,9 +39,7 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 _MORE_TEMPLATES = "additional_chat_templates/"
 # The value is a text with a character that is no white space, or templates with names.
-_TEMPLATE_KEY = re.compile(
-    rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")'
-)
+_TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")')
 _TEMPLATE_TYPE_KEY = re.compile(rb'"chat_template_type"\s*:\s*"')
 
 

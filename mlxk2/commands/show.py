@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint import health
-from mlxk2.checkpoint.describe import look, metadata_of
+from mlxk2.checkpoint.describe import look, read_metadata
 from mlxk2.checkpoint.snapshot import TEMPLATE_FILES
 from mlxk2.formatting import human_size
 from mlxk2.spec import FileEntry, ShowData, metadata_object, model_object
@@ -35,7 +35,7 @@ def run(options: Options, context: Context) -> ShowData:
     cache = Cache(find_cache_dir(context.environment))
     ref = names.parse(options.model)
     snapshot, info = look(lambda: cache.resolve(ref))
-    data: ShowData = {"model": model_object(info), "metadata": metadata_object(metadata_of(snapshot))}
+    data: ShowData = {"model": model_object(info), "metadata": metadata_object(read_metadata(snapshot))}
     if info.is_healthy:
         for warning in health.warnings(snapshot):
             context.streams.warn(f"{warning}.")

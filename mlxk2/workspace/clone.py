@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from mlxk2.cache import scratch, space
 from mlxk2.cache.directory import Directory
 from mlxk2.cache.scratch import Scratch
-from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, opened
+from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, open_file
 from mlxk2.errors import InvalidTargetError, OperationError, cause
 from mlxk2.names import is_macos_metadata
 
@@ -212,7 +212,7 @@ def _copy(file: File, path: str, advance: Advance) -> None:
 def _original(file: File) -> Iterator[OpenFile]:
     """Open the file to be copied; raise OperationError when it can't be read."""
     try:
-        with opened(file) as current:
+        with open_file(file) as current:
             yield current
     except BrokenFile as error:
         raise OperationError(f"{error}.") from error

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from mlxk2 import names
 from mlxk2.cache.store import folder_snapshot
-from mlxk2.checkpoint.files import BrokenFile, Entry, File, Tree, broken, read_whole, walk
+from mlxk2.checkpoint.files import BrokenFile, Entry, File, Tree, broken_file, read_whole, walk
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
@@ -32,7 +32,7 @@ class Workspace:
         path = os.path.join(self.root, IGNORE_FILE)
         if not os.path.lexists(path):
             return Ignore.of("")
-        file = self._tree.file(IGNORE_FILE, path) or broken(IGNORE_FILE, "is a link to a folder")
+        file = self._tree.file(IGNORE_FILE, path) or broken_file(IGNORE_FILE, "is a link to a folder")
         try:
             return Ignore.of(read_whole(file, MAX_IGNORE_BYTES).decode("utf-8-sig", "replace"))
         except BrokenFile as error:
@@ -47,14 +47,14 @@ class Workspace:
         files = []
         for name, path, problem in entries:
             if problem is not None:
-                file = broken(name, problem)
+                file = broken_file(name, problem)
             elif not path.endswith(name):
-                file = broken(name, "has a name that is not UTF-8")
+                file = broken_file(name, "has a name that is not UTF-8")
             else:
-                file = self._tree.file(name, path) or broken(name, "is a link to a folder")
+                file = self._tree.file(name, path) or broken_file(name, "is a link to a folder")
             problem = file.problem or names.problem_of_file(name) or clashes.get(name)
             # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
-            files.append(broken(name, problem) if problem else file._replace(blob=None))
+            files.append(broken_file(name, problem) if problem else file._replace(blob=None))
         return tuple(files)
 
     @property

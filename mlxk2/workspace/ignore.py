@@ -83,32 +83,32 @@ class Ignore:
 
     def matches(self, name: str, is_folder: bool) -> bool:
         """Return whether a pattern means this path itself, relative to the top; folders above it are not looked at."""
-        rule = self._deciding(name, is_folder)
+        rule = self._find_rule(name, is_folder)
         return rule is not None and rule.ignores
 
     def covers(self, name: str) -> bool:
         """Return whether a file is ignored, by its own name or by that of a folder above it."""
-        rule = self._covering(name, is_folder=False)
+        rule = self._find_covering_rule(name, is_folder=False)
         return rule is not None and rule.ignores
 
     def withholds(self, name: str, is_folder: bool = False) -> bool:
         """Return whether a path is ignored because it looks like a secret, and not because of a line of the user's."""
-        rule = self._covering(name, is_folder)
+        rule = self._find_covering_rule(name, is_folder)
         return rule is not None and rule.ignores and rule.is_of_secrets
 
     def takes_in(self, name: str) -> bool:
         """Return whether a `!` of the user's means this file."""
-        rule = self._deciding(name, is_folder=False)
+        rule = self._find_rule(name, is_folder=False)
         return rule is not None and not rule.ignores and not rule.is_of_secrets
 
-    def _covering(self, name: str, is_folder: bool) -> _Rule | None:
+    def _find_covering_rule(self, name: str, is_folder: bool) -> _Rule | None:
         for slash in re.finditer("/", name):
-            rule = self._deciding(name[: slash.start()], is_folder=True)
+            rule = self._find_rule(name[: slash.start()], is_folder=True)
             if rule is not None and rule.ignores:
                 return rule
-        return self._deciding(name, is_folder)
+        return self._find_rule(name, is_folder)
 
-    def _deciding(self, name: str, is_folder: bool) -> _Rule | None:
+    def _find_rule(self, name: str, is_folder: bool) -> _Rule | None:
         # One pattern finds out that most names match none of the many defaults.
         rules = self.own + (self.defaults if litter.stays_at_home(name) else ())
         fitting = (rule for rule in rules if is_folder or not rule.folders_only)
