@@ -175,29 +175,27 @@ class Staging:
                 (self.snapshot(plan.commit) / name).unlink(missing_ok=True)
             for earlier in ("snapshots", "refs"):
                 shutil.rmtree(self.folder / earlier, ignore_errors=True)
-            (self.folder / "snapshots" / plan.commit).mkdir(parents=True)
+            snapshot = self.folder / "snapshots" / plan.commit
+            snapshot.mkdir(parents=True)
             if self.model.is_dir():
-                self._change_model(plan)
+                self._change_model(plan, snapshot)
             else:
-                self._make_model(plan, ref)
+                blobs = {file.blob for file in plan.files}
+                for entry in list(os.scandir(self.folder / "blobs")):
+                    if entry.name not in blobs:
+                        # macOS removes its metadata file together with the file that it belongs to.
+                        Path(entry.path).unlink(missing_ok=True)
+                _link_all(snapshot, plan.files, self.folder)
+                if ref is not None:
+                    refs.write(ref, plan.commit, str(self.folder))
+                self.folder.rename(self.model)
         if ref is not None and not self._is_current(ref, plan.commit):
             refs.write(ref, plan.commit, str(self.model))
         for folder in self._folders():
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _make_model(self, plan: PullPlan, ref: str | None) -> None:
-        blobs = {file.blob for file in plan.files}
-        for entry in list(os.scandir(self.folder / "blobs")):
-            if entry.name not in blobs:
-                # macOS removes its metadata file together with the file that it belongs to.
-                Path(entry.path).unlink(missing_ok=True)
-        _link_all(self.folder / "snapshots" / plan.commit, plan.files, self.folder)
-        if ref is not None:
-            refs.write(ref, plan.commit, str(self.folder))
-        self.folder.rename(self.model)
-
-    def _change_model(self, plan: PullPlan) -> None:
-        """Add a revision to a model; where it is there already, replace its misplaced entries one by one.
+    def _change_model(self, plan: PullPlan, new: Path) -> None:
+        """Add a revision to a model by its `new` folder; if it has the revision, replace misplaced entries one by one.
 
         What else the user keeps in the revision's folder stays.
         """
@@ -205,7 +203,7 @@ class Staging:
         for file in plan.files:
             if os.path.lexists(self.staged(file)):
                 os.replace(self.staged(file), self.blob(file))
-        new, snapshot = self.folder / "snapshots" / plan.commit, self.snapshot(plan.commit)
+        snapshot = self.snapshot(plan.commit)
         if snapshot.is_symlink():
             snapshot.unlink()
         if not snapshot.exists():
