@@ -36,8 +36,25 @@ _CANCEL_CHECK_SECONDS = 0.1
 _FILE_CHECK_SECONDS = 1.0
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 
+
+class PromptModel(Protocol):
+    """The parts of a model that its prompts need."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with its chat template."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the model's tokens mean."""
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the model can hold; None if its files do not say it."""
+
+
 # Turn a valid body into requests for a model, of which only the tokenizer is loaded.
-MakeRequests = Callable[[Any], Sequence[GenerationRequest]]
+MakeRequests = Callable[[PromptModel], Sequence[GenerationRequest]]
 
 
 class Prepared(NamedTuple):
@@ -54,10 +71,8 @@ class Preparer(Protocol):
         """Return the requests that a client's body makes for a model."""
 
 
-class PromptModel(NamedTuple):
-    """The parts of a model that its prompts need."""
-
-    tokenizer: Any
+class _LoadedTokenizer(NamedTuple):
+    tokenizer: Tokenizer
     vocabulary: Vocabulary
     context_length: int | None
 
@@ -161,10 +176,10 @@ class _Tokenizers:
         self._context_length = context_length
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
-        self._models: OrderedDict[str, tuple[object, PromptModel]] = OrderedDict()
+        self._models: OrderedDict[str, tuple[object, _LoadedTokenizer]] = OrderedDict()
         self._states: dict[str, tuple[float, object]] = {}
 
-    def get(self, key: ModelKey, cancelled: Cancelled) -> PromptModel:
+    def get(self, key: ModelKey, cancelled: Cancelled) -> _LoadedTokenizer:
         """Return the tokenizer of a model; load it if it is not loaded, or if its files have changed.
 
         Raise InterruptedByUser if the request is `cancelled` while another one loads the same tokenizer, so that its
@@ -186,7 +201,7 @@ class _Tokenizers:
             config = loader.read_config(folder, key.name)
             tokenizer, vocabulary = loader.load_vocabulary(folder, key.name, config, self._starter, cancelled)
             context_length = self._context_length or loader.context_of(folder, key.name)
-            model = PromptModel(tokenizer, vocabulary, context_length)
+            model = _LoadedTokenizer(tokenizer, vocabulary, context_length)
             self._keep(key.path, state, model)
             return model
         finally:
@@ -208,7 +223,7 @@ class _Tokenizers:
         self._states[path] = (time.monotonic(), state)
         return state
 
-    def _find(self, path: str, state: object) -> PromptModel | None:
+    def _find(self, path: str, state: object) -> _LoadedTokenizer | None:
         with self._lock:
             loaded_state, model = self._models.get(path, (None, None))
             # The files of a model in memory may have been removed: then it has no state.
@@ -217,7 +232,7 @@ class _Tokenizers:
             self._models.move_to_end(path)
             return model
 
-    def _keep(self, path: str, state: object, model: PromptModel) -> None:
+    def _keep(self, path: str, state: object, model: _LoadedTokenizer) -> None:
         with self._lock:
             dropped = [self._models.pop(path)[1]] if path in self._models else []
             self._models[path] = (state, model)

@@ -1,1 +1,1 @@
-"""HTTP: connections, access, bodies, disconnects."""
+"""HTTP, for every API: connections, access, bodies, refusals, disconnects."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from mlxk2.errors import ValidationError
 from mlxk2.runner.output.stops import StopStrings
 from mlxk2.runner.prompt.prompter import Message, Prompt, Prompter
 from mlxk2.runner.request import GenerationRequest, Sampling, default_max_tokens, token_budget
 from mlxk2.server.openai.requests import ChatBody, CompletionBody
+from mlxk2.server.preparing import PromptModel
 
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -20,7 +20,7 @@ _SEEDS = 1 << 64
 MAX_LOGPROBS_HELD = 1 << 21
 
 
-def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
+def chat_requests(body: ChatBody, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` completions of a conversation."""
     messages: list[Message] = []
     for message in body.messages:
@@ -33,7 +33,9 @@ def chat_requests(body: ChatBody, model: Any, default_limit: int | None) -> Sequ
     return _limit_logprobs(body, _variants(request, body.n or 1), model)
 
 
-def completion_requests(body: CompletionBody, model: Any, default_limit: int | None) -> Sequence[GenerationRequest]:
+def completion_requests(
+    body: CompletionBody, model: PromptModel, default_limit: int | None
+) -> Sequence[GenerationRequest]:
     """Return one request for each of the `n` completions of every prompt, prompt by prompt."""
     prompter = _prompter(model)
     requests: list[GenerationRequest] = []
@@ -44,12 +46,12 @@ def completion_requests(body: CompletionBody, model: Any, default_limit: int | N
     return _limit_logprobs(body, requests, model)
 
 
-def _prompter(model: Any) -> Prompter:
+def _prompter(model: PromptModel) -> Prompter:
     return Prompter(model.tokenizer, model.vocabulary, context=model.context_length)
 
 
 def _request(
-    body: ChatBody | CompletionBody, prompt: Prompt, model: Any, default_limit: int | None
+    body: ChatBody | CompletionBody, prompt: Prompt, model: PromptModel, default_limit: int | None
 ) -> GenerationRequest:
     if not prompt.tokens:
         raise ValidationError("The prompt is empty, and the model has no token that begins a text.")
@@ -72,7 +74,7 @@ def _variants(request: GenerationRequest, count: int) -> list[GenerationRequest]
 
 
 def _limit_logprobs(
-    body: ChatBody | CompletionBody, requests: Sequence[GenerationRequest], model: Any
+    body: ChatBody | CompletionBody, requests: Sequence[GenerationRequest], model: PromptModel
 ) -> Sequence[GenerationRequest]:
     """Return the requests, if the logprobs of all their completions fit into memory until the response is sent.
 
