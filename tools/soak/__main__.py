@@ -17,13 +17,12 @@ from pathlib import Path
 # The hub, the server and the models of the tests serve here, too.
 sys.path.append(str(Path(__file__).parents[2] / "tests_2.0"))
 
-from audit import Findings, audit
+from audit import Findings, audit, report
 from judge import Judge, Timeline
 from librarian import Librarian
 from life import Life
 from load import Load
 from programs import Programs
-from report import report
 from world import World, world
 
 

@@ -1,17 +1,16 @@
-"""What must be true when all is over: nothing held, nothing left, the cache whole."""
+"""What must be true at the end (nothing held, nothing left, the cache whole), and the report."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import gauges
-from gauges import Held
 from judge import Judge
 from librarian import Librarian
-from life import Life
+from life import MOST_GROWTH, SHORTEST, Held, Life, settled
 from models import BULK, HOSTILE, TALE, WALK
 from programs import Programs
 from world import World
@@ -36,7 +35,7 @@ class Findings:
 
 async def audit(world: World, judge: Judge, life: Life, librarian: Librarian, programs: Programs) -> Findings:
     """Look at everything, end the server, and complain to the judge of what is not as it should be."""
-    memory = gauges.settled(life.samples)
+    memory = settled(life.samples)
     at_end = await life.settle()
     _compare(judge, memory, life.at_start, at_end)
     await librarian.fill()
@@ -51,7 +50,7 @@ async def audit(world: World, judge: Judge, life: Life, librarian: Librarian, pr
 
 
 def _compare(judge: Judge, memory: tuple[int, int] | None, at_start: Held | None, at_end: Held | None) -> None:
-    if memory is not None and memory[1] > gauges.MOST_GROWTH * memory[0]:
+    if memory is not None and memory[1] > MOST_GROWTH * memory[0]:
         judge.complain(f"the memory grows from {memory[0]:,} to {memory[1]:,} bytes in one life")
     if at_start is not None and at_end is not None:
         for what, before, after in zip(Held._fields, at_start, at_end, strict=True):
@@ -72,3 +71,42 @@ def _left_in(world: World) -> Iterator[str]:
         if not path.name.startswith("models--") and path.name not in _ENTRIES:
             yield str(path)
     yield from (str(path) for path in world.cache.rglob("*") if path.name.endswith(_UNFINISHED))
+
+
+_KINDS = ("asked", "right", "refused", "busy", "restart", "damaged", "command")
+
+
+def report(judge: Judge, life: Life, findings: Findings | None, *, seed: int, seconds: float) -> Iterator[str]:
+    """Yield the lines; the last one is the verdict."""
+    yield f"Soak of {seconds:.0f} s with seed {seed}, {judge.timeline.now:.0f} s in all"
+    for kind in _KINDS:
+        found = {name.partition(": ")[2]: count for name, count in judge.counts.items() if name.startswith(f"{kind}:")}
+        yield f"  {kind} {sum(found.values()):,}: {_listed(Counter(found))}"
+    yield f"  faults {judge.faults.total():,}: {_listed(judge.faults)}"
+    for kind, times in sorted(judge.latencies.items()):
+        yield f"  {kind} took {_percentile(times, 50):.2f} s (p50), {_percentile(times, 99):.2f} s (p99)"
+    yield f"  ends of the server: {', '.join(f'{end:.1f}' for end in life.ends)} s after SIGTERM"
+    if findings is not None:
+        yield f"  most memory of the last life: {_memory(findings.memory)}"
+        yield f"  at its start: {_held(findings.at_start)}; at its end: {_held(findings.at_end)}"
+        yield f"  left behind: {', '.join(findings.left) or 'nothing'}"
+    yield f"{'FAILED' if judge.unexpected else 'PASSED'}: {len(judge.unexpected)} unexpected"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common()) or "none"
+
+
+def _percentile(times: Sequence[float], percent: int) -> float:
+    return sorted(times)[(len(times) - 1) * percent // 100]
+
+
+def _memory(memory: tuple[int, int] | None) -> str:
+    if memory is None:
+        return f"not judged, the life was shorter than {SHORTEST:g} s"
+    first, last = memory
+    return f"{first / 1e6:.1f} MB in its first half, {last / 1e6:.1f} MB in its last quarter (× {last / first:.3f})"
+
+
+def _held(held: Held | None) -> str:
+    return "unknown" if held is None else f"{held.files} open files, {held.threads} threads"

@@ -1,4 +1,4 @@
-"""The server's lives: started, frozen for seconds, ended by SIGTERM under load, and started again on its port."""
+"""The server's lives: started, frozen for seconds, ended by SIGTERM under load, restarted; and what they use."""
 
 from __future__ import annotations
 
@@ -7,17 +7,59 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
 
-import gauges
 import httpx
 from channels import KEY, PATIENCE
-from gauges import Held, Sample
 from judge import RESTART, Judge
 from models import DEMO, WALK
 from questions import CHAT, FACTS, HEALTH, MODELS, chat
 from support.serving import Server, full_pipe
 from world import World
+
+Sample = tuple[float, int]
+# Seconds of a life of which something can be said about the memory, and the part of it in which it may grow: it does
+# until every kind of load has met every other.
+SHORTEST = 120.0
+_WARM_UP = 1 / 2
+# Of memory, the peak at the end over that of the warm-up.
+MOST_GROWTH = 1.05
+
+
+class Held(NamedTuple):
+    """How many files and threads a process has."""
+
+    files: int
+    threads: int
+
+
+def memory_of(pid: int) -> int | None:
+    """The bytes of memory that a process takes (its resident set); None if it has ended."""
+    said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return int(said) * 1024 if said.strip() else None
+
+
+def held_by(pid: int) -> Held | None:
+    """The files and threads of a process; None where /proc can't tell."""
+    folder = Path("/proc") / str(pid)
+    if not folder.is_dir():
+        return None
+    return Held(*(sum(1 for _ in (folder / name).iterdir()) for name in ("fd", "task")))
+
+
+def settled(samples: Sequence[Sample]) -> tuple[int, int] | None:
+    """The most memory in the warm-up of a life, and the most in its last quarter; None if the life was too short.
+
+    Between its peaks the memory goes up and down by a tenth and more, as models come and go.
+    """
+    if not samples or samples[-1][0] - samples[0][0] < SHORTEST:
+        return None
+    sizes = [size for _, size in samples]
+    return max(sizes[: int(len(sizes) * _WARM_UP)]), max(sizes[-(len(sizes) // 4) :])
+
 
 # Seconds that the end may take, as promised.
 LONGEST_END = 5.0
@@ -115,7 +157,7 @@ class Life:
             await self._wait_until_idle(client)
         # The server needs a moment to see that the connections are gone.
         await asyncio.sleep(1)
-        return gauges.held_by(self.pid)
+        return held_by(self.pid)
 
     async def _wait_until_idle(self, client: httpx.AsyncClient) -> None:
         deadline = time.monotonic() + _MOST_IDLE_WAIT
@@ -127,7 +169,7 @@ class Life:
 
     def measure(self) -> None:
         """Note the server's memory."""
-        size = gauges.memory_of(self.pid)
+        size = memory_of(self.pid)
         if size is not None:
             self.samples.append((self._judge.timeline.now, size))
 

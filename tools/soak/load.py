@@ -9,12 +9,11 @@ from random import Random
 
 import questions
 from answers import Answer
-from channels import Channels
+from channels import Channels, be_rude
 from judge import Judge
 from librarian import Librarian
 from life import Life
 from questions import Question
-from rudeness import be_rude
 
 CLIENTS = 10
 RUDE_CLIENTS = 2
