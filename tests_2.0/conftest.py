@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a cache of their own, and the opt-in of those that need the user's world."""
+"""Fixtures of all tests: an isolated cache, and the opt-in of tests that need the user's cache or the network."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _NEEDED = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many workers `-n auto` starts: one more than processors, since tests wait for others a third of the time."""
+    """Return the workers of `-n auto`: one more than processors, since tests wait a third of the time."""
     return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, and give property tests the time they need."""
+    """Make Ctrl-C work in programs under test, and give property tests the time they need."""
     # What a shell starts in the background is deaf to it, and so would be all programs under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A machine that does other things too is no fault of the code.
@@ -48,7 +48,7 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip an opt-in test, saying what it needs."""
+    """Skip an opt-in test whose variables are missing, and name them."""
     for marker, variables in _NEEDED.items():
         missing = [name for name in variables if not os.environ.get(name)]
         if missing and item.get_closest_marker(marker):
@@ -58,7 +58,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Result(NamedTuple):
-    """How one run of the program ended."""
+    """The exit code and the output of one run of the program."""
 
     code: int
     out: str
@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The one JSON document on stdout, which is all that is there."""
+        """Return the one JSON document on stdout; fail if there is anything else."""
         return json.loads(self.out, parse_constant=_refuse)
 
 
@@ -82,7 +82,7 @@ class Program(Protocol):
 
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A new, empty hub folder that all code under test takes for the user's cache."""
+    """Yield a new, empty cache folder that all code under test uses as the user's cache."""
     home = tmp_path / "huggingface"
     hub = home / "hub"
     hub.mkdir(parents=True)
@@ -98,19 +98,19 @@ def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def assert_is_test_cache(hub: Path) -> None:
-    """The folder is a test's own cache, so that whatever is done to it harms nobody."""
+    """Fail unless the folder is the cache of a test, which may be changed without harm."""
     assert (hub / SENTINEL).is_file(), f"{hub} is no test cache"
 
 
 @pytest.fixture
 def hub(isolated_cache: Path) -> Hub:
-    """The isolated cache, to be filled with models in the usual layout."""
+    """Return the isolated cache, to be filled with models in the usual layout."""
     return Hub(isolated_cache)
 
 
 @pytest.fixture
 def mlxk2(isolated_cache: Path, capsys: pytest.CaptureFixture[str]) -> Program:  # noqa: ARG001 - isolates
-    """Runs the program's `main` in this process: `mlxk2("list", "--json")`."""
+    """Return a function that runs the program's `main` in this process: `mlxk2("list", "--json")`."""
 
     def run(*words: str) -> Result:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What tests of the real program on terminals and pipes share: its user's world."""
+"""Fixtures for tests of the real program on terminals and pipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def environment(isolated_cache: Path, tmp_path: Path) -> dict[str, str]:  # noqa: ARG001 - isolates
-    """The variables of a shell whose user sees the isolated cache alone."""
+    """Return the variables of a shell whose user sees only the isolated cache."""
     home = tmp_path / "home"
     home.mkdir()
     names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "MLXK2_STRICT_TEST_DELETE")

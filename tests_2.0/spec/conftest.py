@@ -1,4 +1,4 @@
-"""What the tests of the JSON API share: its schema, its documentation, and the real program."""
+"""Fixtures for tests of the JSON API: its schema, its documentation, and the real program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 
 class Outcome(NamedTuple):
-    """How the program ended, and the one document that it printed."""
+    """The exit code of the program and the one document that it printed."""
 
     code: int
     document: Document
@@ -33,12 +33,12 @@ class Outcome(NamedTuple):
 
 
 def documented() -> list[Document]:
-    """Every example of the specification."""
+    """Return every example of the specification."""
     return [json.loads(text) for text in _EXAMPLE.findall(SPECIFICATION.read_text(encoding="utf-8"))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with an argument `example` sees every example of the specification."""
+    """Run a test with an argument `example` once for every example of the specification."""
     if "example" in metafunc.fixturenames:
         examples = documented()
         ids = [f"{number}-{example['command']}-{example['status']}" for number, example in enumerate(examples)]
@@ -47,19 +47,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def examples() -> list[Document]:
-    """Every example of the specification."""
+    """Return every example of the specification."""
     return documented()
 
 
 @pytest.fixture(scope="session")
 def specification() -> str:
-    """The specification's text."""
+    """Return the text of the specification."""
     return SPECIFICATION.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def schema() -> Document:
-    """The published schema, which is a valid one."""
+    """Return the published schema; fail if it is no valid schema."""
     published: Document = json.loads(SCHEMA.read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(published)
     return published
@@ -67,14 +67,14 @@ def schema() -> Document:
 
 @pytest.fixture(scope="session")
 def problems(schema: Document) -> Callable[[object], list[str]]:
-    """What the schema has against a document."""
+    """Return a function that lists every violation of the schema in a document."""
     validator = Draft202012Validator(schema)
     return lambda document: [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
 @pytest.fixture
 def program(isolated_cache: Path, tmp_path: Path) -> Callable[..., Outcome]:  # noqa: ARG001 - isolates
-    """Runs the real program with `--json` at its end, in a process and a folder of its own."""
+    """Return a function that runs the real program with `--json` in a separate process and folder."""
 
     def run(*words: str, **environment: str) -> Outcome:
         command = [sys.executable, "-m", "mlxk2", *words, "--json"]
@@ -88,7 +88,7 @@ def program(isolated_cache: Path, tmp_path: Path) -> Callable[..., Outcome]:  # 
 
 @pytest.fixture
 def filled(hub: Hub) -> Hub:
-    """A cache with models of all kinds, sound and damaged."""
+    """Return a cache with models of all kinds, sound and damaged."""
     hub.add("mlx-community/Sound-4bit", chat_model(quantization={"bits": 4, "group_size": 64}))
     hub.add("mlx-community/Sharded-8bit", sharded_model())
     hub.add("mlx-community/Sharded-broken", without(sharded_model(), "model-00002-of-00003.safetensors"))

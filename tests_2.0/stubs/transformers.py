@@ -2,7 +2,7 @@
 
 
 class PreTrainedTokenizerBase:
-    """What a tokenizer inherits."""
+    """The base class of tokenizers."""
 
     def apply_chat_template(self) -> None:
-        """Not called: the echo has a template of its own."""
+        """Do nothing: the echo has its own template."""

@@ -1,4 +1,4 @@
-"""The server in this process, on scripted or tiny models: its application, asked over HTTP without a socket."""
+"""The server's application in this process, on scripted or tiny models, with HTTP requests that need no socket."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MUL
 
 
 class Client(TestClient):
-    """Asks the application; every answer, also an error, is held against the application's own description."""
+    """Sends requests to the application and checks every response, also errors, against its OpenAPI description."""
 
     def request(self, method: str, url: Any, **options: Any) -> httpx2.Response:
-        """Ask, and check the answer."""
+        """Send a request and check the response."""
         response = super().request(method, url, **options)
         if response.status_code != 499:
             assert_described(super().request("GET", "/openapi.json", headers=_KEY).json(), method, str(url), response)
         return response
 
     def ask(self, path: str = CHAT, **body: Any) -> Any:
-        """The answer to a request; to a chat with one greeting, where the path is left out."""
+        """Return the response to a request; by default, to a chat of one greeting."""
         response = self.post(path, json=_body(path, body))
         assert response.status_code == 200, response.text
         return response.json()
 
     def events(self, path: str = CHAT, **body: Any) -> list[Any]:
-        """The objects of a stream, which must end as streams do."""
+        """Return the objects of a stream; fail unless it is complete."""
         response = self.post(path, json=_body(path, body) | {"stream": True})
         assert response.status_code == 200, response.text
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         return events_of(response.text)
 
     def refused(self, path: str = CHAT, *, status: int = 400, **body: Any) -> Mapping[str, Any]:
-        """The error of a request that must fail."""
+        """Return the error of a request; fail unless the request is refused."""
         return error_of(self.post(path, json=_body(path, body)), status)
 
 
@@ -68,7 +68,7 @@ def _body(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def events_of(text: str) -> list[Any]:
-    """The objects of a stream's text."""
+    """Return the objects in the text of a stream."""
     assert text.endswith("data: [DONE]\n\n")
     lines = text.removesuffix("data: [DONE]\n\n").split("\n\n")
     assert lines.pop() == ""
@@ -77,7 +77,7 @@ def events_of(text: str) -> list[Any]:
 
 
 def assert_described(document: Any, method: str, url: str, response: httpx2.Response) -> None:
-    """The status of a response is one that the description has for this request, and the body has its shape."""
+    """Fail unless the description of this request has the response's status and the type of its body."""
     path = re.sub(r"(?<=/v1/models/).*", "{model}", url.removeprefix("http://127.0.0.1:8000"))
     operations = document["paths"].get(path)
     if operations is None:
@@ -94,7 +94,7 @@ def assert_described(document: Any, method: str, url: str, response: httpx2.Resp
 
 
 def validate(document: Any, schema: Any, value: Any) -> None:
-    """A value has the shape that the description tells, and no key that it does not tell."""
+    """Fail unless a value conforms to a schema of the description and has no further keys."""
     closed = {
         name: kind | ({"additionalProperties": False} if "properties" in kind else {})
         for name, kind in document["components"]["schemas"].items()
@@ -107,7 +107,7 @@ def _refuse(constant: str) -> None:
 
 
 def error_of(response: httpx2.Response, status: int) -> Mapping[str, Any]:
-    """The error of a response with this status, which must have OpenAI's shape and be documented."""
+    """Return the error of a response; fail unless it has this status and OpenAI's form, and is documented."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     (key,), (error,) = response.json().keys(), response.json().values()
@@ -120,7 +120,7 @@ def error_of(response: httpx2.Response, status: int) -> Mapping[str, Any]:
 
 
 class ScriptedPreparing:
-    """Makes prompts with the tokenizers of scripted models, of the one in memory or the next."""
+    """Prepares prompts with the tokenizer of the scripted model that is in memory or comes next."""
 
     def __init__(self, models: Sequence[ScriptedBackend], delay: float = 0.0) -> None:
         self.models = list(models) or [ScriptedBackend(lambda _: [])]
@@ -149,7 +149,7 @@ def serving(
     no_sleep: NoSleep | None = None,
     **timing: float,
 ) -> Iterator[Client]:
-    """Serve these models one after the other, or whatever makes loading fail, until the end of the block.
+    """Serve these models one after the other until the end of the block; with a `failure`, loading fails.
 
     Each prompt takes `delay` seconds.
     """

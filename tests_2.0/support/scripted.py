@@ -1,4 +1,4 @@
-"""A scripted backend: it stands in for a model in memory and says what a test tells it to, byte by byte."""
+"""A scripted backend: stands in for a model in memory and generates the tokens of a script, one for each byte."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Script = Callable[[GenerationRequest], Sequence[int | Exception]]
 
 
 def tokens_of(*parts: str | bytes | int) -> list[int]:
-    """The tokens of a script: every byte is one, and so is every mark given as a part of its own."""
+    """Return the tokens of a script: one for every byte, and one for every mark that is a part by itself."""
     tokens: list[int] = []
     for part in parts:
         if isinstance(part, int):
@@ -44,7 +44,7 @@ def tokens_of(*parts: str | bytes | int) -> list[int]:
 
 
 class ScriptedDetokenizer:
-    """Decodes bytes as they come; an unfinished character waits."""
+    """Decodes bytes one by one; an unfinished character waits for its end."""
 
     tokenmap = [bytes([byte]) for byte in range(END)] + [name.encode() for name in _MARKS]
 
@@ -53,25 +53,25 @@ class ScriptedDetokenizer:
         self._text = ""
 
     def add_token(self, token: int) -> None:
-        """Take a byte, or a mark."""
+        """Decode a byte or a mark."""
         if token == BROKEN:
             raise KeyError(token)
         self._text += _NAMES.get(token) or self._decoder.decode(bytes([token]))
 
     def finalize(self) -> None:
-        """Decode what is left."""
+        """Decode the rest."""
         self._text += self._decoder.decode(b"", final=True)
 
     @property
     def last_segment(self) -> str:
-        """The text since the last reading."""
+        """Return the text since the last call."""
         text, self._text = self._text, ""
         return text
 
 
 @dataclass
 class ScriptedTokenizer:
-    """What mlx-lm's tokenizer wrapper says of a tokenizer; its chat template is `role:content;` for every turn."""
+    """Has the attributes of mlx-lm's tokenizer wrapper; its chat template is `role:content;` for every turn."""
 
     marks: Sequence[str] = ("<end>", "<think>", "</think>")
     has_chat_template: bool = True
@@ -86,61 +86,61 @@ class ScriptedTokenizer:
 
     @property
     def think_start(self) -> str | None:
-        """What mlx-lm takes for the mark that opens a thought."""
+        """Return the mark that, to mlx-lm, opens reasoning."""
         return "<|channel>thought" if "<|channel>" in self.marks else "<think>" if "<think>" in self.marks else None
 
     @property
     def think_end(self) -> str:
-        """What mlx-lm takes for the mark that closes one."""
+        """Return the mark that, to mlx-lm, closes reasoning."""
         return "<channel|>" if "<|channel>" in self.marks else "</think>"
 
     @property
     def has_thinking(self) -> bool:
-        """Whether mlx-lm knows marks of reasoning."""
+        """Return whether mlx-lm knows marks of reasoning."""
         return self.think_start is not None
 
     @property
     def detokenizer(self) -> ScriptedDetokenizer:
-        """A new one at each reading."""
+        """Return a new detokenizer."""
         return ScriptedDetokenizer()
 
     def cancellable(self, _: Callable[[], bool]) -> ScriptedTokenizer:
-        """This tokenizer, which is done at once."""
+        """Return this tokenizer: it needs no cancellation."""
         return self
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]:
-        """All marks, which are special but for those of reasoning."""
+        """Return all marks; they are special, except those of reasoning."""
         return {_MARKS[mark]: SimpleNamespace(special="think" not in mark) for mark in (*self.marks, "<pad>")}
 
     @property
     def all_special_ids(self) -> list[int]:
-        """The ids of the end and the padding."""
+        """Return the ids of the end and the padding."""
         return [END, _MARKS["<pad>"]]
 
     def __len__(self) -> int:
         return 290
 
     def get_vocab(self) -> dict[str, int]:
-        """The marks and their ids."""
+        """Return the marks and their ids."""
         return {mark: _MARKS[mark] for mark in self.marks}
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The names of marks."""
+        """Return the names of marks."""
         return [_NAMES[number] for number in ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return "".join(_NAMES.get(token) or chr(token) for token in tokens)
 
     def encode(self, text: str, add_special_tokens: bool, context: int | None = None) -> list[int]:  # noqa: ARG002
-        """One token per byte, after the BOS if there is one and it is asked for."""
+        """Return one token per byte, after the BOS token if there is one and it is wanted."""
         return tokens_of((self.bos_token or "") if add_special_tokens else "", text)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], context: int | None = None, **variables: Any
     ) -> list[int]:
-        """All turns, then the template's own end; RefusedError where a role stands twice in a row."""
+        """Return the tokens of all turns and the template's end; raise RefusedError if a role comes twice in a row."""
         assert context is None or context > 0
         self.variables = variables
         roles = [message["role"] for message in messages]
@@ -166,14 +166,14 @@ class ScriptedBatch:
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
     ) -> int:
-        """Add a sequence that will say the script's tokens for this request, from there on, then the end."""
+        """Add a sequence that generates the rest of the script for this request, then the end."""
         self._sequences[sequence_id] = iter([*self._script(request), *[END] * 2][len(completion) :])
         self._left[sequence_id] = max_tokens - len(completion)
         self._tops[sequence_id] = request.logprobs
         return 0
 
     def next(self) -> list[Step]:
-        """The next token of every sequence."""
+        """Return the next token of every sequence."""
         return [self._advance(sequence_id) for sequence_id in list(self._sequences)]
 
     def _advance(self, sequence_id: int) -> Step:
@@ -187,7 +187,7 @@ class ScriptedBatch:
         return Step(sequence_id, token, reason, self._logprob(sequence_id, token))  # type: ignore[arg-type]
 
     def _logprob(self, sequence_id: int, token: int) -> TokenLogprob | None:
-        """A token is the less likely the higher it is; the likeliest are the first tokens there are."""
+        """Return log probabilities that fall as ids rise, so the most likely tokens have the lowest ids."""
         top = self._tops[sequence_id]
         return None if top is None else TokenLogprob(token, -token / 8, tuple((n, -n / 8) for n in range(top)))
 
@@ -196,7 +196,7 @@ class ScriptedBatch:
         del self._sequences[sequence_id]
 
     def close(self) -> None:
-        """Nothing is reserved."""
+        """Do nothing: no memory is reserved."""
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -221,7 +221,7 @@ class ScriptedBackend:
         self._kind = batch
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> ScriptedBatch:
-        """A new batch of any number of sequences, which is remembered."""
+        """Return a new batch for any number of sequences, and remember it."""
         assert max_sequences > 0 and not prompts.nbytes
         self.batches.append(self._kind(self._say))
         return self.batches[-1]
@@ -232,32 +232,32 @@ class ScriptedBackend:
 
     @property
     def prompts(self) -> list[str]:
-        """The text of all prompts so far."""
+        """Return the texts of all prompts so far."""
         return [self.tokenizer.decode(request.prompt) for request in self.requests]
 
 
 def saying(*parts: str | bytes | int, **options: Any) -> ScriptedBackend:
-    """A backend that says the same to every request."""
+    """Return a backend that generates the same text for every request."""
     return ScriptedBackend(lambda _: tokens_of(*parts), **options)
 
 
 def request(prompt: str = "hello", **options: Any) -> GenerationRequest:
-    """A request with the bytes of a text for its prompt."""
+    """Return a request whose prompt is the bytes of a text."""
     return GenerationRequest(tuple(prompt.encode()), **options)
 
 
 def text(chunks: Sequence[Chunk], kind: str = "answer") -> str:
-    """The joined text of one kind."""
+    """Return the joined text of one kind."""
     return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
 
 
 def generate(backend: ScriptedBackend, **options: Any) -> list[Chunk]:
-    """All chunks of one request."""
+    """Return all chunks of one request."""
     return list(MLXRunner(backend).stream(request(**options)))
 
 
 def assistant(backend: ScriptedBackend, max_tokens: int | None = None) -> Assistant:
-    """An assistant on a scripted backend."""
+    """Return an assistant on a scripted backend."""
     return Assistant(backend, Prompter(backend.tokenizer, backend.vocabulary), Sampling(), max_tokens)
 
 
@@ -270,12 +270,12 @@ class Streams(NamedTuple):
 
 
 def streams(stdin: str = "") -> Streams:
-    """New streams with this to read."""
+    """Return new streams with this text on stdin."""
     return Streams(io.StringIO(stdin), io.StringIO(), io.StringIO())
 
 
 class OneProcess(Starter):
-    """Gives the same process again, as long as it lives: to start one takes a second."""
+    """Returns the same process while it lives, because starting one takes a second."""
 
     def __init__(self) -> None:
         super().__init__()

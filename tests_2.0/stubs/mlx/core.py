@@ -1,4 +1,4 @@
-"""The little of mlx.core that the runner touches itself: no arrays are computed."""
+"""The few names of mlx.core that the runner uses directly; no arrays are computed."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ float16, bfloat16, float32, uint32 = "float16", "bfloat16", "float32", "uint32"
 
 
 def array(values: list[Any], dtype: str | None = None) -> list[Any]:
-    """A list."""
+    """Return a list in place of an array."""
     return list(values)
 
 
 def default_device() -> str:
-    """The device of the stand-in."""
+    """Return the CPU."""
     return cpu
 
 
 def disable_compile() -> None:
-    """Nothing is compiled."""
+    """Do nothing: nothing is compiled."""
 
 
 def device_info() -> dict[str, Any]:
-    """Nothing is known of the device."""
+    """Return no facts about the device."""
     return {}
 
 
 def eval(*arrays: Any) -> None:
-    """Nothing is lazy."""
+    """Do nothing: nothing is lazy."""
 
 
 def clear_cache() -> None:
-    """Nothing is reserved."""
+    """Do nothing: no memory is reserved."""
 
 
 def synchronize(stream: Any) -> None:
-    """Nothing is computed ahead."""
+    """Do nothing: nothing is computed ahead."""

@@ -1,4 +1,4 @@
-"""Trees of parameters, of which the stand-in has none."""
+"""Functions on trees of parameters; the stand-in has no parameters."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def tree_flatten(tree: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The leaves of a flat tree."""
+    """Return the leaves of a flat tree."""
     return list(tree.items())
 
 
 def tree_map(function: Any, tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with its leaves replaced."""
+    """Return the tree with its leaves replaced."""
     return {name: function(leaf) for name, leaf in tree.items()}

@@ -1,1 +1,1 @@
-"""A stand-in for mlx-lm: an echo, which answers every prompt with the prompt."""
+"""A stand-in for mlx-lm: an echo, which completes every prompt with the prompt."""

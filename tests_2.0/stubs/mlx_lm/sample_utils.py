@@ -1,4 +1,4 @@
-"""The names that samplers are made of; an echo never samples."""
+"""The functions that samplers use; an echo never samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def apply_top_p(logprobs: Any, top_p: float) -> Any:
-    """Not called: there are no probabilities."""
+    """Fail: there are no probabilities."""
     raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer: one token per byte."""
+"""The tokenizer of the echo: one token per byte."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Detokenizer:
     last_segment = ""
 
     def __init__(self, tokenizer: object) -> None:
-        """Nothing of the tokenizer is needed."""
+        """Ignore the tokenizer."""
 
     def add_token(self, token: int) -> None:
         """Decode a byte."""
         self.last_segment = chr(token)
 
     def finalize(self) -> None:
-        """Nothing is held back."""
+        """Clear the text: nothing is held back."""
         self.last_segment = ""
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no state."""
 
 
 # Not used: the echo's tokens are bytes already.
@@ -33,7 +33,7 @@ BPEStreamingDetokenizer = SPMStreamingDetokenizer = Detokenizer
 
 
 class Tokenizer:
-    """One token per byte, and one for the end; the chat template is `role:content`."""
+    """Has one token per byte and one for the end; the chat template is `role:content`."""
 
     eos_token_ids = frozenset({END})
     has_thinking = False
@@ -48,28 +48,28 @@ class Tokenizer:
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        """The tokenizer that is wrapped: there is but one."""
+        """Return the wrapped tokenizer, which is this one."""
         return self
 
     @property
     def _detokenizer(self) -> Detokenizer:
-        """What is copied for each answer."""
+        """Return a new detokenizer."""
         return Detokenizer(self)
 
     def get_vocab(self) -> dict[str, int]:
-        """The end."""
+        """Return the token of the end."""
         return {"<end>": END}
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """Names of special tokens."""
+        """Return the names of special tokens."""
         return ["<end>" for _ in ids]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The bytes of the text."""
+        """Return the bytes of the text."""
         return list(text.encode())
 
     def _chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
-        """The bytes of `role:content`."""
+        """Return the bytes of `role:content` for every message."""
         return self.encode("".join(f"{message['role']}:{message['content']}" for message in messages))
 
     def __len__(self) -> int:
@@ -77,10 +77,10 @@ class Tokenizer:
 
 
 def load(folder: Path, options: dict[str, Any], eos_token_ids: Any, defaults: Any) -> Tokenizer:
-    """The tokenizer of bytes."""
+    """Return the tokenizer of bytes."""
     return Tokenizer()
 
 
 def _byte_decoder() -> dict[str, int]:
-    """Not called: the echo's tokens are bytes already."""
+    """Fail: the echo's tokens are bytes already."""
     raise NotImplementedError

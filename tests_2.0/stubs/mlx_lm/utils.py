@@ -12,20 +12,20 @@ MODEL_REMAPPING: dict[str, str] = {}
 MODEL_ARCHITECTURE_REMAPPING: dict[tuple[str, str], str] = {}
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """The config, as it is."""
+    """Return the config as it is."""
     return dict(json.loads((folder / "config.json").read_bytes()))
 
 
 def load_model(folder: Path, lazy: bool) -> tuple[Model, dict[str, Any]]:
-    """The echo."""
+    """Return the echo and its config."""
     return Model(), load_config(folder)
 
 
 def _get_classes(config: dict[str, Any]) -> Any:
-    """Nothing is known of the echo's tokenizer."""
+    """Fail: the echo has no classes."""
     raise ValueError
 
 
 def load_adapters(model: Model, folder: str) -> Model:
-    """The echo has nothing to adapt."""
+    """Return the model: the echo has nothing to adapt."""
     return model

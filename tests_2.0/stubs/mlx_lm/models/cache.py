@@ -1,4 +1,4 @@
-"""The echo needs no cache."""
+"""The caches of the echo."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Any
 
 
 class KVCache:
-    """The tokens so far."""
+    """Holds the tokens so far."""
 
     def __init__(self) -> None:
         self.state: list[int] = []
 
 
 class RotatingKVCache:
-    """Another."""
+    """Another kind of cache; never created."""
 
 
 def make_prompt_cache(model: Any) -> list[Any]:
-    """The cache of one layer, which can't be batched."""
+    """Return the cache of one layer, which can't be batched."""
     return [KVCache()]
 
 
 def can_trim_prompt_cache(cache: list[Any]) -> bool:
-    """Not called: nothing is kept."""
+    """Fail: the echo keeps nothing."""
     raise NotImplementedError
 
 
 def trim_prompt_cache(cache: list[Any], count: int) -> int:
-    """Not called: nothing is kept."""
+    """Fail: the echo keeps nothing."""
     raise NotImplementedError

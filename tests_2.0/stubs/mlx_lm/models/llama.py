@@ -8,19 +8,19 @@ class ModelArgs:
 
 
 class Model:
-    """The echo, whose cache is what it was given."""
+    """The echo; its cache holds the tokens that it was given."""
 
     def __call__(self, inputs: Any, cache: Any) -> None:
-        """Take the tokens of a prompt."""
+        """Add the tokens of a prompt to the cache."""
         cache[0].state += inputs[0]
 
     def parameters(self) -> dict[str, object]:
-        """None."""
+        """Return no parameters."""
         return {}
 
     def set_dtype(self, dtype: str, predicate: object) -> None:
         """Nothing to change."""
 
     def named_modules(self) -> list[tuple[str, object]]:
-        """None."""
+        """Return no modules."""
         return []
