@@ -93,7 +93,7 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
 
 
 @contextmanager
-def claimed(cache_dir: Directory, folder: str) -> Iterator[bool]:
+def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
     """Keep `pull` from a model while the block runs; False when a pull is at work.
 
     Where the disk is too full for the lock, there is none: a pull can't take it either.
@@ -101,7 +101,7 @@ def claimed(cache_dir: Directory, folder: str) -> Iterator[bool]:
     with ExitStack() as opened:
         own = cache_dir
         for name in (FOLDER, folder):
-            opened.enter_context(_made(name, own))
+            opened.enter_context(_make_folder(name, own))
             inner = opened.enter_context(own.open(name))
             if inner is None:
                 yield True  # the disk is full, or a link is in its place, behind which nothing of ours is
@@ -124,7 +124,7 @@ def claimed(cache_dir: Directory, folder: str) -> Iterator[bool]:
 
 
 @contextmanager
-def _made(name: str, parent: Directory) -> Iterator[None]:
+def _make_folder(name: str, parent: Directory) -> Iterator[None]:
     """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
     try:
         parent.make(name)
@@ -187,7 +187,7 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def taken(name: str, parent: Directory) -> Iterator[bool | None]:
+def take(name: str, parent: Directory) -> Iterator[bool | None]:
     """Take a lock file's lock if it is free, and yield whether it was; None for what is not a lock file."""
     try:
         descriptor = parent.open_file(name, _FLAGS)
@@ -213,6 +213,6 @@ def _take_each(cache_dir: Directory, folder: str) -> Iterator[tuple[str, Directo
         for name in own.names():
             if is_macos_metadata(name):
                 continue
-            with taken(name, own) as was_free:
+            with take(name, own) as was_free:
                 if was_free is not None:
                     yield name, own, was_free

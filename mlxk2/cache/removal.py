@@ -27,7 +27,7 @@ from mlxk2.cache.trash import (
     Interrupted,
     SharedStore,
     Trash,
-    abandoned,
+    find_abandoned,
 )
 from mlxk2.errors import (
     AmbiguousMatchError,
@@ -84,7 +84,7 @@ def find_unfinished(cache_dir: str, name: str) -> CachedModel | None:
 
 def check_readable(model: CachedModel) -> None:
     """Raise CachePermissionError when the operating system refuses to let the user read a model's snapshots."""
-    with _refused(model.name), Directory.at(model.cache_dir) as cache_dir:
+    with _explain_refusal(model.name), Directory.at(model.cache_dir) as cache_dir:
         cache_dir.names(os.path.basename(model.path), "snapshots")
 
 
@@ -93,7 +93,7 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
     revisions = model.revisions()
     if revisions == [revision]:
         revision = None
-    with _refused(model.name), Directory.at(model.cache_dir) as cache_dir:
+    with _explain_refusal(model.name), Directory.at(model.cache_dir) as cache_dir:
         # Names that are not UTF-8 may read alike; then it is unknown which one is meant.
         folders = [folder for folder in cache_dir.names() if folder.startswith(names.FOLDER_PREFIX)]
         alike = [folder for folder in folders if names.repo_id_of(folder) == model.name]
@@ -155,11 +155,11 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
     Raise LocksPresentError when a download is at work, unless by `force`, and ModelNotFoundError when another process
     has removed the model since.
     """
-    with _refused(removal.name), Directory.at(removal.cache_dir) as cache_dir:
+    with _explain_refusal(removal.name), Directory.at(removal.cache_dir) as cache_dir:
         try:
-            with Trash.created(REVISION_PREFIX if removal.revision else MODEL_PREFIX, cache_dir, store) as trash:
+            with Trash.create(REVISION_PREFIX if removal.revision else MODEL_PREFIX, cache_dir, store) as trash:
                 try:
-                    with _claimed(removal, cache_dir, force):
+                    with _claim(removal, cache_dir, force):
                         if removal.revision is None:
                             trash.take_model(removal.entries)
                         else:
@@ -169,28 +169,28 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
                     # What was moved in stays there for the next removal.
                     trash.remove_if_unused()
                     raise
-                with _deleting(removal.name):
+                with _explain_leftovers(removal.name):
                     return trash.finish()
         except OSError as error:
             # A trash takes room, if only a little.
             if error.errno not in space.FULL:
                 raise
         hidden = Hidden(removal.folder, cache_dir, store)
-        with _claimed(removal, cache_dir, force):
+        with _claim(removal, cache_dir, force):
             hidden.hide(removal.revision)
-            with _deleting(removal.name):
+            with _explain_leftovers(removal.name):
                 is_whole = removal.revision is None
                 beside = [entry for entry in removal.entries if entry != removal.folder] if is_whole else []
                 hidden.delete(is_whole=is_whole, beside=beside)
-        with _deleting(removal.name):
+        with _explain_leftovers(removal.name):
             return hidden.drop()
 
 
 @contextmanager
-def _claimed(removal: Removal, cache_dir: Directory, force: bool) -> Iterator[None]:
+def _claim(removal: Removal, cache_dir: Directory, force: bool) -> Iterator[None]:
     """Let no download begin; raise LocksPresentError where one is at work, unless by `force`."""
     check_locks(removal, force)
-    with locks.claimed(cache_dir, removal.folder) as is_ours:
+    with locks.claim(cache_dir, removal.folder) as is_ours:
         if not is_ours:
             check_locks(removal, force, (f"{locks.FOLDER}/{removal.folder}/{locks.PULL_LOCK}",))
         yield
@@ -214,8 +214,8 @@ def plan_recovery(path: str) -> Recovery:
     """Return the removals that were killed before, and what finishing them would free."""
     usage = Usage()
     removals: list[Interrupted] = []
-    with _unreadable(), Directory.at(path) as cache_dir:
-        for left in abandoned(cache_dir, None):
+    with _explain_unreadable(), Directory.at(path) as cache_dir:
+        for left in find_abandoned(cache_dir, None):
             removals += left.removals()
             left.count(usage)
     return Recovery(removals, Freed(usage.bytes, 0))
@@ -225,8 +225,8 @@ def recover(path: str, store: SharedStore | None) -> Recovery:
     """Finish the removals that were killed before, as far as that is possible; the next removal tries the rest."""
     removals: list[Interrupted] = []
     freed, problem = Freed(0, 0), None
-    with _unreadable(), Directory.at(path) as cache_dir:
-        for left in abandoned(cache_dir, store):
+    with _explain_unreadable(), Directory.at(path) as cache_dir:
+        for left in find_abandoned(cache_dir, store):
             found = left.removals()
             try:
                 done = left.finish()
@@ -241,28 +241,28 @@ def recover(path: str, store: SharedStore | None) -> Recovery:
     return Recovery(removals, freed, problem)
 
 
-def _unreadable() -> AbstractContextManager[None]:
-    return _explained("The cache can't be looked through")
+def _explain_unreadable() -> AbstractContextManager[None]:
+    return _explain("The cache can't be looked through")
 
 
 @contextmanager
-def _refused(name: str) -> Iterator[None]:
+def _explain_refusal(name: str) -> Iterator[None]:
     """Say in errors that nothing of the model was removed; raise ModelNotFoundError when it is no longer there."""
-    with _explained(f"{name} can't be removed", "Nothing of it was removed."):
+    with _explain(f"{name} can't be removed", "Nothing of it was removed."):
         try:
             yield
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"{name} is no longer in the cache.") from error
 
 
-def _deleting(name: str) -> AbstractContextManager[None]:
+def _explain_leftovers(name: str) -> AbstractContextManager[None]:
     """Say in errors that the model is removed, but that not all of its files are deleted."""
     message = f"{name} is removed, but not all of its files could be deleted"
-    return _explained(message, hint="What is left goes with the next `mlxk2 rm`.")
+    return _explain(message, hint="What is left goes with the next `mlxk2 rm`.")
 
 
 @contextmanager
-def _explained(message: str, rest: str = "", hint: str | None = None) -> Iterator[None]:
+def _explain(message: str, rest: str = "", hint: str | None = None) -> Iterator[None]:
     """Turn errors of the disk into errors for the user."""
     try:
         yield

@@ -42,7 +42,7 @@ class Scratch(NamedTuple):
 
 
 @contextmanager
-def created(prefix: str, parent: Directory) -> Iterator[Scratch]:
+def create(prefix: str, parent: Directory) -> Iterator[Scratch]:
     """Make a new folder whose name begins with `prefix`; it stays, for the caller to remove."""
     for _ in range(MAX_ATTEMPTS):
         name = prefix + secrets.token_hex(4)
@@ -67,7 +67,7 @@ def created(prefix: str, parent: Directory) -> Iterator[Scratch]:
     raise OSError(errno.EAGAIN, "other processes lock every new folder")
 
 
-def abandoned(prefix: str, parent: Directory) -> Iterator[Scratch]:
+def find_abandoned(prefix: str, parent: Directory) -> Iterator[Scratch]:
     """Yield the folders with this prefix whose makers are dead; each is ours until the next one is asked for."""
     for name in parent.names():
         if not name.startswith(prefix):
@@ -75,7 +75,7 @@ def abandoned(prefix: str, parent: Directory) -> Iterator[Scratch]:
         with parent.open(name) as folder, ExitStack() as held:
             if folder is None or locks.try_lock(folder.descriptor, name, parent) is False:
                 continue
-            is_free = held.enter_context(locks.taken(LOCK, folder))
+            is_free = held.enter_context(locks.take(LOCK, folder))
             if is_free is None:  # There is no lock file in it.
                 is_free = locks.is_free(folder.descriptor, name, parent)
             if is_free:

@@ -33,7 +33,7 @@ REVISION_PREFIX = ".trash-revision-"
 
 _HIDDEN_REVISION = REMOVED + "-"
 _PAYLOAD = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")
-_MADE = ("snapshots", "blobs", "rest")
+_FOLDERS = ("snapshots", "blobs", "rest")  # of a model in a trash for a revision
 
 
 class SharedStore(Protocol):
@@ -85,11 +85,11 @@ class Trash:
 
     @classmethod
     @contextmanager
-    def created(
+    def create(
         cls, prefix: str, cache_dir: Directory, store: SharedStore | None, usage: Usage | None = None
     ) -> Iterator[Trash]:
         """Make a new trash, for a model or for a revision by the prefix; `usage` has what was counted before."""
-        with scratch.created(prefix, cache_dir) as folder:
+        with scratch.create(prefix, cache_dir) as folder:
             yield cls(folder, store, usage)
 
     def take_model(self, entries: Iterable[str]) -> None:
@@ -99,7 +99,7 @@ class Trash:
 
     def take_revision(self, folder: str, revision: str) -> None:
         """Move in a snapshot; raise FileNotFoundError when there is none."""
-        for path in (folder, *(os.path.join(folder, name) for name in _MADE)):
+        for path in (folder, *(os.path.join(folder, name) for name in _FOLDERS)):
             self._scratch.folder.make(path)
         place = (folder, "snapshots", revision)
         _move(place, self._cache_dir, place, self._scratch.folder)
@@ -192,7 +192,7 @@ class Trash:
         if not self.removals():
             self._scratch.remove()
 
-    def count(self, usage: Usage, parts: Iterable[str] = _MADE) -> None:
+    def count(self, usage: Usage, parts: Iterable[str] = _FOLDERS) -> None:
         """Count what was moved into the trash; of a revision only these parts, and not the folders made for it."""
         if not self._is_of_revision:
             for entry in self._scratch.names():
@@ -271,8 +271,8 @@ class Hidden:
         try:
             if self._is_alone():
                 # By now the disk has room for a trash, unless other programs took it.
-                with Trash.created(MODEL_PREFIX, self._cache_dir, self._store, self._usage) as trash:
-                    with locks.claimed(self._cache_dir, self._folder) as is_ours, suppress(FileNotFoundError):
+                with Trash.create(MODEL_PREFIX, self._cache_dir, self._store, self._usage) as trash:
+                    with locks.claim(self._cache_dir, self._folder) as is_ours, suppress(FileNotFoundError):
                         # A download may have begun in the model's folder; a link in its place is gone already.
                         if is_ours and self._is_alone():
                             trash.take_model((self._folder,))
@@ -291,7 +291,7 @@ class Hidden:
 
     def finish(self) -> Freed | None:
         """Delete all that was to be removed; None while a download is at work, which may need some of it."""
-        with locks.claimed(self._cache_dir, self._folder) as is_ours:
+        with locks.claim(self._cache_dir, self._folder) as is_ours:
             if not is_ours:
                 return None
             self.delete()
@@ -321,10 +321,10 @@ class Hidden:
         return all(name.startswith(REMOVED) for name in self._cache_dir.names(self._folder))
 
 
-def abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[Trash | Hidden]:
+def find_abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[Trash | Hidden]:
     """Yield what killed removals left; a trash is ours until the next one is asked for."""
     for prefix in (MODEL_PREFIX, REVISION_PREFIX):
-        for left in scratch.abandoned(prefix, cache_dir):
+        for left in scratch.find_abandoned(prefix, cache_dir):
             yield Trash(left, store)
     for folder in cache_dir.names():
         try:

@@ -76,10 +76,10 @@ def build(path: str) -> Iterator[str]:
     # A file's name is limited, so that of the target can't be part of it.
     prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
     with _folders(parent), Directory.at(parent) as below:
-        for old in scratch.abandoned(prefix, below):
+        for old in scratch.find_abandoned(prefix, below):
             _put_back(old, name)
             _remove(old)
-        with scratch.created(prefix, below) as new:
+        with scratch.create(prefix, below) as new:
             try:
                 folder = os.path.join(parent, new.name)
                 finished = os.path.join(folder, FINISHED)
