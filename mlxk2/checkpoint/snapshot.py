@@ -133,9 +133,9 @@ class Snapshot:
         """Bytes of all files, each blob counted once; without a snapshot, of what a download left."""
         files: Iterable[File] = self.files
         if self.is_missing:
-            hub, *_ = self.roots or (self.path,)
+            cache_dir, *_ = self.roots or (self.path,)
             folders = [self.path]
-            if not self.path.startswith(os.path.join(hub, "")):
+            if not self.path.startswith(os.path.join(cache_dir, "")):
                 # Only where downloads write: a folder that is a link may lead anywhere, also to the root of a disk.
                 folders = [os.path.join(self.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE)]
             files = (file for folder in folders for file in self._tree.files(folder))

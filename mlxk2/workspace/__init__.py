@@ -1,1 +1,1 @@
-"""A folder of the user's that becomes a model on the hub: what is in it, whether it is sound, what would change."""
+"""A folder of the user's: what a push uploads of it and changes on the hub, and how a clone fills it."""

@@ -42,15 +42,15 @@ _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _AT_FDCWD = -2  # macOS's sys/fcntl.h
 
 
-def resolve_target(typed: str, hub: str) -> str:
+def resolve_target(typed: str, cache_dir: str) -> str:
     """Return the real path of a folder that may be built; raise InvalidTargetError where it can't or must not be."""
     if not typed.strip() or "\0" in typed:
         raise InvalidTargetError(f"{typed!r} is no folder's name.")
     path = os.path.realpath(typed)
     above = [path, *map(str, Path(path).parents)]
     # A path may also lead into the cache under another name: a disk may ignore case, or be mounted twice.
-    found = [folder for folder in above if os.path.exists(folder)] if os.path.exists(hub) else []
-    if os.path.realpath(hub) in above or any(os.path.samefile(folder, hub) for folder in found):
+    found = [folder for folder in above if os.path.exists(folder)] if os.path.exists(cache_dir) else []
+    if os.path.realpath(cache_dir) in above or any(os.path.samefile(folder, cache_dir) for folder in found):
         raise InvalidTargetError(f"{typed} is in the cache, which a clone never changes; name a folder elsewhere.")
     try:
         if not all(map(is_macos_metadata, os.listdir(path))):
