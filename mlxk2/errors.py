@@ -44,7 +44,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
-MAX_REASON_CHARACTERS = 300
 # What helps against a refusal of the operating system, in words that follow its own.
 _REMEDIES = {
     errno.EACCES: "check its owner and its mode",
@@ -81,12 +80,6 @@ def remedy(error: OSError, platform: str | None = None) -> str | None:
 
 def _is_macos(platform: str | None) -> bool:
     return (platform or sys.platform) == "darwin"
-
-
-def reason_of(fault: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop; its type where it says nothing."""
-    said = " ".join(str(fault).split()).rstrip(".")
-    return said[:MAX_REASON_CHARACTERS] or type(fault).__name__
 
 
 class MlxkError(Exception):

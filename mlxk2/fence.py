@@ -13,7 +13,8 @@ import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 
-from mlxk2.errors import MlxkError, OperationError, reason_of
+from mlxk2.errors import MlxkError, OperationError
+from mlxk2.formatting import reason_of
 
 
 @contextmanager

@@ -14,6 +14,9 @@ Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 MAX_LISTED = 5
+MAX_REASON_CHARACTERS = 300
+# An exception may quote these parts of a request: credentials in an address, and tokens.
+_SECRETS = r"(?<=://)[^/@\s]+@|(?<=Bearer )[^\s'\"]+|\bhf_\w+"
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)B?", re.IGNORECASE)
 # More than any machine has, and few enough for MLX's integers.
@@ -29,6 +32,16 @@ def printable(text: str, keep: str = "") -> str:
 def cut(text: str, limit: int) -> str:
     """Return the text, or as many characters of it as the limit allows and an ellipsis."""
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, without secrets and a full stop at its end, cut at `MAX_REASON_CHARACTERS`."""
+    return cut(re.sub(_SECRETS, "", " ".join(text.split())).rstrip(". "), MAX_REASON_CHARACTERS)
+
+
+def reason_of(fault: BaseException) -> str:
+    """Return what an exception says, on one line and without secrets; its type where it says nothing."""
+    return one_line(str(fault)) or type(fault).__name__
 
 
 def listed(names: Sequence[str]) -> str:

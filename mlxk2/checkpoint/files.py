@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from mlxk2.errors import IN_ICLOUD, cause, reason_of
+from mlxk2.errors import IN_ICLOUD, cause
+from mlxk2.formatting import reason_of
 from mlxk2.names import readable
 
 # A path may have changed since it was looked at: never wait for a pipe, never follow a link.

@@ -14,7 +14,7 @@ from operator import sub
 from typing import Any
 
 from mlxk2.checkpoint.files import HEADER_LIMIT, BrokenFile, File, open_file, parse_json
-from mlxk2.errors import reason_of
+from mlxk2.formatting import reason_of
 
 MAX_HEADER_BYTES = HEADER_LIMIT.bytes  # The format allows 100 MB.
 MAX_TENSORS = 1 << 18  # A model of a trillion weights has 200,000, in many files.

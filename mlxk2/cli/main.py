@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,15 +20,13 @@ from mlxk2.cli import parser
 from mlxk2.cli.outlet import MAX_WAIT_SECONDS, Outlet
 from mlxk2.cli.progress import bar
 from mlxk2.commands.context import Context, Data, Failed, Streams
-from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, reason_of, remedy, words
-from mlxk2.formatting import printable
+from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, remedy, words
+from mlxk2.formatting import printable, reason_of
 from mlxk2.sleep import NoSleep
 
 # What people read of a list; JSON has all of it.
 _MAX_MATCHES = 20
 DEBUG_VARIABLE = "MLXK2_DEBUG"
-# A token of the hub, or a name and a password in an address.
-_SECRET = re.compile(r"\bhf_\w+|(?<=//)[^/@\s]+(?=@)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,5 +194,5 @@ def _as_error(fault: BaseException) -> MlxkError:
             f"The operating system refused{f' {name!r}' if name else ''}: {words(fault)}.",
             hint=advice and f"{advice[0].upper()}{advice[1:]}.",
         )
-    reason = f": {_SECRET.sub('…', reason_of(fault))}" if str(fault).strip() else ""
+    reason = f": {reason_of(fault)}" if str(fault).strip() else ""
     return OperationError(f"Unexpected {type(fault).__name__}{reason}. Set {DEBUG_VARIABLE}=1 to see where.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from mlxk2.errors import (
     ValidationError,
     cause,
 )
-from mlxk2.formatting import cut
+from mlxk2.formatting import one_line, reason_of
 from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, count_call
 from mlxk2.hub.private import redact
 from mlxk2.names import Collision
@@ -52,9 +51,6 @@ NONSENSE = (AttributeError, KeyError, TypeError, ValueError, RecursionError, htt
 # During an upload, a ValueError may also come from a file.
 PUSH_NONSENSE = (NonsenseError, *(kind for kind in NONSENSE if kind is not ValueError))
 
-MAX_CAUSE_CHARACTERS = 300
-# A cause may quote these parts of a request: credentials in a URL, and the token.
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=Bearer )[^\s'\"]+")
 
 _DISK_FORBIDS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
@@ -146,7 +142,7 @@ def as_download_error(fault: Exception, repo_id: str) -> MlxkError:
         return DownloadFailedError(describe_nonsense(repo_id, fault))
     if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
-            f"The hub could not be reached for {repo_id}: {_one_line(str(fault)) or type(fault).__name__}.",
+            f"The hub could not be reached for {repo_id}: {reason_of(fault)}.",
             hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
         )
     return _disk_refused(fault, repo_id)
@@ -167,7 +163,7 @@ def _download_refused(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
         return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=READ_TOKEN_HINT)
     if status == _TOO_MANY:
         return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
-    text = f": {_one_line(fault.server_message)}" if fault.server_message else ""
+    text = f": {one_line(fault.server_message)}" if fault.server_message else ""
     return DownloadFailedError(f"The hub failed with {status} for {repo_id}{text}.", hint=AGAIN_HINT)
 
 
@@ -206,7 +202,7 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         return UploadFailedError(f"The hub's answer for {repo_id} {fault}.", hint=LIMITS_HINT)
     if isinstance(fault, (JSONDecodeError, httpx2.DecodingError)):
         return UploadFailedError(describe_nonsense(repo_id, fault))
-    text = _one_line(redact(hidden, str(fault))) or type(fault).__name__
+    text = one_line(redact(hidden, str(fault))) or type(fault).__name__
     if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
         if "xet" in text:
@@ -219,7 +215,7 @@ def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> 
 
 def _upload_refused(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
     status = fault.response.status_code
-    why = f": {_one_line(text)}" if text else ""
+    why = f": {one_line(text)}" if text else ""
     if is_branch_missing(fault):
         message = f"{repo_id} has no such branch{why}."
         return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
@@ -233,8 +229,3 @@ def _upload_refused(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError
         message = f"{repo_id} was changed by somebody else during the push ({status}{why}); nothing was pushed."
         return UploadFailedError(message, hint="Look at what has changed there, then push again.")
     return UploadFailedError(f"The hub failed with {status} for {repo_id}{why}.", hint="Try again later.")
-
-
-def _one_line(text: str) -> str:
-    """Return a text on one line, without secrets and full stop, cut at `MAX_CAUSE_CHARACTERS`."""
-    return cut(_SECRETS.sub("", " ".join(text.split()).rstrip(".")), MAX_CAUSE_CHARACTERS)

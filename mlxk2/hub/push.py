@@ -17,7 +17,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from mlxk2.checkpoint import checksums
-from mlxk2.errors import AuthError, PushFailedError, cause, reason_of
+from mlxk2.errors import AuthError, PushFailedError, cause
+from mlxk2.formatting import reason_of
 from mlxk2.hub import endpoint, private
 from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import WRITE_TOKEN_HINT, BranchMissingError, is_branch_missing, translate_push

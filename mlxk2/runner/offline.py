@@ -6,8 +6,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlxk2.errors import MlxkError, ModelNotRunnableError, reason_of
+from mlxk2.errors import MlxkError, ModelNotRunnableError
 from mlxk2.fence import fenced, raise_open_files
+from mlxk2.formatting import reason_of
 
 # mlx-lm, transformers and huggingface_hub read these once, when they are imported. A wrong address or time-out of the
 # hub would make the import fail, and offline neither is needed. ModelScope is another hub.

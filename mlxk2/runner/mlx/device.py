@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxk2.errors import ModelNotRunnableError
+from mlxk2.formatting import reason_of
 from mlxk2.runner.memory import Device
 
 _NARROW = (mx.float16, mx.bfloat16)
@@ -26,7 +27,7 @@ def current_device() -> Device:
     try:
         info = mx.device_info()
     except RuntimeError as fault:
-        reason = " ".join(str(fault).split()).rstrip(".")
+        reason = reason_of(fault)
         hint = "Start mlxk2 outside of the sandbox or virtual machine that it runs in."
         raise ModelNotRunnableError(f"MLX can't use a GPU here: {reason}.", hint=hint) from fault
     working_set = info.get("max_recommended_working_set_size")

@@ -27,9 +27,9 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
     cause,
-    reason_of,
 )
 from mlxk2.fence import fenced
+from mlxk2.formatting import reason_of
 from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice
 from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
 from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired

@@ -11,7 +11,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from mlxk2.errors import reason_of
+from mlxk2.formatting import reason_of
 from mlxk2.server.http.refusals import Refusal, RenderRefusal
 
 # More than any client sends. The parser has no limit of its own, and takes ever more time for a long line.

@@ -25,7 +25,7 @@ def generate_step(prompt: list[int], model: Any, prompt_cache: Any, **options: A
     """Yield the cached tokens, those of the prompt, then the end."""
     for token in [*prompt_cache[0].state, *prompt, END]:
         if token == BELL:
-            raise PanicException("index out of bounds at https://me:secret@hub, hf_abcdef")
+            raise PanicException("index out of bounds, hf_abcdef at https://me:secret@hub")
         yield token, None
 
 
