@@ -1,1 +1,1 @@
-"""The model in memory: the only rooms that import mlx and mlx_lm."""
+"""A model in memory: the only room that imports mlx and mlx_lm, and `mlx/` the only folder that imports mlx itself."""

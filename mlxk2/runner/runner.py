@@ -100,16 +100,19 @@ class MLXRunner:
         except FAULTS as fault:
             return [sequence.fail(_error(fault, _UNREADABLE))]
 
-    def stream(self, request: GenerationRequest, interrupted: Callable[[], bool] = bool) -> Iterator[Chunk]:
+    def stream(self, request: GenerationRequest, is_interrupted: Callable[[], bool] | None = None) -> Iterator[Chunk]:
         """Yield the chunks of one completion, the last one with its finish reason; raise the error that ended it.
 
-        `interrupted` is called before each step. Closing the iterator cancels the request. Use this only on a runner
+        `is_interrupted` is called before each step. Closing the iterator cancels the request. Use this only on a runner
         without other sequences, because it drops their chunks.
         """
         sequence = self.submit(request)
         try:
             while not sequence.ended:
-                outputs = [(sequence, chunk) for chunk in self.cancel(sequence)] if interrupted() else self.step()
+                if is_interrupted is not None and is_interrupted():
+                    outputs = [(sequence, chunk) for chunk in self.cancel(sequence)]
+                else:
+                    outputs = self.step()
                 if sequence.error is not None:
                     raise sequence.error
                 yield from (chunk for owner, chunk in outputs if owner is sequence)

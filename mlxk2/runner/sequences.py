@@ -26,7 +26,7 @@ FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
 def free_frames(fault: BaseException) -> None:
-    """Free what the functions that a fault went through hold, states and weights, while the fault is still kept."""
+    """Free what the functions that a fault went through hold, states and weights, while the fault itself stays."""
     chain: list[BaseException | None] = [fault]
     seen: set[int] = set()
     while chain:

@@ -1,1 +1,1 @@
-"""What runs on MLX: loading, batches, sampling."""
+"""A model on MLX: loading, reading prompts, decoding, sampling."""

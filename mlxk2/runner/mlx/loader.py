@@ -34,7 +34,7 @@ from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice
 from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
 from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.runner.prompt.confined import Cancelled, Starter
+from mlxk2.runner.prompt.confined import Cancelled, Starter, never_cancelled
 from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer, token_ids
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
@@ -177,7 +177,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_vocabulary(
-    folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = bool
+    folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = never_cancelled
 ) -> tuple[Tokenizer, Vocabulary]:
     """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError if it is damaged."""
     damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"

@@ -1,1 +1,1 @@
-"""From messages to token ids; templates and tokenizers work in processes of their own."""
+"""From messages to token ids; chat templates and tokenizers run in processes of their own."""

@@ -56,6 +56,11 @@ Result = tuple[dict[str, Any], "array[int]"]
 Cancelled = Callable[[], bool]
 
 
+def never_cancelled() -> bool:
+    """Return False, for work that nothing cancels."""
+    return False
+
+
 class ConfinedProcess:
     """A process of `process.py`: it is ready after a second, and takes one question after the other.
 
@@ -98,7 +103,9 @@ class ConfinedProcess:
             return False
         return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def ask(self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = bool) -> Result:
+    def ask(
+        self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = never_cancelled
+    ) -> Result:
         """Return the result of a question; `patience` is how many seconds of wall time it may take.
 
         Any fault ends the process. Raise ModelError if it gives no result, InterruptedByUser if the question was
@@ -259,7 +266,7 @@ class Starter:
         return process
 
     def restock(self) -> None:
-        """Start the spare process again, where one is kept."""
+        """Start the next spare process, with `keeps_spare`."""
         if self._keeps_spare and not self._is_stopping:
             self.prepare()
 
@@ -280,7 +287,7 @@ class Pool:
         self._idle: list[ConfinedProcess] = []
         self._busy = 0
 
-    def open(self, cancelled: Cancelled = bool) -> Mapping[str, Any]:
+    def open(self, cancelled: Cancelled = never_cancelled) -> Mapping[str, Any]:
         """Start the first process; return its result of the opening question."""
         process, result = self._start(cancelled)
         self._idle.append(process)
@@ -293,7 +300,7 @@ class Pool:
             while self._idle:
                 self._idle.pop().close()
 
-    def ask(self, question: Mapping[str, Any], cancelled: Cancelled = bool) -> Result:
+    def ask(self, question: Mapping[str, Any], cancelled: Cancelled = never_cancelled) -> Result:
         """Return the result of one of the processes; raise what `ConfinedProcess.ask` raises."""
         began = time.monotonic()
         with self._changed:

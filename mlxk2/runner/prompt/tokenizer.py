@@ -19,7 +19,7 @@ from mlxk2.checkpoint import compatibility
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fenced
 from mlxk2.runner.output import detokenizers
-from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter
+from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter, never_cancelled
 from mlxk2.runner.request import too_long
 
 # A model type whose tokenizer class is the generic one that reads tokenizer.json.
@@ -58,7 +58,7 @@ class Tokenizer:
 
     def __init__(self, pool: Pool, description: Mapping[str, Any]) -> None:
         self._pool = pool
-        self._cancelled: Cancelled = bool
+        self._cancelled: Cancelled = never_cancelled
         self._size: int = description["size"]
         self._names: list[str | None] | None = description["names"]
         self._vocabulary: dict[str, int] = description["vocabulary"]
@@ -180,7 +180,7 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    folder: Path, config: Mapping[str, Any], starter: Starter, damaged: str, cancelled: Cancelled = bool
+    folder: Path, config: Mapping[str, Any], starter: Starter, damaged: str, cancelled: Cancelled = never_cancelled
 ) -> Tokenizer:
     """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError that begins with `damaged`."""
     # Its warnings are about uses that mlxk2 does not have.
