@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from support import clean_environment  # noqa: F401 - before anything imports huggingface_hub
 from support.hub.fixtures import hub_client, hub_server  # noqa: F401 - fixtures
-from support.layouts import SENTINEL, Hub
+from support.layouts import SENTINEL, CacheDir
 from support.pushing import pusher  # noqa: F401 - a fixture
 
 from mlxk2.cli.main import main
@@ -84,28 +84,28 @@ class Program(Protocol):
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield a new, empty cache folder that all code under test uses as the user's cache."""
     home = tmp_path / "huggingface"
-    hub = home / "hub"
-    hub.mkdir(parents=True)
-    (hub / SENTINEL).write_text("This cache belongs to a test.\n")
+    cache_dir = home / "hub"
+    cache_dir.mkdir(parents=True)
+    (cache_dir / SENTINEL).write_text("This cache belongs to a test.\n")
     monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
-    monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir))
+    monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", str(cache_dir))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("MLXK2_STRICT_TEST_DELETE", "1")
     monkeypatch.setenv("MLXK2_USER_HF_HOME", _USER_HF_HOME)
-    yield hub
-    assert_is_test_cache(hub)
+    yield cache_dir
+    assert_is_test_cache(cache_dir)
 
 
-def assert_is_test_cache(hub: Path) -> None:
+def assert_is_test_cache(cache_dir: Path) -> None:
     """Fail unless the folder is the cache of a test, which may be changed without harm."""
-    assert (hub / SENTINEL).is_file(), f"{hub} is no test cache"
+    assert (cache_dir / SENTINEL).is_file(), f"{cache_dir} is no test cache"
 
 
 @pytest.fixture
-def hub(isolated_cache: Path) -> Hub:
+def cache_dir(isolated_cache: Path) -> CacheDir:
     """Return the isolated cache, to be filled with models in the usual layout."""
-    return Hub(isolated_cache)
+    return CacheDir(isolated_cache)
 
 
 @pytest.fixture

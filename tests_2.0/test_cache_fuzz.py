@@ -30,8 +30,8 @@ from support.layouts import (
     COMMIT,
     CONFIG,
     README,
+    CacheDir,
     Files,
-    Hub,
     as_json,
     chat_model,
     gguf,
@@ -79,10 +79,10 @@ def deadline() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def verdict(hub: Hub, name: str = "org/model") -> Model:
+def verdict(cache_dir: CacheDir, name: str = "org/model") -> Model:
     """The model object, after it was seen to be one, and strict JSON with all that `show` says beside it."""
     with deadline():
-        snapshot = Cache(hub.path).find(name).snapshot()
+        snapshot = Cache(cache_dir.path).find(name).snapshot()
         model = spec.model_object(describe(snapshot))
         metadata = spec.metadata_object(read_metadata(snapshot))
     assert_conforms(model, spec.ModelObject)
@@ -95,14 +95,14 @@ def verdict(hub: Hub, name: str = "org/model") -> Model:
 class Victim:
     """A sound model one file of which is replaced, again and again."""
 
-    def __init__(self, hub: Hub, files: Files) -> None:
-        self.hub = hub
-        self.snapshot = hub.add("org/model", files)
-        assert verdict(hub)["health"] == "healthy"
+    def __init__(self, cache_dir: CacheDir, files: Files) -> None:
+        self.cache_dir = cache_dir
+        self.snapshot = cache_dir.add("org/model", files)
+        assert verdict(cache_dir)["health"] == "healthy"
 
     def with_file(self, name: str, content: bytes) -> Model:
         replace(self.snapshot / name, content)
-        return verdict(self.hub)
+        return verdict(self.cache_dir)
 
 
 Victims = dict[str, tuple[Victim, Files]]
@@ -112,7 +112,7 @@ Victims = dict[str, tuple[Victim, Files]]
 def victims(tmp_path_factory: pytest.TempPathFactory) -> Victims:
     """One victim of each kind, shared by all tests here: each test puts back what it replaced."""
     kinds = {"chat": chat_model(), "sharded": sharded_model(), "gguf": gguf_model()}
-    return {kind: (Victim(Hub(tmp_path_factory.mktemp(kind)), files), files) for kind, files in kinds.items()}
+    return {kind: (Victim(CacheDir(tmp_path_factory.mktemp(kind)), files), files) for kind, files in kinds.items()}
 
 
 @pytest.fixture
@@ -269,10 +269,10 @@ def test_every_truncation_of_weights_makes_a_model_unhealthy(attack: Attack) -> 
 
 
 @pytest.mark.parametrize("main", [*HOSTILE_BYTES, b"../" * 90, b"x/../../..", b"." * 40, b"\n" + COMMIT.encode()])
-def test_hostile_refs(hub: Hub, main: bytes) -> None:
-    snapshot = hub.add("org/model", chat_model())
+def test_hostile_refs(cache_dir: CacheDir, main: bytes) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
     (snapshot.parent.parent / "refs" / "main").write_bytes(main)
-    assert verdict(hub)["hash"] == COMMIT
+    assert verdict(cache_dir)["hash"] == COMMIT
 
 
 def test_gguf_headers_of_every_kind_and_count(tmp_path: Path) -> None:
@@ -347,51 +347,51 @@ REPLACED = ["config.json", "README.md", "tokenizer_config.json", "model.safetens
 
 @pytest.mark.parametrize("name", REPLACED)
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_a_link_or_a_pipe_for_a_file(hub: Hub, outside: Path, make: Make, name: str) -> None:
-    snapshot = hub.add("org/model", chat_model())
-    hub.add("org/neighbour", chat_model())
+def test_a_link_or_a_pipe_for_a_file(cache_dir: CacheDir, outside: Path, make: Make, name: str) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
+    cache_dir.add("org/neighbour", chat_model())
     (snapshot / name).unlink()
     make(snapshot / name, outside)
-    model = verdict(hub)
+    model = verdict(cache_dir)
     assert SECRET not in json.dumps(model)
     if name != "README.md" or not (snapshot / name).is_dir():
         assert name == "tokenizer_config.json" and (snapshot / name).is_dir() or model["health"] == "unhealthy"
-    assert verdict(hub, "org/neighbour")["health"] == "healthy"
+    assert verdict(cache_dir, "org/neighbour")["health"] == "healthy"
 
 
-def test_a_link_to_another_models_blob_stays_inside(hub: Hub) -> None:
-    other = hub.add("org/other", chat_model())
-    snapshot = hub.add("org/model", chat_model())
+def test_a_link_to_another_models_blob_stays_inside(cache_dir: CacheDir) -> None:
+    other = cache_dir.add("org/other", chat_model())
+    snapshot = cache_dir.add("org/model", chat_model())
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to((other / "model.safetensors").resolve())
-    assert verdict(hub)["health"] == "healthy"
+    assert verdict(cache_dir)["health"] == "healthy"
 
 
 @pytest.mark.parametrize("folder", ["", "snapshots", f"snapshots/{COMMIT}", "refs", "blobs"])
 @pytest.mark.parametrize("target", ["outside", "/", "/proc/self", "..", "itself", "nowhere"])
-def test_a_link_for_a_folder(hub: Hub, outside: Path, tmp_path: Path, folder: str, target: str) -> None:
-    hub.add("org/model", chat_model())
-    hub.add("org/neighbour", chat_model())
-    path = hub.folder("org/model") / folder if folder else hub.folder("org/model")
+def test_a_link_for_a_folder(cache_dir: CacheDir, outside: Path, tmp_path: Path, folder: str, target: str) -> None:
+    cache_dir.add("org/model", chat_model())
+    cache_dir.add("org/neighbour", chat_model())
+    path = cache_dir.folder("org/model") / folder if folder else cache_dir.folder("org/model")
     path.rename(tmp_path / "away")
     targets = {"outside": str(outside), "itself": path.name}
     path.symlink_to(targets.get(target, target))
     with deadline():
-        names = [model.name for model in Cache(hub.path).scan()]
+        names = [model.name for model in Cache(cache_dir.path).scan()]
     assert "org/neighbour" in names
     if "org/model" in names:
-        model = verdict(hub)
+        model = verdict(cache_dir)
         assert SECRET not in json.dumps(model)
         assert folder == "refs" or model["health"] == "unhealthy"
-    assert verdict(hub, "org/neighbour")["health"] == "healthy"
+    assert verdict(cache_dir, "org/neighbour")["health"] == "healthy"
 
 
-def test_a_socket_is_not_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = hub.add("org/model", chat_model())
+def test_a_socket_is_not_read(cache_dir: CacheDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
     monkeypatch.chdir(snapshot)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.json")
-        assert verdict(hub)["reason"] == "socket.json is not a regular file"
+        assert verdict(cache_dir)["reason"] == "socket.json is not a regular file"
 
 
 NAMES = [
@@ -402,15 +402,15 @@ NO_UTF8 = [] if os.uname().sysname == "Darwin" else ["\udcff", "a\udc80b.txt", "
 
 
 @pytest.mark.parametrize("name", NAMES + NO_UTF8)
-def test_a_file_of_any_name(hub: Hub, name: str) -> None:
-    hub.add("org/model", chat_model() | {name: b"x", f"folder/{name}": b"y"})
-    assert verdict(hub)["health"] == "healthy"
+def test_a_file_of_any_name(cache_dir: CacheDir, name: str) -> None:
+    cache_dir.add("org/model", chat_model() | {name: b"x", f"folder/{name}": b"y"})
+    assert verdict(cache_dir)["health"] == "healthy"
 
 
 @pytest.fixture
-def dig(hub: Hub) -> Iterator[Dig]:
+def dig(cache_dir: CacheDir) -> Iterator[Dig]:
     """Adds a sound model with a file as many folders deep as told, and removes them: Python's rmtree recurses."""
-    snapshot = hub.add("org/model", chat_model())
+    snapshot = cache_dir.add("org/model", chat_model())
 
     def make(name: str, depth: int) -> None:
         folder = os.open(snapshot, os.O_RDONLY)
@@ -426,14 +426,14 @@ def dig(hub: Hub) -> Iterator[Dig]:
     subprocess.run(["rm", "-rf", str(snapshot)], check=True)
 
 
-def test_folders_a_thousand_deep(hub: Hub, dig: Dig) -> None:
+def test_folders_a_thousand_deep(cache_dir: CacheDir, dig: Dig) -> None:
     dig("d", 1000)
-    assert verdict(hub)["health"] == "healthy"
+    assert verdict(cache_dir)["health"] == "healthy"
 
 
-def test_folders_deeper_than_any_path(hub: Hub, dig: Dig) -> None:
+def test_folders_deeper_than_any_path(cache_dir: CacheDir, dig: Dig) -> None:
     dig("d" * 200, 40)
-    assert "can't be read" in (verdict(hub)["reason"] or "")
+    assert "can't be read" in (verdict(cache_dir)["reason"] or "")
 
 
 # ----------------------------------------------------------------------------------------------- nothing read outside
@@ -458,18 +458,20 @@ sys.stderr.write("\\n".join(seen))
 
 
 @pytest.mark.parametrize("mode", ["real", "control"])
-def test_no_file_outside_the_cache_is_ever_opened(hub: Hub, outside: Path, tmp_path: Path, mode: str) -> None:
+def test_no_file_outside_the_cache_is_ever_opened(
+    cache_dir: CacheDir, outside: Path, tmp_path: Path, mode: str
+) -> None:
     names = []
     for number, make in enumerate(LINKS.values()):
         for name in REPLACED:
             names.append(f"org/{number}-{name}")
-            snapshot = hub.add(names[-1], chat_model())
+            snapshot = cache_dir.add(names[-1], chat_model())
             (snapshot / name).unlink()
             make(snapshot / name, outside)
     for number, folder in enumerate(["snapshots", f"snapshots/{COMMIT}", "refs", "blobs", "refs/main"]):
         names.append(f"org/folder-{number}")
-        hub.add(names[-1], chat_model())
-        path = hub.folder(names[-1]) / folder
+        cache_dir.add(names[-1], chat_model())
+        path = cache_dir.folder(names[-1]) / folder
         path.rename(tmp_path / f"away-{number}")
         path.symlink_to(outside / "secret" if folder == "refs/main" else outside)
     environment = os.environ | {"SECRET_FILE": str(outside / "secret")}
@@ -477,21 +479,21 @@ def test_no_file_outside_the_cache_is_ever_opened(hub: Hub, outside: Path, tmp_p
         [sys.executable, "-c", WATCH, mode, *names], capture_output=True, text=True, env=environment, timeout=60
     )
     opened = done.stderr.splitlines()
-    assert any(path.startswith(str(hub.path.resolve())) for path in opened)
+    assert any(path.startswith(str(cache_dir.path.resolve())) for path in opened)
     trespasses = {path for path in opened if path.startswith(str(outside.resolve())) or path == "/etc/passwd"}
     assert trespasses == ({str(outside.resolve() / "secret")} if mode == "control" else set())
     assert SECRET not in done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_one_broken_model_hides_no_other(hub: Hub, mlxk2: Program, outside: Path) -> None:
+def test_one_broken_model_hides_no_other(cache_dir: CacheDir, mlxk2: Program, outside: Path) -> None:
     for number, (make, name) in enumerate((make, name) for make in LINKS.values() for name in REPLACED):
-        snapshot = hub.add(f"broken/{number:03}", chat_model())
+        snapshot = cache_dir.add(f"broken/{number:03}", chat_model())
         (snapshot / name).unlink()
         make(snapshot / name, outside)
     for number, content in enumerate(HOSTILE_BYTES):
-        hub.add(f"hostile/{number:03}", dict.fromkeys(chat_model(), content))
-    hub.add("org/sound", chat_model() | {"README.md": README, "config.json": as_json(CONFIG)})
+        cache_dir.add(f"hostile/{number:03}", dict.fromkeys(chat_model(), content))
+    cache_dir.add("org/sound", chat_model() | {"README.md": README, "config.json": as_json(CONFIG)})
     with deadline():
         result = mlxk2("health", "--json")
     healthy = [entry["name"] for entry in result.json["data"]["healthy"]]

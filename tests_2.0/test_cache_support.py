@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from support.layouts import CONFIG, Files, Hub, as_json, chat_model, without
+from support.layouts import CONFIG, CacheDir, Files, as_json, chat_model, without
 
 from mlxk2.checkpoint.compatibility import Installation, installation, problem_of_config
 
@@ -234,8 +234,8 @@ def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed: Installa
 # ---------------------------------------------------------------------------------------------------- through the door
 
 
-def runnable(hub: Hub, mlxk2: Program, files: Files) -> str | None:
-    hub.add("org/model", files)
+def runnable(cache_dir: CacheDir, mlxk2: Program, files: Files) -> str | None:
+    cache_dir.add("org/model", files)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert model["health"] == "healthy"
     assert model["runtime_compatible"] == (model["reason"] is None)
@@ -243,13 +243,15 @@ def runnable(hub: Hub, mlxk2: Program, files: Files) -> str | None:
     return reason
 
 
-def test_a_sound_mlx_model_runs(hub: Hub, mlxk2: Program) -> None:
-    assert runnable(hub, mlxk2, chat_model()) is None
+def test_a_sound_mlx_model_runs(cache_dir: CacheDir, mlxk2: Program) -> None:
+    assert runnable(cache_dir, mlxk2, chat_model()) is None
 
 
-def test_a_quantisation_in_a_file_of_its_own_counts(hub: Hub, mlxk2: Program, installed: Installation) -> None:
+def test_a_quantisation_in_a_file_of_its_own_counts(
+    cache_dir: CacheDir, mlxk2: Program, installed: Installation
+) -> None:
     files = chat_model() | {"hf_quant_config.json": as_json({"quantization": {"quant_algo": "FP8"}})}
-    assert runnable(hub, mlxk2, files) == f"Quantization 'None' not supported by mlx-lm {installed.version}"
+    assert runnable(cache_dir, mlxk2, files) == f"Quantization 'None' not supported by mlx-lm {installed.version}"
 
 
 NOT_CLOSED = "Expecting property name enclosed in double quotes: line 1 column 2"
@@ -263,30 +265,30 @@ NOT_CLOSED = "Expecting property name enclosed in double quotes: line 1 column 2
     ],
 )
 def test_a_quantisation_in_a_file_of_its_own_is_read(
-    hub: Hub, mlxk2: Program, sidecar: bytes, reason: str | None
+    cache_dir: CacheDir, mlxk2: Program, sidecar: bytes, reason: str | None
 ) -> None:
-    assert runnable(hub, mlxk2, chat_model() | {"hf_quant_config.json": sidecar}) == reason
+    assert runnable(cache_dir, mlxk2, chat_model() | {"hf_quant_config.json": sidecar}) == reason
 
 
-def test_a_quantisation_in_the_config_comes_first(hub: Hub, mlxk2: Program) -> None:
+def test_a_quantisation_in_the_config_comes_first(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model(quantization_config={"quant_method": "mxfp4"}) | {"hf_quant_config.json": b"{"}
-    assert runnable(hub, mlxk2, files) is None
+    assert runnable(cache_dir, mlxk2, files) is None
 
 
-def test_weights_that_mlx_lm_does_not_look_for_do_not_run(hub: Hub, mlxk2: Program) -> None:
+def test_weights_that_mlx_lm_does_not_look_for_do_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = without(chat_model(), "model.safetensors") | {"weights.safetensors": chat_model()["model.safetensors"]}
-    assert runnable(hub, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
+    assert runnable(cache_dir, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
 
 
 @pytest.mark.parametrize("config", [{"architectures": ["LlamaDraftModel"]}, {"architectures": ["Qwen3EmbeddingModel"]}])
 def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(
-    hub: Hub, mlxk2: Program, config: dict[str, Any]
+    cache_dir: CacheDir, mlxk2: Program, config: dict[str, Any]
 ) -> None:
     files = without(chat_model(**config), "tokenizer.json", "tokenizer_config.json")
-    assert (runnable(hub, mlxk2, files) or "").startswith("No tokenizer")
-    assert runnable(hub, mlxk2, files | {"tokenizer.json": b"{}"}) is None
+    assert (runnable(cache_dir, mlxk2, files) or "").startswith("No tokenizer")
+    assert runnable(cache_dir, mlxk2, files | {"tokenizer.json": b"{}"}) is None
 
 
-def test_a_config_that_mlx_lm_cannot_read_does_not_run(hub: Hub, mlxk2: Program) -> None:
+def test_a_config_that_mlx_lm_cannot_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model() | {"config.json": b"\xef\xbb\xbf" + as_json(CONFIG)}
-    assert runnable(hub, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"
+    assert runnable(cache_dir, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"

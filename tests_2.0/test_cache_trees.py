@@ -17,7 +17,7 @@ import pytest
 from support.conformance import data_of
 from support.filesystems import read_tree
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, mutations
-from support.layouts import COMMIT, SENTINEL, Hub, chat_model, gguf_model, sharded_model
+from support.layouts import COMMIT, SENTINEL, CacheDir, chat_model, gguf_model, sharded_model
 
 SEED = 20_251_124
 NAMES = (
@@ -34,14 +34,14 @@ SOUND: Sequence[Callable[[], Any]] = (chat_model, sharded_model, gguf_model)
 SECRET = b"a secret of somebody else"
 
 
-def grow(source: random.Random, hub: Hub, outside: Path) -> None:
+def grow(source: random.Random, cache_dir: CacheDir, outside: Path) -> None:
     """Let a cache grow wild: some sound models, then things at random places, and some of what is there damaged."""
     for name in source.sample(("org/model", "org/other", "solo", "a/b"), k=source.randrange(3)):
-        hub.add(name, source.choice(SOUND)())
+        cache_dir.add(name, source.choice(SOUND)())
     for _ in range(source.randrange(1, 25)):
-        place = source.choice([Path(folder) for folder, _, _ in os.walk(hub.path)])
+        place = source.choice([Path(folder) for folder, _, _ in os.walk(cache_dir.path)])
         put(source, place / source.choice(NAMES + NO_UTF8), outside)
-    there = sorted(Path(folder, name) for folder, _, names in os.walk(hub.path) for name in names)
+    there = sorted(Path(folder, name) for folder, _, names in os.walk(cache_dir.path) for name in names)
     for path in source.sample(there, k=min(len(there), source.randrange(4))):
         if path.name != SENTINEL:
             path.unlink()
@@ -78,7 +78,7 @@ def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (path / SENTINEL).touch()
         monkeypatch.setenv("HF_HOME", str(path.parent))
         monkeypatch.setenv("HF_HUB_CACHE", str(path))
-        grow(source, Hub(path), outside)
+        grow(source, CacheDir(path), outside)
         try:
             assert_is_answered(mlxk2, path)
         except BaseException as error:
@@ -88,7 +88,7 @@ def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         shutil.rmtree(path.parent)
 
 
-def assert_is_answered(mlxk2: Any, hub: Path) -> None:
+def assert_is_answered(mlxk2: Any, cache_dir: Path) -> None:
     """List, health and show agree about a cache; rm removes what it says and nothing else."""
     listed = data_of(mlxk2("list", "--json"), "list")["models"]
     health = data_of(mlxk2("health", "--deep", "--json"), "health")
@@ -107,7 +107,7 @@ def assert_is_answered(mlxk2: Any, hub: Path) -> None:
             result = mlxk2(word, model["name"], *options, "--json")
             assert result.code in (0, 1) and SECRET.decode() not in result.out, result
     for model in named[:1]:
-        others = {path.name for path in hub.iterdir()}
+        others = {path.name for path in cache_dir.iterdir()}
         result = mlxk2("rm", model["name"], "--force", "--json")
-        gone = others - {path.name for path in hub.iterdir()}
+        gone = others - {path.name for path in cache_dir.iterdir()}
         assert len(gone) <= 1 and (result.code == 1 or gone), result

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.layouts import COMMIT, OTHER_COMMIT, Hub, chat_model, sharded_model
+from support.layouts import COMMIT, OTHER_COMMIT, CacheDir, chat_model, sharded_model
 
 NAME = "org/model"
 
@@ -47,9 +47,9 @@ def between(isolated_cache: Path) -> Any:  # noqa: ARG001 - isolates
     return run
 
 
-def share(blob: Path, hub: Path) -> str:
+def share(blob: Path, cache_dir: Path) -> str:
     """The code that makes a blob a link into the store that all repos share, as the library does."""
-    payload = hub / "blobs" / "aa" / blob.name
+    payload = cache_dir / "blobs" / "aa" / blob.name
     payload.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(payload, blob.parent)
     return f"os.rename({str(blob)!r}, {str(payload)!r}); os.symlink({target!r}, {str(blob)!r})"
@@ -68,34 +68,38 @@ COMMANDS = [("list",), ("health",), ("show", NAME), ("health", "--deep")]
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("name", FILES)
-def test_a_blob_that_becomes_a_link_is_sound(hub: Hub, between: Any, words: tuple[str, ...], name: str) -> None:
-    blob = (hub.add(NAME, chat_model()) / name).resolve()
-    done = between("open", blob.name, share(blob, hub.path), *words, "--json")
+def test_a_blob_that_becomes_a_link_is_sound(
+    cache_dir: CacheDir, between: Any, words: tuple[str, ...], name: str
+) -> None:
+    blob = (cache_dir.add(NAME, chat_model()) / name).resolve()
+    done = between("open", blob.name, share(blob, cache_dir.path), *words, "--json")
     assert done.returncode == 0
     assert verdicts(done) == ["healthy"], done.stdout
     assert blob.is_symlink()
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(hub: Hub, between: Any, count: int) -> None:
-    blob = (hub.add(NAME, sharded_model()) / "model-00002-of-00003.safetensors").resolve()
-    done = between("open", blob.name, share(blob, hub.path), "health", "--deep", "--json", count=count)
+def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(cache_dir: CacheDir, between: Any, count: int) -> None:
+    blob = (cache_dir.add(NAME, sharded_model()) / "model-00002-of-00003.safetensors").resolve()
+    done = between("open", blob.name, share(blob, cache_dir.path), "health", "--deep", "--json", count=count)
     assert verdicts(done) == ["healthy"], done.stdout
 
 
 @pytest.mark.parametrize("command", ["list", "health", "show"])
-def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(hub: Hub, between: Any, command: str) -> None:
+def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(
+    cache_dir: CacheDir, between: Any, command: str
+) -> None:
     """Of another size too: a pull repairs by renaming."""
-    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
-    new = hub.path.parent / "new"
+    blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
+    new = cache_dir.path.parent / "new"
     new.write_bytes(blob.read_bytes() + b" " * 4096)
     action = f"os.replace({str(new)!r}, {str(blob)!r})"
     done = between("open", blob.name, action, command, *([NAME] if command == "show" else []), "--json")
     assert verdicts(done) == ["healthy"], done.stdout
 
 
-def test_a_file_that_changes_at_each_look_is_said_to(hub: Hub, between: Any) -> None:
-    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
+def test_a_file_that_changes_at_each_look_is_said_to(cache_dir: CacheDir, between: Any) -> None:
+    blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     replace = (
         f"left, blob = 99, {str(blob)!r}; new = f'{{blob}}.{{len(os.listdir(os.path.dirname(blob)))}}';"
         "shutil.copyfile(blob, new); os.rename(blob, new + '.old'); os.rename(new, blob); left = 1"
@@ -115,41 +119,45 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_removed_before(hub: Hub, between: Any, words: tuple[str, ...], moment: str) -> None:
+def test_a_model_that_is_removed_before(cache_dir: CacheDir, between: Any, words: tuple[str, ...], moment: str) -> None:
     """It is not listed, and the others are."""
-    snapshot = hub.add(NAME, chat_model())
-    hub.add("org/other", chat_model(model_type="qwen3"))
+    snapshot = cache_dir.add(NAME, chat_model())
+    cache_dir.add("org/other", chat_model(model_type="qwen3"))
     event, name = MOMENTS[moment]
-    done = between(event, (snapshot / name).resolve().name if "/" not in name else name, removal(hub), *words, "--json")
+    done = between(
+        event, (snapshot / name).resolve().name if "/" not in name else name, removal(cache_dir), *words, "--json"
+    )
     assert done.returncode == 0
     assert NAME not in done.stdout and "org/other" in done.stdout
     assert "No such file" not in done.stdout
 
 
-def removal(hub: Hub) -> str:
+def removal(cache_dir: CacheDir) -> str:
     """The code that removes the model as `rm` does: away first, then piece by piece."""
-    trash = str(hub.path / ".trash")
-    return f"os.rename({str(hub.folder(NAME))!r}, {trash!r}); shutil.rmtree({trash!r})"
+    trash = str(cache_dir.path / ".trash")
+    return f"os.rename({str(cache_dir.folder(NAME))!r}, {trash!r}); shutil.rmtree({trash!r})"
 
 
 @pytest.mark.parametrize("command", ["show", "run"])
-def test_a_model_that_is_removed_beside_is_not_found(hub: Hub, between: Any, command: str) -> None:
-    blob = (hub.add(NAME, chat_model()) / "config.json").resolve()
-    done = between("open", blob.name, removal(hub), command, NAME, *(["hi"] if command == "run" else []), "--json")
+def test_a_model_that_is_removed_beside_is_not_found(cache_dir: CacheDir, between: Any, command: str) -> None:
+    blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
+    done = between(
+        "open", blob.name, removal(cache_dir), command, NAME, *(["hi"] if command == "run" else []), "--json"
+    )
     assert '"model_not_found"' in done.stdout
 
 
-def test_a_model_removed_while_it_is_hashed_is_not_listed(hub: Hub, between: Any) -> None:
-    blob = (hub.add(NAME, chat_model()) / "model.safetensors").resolve()
-    done = between("open", blob.name, removal(hub), "health", "--deep", "--json", count=2)
+def test_a_model_removed_while_it_is_hashed_is_not_listed(cache_dir: CacheDir, between: Any) -> None:
+    blob = (cache_dir.add(NAME, chat_model()) / "model.safetensors").resolve()
+    done = between("open", blob.name, removal(cache_dir), "health", "--deep", "--json", count=2)
     assert '"total": 0' in done.stdout
 
 
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(hub: Hub, between: Any, words: Any) -> None:
-    hub.add(NAME, chat_model())
-    hub.add(NAME, chat_model(hidden_size=128), OTHER_COMMIT, ref=None)
-    model = hub.folder(NAME)
+def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(cache_dir: CacheDir, between: Any, words: Any) -> None:
+    cache_dir.add(NAME, chat_model())
+    cache_dir.add(NAME, chat_model(hidden_size=128), OTHER_COMMIT, ref=None)
+    model = cache_dir.folder(NAME)
     (model / "refs" / "main").write_text(COMMIT)
     blob = (model / "snapshots" / COMMIT / "config.json").resolve()
     update = (
@@ -161,20 +169,20 @@ def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(hub: Hub, betwee
 
 
 def test_a_blob_that_becomes_a_link_is_cloned(
-    hub: Hub, between: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, between: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
     notes = os.urandom(5000)
-    blob = (hub.add(NAME, chat_model() | {"notes.bin": notes}) / "notes.bin").resolve()
-    done = between("open", blob.name, share(blob, hub.path), "clone", NAME, str(tmp_path / "mine"), "--json")
+    blob = (cache_dir.add(NAME, chat_model() | {"notes.bin": notes}) / "notes.bin").resolve()
+    done = between("open", blob.name, share(blob, cache_dir.path), "clone", NAME, str(tmp_path / "mine"), "--json")
     assert done.returncode == 0, done
     assert (tmp_path / "mine" / "notes.bin").read_bytes() == notes
 
 
-def test_hashing_opens_each_file_once(hub: Hub, between: Any) -> None:
+def test_hashing_opens_each_file_once(cache_dir: CacheDir, between: Any) -> None:
     """It has many pieces, and is opened for nothing else."""
-    blob = (hub.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()
-    opens = hub.path.parent / "opens"
+    blob = (cache_dir.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()
+    opens = cache_dir.path.parent / "opens"
     note = f"left = 1; os.write(os.open({str(opens)!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY), b'.')"
     between("open", blob.name, note, "health", "--deep", "--json")
     assert opens.read_text() == "."

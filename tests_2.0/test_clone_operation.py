@@ -12,7 +12,7 @@ import pytest
 from conftest import Program
 from support.conformance import data_of, error_of
 from support.filesystems import mount, mount_tmpfs, read_tree
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, sharded_model, without
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, CacheDir, Layout, sharded_model, without
 
 NAME = "org/model"
 MODEL = sharded_model() | {"sub/folder/notes.txt": b"notes", "twin.txt": b"same", "twin-2.txt": b"same"}
@@ -31,10 +31,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest, hub: Hub) -> Hub:
+def layout(request: pytest.FixtureRequest, cache_dir: CacheDir) -> CacheDir:
     """A cache of each layout."""
     kind: Layout = request.param
-    return Hub(hub.path, kind)
+    return CacheDir(cache_dir.path, kind)
 
 
 def content(folder: Path) -> dict[str, bytes | str]:
@@ -42,7 +42,7 @@ def content(folder: Path) -> dict[str, bytes | str]:
     return {name: value for name, value in read_tree(folder).items() if value is not None}
 
 
-def test_clone_is_self_contained_editable_and_healthy(layout: Hub, mlxk2: Program, workplace: Path) -> None:
+def test_clone_is_self_contained_editable_and_healthy(layout: CacheDir, mlxk2: Program, workplace: Path) -> None:
     layout.add(NAME, MODEL)
     before = read_tree(layout.path)
     data = data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
@@ -61,24 +61,24 @@ def test_clone_is_self_contained_editable_and_healthy(layout: Hub, mlxk2: Progra
 
 
 @pytest.mark.parametrize(("word", "full"), [("mod", NAME), ("ORG/MODEL", NAME), ("small", "mlx-community/small")])
-def test_short_names_are_expanded(hub: Hub, mlxk2: Program, word: str, full: str) -> None:
-    hub.add(NAME, MODEL)
-    hub.add("mlx-community/small", MODEL)
+def test_short_names_are_expanded(cache_dir: CacheDir, mlxk2: Program, word: str, full: str) -> None:
+    cache_dir.add(NAME, MODEL)
+    cache_dir.add("mlx-community/small", MODEL)
     data = data_of(mlxk2("clone", word, "mine", "--json"), "clone")
     assert (data["model"], data["expanded_name"]) == (word, full)
 
 
-def test_full_name_never_means_a_longer_one(hub: Hub, mlxk2: Program, workplace: Path) -> None:
+def test_full_name_never_means_a_longer_one(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     for ending in ("-4bit", "-8bit"):
-        hub.add(NAME + ending, MODEL)
+        cache_dir.add(NAME + ending, MODEL)
         error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
         assert (error["type"], error["data"]["clone_status"]) == ("NetworkError", "pull_failed")
     assert list(workplace.iterdir()) == []
 
 
-def test_revisions_and_branches(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME, MODEL)
-    hub.add(NAME, MODEL | {"twin.txt": b"other"}, OTHER_COMMIT, ref="dev")
+def test_revisions_and_branches(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL)
+    cache_dir.add(NAME, MODEL | {"twin.txt": b"other"}, OTHER_COMMIT, ref="dev")
     for number, (words, twin) in enumerate({
         (NAME,): b"same", (f"{NAME}@{OTHER_COMMIT[:6]}",): b"other", (NAME, "--branch", "dev"): b"other",
         (f"{NAME}@{COMMIT}",): b"same",
@@ -91,16 +91,16 @@ def test_revisions_and_branches(hub: Hub, mlxk2: Program, workplace: Path) -> No
     assert error_of(mlxk2("clone", NAME, "x", "--branch", "new", "--json"), "clone")["type"] == "NetworkError"
 
 
-def test_existing_empty_folder_is_filled(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME, MODEL)
+def test_existing_empty_folder_is_filled(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL)
     (workplace / "mine").mkdir(mode=0o700)
     data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
     assert content(workplace / "mine") == MODEL
     assert (workplace / "mine").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_macos_lays_in_a_folder_does_not_fill_it(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME, MODEL | {".DS_Store": b"of the model"})
+def test_what_macos_lays_in_a_folder_does_not_fill_it(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL | {".DS_Store": b"of the model"})
     (workplace / "mine").mkdir()
     litter = {".DS_Store": b"of the user", ".localized": b"", "._notes": b"attributes"}
     for name, data in litter.items():
@@ -114,19 +114,19 @@ def test_what_macos_lays_in_a_folder_does_not_fill_it(hub: Hub, mlxk2: Program, 
     assert [path.name for path in workplace.iterdir()] == ["mine"]
 
 
-def test_the_cache_under_another_name_is_no_target(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
-    hub.add(NAME, MODEL)
-    before = read_tree(hub.path)
+def test_the_cache_under_another_name_is_no_target(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+    cache_dir.add(NAME, MODEL)
+    before = read_tree(cache_dir.path)
     # A disk that ignores case has many names for the cache, and a bind mount has two.
-    with mount(tmp_path / "again", "--bind", str(hub.path)) as again:
+    with mount(tmp_path / "again", "--bind", str(cache_dir.path)) as again:
         for target in (again / "mine", again / "models--org--model" / "new" / "mine"):
             error = error_of(mlxk2("clone", NAME, str(target), "--json"), "clone")
             assert (error["type"], "in the cache" in error["message"]) == ("InvalidTargetError", True)
-    assert read_tree(hub.path) == before
+    assert read_tree(cache_dir.path) == before
 
 
-def test_link_to_an_empty_folder_stays_a_link(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME, MODEL)
+def test_link_to_an_empty_folder_stays_a_link(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL)
     (workplace / "disk" / "there").mkdir(parents=True)
     (workplace / "mine").symlink_to("disk/there")
     data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
@@ -135,13 +135,13 @@ def test_link_to_an_empty_folder_stays_a_link(hub: Hub, mlxk2: Program, workplac
 
 
 @pytest.mark.parametrize("target", ["full", "file", ".", "", "full/file/x", "x" * 300, "hub"])
-def test_targets_that_are_none(hub: Hub, mlxk2: Program, workplace: Path, target: str) -> None:
-    hub.add(NAME, MODEL)
+def test_targets_that_are_none(cache_dir: CacheDir, mlxk2: Program, workplace: Path, target: str) -> None:
+    cache_dir.add(NAME, MODEL)
     (workplace / "full").mkdir()
     (workplace / "full" / "file").write_bytes(b"x")
     (workplace / "file").write_bytes(b"x")
     before = read_tree(workplace.parent)
-    typed = str(hub.path / "mine") if target == "hub" else target
+    typed = str(cache_dir.path / "mine") if target == "hub" else target
     error = error_of(mlxk2("clone", NAME, typed, "--json"), "clone")
     assert (error["data"]["clone_status"], error["data"]["target_dir"]) == ("filesystem_error", typed)
     assert error["type"] == "InvalidTargetError"
@@ -155,7 +155,7 @@ def test_sources_that_are_no_names(mlxk2: Program, workplace: Path, source: str)
     assert list(workplace.iterdir()) == []
 
 
-def test_damaged_models_are_cloned_only_on_request(layout: Hub, mlxk2: Program, workplace: Path) -> None:
+def test_damaged_models_are_cloned_only_on_request(layout: CacheDir, mlxk2: Program, workplace: Path) -> None:
     snapshot = layout.add(NAME, without(MODEL, "model-00002-of-00003.safetensors"))
     (snapshot / "dangling.txt").symlink_to("../../blobs/none")
     error = error_of(mlxk2("clone", NAME, "deep/mine", "--json"), "clone")
@@ -166,17 +166,17 @@ def test_damaged_models_are_cloned_only_on_request(layout: Hub, mlxk2: Program, 
     assert content(workplace / "deep" / "mine") == without(MODEL, "model-00002-of-00003.safetensors")
 
 
-def test_of_many_files_that_are_left_out_the_first_are_named(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add(NAME, MODEL)
+def test_of_many_files_that_are_left_out_the_first_are_named(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add(NAME, MODEL)
     for number in range(7):
         (snapshot / f"{number}.txt").symlink_to("../../blobs/none")
     data = data_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
     assert "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more" in data["message"]
 
 
-def test_damage_is_told_with_the_pull_that_repairs_it(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, without(MODEL, "config.json"), ref="dev")
-    hub.folder("org/unfinished").mkdir()
+def test_damage_is_told_with_the_pull_that_repairs_it(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, without(MODEL, "config.json"), ref="dev")
+    cache_dir.folder("org/unfinished").mkdir()
     for words, repair in {
         ("mod",): f"mlxk2 pull {NAME}",
         (f"mod@{COMMIT[:6]}",): f"mlxk2 pull {NAME}@{COMMIT[:6]}",
@@ -188,8 +188,10 @@ def test_damage_is_told_with_the_pull_that_repairs_it(hub: Hub, mlxk2: Program) 
     assert error["hint"] == "Repair it with: mlxk2 pull org/unfinished"
 
 
-def test_links_out_of_the_cache_are_not_cloned(hub: Hub, mlxk2: Program, workplace: Path, tmp_path: Path) -> None:
-    snapshot = hub.add(NAME, MODEL)
+def test_links_out_of_the_cache_are_not_cloned(
+    cache_dir: CacheDir, mlxk2: Program, workplace: Path, tmp_path: Path
+) -> None:
+    snapshot = cache_dir.add(NAME, MODEL)
     (tmp_path / "secret").write_bytes(b"secret")
     (snapshot / "secret.txt").symlink_to(tmp_path / "secret")
     assert error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")["type"] == "ModelUnhealthyError"
@@ -197,29 +199,31 @@ def test_links_out_of_the_cache_are_not_cloned(hub: Hub, mlxk2: Program, workpla
     assert content(workplace / "mine") == MODEL
 
 
-def test_nothing_to_clone(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    (hub.folder(NAME) / "snapshots").mkdir(parents=True)
+def test_nothing_to_clone(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    (cache_dir.folder(NAME) / "snapshots").mkdir(parents=True)
     error = error_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
     assert error["type"] == "ModelUnhealthyError"
     assert list(workplace.iterdir()) == []
 
 
-def test_for_people(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, MODEL)
+def test_for_people(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, MODEL)
     assert mlxk2("clone", "mod", "mine")[:2] == (0, f"Cloned {NAME} into mine.\n")
     failed = mlxk2("clone", NAME, "mine", "--quiet")
     assert failed == (1, "", "Error: mine exists and is not empty; name a new or an empty folder.\n")
 
 
-def test_clone_is_hidden_without_its_variable(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add(NAME, MODEL)
+def test_clone_is_hidden_without_its_variable(
+    cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_dir.add(NAME, MODEL)
     monkeypatch.delenv("MLXK2_ENABLE_ALPHA_FEATURES")
     error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone", code=2)
     assert (error["type"], "MLXK2_ENABLE_ALPHA_FEATURES" in error["message"]) == ("CommandError", True)
 
 
-def test_leftovers_of_the_same_target_are_removed(hub: Hub, mlxk2: Program, workplace: Path) -> None:
-    hub.add(NAME, MODEL)
+def test_leftovers_of_the_same_target_are_removed(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL)
     command = [sys.executable, "-c", KILLED_WHILE_BUILDING, str(workplace / "mine")]
     assert subprocess.run(command).returncode == -9
     (left,) = workplace.iterdir()
@@ -242,8 +246,8 @@ with clone.build(sys.argv[1]) as folder:
 # ------------------------------------------------------------------------------------------------------------- disks
 
 
-def test_room_is_checked_before_a_byte_is_written(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
-    hub.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
+def test_room_is_checked_before_a_byte_is_written(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+    cache_dir.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
     with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")
         assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
@@ -251,8 +255,8 @@ def test_room_is_checked_before_a_byte_is_written(hub: Hub, mlxk2: Program, tmp_
         assert list(disk.iterdir()) == []
 
 
-def test_full_disk_leaves_nothing(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
-    hub.add(NAME, MODEL)
+def test_full_disk_leaves_nothing(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+    cache_dir.add(NAME, MODEL)
     # Bytes would be free, but the disk can hold no more files, which no check foresees.
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=8", "tmpfs") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "a" / "mine"), "--json"), "clone")
@@ -261,8 +265,8 @@ def test_full_disk_leaves_nothing(hub: Hub, mlxk2: Program, tmp_path: Path) -> N
         assert list(disk.iterdir()) == []
 
 
-def test_limit_of_file_sizes_leaves_nothing(hub: Hub, workplace: Path) -> None:
-    hub.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
+def test_limit_of_file_sizes_leaves_nothing(cache_dir: CacheDir, workplace: Path) -> None:
+    cache_dir.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
     command = f"ulimit -f 100; exec {sys.executable} -m mlxk2 clone {NAME} mine"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 1
@@ -270,8 +274,8 @@ def test_limit_of_file_sizes_leaves_nothing(hub: Hub, workplace: Path) -> None:
     assert list(workplace.iterdir()) == []
 
 
-def test_mount_points_are_no_targets(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
-    hub.add(NAME, MODEL)
+def test_mount_points_are_no_targets(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+    cache_dir.add(NAME, MODEL)
     with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         assert error_of(mlxk2("clone", NAME, str(disk), "--json"), "clone")["type"] == "InvalidTargetError"
 
@@ -292,7 +296,7 @@ def test_copy_on_write(
         (disk / "hub").mkdir()
         (disk / "hub" / SENTINEL).touch()
         monkeypatch.setenv("HF_HUB_CACHE", str(disk / "hub"))
-        Hub(disk / "hub", "shared").add(NAME, MODEL | {"big.bin": os.urandom(30_000_000)})
+        CacheDir(disk / "hub", "shared").add(NAME, MODEL | {"big.bin": os.urandom(30_000_000)})
         os.sync()
         before = shutil.disk_usage(disk).free
         data = data_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")

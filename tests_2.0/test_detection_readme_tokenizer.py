@@ -11,8 +11,8 @@ from support.layouts import (
     OTHER_ARCHITECTURE,
     README,
     TOKENIZER_CONFIG,
+    CacheDir,
     Files,
-    Hub,
     as_json,
     base_model,
     chat_model,
@@ -38,11 +38,11 @@ class Describe(Protocol):
 
 
 @pytest.fixture
-def described(hub: Hub, mlxk2: Program) -> Describe:
+def described(cache_dir: CacheDir, mlxk2: Program) -> Describe:
     """Return a function that adds a model and says what it is."""
 
     def describe(files: Files, name: str = "org/model") -> dict[str, Any]:
-        hub.add(name, files)
+        cache_dir.add(name, files)
         model: dict[str, Any] = mlxk2("show", name, "--json").json["data"]["model"]
         return model
 

@@ -20,7 +20,7 @@ import pytest
 from conftest import Program
 from support.hub import HubServer
 from support.hub.fixtures import Client
-from support.layouts import Hub
+from support.layouts import CacheDir
 from support.tiny_models import say, write_chain
 
 import mlxk2 as package
@@ -85,11 +85,11 @@ def timeless(output: str) -> str:
 @pytest.fixture
 def world(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> Client:
     """What the examples find: models on the hub, models in the cache, the program on the path."""
-    hub = Hub(hub_client.hub)
+    cache_dir = CacheDir(hub_client.cache_dir)
     demo = {path.name: path.read_bytes() for path in DEMO.iterdir() if path.is_file()}
     short = demo | {"model.safetensors": demo["model.safetensors"][:1_000_000]}
-    hub.add("me/tiny-chat", demo, "a" * 40)
-    hub.add("me/half-done", short, "b" * 40)
+    cache_dir.add("me/tiny-chat", demo, "a" * 40)
+    cache_dir.add("me/half-done", short, "b" * 40)
     folder = write_chain(tmp_path / "model", say("H", "i"))
     for name in ("mlx-community/Qwen3-0.6B-4bit", "mlx-community/Qwen2.5-0.5B-Instruct-4bit"):
         hub_server.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})

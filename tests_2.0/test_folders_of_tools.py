@@ -12,7 +12,7 @@ import pytest
 from conftest import Program
 from support.layouts import (
     LFS_POINTER,
-    Hub,
+    CacheDir,
     as_json,
     base_model,
     chat_model,
@@ -154,18 +154,18 @@ def test_they_agree_on_what_is_no_file(mlxk2: Program, folder: Path, kind: str) 
 
 
 @pytest.mark.parametrize("tool", [tool for tool in LEFT_BY if tool != "secrets"])
-def test_a_snapshot_in_the_cache_with_such_files(mlxk2: Program, hub: Hub, tool: str) -> None:
-    hub.add("org/model", chat_model())
+def test_a_snapshot_in_the_cache_with_such_files(mlxk2: Program, cache_dir: CacheDir, tool: str) -> None:
+    cache_dir.add("org/model", chat_model())
     clean = shown(mlxk2, "org/model")
-    snapshot = next((hub.folder("org/model") / "snapshots").iterdir())
+    snapshot = next((cache_dir.folder("org/model") / "snapshots").iterdir())
     litter = {name: content for name, content in LEFT_BY[tool].items() if name not in OF_A_FOLDER}
     put(snapshot, litter)
     assert shown(mlxk2, "org/model") == clean
     assert mlxk2("list", "--all", "--json").json["data"]["models"][0]["health"] == "healthy"
 
 
-def test_a_file_of_the_repo_that_looks_like_a_secret_counts_in_the_cache(mlxk2: Program, hub: Hub) -> None:
-    hub.add("org/model", chat_model() | {"uv.lock": b"x", "ca.pem": b"x"})
+def test_a_file_of_the_repo_that_looks_like_a_secret_counts_in_the_cache(mlxk2: Program, cache_dir: CacheDir) -> None:
+    cache_dir.add("org/model", chat_model() | {"uv.lock": b"x", "ca.pem": b"x"})
     names = [file["name"] for file in shown(mlxk2, "org/model")["files"]]
     assert {"uv.lock", "ca.pem"} <= set(names)
 

@@ -15,7 +15,7 @@ import pytest
 from support.filesystems import read_tree
 from support.hub import HubServer
 from support.hub.fixtures import Client
-from support.layouts import Hub, base_model, chat_model, gguf_model, sharded_model, without
+from support.layouts import CacheDir, base_model, chat_model, gguf_model, sharded_model, without
 from support.tiny_models import say, write_chain
 
 ROOT = Path(__file__).parent.parent
@@ -122,12 +122,12 @@ def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pat
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A cache as a user may have one: models of several kinds, one of them damaged."""
-    hub = Hub(tmp_path / "cache" / "hub")
-    hub.add("mlx-community/Small-4bit", chat_model())
-    hub.add("mlx-community/Base-4bit", without(chat_model(), "tokenizer_config.json"))
-    hub.add("org/model-gguf", gguf_model())
-    hub.add("org/damaged", without(base_model(), "model.safetensors"))
-    hub.add("upstream/Sharded-Instruct", sharded_model())
+    cache_dir = CacheDir(tmp_path / "cache" / "hub")
+    cache_dir.add("mlx-community/Small-4bit", chat_model())
+    cache_dir.add("mlx-community/Base-4bit", without(chat_model(), "tokenizer_config.json"))
+    cache_dir.add("org/model-gguf", gguf_model())
+    cache_dir.add("org/damaged", without(base_model(), "model.safetensors"))
+    cache_dir.add("upstream/Sharded-Instruct", sharded_model())
     return tmp_path / "cache"
 
 
@@ -151,7 +151,7 @@ def test_issue27_runs_on_the_users_cache(home: Path, variable: str) -> None:
 @pytest.mark.e2e
 def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hub_client: Client, home: Path) -> None:
     hub_server.add("upstream/Unindexed", {INDEX: sharded_model()[INDEX]})
-    Hub(home / "hub").add("upstream/Unindexed", without(sharded_model(), INDEX))
+    CacheDir(home / "hub").add("upstream/Unindexed", without(sharded_model(), INDEX))
     before = read_tree(home)
     settings = hub_client.environment | {
         "MLXK2_USER_HF_HOME": str(home),

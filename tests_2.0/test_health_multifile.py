@@ -14,9 +14,9 @@ from support.layouts import (
     LFS_POINTER,
     README,
     TOKENIZER,
+    CacheDir,
     Content,
     Files,
-    Hub,
     Layout,
     Sparse,
     as_json,
@@ -146,7 +146,7 @@ SOUND = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("files", SOUND.values(), ids=SOUND)
 def test_a_sound_layout_is_healthy(isolated_cache: Path, mlxk2: Program, files: Files, layout: Layout) -> None:
-    Hub(isolated_cache, layout).add("org/model", files)
+    CacheDir(isolated_cache, layout).add("org/model", files)
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
 
 
@@ -166,48 +166,48 @@ ODD = {
 
 @pytest.mark.parametrize(("files", "warning"), ODD.values(), ids=ODD)
 def test_whole_weights_with_an_odd_index_are_healthy_with_a_warning(
-    hub: Hub, mlxk2: Program, files: Files, warning: str
+    cache_dir: CacheDir, mlxk2: Program, files: Files, warning: str
 ) -> None:
-    hub.add("org/model", files)
+    cache_dir.add("org/model", files)
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
     for command in ("health", "show"):
         assert warning in mlxk2(command, "org/model", "--json").err
 
 
-def test_a_single_numbered_file_needs_no_index(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", without(sharded_model(1), INDEX))
+def test_a_single_numbered_file_needs_no_index(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", without(sharded_model(1), INDEX))
     assert verdict(mlxk2) == ("healthy", "Model is healthy")
     assert mlxk2("health", "org/model", "--json").err == ""
 
 
-def test_what_the_hub_library_adds_is_no_damage(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", chat_model())
-    folder = hub.folder("org/model")
+def test_what_the_hub_library_adds_is_no_damage(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", chat_model())
+    folder = cache_dir.folder("org/model")
     for path in (".no_exist/0123/adapter_config.json", "trees/0123.json", "blobs/abc.1234.incomplete", "refs/v1.0"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).touch()
     assert verdict(mlxk2)[0] == "healthy"
 
 
-def test_a_model_folder_linked_to_another_disk_is_healthy(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
-    disk = Hub(tmp_path / "disk")
+def test_a_model_folder_linked_to_another_disk_is_healthy(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+    disk = CacheDir(tmp_path / "disk")
     disk.add("org/model", sharded_model())
-    hub.folder("org/model").symlink_to(disk.folder("org/model"))
+    cache_dir.folder("org/model").symlink_to(disk.folder("org/model"))
     assert verdict(mlxk2)[0] == "healthy"
 
 
 def test_a_cache_behind_a_link_is_healthy(
-    hub: Hub, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.add("org/model", chat_model())
-    (tmp_path / "link").symlink_to(hub.path)
+    cache_dir.add("org/model", chat_model())
+    (tmp_path / "link").symlink_to(cache_dir.path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "link"))
     assert verdict(mlxk2)[0] == "healthy"
 
 
-def test_snapshots_that_share_blobs_are_healthy(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", chat_model(), "a" * 40)
-    hub.add("org/model", chat_model() | {"README.md": b"# New\n"}, "b" * 40)
+def test_snapshots_that_share_blobs_are_healthy(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", chat_model(), "a" * 40)
+    cache_dir.add("org/model", chat_model() | {"README.md": b"# New\n"}, "b" * 40)
     assert verdict(mlxk2, "org/model@aaa")[0] == verdict(mlxk2, "org/model@bbb")[0] == "healthy"
 
 
@@ -321,23 +321,23 @@ DAMAGED: dict[str, tuple[Mapping[str, Content], str]] = {
 
 
 @pytest.mark.parametrize(("files", "reason"), DAMAGED.values(), ids=DAMAGED)
-def test_damage_is_found_and_named(hub: Hub, mlxk2: Program, files: Files, reason: str) -> None:
-    hub.add("org/model", files)
+def test_damage_is_found_and_named(cache_dir: CacheDir, mlxk2: Program, files: Files, reason: str) -> None:
+    cache_dir.add("org/model", files)
     status, said = verdict(mlxk2)
     assert status == "unhealthy"
     assert reason in said
     assert len(said) < 200
 
 
-def test_the_first_problem_is_the_reason(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", without(sharded_model(), "config.json", SHARDS[0], "tokenizer.json"))
+def test_the_first_problem_is_the_reason(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", without(sharded_model(), "config.json", SHARDS[0], "tokenizer.json"))
     assert verdict(mlxk2) == ("unhealthy", "config.json is missing")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lost", [*SHARDS, "config.json", "tokenizer.json"])
 def test_no_subset_is_healthy(isolated_cache: Path, mlxk2: Program, layout: Layout, lost: str) -> None:
-    snapshot = Hub(isolated_cache, layout).add("org/model", sharded_model())
+    snapshot = CacheDir(isolated_cache, layout).add("org/model", sharded_model())
     (snapshot / lost).unlink()
     assert verdict(mlxk2)[0] == "unhealthy"
 
@@ -345,31 +345,31 @@ def test_no_subset_is_healthy(isolated_cache: Path, mlxk2: Program, layout: Layo
 @pytest.mark.parametrize("layout", ["links", "shared"])
 @pytest.mark.parametrize("name", sorted(chat_model()))
 def test_a_dangling_link_is_found(isolated_cache: Path, mlxk2: Program, layout: Layout, name: str) -> None:
-    snapshot = Hub(isolated_cache, layout).add("org/model", chat_model())
+    snapshot = CacheDir(isolated_cache, layout).add("org/model", chat_model())
     (snapshot / name).resolve().unlink()
     assert verdict(mlxk2) == ("unhealthy", f"{name} is a dangling link")
 
 
-def test_a_model_without_a_snapshot_is_unhealthy(hub: Hub, mlxk2: Program) -> None:
-    hub.folder("org/model").mkdir()
+def test_a_model_without_a_snapshot_is_unhealthy(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.folder("org/model").mkdir()
     assert verdict(mlxk2) == ("unhealthy", "No snapshot: the model was never downloaded completely")
 
 
-def test_an_empty_snapshot_is_unhealthy(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", {})
+def test_an_empty_snapshot_is_unhealthy(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", {})
     assert verdict(mlxk2) == ("unhealthy", "The snapshot is empty")
 
 
-def test_a_folder_for_the_config_is_no_config(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", without(chat_model(), "config.json"))
+def test_a_folder_for_the_config_is_no_config(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", without(chat_model(), "config.json"))
     (snapshot / "config.json").mkdir()
     assert verdict(mlxk2) == ("unhealthy", "config.json is missing")
 
 
-def test_one_broken_model_hides_no_other(hub: Hub, mlxk2: Program) -> None:
+def test_one_broken_model_hides_no_other(cache_dir: CacheDir, mlxk2: Program) -> None:
     for number, (files, _) in enumerate(DAMAGED.values()):
-        hub.add(f"broken/model-{number:03}", files)
-    hub.add("org/sound", chat_model())
+        cache_dir.add(f"broken/model-{number:03}", files)
+    cache_dir.add("org/sound", chat_model())
     summary = mlxk2("health", "--json").json["data"]["summary"]
     assert summary == {"total": len(DAMAGED) + 1, "healthy_count": 1, "unhealthy_count": len(DAMAGED)}
     assert mlxk2("list", "--json").json["data"]["count"] == len(DAMAGED) + 1
@@ -392,7 +392,7 @@ def flip(path: Path, position: int = -1) -> None:
 def test_deep_finds_one_flipped_bit_in_any_file(
     isolated_cache: Path, mlxk2: Program, layout: Layout, name: str
 ) -> None:
-    snapshot = Hub(isolated_cache, layout).add("org/model", chat_model())
+    snapshot = CacheDir(isolated_cache, layout).add("org/model", chat_model())
     data = mlxk2("health", "--deep", "--json").json["data"]
     assert data["summary"]["healthy_count"] == 1
     flip(snapshot / name)
@@ -400,8 +400,8 @@ def test_deep_finds_one_flipped_bit_in_any_file(
     assert name in entry["reason"]
 
 
-def test_deep_names_every_corrupt_file(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", sharded_model())
+def test_deep_names_every_corrupt_file(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", sharded_model())
     for name in SHARDS:
         flip(snapshot / name)
     assert verdict(mlxk2)[0] == "healthy"
@@ -409,16 +409,16 @@ def test_deep_names_every_corrupt_file(hub: Hub, mlxk2: Program) -> None:
     assert entry["reason"] == f"Corrupt content: {', '.join(SHARDS)}"
 
 
-def test_deep_keeps_the_first_problem(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", without(chat_model(), "tokenizer.json"))
+def test_deep_keeps_the_first_problem(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", without(chat_model(), "tokenizer.json"))
     flip(snapshot / "model.safetensors")
     (entry,) = mlxk2("health", "--deep", "--json").json["data"]["unhealthy"]
     assert entry["reason"].startswith("No tokenizer")
     assert entry["reason"].endswith("; corrupt content: model.safetensors")
 
 
-def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", sharded_model())
+def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", sharded_model())
     os.truncate((snapshot / SHARDS[0]).resolve(), 50)
     flip(snapshot / SHARDS[2])
     (snapshot / SHARDS[1]).resolve().unlink()
@@ -427,9 +427,9 @@ def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(hub: Hub, mlx
     assert entry["reason"] == f"{said}; corrupt content: {SHARDS[0]}, {SHARDS[2]}"
 
 
-def test_deep_goes_on_after_what_it_cannot_read(hub: Hub) -> None:
-    folder = hub.add("org/model", sharded_model())
-    snapshot = Cache(hub.path).resolve(Repo("org/model"))
+def test_deep_goes_on_after_what_it_cannot_read(cache_dir: CacheDir) -> None:
+    folder = cache_dir.add("org/model", sharded_model())
+    snapshot = Cache(cache_dir.path).resolve(Repo("org/model"))
     assert snapshot.files
     (folder / "README.md").resolve().unlink()
     flip(folder / SHARDS[2])
@@ -440,15 +440,15 @@ def test_deep_goes_on_after_what_it_cannot_read(hub: Hub) -> None:
 
 def test_deep_passes_over_what_has_no_hash(isolated_cache: Path, mlxk2: Program) -> None:
     files = chat_model() | {"tokenizer.json": TOKENIZER}
-    Hub(isolated_cache, "copies").add("org/model", files)
+    CacheDir(isolated_cache, "copies").add("org/model", files)
     note = f"Note: {len(files)} files have no hash to compare with; the content was not checked.\n"
     assert mlxk2("health", "--deep").err == note
     result = mlxk2("health", "--deep", "--json")
     assert (result.json["data"]["summary"]["healthy_count"], result.err) == (1, "")
 
 
-def test_deep_tells_of_a_single_file_without_a_hash(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", chat_model())
+def test_deep_tells_of_a_single_file_without_a_hash(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
     assert mlxk2("health", "--deep").err == ""
     (snapshot / "notes.txt").write_text("mine")
     assert mlxk2("health", "--deep").err.startswith("Note: 1 file has no hash ")

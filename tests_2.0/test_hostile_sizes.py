@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from support.layouts import (
+    CacheDir,
     Files,
-    Hub,
     Sparse,
     as_json,
     chat_model,
@@ -96,17 +96,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize("command", ["health", "list"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_file_takes_little_memory_and_is_named(hub: Hub, kind: str, command: str) -> None:
+def test_a_hostile_file_takes_little_memory_and_is_named(cache_dir: CacheDir, kind: str, command: str) -> None:
     name, content, reason = HOSTILE[kind]
-    hub.add("org/model", chat_model() | {name: content})
+    cache_dir.add("org/model", chat_model() | {name: content})
     data, peak = measured(command)
     (entry,) = data["unhealthy"] if command == "health" else data["models"]
     assert entry["reason"].startswith(f"{name} ") and reason in entry["reason"]
     assert peak < BOUND
 
 
-def test_a_hostile_model_card_takes_little_memory(hub: Hub) -> None:
-    hub.add("org/model", chat_model() | {"README.md": b"---\ntags:\n" + b"- mlx\n" * 10 * MIB})
+def test_a_hostile_model_card_takes_little_memory(cache_dir: CacheDir) -> None:
+    cache_dir.add("org/model", chat_model() | {"README.md": b"---\ntags:\n" + b"- mlx\n" * 10 * MIB})
     data, peak = measured("health")
     assert len(data["healthy"]) == 1
     assert peak < BOUND
@@ -122,27 +122,27 @@ def many_texts() -> bytes:
 
 @pytest.mark.parametrize("command", ["health", "list"])
 @pytest.mark.parametrize("config", [many_values, many_texts])
-def test_what_was_read_of_a_model_is_let_go(hub: Hub, command: str, config: Any) -> None:
+def test_what_was_read_of_a_model_is_let_go(cache_dir: CacheDir, command: str, config: Any) -> None:
     """Also where it is broken: an error remembers what was read when it was raised."""
     content = config()
     for number in range(24):
-        hub.add(f"org/model-{number}", chat_model() | {"config.json": content})
+        cache_dir.add(f"org/model-{number}", chat_model() | {"config.json": content})
     data, peak = measured(command)
     assert len(data["models"] if command == "list" else data["healthy"] + data["unhealthy"]) == 24
     assert peak < 130 * MIB
 
 
-def test_the_metadata_of_weights_is_let_go(hub: Hub) -> None:
+def test_the_metadata_of_weights_is_let_go(cache_dir: CacheDir) -> None:
     names = shard_names(12)
     files: Files = {name: weights() for name in names}
     for number, name in enumerate(names):
         files[name] = raw_safetensors({"__metadata__": {"format": "mlx", "x": str(number) + "x" * (20 * MIB)}})
-    hub.add("org/model", chat_model() | files)
+    cache_dir.add("org/model", chat_model() | files)
     _, peak = measured("health")
     assert peak < 150 * MIB
 
 
-def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(hub: Hub) -> None:
+def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(cache_dir: CacheDir) -> None:
     shards = shard_names(61)
     parts = ("weight", "scales", "biases")
     experts = [f"mlp.experts.{number}.{which}_proj" for number in range(384) for which in ("up", "gate", "down")]
@@ -155,7 +155,7 @@ def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(hub
     all_in_one = header("{{{}}}".format(",".join(entries)).encode())
     files = dict.fromkeys(shards, weights()) | {INDEX: as_json({"weight_map": index})}
     first = {shards[0]: Sparse(all_in_one, len(all_in_one) + 4 * len(index))}
-    hub.add("org/model", {**chat_model(), **files, **first})
+    cache_dir.add("org/model", {**chat_model(), **files, **first})
     data, peak = measured("health")
     assert len(data["healthy"]) == 1, data
     assert peak < 2 * BOUND

@@ -409,4 +409,4 @@ def test_pull_and_push_say_it(hub_client: Client, pusher: Pusher) -> None:
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "download_failed")
     assert error["type"] == "upload_failed"
     assert "more than 1,000 parts" in outcome.json["error"]["message"] + error["message"]
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()

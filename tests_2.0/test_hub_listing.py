@@ -131,7 +131,7 @@ def test_nothing_is_written(hub_client: Client) -> None:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert outcome.json["error"]["type"] == "download_failed"
     assert "'b' has no possible size: None" in outcome.json["error"]["message"]
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 # ------------------------------------------------------------------------------------------------ why it is not reached

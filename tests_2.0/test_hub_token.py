@@ -187,7 +187,7 @@ def test_pull_names_it_as_well(hub_server: HubServer, hub_client: Client) -> Non
     outcome = hub_client.run("pull", REPO, "--json", HF_TOKEN=LOOK_ALIKE)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "auth_error")
     assert "HF_TOKEN" in outcome.json["error"]["message"] and LOOK_ALIKE not in outcome.out + outcome.err
-    assert (hub_server.log.requests, hub_client.hub.exists()) == ([], False)
+    assert (hub_server.log.requests, hub_client.cache_dir.exists()) == ([], False)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from conftest import Program, Result
 from support.layouts import (
     LFS_POINTER,
-    Hub,
+    CacheDir,
     as_json,
     base_model,
     chat_model,
@@ -25,15 +25,15 @@ ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 @pytest.fixture
-def filled(hub: Hub) -> Hub:
+def filled(cache_dir: CacheDir) -> CacheDir:
     """A model of every kind, as `list` tells them apart."""
-    hub.add("mlx-community/chat-4bit", chat_model())
-    hub.add("org/chat", chat_model())
-    hub.add("mlx-community/base", base_model())
-    hub.add("org/gguf", gguf_model())
-    hub.add("mlx-community/damaged-chat", chat_model() | {"tokenizer.json": LFS_POINTER})
-    hub.add("org/strange-chat", chat_model(model_type="strange"))
-    return hub
+    cache_dir.add("mlx-community/chat-4bit", chat_model())
+    cache_dir.add("org/chat", chat_model())
+    cache_dir.add("mlx-community/base", base_model())
+    cache_dir.add("org/gguf", gguf_model())
+    cache_dir.add("mlx-community/damaged-chat", chat_model() | {"tokenizer.json": LFS_POINTER})
+    cache_dir.add("org/strange-chat", chat_model(model_type="strange"))
+    return cache_dir
 
 
 def rows(result: Result) -> tuple[list[str], dict[str, list[str]]]:
@@ -43,7 +43,7 @@ def rows(result: Result) -> tuple[list[str], dict[str, list[str]]]:
     return heading, {line[0]: line for line in lines}
 
 
-def test_list_shows_mlx_chat_models(filled: Hub, mlxk2: Program) -> None:
+def test_list_shows_mlx_chat_models(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list"))
     assert heading == ["Name", "Hash", "Size", "Modified", "Type"]
@@ -51,7 +51,7 @@ def test_list_shows_mlx_chat_models(filled: Hub, mlxk2: Program) -> None:
     assert lines["org/chat"][1:] == ["0123456", "729B", "just now", "chat"]
 
 
-def test_list_verbose_shows_all_mlx_models_in_full(filled: Hub, mlxk2: Program) -> None:
+def test_list_verbose_shows_all_mlx_models_in_full(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--verbose"))
     assert "Framework" in heading
@@ -60,14 +60,14 @@ def test_list_verbose_shows_all_mlx_models_in_full(filled: Hub, mlxk2: Program) 
     }  # fmt: skip
 
 
-def test_list_all_shows_everything(filled: Hub, mlxk2: Program) -> None:
+def test_list_all_shows_everything(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     _, lines = rows(mlxk2("list", "--all"))
     assert len(lines) == 6
     assert "GGUF" in lines["org/gguf"]
 
 
-def test_list_health_adds_one_column(filled: Hub, mlxk2: Program) -> None:
+def test_list_health_adds_one_column(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--health"))
     assert heading[-1] == "Health"
@@ -78,7 +78,7 @@ def test_list_health_adds_one_column(filled: Hub, mlxk2: Program) -> None:
     ]
 
 
-def test_list_health_verbose_adds_three(filled: Hub, mlxk2: Program) -> None:
+def test_list_health_verbose_adds_three(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--health", "--verbose"))
     assert heading[-3:] == ["Integrity", "Runtime", "Reason"]
@@ -89,29 +89,29 @@ def test_list_health_verbose_adds_three(filled: Hub, mlxk2: Program) -> None:
     assert lines["mlx-community/damaged-chat"][-1].startswith("tokenizer.json is a Git LFS pointer")
 
 
-def test_an_empty_list_says_what_to_do(hub: Hub, mlxk2: Program) -> None:
+def test_an_empty_list_says_what_to_do(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert "mlxk2 pull" in mlxk2("list").out
-    hub.add("org/gguf", gguf_model())
+    cache_dir.add("org/gguf", gguf_model())
     assert mlxk2("list").out == "No MLX chat models. To see the other model: mlxk2 list --all\n"
-    hub.add("org/gguf-2", gguf_model())
+    cache_dir.add("org/gguf-2", gguf_model())
     assert mlxk2("list").out == "No MLX chat models. To see all 2 models: mlxk2 list --all\n"
     assert mlxk2("list", "--verbose").out == "No MLX models. To see all 2 models: mlxk2 list --all\n"
 
 
-def test_an_empty_list_tells_of_its_pattern(hub: Hub, mlxk2: Program) -> None:
+def test_an_empty_list_tells_of_its_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert mlxk2("list", "nosuch").out == "No model's name contains 'nosuch'.\n"
-    hub.add("org/a gguf", gguf_model())
+    cache_dir.add("org/a gguf", gguf_model())
     assert mlxk2("list", "nosuch\x1b").out == "No model's name contains 'nosuch\ufffd'.\n"
     advice = "To see the other model: mlxk2 list 'a g' --all"
     assert mlxk2("list", "a g").out == f"No MLX chat models named 'a g'. {advice}\n"
 
 
-def test_health_of_nothing_tells_of_its_pattern(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", chat_model())
+def test_health_of_nothing_tells_of_its_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", chat_model())
     assert mlxk2("health", "nosuch").out == "No model's name contains 'nosuch'.\n"
 
 
-def test_show_tells_the_facts_in_words(filled: Hub, mlxk2: Program) -> None:
+def test_show_tells_the_facts_in_words(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("show", "org/strange").out
     facts = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines())
@@ -122,14 +122,14 @@ def test_show_tells_the_facts_in_words(filled: Hub, mlxk2: Program) -> None:
     assert "strange" in facts["Reason"]
 
 
-def test_show_lists_files_and_prints_the_config(filled: Hub, mlxk2: Program) -> None:
+def test_show_lists_files_and_prints_the_config(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("show", "org/chat", "--files", "--config").out
     assert re.search(r"model\.safetensors +\d+B +weights\n", out)
     assert '"num_hidden_layers": 2' in out
 
 
-def test_health_counts_and_gives_reasons(filled: Hub, mlxk2: Program) -> None:
+def test_health_counts_and_gives_reasons(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("health").out
     assert out.splitlines()[-1] == "5 of 6 healthy"
@@ -146,7 +146,7 @@ def test_version_is_one_line(mlxk2: Program) -> None:
 @pytest.mark.parametrize(
     "words", [("list",), ("list", "--all", "--health", "--verbose"), ("show", "org/chat", "--files"), ("health",)]
 )
-def test_no_line_has_codes_or_trailing_spaces(filled: Hub, mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_no_line_has_codes_or_trailing_spaces(filled: CacheDir, mlxk2: Program, words: tuple[str, ...]) -> None:
     assert filled.path.is_dir()
     result = mlxk2(*words)
     assert result.err == ""
@@ -158,8 +158,8 @@ HOSTILE_NAMES = ["org/a\x1b[31mred", "org/a\rb", "org/a\nb", "org/a\x9b5m", "org
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_no_name_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program, name: str) -> None:
-    hub.add(name, chat_model() | {name.replace("/", "-"): b"x"})
+def test_no_name_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program, name: str) -> None:
+    cache_dir.add(name, chat_model() | {name.replace("/", "-"): b"x"})
     for words in (("list", "--all", "--health"), ("health",), ("show", "org", "--files")):
         out = mlxk2(*words).out
         assert "org/" in out
@@ -168,17 +168,17 @@ def test_no_name_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program, nam
     assert ("[red]x" in mlxk2("list", "--all").out) == (name == "org/[red]x")
 
 
-def test_no_config_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07", title="[bold]a\x1b[31m\u202e\ud800"))
+def test_no_config_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/evil", chat_model(model_type="\x1b]0;evil\x07", title="[bold]a\x1b[31m\u202e\ud800"))
     out = mlxk2("show", "org/evil", "--config", "--files").out
     assert not ESCAPES.search(out)
     assert "[bold]a" in out
 
 
-def test_no_error_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/a\x1b[31mred", chat_model())
-    hub.add("org/a\x9b5m", chat_model())
-    hub.add("org/evil", chat_model(model_type="\x1b]0;evil\x07"))
+def test_no_error_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/a\x1b[31mred", chat_model())
+    cache_dir.add("org/a\x9b5m", chat_model())
+    cache_dir.add("org/evil", chat_model(model_type="\x1b]0;evil\x07"))
     ambiguous, idle = mlxk2("show", "org/a"), mlxk2("run", "org/evil", "hi")
     assert (ambiguous.code, idle.code) == (1, 1)
     assert "org/a\ufffd[31mred" in ambiguous.err
@@ -186,15 +186,15 @@ def test_no_error_reaches_the_terminal_as_a_command(hub: Hub, mlxk2: Program) ->
     assert not ESCAPES.search(ambiguous.err + idle.err)
 
 
-def test_wide_tables_are_not_cut_outside_a_terminal(hub: Hub, mlxk2: Program) -> None:
+def test_wide_tables_are_not_cut_outside_a_terminal(cache_dir: CacheDir, mlxk2: Program) -> None:
     name = "org/" + "very-long-name-" * 6
-    hub.add(name, without(chat_model(), "tokenizer.json") | {"x" * 200: b""})
+    cache_dir.add(name, without(chat_model(), "tokenizer.json") | {"x" * 200: b""})
     assert name in mlxk2("list", "--all", "--health", "--verbose").out
     assert "x" * 200 in mlxk2("show", name, "--files").out
 
 
-def test_a_long_value_of_a_config_is_one_line(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/long", chat_model() | {"config.json": as_json({"model_type": "x", "words": "word " * 50_000})})
+def test_a_long_value_of_a_config_is_one_line(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/long", chat_model() | {"config.json": as_json({"model_type": "x", "words": "word " * 50_000})})
     assert '"words": "' + "word " * 50_000 in mlxk2("show", "org/long", "--config").out
 
 
@@ -220,8 +220,8 @@ def test_sizes_are_decimal(count: int, shown: str) -> None:
         (364 * DAY, "12mo ago"), (365 * DAY, "1y ago"), (4000 * DAY, "10y ago"),
     ],
 )  # fmt: skip
-def test_times_are_relative(hub: Hub, mlxk2: Program, seconds: int, shown: str) -> None:
-    snapshot = hub.add("org/model", chat_model())
+def test_times_are_relative(cache_dir: CacheDir, mlxk2: Program, seconds: int, shown: str) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
     moment = time.time() - seconds
     os.utime(snapshot, (moment, moment))
     assert shown in mlxk2("list").out

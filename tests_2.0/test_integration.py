@@ -14,7 +14,7 @@ from support.layouts import (
     COMMIT,
     LAYOUTS,
     OTHER_COMMIT,
-    Hub,
+    CacheDir,
     Layout,
     base_model,
     chat_model,
@@ -34,11 +34,11 @@ def shown(result: Result) -> dict[str, Any]:
 
 
 @pytest.fixture
-def filled(hub: Hub) -> Hub:
+def filled(cache_dir: CacheDir) -> CacheDir:
     """A cache of models whose names have parts in common."""
     for name in ("mlx-community/Phi-3", "other/Phi-3", "mlx-community/Qwen3-0.6B", "gpt2", "org/Mistral"):
-        hub.add(name, chat_model())
-    return hub
+        cache_dir.add(name, chat_model())
+    return cache_dir
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_list_takes_a_pattern_in_any_case(mlxk2: Program) -> None:
 
 
 @pytest.fixture
-def two_revisions(hub: Hub) -> Path:
+def two_revisions(cache_dir: CacheDir) -> Path:
     """A model at two commits, `main` at the older one."""
-    old = hub.add("org/model", chat_model(), COMMIT)
-    new = hub.add("org/model", sharded_model(), OTHER_COMMIT, ref=None)
+    old = cache_dir.add("org/model", chat_model(), COMMIT)
+    new = cache_dir.add("org/model", sharded_model(), OTHER_COMMIT, ref=None)
     os.utime(old, (1_000_000_000, 1_000_000_000))
     os.utime(new, (1_100_000_000, 1_100_000_000))
-    return hub.folder("org/model")
+    return cache_dir.folder("org/model")
 
 
 @pytest.mark.usefixtures("two_revisions")
@@ -164,10 +164,10 @@ def test_a_missing_model_is_told_with_the_pull_that_brings_it(
     )
 
 
-def test_a_prefix_of_two_commits_is_ambiguous(hub: Hub, mlxk2: Program) -> None:
+def test_a_prefix_of_two_commits_is_ambiguous(cache_dir: CacheDir, mlxk2: Program) -> None:
     commits = ["abc" + "0" * 37, "abc" + "1" * 37]
     for commit in commits:
-        hub.add("org/model", chat_model(), commit)
+        cache_dir.add("org/model", chat_model(), commit)
     result = mlxk2("show", "org/model@abc", "--json")
     assert result.json["error"]["type"] == "ambiguous_match"
     assert result.json["error"]["matches"] == [f"org/model@{commit}" for commit in commits]
@@ -176,7 +176,7 @@ def test_a_prefix_of_two_commits_is_ambiguous(hub: Hub, mlxk2: Program) -> None:
 # ------------------------------------------------------------------------------------------------------ what is a model
 
 
-def test_only_models_are_listed(filled: Hub, mlxk2: Program) -> None:
+def test_only_models_are_listed(filled: CacheDir, mlxk2: Program) -> None:
     for folder in ("datasets--org--data", "spaces--org--space", "blobs/ab", "models", ".locks/models--org--locked"):
         (filled.path / folder).mkdir(parents=True)
     (filled.path / "models--org--file").touch()
@@ -191,7 +191,7 @@ def test_an_absent_cache_is_an_empty_one(mlxk2: Program, monkeypatch: pytest.Mon
     assert mlxk2("health").out == "No models found.\n"
 
 
-def test_the_demo_is_no_part_of_list_and_health(filled: Hub, mlxk2: Program) -> None:
+def test_the_demo_is_no_part_of_list_and_health(filled: CacheDir, mlxk2: Program) -> None:
     filled.add("org/demo-model", chat_model())
     assert mlxk2("health", "demo", "--json").json["data"]["summary"]["total"] == 0
     assert shown(mlxk2("show", "demo", "--json"))["name"] == "demo"
@@ -202,9 +202,9 @@ def test_the_demo_is_no_part_of_list_and_health(filled: Hub, mlxk2: Program) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layouts_are_those_of_the_library(isolated_cache: Path, layout: Layout) -> None:
-    hub = Hub(isolated_cache, layout)
-    hub.add("org/chat", chat_model())
-    hub.add("org/sharded", sharded_model())
+    cache_dir = CacheDir(isolated_cache, layout)
+    cache_dir.add("org/chat", chat_model())
+    cache_dir.add("org/sharded", sharded_model())
     found = scan_cache_dir(isolated_cache)
     assert not [str(warning) for warning in found.warnings if "TEST_SENTINEL" not in str(warning)]
     assert {repo.repo_id for repo in found.repos} == {"org/chat", "org/sharded"}
@@ -214,7 +214,7 @@ def test_the_layouts_are_those_of_the_library(isolated_cache: Path, layout: Layo
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_is_the_same_on_every_layout(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
-    Hub(isolated_cache, layout).add("org/chat", files := chat_model())
+    CacheDir(isolated_cache, layout).add("org/chat", files := chat_model())
     model = shown(mlxk2("show", "org/chat", "--json"))
     assert model["size_bytes"] == sum(map(len, files.values()))
     assert (model["framework"], model["model_type"], model["health"]) == ("MLX", "chat", "healthy")
@@ -223,22 +223,24 @@ def test_a_model_is_the_same_on_every_layout(isolated_cache: Path, mlxk2: Progra
 @pytest.mark.parametrize("layout", ["links", "shared"])
 def test_a_blob_that_two_files_share_counts_once(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
     files = gguf_model("a.gguf", "b.gguf")
-    Hub(isolated_cache, layout).add("org/twice", files)
+    CacheDir(isolated_cache, layout).add("org/twice", files)
     model = shown(mlxk2("show", "org/twice", "--json"))
     assert model["size_bytes"] == len(files["a.gguf"]) + len(files["README.md"])
 
 
-def test_a_model_without_a_snapshot_has_the_size_of_its_folder(hub: Hub, mlxk2: Program) -> None:
-    blobs = hub.folder("org/broken") / "blobs"
+def test_a_model_without_a_snapshot_has_the_size_of_its_folder(cache_dir: CacheDir, mlxk2: Program) -> None:
+    blobs = cache_dir.folder("org/broken") / "blobs"
     blobs.mkdir(parents=True)
     (blobs / ("a" * 64 + ".1234abcd.incomplete")).write_bytes(bytes(5000))
-    (hub.folder("org/broken") / "refs").mkdir()
-    (hub.folder("org/broken") / "refs" / "main").write_text(COMMIT)
+    (cache_dir.folder("org/broken") / "refs").mkdir()
+    (cache_dir.folder("org/broken") / "refs" / "main").write_text(COMMIT)
     model = shown(mlxk2("show", "org/broken", "--json"))
     assert (model["health"], model["hash"], model["size_bytes"]) == ("unhealthy", None, 5040)
 
 
-def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(
+    cache_dir: CacheDir, mlxk2: Program, tmp_path: Path
+) -> None:
     """Also in a model's folder that is kept on another disk, of which nothing else is counted."""
     real = tmp_path / "other-disk"
     waiting = real / ".incomplete" / "blobs"
@@ -247,16 +249,18 @@ def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(hub: Hub, mlxk2
     (waiting / ("b" * 64)).write_bytes(bytes(2000))
     (tmp_path / "huge").write_bytes(bytes(9000))
     (waiting / ("c" * 64)).symlink_to(tmp_path / "huge")
-    hub.folder("org/link").symlink_to(real)
-    shutil.copytree(real, hub.folder("org/model"), symlinks=True)
+    cache_dir.folder("org/link").symlink_to(real)
+    shutil.copytree(real, cache_dir.folder("org/model"), symlinks=True)
     for name in ("org/link", "org/model"):
         assert shown(mlxk2("show", name, "--json"))["size_bytes"] == 5000
 
 
-def test_a_link_to_a_large_folder_is_not_measured_as_a_model(hub: Hub, mlxk2: Program, tmp_path: Path) -> None:
+def test_a_link_to_a_large_folder_is_not_measured_as_a_model(
+    cache_dir: CacheDir, mlxk2: Program, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "huge").write_bytes(bytes(4096))
-    hub.folder("org/link").symlink_to(tmp_path / "elsewhere")
+    cache_dir.folder("org/link").symlink_to(tmp_path / "elsewhere")
     assert shown(mlxk2("show", "org/link", "--json"))["size_bytes"] == 0
 
 
@@ -278,9 +282,9 @@ class BrokenStream:
 
 
 def test_a_broken_pipe_that_is_not_stdout_is_an_error(
-    hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.add("org/model", chat_model())
+    cache_dir.add("org/model", chat_model())
     monkeypatch.setattr("sys.stdin", BrokenStream(BrokenPipeError(32, "Broken pipe")))
     result = mlxk2("run", "org/model", "-", "--json")
     assert (result.code, result.json["status"]) == (1, "error")
@@ -288,9 +292,9 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error(
 
 
 def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(
-    hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.add("org/model", chat_model())
+    cache_dir.add("org/model", chat_model())
     for path in ("/home/me/secret/notes", b"/home/me/secret/notes", "/home/me/secret/notes/"):
         monkeypatch.setattr("sys.stdin", BrokenStream(PermissionError(13, "Permission denied", path)))
         result = mlxk2("run", "org/model", "-", "--json")

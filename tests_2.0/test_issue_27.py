@@ -31,8 +31,8 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 def user_hub() -> Path:
     home = os.environ.get("MLXK2_USER_HF_HOME") or os.environ["HF_HOME"]
-    hub = Path(home).expanduser() / "hub"
-    return hub if hub.is_dir() else Path(home).expanduser()
+    cache_dir = Path(home).expanduser() / "hub"
+    return cache_dir if cache_dir.is_dir() else Path(home).expanduser()
 
 
 def wanted_or_first(variable: str, fits: Callable[[Path], bool]) -> Path:

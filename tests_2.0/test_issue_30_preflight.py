@@ -26,13 +26,13 @@ def assert_denied(outcome: Outcome, cache: Path) -> None:
 
 def test_preflight_private_model_without_token(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model(), private=True)
-    assert_denied(hub_client.run("pull", MODEL, "--json"), hub_client.hub)
+    assert_denied(hub_client.run("pull", MODEL, "--json"), hub_client.cache_dir)
     assert [request.path for request in hub_server.log.requests] == [f"/api/models/{MODEL}"]
 
 
 def test_preflight_nonexistent_model(hub_server: HubServer, hub_client: Client) -> None:
     outcome = hub_client.run("pull", "model", "--json")
-    assert_denied(outcome, hub_client.hub)
+    assert_denied(outcome, hub_client.cache_dir)
     # A name without an org is tried as mlx-community's, then as itself, and never by substring.
     assert [request.path for request in hub_server.log.requests] == [
         "/api/models/mlx-community/model",
@@ -46,7 +46,7 @@ def test_preflight_gated_model(hub_server: HubServer, hub_client: Client, user: 
     hub_server.add(MODEL, chat_model(), gated=True)
     token = {"HF_TOKEN": hub_server.token(user)} if user else {}
     outcome = hub_client.run("pull", MODEL, "--json", **token)
-    assert_denied(outcome, hub_client.hub)
+    assert_denied(outcome, hub_client.cache_dir)
     assert "gated" in outcome.json["error"]["message"]
     assert hub_server.log.count("GET", "/resolve/") == 0
 
@@ -58,7 +58,7 @@ def test_preflight_integration_in_pull(hub_server: HubServer, hub_client: Client
     assert outcome.code == 0
     assert_envelope(outcome.json, "pull")
     assert outcome.json["data"]["commit_hash"] == commit
-    assert (hub_client.hub / "models--org--model" / "snapshots" / commit / "config.json").is_file()
+    assert (hub_client.cache_dir / "models--org--model" / "snapshots" / commit / "config.json").is_file()
 
 
 def test_preflight_prevents_cache_pollution(hub_server: HubServer, hub_client: Client) -> None:

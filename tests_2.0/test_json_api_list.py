@@ -10,7 +10,7 @@ from conftest import Program
 from support.conformance import assert_envelope, differences
 from support.layouts import (
     COMMIT,
-    Hub,
+    CacheDir,
     base_model,
     chat_model,
     gguf_model,
@@ -22,15 +22,15 @@ from mlxk2 import spec
 
 
 @pytest.fixture
-def filled(hub: Hub) -> Hub:
+def filled(cache_dir: CacheDir) -> CacheDir:
     """A model of every kind."""
-    hub.add("mlx-community/chat", chat_model())
-    hub.add("Zeta/base", base_model())
-    hub.add("alpha/gguf", gguf_model())
-    hub.add("mlx-community/embed", sharded_model())
-    hub.add("org/damaged", without(chat_model(), "tokenizer.json"))
-    hub.folder("org/nothing").mkdir()
-    return hub
+    cache_dir.add("mlx-community/chat", chat_model())
+    cache_dir.add("Zeta/base", base_model())
+    cache_dir.add("alpha/gguf", gguf_model())
+    cache_dir.add("mlx-community/embed", sharded_model())
+    cache_dir.add("org/damaged", without(chat_model(), "tokenizer.json"))
+    cache_dir.folder("org/nothing").mkdir()
+    return cache_dir
 
 
 def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
@@ -41,14 +41,14 @@ def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
     return data
 
 
-def test_the_list_is_what_the_contract_says(filled: Hub, mlxk2: Program) -> None:
+def test_the_list_is_what_the_contract_says(filled: CacheDir, mlxk2: Program) -> None:
     data = listed(mlxk2)
     names = [model["name"] for model in data["models"]]
     assert names == sorted(names)
     assert data["count"] == len(names) == len(list(filled.path.glob("models--*")))
 
 
-def test_every_key_of_a_model_is_there_and_no_other(filled: Hub, mlxk2: Program) -> None:
+def test_every_key_of_a_model_is_there_and_no_other(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     for model in listed(mlxk2)["models"]:
         assert list(model) == [
@@ -58,9 +58,9 @@ def test_every_key_of_a_model_is_there_and_no_other(filled: Hub, mlxk2: Program)
         assert model["cached"] is True
 
 
-def test_a_model_in_full(hub: Hub, mlxk2: Program) -> None:
+def test_a_model_in_full(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model()
-    snapshot = hub.add("mlx-community/chat", files)
+    snapshot = cache_dir.add("mlx-community/chat", files)
     os.utime(snapshot, (1_700_000_000, 1_700_000_000))
     assert listed(mlxk2)["models"] == [
         {
@@ -79,7 +79,7 @@ def test_a_model_in_full(hub: Hub, mlxk2: Program) -> None:
     ]
 
 
-def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: Hub, mlxk2: Program) -> None:
+def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     models = {model["name"]: model for model in listed(mlxk2)["models"]}
     for model in models.values():
@@ -90,42 +90,42 @@ def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: Hub, mlxk2: Prog
 
 
 @pytest.mark.parametrize("flags", [["--all"], ["--health"], ["--verbose"], ["--all", "--health", "--verbose"]])
-def test_flags_for_people_do_not_change_it(filled: Hub, mlxk2: Program, flags: list[str]) -> None:
+def test_flags_for_people_do_not_change_it(filled: CacheDir, mlxk2: Program, flags: list[str]) -> None:
     assert filled.path.is_dir()
     assert listed(mlxk2, *flags) == listed(mlxk2)
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("", 6), ("mlx", 2), ("MLX-Community/", 2), ("zeta", 1), ("none", 0)])
-def test_a_pattern_selects(filled: Hub, mlxk2: Program, pattern: str, count: int) -> None:
+def test_a_pattern_selects(filled: CacheDir, mlxk2: Program, pattern: str, count: int) -> None:
     assert filled.path.is_dir()
     assert listed(mlxk2, pattern)["count"] == count
 
 
-def test_time_is_utc_whatever_the_zone(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.utime(hub.add("org/model", chat_model()), (0, 0))
+def test_time_is_utc_whatever_the_zone(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(cache_dir.add("org/model", chat_model()), (0, 0))
     monkeypatch.setenv("TZ", "America/New_York")
     assert listed(mlxk2)["models"][0]["last_modified"] == "1970-01-01T00:00:00Z"
 
 
 @pytest.mark.parametrize("seconds", [-(10**9), 2**31, 2**33, 253_402_300_800])
-def test_times_beyond_the_calendar_are_times(hub: Hub, mlxk2: Program, seconds: int) -> None:
-    snapshot = hub.add("org/model", chat_model())
+def test_times_beyond_the_calendar_are_times(cache_dir: CacheDir, mlxk2: Program, seconds: int) -> None:
+    snapshot = cache_dir.add("org/model", chat_model())
     os.utime(snapshot, (0, seconds))
     if os.stat(snapshot).st_mtime != seconds:
         pytest.skip("this file system does not keep such a time")
     listed(mlxk2)
 
 
-def test_names_in_any_script_survive(hub: Hub, mlxk2: Program) -> None:
+def test_names_in_any_script_survive(cache_dir: CacheDir, mlxk2: Program) -> None:
     names = ["组织/模型", "org/Ünïcode", "org/🤗"]
     for name in names:
-        hub.add(name, chat_model())
+        cache_dir.add(name, chat_model())
     assert [model["name"] for model in listed(mlxk2)["models"]] == sorted(names)
 
 
 @pytest.mark.skipif(os.uname().sysname == "Darwin", reason="this system has no names that are not UTF-8")
-def test_names_that_are_no_utf8_are_shown(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/caf\udce9", chat_model() | {"caf\udce9.txt": b"x"})
+def test_names_that_are_no_utf8_are_shown(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/caf\udce9", chat_model() | {"caf\udce9.txt": b"x"})
     (model,) = listed(mlxk2)["models"]
     assert (model["name"], model["health"]) == ("org/caf\N{REPLACEMENT CHARACTER}", "healthy")
     assert "caf\N{REPLACEMENT CHARACTER}.txt" in mlxk2("show", "org/caf", "--files", "--json").out.encode().decode(
@@ -134,13 +134,13 @@ def test_names_that_are_no_utf8_are_shown(hub: Hub, mlxk2: Program) -> None:
 
 
 @pytest.mark.parametrize("folder", ["models--org--x---y", "models--", "models----", "models--a----b", "models--x@y"])
-def test_broken_folder_names_are_listed(hub: Hub, mlxk2: Program, folder: str) -> None:
-    (hub.path / folder).mkdir()
-    hub.add("org/sound", chat_model())
+def test_broken_folder_names_are_listed(cache_dir: CacheDir, mlxk2: Program, folder: str) -> None:
+    (cache_dir.path / folder).mkdir()
+    cache_dir.add("org/sound", chat_model())
     assert listed(mlxk2)["count"] == 2
 
 
-def test_the_check_of_shapes_finds_what_is_wrong(filled: Hub, mlxk2: Program) -> None:
+def test_the_check_of_shapes_finds_what_is_wrong(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     model = listed(mlxk2)["models"][0]
     wrong = [

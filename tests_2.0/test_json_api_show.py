@@ -12,8 +12,8 @@ from support.conformance import assert_envelope
 from support.layouts import (
     CONFIG,
     LAYOUTS,
+    CacheDir,
     Files,
-    Hub,
     Layout,
     as_json,
     chat_model,
@@ -31,11 +31,11 @@ class Show(Protocol):
 
 
 @pytest.fixture
-def show(hub: Hub, mlxk2: Program) -> Show:
+def show(cache_dir: CacheDir, mlxk2: Program) -> Show:
     """Return a function that adds a model and shows it."""
 
     def run(files: Files, *flags: str) -> dict[str, Any]:
-        hub.add("org/model", files)
+        cache_dir.add("org/model", files)
         result = mlxk2("show", "org/model", *flags, "--json")
         assert result.code == 0
         assert_envelope(result.json, "show")
@@ -148,15 +148,15 @@ def test_files_have_their_own_size_and_name_on_every_layout(
     isolated_cache: Path, mlxk2: Program, layout: Layout
 ) -> None:
     files = {"config.json": as_json(CONFIG), "deep/er/x.safetensors": b"x" * 1500, "empty": b""}
-    Hub(isolated_cache, layout).add("org/model", files)
+    CacheDir(isolated_cache, layout).add("org/model", files)
     shown = mlxk2("show", "org/model", "--files", "--json").json["data"]["files"]
     sizes = {file["name"]: file["size"] for file in shown}
     assert sizes == {"config.json": f"{len(files['config.json'])}B", "deep/er/x.safetensors": "1.5KB", "empty": "0B"}
     assert list(sizes) == sorted(sizes)
 
 
-def test_files_of_a_damaged_model_are_shown(hub: Hub, mlxk2: Program) -> None:
-    snapshot = hub.add("org/model", sharded_model())
+def test_files_of_a_damaged_model_are_shown(cache_dir: CacheDir, mlxk2: Program) -> None:
+    snapshot = cache_dir.add("org/model", sharded_model())
     lost = shard_names(3)[0]
     (snapshot / lost).resolve().unlink()
     shown = mlxk2("show", "org/model", "--files", "--json").json["data"]["files"]

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Program
-from support.layouts import COMMIT, Hub, chat_model, gguf_model
+from support.layouts import COMMIT, CacheDir, chat_model, gguf_model
 
 from mlxk2.cache.index import SETTLED_NS, memory_file
 
@@ -29,8 +29,8 @@ def settle() -> None:
     time.sleep(SETTLED_NS / 1e9 + 0.1)
 
 
-def remembered(hub: Hub) -> Path:
-    return Path(memory_file(os.path.realpath(hub.path), os.environ))
+def remembered(cache_dir: CacheDir) -> Path:
+    return Path(memory_file(os.path.realpath(cache_dir.path), os.environ))
 
 
 def names(mlxk2: Program) -> list[str]:
@@ -42,19 +42,19 @@ def verdicts(mlxk2: Program) -> dict[str, str]:
 
 
 @pytest.fixture
-def known(hub: Hub, mlxk2: Program) -> Path:
+def known(cache_dir: CacheDir, mlxk2: Program) -> Path:
     """A cache that `list` has seen; in its memory, every model has another name."""
-    snapshot = hub.add("org/chat", chat_model())
-    hub.add("org/gguf", gguf_model())
+    snapshot = cache_dir.add("org/chat", chat_model())
+    cache_dir.add("org/gguf", gguf_model())
     settle()
     assert names(mlxk2) == ["org/chat", "org/gguf"]
-    rename_remembered(hub)
+    rename_remembered(cache_dir)
     return snapshot
 
 
-def rename_remembered(hub: Hub) -> None:
+def rename_remembered(cache_dir: CacheDir) -> None:
     """Give every model in the memory another name, by which recalling shows."""
-    file = remembered(hub)
+    file = remembered(cache_dir)
     content = json.loads(file.read_text())
     for _, model in content["snapshots"].values():
         model["name"] = FROM_MEMORY
@@ -117,33 +117,33 @@ sys.exit(main(["list", "--json"]))
 
 
 @pytest.mark.parametrize("change", [None, _rewrite_with_its_old_time])
-def test_a_change_is_seen_where_the_disk_keeps_no_ctime(hub: Hub, change: Change | None) -> None:
+def test_a_change_is_seen_where_the_disk_keeps_no_ctime(cache_dir: CacheDir, change: Change | None) -> None:
     def listed() -> list[str]:
         command = [sys.executable, "-c", WITHOUT_CTIME]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         return [model["name"] for model in json.loads(done.stdout)["data"]["models"]]
 
-    snapshot = hub.add("org/chat", chat_model())
+    snapshot = cache_dir.add("org/chat", chat_model())
     for path in (snapshot, *snapshot.iterdir()):
         os.utime(path, (1_700_000_000, 1_700_000_000))
     assert listed() == ["org/chat"]
-    rename_remembered(hub)
+    rename_remembered(cache_dir)
     if change:
         change(snapshot)
     assert listed() == (["org/chat"] if change else [FROM_MEMORY])
 
 
-def test_another_revision_is_seen_at_once(known: Path, hub: Hub, mlxk2: Program) -> None:
+def test_another_revision_is_seen_at_once(known: Path, cache_dir: CacheDir, mlxk2: Program) -> None:
     other = COMMIT[::-1]
     shutil.copytree(known, known.parent / other, symlinks=True)
-    (hub.folder("org/chat") / "refs" / "main").write_text(other)
+    (cache_dir.folder("org/chat") / "refs" / "main").write_text(other)
     hashes = {model["hash"] for model in mlxk2("list", "--json").json["data"]["models"]}
     assert other in hashes
 
 
 @pytest.mark.usefixtures("known")
 def test_a_change_of_mlx_lm_is_seen_at_once(
-    hub: Hub, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where mlx-lm is installed as editable: an import hook knows where it is, no folder of `sys.path`."""
     installed = tmp_path / "src" / "mlx_lm"
@@ -155,7 +155,7 @@ def test_a_change_of_mlx_lm_is_seen_at_once(
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, hook])
     monkeypatch.delitem(sys.modules, "mlx_lm", raising=False)
     assert names(mlxk2) == ["org/chat", "org/gguf"]
-    rename_remembered(hub)
+    rename_remembered(cache_dir)
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
     (installed / "utils.py").write_text("changed = True")
     assert names(mlxk2) == ["org/chat", "org/gguf"]
@@ -168,16 +168,16 @@ def test_health_and_show_always_look(mlxk2: Program) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_a_pattern_forgets_nothing(hub: Hub, mlxk2: Program) -> None:
-    before = remembered(hub).read_bytes()
+def test_a_pattern_forgets_nothing(cache_dir: CacheDir, mlxk2: Program) -> None:
+    before = remembered(cache_dir).read_bytes()
     assert mlxk2("list", "chat", "--json").code == 0
-    assert remembered(hub).read_bytes() == before
+    assert remembered(cache_dir).read_bytes() == before
 
 
-def test_a_folder_under_two_names_is_remembered_under_both(hub: Hub, mlxk2: Program) -> None:
+def test_a_folder_under_two_names_is_remembered_under_both(cache_dir: CacheDir, mlxk2: Program) -> None:
     """One of the names makes it an embedding model, which is told by the name alone."""
-    hub.add("org/chat", chat_model())
-    hub.folder("other/embed").symlink_to(hub.folder("org/chat"))
+    cache_dir.add("org/chat", chat_model())
+    cache_dir.folder("other/embed").symlink_to(cache_dir.folder("org/chat"))
     settle()
     first, again = (mlxk2("list", "--json").json["data"]["models"] for _ in range(2))
     assert [(model["name"], model["model_type"]) for model in first] == [
@@ -185,30 +185,30 @@ def test_a_folder_under_two_names_is_remembered_under_both(hub: Hub, mlxk2: Prog
         ("other/embed", "embedding"),
     ]
     assert again == first
-    rename_remembered(hub)
+    rename_remembered(cache_dir)
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
-def test_what_is_gone_is_forgotten(known: Path, hub: Hub, mlxk2: Program) -> None:
+def test_what_is_gone_is_forgotten(known: Path, cache_dir: CacheDir, mlxk2: Program) -> None:
     shutil.rmtree(known.parent.parent)
     names(mlxk2)
-    assert str(known) not in remembered(hub).read_text()
+    assert str(known) not in remembered(cache_dir).read_text()
 
 
-def test_what_has_just_changed_is_not_remembered(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/chat", chat_model())
+def test_what_has_just_changed_is_not_remembered(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/chat", chat_model())
     names(mlxk2)
-    assert not remembered(hub).exists()
+    assert not remembered(cache_dir).exists()
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"null", b'{"stamp": 1}', b'{"stamp": "other", "snapshots": {}}', b"\xff\xfe", b"[" * 99_999],
 )
-def test_a_damaged_memory_is_none(hub: Hub, mlxk2: Program, content: bytes) -> None:
-    hub.add("org/chat", chat_model())
-    remembered(hub).parent.mkdir(parents=True)
-    remembered(hub).write_bytes(content)
+def test_a_damaged_memory_is_none(cache_dir: CacheDir, mlxk2: Program, content: bytes) -> None:
+    cache_dir.add("org/chat", chat_model())
+    remembered(cache_dir).parent.mkdir(parents=True)
+    remembered(cache_dir).write_bytes(content)
     assert names(mlxk2) == ["org/chat"]
 
 
@@ -220,15 +220,15 @@ OF_AN_OLDER_VERSION = {"name": FROM_MEMORY, "hash": None, "health": "healthy", "
     [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}, {"x": ["a", OF_AN_OLDER_VERSION]}],
 )
 @pytest.mark.usefixtures("known")
-def test_a_memory_of_another_shape_is_none(hub: Hub, mlxk2: Program, snapshots: object) -> None:
-    content = json.loads(remembered(hub).read_text())
-    remembered(hub).write_text(json.dumps({**content, "snapshots": snapshots}))
+def test_a_memory_of_another_shape_is_none(cache_dir: CacheDir, mlxk2: Program, snapshots: object) -> None:
+    content = json.loads(remembered(cache_dir).read_text())
+    remembered(cache_dir).write_text(json.dumps({**content, "snapshots": snapshots}))
     assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
-def test_where_nothing_can_be_written_list_works_all_the_same(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/chat", chat_model())
+def test_where_nothing_can_be_written_list_works_all_the_same(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/chat", chat_model())
     settle()
-    remembered(hub).parent.parent.mkdir(parents=True, exist_ok=True)
-    remembered(hub).parent.touch()
+    remembered(cache_dir).parent.parent.mkdir(parents=True, exist_ok=True)
+    remembered(cache_dir).parent.touch()
     assert names(mlxk2) == ["org/chat"]

@@ -48,7 +48,7 @@ def test_pull_asks_whether_it_is_a_hub(hub_client: Client, answer: str) -> None:
     assert outcome.json["error"]["type"] == "download_failed"
     assert QUESTION in outcome.json["error"]["message"]
     assert outcome.json["data"]["download_status"] == "failed"
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import Program
 from support.conformance import error_of
-from support.layouts import Hub, chat_model
+from support.layouts import CacheDir, chat_model
 
 WHOLE = {
     "run": ("--max-tokens", "--context-length", "--top-k", "--seed"),
@@ -63,9 +63,9 @@ def test_a_number_past_the_limits_of_the_server_is_one_error(mlxk2: Program, opt
     assert option.strip("-").replace("-", "_") in error["message"].replace("-", "_") and str(value) in error["message"]
 
 
-def test_people_read_the_first_of_many_matches_and_json_has_them_all(mlxk2: Program, hub: Hub) -> None:
+def test_people_read_the_first_of_many_matches_and_json_has_them_all(mlxk2: Program, cache_dir: CacheDir) -> None:
     for number in range(33):
-        hub.add(f"org/hi-{number:02}", chat_model())
+        cache_dir.add(f"org/hi-{number:02}", chat_model())
     result = mlxk2("run", "hi", "Hello")
     *lines, last = result.err.splitlines()
     assert result.code == 1 and len(lines) < 25

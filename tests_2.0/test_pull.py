@@ -32,21 +32,23 @@ def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_c
     library = "from huggingface_hub import snapshot_download; snapshot_download('org/model', max_workers=1)"
     hub_client.python(library, HF_HOME=str(theirs))
     kept = (f"{FOLDER}/blobs", f"{FOLDER}/refs", f"{FOLDER}/snapshots", "blobs")
-    hubs = (hub_client.hub, theirs / "hub")
-    ours, expected = ({name: v for name, v in read_files(hub).items() if name.startswith(kept)} for hub in hubs)
+    hubs = (hub_client.cache_dir, theirs / "hub")
+    ours, expected = (
+        {name: v for name, v in read_files(cache_dir).items() if name.startswith(kept)} for cache_dir in hubs
+    )
     assert ours == expected
-    assert not [path for path in hub_client.hub.rglob("*") if "incomplete" in path.name or "partial" in path.name]
+    assert not [path for path in hub_client.cache_dir.rglob("*") if "incomplete" in path.name or "partial" in path.name]
 
 
 def test_a_second_pull_downloads_nothing(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
-    before = read_files(hub_client.hub)
+    before = read_files(hub_client.cache_dir)
     hub_server.log.clear()
     data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("already_exists", commit)
     assert requested_files(hub_server) == set()
-    assert read_files(hub_client.hub) == before
+    assert read_files(hub_client.cache_dir) == before
 
 
 def test_people_read_one_sentence(hub_server: HubServer, hub_client: Client) -> None:
@@ -84,7 +86,7 @@ def test_repos_that_share_a_large_file_keep_it_once(hub_server: HubServer, hub_c
     pull(hub_client, "org/other")
     assert hub_server.log.count("GET", "xet-read-token") == 0
     assert deep_health(hub_client, "org/other") == "Model is healthy"
-    manifests = [path.read_text() for path in (hub_client.hub / "blobs").rglob("*.refs")]
+    manifests = [path.read_text() for path in (hub_client.cache_dir / "blobs").rglob("*.refs")]
     assert manifests and all(FOLDER in text and OTHER_FOLDER in text for text in manifests)
 
 
@@ -95,12 +97,12 @@ def test_a_model_on_another_disk_keeps_its_files_for_itself(
         hub_server.add(name, chat_model(), is_xet=True)
     with mount_tmpfs(tmp_path / "disk", "16m") as disk:
         pull(hub_client)
-        shared = read_files(hub_client.hub / "blobs")
-        (hub_client.hub / OTHER_FOLDER).symlink_to(disk)
+        shared = read_files(hub_client.cache_dir / "blobs")
+        (hub_client.cache_dir / OTHER_FOLDER).symlink_to(disk)
         pull(hub_client, "org/other")
         assert deep_health(hub_client, "org/other") == "Model is healthy"
         assert not [path for path in (disk / "blobs").iterdir() if path.is_symlink()]
-        assert read_files(hub_client.hub / "blobs") == shared
+        assert read_files(hub_client.cache_dir / "blobs") == shared
 
 
 # -------------------------------------------------------------------------------------------------- names, revisions
@@ -119,14 +121,14 @@ def test_names_are_taken_exactly(hub_server: HubServer, hub_client: Client) -> N
 def test_impossible_names_ask_nobody(hub_server: HubServer, hub_client: Client, name: str) -> None:
     assert pull_error(hub_client, name)["type"] == "ValidationError"
     assert not hub_server.log.requests
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 def test_revisions_are_a_branch_or_a_hash_or_its_beginning(hub_server: HubServer, hub_client: Client) -> None:
     first = hub_server.add(MODEL, chat_model())
     hub_server.add(MODEL, {"notes.txt": b"new"})
     other = hub_server.add(MODEL, {"notes.txt": b"other"}, branch="dev/x")
-    refs = hub_client.hub / FOLDER / "refs"
+    refs = hub_client.cache_dir / FOLDER / "refs"
     assert pull(hub_client, f"{MODEL}@{first[:6]}")["commit_hash"] == first
     assert not refs.exists()
     assert pull(hub_client, f"{MODEL}@dev/x")["commit_hash"] == other
@@ -143,7 +145,7 @@ def test_a_branch_that_moves_to_a_revision_that_is_there_is_an_update(
     pull(hub_client)
     second = hub_server.add(MODEL, {"notes.txt": b"new"})
     pull(hub_client, f"{MODEL}@{second}")
-    assert (hub_client.hub / FOLDER / "refs" / "main").read_text() == first
+    assert (hub_client.cache_dir / FOLDER / "refs" / "main").read_text() == first
     data = pull(hub_client)
     assert (data["download_status"], data["commit_hash"]) == ("success", second)
     assert f"from {first[:7]} to {second[:7]}: no file had to be fetched" in data["message"]
@@ -170,7 +172,7 @@ def test_an_update_fetches_only_what_changed(hub_server: HubServer, hub_client: 
     assert old[:7] in data["message"] and new[:7] in data["message"]
     assert requested_files(hub_server) == {"notes.txt", "README.md"}
     assert deep_health(hub_client) == "Model is healthy"
-    snapshots = hub_client.hub / FOLDER / "snapshots"
+    snapshots = hub_client.cache_dir / FOLDER / "snapshots"
     assert (snapshots / old / "README.md").read_bytes() == chat_model()["README.md"]
     assert not (snapshots / new / "tokenizer_config.json").exists()
 
@@ -184,7 +186,7 @@ def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubS
     hub_server.log.clear()
     assert pull(hub_client)["commit_hash"] == old
     assert requested_files(hub_server) == set()
-    assert (hub_client.hub / FOLDER / "refs" / "main").read_text() == old
+    assert (hub_client.cache_dir / FOLDER / "refs" / "main").read_text() == old
 
 
 # ------------------------------------------------------------------------------------------------------- without a hub
@@ -202,7 +204,7 @@ def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, h
     assert (outcome.code, outcome.json["data"]["download_status"]) == (0, "already_exists")
     assert outcome.err.startswith("Warning: The hub could not be reached")
     assert pull_error(hub_client, MODEL, "--force")["type"] == "NetworkError"
-    (hub_client.hub / FOLDER / "snapshots" / commit / "config.json").unlink()
+    (hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json").unlink()
     assert pull_error(hub_client, MODEL)["type"] == "NetworkError"
 
 
@@ -214,7 +216,7 @@ def test_a_revision_that_is_not_clear_needs_the_hub(hub_server: HubServer, hub_c
     assert (data["download_status"], data["commit_hash"]) == ("already_exists", commit)
     assert pull_error(hub_client, f"{MODEL}@{commit[:2]}")["type"] == "NetworkError"
     other = commit[:3] + "0" * 37
-    snapshots = hub_client.hub / FOLDER / "snapshots"
+    snapshots = hub_client.cache_dir / FOLDER / "snapshots"
     (snapshots / other).mkdir()
     assert pull_error(hub_client, f"{MODEL}@{commit[:3]}")["type"] == "NetworkError"
 
@@ -223,7 +225,7 @@ def test_a_missing_model_needs_the_hub(hub_server: HubServer, hub_client: Client
     hub_server.add(MODEL, chat_model())
     error = pull_error(hub_client, MODEL, HF_HUB_OFFLINE="1")
     assert (error["type"], "HF_HUB_OFFLINE" in error["message"]) == ("NetworkError", True)
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 def test_other_commands_never_load_the_library(hub_client: Client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.layouts import COMMIT, Hub, Layout, blob_name, chat_model, replace
+from support.layouts import COMMIT, CacheDir, Layout, blob_name, chat_model, replace
 
 from mlxk2.cache.audit import has_its_hash, plan_pull
 from mlxk2.cache.staging import RemoteFile, Staging
@@ -14,21 +14,21 @@ TOTAL = sum(map(len, FILES.values()))
 
 
 @pytest.mark.parametrize("layout", ["links", "shared", "copies"])
-def test_every_byte_is_hashed_once(hub: Hub, layout: Layout) -> None:
-    snapshot = Hub(hub.path, layout).add("org/model", FILES)
+def test_every_byte_is_hashed_once(cache_dir: CacheDir, layout: Layout) -> None:
+    snapshot = CacheDir(cache_dir.path, layout).add("org/model", FILES)
     read: list[int] = []
-    plan = plan_pull(Staging.of(hub.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
+    plan = plan_pull(Staging.of(cache_dir.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
     assert (plan.is_empty, sum(read)) == (True, TOTAL)
     replace(snapshot / "model.safetensors", bytes(len(FILES["model.safetensors"])))
     read.clear()
-    plan = plan_pull(Staging.of(hub.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
+    plan = plan_pull(Staging.of(cache_dir.path, "org/model"), COMMIT, REQUIRED, has_its_hash(read.append))
     assert ([file.name for file in plan.missing], sum(read)) == (["model.safetensors"], TOTAL)
 
 
-def test_names_of_one_blob_are_one_file(hub: Hub) -> None:
+def test_names_of_one_blob_are_one_file(cache_dir: CacheDir) -> None:
     files = {"a.txt": b"same" * 100, "b.txt": b"same" * 100}
-    hub.add("org/model", files)
+    cache_dir.add("org/model", files)
     read: list[int] = []
     required = [RemoteFile(name, blob_name(name, data), len(data)) for name, data in files.items()]
-    assert plan_pull(Staging.of(hub.path, "org/model"), COMMIT, required, has_its_hash(read.append)).is_empty
+    assert plan_pull(Staging.of(cache_dir.path, "org/model"), COMMIT, required, has_its_hash(read.append)).is_empty
     assert sum(read) == 400

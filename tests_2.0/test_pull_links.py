@@ -21,7 +21,7 @@ OTHER_BYTES = weights("F32", (300, 300))
 
 def _blob(client: Client, repo_id: str = GOOD) -> Path:
     """The bytes of a model's weights, where its links lead."""
-    (path,) = client.hub.glob(f"models--{repo_id.replace('/', '--')}/snapshots/*/{WEIGHTS}")
+    (path,) = client.cache_dir.glob(f"models--{repo_id.replace('/', '--')}/snapshots/*/{WEIGHTS}")
     return path.resolve()
 
 
@@ -31,7 +31,7 @@ def good(hub_server: HubServer, hub_client: Client) -> Path:
     hub_server.add(GOOD, chat_model(), is_xet=True)
     pull(hub_client, GOOD)
     payload = _blob(hub_client)
-    assert payload.parent.parent == hub_client.hub / "blobs"
+    assert payload.parent.parent == hub_client.cache_dir / "blobs"
     return payload
 
 
@@ -97,13 +97,13 @@ def test_sound_bytes_of_the_store_are_not_fetched_again(
 
 
 def _partial(client: Client) -> Path:
-    path = client.hub / f".{FOLDER}.incomplete" / "blobs" / f"{blob_name(WEIGHTS, OTHER_BYTES)}.partial"
+    path = client.cache_dir / f".{FOLDER}.incomplete" / "blobs" / f"{blob_name(WEIGHTS, OTHER_BYTES)}.partial"
     path.parent.mkdir(parents=True)
     return path
 
 
 def _unfinished(client: Client) -> Path:
-    return client.hub / f".{FOLDER}.incomplete"
+    return client.cache_dir / f".{FOLDER}.incomplete"
 
 
 PLANTED: dict[str, Callable[[Client, Path], object]] = {
@@ -151,7 +151,7 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
     pull(hub_client)
     commit = hub_server.add(MODEL, {WEIGHTS: OTHER_BYTES}, branch="fix/a")
     hub_server.contents.repos[MODEL].branches["main"] = commit
-    path = hub_client.hub / FOLDER / name.replace("COMMIT", commit)
+    path = hub_client.cache_dir / FOLDER / name.replace("COMMIT", commit)
     if path.exists():
         path.unlink()
     part = {"refs/fix": "refs", "snapshots/COMMIT": "snapshots", ".incomplete": "."}.get(name)
@@ -163,14 +163,14 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
     model, payload = read_files(_model_of(good)), good.read_bytes()
     for branch in ("main", "fix/a"):
         assert pull(hub_client, f"{MODEL}@{branch}")["commit_hash"] == commit
-        assert (hub_client.hub / FOLDER / "refs" / branch).read_text() == commit
+        assert (hub_client.cache_dir / FOLDER / "refs" / branch).read_text() == commit
     assert (read_files(_model_of(good)), good.read_bytes()) == (model, payload)
     assert_healthy(hub_client, commit)
 
 
 def test_a_model_that_is_a_link_to_another_one(hub_server: HubServer, hub_client: Client, good: Path) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
-    (hub_client.hub / FOLDER).symlink_to(_model_of(good).name)
+    (hub_client.cache_dir / FOLDER).symlink_to(_model_of(good).name)
     before = read_files(_model_of(good))
     assert "a link to the folder of good/model" in pull_error(hub_client, MODEL)["message"]
     assert read_files(_model_of(good)) == before
@@ -182,8 +182,8 @@ def test_a_folder_that_is_a_link_to_another_models(
 ) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
     pull(hub_client)
-    (hub_client.hub / FOLDER / folder).rename(hub_client.hub / FOLDER / "aside")
-    (hub_client.hub / FOLDER / folder).symlink_to(_model_of(good) / folder)
+    (hub_client.cache_dir / FOLDER / folder).rename(hub_client.cache_dir / FOLDER / "aside")
+    (hub_client.cache_dir / FOLDER / folder).symlink_to(_model_of(good) / folder)
     before = read_files(_model_of(good))
     hub_server.add(MODEL, {"notes.txt": b"new"})
     assert "leads out of the model's folder" in pull_error(hub_client, MODEL)["message"]
@@ -196,7 +196,7 @@ def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Clie
     commit = hub_server.add(MODEL, files)
     pull(hub_client)
     blob = blob_name("config.json", files["config.json"])
-    model = hub_client.hub / FOLDER
+    model = hub_client.cache_dir / FOLDER
     entry = model / "snapshots" / commit / "config.json"
     path = {"snapshot": entry, "blobs": model / "blobs" / blob, "staged": model / ".incomplete" / "blobs" / blob}[place]
     (model / "blobs" / blob).unlink()
@@ -235,9 +235,9 @@ def test_a_file_system_without_links(
     files = chat_model() | {"copy/model.safetensors": chat_model()[WEIGHTS], "notes.txt": b"old"}
     first = hub_server.add(MODEL, files, is_xet=True)
     pull(hub_client)
-    snapshot = hub_client.hub / FOLDER / "snapshots" / first
+    snapshot = hub_client.cache_dir / FOLDER / "snapshots" / first
     assert {name: (snapshot / name).read_bytes() for name in files} == files
-    assert not [path for path in hub_client.hub.rglob("*") if path.is_symlink()]
+    assert not [path for path in hub_client.cache_dir.rglob("*") if path.is_symlink()]
     hub_server.log.clear()
     for words in ((), ("--force",)):
         assert pull(hub_client, MODEL, *words)["download_status"] == "already_exists"
@@ -253,7 +253,7 @@ def test_a_file_system_without_links(
     assert not snapshot.exists()
     assert_healthy(hub_client, second)
     assert hub_client.run("rm", MODEL, "--force").code == 0
-    assert not list(hub_client.hub.glob(f"*{FOLDER}*"))
+    assert not list(hub_client.cache_dir.glob(f"*{FOLDER}*"))
 
 
 def _use(client: Client, copy: Path) -> None:

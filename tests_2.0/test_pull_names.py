@@ -39,8 +39,8 @@ def mac_disk(hub_client: Client, tmp_path: Path) -> Iterator[Path]:
     """A hub folder on a disk that ignores case."""
     with mount_ignoring_case(tmp_path / "mac") as place:
         hub_client.environment["HF_HUB_CACHE"] = str(place / "hub")
-        hub_client.hub = place / "hub"
-        yield hub_client.hub
+        hub_client.cache_dir = place / "hub"
+        yield hub_client.cache_dir
 
 
 @pytest.mark.parametrize("names", COLLISIONS.values(), ids=COLLISIONS.keys())
@@ -51,7 +51,7 @@ def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: C
     assert all(repr(name) in error["message"] for name in names)
     assert "Nothing was written" in error["message"]
     assert hub_server.log.count("GET", "/resolve/") == 0
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 def test_white_space_around_the_address_of_the_hub(hub_server: HubServer, hub_client: Client) -> None:
@@ -69,7 +69,7 @@ def test_a_name_that_is_listed_twice(hub_server: HubServer, hub_client: Client, 
     error = pull_error(hub_client, MODEL)
     assert (error["type"], "'model.safetensors'" in error["message"]) == ("download_failed", True)
     assert hub_server.log.count("GET", "/resolve/") == 0
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 @pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
@@ -79,15 +79,15 @@ def test_a_model_that_is_there_stays_as_it_is(
     # The cache of another program, or of an earlier version, may hold such a mixture.
     commit = hub_server.add(MODEL, chat_model() | {"README.md": b"upper", "other.md": b"lower"})
     pull(hub_client)
-    (hub_client.hub / FOLDER / "snapshots" / commit / "readme.md").symlink_to("other.md")
+    (hub_client.cache_dir / FOLDER / "snapshots" / commit / "readme.md").symlink_to("other.md")
     hub_server.contents.changed = lambda listing: [
         entry | {"path": entry["path"].replace("other.md", "readme.md")} for entry in listing
     ]
-    before = read_files(hub_client.hub)
+    before = read_files(hub_client.cache_dir)
     for _ in range(2):
         error = pull_error(hub_client, MODEL, *words)
         assert "'README.md'" in error["message"] and "'readme.md'" in error["message"]
-    assert read_files(hub_client.hub) == before
+    assert read_files(hub_client.cache_dir) == before
 
 
 def test_clone_refuses_them_too(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_branches_of_which_one_would_be_a_folder(
     hub_server.contents.repos[MODEL].branches[first] = commit
     pull(hub_client, f"{MODEL}@{first}")
     assert f"the branch {first!r}" in pull_error(hub_client, f"{MODEL}@{second}")["message"]
-    assert (hub_client.hub / FOLDER / "refs" / first).read_text() == commit
+    assert (hub_client.cache_dir / FOLDER / "refs" / first).read_text() == commit
     # A commit needs no ref.
     assert pull(hub_client, f"{MODEL}@{other}")["commit_hash"] == other
-    (hub_client.hub / FOLDER / "refs" / first).unlink()
+    (hub_client.cache_dir / FOLDER / "refs" / first).unlink()
     assert pull(hub_client, f"{MODEL}@{second}")["commit_hash"] == other

@@ -33,7 +33,7 @@ def _outside(ref: Path, commit: str) -> Path:
 def test_a_ref_that_is_none_is_put_right(hub_server: HubServer, hub_client: Client, ref: str) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
-    path = hub_client.hub / FOLDER / "refs" / "main"
+    path = hub_client.cache_dir / FOLDER / "refs" / "main"
     path.unlink()
     REFS[ref](path, commit)
     assert pull(hub_client)["commit_hash"] == commit
@@ -92,7 +92,7 @@ def test_repairs_fetch_only_what_is_bad(
     name, spoil = DAMAGES[damage]
     commit = hub_server.add(MODEL, chat_model(), is_xet=is_xet)
     pull(hub_client)
-    snapshot = hub_client.hub / FOLDER / "snapshots" / commit
+    snapshot = hub_client.cache_dir / FOLDER / "snapshots" / commit
     (snapshot / "mine.txt").write_text("the user's own")
     spoil(snapshot / name)
     hub_server.log.clear()
@@ -111,7 +111,7 @@ def test_force_finds_a_flipped_bit(hub_server: HubServer, hub_client: Client, is
     large = chat_model() | {"model.safetensors": weights("F32", (2048, 1200))}
     commit = hub_server.add(MODEL, large, is_xet=is_xet)
     pull(hub_client)
-    _flip(hub_client.hub / FOLDER / "snapshots" / commit / "model.safetensors")
+    _flip(hub_client.cache_dir / FOLDER / "snapshots" / commit / "model.safetensors")
     assert pull(hub_client)["download_status"] == "already_exists"
     data = pull(hub_client, MODEL, "--force")
     assert (data["download_status"], "model.safetensors" in data["message"]) == ("success", True)
@@ -143,20 +143,21 @@ def test_what_waits_since_an_earlier_attempt_is_not_believed(
         pull(hub_client)
     files = chat_model() | {"model.safetensors": weights("F32", (2048, 1200))}
     commit = hub_server.add(MODEL, files)
-    folder = hub_client.hub / FOLDER / ".incomplete" if is_there else hub_client.hub / f".{FOLDER}.incomplete"
+    folder = hub_client.cache_dir / (f"{FOLDER}/.incomplete" if is_there else f".{FOLDER}.incomplete")
     staged = folder / "blobs" / blob_name(name, files[name])
     staged.parent.mkdir(parents=True)
     write(staged, files[name])
     spoil(staged)
     assert pull(hub_client, MODEL, *words)["commit_hash"] == commit
-    assert (hub_client.hub / FOLDER / "snapshots" / commit / name).read_bytes() == files[name]
+    assert (hub_client.cache_dir / FOLDER / "snapshots" / commit / name).read_bytes() == files[name]
     assert deep_health(hub_client) == "Model is healthy"
 
 
 def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
-    staged = hub_client.hub / FOLDER / ".incomplete" / "blobs" / blob_name("config.json", chat_model()["config.json"])
+    name = blob_name("config.json", chat_model()["config.json"])
+    staged = hub_client.cache_dir / FOLDER / ".incomplete" / "blobs" / name
     staged.parent.mkdir(parents=True)
     staged.write_bytes(b"{}")
     hub_server.add(MODEL, {"notes.txt": b"new"})
@@ -167,7 +168,7 @@ def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_cl
 def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
-    model = hub_client.hub / FOLDER
+    model = hub_client.cache_dir / FOLDER
     orphan = model / "blobs" / f"{'a' * 64}.12345678.incomplete"
     orphan.write_bytes(b"x" * 1000)
     (model / "snapshots" / commit / "model.safetensors.incomplete").write_bytes(b"x")
@@ -181,13 +182,13 @@ def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_cl
 def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
-    blobs = hub_client.hub / FOLDER / "blobs"
+    blobs = hub_client.cache_dir / FOLDER / "blobs"
     dead, alive = (blobs / f"{digit * 64}.12345678.incomplete" for digit in "ab")
-    ours = hub_client.hub / FOLDER / ".incomplete" / "blobs" / f"{'c' * 64}.partial"
+    ours = hub_client.cache_dir / FOLDER / ".incomplete" / "blobs" / f"{'c' * 64}.partial"
     ours.parent.mkdir(parents=True)
     for orphan in (dead, alive, ours):
         orphan.write_bytes(b"x" * 1000)
-    with (hub_client.hub / ".locks" / FOLDER / f"{'b' * 64}.lock").open("w") as lock:
+    with (hub_client.cache_dir / ".locks" / FOLDER / f"{'b' * 64}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert pull(hub_client)["download_status"] == "already_exists"
         assert (dead.exists(), alive.exists(), ours.exists()) == (False, True, False)
@@ -198,7 +199,7 @@ def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServe
 def test_files_that_were_never_wanted_come_only_with_force(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"original/weights.pth": b"x"})
     pull(hub_client)
-    snapshot = hub_client.hub / FOLDER / "snapshots" / commit
+    snapshot = hub_client.cache_dir / FOLDER / "snapshots" / commit
     shutil.rmtree(snapshot / "original")
     data = pull(hub_client)
     assert (data["download_status"], "1 further file" in data["message"]) == ("already_exists", True)
@@ -213,7 +214,7 @@ def test_nothing_is_written_outside_the_cache(
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     outside = tmp_path / "outside"
-    inside = hub_client.hub / FOLDER / folder
+    inside = hub_client.cache_dir / FOLDER / folder
     inside.rename(outside)
     inside.symlink_to(outside)
     hub_server.add(MODEL, {"notes.txt": b"new"})

@@ -51,7 +51,7 @@ def test_the_mode_forbids_it(
 ) -> None:
     commit = hub_server.add(MODEL, FILES, is_xet=is_xet)
     pull(hub_client)
-    path = hub_client.hub / FOLDER / "snapshots" / commit / name
+    path = hub_client.cache_dir / FOLDER / "snapshots" / commit / name
     path.resolve().chmod(0)
     hub_server.log.clear()
     assert "can't be read (Permission denied" in ordinary("health", MODEL).out
@@ -70,7 +70,7 @@ def test_a_bad_sector(
 ) -> None:
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
-    path = hub_client.hub / FOLDER / "snapshots" / commit / name
+    path = hub_client.cache_dir / FOLDER / "snapshots" / commit / name
     bad = _bad_sector(path.resolve(), tmp_path)
     data = pull(hub_client, MODEL, *words, **bad)
     assert f"fetched {name}" in data["message"]
@@ -88,7 +88,7 @@ def _bad_sector(path: Path, folder: Path) -> dict[str, str]:
 
 def test_what_waits_and_can_not_be_read(hub_server: HubServer, hub_client: Client, ordinary: Run) -> None:
     commit = hub_server.add(MODEL, FILES)
-    blobs = hub_client.hub / f".{FOLDER}.incomplete" / "blobs"
+    blobs = hub_client.cache_dir / f".{FOLDER}.incomplete" / "blobs"
     blobs.mkdir(parents=True)
     for name, waits in (("config.json", ""), ("model.safetensors", ".partial")):
         path = blobs / (blob_name(name, FILES[name]) + waits)
@@ -96,7 +96,7 @@ def test_what_waits_and_can_not_be_read(hub_server: HubServer, hub_client: Clien
         path.chmod(0)
     outcome = ordinary("pull", MODEL, "--json")
     assert outcome.code == 0, outcome
-    snapshot = hub_client.hub / FOLDER / "snapshots" / commit
+    snapshot = hub_client.cache_dir / FOLDER / "snapshots" / commit
     assert all((snapshot / name).read_bytes() == data for name, data in FILES.items())
 
 
@@ -104,7 +104,7 @@ def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: 
     # It may be sound: only this user can't read it.
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
-    path = hub_client.hub / FOLDER / "snapshots" / commit / "config.json"
+    path = hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json"
     blob = path.resolve()
     blob.chmod(0)
     on_hub = hub_server.contents.repos[MODEL].commits[commit].files["config.json"]
@@ -120,8 +120,8 @@ def test_the_folder_can_not_be_written(
 ) -> None:
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
-    (hub_client.hub / FOLDER / "snapshots" / commit / "config.json").resolve().chmod(0)
-    place = hub_client.hub / FOLDER / folder
+    (hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json").resolve().chmod(0)
+    place = hub_client.cache_dir / FOLDER / folder
     place.chmod(0o555)
     outcome = ordinary("pull", MODEL, "--json")
     place.chmod(0o755)
@@ -146,7 +146,7 @@ def test_no_command_fails_unexpectedly(
     for name, data in chat_model().items():
         (own / name).write_bytes(data)
     for name in ("config.json", "model.safetensors", "README.md"):
-        (blob,) = {path.resolve() for path in hub_client.hub.rglob(name)}
+        (blob,) = {path.resolve() for path in hub_client.cache_dir.rglob(name)}
         for path in (blob, own / name):
             path.chmod(0)
         for words in commands:

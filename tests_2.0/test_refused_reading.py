@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.layouts import COMMIT, Hub, chat_model, without
+from support.layouts import COMMIT, CacheDir, chat_model, without
 
 from mlxk2.cache import space
 from mlxk2.errors import IN_ICLOUD, OperationError, cause
@@ -67,10 +67,10 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_belongs_to_another_user_is_said_to_be_closed(hub: Hub, place: str) -> None:
-    hub.add(NAME, chat_model())
-    hub.add("org/other", chat_model(model_type="qwen3"))
-    closed = hub.folder(NAME) / PLACES[place]
+def test_what_belongs_to_another_user_is_said_to_be_closed(cache_dir: CacheDir, place: str) -> None:
+    cache_dir.add(NAME, chat_model())
+    cache_dir.add("org/other", chat_model(model_type="qwen3"))
+    closed = cache_dir.folder(NAME) / PLACES[place]
     closed.chmod(0)
     try:
         listed = json.loads(as_another("list", "--json").stdout)["data"]["models"]
@@ -91,9 +91,9 @@ def test_what_belongs_to_another_user_is_said_to_be_closed(hub: Hub, place: str)
 
 
 @pytest.mark.parametrize("place", ["hub", "."])
-def test_a_cache_that_belongs_to_another_user_is_said_to_be_closed(hub: Hub, place: str) -> None:
-    hub.add(NAME, chat_model())
-    closed = hub.path.parent / place
+def test_a_cache_that_belongs_to_another_user_is_said_to_be_closed(cache_dir: CacheDir, place: str) -> None:
+    cache_dir.add(NAME, chat_model())
+    closed = cache_dir.path.parent / place
     closed.chmod(0)
     try:
         results = [as_another(*words) for words in (("list",), ("health",), ("show", NAME))]
@@ -103,13 +103,13 @@ def test_a_cache_that_belongs_to_another_user_is_said_to_be_closed(hub: Hub, pla
         assert done.returncode == 1 and "Permission denied; check its owner and its mode" in done.stderr
 
 
-def test_a_hub_whose_folders_can_be_listed_but_not_entered(hub: Hub) -> None:
-    hub.add(NAME, chat_model())
-    hub.path.chmod(0o444)
+def test_a_hub_whose_folders_can_be_listed_but_not_entered(cache_dir: CacheDir) -> None:
+    cache_dir.add(NAME, chat_model())
+    cache_dir.path.chmod(0o444)
     try:
         done = as_another("list", "--all", "--health", "--verbose")
     finally:
-        hub.path.chmod(0o755)
+        cache_dir.path.chmod(0o755)
     assert NAME in done.stdout and "Permission denied" in done.stdout
 
 
@@ -118,9 +118,9 @@ CALLS = {"folders": "scandir listdir", "looks": "lstat stat", "files": "open"}
 
 @pytest.mark.parametrize("number", ["EIO", "ESTALE", "ENOTCONN", "EACCES", "EPERM", "ETIMEDOUT"])
 @pytest.mark.parametrize("calls", CALLS)
-def test_a_disk_that_fails_is_a_reason_of_its_model_alone(hub: Hub, calls: str, number: str) -> None:
-    hub.add("org/bad", chat_model())
-    hub.add(NAME, chat_model())
+def test_a_disk_that_fails_is_a_reason_of_its_model_alone(cache_dir: CacheDir, calls: str, number: str) -> None:
+    cache_dir.add("org/bad", chat_model())
+    cache_dir.add(NAME, chat_model())
     for words in (["list"], ["health"], ["health", "--deep"]):
         done = refused(CALLS[calls], number, "models--org--bad", *words, "--json")
         data = json.loads(done.stdout)["data"]
@@ -133,11 +133,11 @@ def test_a_disk_that_fails_is_a_reason_of_its_model_alone(hub: Hub, calls: str, 
     assert os.strerror(getattr(errno, number)) in done.stdout
 
 
-def test_on_a_mac_what_protects_a_folder_and_what_is_in_icloud_is_said(hub: Hub) -> None:
-    hub.add(NAME, chat_model())
+def test_on_a_mac_what_protects_a_folder_and_what_is_in_icloud_is_said(cache_dir: CacheDir) -> None:
+    cache_dir.add(NAME, chat_model())
     protected = refused("scandir", "EPERM", "models--org", "health", platform="darwin")
     assert "Privacy & Security › Files and Folders" in protected.stdout
-    whole = refused("scandir", "EPERM", str(hub.path), "list", platform="darwin")
+    whole = refused("scandir", "EPERM", str(cache_dir.path), "list", platform="darwin")
     assert "Privacy & Security › Files and Folders" in whole.stderr
     evicted = refused("open", "EDEADLK", "blobs", "health", platform="darwin")
     assert IN_ICLOUD in evicted.stdout
@@ -198,32 +198,32 @@ NO_REPO = [
 
 
 @pytest.mark.parametrize("name", NO_REPO)
-def test_what_no_hub_can_have_is_not_to_be_pulled(hub: Hub, mlxk2: Any, name: str) -> None:
+def test_what_no_hub_can_have_is_not_to_be_pulled(cache_dir: CacheDir, mlxk2: Any, name: str) -> None:
     assert pull_command(name) is None and pull_command(name, "main") is None
     if name.startswith("."):
         return
     if name != "demo":
-        hub.add(name, without(chat_model(), "model.safetensors"))
+        cache_dir.add(name, without(chat_model(), "model.safetensors"))
         assert "mlxk2 pull" not in mlxk2("run", name, "hi").err
     assert "mlxk2 pull" not in mlxk2("show", f"{name}@abcdef").err
 
 
-def test_a_revision_that_is_none_is_not_to_be_pulled(hub: Hub, mlxk2: Any) -> None:
-    hub.add(NAME, chat_model())
+def test_a_revision_that_is_none_is_not_to_be_pulled(cache_dir: CacheDir, mlxk2: Any) -> None:
+    cache_dir.add(NAME, chat_model())
     assert "mlxk2 pull org/model@v1" in mlxk2("show", f"{NAME}@v1").err
     assert "mlxk2 pull" not in mlxk2("show", f"{NAME}@a b; rm").err
     assert "mlxk2 pull" not in mlxk2("show", "org/a b").err
 
 
-def test_what_is_so_on_the_hub_is_not_to_be_pulled_again(hub: Hub, mlxk2: Any) -> None:
-    snapshot = hub.add(NAME, chat_model() | {"config.json": b'{"model_type": "lla'})
+def test_what_is_so_on_the_hub_is_not_to_be_pulled_again(cache_dir: CacheDir, mlxk2: Any) -> None:
+    snapshot = cache_dir.add(NAME, chat_model() | {"config.json": b'{"model_type": "lla'})
     assert "on the hub itself" in mlxk2("run", NAME, "hi").err
     blob = (snapshot / "config.json").resolve()
     blob.write_bytes(b"{")
     assert "Repair it with: mlxk2 pull org/model" in mlxk2("run", NAME, "hi").err
 
 
-def test_a_file_that_is_in_icloud_alone_is_no_damage(hub: Hub) -> None:
+def test_a_file_that_is_in_icloud_alone_is_no_damage(cache_dir: CacheDir) -> None:
     code = (
         "import os, sys, types\nreal = os.lstat\n"
         "def lstat(path, **named):\n status = real(path, **named)\n"
@@ -231,6 +231,6 @@ def test_a_file_that_is_in_icloud_alone_is_no_damage(hub: Hub) -> None:
         " if n.startswith('st_')}) if 'blobs' in str(path) else status\n"
         "os.lstat = lstat\nfrom mlxk2.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
-    hub.add(NAME, chat_model())
+    cache_dir.add(NAME, chat_model())
     done = subprocess.run([sys.executable, "-c", code, "run", NAME, "hi"], capture_output=True, text=True, timeout=60)
     assert IN_ICLOUD in done.stderr and "mlxk2 pull" not in done.stderr

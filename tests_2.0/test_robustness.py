@@ -29,7 +29,7 @@ def test_a_model_larger_than_the_disk_is_not_begun(hub_server: HubServer, hub_cl
     assert (error["type"], outcome.json["data"]["download_status"]) == ("OperationError", "error")
     assert "1000.0TB needed" in error["message"] and "available" in error["message"]
     assert hub_server.log.count("GET", "/resolve/") == 0
-    assert not list(hub_client.hub.glob("*models--org--model*"))
+    assert not list(hub_client.cache_dir.glob("*models--org--model*"))
 
 
 def test_a_hub_that_never_answers_is_given_up(hub_client: Client) -> None:
@@ -38,7 +38,7 @@ def test_a_hub_that_never_answers_is_given_up(hub_client: Client) -> None:
         outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address, HF_HUB_ETAG_TIMEOUT="1")
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "NetworkError")
     assert "HF_ENDPOINT" in outcome.json["error"]["hint"]
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 def test_something_that_is_no_hub(hub_server: HubServer, hub_client: Client) -> None:
@@ -89,8 +89,8 @@ def test_a_model_folder_on_another_disk(hub_server: HubServer, hub_client: Clien
     hub_server.add(MODEL, chat_model())
     elsewhere = hub_client.home.with_name("elsewhere")
     elsewhere.mkdir()
-    hub_client.hub.mkdir(parents=True)
-    (hub_client.hub / "models--org--model").symlink_to(elsewhere)
+    hub_client.cache_dir.mkdir(parents=True)
+    (hub_client.cache_dir / "models--org--model").symlink_to(elsewhere)
     assert hub_client.run("pull", MODEL).code == 0
     assert hub_client.run("health", MODEL, "--json").json["data"]["summary"]["healthy_count"] == 1
     assert (elsewhere / "snapshots").is_dir()

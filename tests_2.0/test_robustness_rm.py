@@ -16,7 +16,7 @@ from filelock import FileLock
 from huggingface_hub.utils import _shared_blobs
 from support.conformance import data_of, error_of
 from support.filesystems import disk_usage, mount_tmpfs, read_tree
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Hub, Layout, chat_model
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, CacheDir, Layout, chat_model
 
 from mlxk2.cache.locks import PULL_LOCK
 
@@ -25,14 +25,14 @@ FIRST, SECOND = chat_model() | {"a.bin": b"a" * 300_000}, chat_model() | {"b.bin
 
 
 @pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest, hub: Hub) -> Hub:
+def layout(request: pytest.FixtureRequest, cache_dir: CacheDir) -> CacheDir:
     """A cache of each layout."""
     kind: Layout = request.param
-    return Hub(hub.path, kind)
+    return CacheDir(cache_dir.path, kind)
 
 
 @pytest.fixture
-def two(layout: Hub) -> Hub:
+def two(layout: CacheDir) -> CacheDir:
     """A model with two revisions that share most blobs, and another model with the same files."""
     layout.add(NAME, FIRST)
     layout.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
@@ -40,9 +40,9 @@ def two(layout: Hub) -> Hub:
     return layout
 
 
-def entries(hub: Path) -> set[str]:
+def entries(cache_dir: Path) -> set[str]:
     """What is in the hub folder, without the store and the locks, which stay."""
-    return {entry.name for entry in hub.iterdir()} - {SENTINEL, "blobs", ".locks"}
+    return {entry.name for entry in cache_dir.iterdir()} - {SENTINEL, "blobs", ".locks"}
 
 
 def healthy(mlxk2: Program) -> dict[str, str | None]:
@@ -55,7 +55,7 @@ def healthy(mlxk2: Program) -> dict[str, str | None]:
 # --------------------------------------------------------------------------------------------- what goes, what stays
 
 
-def test_rm_removes_a_model_and_frees_what_it_says(two: Hub, mlxk2: Program) -> None:
+def test_rm_removes_a_model_and_frees_what_it_says(two: CacheDir, mlxk2: Program) -> None:
     before = disk_usage(two.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
     assert (data["model"], data["action"]) == (NAME, "deleted")
@@ -64,7 +64,7 @@ def test_rm_removes_a_model_and_frees_what_it_says(two: Hub, mlxk2: Program) -> 
     assert healthy(mlxk2) == {"org/other": COMMIT}
 
 
-def test_rm_of_one_revision_frees_exactly_its_own(two: Hub, mlxk2: Program) -> None:
+def test_rm_of_one_revision_frees_exactly_its_own(two: CacheDir, mlxk2: Program) -> None:
     before = disk_usage(two.path)
     data = data_of(mlxk2("rm", f"{NAME}@{COMMIT[:8]}", "--json"), "rm")
     assert data["freed_bytes"] == before - disk_usage(two.path)
@@ -76,7 +76,7 @@ def test_rm_of_one_revision_frees_exactly_its_own(two: Hub, mlxk2: Program) -> N
 
 
 @pytest.mark.parametrize("words", [[NAME], [f"{NAME}@dev"], [f"{NAME}@{COMMIT}"]])
-def test_dry_run_changes_nothing_and_predicts_exactly(two: Hub, mlxk2: Program, words: list[str]) -> None:
+def test_dry_run_changes_nothing_and_predicts_exactly(two: CacheDir, mlxk2: Program, words: list[str]) -> None:
     before = read_tree(two.path)
     planned = data_of(mlxk2("rm", *words, "--dry-run", "--json"), "rm")
     assert planned["action"] == "planned"
@@ -85,70 +85,70 @@ def test_dry_run_changes_nothing_and_predicts_exactly(two: Hub, mlxk2: Program, 
     assert deleted["freed_bytes"] == planned["freed_bytes"] > 0
 
 
-def test_dry_run_tells_people_what_would_go(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
+def test_dry_run_tells_people_what_would_go(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
     result = mlxk2("rm", NAME, "--dry-run")
     assert result.code == 0
     assert result.out.startswith(f"Would delete {NAME} (revision {COMMIT[:7]}); ")
     assert "KB would be freed" in result.out
 
 
-def test_rm_of_the_last_revision_removes_the_model(layout: Hub, mlxk2: Program) -> None:
+def test_rm_of_the_last_revision_removes_the_model(layout: CacheDir, mlxk2: Program) -> None:
     layout.add(NAME, FIRST)
     assert data_of(mlxk2("rm", f"{NAME}@main", "--json"), "rm")["action"] == "deleted"
     assert entries(layout.path) == set()
 
 
-def test_shared_payload_goes_with_its_last_reference(hub: Hub, mlxk2: Program) -> None:
-    shared = Hub(hub.path, "shared")
+def test_shared_payload_goes_with_its_last_reference(cache_dir: CacheDir, mlxk2: Program) -> None:
+    shared = CacheDir(cache_dir.path, "shared")
     for name in (NAME, "org/other"):
         shared.add(name, FIRST)
-    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
+    payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
     # What the library would do for the second repo: a link to the payload that is there.
     for blob in (shared.folder("org/other") / "blobs").iterdir():
         assert not blob.is_symlink() or len(payloads) == 3
     first = data_of(mlxk2("rm", NAME, "--json"), "rm")
     assert first["freed_bytes"] < 100_000
-    assert _shared_blobs.shared_store_blob_paths(hub.path) == payloads
+    assert _shared_blobs.shared_store_blob_paths(cache_dir.path) == payloads
     assert healthy(mlxk2) == {"org/other": COMMIT}
     second = data_of(mlxk2("rm", "org/other", "--json"), "rm")
     assert second["freed_bytes"] > 300_000
-    assert _shared_blobs.shared_store_blob_paths(hub.path) == set()
+    assert _shared_blobs.shared_store_blob_paths(cache_dir.path) == set()
 
 
 @pytest.mark.parametrize("others", [(), ("org/other",)])
 def test_list_of_a_payload_that_is_gone_goes_with_its_last_reference(
-    hub: Hub, mlxk2: Program, others: tuple[str, ...]
+    cache_dir: CacheDir, mlxk2: Program, others: tuple[str, ...]
 ) -> None:
-    shared = Hub(hub.path, "shared")
+    shared = CacheDir(cache_dir.path, "shared")
     for name in (NAME, *others):
         shared.add(name, FIRST)
-    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
-    lists = {*(hub.path / "blobs").glob("*/*.refs")}
+    payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
+    lists = {*(cache_dir.path / "blobs").glob("*/*.refs")}
     # As a removal leaves them that was killed in the middle of the library's sweep.
     for payload in payloads:
         payload.unlink()
     for name in (NAME, *others):
-        assert {*(hub.path / "blobs").glob("*/*.refs")} == lists != set()
+        assert {*(cache_dir.path / "blobs").glob("*/*.refs")} == lists != set()
         data_of(mlxk2("rm", name, "--json"), "rm")
-    assert {*(hub.path / "blobs").glob("*/*.refs")} == set()
+    assert {*(cache_dir.path / "blobs").glob("*/*.refs")} == set()
 
 
-def test_payload_stays_when_its_references_cannot_be_read(hub: Hub, mlxk2: Program) -> None:
-    Hub(hub.path, "shared").add(NAME, FIRST)
-    payloads = _shared_blobs.shared_store_blob_paths(hub.path)
-    for manifest in (hub.path / "blobs").glob("*/*.refs"):
+def test_payload_stays_when_its_references_cannot_be_read(cache_dir: CacheDir, mlxk2: Program) -> None:
+    CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
+    payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
+    for manifest in (cache_dir.path / "blobs").glob("*/*.refs"):
         manifest.unlink()
-    before = disk_usage(hub.path)
+    before = disk_usage(cache_dir.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert data["freed_bytes"] == before - disk_usage(hub.path) < 100_000
-    assert _shared_blobs.shared_store_blob_paths(hub.path) == payloads
+    assert data["freed_bytes"] == before - disk_usage(cache_dir.path) < 100_000
+    assert _shared_blobs.shared_store_blob_paths(cache_dir.path) == payloads
 
 
-def test_rm_drops_refs_and_notes_of_a_removed_revision(hub: Hub, mlxk2: Program) -> None:
+def test_rm_drops_refs_and_notes_of_a_removed_revision(cache_dir: CacheDir, mlxk2: Program) -> None:
     for commit, files in ((COMMIT, FIRST), (OTHER_COMMIT, SECOND)):
-        hub.add(NAME, files, commit, ref=f"ref-{commit[:3]}")
-    folder = hub.folder(NAME)
+        cache_dir.add(NAME, files, commit, ref=f"ref-{commit[:3]}")
+    folder = cache_dir.folder(NAME)
     for ref in ("feature/x", "feature/y/z", "refs/pr/1"):
         (folder / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
         (folder / "refs" / ref).write_text(COMMIT)
@@ -166,23 +166,23 @@ def test_rm_drops_refs_and_notes_of_a_removed_revision(hub: Hub, mlxk2: Program)
     assert [path.name for path in (folder / ".no_exist").iterdir()] == [OTHER_COMMIT]
 
 
-def test_rm_of_a_broken_model(hub: Hub, mlxk2: Program) -> None:
-    folder = hub.folder(NAME)
+def test_rm_of_a_broken_model(cache_dir: CacheDir, mlxk2: Program) -> None:
+    folder = cache_dir.folder(NAME)
     (folder / "snapshots").mkdir(parents=True)
     (folder / "blobs").mkdir()
     (folder / "blobs" / "abc.incomplete").write_bytes(b"x" * 10_000)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] >= 10_000
-    assert entries(hub.path) == set()
+    assert entries(cache_dir.path) == set()
 
 
-def test_rm_of_an_unfinished_download(hub: Hub, mlxk2: Program) -> None:
-    partial = hub.path / ".models--org--model.incomplete" / "blobs" / "abc.partial"
+def test_rm_of_an_unfinished_download(cache_dir: CacheDir, mlxk2: Program) -> None:
+    partial = cache_dir.path / ".models--org--model.incomplete" / "blobs" / "abc.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"x" * 10_000)
     # It is meant, not the model whose name contains its own.
-    hub.add(NAME + "-2", FIRST)
+    cache_dir.add(NAME + "-2", FIRST)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] >= 10_000
-    assert entries(hub.path) == {"models--org--model-2"}
+    assert entries(cache_dir.path) == {"models--org--model-2"}
 
 
 def test_freed_bytes_is_what_a_disk_gains(
@@ -191,7 +191,7 @@ def test_freed_bytes_is_what_a_disk_gains(
     with mount_tmpfs(tmp_path / "disk", "8m") as disk:
         monkeypatch.setenv("HF_HUB_CACHE", str(disk))
         (disk / SENTINEL).touch()
-        snapshot = Hub(disk).add(NAME, FIRST)
+        snapshot = CacheDir(disk).add(NAME, FIRST)
         with (snapshot / "sparse.bin").open("wb") as file:
             file.truncate(1 << 30)
         (disk / "elsewhere").write_bytes(b"x" * 100_000)
@@ -204,11 +204,11 @@ def test_freed_bytes_is_what_a_disk_gains(
     assert 300_000 <= data["freed_bytes"] < 400_000
 
 
-def test_library_is_imported_only_for_a_shared_store(hub: Hub) -> None:
+def test_library_is_imported_only_for_a_shared_store(cache_dir: CacheDir) -> None:
     program = "import sys; from mlxk2.cli.main import main; main(sys.argv[1:]); print('huggingface_hub' in sys.modules)"
     said = []
     for layout in ("links", "shared"):
-        Hub(hub.path, layout).add(NAME, FIRST)
+        CacheDir(cache_dir.path, layout).add(NAME, FIRST)
         command = [sys.executable, "-c", program, "rm", NAME]
         said.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     assert said == ["False", "True"]
@@ -229,9 +229,9 @@ def test_functions_of_the_library_that_rm_stands_on(function: Callable[..., obje
     assert list(inspect.signature(function).parameters) == parameters
 
 
-def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
-    stuck = hub.path / ".trash-model-1" / "models--org--stuck"
+def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
+    stuck = cache_dir.path / ".trash-model-1" / "models--org--stuck"
     stuck.mkdir(parents=True)
     if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
         pytest.skip("chattr +i is not there, or not permitted")
@@ -240,20 +240,20 @@ def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(hub: Hub, ml
     finally:
         subprocess.run(["chattr", "-i", stuck], check=True)
     assert "earlier removal" in data["message"]
-    assert entries(hub.path) == {".trash-model-1"}
+    assert entries(cache_dir.path) == {".trash-model-1"}
     assert data_of(mlxk2("rm", "org/stuck", "--json"), "rm")["action"] == "deleted"
-    assert entries(hub.path) == set()
+    assert entries(cache_dir.path) == set()
 
 
 # --------------------------------------------------------------------------------------------------- which is meant
 
 
 @pytest.mark.parametrize("words", [["--json"], []])
-def test_a_part_of_a_name_needs_confirmation(hub: Hub, mlxk2: Program, words: list[str]) -> None:
-    hub.add(NAME, FIRST)
-    before = read_tree(hub.path)
+def test_a_part_of_a_name_needs_confirmation(cache_dir: CacheDir, mlxk2: Program, words: list[str]) -> None:
+    cache_dir.add(NAME, FIRST)
+    before = read_tree(cache_dir.path)
     result = mlxk2("rm", "MOD", *words)
-    assert (result.code, read_tree(hub.path)) == (1, before)
+    assert (result.code, read_tree(cache_dir.path)) == (1, before)
     if not words:
         assert NAME in result.err
         return
@@ -263,16 +263,16 @@ def test_a_part_of_a_name_needs_confirmation(hub: Hub, mlxk2: Program, words: li
     assert error["data"]["freed_bytes"] == error["data"]["lock_files_cleaned"] == 0
 
 
-def test_force_confirms(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
+def test_force_confirms(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
     assert data_of(mlxk2("rm", "mod", "-f", "--json"), "rm")["model"] == NAME
 
 
-def test_default_org_needs_no_confirmation(hub: Hub, mlxk2: Program) -> None:
-    hub.add("mlx-community/model", FIRST)
-    hub.add("org/model", FIRST)
+def test_default_org_needs_no_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("mlx-community/model", FIRST)
+    cache_dir.add("org/model", FIRST)
     assert data_of(mlxk2("rm", "model", "--json"), "rm")["model"] == "mlx-community/model"
-    assert entries(hub.path) == {"models--org--model"}
+    assert entries(cache_dir.path) == {"models--org--model"}
 
 
 REFUSED = ("org/", "demo", "./model", "/tmp", "..", "", "org/../model", "org/model@../x", "org\\model")
@@ -283,53 +283,53 @@ REFUSED = ("org/", "demo", "./model", "/tmp", "..", "", "org/../model", "org/mod
     [("or", "ambiguous_match"), ("nothing", "model_not_found")]
     + [(word, "ValidationError") for word in REFUSED],
 )
-def test_what_is_no_model_is_refused(hub: Hub, mlxk2: Program, word: str, kind: str) -> None:
-    hub.add(NAME, FIRST)
-    hub.add("org/other", FIRST)
-    before = read_tree(hub.path)
+def test_what_is_no_model_is_refused(cache_dir: CacheDir, mlxk2: Program, word: str, kind: str) -> None:
+    cache_dir.add(NAME, FIRST)
+    cache_dir.add("org/other", FIRST)
+    before = read_tree(cache_dir.path)
     assert error_of(mlxk2("rm", word, "--json", "--force"), "rm")["type"] == kind
-    assert read_tree(hub.path) == before
+    assert read_tree(cache_dir.path) == before
 
 
-def test_unknown_hash_names_those_there_are(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
+def test_unknown_hash_names_those_there_are(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
     error = error_of(mlxk2("rm", f"{NAME}@ffffff", "--json"), "rm")
     assert (error["type"], error["available_hashes"]) == ("hash_not_found", [COMMIT])
 
 
-def test_names_that_read_alike_are_ambiguous(hub: Hub, mlxk2: Program) -> None:
+def test_names_that_read_alike_are_ambiguous(cache_dir: CacheDir, mlxk2: Program) -> None:
     for number in (b"\xfe", b"\xff"):
-        os.mkdir(os.fsencode(hub.path) + b"/models--org--x" + number)
+        os.mkdir(os.fsencode(cache_dir.path) + b"/models--org--x" + number)
     error = error_of(mlxk2("rm", "org/x\N{REPLACEMENT CHARACTER}", "--json"), "rm")
     assert error["type"] == "ambiguous_match"
-    assert len(entries(hub.path)) == 2
+    assert len(entries(cache_dir.path)) == 2
 
 
-def test_strict_variable_refuses_a_cache_that_is_no_tests(hub: Hub, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
-    (hub.path / SENTINEL).unlink()
-    before = read_tree(hub.path)
+def test_strict_variable_refuses_a_cache_that_is_no_tests(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
+    (cache_dir.path / SENTINEL).unlink()
+    before = read_tree(cache_dir.path)
     assert error_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["type"] == "OperationError"
-    assert read_tree(hub.path) == before
-    (hub.path / SENTINEL).touch()
+    assert read_tree(cache_dir.path) == before
+    (cache_dir.path / SENTINEL).touch()
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
 
-def test_empty_and_missing_caches(hub: Hub, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_and_missing_caches(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
-    monkeypatch.setenv("HF_HUB_CACHE", str(hub.path / "none"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir.path / "none"))
     assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
-    assert not (hub.path / "none").exists()
+    assert not (cache_dir.path / "none").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ locks
 
 
 @pytest.fixture
-def locks(hub: Hub) -> Path:
+def locks(cache_dir: CacheDir) -> Path:
     """The folder of a model's lock files, with a stale one, beside the model itself."""
-    hub.add(NAME, FIRST)
-    folder = hub.path / ".locks" / "models--org--model"
+    cache_dir.add(NAME, FIRST)
+    folder = cache_dir.path / ".locks" / "models--org--model"
     folder.mkdir(parents=True)
     (folder / "stale.lock").touch()
     return folder
@@ -349,20 +349,22 @@ def test_stale_locks_are_cleaned_and_counted(locks: Path, mlxk2: Program) -> Non
     assert not locks.exists()
 
 
-def test_living_locks_forbid_removal(hub: Hub, living: Path, mlxk2: Program) -> None:
-    before = read_tree(hub.path)
+def test_living_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: Program) -> None:
+    before = read_tree(cache_dir.path)
     error = error_of(mlxk2("rm", NAME, "--json"), "rm")
     assert error["type"] == "locks_present"
     assert error["data"]["locks_detected"] is True
     assert error["data"]["lock_files"] == [f".locks/models--org--model/{living.name}"]
-    assert read_tree(hub.path) == before
+    assert read_tree(cache_dir.path) == before
     planned = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
     assert planned["lock_files"] == error["data"]["lock_files"]
 
 
-def test_force_removes_despite_living_locks_but_not_the_locks(hub: Hub, living: Path, mlxk2: Program) -> None:
+def test_force_removes_despite_living_locks_but_not_the_locks(
+    cache_dir: CacheDir, living: Path, mlxk2: Program
+) -> None:
     assert data_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["lock_files_cleaned"] == 1
-    assert (entries(hub.path), list(living.parent.iterdir())) == (set(), [living])
+    assert (entries(cache_dir.path), list(living.parent.iterdir())) == (set(), [living])
 
 
 def test_locks_of_a_dead_process_are_stale(locks: Path, mlxk2: Program) -> None:
@@ -387,7 +389,7 @@ def test_odd_things_among_the_locks_are_no_locks(locks: Path, tmp_path: Path, ml
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
     """Somebody's files outside the cache, laid out as a model, which must be there unchanged afterwards."""
-    outside = Hub(tmp_path / "outside")
+    outside = CacheDir(tmp_path / "outside")
     outside.path.mkdir()
     outside.add(NAME, FIRST)
     outside.add(NAME, SECOND, OTHER_COMMIT, ref=None)
@@ -396,42 +398,42 @@ def victim(tmp_path: Path) -> Iterator[Path]:
     assert read_tree(outside.path) == before
 
 
-def test_a_link_in_place_of_a_model_goes_alone(hub: Hub, victim: Path, mlxk2: Program) -> None:
-    hub.folder(NAME).symlink_to(victim)
+def test_a_link_in_place_of_a_model_goes_alone(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+    cache_dir.folder(NAME).symlink_to(victim)
     assert error_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")["type"] == "OperationError"
-    assert hub.folder(NAME).is_symlink()
+    assert cache_dir.folder(NAME).is_symlink()
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
     assert "link" in data["message"]
-    assert entries(hub.path) == set()
+    assert entries(cache_dir.path) == set()
 
 
 @pytest.mark.parametrize("part", ["snapshots", "blobs", "refs", f"snapshots/{COMMIT}", "trees", ".no_exist"])
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
 def test_links_inside_a_model_are_not_followed(
-    hub: Hub, victim: Path, mlxk2: Program, part: str, argument: str
+    cache_dir: CacheDir, victim: Path, mlxk2: Program, part: str, argument: str
 ) -> None:
-    hub.add(NAME, FIRST)
-    hub.add(NAME, SECOND, OTHER_COMMIT, ref=None)
-    place = hub.folder(NAME) / part
+    cache_dir.add(NAME, FIRST)
+    cache_dir.add(NAME, SECOND, OTHER_COMMIT, ref=None)
+    place = cache_dir.folder(NAME) / part
     if place.exists():
-        place.rename(hub.path / "moved")
+        place.rename(cache_dir.path / "moved")
     place.symlink_to(victim / part if (victim / part).exists() else victim)
     mlxk2("rm", argument, "--json", "--force")
     if argument == NAME:
-        assert not hub.folder(NAME).exists()
+        assert not cache_dir.folder(NAME).exists()
 
 
-def test_shared_blob_links_that_lead_elsewhere_are_not_swept(hub: Hub, victim: Path, mlxk2: Program) -> None:
-    shared = Hub(hub.path, "shared")
+def test_shared_blob_links_that_lead_elsewhere_are_not_swept(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+    shared = CacheDir(cache_dir.path, "shared")
     shared.add(NAME, FIRST)
     for number, target in enumerate((str(victim / "refs" / "main"), "../../../../etc/hostname", "../../blobs/../../x")):
         (shared.folder(NAME) / "blobs" / f"{number:064}").symlink_to(target)
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
 
-def test_a_folder_of_the_store_that_is_a_link_is_not_swept(hub: Hub, tmp_path: Path, mlxk2: Program) -> None:
-    Hub(hub.path, "shared").add(NAME, FIRST)
-    payloads = sorted(_shared_blobs.shared_store_blob_paths(hub.path))
+def test_a_folder_of_the_store_that_is_a_link_is_not_swept(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
+    CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
+    payloads = sorted(_shared_blobs.shared_store_blob_paths(cache_dir.path))
     for payload in payloads:
         if not payload.parent.is_symlink():
             payload.parent.rename(tmp_path / payload.parent.name)
@@ -441,31 +443,31 @@ def test_a_folder_of_the_store_that_is_a_link_is_not_swept(hub: Hub, tmp_path: P
     assert all(payload.is_file() for payload in payloads)
 
 
-def test_lock_folders_that_are_links_stay(hub: Hub, victim: Path, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
+def test_lock_folders_that_are_links_stay(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
     (victim / "stale.lock").touch()
-    (hub.path / ".locks").mkdir()
-    (hub.path / ".locks" / "models--org--model").symlink_to(victim)
+    (cache_dir.path / ".locks").mkdir()
+    (cache_dir.path / ".locks" / "models--org--model").symlink_to(victim)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 0
     (victim / "stale.lock").unlink()
 
 
 def test_a_hub_folder_that_is_a_link_is_the_hub(
-    hub: Hub, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Hub(hub.path, "shared").add(NAME, FIRST)
-    (tmp_path / "alias").symlink_to(hub.path)
+    CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
+    (tmp_path / "alias").symlink_to(cache_dir.path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "alias"))
-    before = disk_usage(hub.path)
+    before = disk_usage(cache_dir.path)
     data = data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert data["freed_bytes"] == before - disk_usage(hub.path) > 300_000
+    assert data["freed_bytes"] == before - disk_usage(cache_dir.path) > 300_000
     assert (tmp_path / "alias").is_symlink()
 
 
-def test_hostile_refs_do_no_harm(hub: Hub, victim: Path, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
-    hub.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
-    refs = hub.folder(NAME) / "refs"
+def test_hostile_refs_do_no_harm(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
+    cache_dir.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
+    refs = cache_dir.folder(NAME) / "refs"
     (victim / "refs" / "outside").write_text(COMMIT)
     (refs / "link").symlink_to(victim / "refs" / "outside")
     (refs / "folder").symlink_to(victim / "refs")
@@ -477,16 +479,16 @@ def test_hostile_refs_do_no_harm(hub: Hub, victim: Path, mlxk2: Program) -> None
     (victim / "refs" / "outside").unlink()
 
 
-def test_abandoned_trash_is_removed_without_following_links(hub: Hub, victim: Path, mlxk2: Program) -> None:
-    hub.add(NAME, FIRST)
+def test_abandoned_trash_is_removed_without_following_links(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+    cache_dir.add(NAME, FIRST)
     for number, name in enumerate(("models--org--model", "snapshots", "other")):
-        trash = hub.path / f".trash-model-{number}"
+        trash = cache_dir.path / f".trash-model-{number}"
         trash.mkdir()
         (trash / name).symlink_to(victim)
-    revision = hub.path / ".trash-revision-0" / "models--org--model"
+    revision = cache_dir.path / ".trash-revision-0" / "models--org--model"
     revision.mkdir(parents=True)
     (revision / "snapshots").symlink_to(victim / "snapshots")
     (revision / "blobs").symlink_to(victim / "blobs")
-    (hub.path / ".trash-model-9").symlink_to(victim)
+    (cache_dir.path / ".trash-model-9").symlink_to(victim)
     data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert entries(hub.path) == {".trash-model-9"}
+    assert entries(cache_dir.path) == {".trash-model-9"}

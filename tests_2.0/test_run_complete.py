@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.layouts import Hub, chat_model, without
+from support.layouts import CacheDir, chat_model, without
 from support.scripted import generate, saying, streams, text
 
 from mlxk2.chat.printer import Printer, replace_controls
@@ -62,8 +62,8 @@ def test_a_prompt_without_quotes_is_told_how_to_quote(mlxk2: Program) -> None:
     assert mlxk2("--version", "--nonesuch").err.startswith("usage: mlxk2 [")
 
 
-def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program, hub: Hub) -> None:
-    hub.add("org/gguf", {"model.gguf": b"GGUF" + b"\0" * 100})
+def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program, cache_dir: CacheDir) -> None:
+    cache_dir.add("org/gguf", {"model.gguf": b"GGUF" + b"\0" * 100})
     result = mlxk2("run", "org/gguf", "hi", "--json")
     assert result.json["error"]["type"] in ("ModelUnhealthyError", "ModelNotRunnableError")
     assert "org/gguf" in result.json["error"]["message"]
@@ -72,9 +72,9 @@ def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program,
     assert plain.out == ""
 
 
-def test_the_hint_repairs_what_was_named(mlxk2: Program, hub: Hub, tmp_path: Path) -> None:
-    hub.add("org/whole", without(chat_model(), "tokenizer.json"), ref="v1")
-    (hub.folder("org/begun") / "blobs").mkdir(parents=True)
+def test_the_hint_repairs_what_was_named(mlxk2: Program, cache_dir: CacheDir, tmp_path: Path) -> None:
+    cache_dir.add("org/whole", without(chat_model(), "tokenizer.json"), ref="v1")
+    (cache_dir.folder("org/begun") / "blobs").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     for argument, hint in (
         ("org/whole", "Repair it with: mlxk2 pull org/whole"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.application import CHAT, MESSAGES, TEXT, Client, error_of, serving
-from support.layouts import Hub, chat_model, gguf_model
+from support.layouts import CacheDir, chat_model, gguf_model
 from support.scripted import ScriptedBackend, saying
 
 from mlxk2.cache.index import SETTLED_NS
@@ -291,9 +291,9 @@ def test_these_are_all_the_unsupported_fields() -> None:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def test_models_of_the_cache_and_the_demo(hub: Hub) -> None:
-    hub.add("mlx-community/Small", chat_model(max_position_embeddings=512, model_type="llama"))
-    hub.add("org/gguf", gguf_model())
+def test_models_of_the_cache_and_the_demo(cache_dir: CacheDir) -> None:
+    cache_dir.add("mlx-community/Small", chat_model(max_position_embeddings=512, model_type="llama"))
+    cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
         found = client.get("/v1/models").json()
         assert found["object"] == "list"
@@ -309,23 +309,23 @@ def test_models_of_the_cache_and_the_demo(hub: Hub) -> None:
 
 @pytest.mark.parametrize(("override", "lengths"), [(None, [4096, None]), (77, [77, 77])])
 def test_a_context_that_no_file_names_is_null_and_can_be_given(
-    hub: Hub, override: int | None, lengths: list[int | None]
+    cache_dir: CacheDir, override: int | None, lengths: list[int | None]
 ) -> None:
-    hub.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
+    cache_dir.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
     assert [entry.context_length for entry in Catalog(context_length=override).entries()] == lengths
 
 
 @pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
-def test_a_model_that_is_not_listed(hub: Hub, name: str) -> None:
-    hub.add("mlx-community/Small", chat_model())
-    hub.add("org/gguf", gguf_model())
+def test_a_model_that_is_not_listed(cache_dir: CacheDir, name: str) -> None:
+    cache_dir.add("mlx-community/Small", chat_model())
+    cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
         error = error_of(client.get(f"/v1/models/{name}"), 404)
         assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("name", ["org/none", "/etc", "../x", "./x", "~/x"])
-def test_a_model_that_is_not_there(hub: Hub, name: str) -> None:  # noqa: ARG001 - isolates
+def test_a_model_that_is_not_there(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         error = client.refused(model=name, status=404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
@@ -333,21 +333,21 @@ def test_a_model_that_is_not_there(hub: Hub, name: str) -> None:  # noqa: ARG001
 
 
 @pytest.mark.parametrize("name", ["org//x", "a/../b", "x" * 97, "org\\x", "a\u0000b"])
-def test_a_name_that_no_model_can_have(hub: Hub, name: str) -> None:  # noqa: ARG001 - isolates
+def test_a_name_that_no_model_can_have(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         assert client.refused(model=name)["param"] == "model"
 
 
-def test_several_models_that_match(hub: Hub) -> None:
-    hub.add("org/Small-a", chat_model())
-    hub.add("org/Small-b", chat_model())
+def test_several_models_that_match(cache_dir: CacheDir) -> None:
+    cache_dir.add("org/Small-a", chat_model())
+    cache_dir.add("org/Small-b", chat_model())
     with serving(pinned=False) as client:
         error = client.refused(model="small", status=404)
     assert (error["code"], error["param"]) == ("ambiguous_match", "model")
     assert "org/Small-a, org/Small-b" in error["message"]
 
 
-def test_no_model_named_and_none_loaded(hub: Hub) -> None:  # noqa: ARG001 - isolates
+def test_no_model_named_and_none_loaded(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         error = client.refused()
     assert (error["message"], error["param"]) == ("The request names no model, and none is loaded.", "model")
@@ -371,8 +371,8 @@ class Counting(Catalog):
         return super().entries(cancelled)
 
 
-def test_one_look_at_the_cache_serves_all_who_wait(hub: Hub) -> None:
-    hub.add("org/Small", chat_model())
+def test_one_look_at_the_cache_serves_all_who_wait(cache_dir: CacheDir) -> None:
+    cache_dir.add("org/Small", chat_model())
 
     async def ask() -> None:
         catalog = Counting()
@@ -390,7 +390,7 @@ def test_one_look_at_the_cache_serves_all_who_wait(hub: Hub) -> None:
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(hub: Hub) -> None:  # noqa: ARG001 - isolates
+def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
     async def ask() -> None:
         catalog = Counting()
         for _ in range(3):
@@ -408,8 +408,8 @@ def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(hub: Hub) -> No
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_what_changes_in_the_cache_is_seen(hub: Hub) -> None:
-    model = hub.add("org/a", chat_model())
+def test_what_changes_in_the_cache_is_seen(cache_dir: CacheDir) -> None:
+    model = cache_dir.add("org/a", chat_model())
     # What is younger is not remembered.
     time.sleep(SETTLED_NS / 1e9 + 0.1)
     with serving(pinned=False) as client:
@@ -419,22 +419,22 @@ def test_what_changes_in_the_cache_is_seen(hub: Hub) -> None:
 
         for _ in range(2):
             assert names() == ["demo", "org/a"]
-        hub.add("org/b", chat_model())
+        cache_dir.add("org/b", chat_model())
         assert names() == ["demo", "org/a", "org/b"]
         client.refused(model="org/c", status=404)
         (model / "config.json").unlink()
         assert names() == ["demo", "org/b"]
 
 
-def test_a_model_that_mlx_does_not_run(hub: Hub) -> None:
-    hub.add("org/gguf", gguf_model())
+def test_a_model_that_mlx_does_not_run(cache_dir: CacheDir) -> None:
+    cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
         error = client.refused(model="org/gguf")
     assert (error["code"], error["param"]) == ("model_not_runnable", "model")
     assert "requires MLX" in error["message"]
 
 
-def test_demo_is_always_the_model_that_comes_with_the_package(hub: Hub, tmp_path: Path) -> None:  # noqa: ARG001
+def test_demo_is_always_the_model_that_comes_with_the_package(cache_dir: CacheDir, tmp_path: Path) -> None:  # noqa: ARG001
     own = ModelKey("demo", str(tmp_path / "demo"))
     catalog = Catalog(("./demo", own))
     assert catalog.known("demo", own) is None
@@ -447,7 +447,7 @@ def test_demo_is_always_the_model_that_comes_with_the_package(hub: Hub, tmp_path
 
 
 @pytest.mark.parametrize("typed", ["demo", DEMO_FOLDER])
-def test_the_demo_of_the_start_has_its_adapter(hub: Hub, typed: str) -> None:  # noqa: ARG001 - isolates
+def test_the_demo_of_the_start_has_its_adapter(cache_dir: CacheDir, typed: str) -> None:  # noqa: ARG001 - isolates
     target = ModelKey("demo", DEMO_FOLDER, "adapter")
     assert Catalog((typed, target)).known("demo", None) == target
 

@@ -13,7 +13,7 @@ from importlib import import_module
 import pytest
 from conftest import Program
 from support.conformance import assert_envelope
-from support.layouts import Hub, chat_model
+from support.layouts import CacheDir, chat_model
 from wcwidth import wcswidth
 
 from mlxk2.cli.parser import ALPHA_COMMANDS, ALPHA_VARIABLE, API_NAMES, COMMANDS, parse
@@ -99,11 +99,11 @@ NAMES = [
 
 
 @pytest.fixture
-def strange(hub: Hub) -> Hub:
+def strange(cache_dir: CacheDir) -> CacheDir:
     """A cache of models with names in many scripts, and with names that are commands to a terminal."""
     for name in NAMES:
-        hub.add(name, chat_model())
-    return hub
+        cache_dir.add(name, chat_model())
+    return cache_dir
 
 
 @pytest.mark.usefixtures("strange")

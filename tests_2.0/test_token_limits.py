@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.layouts import Files, Hub, as_json, chat_model, without
+from support.layouts import CacheDir, Files, as_json, chat_model, without
 from support.scripted import generate, request, saying
 
 from mlxk2.cache.store import Cache
@@ -21,10 +21,10 @@ from mlxk2.runner.request import (
 )
 
 
-def read(files: Files, hub: Hub) -> int | None:
+def read(files: Files, cache_dir: CacheDir) -> int | None:
     """Return the context length of a model with these files."""
-    hub.add("org/model", files)
-    return context_length(Cache(str(hub.path)).resolve(Repo("org/model")))
+    cache_dir.add("org/model", files)
+    return context_length(Cache(str(cache_dir.path)).resolve(Repo("org/model")))
 
 
 NAMES = (
@@ -93,16 +93,16 @@ def test_the_context_of_gemma_3_includes_its_scaling() -> None:
      ({"model_max_length": 1e30}, None), ({"model_max_length": None}, None)],
 )  # fmt: skip
 def test_the_tokenizer_gives_a_hint_where_the_config_is_silent(
-    hub: Hub, tokenizer: dict[str, object], expected: int | None
+    cache_dir: CacheDir, tokenizer: dict[str, object], expected: int | None
 ) -> None:
     files = chat_model(max_position_embeddings=None) | {"tokenizer_config.json": as_json({"a": 1, **tokenizer})}
-    assert read(files, hub) == expected
+    assert read(files, cache_dir) == expected
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", None])
-def test_a_tokenizer_config_that_says_nothing_sets_no_limit(hub: Hub, text: bytes | None) -> None:
+def test_a_tokenizer_config_that_says_nothing_sets_no_limit(cache_dir: CacheDir, text: bytes | None) -> None:
     files = without(chat_model(max_position_embeddings=None), "tokenizer_config.json")
-    assert read(files if text is None else files | {"tokenizer_config.json": text}, hub) is None
+    assert read(files if text is None else files | {"tokenizer_config.json": text}, cache_dir) is None
 
 
 def test_without_a_context_no_prompt_is_too_long() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from support.layouts import Files, Hub, as_json, base_model, chat_model, without
+from support.layouts import CacheDir, Files, as_json, base_model, chat_model, without
 from support.tiny_models import write_tokenizer
 
 from mlxk2.errors import ModelUnhealthyError
@@ -48,11 +48,11 @@ READABLE: dict[str, Files] = {
 
 @pytest.mark.parametrize(("files", "reason", "package"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_tokenizer_that_nothing_here_reads_makes_a_model_not_runnable(
-    hub: Hub, mlxk2: Program, files: Files, reason: str, package: str | None
+    cache_dir: CacheDir, mlxk2: Program, files: Files, reason: str, package: str | None
 ) -> None:
     if package and find_spec(package):
         pytest.skip(f"{package} is installed")
-    hub.add("org/model", files)
+    cache_dir.add("org/model", files)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert (model["health"], model["runtime_compatible"]) == ("healthy", False)
     assert reason in model["reason"]
@@ -62,14 +62,14 @@ def test_a_tokenizer_that_nothing_here_reads_makes_a_model_not_runnable(
 
 
 @pytest.mark.parametrize("files", READABLE.values(), ids=READABLE)
-def test_a_tokenizer_that_can_be_read_is_no_reason(hub: Hub, mlxk2: Program, files: Files) -> None:
-    hub.add("org/model", files)
+def test_a_tokenizer_that_can_be_read_is_no_reason(cache_dir: CacheDir, mlxk2: Program, files: Files) -> None:
+    cache_dir.add("org/model", files)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert (model["runtime_compatible"], model["reason"]) == (True, None)
 
 
-def test_a_name_of_mlx_lms_templates_makes_a_chat_model(hub: Hub, mlxk2: Program) -> None:
-    hub.add("org/model", base_model() | settings(chat_template_type="deepseek_v32"))
+def test_a_name_of_mlx_lms_templates_makes_a_chat_model(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/model", base_model() | settings(chat_template_type="deepseek_v32"))
     assert mlxk2("show", "org/model", "--json").json["data"]["model"]["model_type"] == "chat"
 
 

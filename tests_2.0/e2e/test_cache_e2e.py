@@ -21,7 +21,7 @@ from support.layouts import (
     LAYOUTS,
     LFS_POINTER,
     OTHER_COMMIT,
-    Hub,
+    CacheDir,
     Layout,
     base_model,
     chat_model,
@@ -87,12 +87,12 @@ def envelope(run: Run) -> EnvelopeOf:
     return start
 
 
-def fill(hub: Hub) -> None:
+def fill(cache_dir: CacheDir) -> None:
     """A sound model of each framework."""
-    hub.add("mlx-community/chat", chat_model())
-    hub.add("mlx-community/sharded", sharded_model())
-    hub.add("org/base", base_model())
-    hub.add("org/gguf", gguf_model())
+    cache_dir.add("mlx-community/chat", chat_model())
+    cache_dir.add("mlx-community/sharded", sharded_model())
+    cache_dir.add("org/base", base_model())
+    cache_dir.add("org/gguf", gguf_model())
 
 
 # ------------------------------------------------------------------------------------------------ the three layouts
@@ -100,7 +100,7 @@ def fill(hub: Hub) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_command_on_every_layout(isolated_cache: Path, run: Run, envelope: EnvelopeOf, layout: Layout) -> None:
-    fill(Hub(isolated_cache, layout))
+    fill(CacheDir(isolated_cache, layout))
     models = envelope("list", "list")["data"]["models"]
     assert [(m["name"], m["framework"], m["health"]) for m in models] == [
         ("mlx-community/chat", "MLX", "healthy"),
@@ -144,11 +144,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_every_kind_of_damage_is_found_and_named(
     isolated_cache: Path, envelope: EnvelopeOf, run: Run, layout: Layout
 ) -> None:
-    hub = Hub(isolated_cache, layout)
+    cache_dir = CacheDir(isolated_cache, layout)
     for number, (name, (harm, _)) in enumerate(DAMAGE.items()):
         # In the shared store the same bytes are one blob: each model has a shard of its own to be harmed.
-        harm(hub.add(f"org/{name}", sharded_model() | {SHARDS[1]: weights(shape=(3, 5 + number))}))
-    hub.add("org/sound", chat_model())
+        harm(cache_dir.add(f"org/{name}", sharded_model() | {SHARDS[1]: weights(shape=(3, 5 + number))}))
+    cache_dir.add("org/sound", chat_model())
     data = envelope("health", "health", "--deep")["data"]
     reasons = {entry["name"].removeprefix("org/"): entry["reason"] for entry in data["unhealthy"]}
     assert set(reasons) >= set(DAMAGE)
@@ -220,10 +220,10 @@ def test_the_flag_may_stand_before_or_after_the_command(run: Run, place: tuple[s
 
 
 def test_errors_have_their_type_and_exit_code(isolated_cache: Path, envelope: EnvelopeOf) -> None:
-    hub = Hub(isolated_cache)
-    fill(hub)
-    hub.add("org/chat-2", chat_model(), OTHER_COMMIT)
-    hub.add("org/chat-2", chat_model(), COMMIT)
+    cache_dir = CacheDir(isolated_cache)
+    fill(cache_dir)
+    cache_dir.add("org/chat-2", chat_model(), OTHER_COMMIT)
+    cache_dir.add("org/chat-2", chat_model(), COMMIT)
     cases = {
         ("show", "nowhere"): "model_not_found",
         ("show", "org"): "ambiguous_match",
@@ -259,7 +259,7 @@ def test_a_hub_without_permission_is_an_error(isolated_cache: Path, envelope: En
 def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelope: EnvelopeOf) -> None:
     for name in ("home/hub", "new", "old"):
         (tmp_path / name).mkdir(parents=True)
-        Hub(tmp_path / name).add(f"org/{name[:4]}", chat_model())
+        CacheDir(tmp_path / name).add(f"org/{name[:4]}", chat_model())
     places: dict[str, str | None] = {
         "HF_HUB_CACHE": str(tmp_path / "new"),
         "HUGGINGFACE_HUB_CACHE": str(tmp_path / "old"),
@@ -269,7 +269,7 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelop
         (model,) = envelope("list", "list", **places)["data"]["models"]
         assert model["name"] == expected
         places[variable] = None
-    Hub(tmp_path / ".cache" / "huggingface" / "hub").path.mkdir(parents=True)
+    CacheDir(tmp_path / ".cache" / "huggingface" / "hub").path.mkdir(parents=True)
     assert envelope("list", "list", HOME=str(tmp_path), **places)["data"]["count"] == 0
     assert envelope("list", "list", **(places | {"HF_HOME": "$PLACE/home"}), PLACE=str(tmp_path))["data"]["count"] == 1
 
@@ -279,16 +279,16 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelop
 
 @pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "--version", "health"])
 def test_a_closed_pipe_ends_quietly(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
-    hub = Hub(isolated_cache)
+    cache_dir = CacheDir(isolated_cache)
     for number in range(20):
-        hub.add(f"org/model-{number:03}-{'x' * 60}", chat_model())
+        cache_dir.add(f"org/model-{number:03}-{'x' * 60}", chat_model())
     line = f"set -o pipefail; '{sys.executable}' -m mlxk2 {words} | true"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
 def test_the_first_line_is_whole(isolated_cache: Path, environment: dict[str, str]) -> None:
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 list --all | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert done.stdout.split() == [b"Name", b"Hash", b"Size", b"Modified", b"Framework", b"Type"]
@@ -300,7 +300,7 @@ def test_the_first_line_is_whole(isolated_cache: Path, environment: dict[str, st
 def test_closed_streams_are_no_fault(
     isolated_cache: Path, environment: dict[str, str], words: str, redirection: str
 ) -> None:
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 {words} {redirection}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -323,7 +323,7 @@ def test_a_closed_stderr_leaves_stdout_to_the_document(environment: dict[str, st
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
 @pytest.mark.parametrize("words", ["list --json", "--version"])
 def test_a_full_disk_is_one_line(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 {words} > /dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert done.returncode == 1
@@ -334,7 +334,7 @@ def test_a_full_disk_is_one_line(isolated_cache: Path, environment: dict[str, st
 def test_an_interrupted_deep_check_exits_with_130(
     isolated_cache: Path, environment: dict[str, str], words: list[str]
 ) -> None:
-    snapshot = Hub(isolated_cache).add("org/model", chat_model())
+    snapshot = CacheDir(isolated_cache).add("org/model", chat_model())
     blob = (snapshot / "tokenizer.json").resolve()
     with blob.open("r+b") as file:
         file.truncate(60_000_000_000)  # a hole, which still takes a minute to hash
@@ -396,7 +396,7 @@ def terminal(isolated_cache: Path, environment: dict[str, str]) -> Terminal:
         shown: str = child.before
         return shown.splitlines()
 
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     return start
 
 
@@ -422,7 +422,7 @@ def test_a_dumb_terminal_gets_no_codes(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("forced", ["FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"])
 def test_a_pipe_gets_no_codes(isolated_cache: Path, run: Run, forced: str) -> None:
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     for words in (("list", "--all", "--health"), ("show", "chat"), ("health", "--deep")):
         done = run(*words, **{forced: "1"})
         assert b"\x1b" not in done.stdout + done.stderr
@@ -433,8 +433,8 @@ def test_a_pipe_gets_no_codes(isolated_cache: Path, run: Run, forced: str) -> No
 def test_names_in_any_script_print_in_any_locale(
     isolated_cache: Path, run: Run, locale: str, encoding: str | None
 ) -> None:
-    hub = Hub(isolated_cache)
-    hub.add("组织/模型-chat", chat_model() | {"données.txt": b"x"})
+    cache_dir = CacheDir(isolated_cache)
+    cache_dir.add("组织/模型-chat", chat_model() | {"données.txt": b"x"})
     changes = {"LANG": locale, "LC_ALL": locale, "PYTHONIOENCODING": encoding}
     done = run("list", "--all", **changes)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -450,7 +450,7 @@ def test_names_in_any_script_print_in_any_locale(
     "words", [["list", "--json"], ["health", "--json"], ["show", "mlx-community/chat", "--json"], ["--version"]]
 )
 def test_nothing_heavy_is_imported(isolated_cache: Path, environment: dict[str, str], words: list[str]) -> None:
-    fill(Hub(isolated_cache))
+    fill(CacheDir(isolated_cache))
     command = [sys.executable, "-X", "importtime", "-m", "mlxk2", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
-from support.serving import Server, hub_of
+from support.serving import Server, cache_dir_of
 from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -166,7 +166,7 @@ def visit(browser: Browser) -> Iterator[Open]:
 def add_chain(home: Path, name: str, follows: Mapping[str, Any], context: int = 512) -> None:
     """Put a chain model into the cache of a server with this home."""
     folder = write_chain(home / name.replace("/", "-"), follows, context=context)
-    hub_of(home).add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
+    cache_dir_of(home).add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
 
 
 def says(text: str) -> dict[str, Any]:

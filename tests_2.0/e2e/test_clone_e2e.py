@@ -19,7 +19,7 @@ from support.filesystems import read_tree
 from support.hub import Fault, HubServer
 from support.hub.fixtures import PROGRAM, Client, outcome_of
 from support.killing import killable
-from support.layouts import LAYOUTS, SENTINEL, Hub, Layout, chat_model
+from support.layouts import LAYOUTS, SENTINEL, CacheDir, Layout, chat_model
 from support.tiny_models import say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -63,7 +63,7 @@ def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     (home / "hub").mkdir()
     (home / "hub" / SENTINEL).touch()
     layout: Layout = request.param
-    Hub(home / "hub", layout).add(NAME, MODEL)
+    CacheDir(home / "hub", layout).add(NAME, MODEL)
     return home
 
 
@@ -77,12 +77,12 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_killed_before_each_change_and_called_again(layout: Layout, environment: dict[str, str], work: Path) -> None:
     model = chat_model() | {"sub/notes.txt": b"notes"}
-    hub = Path(environment["HF_HUB_CACHE"])
-    Hub(hub, layout).add(NAME, model)
-    before, target = read_tree(hub), work / "mine"
+    cache_dir = Path(environment["HF_HUB_CACHE"])
+    CacheDir(cache_dir, layout).add(NAME, model)
+    before, target = read_tree(cache_dir), work / "mine"
     with killable(environment | OFFLINE) as program:
         for _ in program.kills("clone", NAME, str(target), prepare=lambda: empty(work)):
-            assert read_tree(hub) == before
+            assert read_tree(cache_dir) == before
             assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
             again = program.run("clone", NAME, str(target), "--json")
             if again.code:  # it was killed when all was done
@@ -91,13 +91,13 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
                 assert list(work.iterdir()) == [target]
             assert content(target) == model
         data = program.run("health", "--json").json["data"]
-    assert read_tree(hub) == before
+    assert read_tree(cache_dir) == before
     assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
 def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str, str], work: Path) -> None:
     model, target = chat_model(), work / "mine"
-    Hub(Path(environment["HF_HUB_CACHE"])).add(NAME, model)
+    CacheDir(Path(environment["HF_HUB_CACHE"])).add(NAME, model)
 
     def prepare() -> None:
         empty(work)
@@ -125,17 +125,17 @@ def test_uncached_model_is_pulled_aside(
     assert content(work / "mine") == MODEL
     assert all(path.stat().st_nlink == 1 and os.access(path, os.W_OK) for path in (work / "mine").iterdir())
     assert list(work.iterdir()) == [work / "mine"]
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 def test_uncached_revision_of_a_cached_model(hub_server: HubServer, hub_client: Client, work: Path) -> None:
     hub_server.add(NAME, MODEL)
     hub_server.add(NAME, {"new.txt": b"new"}, branch="dev")
     assert hub_client.run("pull", NAME).code == 0
-    before = read_tree(hub_client.hub)
+    before = read_tree(hub_client.cache_dir)
     data_of(hub_client.run("clone", NAME, str(work / "mine"), "--branch", "dev", "--json"), "clone")
     assert content(work / "mine") == MODEL | {"new.txt": b"new"}
-    assert read_tree(hub_client.hub) == before
+    assert read_tree(hub_client.cache_dir) == before
 
 
 def test_unhealthy_on_the_hub(hub_server: HubServer, hub_client: Client, work: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_cannot_be_pulled_leaves_nothing(
     error = error_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
     assert (error["type"], error["data"]["clone_status"]) == (kind, status)
     assert list(work.iterdir()) == []
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 @pytest.mark.parametrize("moment", range(3))
@@ -182,7 +182,7 @@ def test_killed_while_pulling_and_called_again(
         data_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
         assert list(work.iterdir()) == [work / "mine"]
     assert content(work / "mine") == MODEL
-    assert not hub_client.hub.exists()
+    assert not hub_client.cache_dir.exists()
 
 
 @pytest.mark.parametrize("source", ["hub", "cache"])
@@ -191,8 +191,8 @@ def test_interrupted_clone_leaves_nothing(hub_server: HubServer, hub_client: Cli
         hub_server.add(NAME, MODEL)
         hub_server.faults.add(Fault("", rate=LARGE // 20, times=99))
     else:
-        hub_client.hub.mkdir(parents=True)
-        Hub(hub_client.hub).add(NAME, MODEL | {f"{i}.bin": b"%d" % i * LARGE for i in range(4)})
+        hub_client.cache_dir.mkdir(parents=True)
+        CacheDir(hub_client.cache_dir).add(NAME, MODEL | {f"{i}.bin": b"%d" % i * LARGE for i in range(4)})
     process = hub_client.start("clone", NAME, str(work / "deep" / "mine"), "--json")
     wait_for(work, process)
     time.sleep(COPY_SECONDS / 2)
@@ -210,13 +210,15 @@ def test_many_clones_to_one_target(cached: Path, work: Path) -> None:
     assert list(work.iterdir()) == [work / "mine"]
 
 
-def test_clone_runs(hub: Hub, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Program) -> None:
+def test_clone_runs(
+    cache_dir: CacheDir, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Program
+) -> None:
     folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))
-    Hub(hub.path, "shared").add(NAME, {path.name: path.read_bytes() for path in folder.iterdir()})
+    CacheDir(cache_dir.path, "shared").add(NAME, {path.name: path.read_bytes() for path in folder.iterdir()})
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
     monkeypatch.chdir(work)
     data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
-    shutil.rmtree(hub.folder(NAME))
+    shutil.rmtree(cache_dir.folder(NAME))
     command = [sys.executable, "-m", "mlxk2", "run", "./mine", "Capital?", "--temperature", "0"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert Result(done.returncode, done.stdout.strip(), "") == Result(0, "Paris!", ""), done

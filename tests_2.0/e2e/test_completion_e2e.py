@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support.layouts import Hub, chat_model
+from support.layouts import CacheDir, chat_model
 
 from mlxk2.cli.parser import ALPHA_VARIABLE
 
@@ -76,17 +76,17 @@ class Shell:
 
 
 @pytest.fixture
-def models(isolated_cache: Path) -> Hub:
+def models(isolated_cache: Path) -> CacheDir:
     """A cache of two models, and of folders that nobody should have made."""
-    hub = Hub(isolated_cache)
+    cache_dir = CacheDir(isolated_cache)
     for name in ("mlx-community/Alpha-4bit", "org/Beta", *HOSTILE):
-        hub.add(name, chat_model())
-    return hub
+        cache_dir.add(name, chat_model())
+    return cache_dir
 
 
 @pytest.mark.parametrize("way", READ)
 def test_tab_completes_commands_options_models_and_folders(
-    models: Hub, environment: dict[str, str], tmp_path: Path, way: str
+    models: CacheDir, environment: dict[str, str], tmp_path: Path, way: str
 ) -> None:
     shell = Shell(way.partition(",")[0], tmp_path / "work", environment)
     shell.run(READ[way])

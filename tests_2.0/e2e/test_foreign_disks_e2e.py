@@ -14,7 +14,7 @@ from support.conformance import data_of, error_of
 from support.filesystems import read_tree
 from support.hub import HubServer
 from support.hub.fixtures import Client
-from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, CacheDir, chat_model
 
 pytestmark = pytest.mark.e2e
 
@@ -26,15 +26,15 @@ DAYS = 2 * 24 * 60 * 60
 
 
 @pytest.fixture
-def cache(hub_client: Client) -> Hub:
+def cache(hub_client: Client) -> CacheDir:
     """A cache with a model of two revisions, for programs that find the stub on their path."""
     hub_client.environment["PYTHONPATH"] = STUB
-    hub_client.hub.mkdir(parents=True)
-    (hub_client.hub / SENTINEL).touch()
-    hub = Hub(hub_client.hub)
-    hub.add(NAME, chat_model())
-    hub.add(NAME, chat_model() | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
-    return hub
+    hub_client.cache_dir.mkdir(parents=True)
+    (hub_client.cache_dir / SENTINEL).touch()
+    cache_dir = CacheDir(hub_client.cache_dir)
+    cache_dir.add(NAME, chat_model())
+    cache_dir.add(NAME, chat_model() | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+    return cache_dir
 
 
 def left(folder: Path) -> set[str]:
@@ -44,7 +44,7 @@ def left(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("flock", LOCKLESS)
 def test_commands_end_and_leave_nothing_where_locks_mean_nothing(
-    hub_server: HubServer, hub_client: Client, cache: Hub, tmp_path: Path, flock: str
+    hub_server: HubServer, hub_client: Client, cache: CacheDir, tmp_path: Path, flock: str
 ) -> None:
     def run(*words: str) -> object:
         return data_of(hub_client.run(*words, "--json", FLOCK=flock), words[0])
@@ -93,7 +93,7 @@ def working(hub_client: Client) -> Iterator[Callable[..., Path]]:
 
 @pytest.mark.parametrize("flock", LOCKLESS)
 def test_a_living_process_keeps_its_folder(
-    hub_client: Client, cache: Hub, working: Callable[..., Path], flock: str
+    hub_client: Client, cache: CacheDir, working: Callable[..., Path], flock: str
 ) -> None:
     living = working(cache.path, ".trash-model-", flock)
     data_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
@@ -102,7 +102,7 @@ def test_a_living_process_keeps_its_folder(
 
 @pytest.mark.parametrize(("flock", "goes"), [(flock, not flock.endswith("all")) for flock in LOCKLESS])
 def test_folders_of_dead_processes_go_when_that_is_certain(
-    hub_client: Client, cache: Hub, flock: str, goes: bool
+    hub_client: Client, cache: CacheDir, flock: str, goes: bool
 ) -> None:
     for name in (".trash-model-new", ".trash-model-old"):
         (cache.path / name / "models--org--dead").mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_folders_of_dead_processes_go_when_that_is_certain(
 
 
 @pytest.mark.parametrize("flock", ["EWOULDBLOCK all", "EACCES all"])
-def test_a_disk_that_grants_no_lock_at_all_ends_the_command(hub_client: Client, cache: Hub, flock: str) -> None:
+def test_a_disk_that_grants_no_lock_at_all_ends_the_command(hub_client: Client, cache: CacheDir, flock: str) -> None:
     error = error_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
     assert error["type"] in ("OperationError", "PermissionError")
     assert left(cache.path) - {".locks"} == {"models--org--model"}
@@ -134,11 +134,11 @@ def litter(folder: Path) -> None:
 
 
 @pytest.fixture
-def littered(cache: Hub) -> Hub:
+def littered(cache: CacheDir) -> CacheDir:
     """A cache on such a disk, with what killed downloads and removals left there."""
     (cache.path / ".locks" / "models--org--model").mkdir(parents=True)
     (cache.path / ".locks" / "models--org--model" / "stale.lock").touch()
-    Hub(cache.path / ".trash-model-0").add("org/gone", chat_model())
+    CacheDir(cache.path / ".trash-model-0").add("org/gone", chat_model())
     for name in ("model", "new"):
         unfinished = cache.path / f".models--org--{name}.incomplete" / "blobs"
         unfinished.mkdir(parents=True)
@@ -154,7 +154,7 @@ def of_user(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
-def test_rm_of_a_model_with_companions(hub_client: Client, littered: Hub, companions: dict[str, str]) -> None:
+def test_rm_of_a_model_with_companions(hub_client: Client, littered: CacheDir, companions: dict[str, str]) -> None:
     data = data_of(hub_client.run("rm", NAME, "--json", **companions), "rm")
     assert (data["action"], data["lock_files_cleaned"]) == ("deleted", 1)
     rest = {name for name in left(littered.path) if "--model" in name or "trash" in name}
@@ -163,7 +163,7 @@ def test_rm_of_a_model_with_companions(hub_client: Client, littered: Hub, compan
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
-def test_rm_of_a_revision_with_companions(hub_client: Client, littered: Hub, companions: dict[str, str]) -> None:
+def test_rm_of_a_revision_with_companions(hub_client: Client, littered: CacheDir, companions: dict[str, str]) -> None:
     # A companion is no ref, whatever it says.
     (littered.folder(NAME) / "refs" / "._dev").write_text(COMMIT)
     data = data_of(hub_client.run("rm", f"{NAME}@{COMMIT}", "--json", **companions), "rm")
@@ -180,11 +180,11 @@ def test_rm_of_a_revision_with_companions(hub_client: Client, littered: Hub, com
 def test_clone_and_pull_with_companions(
     hub_server: HubServer,
     hub_client: Client,
-    littered: Hub,
+    littered: CacheDir,
     tmp_path: Path,
     companions: dict[str, str],
 ) -> None:
-    assert littered.path == hub_client.hub
+    assert littered.path == hub_client.cache_dir
     for name in (NAME, "org/new"):
         hub_server.add(name, chat_model() | {"new.txt": b"new"})
     for name in (NAME, "org/new"):

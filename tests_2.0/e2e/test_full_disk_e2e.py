@@ -17,7 +17,7 @@ from support.conformance import data_of, error_of
 from support.filesystems import copy_tree, mount, read_tree
 from support.hub.fixtures import Client
 from support.killing import Killable, killable
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, Files, Hub, Layout, chat_model, gguf
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, CacheDir, Files, Layout, chat_model, gguf
 
 pytestmark = pytest.mark.e2e
 
@@ -51,14 +51,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def two_models(folder: Path, layout: Layout) -> Path:
     """A cache with two models, one of them with two revisions."""
-    hub = Hub(folder, layout)
-    hub.path.mkdir()
-    (hub.path / SENTINEL).touch()
-    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
-    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
-    hub.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
+    cache_dir = CacheDir(folder, layout)
+    cache_dir.path.mkdir()
+    (cache_dir.path / SENTINEL).touch()
+    cache_dir.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
+    cache_dir.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    cache_dir.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
     # The library makes them anew, if the disk has room.
-    for lock in hub.path.glob("blobs/*/*.lock"):
+    for lock in cache_dir.path.glob("blobs/*/*.lock"):
         lock.unlink()
     return folder
 
@@ -97,9 +97,9 @@ def refilled(template: Path, disk: Path) -> Path:
     return disk / "hub"
 
 
-def outcome(hub: Path) -> dict[str, Any]:
+def outcome(cache_dir: Path) -> dict[str, Any]:
     """What is in a cache, without what fills its folder, the lock files of the library, and a folder for our own."""
-    left = read_tree(hub).items()
+    left = read_tree(cache_dir).items()
     return {name: value for name, value in left if name[0] != "x" and name != ".locks" and not name.endswith(".lock")}
 
 
@@ -111,21 +111,21 @@ def test_killed_before_each_change_on_a_full_disk(
     disk: Path, environment: dict[str, str], tmp_path: Path, layout: Layout, argument: str
 ) -> None:
     template = two_models(tmp_path / "template", layout)
-    hub = refilled(template, disk)
+    cache_dir = refilled(template, disk)
     with pytest.raises(OSError, match="No space left"):
-        (hub / "folder").mkdir()
-    with killable(environment | {"HF_HUB_CACHE": str(hub)}) as program:
+        (cache_dir / "folder").mkdir()
+    with killable(environment | {"HF_HUB_CACHE": str(cache_dir)}) as program:
         freed = data_of(program.run("rm", argument, "--json"), "rm")["freed_bytes"]
         assert freed > 80_000
         assert os.statvfs(disk).f_bfree * BLOCK_BYTES > freed - 8 * BLOCK_BYTES
-        after = outcome(hub)
+        after = outcome(cache_dir)
         assert_removed(after, argument)
         for _ in program.kills("rm", argument, prepare=lambda: refilled(template, disk)):
-            assert_whole_or_gone(hub, program, argument)
+            assert_whole_or_gone(cache_dir, program, argument)
             again = program.run("rm", argument, "--json")
             if again.code:  # it was killed when all was done
                 assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
-            assert outcome(hub) == after
+            assert outcome(cache_dir) == after
 
 
 def assert_removed(after: dict[str, Any], argument: str) -> None:
@@ -135,13 +135,13 @@ def assert_removed(after: dict[str, Any], argument: str) -> None:
     assert bool(rest) == (argument != NAME)
 
 
-def assert_whole_or_gone(hub: Path, program: Killable, argument: str) -> None:
+def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> None:
     """All that is listed is healthy, and each of its revisions is complete."""
     models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
     assert models.keys() - {NAME} == {OTHER}
     assert argument == NAME or NAME in models
     assert all(model["health"] == "healthy" for model in models.values()), models
-    snapshots = hub / "models--org--model" / "snapshots"
+    snapshots = cache_dir / "models--org--model" / "snapshots"
     for snapshot in snapshots.iterdir() if snapshots.exists() else ():
         assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == COMMON | OWN[snapshot.name]
 
@@ -152,13 +152,13 @@ def test_a_disk_that_holds_no_more_files(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, words: list[str]
 ) -> None:
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs") as place:
-        hub = two_models(place / "hub", layout)
-        monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+        cache_dir = two_models(place / "hub", layout)
+        monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir))
         for number in count():
             if not room_for(lambda: (place / str(number)).touch()):  # noqa: B023 - called at once
                 break
         data_of(mlxk2("rm", *words, "--json"), "rm")
-        assert_removed(outcome(hub), words[0])
+        assert_removed(outcome(cache_dir), words[0])
         models = mlxk2("list", "--json").json["data"]["models"]
         assert [model["health"] for model in models] == ["healthy"] * (1 if words[0] == NAME else 2)
 
@@ -169,12 +169,12 @@ def test_a_disk_that_holds_no_more_files(
 def test_a_disk_that_never_has_room_for_a_folder(
     hub_client: Client, tmp_path: Path, answer: str, layout: Layout, argument: str
 ) -> None:
-    hub = two_models(tmp_path / "hub", layout)
-    settings = {"PYTHONPATH": STUB, "MKDIR": answer, "HF_HUB_CACHE": str(hub)}
+    cache_dir = two_models(tmp_path / "hub", layout)
+    settings = {"PYTHONPATH": STUB, "MKDIR": answer, "HF_HUB_CACHE": str(cache_dir)}
     planned = data_of(hub_client.run("rm", argument, "--dry-run", "--json", **settings), "rm")
     deleted = data_of(hub_client.run("rm", argument, "--json", **settings), "rm")
     assert deleted["freed_bytes"] == planned["freed_bytes"]
-    assert_removed(outcome(hub), argument)
+    assert_removed(outcome(cache_dir), argument)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -182,26 +182,26 @@ def test_a_disk_that_never_has_room_for_a_folder(
 def test_a_full_disk_with_companions_at_every_level(
     hub_client: Client, tmp_path: Path, layout: Layout, argument: str
 ) -> None:
-    hub = two_models(tmp_path / "hub", layout)
-    for path in list(hub.rglob("*")):
+    cache_dir = two_models(tmp_path / "hub", layout)
+    for path in list(cache_dir.rglob("*")):
         (path.parent / f"._{path.name}").write_bytes(b"attributes")
-    settings = {"PYTHONPATH": STUB, "MKDIR": "ENOSPC", "HF_HUB_CACHE": str(hub)}
+    settings = {"PYTHONPATH": STUB, "MKDIR": "ENOSPC", "HF_HUB_CACHE": str(cache_dir)}
     data_of(hub_client.run("rm", argument, "--json", **settings), "rm")
-    for path in hub.rglob("._*"):
+    for path in cache_dir.rglob("._*"):
         path.unlink()
-    assert_removed(outcome(hub), argument)
+    assert_removed(outcome(cache_dir), argument)
 
 
-def test_a_pull_after_a_killed_removal_keeps_its_model(hub: Hub, mlxk2: Program) -> None:
+def test_a_pull_after_a_killed_removal_keeps_its_model(cache_dir: CacheDir, mlxk2: Program) -> None:
     # As a removal in place leaves a model that was killed at once, and then pulled again at another revision.
-    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
-    (hub.folder(NAME) / "snapshots").rename(hub.folder(NAME) / ".removed")
+    cache_dir.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    (cache_dir.folder(NAME) / "snapshots").rename(cache_dir.folder(NAME) / ".removed")
     assert error_of(mlxk2("show", NAME, "--json"), "show")["type"] == "model_not_found"
     planned = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
     assert planned["action"] == "planned"
-    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT)
+    cache_dir.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT)
     error_of(mlxk2("rm", "org/none", "--json"), "rm")
     assert [model["health"] for model in mlxk2("list", "--json").json["data"]["models"]] == ["healthy"]
-    assert not list(hub.path.rglob(".removed*"))
-    blobs = {path.read_bytes() for path in (hub.folder(NAME) / "blobs").iterdir()}
+    assert not list(cache_dir.path.rglob(".removed*"))
+    blobs = {path.read_bytes() for path in (cache_dir.folder(NAME) / "blobs").iterdir()}
     assert blobs == set((COMMON | OWN[OTHER_COMMIT]).values())

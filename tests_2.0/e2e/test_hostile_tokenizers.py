@@ -77,7 +77,7 @@ def add(server: Server, folder: Path, change: Change) -> str:
     """Lay a hostile model into the server's cache."""
     name = f"org/{change.__name__}"
     model = write_hostile(folder, change)
-    server.hub.add(name, {path.name: path.read_bytes() for path in model.iterdir()})
+    server.cache_dir.add(name, {path.name: path.read_bytes() for path in model.iterdir()})
     return name
 
 

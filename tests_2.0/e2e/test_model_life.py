@@ -89,7 +89,7 @@ def test_the_life_of_a_model(user: Mlxk2, hub_server: HubServer, model: dict[str
     assert received["commit_hash"] == pushed["commit_sha"]
     assert user("health", PUSHED, client=elsewhere)["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
     assert user("run", PUSHED, *question, client=elsewhere)["response"] == answer["response"]
-    snapshot = elsewhere.hub / "models--user--my-chat" / "snapshots" / pushed["commit_sha"]
+    snapshot = elsewhere.cache_dir / "models--user--my-chat" / "snapshots" / pushed["commit_sha"]
     assert (snapshot / "notes.txt").read_text() == "edited"
     assert not (snapshot / ".DS_Store").exists()
 

@@ -64,26 +64,26 @@ def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
 @pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
 def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_client: Client, is_update: bool) -> None:
     allowed: list[list[tuple[str, str]]] = [[]]
-    hub, template = hub_client.hub, hub_client.home.with_name("template")
+    cache_dir, template = hub_client.cache_dir, hub_client.home.with_name("template")
     template.mkdir()
     if is_update:
         allowed = [[(hub_server.add(MODEL, gguf_model("model.gguf"), is_xet=True), "healthy")]]
         assert hub_client.run("pull", MODEL).code == 0
-        copy_tree(hub, template)
+        copy_tree(cache_dir, template)
     new = hub_server.add(MODEL, {"model.gguf": gguf(version=2), "sub/notes.txt": b"new"}, is_xet=True)
     allowed.append([(new, "healthy")])
-    copy_tree(template, hub)
+    copy_tree(template, cache_dir)
     with killable(hub_client.environment) as program:
         assert program.run("pull", MODEL).code == 0
-        after = _files(hub / FOLDER)
-        for _ in program.kills("pull", MODEL, prepare=lambda: copy_tree(template, hub)):
+        after = _files(cache_dir / FOLDER)
+        for _ in program.kills("pull", MODEL, prepare=lambda: copy_tree(template, cache_dir)):
             models = program.run("list", "--json").json["data"]["models"]
             assert [(model["hash"], model["health"]) for model in models] in allowed
             assert program.run("pull", MODEL).code == 0
-            assert _files(hub / FOLDER) == after
+            assert _files(cache_dir / FOLDER) == after
             assert program.run("rm", MODEL).code == 0
             # The library leaves its lock files and, killed, half a list of a few bytes.
-            left = [name for name in _files(hub) if not name.endswith((".lock", ".tmp"))]
+            left = [name for name in _files(cache_dir) if not name.endswith((".lock", ".tmp"))]
             assert left in ([], ["blobs/.huggingface-shared-blobs"])
 
 
@@ -140,11 +140,11 @@ def test_a_killed_xet_download_goes_on(hub_server: HubServer, hub_client: Client
     outcome = hub_client.run("pull", MODEL)
     assert (outcome.code, f"{human_size(kept)} were there" in outcome.out) == (0, True)
     assert_healthy(hub_client, commit)
-    assert (hub_client.hub / "blobs").is_dir()
+    assert (hub_client.cache_dir / "blobs").is_dir()
 
 
 def _partial(client: Client, data: bytes) -> Path:
-    return client.hub / f".{FOLDER}.incomplete" / "blobs" / f"{hashlib.sha256(data).hexdigest()}.partial"
+    return client.cache_dir / f".{FOLDER}.incomplete" / "blobs" / f"{hashlib.sha256(data).hexdigest()}.partial"
 
 
 REMAINS: dict[str, tuple[Callable[[bytes], bytes], int | None]] = {
@@ -224,7 +224,7 @@ def test_faults(hub_server: HubServer, hub_client: Client, case: Case) -> None:
     assert error["type"] == case.error
     assert case.words in f"{error['message']} {error.get('hint')}"
     assert str(hub_client.home) not in outcome.out and "Traceback" not in outcome.err
-    assert not list(hub_client.hub.glob("models--*"))
+    assert not list(hub_client.cache_dir.glob("models--*"))
 
 
 @pytest.mark.parametrize("name", ["dies half-way", "a byte too many", "wrong bytes"])

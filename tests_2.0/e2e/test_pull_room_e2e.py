@@ -84,7 +84,7 @@ def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> Non
     outcome = outcome_of(hub_client.start_command(sys.executable, "-c", code))
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
     assert "ulimit" in outcome.json["error"]["message"]
-    assert not list(hub_client.hub.glob("models--*"))
+    assert not list(hub_client.cache_dir.glob("models--*"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a folder that even root can't write to")

@@ -17,7 +17,7 @@ from support.filesystems import copy_tree, read_tree
 from support.hub import Fault, HubServer, fixtures
 from support.hub.fixtures import Client
 from support.killing import Killable, killable
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, Files, Hub, chat_model, gguf, gguf_model
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, CacheDir, Files, chat_model, gguf, gguf_model
 from support.tiny_models import say, write_chain
 
 from mlxk2.cache import locks
@@ -36,9 +36,9 @@ OWN: dict[str, Files] = {
 }
 
 
-def start(hub: Path, *words: str) -> subprocess.Popen[str]:
+def start(cache_dir: Path, *words: str) -> subprocess.Popen[str]:
     """Start `rm` on a cache."""
-    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "MLXK2_STRICT_TEST_DELETE": "1"}
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache_dir), "MLXK2_STRICT_TEST_DELETE": "1"}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*COMMAND, *words, "--json"], env=environment, text=True, **streams)
 
@@ -49,61 +49,61 @@ def ended(process: subprocess.Popen[str]) -> Result:
     return Result(process.returncode, out, err)
 
 
-def outcome(hub: Path) -> dict[str, Any]:
+def outcome(cache_dir: Path) -> dict[str, Any]:
     """What is in a cache, without the lock files that the library leaves in its store."""
-    return {name: value for name, value in read_tree(hub).items() if not name.endswith(".lock")}
+    return {name: value for name, value in read_tree(cache_dir).items() if not name.endswith(".lock")}
 
 
 @pytest.fixture(params=LAYOUTS)
 def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A cache that is copied for every kill: of two models, one with two revisions."""
-    hub = Hub(tmp_path / "template", request.param)
-    hub.path.mkdir()
-    (hub.path / "TEST_SENTINEL").touch()
-    hub.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
-    hub.add(NAME, COMMON | OWN[COMMIT], COMMIT)
-    hub.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
-    (hub.path / ".locks" / "models--org--model").mkdir(parents=True)
-    (hub.path / ".locks" / "models--org--model" / "stale.lock").touch()
-    return hub.path
+    cache_dir = CacheDir(tmp_path / "template", request.param)
+    cache_dir.path.mkdir()
+    (cache_dir.path / "TEST_SENTINEL").touch()
+    cache_dir.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
+    cache_dir.add(NAME, COMMON | OWN[COMMIT], COMMIT)
+    cache_dir.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
+    (cache_dir.path / ".locks" / "models--org--model").mkdir(parents=True)
+    (cache_dir.path / ".locks" / "models--org--model" / "stale.lock").touch()
+    return cache_dir.path
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
 def test_killed_before_each_change_and_called_again(
     template: Path, environment: dict[str, str], argument: str, tmp_path: Path
 ) -> None:
-    hub = copy_tree(template, tmp_path / "hub")
-    with killable(environment | {"HF_HUB_CACHE": str(hub)}) as program:
+    cache_dir = copy_tree(template, tmp_path / "hub")
+    with killable(environment | {"HF_HUB_CACHE": str(cache_dir)}) as program:
         data_of(program.run("rm", argument, "--json"), "rm")
-        after = outcome(hub)
-        for _ in program.kills("rm", argument, prepare=lambda: copy_tree(template, hub)):
-            assert_whole_or_gone(hub, program, argument)
+        after = outcome(cache_dir)
+        for _ in program.kills("rm", argument, prepare=lambda: copy_tree(template, cache_dir)):
+            assert_whole_or_gone(cache_dir, program, argument)
             again = program.run("rm", argument, "--json")
             if again.code == 0:
                 assert data_of(again, "rm")["action"] == "deleted"
             else:  # it was killed when all was done
                 assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
-            assert outcome(hub) == after
+            assert outcome(cache_dir) == after
 
 
-def assert_whole_or_gone(hub: Path, program: Killable, argument: str) -> None:
+def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> None:
     """All that is listed is healthy, and each of its revisions is complete."""
     models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
     assert models.keys() - {NAME} == {OTHER}
     if argument != NAME:
         assert NAME in models
     assert all(model["health"] == "healthy" for model in models.values())
-    snapshots = hub / "models--org--model" / "snapshots"
+    snapshots = cache_dir / "models--org--model" / "snapshots"
     for snapshot in snapshots.iterdir() if snapshots.exists() else ():
         content = {path.name: path.read_bytes() for path in snapshot.iterdir()}
         assert content == COMMON | OWN[snapshot.name]
 
 
-def test_other_revision_still_runs(hub: Hub, tmp_path: Path, mlxk2: Program) -> None:
+def test_other_revision_still_runs(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
     folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    hub.add(NAME, files)
-    hub.add(NAME, files | {"README.md": b"# Another\n"}, OTHER_COMMIT, ref="dev")
+    cache_dir.add(NAME, files)
+    cache_dir.add(NAME, files | {"README.md": b"# Another\n"}, OTHER_COMMIT, ref="dev")
     data_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")
     command = [sys.executable, "-m", "mlxk2", "run", NAME, "Capital?", "--temperature", "0"]
     said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -111,24 +111,24 @@ def test_other_revision_still_runs(hub: Hub, tmp_path: Path, mlxk2: Program) -> 
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
-def test_asks_on_a_terminal(hub: Hub, answer: str, code: int) -> None:
-    hub.add(NAME, chat_model())
+def test_asks_on_a_terminal(cache_dir: CacheDir, answer: str, code: int) -> None:
+    cache_dir.add(NAME, chat_model())
     child = pexpect.spawn(sys.executable, ["-m", "mlxk2", "rm", "mod"], encoding="utf-8", timeout=WAIT_SECONDS)
     child.expect_exact("[y/N] ")
     assert NAME in child.before
     child.sendline(answer)
     child.expect(pexpect.EOF)
     child.close()
-    assert (child.exitstatus, hub.folder(NAME).exists()) == (code, code == 1)
+    assert (child.exitstatus, cache_dir.folder(NAME).exists()) == (code, code == 1)
 
 
-def test_many_at_once_remove_once(hub: Hub) -> None:
-    Hub(hub.path, "shared").add(NAME, COMMON | OWN[COMMIT])
-    results = [ended(process) for process in [start(hub.path, NAME) for _ in range(4)]]
+def test_many_at_once_remove_once(cache_dir: CacheDir) -> None:
+    CacheDir(cache_dir.path, "shared").add(NAME, COMMON | OWN[COMMIT])
+    results = [ended(process) for process in [start(cache_dir.path, NAME) for _ in range(4)]]
     kinds = sorted("deleted" if result.code == 0 else result.json["error"]["type"] for result in results)
     assert kinds.count("deleted") == 1, results
     assert set(kinds) <= {"deleted", "model_not_found", "locks_present"}
-    assert {entry.name for entry in hub.path.iterdir()} <= {"TEST_SENTINEL", "blobs", ".locks"}
+    assert {entry.name for entry in cache_dir.path.iterdir()} <= {"TEST_SENTINEL", "blobs", ".locks"}
 
 
 def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client) -> None:
@@ -137,12 +137,13 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     hub_server.add(NAME, {"big.bin": b"x" * 1_000_000})
     hub_server.faults.add(Fault("/resolve/", after=2, times=99))
     pull = hub_client.start("pull", NAME, "--json")
-    lock = hub_client.hub / ".locks" / "models--org--model" / locks.PULL_LOCK
-    while not (hub_client.hub / "models--org--model" / ".incomplete").exists():
+    lock = hub_client.cache_dir / ".locks" / "models--org--model" / locks.PULL_LOCK
+    while not (hub_client.cache_dir / "models--org--model" / ".incomplete").exists():
         assert pull.poll() is None
         time.sleep(0.005)
     error = error_of(hub_client.run("rm", NAME, "--json"), "rm")
-    assert (error["type"], error["data"]["lock_files"]) == ("locks_present", [str(lock.relative_to(hub_client.hub))])
+    assert error["type"] == "locks_present"
+    assert error["data"]["lock_files"] == [str(lock.relative_to(hub_client.cache_dir))]
     hub_server.faults.clear()
     assert data_of(fixtures.outcome_of(pull), "pull")["download_status"] == "success"
     data_of(hub_client.run("rm", NAME, "--json"), "rm")
@@ -158,7 +159,7 @@ def test_running_pull_keeps_shared_bytes_that_only_another_model_had(
     hub_server.add(OTHER, {"slow.bin": b"x" * 1_000_000})
     hub_server.faults.add(Fault("/objects/", times=1, rate=500_000))
     pull = hub_client.start("pull", OTHER, "--json")
-    while not list(hub_client.hub.glob(".models--org--other.incomplete/blobs/*.partial")):
+    while not list(hub_client.cache_dir.glob(".models--org--other.incomplete/blobs/*.partial")):
         assert pull.poll() is None
         time.sleep(0.005)
     data_of(hub_client.run("rm", NAME, "--json"), "rm")

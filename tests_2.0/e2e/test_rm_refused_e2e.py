@@ -15,7 +15,7 @@ from conftest import Program, Result
 from huggingface_hub.utils import _shared_blobs
 from support.conformance import data_of, error_of
 from support.filesystems import mount, read_tree
-from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, Hub, chat_model
+from support.layouts import COMMIT, OTHER_COMMIT, SENTINEL, CacheDir, chat_model
 
 pytestmark = pytest.mark.e2e
 
@@ -38,38 +38,38 @@ def as_user(*words: str, uid: int = 12345) -> Result:
 
 
 @pytest.fixture
-def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheDir]:
     """A cache with a model of two revisions, in a place that every user can reach."""
     place = Path("/tmp") / f"mlxk2-test-{os.getpid()}"
     place.mkdir()
-    hub = Hub(place / "hub")
-    hub.path.mkdir()
-    (hub.path / SENTINEL).touch()
-    hub.add(NAME, FILES)
-    hub.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
-    monkeypatch.setenv("HF_HUB_CACHE", str(hub.path))
-    yield hub
+    cache_dir = CacheDir(place / "hub")
+    cache_dir.path.mkdir()
+    (cache_dir.path / SENTINEL).touch()
+    cache_dir.add(NAME, FILES)
+    cache_dir.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir.path))
+    yield cache_dir
     shutil.rmtree(place)
 
 
-def refused(result: Result, hub: Hub, before: dict[str, Any], words: str) -> None:
+def refused(result: Result, cache_dir: CacheDir, before: dict[str, Any], words: str) -> None:
     """Nothing was removed, and the error says so, and why."""
     error = error_of(result, "rm")
     assert error["type"] == "PermissionError"
     assert words in error["message"]
     assert "Nothing of it was removed." in error["message"]
     assert "hint" not in error
-    assert read_tree(hub.path) == before
+    assert read_tree(cache_dir.path) == before
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
-def test_a_cache_of_another_user(open_hub: Hub, argument: str) -> None:
+def test_a_cache_of_another_user(open_hub: CacheDir, argument: str) -> None:
     refused(as_user("rm", argument, "--json"), open_hub, read_tree(open_hub.path), "Permission denied")
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
 @pytest.mark.parametrize("part", ["", "snapshots"])
-def test_a_model_that_another_user_closed(open_hub: Hub, argument: str, part: str) -> None:
+def test_a_model_that_another_user_closed(open_hub: CacheDir, argument: str, part: str) -> None:
     open_hub.add("org/other", FILES)
     before = read_tree(open_hub.path)
     for folder in (open_hub.path, *(path for path in open_hub.path.rglob("*") if path.is_dir())):
@@ -86,15 +86,15 @@ def test_a_file_system_that_is_read_only(
     tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch, argument: str
 ) -> None:
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
-        hub = Hub(disk / "hub")
-        hub.add(NAME, FILES)
-        hub.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
-        (hub.path / SENTINEL).touch()
-        (hub.path / ".trash-model-0" / "models--org--old").mkdir(parents=True)
-        monkeypatch.setenv("HF_HUB_CACHE", str(hub.path))
+        cache_dir = CacheDir(disk / "hub")
+        cache_dir.add(NAME, FILES)
+        cache_dir.add(NAME, FILES | {"notes.txt": b"other"}, OTHER_COMMIT, ref="dev")
+        (cache_dir.path / SENTINEL).touch()
+        (cache_dir.path / ".trash-model-0" / "models--org--old").mkdir(parents=True)
+        monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir.path))
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         data_of(mlxk2("rm", argument, "--dry-run", "--json"), "rm")
-        refused(mlxk2("rm", argument, "--json"), hub, read_tree(hub.path), "Read-only file system")
+        refused(mlxk2("rm", argument, "--json"), cache_dir, read_tree(cache_dir.path), "Read-only file system")
 
 
 @pytest.fixture
@@ -113,14 +113,14 @@ def immutable() -> Iterator[Any]:
             subprocess.run(["chattr", "-i", place], capture_output=True)
 
 
-def test_an_immutable_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
-    hub.add(NAME, FILES)
-    immutable(hub.folder(NAME))
-    refused(mlxk2("rm", NAME, "--json"), hub, read_tree(hub.path), "Operation not permitted")
+def test_an_immutable_model(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
+    cache_dir.add(NAME, FILES)
+    immutable(cache_dir.folder(NAME))
+    refused(mlxk2("rm", NAME, "--json"), cache_dir, read_tree(cache_dir.path), "Operation not permitted")
 
 
-def test_an_immutable_file_of_a_model(hub: Hub, mlxk2: Program, immutable: Any) -> None:
-    snapshot = hub.add(NAME, FILES)
+def test_an_immutable_file_of_a_model(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
+    snapshot = cache_dir.add(NAME, FILES)
     blob = (snapshot / "config.json").resolve()
     immutable(blob)
     error = error_of(mlxk2("rm", NAME, "--json"), "rm")
@@ -129,8 +129,8 @@ def test_an_immutable_file_of_a_model(hub: Hub, mlxk2: Program, immutable: Any) 
     assert "next `mlxk2 rm`" in error["hint"]
     assert mlxk2("list", "--json").json["data"]["models"] == []
     # All that could be deleted is gone.
-    assert {path.name for path in hub.path.rglob("*") if path.is_file()} == {SENTINEL, ".lock", blob.name}
-    (left,) = hub.path.glob(".trash-*/*/blobs/*")
+    assert {path.name for path in cache_dir.path.rglob("*") if path.is_file()} == {SENTINEL, ".lock", blob.name}
+    (left,) = cache_dir.path.glob(".trash-*/*/blobs/*")
     subprocess.run(["chattr", "-i", left], check=True)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["action"] == "deleted"
 
@@ -138,17 +138,17 @@ def test_an_immutable_file_of_a_model(hub: Hub, mlxk2: Program, immutable: Any) 
 # ---------------------------------------------------------------------------------------------- what the library left
 
 
-def test_half_written_lists_of_the_store_go(hub: Hub, mlxk2: Program) -> None:
-    shared = Hub(hub.path, "shared")
+def test_half_written_lists_of_the_store_go(cache_dir: CacheDir, mlxk2: Program) -> None:
+    shared = CacheDir(cache_dir.path, "shared")
     for name in (NAME, "org/other"):
         shared.add(name, FILES)
-    payload, *_ = _shared_blobs.shared_store_blob_paths(hub.path)
+    payload, *_ = _shared_blobs.shared_store_blob_paths(cache_dir.path)
     strange = payload.with_name("notes.refs.tmp")
     for path in (payload.with_name(f"{payload.name}.refs.01234567.tmp"), strange):
         path.write_text("models--org")
-    before = read_tree(hub.path)
+    before = read_tree(cache_dir.path)
     data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
-    assert read_tree(hub.path) == before
+    assert read_tree(cache_dir.path) == before
     data_of(mlxk2("rm", NAME, "--json"), "rm")
-    assert list(hub.path.glob("blobs/*/*.tmp")) == [strange]
+    assert list(cache_dir.path.glob("blobs/*/*.tmp")) == [strange]
     assert mlxk2("health", "--deep", "--json").json["data"]["summary"]["healthy_count"] == 1

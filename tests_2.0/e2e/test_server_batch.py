@@ -19,7 +19,7 @@ import pytest
 from support.architectures import ARCHITECTURES
 from support.layouts import README
 from support.processes import needs_proc
-from support.serving import Server, hub_of
+from support.serving import Server, cache_dir_of
 from support.tiny_models import BABBLE, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -440,7 +440,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in KINDS:
         folder = write_random(home / "written" / kind.replace(" ", "-"), ARCHITECTURES[kind])
         (folder / "README.md").write_bytes(README)
-        hub_of(home).add(f"org/{folder.name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+        cache_dir_of(home).add(f"org/{folder.name}", {path.name: path.read_bytes() for path in folder.iterdir()})
     return home
 
 

@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(home=home) as server:
         for name, decoder in DECODERS.items():
             folder = write_spaced(home / name, decoder, "x")
-            server.hub.add(f"org/{name}", {path.name: path.read_bytes() for path in folder.iterdir()} | MLX)
+            server.cache_dir.add(f"org/{name}", {path.name: path.read_bytes() for path in folder.iterdir()} | MLX)
         yield server
 
 

@@ -38,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the demo, and in its cache a model that never ends."""
     home = tmp_path_factory.mktemp("server")
     with Server("--model", "demo", home=home) as server:
-        server.hub.add("org/babble", files_of(write_chain(home / "babble", BABBLE, context=1_000_000)))
+        server.cache_dir.add("org/babble", files_of(write_chain(home / "babble", BABBLE, context=1_000_000)))
         yield server
 
 
@@ -639,7 +639,7 @@ def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, te
     name = f"org/hostile-{len(template)}"
     template = "{% if messages[0].content == 'x' %}" + template + "{% endif %}" + CHATML
     folder = write_chain(shared.home / f"m{len(template)}", BABBLE, template=template)
-    shared.hub.add(name, files_of(folder))
+    shared.cache_dir.add(name, files_of(folder))
     model = json.dumps({"model": name, "max_tokens": 3}).encode()[1:-1] + b","
     asked = b"{" + model + b'"messages":[{"role":"user","content":"%s"}]}'
     with bounded(server, 300, 30), Wire(server.port, timeout=100) as wire, Wire(server.port, timeout=100) as other:

@@ -22,7 +22,7 @@ import pytest
 from support.architectures import ARCHITECTURES
 from support.conformance import data_of
 from support.processes import living_processes, needs_proc
-from support.serving import Server, environment_of, hub_of
+from support.serving import Server, cache_dir_of, environment_of
 from support.tiny_models import BABBLE, say, write_chain, write_random
 
 import mlxk2
@@ -104,7 +104,7 @@ def rest(connection: socket.socket) -> bytes:
 
 def program(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a `serve` that can't begin to serve."""
-    hub_of(home)
+    cache_dir_of(home)
     command = [sys.executable, "-m", "mlxk2", *words]
     variables = environment_of(home) | environment
     return subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)

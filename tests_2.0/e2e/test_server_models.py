@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 from support.architectures import ARCHITECTURES
-from support.layouts import COMMIT, OTHER_COMMIT, README, Content, Hub, Sparse, raw_safetensors, write
+from support.layouts import COMMIT, OTHER_COMMIT, README, CacheDir, Content, Sparse, raw_safetensors, write
 from support.processes import resident_bytes
-from support.serving import Server, environment_of, hub_of
+from support.serving import Server, cache_dir_of, environment_of
 from support.tiny_models import BABBLE, say, write_adapter, write_chain, write_random
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -31,13 +31,13 @@ ALPHA, BETA, BROKEN = "mlx-community/Alpha-4bit", "org/Beta", "org/Broken"
 DEEP = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
 
 
-def add(hub: Hub, name: str, write: Callable[[Path], object], commit: str = COMMIT) -> Path:
+def add(cache_dir: CacheDir, name: str, write: Callable[[Path], object], commit: str = COMMIT) -> Path:
     """Lay out a model in a cache, as if it had been pulled; its snapshot."""
-    folder = hub.path.parent / "written" / name.replace("/", "-") / commit
+    folder = cache_dir.path.parent / "written" / name.replace("/", "-") / commit
     write(folder)
     (folder / "README.md").write_bytes(README)
     files = {path.name: content_of(path) for path in folder.iterdir()}
-    return hub.add(name, files, commit=commit)
+    return cache_dir.add(name, files, commit=commit)
 
 
 def content_of(path: Path) -> Content:
@@ -75,9 +75,9 @@ def write_huge(folder: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that loads models on demand, with Alpha, Beta and one that fails in its cache."""
     with Server("--log-level", "debug", home=tmp_path_factory.mktemp("models")) as running:
-        add(running.hub, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
-        add(running.hub, BETA, lambda folder: write_chain(folder, say("I", " am", " Beta")))
-        add(running.hub, BROKEN, damage)
+        add(running.cache_dir, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+        add(running.cache_dir, BETA, lambda folder: write_chain(folder, say("I", " am", " Beta")))
+        add(running.cache_dir, BROKEN, damage)
         yield running
 
 
@@ -123,7 +123,7 @@ def test_all_its_names_mean_the_model_in_memory(server: Server) -> None:
 
 
 def test_the_model_of_the_start_has_its_adapter_by_all_its_names(tmp_path: Path) -> None:
-    snapshot = add(hub_of(tmp_path), ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+    snapshot = add(cache_dir_of(tmp_path), ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
     size = json.loads((snapshot / "config.json").read_text())["vocab_size"]
     adapter = write_adapter(tmp_path / "adapter", size)
     with Server("--model", "Alpha-4bit", "--adapter", str(adapter), home=tmp_path) as server:
@@ -152,12 +152,12 @@ def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(server: Serv
 
 def test_weights_that_do_not_fit_are_refused_with_both_numbers(server: Server) -> None:
     said(server, ALPHA)
-    add(server.hub, "org/Huge", write_huge)
+    add(server.cache_dir, "org/Huge", write_huge)
     error = error_of(ask(server, "org/Huge"), 400)
     assert "The weights of org/Huge need" in error["message"] and "there are only" in error["message"], error
     assert error["code"] == "insufficient_memory"
     assert loaded(server) == ALPHA
-    shutil.rmtree(server.hub.folder("org/Huge"))
+    shutil.rmtree(server.cache_dir.folder("org/Huge"))
 
 
 def test_two_models_asked_by_twenty_clients(server: Server) -> None:
@@ -171,7 +171,7 @@ def test_two_models_asked_by_twenty_clients(server: Server) -> None:
 
 
 def test_a_model_that_is_removed_meanwhile_still_answers(server: Server) -> None:
-    add(server.hub, "org/Gone", lambda folder: write_chain(folder, say("still", " here")))
+    add(server.cache_dir, "org/Gone", lambda folder: write_chain(folder, say("still", " here")))
     assert said(server, "org/Gone") == "still here"
     command = [sys.executable, "-m", "mlxk2", "rm", "org/Gone", "--force", "--json"]
     environment = environment_of(server.home)
@@ -190,9 +190,9 @@ def names(server: Server) -> list[str]:
 
 
 def test_a_new_revision_is_served_after_the_old_one_has_gone(server: Server) -> None:
-    add(server.hub, "org/Moving", lambda folder: write_chain(folder, say("old")))
+    add(server.cache_dir, "org/Moving", lambda folder: write_chain(folder, say("old")))
     assert said(server, "org/Moving") == "old"
-    add(server.hub, "org/Moving", lambda folder: write_chain(folder, say("new")), commit=OTHER_COMMIT)
+    add(server.cache_dir, "org/Moving", lambda folder: write_chain(folder, say("new")), commit=OTHER_COMMIT)
     assert said(server, "org/Moving") == "old"
     said(server, ALPHA)
     assert said(server, "org/Moving") == "new"
@@ -200,7 +200,7 @@ def test_a_new_revision_is_served_after_the_old_one_has_gone(server: Server) -> 
 
 
 def test_files_that_vanish_in_the_middle_of_a_model(server: Server) -> None:
-    snapshot = add(server.hub, "org/Torn", lambda folder: write_chain(folder, say("whole")))
+    snapshot = add(server.cache_dir, "org/Torn", lambda folder: write_chain(folder, say("whole")))
     (snapshot / "model.safetensors").resolve().unlink()
     said(server, BETA)
     assert "org/Torn" not in names(server)
@@ -214,8 +214,8 @@ def test_the_demo_is_always_there(server: Server) -> None:
 
 
 def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Server) -> None:
-    add(server.hub, "org/Deep", lambda folder: write_random(folder, DEEP))
-    add(server.hub, "org/Babble", lambda folder: write_chain(folder, BABBLE, context=4096))
+    add(server.cache_dir, "org/Deep", lambda folder: write_random(folder, DEEP))
+    add(server.cache_dir, "org/Babble", lambda folder: write_chain(folder, BABBLE, context=4096))
     said(server, ALPHA)
     for paths, question in (
         (("/health", "/v1/models"), lambda: ask(server, "org/Deep", max_tokens=1)),
@@ -229,7 +229,7 @@ def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Se
 
 def test_a_server_that_loads_on_demand_is_ready_all_the_time(tmp_path: Path) -> None:
     with Server(home=tmp_path) as server:
-        add(server.hub, "org/Deep", lambda folder: write_random(folder, DEEP))
+        add(server.cache_dir, "org/Deep", lambda folder: write_random(folder, DEEP))
         asking = threading.Thread(target=lambda: ask(server, "org/Deep", max_tokens=1))
         asking.start()
         seen = []
@@ -276,7 +276,7 @@ def test_nobody_is_starved_by_a_steady_stream(server: Server) -> None:
 def test_swapping_gives_memory_back(server: Server) -> None:
     big = {**ARCHITECTURES["llama"], "hidden_size": 768, "intermediate_size": 1536, "num_hidden_layers": 4}
     for name in ("org/Big-1", "org/Big-2"):
-        snapshot = add(server.hub, name, lambda folder: write_random(folder, big))
+        snapshot = add(server.cache_dir, name, lambda folder: write_random(folder, big))
     size = (snapshot / "model.safetensors").stat().st_size
     assert size > 50 << 20
 
@@ -295,8 +295,8 @@ def test_swapping_gives_memory_back(server: Server) -> None:
 @pytest.mark.parametrize("typed", ["alpha", "./here"])
 def test_the_model_of_the_start_is_the_default(tmp_path: Path, typed: str) -> None:
     write_chain(tmp_path / "here", say("I", " am", " here"))
-    hub = Hub(tmp_path / "hf" / "hub")
-    add(hub, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
+    cache_dir = CacheDir(tmp_path / "hf" / "hub")
+    add(cache_dir, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
     with Server("--model", typed, home=tmp_path) as server:
         name, answer = (ALPHA, "I am Alpha") if typed == "alpha" else ("here", "I am here")
         assert server.envelope["data"]["model"] == name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.serving import END, START, environment_of, full_pipe, hub_of
+from support.serving import END, START, cache_dir_of, environment_of, full_pipe
 from support.wire import CHAT, Wire, post
 
 from mlxk2.cli.outlet import MAX_WAITING_BYTES, Outlet
@@ -40,7 +40,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_output_that_is_not_read_stops_nothing(tmp_path: Path, way: tuple[str, ...]) -> None:
     which, *words = way
-    hub_of(tmp_path)
+    cache_dir_of(tmp_path)
     port = free_port()
     command = [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", str(port), *words]
     with full_pipe() as (_, full):

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pexpect
 import pytest
-from support.layouts import Hub, chat_model, without
+from support.layouts import CacheDir, chat_model, without
 from support.tiny_models import say, write_chain
 from wcwidth import wcswidth
 
@@ -58,8 +58,8 @@ def test_help_fits_the_terminal(terminal: Terminal, columns: int, command: str |
 @pytest.fixture
 def model(isolated_cache: Path) -> None:
     """A cache of one model that is sound and one that is not."""
-    Hub(isolated_cache).add("org/Beta", chat_model())
-    Hub(isolated_cache).add("org/broken", without(chat_model(), "config.json"))
+    CacheDir(isolated_cache).add("org/Beta", chat_model())
+    CacheDir(isolated_cache).add("org/broken", without(chat_model(), "config.json"))
 
 
 COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*[349][0-8][;m]")
@@ -127,7 +127,7 @@ def test_a_narrow_terminal_keeps_names_and_words_whole(
     isolated_cache: Path, terminal: Terminal, line: str, columns: int
 ) -> None:
     for name in LONG:
-        Hub(isolated_cache).add(name, without(chat_model(), "config.json"))
+        CacheDir(isolated_cache).add(name, without(chat_model(), "config.json"))
     lines = terminal(*line.split(), columns=columns, TERM="dumb")
     assert max(map(wcswidth, lines)) <= columns
     for name in LONG:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from jsonschema import Draft202012Validator
-from support.layouts import Hub, chat_model, gguf_model, sharded_model, without
+from support.layouts import CacheDir, chat_model, gguf_model, sharded_model, without
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPECIFICATION = DOCS / "json-api-specification.md"
@@ -87,14 +87,14 @@ def program(isolated_cache: Path, tmp_path: Path) -> Callable[..., Outcome]:  # 
 
 
 @pytest.fixture
-def filled(hub: Hub) -> Hub:
+def filled(cache_dir: CacheDir) -> CacheDir:
     """Return a cache with models of all kinds, sound and damaged."""
-    hub.add("mlx-community/Sound-4bit", chat_model(quantization={"bits": 4, "group_size": 64}))
-    hub.add("mlx-community/Sharded-8bit", sharded_model())
-    hub.add("mlx-community/Sharded-broken", without(sharded_model(), "model-00002-of-00003.safetensors"))
-    hub.add("mlx-community/embed-small", chat_model(architectures=["BertModel"]))
-    hub.add("org/model-gguf", gguf_model())
-    hub.add("org/unknown-architecture", chat_model(model_type="nobody-knows"))
-    hub.add("org/f\u00fcr-alle", chat_model())
-    (hub.path / "models--org--x---never").mkdir()
-    return hub
+    cache_dir.add("mlx-community/Sound-4bit", chat_model(quantization={"bits": 4, "group_size": 64}))
+    cache_dir.add("mlx-community/Sharded-8bit", sharded_model())
+    cache_dir.add("mlx-community/Sharded-broken", without(sharded_model(), "model-00002-of-00003.safetensors"))
+    cache_dir.add("mlx-community/embed-small", chat_model(architectures=["BertModel"]))
+    cache_dir.add("org/model-gguf", gguf_model())
+    cache_dir.add("org/unknown-architecture", chat_model(model_type="nobody-knows"))
+    cache_dir.add("org/f\u00fcr-alle", chat_model())
+    (cache_dir.path / "models--org--x---never").mkdir()
+    return cache_dir

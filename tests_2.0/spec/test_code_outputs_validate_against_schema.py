@@ -11,7 +11,7 @@ import pytest
 from conftest import Program
 from support.hub import HubServer
 from support.hub.fixtures import Client
-from support.layouts import COMMIT, Hub, chat_model
+from support.layouts import COMMIT, CacheDir, chat_model
 from support.previous_api import SHAPES, is_as_before
 
 Problems = Callable[[object], list[str]]
@@ -112,7 +112,7 @@ def test_models_from_the_hub(hub_server: HubServer, hub_client: Client, problems
         assert ended in outcome.json["data"].values()
 
 
-def test_a_folder_by_path(program: Run, problems: Problems, filled: Hub, tmp_path: Path) -> None:
+def test_a_folder_by_path(program: Run, problems: Problems, filled: CacheDir, tmp_path: Path) -> None:
     shutil.copytree(filled.folder("mlx-community/Sound-4bit") / "snapshots" / COMMIT, tmp_path / "copy")
     for words in (("show", "./copy", "--files"), ("health", "./copy")):
         code, document, _ = program(*words)

@@ -49,7 +49,7 @@ AnyContent = TypeVar("AnyContent", bytes, Content)
 
 
 @dataclass(frozen=True)
-class Hub:
+class CacheDir:
     """A cache folder that tests fill with models."""
 
     path: Path

@@ -47,9 +47,9 @@ def assert_healthy(client: Client, commit: str) -> None:
     """Fail unless the model is complete in the cache at this commit and no partial file is left."""
     data = client.run("health", MODEL, "--deep", "--json").json["data"]
     assert data["unhealthy"] == [] and len(data["healthy"]) == 1
-    assert (client.hub / FOLDER / "refs" / "main").read_text() == commit
-    assert sorted(path.name for path in client.hub.iterdir() if "incomplete" in path.name) == []
-    assert not list(client.hub.rglob("*.partial"))
+    assert (client.cache_dir / FOLDER / "refs" / "main").read_text() == commit
+    assert sorted(path.name for path in client.cache_dir.iterdir() if "incomplete" in path.name) == []
+    assert not list(client.cache_dir.rglob("*.partial"))
 
 
 def wait_until_sent(server: HubServer, process: subprocess.Popen[str], count: int) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from support.layouts import SENTINEL, Hub
+from support.layouts import SENTINEL, CacheDir
 
 # Seconds: importing MLX on a machine that is busy with other tests takes long.
 START = 60.0
@@ -39,12 +39,12 @@ def full_pipe() -> Iterator[tuple[int, int]]:
     os.close(writing)
 
 
-def hub_of(home: Path) -> Hub:
+def cache_dir_of(home: Path) -> CacheDir:
     """Return the cache of a server with this home; create it if it is missing."""
     path = home / "hf" / "hub"
     path.mkdir(parents=True, exist_ok=True)
     (path / SENTINEL).write_text("This cache belongs to a test.\n")
-    return Hub(path)
+    return CacheDir(path)
 
 
 class Server:
@@ -66,7 +66,7 @@ class Server:
         stderr: int | None = None,
     ) -> None:
         self.home = home
-        self.hub = hub_of(home)
+        self.cache_dir = cache_dir_of(home)
         self._ready = ready
         self._err = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - open as long as the server
         self.process = subprocess.Popen(

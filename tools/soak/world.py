@@ -14,7 +14,7 @@ from pathlib import Path
 
 import models
 from support.hub import HubServer
-from support.serving import hub_of
+from support.serving import cache_dir_of
 
 # A variable by which all processes of a soak are known, those also that nobody remembers.
 MARK = "MLXK2_SOAK"
@@ -90,7 +90,7 @@ def world() -> Iterator[World]:
     is_small = _mounted(disk)
     try:
         (folder / "tmp").mkdir()
-        hub_of(folder / "home")
+        cache_dir_of(folder / "home")
         tales = tuple(models.tale(folder / "models", edition) for edition in range(len(models.EDITIONS)))
         with HubServer(folder / "server") as hub:
             hub.add(models.WALK, models.walk(folder / "models"))

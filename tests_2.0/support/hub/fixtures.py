@@ -36,7 +36,7 @@ class Client:
     def __init__(self, server: HubServer, home: Path) -> None:
         self.server = server
         self.home = home
-        self.hub = home / "hub"
+        self.cache_dir = home / "hub"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
         self.environment = inherited | {
             "HF_ENDPOINT": server.url,
