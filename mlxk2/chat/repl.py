@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -45,12 +45,14 @@ class Streams(Protocol):
         """For what went wrong."""
 
 
-def converse(assistant: Assistant, streams: Streams, system: str | None, **shown: bool) -> None:
+def converse(
+    assistant: Assistant, streams: Streams, environment: Mapping[str, str], system: str | None, **shown: bool
+) -> None:
     """Hold a conversation on the terminal until the user leaves; `shown` are options of `Chat`.
 
     The history of what was typed is in a file that only its user can read, or in memory if that can't be written.
     """
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     file = Path(state) / "mlxk2" / "history"
     history: History = FileHistory(file)
     try:

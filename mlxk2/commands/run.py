@@ -99,7 +99,7 @@ def run(options: Options, context: Context) -> RunData | None:
     from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
 
     shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
-    converse(assistant, context.streams, options.system, **shown)
+    converse(assistant, context.streams, context.environment, options.system, **shown)
     return None
 
 
