@@ -100,6 +100,26 @@ def test_a_missed_aim_is_named_with_its_place(project: Project, fault: str) -> N
     assert fault in told
 
 
+def test_a_full_folder_and_too_many_short_modules_are_named(project: Project) -> None:
+    for number in range(13):
+        project.write(function(2), module=f"m{number}")
+    project.run("--write")
+    code, _, told = project.run("--check")
+    assert (code, told.count("\n")) == (1, 2)
+    assert "mlxk2/room has 13 files" in told
+    assert "13 modules have under 60 lines" in told and "mlxk2/room/m12.py" in told
+
+
+def test_a_circle_and_a_function_with_one_caller_are_named(project: Project) -> None:
+    project.write("import mlxk2.room.b", function(2, "_f"), "_f()", module="a")
+    project.write("import mlxk2.room.a", module="b")
+    project.run("--write")
+    code, _, told = project.run("--check")
+    assert (code, told.count("\n")) == (1, 2)
+    assert "mlxk2.room.a, mlxk2.room.b import each other" in told
+    assert "have one caller" in told and "mlxk2/room/a.py:3 _f" in told
+
+
 SILENT = [
     handler("except", "pass"),
     handler("except BaseException", "print('oh')"),

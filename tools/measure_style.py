@@ -198,6 +198,17 @@ def faults(measured: Measured, page: str) -> Iterator[str]:
             yield f"{percent}% of the functions have up to {found} lines, at most {aim} are aimed at"
     for sizes, aim in ((measured.functions, LENGTHS[-1][1]), (measured.files, MOST_LINES)):
         yield from (f"{place} has {lines} lines, at most {aim} are aimed at" for lines, place in sizes if lines > aim)
+    for count, folder in measured.folders:
+        if count > MAX_FILES:
+            yield f"{folder} has {count} files, at most {MAX_FILES} are aimed at"
+    yield from (f"{circle} import each other" for circle in measured.circles)
+    if len(measured.short) > MAX_SHORT:
+        places = ", ".join(place for _, place in measured.short)
+        yield f"{len(measured.short)} modules have under {SHORT_LINES} lines, at most {MAX_SHORT} may: {places}"
+    rate = measured.per_thousand(measured.one_caller)
+    if rate > MAX_ONE_CALLER:
+        places = ", ".join(measured.one_caller)
+        yield f"{rate:.1f} private functions per thousand lines have one caller, at most {MAX_ONE_CALLER} may: {places}"
     yield from (f"{place} goes on silently, whatever went wrong" for place in measured.silent)
     if page != renewed(page, measured):
         yield f"{PAGE.name} has other figures; to renew them: python tools/measure_style.py --write"
