@@ -1,4 +1,4 @@
-"""A fault of memory: what the failed batch held is given back before its rows are tried alone."""
+"""A fault of memory: what the failed batch held is given back before its sequences are tested alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def uncollected() -> Iterator[None]:
 
 
 class Failing:
-    """A model that fails once, in its fifth step of several rows, over another fault; it notes what it held then."""
+    """A model that fails once, in its fifth step of several sequences, over another fault; it notes what it held."""
 
     def __init__(self, model: Any, fail: Callable[[], object]) -> None:
         self._model, self._fail = model, fail

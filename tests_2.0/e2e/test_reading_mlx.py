@@ -33,7 +33,7 @@ class Counting:
         self.read = 0
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
-        """Read tokens [rows, length]."""
+        """Read tokens [sequences, length]."""
         if inputs.shape[1] > 1:
             self.read += inputs.size
         answer: mx.array = self._model(inputs, cache=cache)

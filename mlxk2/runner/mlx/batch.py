@@ -233,7 +233,7 @@ class SerialBatch(_MLXBatch):
             self._model,
             max_tokens=entry.left,
             sampler=sampler.Sampler(entry.request.sampling, entry.completed),
-            logits_processors=[sampler.After(before, processor) for processor in entry.processors()],
+            logits_processors=[sampler.WithEarlierTokens(before, processor) for processor in entry.processors()],
             # Others may continue from the same state.
             prompt_cache=copy.deepcopy(entry.start(sequence_id)),
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 
-from mlxk2.runner.mlx.sampler import Sampler, choose, without_numbers
+from mlxk2.runner.mlx.sampler import Sampler, choose, replace_nan_choices
 from mlxk2.runner.output.logprobs import TokenLogprob, TopTokens
 from mlxk2.runner.prompt_cache import Tokens
 from mlxk2.runner.request import GenerationRequest
@@ -96,7 +96,7 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         # NaN can be in the logits of first tokens, and after token 0, which is chosen among NaN.
         counted = zip(self._num_tokens, self.tokens, strict=True)
         if any(count == 0 or (sequence and sequence[-1] == 0) for count, sequence in counted):
-            self._next_tokens = without_numbers(self.samplers, self._next_tokens, logits)
+            self._next_tokens = replace_nan_choices(self.samplers, self._next_tokens, logits)
         self._next_logprobs = self._report(logits, self._next_tokens)
         if self._is_under_way():
             # While MLX computes this step, the one before it is read.

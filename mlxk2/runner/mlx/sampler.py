@@ -30,14 +30,14 @@ _NO_WINDOW = 1 << 30
 
 
 @dataclass(frozen=True)
-class Since:
-    """A processor that passes on only the tokens after the first `length` ones."""
+class OnCompletion:
+    """A processor that passes on only the tokens after the first `prompt_length` ones."""
 
-    length: int
+    prompt_length: int
     processor: Processor
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        return self.processor(tokens[self.length :], logits)
+        return self.processor(tokens[self.prompt_length :], logits)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class AddBiases:
 
 
 @dataclass(frozen=True)
-class After:
-    """A processor that adds the tokens `before` to those that it is given, for mlx-lm's generator of one sequence."""
+class WithEarlierTokens:
+    """A processor that adds the tokens `earlier` to those that it is given, for mlx-lm's generator of one sequence."""
 
-    before: mx.array
+    earlier: mx.array
     processor: Processor
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        return self.processor(mx.concatenate([self.before, tokens.astype(mx.uint32)]), logits)
+        return self.processor(mx.concatenate([self.earlier, tokens.astype(mx.uint32)]), logits)
 
 
 class Cut(NamedTuple):
@@ -119,7 +119,7 @@ def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     return mx.concatenate(chosen)[mx.array(sorted(range(len(order)), key=order.__getitem__))]
 
 
-def without_numbers(samplers: Sequence[Sampler], tokens: mx.array, logits: mx.array) -> mx.array:
+def replace_nan_choices(samplers: Sequence[Sampler], tokens: mx.array, logits: mx.array) -> mx.array:
     """Return tokens [sequences] chosen from logits [sequences, vocabulary], NO_TOKEN where one was chosen among NaN.
 
     MLX counts a negative index from the end, so the model can continue before the token is read.
@@ -154,7 +154,7 @@ def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
     if sampling.repetition_penalty != 1:
         found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW))
     if sampling.presence_penalty:
-        found.append(Since(prompt_length, make_presence_penalty(sampling.presence_penalty, _NO_WINDOW)))
+        found.append(OnCompletion(prompt_length, make_presence_penalty(sampling.presence_penalty, _NO_WINDOW)))
     if sampling.frequency_penalty:
-        found.append(Since(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW)))
+        found.append(OnCompletion(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW)))
     return found
