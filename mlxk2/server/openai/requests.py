@@ -201,8 +201,12 @@ class GenerationBody(_Fields):
         default=None, max_length=MAX_BIASES,
         description="What to add to the logits of tokens, by token id: -100 bans a token, 100 forces it.",
     )
-    presence_penalty: float | None = _number(-2, 2, 0, "Subtracted from the logits of tokens that the text contains.")
-    frequency_penalty: float | None = _number(-2, 2, 0, "Subtracted once for each time that the text has the token.")
+    presence_penalty: float | None = _number(
+        -2, 2, 0, "Subtracted from the logits of tokens that have been generated for this text."
+    )
+    frequency_penalty: float | None = _number(
+        -2, 2, 0, "Subtracted once for each time that the token has been generated for this text."
+    )
     repetition_penalty: float | None = _number(
         0.01, 100, 1, "A value above 1 makes the last 64 tokens of the prompt and the text less likely to be repeated."
     )
