@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -87,18 +88,16 @@ def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
 
 
 def test_in_a_chat_ctrl_c_returns_to_the_prompt() -> None:
-    open_streams = streams()
+    class Pressing(io.StringIO):
+        def write(self, written: str, /) -> int:
+            if written == "e":
+                ctrl_c()
+            return super().write(written)
+
+    open_streams = streams()._replace(stdout=Pressing())
     model = assistant(saying("Hello, world.", marks=("<end>",)))
     lines = iter(["hello", "/stats"])
     chat = Chat(model, open_streams, None, hide_reasoning=False)
-    write = open_streams.stdout.write
-
-    def press(written: str) -> int:
-        if written == "e":
-            ctrl_c()
-        return write(written)
-
-    open_streams.stdout.write = press  # type: ignore[method-assign]
     chat.run(lambda _: next(lines, "exit"))
     assert f"He\n{INTERRUPTED}\n" in open_streams.stdout.getvalue()
     assert "1 turns, 2 tokens" in open_streams.stdout.getvalue()

@@ -297,6 +297,7 @@ def test_no_file_begins_anew_without_end(ask: Ask) -> None:
 def test_the_status_of_an_error_counts_whatever_its_text(ask: Ask, answer: Answer) -> None:
     def refuse(request: Handler) -> None:
         begin = request.begin
+        # Whatever the answer sends, it begins as a refusal.
         request.begin = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
         answer(request)
 

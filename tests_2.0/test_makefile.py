@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,9 +50,9 @@ def check(folder: Path, *, version: tuple[int, ...], system: str, machine: str, 
      "MLX needs macOS 14 or newer.\n"),
 ], ids=["old Python", "Intel or Rosetta", "old macOS"])  # fmt: skip
 def test_what_can_not_run_mlx_is_said_before_anything_is_installed(
-    machine: dict[str, object], said: str, tmp_path: Path
+    machine: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    error, went_on = check(tmp_path, **machine)  # type: ignore[arg-type]
+    error, went_on = check(tmp_path, **machine)
     assert error.startswith(said) and went_on == ""
 
 
@@ -63,6 +64,6 @@ def test_what_can_not_run_mlx_is_said_before_anything_is_installed(
         {"version": (3, 11, 0), "system": "linux", "machine": "x86_64"},
     ],
 )
-def test_others_go_on_and_tell_the_real_version_of_macos(machine: dict[str, object], tmp_path: Path) -> None:
-    _, went_on = check(tmp_path, **machine)  # type: ignore[arg-type]
+def test_others_go_on_and_tell_the_real_version_of_macos(machine: dict[str, Any], tmp_path: Path) -> None:
+    _, went_on = check(tmp_path, **machine)
     assert went_on == f"0: -m venv {tmp_path}/venv\n"

@@ -39,7 +39,8 @@ def seen(state: State) -> list[float]:
     """The tokens that a trimmable state has seen."""
     assert isinstance(state, ModelState)
     keys, _ = state[0].keys_and_values()
-    return keys.flatten().tolist()  # type: ignore[no-any-return]
+    tokens: list[float] = keys.flatten().tolist()
+    return tokens
 
 
 def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -116,7 +117,7 @@ def test_printed_text_is_the_joined_chunks() -> None:
 
 
 def test_a_terminal_is_safe_from_control_characters() -> None:
-    class Terminal(type(streams().stdout)):  # type: ignore[misc]
+    class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 

@@ -74,8 +74,9 @@ class Model(ScriptedBackend):
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
         """A new batch, which is remembered."""
         assert max_sequences > 0 and not prompts.nbytes
-        self.batches.append(Batch(self._say))
-        return self.batches[-1]  # type: ignore[return-value]
+        batch = Batch(self._say)
+        self.batches.append(batch)
+        return batch
 
     @property
     def rows(self) -> int:

@@ -61,7 +61,8 @@ class Failing:
                 self._fail()
             except LookupError as fault:
                 raise RuntimeError(str(_METAL)) from fault
-        return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+        logits: mx.array = self._model(inputs, cache=cache)
+        return logits
 
 
 class Watched:
@@ -128,7 +129,8 @@ def test_a_fault_of_a_request_leaves_what_was_kept_for_others(babble: LoadedMode
         def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
             if mx.any(inputs == poison):
                 raise ValueError("poisoned")
-            return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+            logits: mx.array = self._model(inputs, cache=cache)
+            return logits
 
     poison = babble.tokenizer.convert_tokens_to_ids("~")
     model = dataclasses.replace(babble, model=Poisoned(babble.model, gc.collect))

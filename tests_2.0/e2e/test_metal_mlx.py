@@ -330,14 +330,12 @@ def test_a_gpu_is_warmed_up_with_a_prompt_and_a_token(
 
 @pytest.mark.usefixtures("on_gpu")
 def test_what_fails_when_a_gpu_is_warmed_up_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[METAL] no such kernel")
+    class Broken(Counting):
+        def __call__(self, *_: Any, **__: Any) -> mx.array:
+            raise RuntimeError("[METAL] no such kernel")
 
     model = load(folder)
-    broken = Counting(model.model)
-    broken._model = fail
-    broken.layers = model.model.layers  # type: ignore[attr-defined]
-    dataclasses.replace(model, model=broken).warm_up()
+    dataclasses.replace(model, model=Broken(model.model)).warm_up()
     assert [record.message for record in caplog.records] == [
         "A first token could not be generated: [METAL] no such kernel"
     ]

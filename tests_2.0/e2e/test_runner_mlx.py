@@ -285,7 +285,8 @@ class Faulty:
             raise RuntimeError("no room")
         if mx.any(inputs == self._poison):
             raise ValueError("poisoned")
-        return self._model(inputs, cache=cache)  # type: ignore[no-any-return]
+        logits: mx.array = self._model(inputs, cache=cache)
+        return logits
 
 
 def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -> None:

@@ -408,13 +408,14 @@ def test_a_slow_reader_that_goes_on_gets_the_whole_answer(impatient: Impatient) 
 
 
 def test_an_idle_connection_is_kept(impatient: Impatient) -> None:
+    events: list[str] = []
+    trace = {"trace": lambda event, _: events.append(event)}
     with httpx.Client(base_url=impatient.url, timeout=30) as client:
-        client.get("/health")
-        (pool_before,) = client._transport._pool.connections  # type: ignore[attr-defined]
+        client.get("/health", extensions=trace)
         time.sleep(2.5)
-        client.get("/health")
-        (pool_after,) = client._transport._pool.connections  # type: ignore[attr-defined]
-        assert pool_before is pool_after
+        client.get("/health", extensions=trace)
+    assert events.count("connection.connect_tcp.complete") == 1
+    assert events.count("http11.receive_response_headers.complete") == 2
 
 
 def test_one_slow_reader_slows_nobody(impatient: Impatient) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mlxk2 import errors
-from mlxk2.spec import DATA_OF_COMMAND, JSON_API_SPEC_VERSION
+from mlxk2.spec import DATA_OF_COMMAND, JSON_API_SPEC_VERSION, Command
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,8 +102,8 @@ def test_one_version(schema: Schema, specification: str, examples: list[Schema])
 
 
 @pytest.mark.parametrize("command", DATA_OF_COMMAND)
-def test_every_field_of_a_command_is_described_as_it_is(schema: Schema, specification: str, command: str) -> None:
-    shape = schema["$defs"][DATA_OF_COMMAND[command].__name__]  # type: ignore[index]
+def test_every_field_of_a_command_is_described_as_it_is(schema: Schema, specification: str, command: Command) -> None:
+    shape = schema["$defs"][DATA_OF_COMMAND[command].__name__]
     assert _described(_sections(specification)[command]) == dict(_fields(schema, shape))
 
 

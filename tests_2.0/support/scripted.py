@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mlxk2.chat.assistant import Assistant
 from mlxk2.runner.output.logprobs import TokenLogprob
@@ -181,10 +181,11 @@ class ScriptedBatch:
         if isinstance(token, Exception):
             raise token
         self._left[sequence_id] -= 1
-        reason = "stop" if token == END else "length" if self._left[sequence_id] == 0 else None
+        is_last = self._left[sequence_id] == 0
+        reason: Literal["stop", "length"] | None = "stop" if token == END else "length" if is_last else None
         if reason:
             self.remove(sequence_id)
-        return Step(sequence_id, token, reason, self._logprob(sequence_id, token))  # type: ignore[arg-type]
+        return Step(sequence_id, token, reason, self._logprob(sequence_id, token))
 
     def _logprob(self, sequence_id: int, token: int) -> TokenLogprob | None:
         """Return log probabilities that fall as ids rise, so the most likely tokens have the lowest ids."""
