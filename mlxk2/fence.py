@@ -24,7 +24,7 @@ def hub_imports() -> Iterator[None]:
     The hub's client library takes a third of a second to import, and what the environment sets can make it fail.
     """
     try:
-        with fenced():
+        with fence():
             yield
     except MlxkError:
         raise
@@ -36,7 +36,7 @@ def hub_imports() -> Iterator[None]:
 
 
 @contextmanager
-def fenced(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
+def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
     """Keep the limits, stdout, the working folder and the environment as they are while a library does its work.
 
     Inside, the environment has these variables; None stands for one that is not set. What the library prints

@@ -44,7 +44,7 @@ def reason_of(fault: BaseException) -> str:
     return one_line(str(fault)) or type(fault).__name__
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return `a, b, c`; of many names the first few, and how many more there are."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

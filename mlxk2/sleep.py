@@ -14,7 +14,7 @@ _PROGRAM = "caffeinate"
 
 
 class NoSleep:
-    """Keeps macOS from idle sleep while a block of `held` runs, with one `caffeinate` for all of them.
+    """Keeps macOS from idle sleep while a block of `hold` runs, with one `caffeinate` for all of them.
 
     The program is ended `linger` seconds after the last block, so that many short ones share it; it also ends with the
     process that started it. On other systems nothing happens.
@@ -28,7 +28,7 @@ class NoSleep:
         self._process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Keep the machine awake inside the block."""
         if not self._is_mac:
             yield

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError, OperationError
-from mlxk2.fence import fenced, hub_imports, raise_open_files
+from mlxk2.fence import fence, hub_imports, raise_open_files
 from mlxk2.runner.offline import offline
 
 
@@ -102,7 +102,7 @@ def test_a_failure_is_an_error_with_its_cause(
 
 
 def test_the_fence_ends_with_an_error_inside(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="mine"), fenced():
+    with pytest.raises(ValueError, match="mine"), fence():
         raise ValueError("mine")
     sys.stdout.write("back\n")
     assert capsys.readouterr().out == "back\n"

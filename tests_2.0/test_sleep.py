@@ -85,9 +85,9 @@ def caffeinate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caffeinate:
 def test_one_process_serves_all_and_ends_at_rest(caffeinate: Caffeinate) -> None:
     no_sleep = NoSleep("darwin")
     for _ in range(2):
-        with no_sleep.held():
+        with no_sleep.hold():
             caffeinate.wait_for(1)
-            with no_sleep.held(), no_sleep.held():
+            with no_sleep.hold(), no_sleep.hold():
                 assert caffeinate.living == 1
             assert caffeinate.living == 1
         assert caffeinate.living == 0
@@ -107,17 +107,17 @@ def test_work_that_follows_soon_shares_the_process(caffeinate: Caffeinate) -> No
 
 def _work(no_sleep: NoSleep) -> None:
     for _ in range(5):
-        with no_sleep.held():
+        with no_sleep.hold():
             time.sleep(0.01)
 
 
 def test_other_systems_and_macs_without_the_program_work_all_the_same(
     caffeinate: Caffeinate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with NoSleep("linux").held():
+    with NoSleep("linux").hold():
         pass
     monkeypatch.setenv("PATH", str(caffeinate.folder.parent))
-    with NoSleep("darwin").held():
+    with NoSleep("darwin").hold():
         pass
     assert caffeinate.asked == []
 

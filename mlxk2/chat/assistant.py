@@ -88,7 +88,7 @@ class Assistant:
     def complete(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Completion:
         """Continue a conversation, and show every chunk as it comes; Ctrl-C ends the completion, not the program."""
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
-        with Interrupt() as interrupted, self._no_sleep.held():
+        with Interrupt() as interrupted, self._no_sleep.hold():
             prompt = self._prompter.cancellable(interrupted).chat(messages)
             request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
             started = time.perf_counter()

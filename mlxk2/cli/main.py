@@ -72,7 +72,7 @@ def _run(typed: Sequence[str]) -> int:
             leave=leave,
         )
         data: Data | None = command.run(options, context)
-        text = "" if data is None else _rendered(args.command, options, context, data)
+        text = "" if data is None else _render(args.command, options, context, data)
     except OSError as error:
         sys.stdout.flush()  # fails again if it was stdout that failed
         if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
@@ -107,7 +107,7 @@ def _announce(command: str, options: object, context: Context, data: Data) -> No
     """Print the data of a command that goes on after it has them."""
     # Not to sys.stdout: a library that is being imported in another thread may have replaced it.
     _, stdout, stderr = context.streams
-    stdout.write(_rendered(command, options, context, data))
+    stdout.write(_render(command, options, context, data))
     if isinstance(stdout, Outlet) and isinstance(stderr, Outlet):
         stdout.deliver(MAX_WAIT_SECONDS)
         stdout.pass_on_to(stderr)
@@ -137,7 +137,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _rendered(command: str, options: object, context: Context, data: Data) -> str:
+def _render(command: str, options: object, context: Context, data: Data) -> str:
     """Return what stdout shows of a command's data."""
     if context.is_json:
         return _envelope("success", command, data, None)

@@ -28,7 +28,7 @@ from mlxk2.errors import (
     cause,
 )
 from mlxk2.fence import hub_imports
-from mlxk2.formatting import listed
+from mlxk2.formatting import join_names
 from mlxk2.names import Demo, Folder, Repo
 from mlxk2.workspace.clone import FINISHED, Method, build, copy_files, resolve_target
 
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 def run(options: Options, context: Context) -> CloneData:
     """Copy the model that the options name into the target folder, from the cache or, if need be, from the hub."""
     try:
-        with context.no_sleep.held():
+        with context.no_sleep.hold():
             return _clone(options, context)
     except MlxkError as error:
         status: Status = next((status for kind, status in _STATUS if isinstance(error, kind)), "error")
@@ -87,7 +87,7 @@ def _clone(options: Options, context: Context) -> CloneData:
         revision = repos.find(connection, ref.name, ref.revision)
     else:
         snapshot = _check(cached, ref, options, is_fresh=False)
-    with _explained(options.target_dir), build(path) as scratch:
+    with _translate_faults(options.target_dir), build(path) as scratch:
         if cached is None:
             # Into a cache of its own, which goes with the scratch folder.
             hub = Path(scratch, TEMPORARY_HUB)
@@ -101,7 +101,7 @@ def _clone(options: Options, context: Context) -> CloneData:
     name = snapshot.name
     message = f"Cloned {name} into {options.target_dir}."
     if broken := [file.name for file in snapshot.files if file.problem]:
-        message += f" Left out, since there is nothing behind them: {listed(broken)}."
+        message += f" Left out, since there is nothing behind them: {join_names(broken)}."
     return _data(options, "success", message, name if name != ref.name else None, method)
 
 
@@ -136,7 +136,7 @@ def _check(snapshot: Snapshot, ref: Demo | Repo, options: Options, *, is_fresh: 
 
 
 @contextmanager
-def _explained(typed: str) -> Iterator[None]:
+def _translate_faults(typed: str) -> Iterator[None]:
     """Raise OperationError, with the cause, for faults of the disk."""
     try:
         yield

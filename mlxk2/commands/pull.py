@@ -38,7 +38,7 @@ def run(options: Options, context: Context) -> PullData:
     try:
         with hub_imports():
             from mlxk2.hub.pull import pull  # noqa: PLC0415 - slow, and a wrong argument needs none of it
-        with context.no_sleep.held():
+        with context.no_sleep.hold():
             done = pull(cache, name, revision, context.progress, notify=context.streams.warn, force=options.force)
     except MlxkError as error:
         status: Status = "failed" if isinstance(error, HubError) else "error"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlxk2 import names
 from mlxk2.errors import CommandError, DependencyMissingError, OperationError, RepoNotFoundError, ValidationError
 from mlxk2.fence import hub_imports
-from mlxk2.formatting import cut, listed
+from mlxk2.formatting import cut, join_names
 from mlxk2.hub import endpoint
 from mlxk2.workspace import check, diff, folder
 from mlxk2.workspace.check import WorkspaceHealth
@@ -59,7 +59,7 @@ def run(options: Options, context: Context) -> PushData:
     if options.check_only:
         health = check.check(workspace)
         verdict = health.first_error.message if health.first_error else "The folder is a whole model."
-        data = _unchanged(options, context, workspace, verdict)
+        data = _data(options, context, workspace, verdict)
         data["workspace_health"] = _health_object(health)
         return data
     try:
@@ -109,7 +109,7 @@ def _plan(options: Options, context: Context, workspace: Workspace, branch: Bran
     message = f"Dry-run: {found.counts}"
     if not state.has_branch and not options.create:
         message += f"; the {'branch' if state.has_repo else 'repo'} is not there yet, so push with --create"
-    data = _unchanged(options, context, workspace, message)
+    data = _data(options, context, workspace, message)
     data["no_changes"] = found.is_empty
     data["dry_run"] = True
     data["dry_run_summary"] = data["change_summary"] = _summary_object(found.counts)
@@ -144,7 +144,7 @@ def _push(options: Options, context: Context, workspace: Workspace, branch: Bran
         echo=stderr if options.verbose else None,
     )
     message = f"Pushed: {found.counts}" + ("; the repo is public" if state.is_public else "")
-    data = _unchanged(options, context, workspace, pushed.remark or message)
+    data = _data(options, context, workspace, pushed.remark or message)
     data["created_repo"] = creates_repo
     data["hf_logs"] = pushed.log
     _name_secrets(context, workspace, state, data)
@@ -176,17 +176,17 @@ def _name_secrets(context: Context, workspace: Workspace, state: BranchState, da
         return
     if workspace.withheld:
         context.streams.warn(
-            f"Not pushed, as they look like secrets: {listed(workspace.withheld)}. "
+            f"Not pushed, as they look like secrets: {join_names(workspace.withheld)}. "
             f"To push one, write !{workspace.withheld[0]} into {IGNORE_FILE}."
         )
     if on_hub:
         context.streams.warn(
-            f"Left on the hub, where others may read them, though they look like secrets: {listed(on_hub)}. "
+            f"Left on the hub, where others may read them, though they look like secrets: {join_names(on_hub)}. "
             "Delete them there, and renew what they open."
         )
 
 
-def _unchanged(options: Options, context: Context, workspace: Workspace, message: str) -> PushData:
+def _data(options: Options, context: Context, workspace: Workspace, message: str) -> PushData:
     """Return the data of a push that changed nothing."""
     return {
         "repo_id": options.repo_id,

@@ -71,7 +71,7 @@ def run(options: Options, context: Context) -> RmData:
                 return _data(rest.name, "deleted", message, earlier.freed)
         raise
     if options.dry_run:
-        message = f"Would delete {_described(plan)}; {human_size(plan.freed_bytes)} would be freed."
+        message = f"Would delete {_describe(plan)}; {human_size(plan.freed_bytes)} would be freed."
         data = _data(plan.name, "planned", message, Freed(plan.freed_bytes, 0))
         if plan.locks.living:
             data["message"] += " A download of it is at work: that needs --force."
@@ -113,7 +113,7 @@ def _execute(
     try:
         removal.check_locks(plan, options.force)
         if not options.force and plan.name not in names.candidates(repo.name):
-            question = f"{repo.name!r} is only part of a name. Delete {_described(plan)}"
+            question = f"{repo.name!r} is only part of a name. Delete {_describe(plan)}"
             answer, refusal = "", f"{question}? Write the whole name, or confirm with --force."
             if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
                 streams.stderr.write(f"{printable(question)}? [y/N] ")
@@ -127,13 +127,13 @@ def _execute(
         described = {"model": plan.name, "message": error.message, "lock_files_cleaned": 0, "freed_bytes": 0}
         raise Failed(error, {**described, "locks_detected": True, "lock_files": list(error.lock_files)}) from error
     freed = removed.plus(earlier.freed)
-    message = f"Deleted {_described(plan)}; {human_size(freed.bytes)} freed."
+    message = f"Deleted {_describe(plan)}; {human_size(freed.bytes)} freed."
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
     return _data(plan.name, "deleted", message, freed)
 
 
-def _described(plan: Removal) -> str:
+def _describe(plan: Removal) -> str:
     """Return in words what a plan removes: the model and its revisions."""
     hashes = ", ".join(map(short_hash, plan.revisions))
     if plan.is_link:

@@ -13,7 +13,7 @@ from mlxk2.cache.staging import Staging
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.describe import look
 from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundError, ModelNotFoundError, NetworkError
-from mlxk2.formatting import human_size, listed
+from mlxk2.formatting import human_size, join_names
 from mlxk2.hub import private, repos, transfer
 from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import LimitsError, NamesCollideError, RevisionMissingError, translate_download
@@ -248,7 +248,7 @@ def _describe(found: Revision, before: LocalModel | None, result: DownloadResult
     if before is None or (before.commit is None and before.problem is None):
         return f"Downloaded {found.repo_id} ({new}).{resumed}"
     parts = (("fetched", result.fetched), ("put right", result.repaired))
-    changes = "; ".join(f"{verb} {listed(names)}" for verb, names in parts if names) or "no file had to be fetched"
+    changes = "; ".join(f"{verb} {join_names(names)}" for verb, names in parts if names) or "no file had to be fetched"
     if replaced := _replaced_commit(found, before):
         return f"Updated {found.repo_id} from {short_hash(replaced)} to {new}: {changes}.{resumed}"
     return f"Repaired {found.repo_id} ({new}): {changes}.{resumed}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError
-from mlxk2.fence import fenced, raise_open_files
+from mlxk2.fence import fence, raise_open_files
 from mlxk2.formatting import reason_of
 
 # mlx-lm, transformers and huggingface_hub read these once, when they are imported. A wrong address or time-out of the
@@ -33,7 +33,7 @@ def offline() -> Iterator[None]:
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
     gc.disable()
     try:
-        with fenced(VARIABLES):
+        with fence(VARIABLES):
             yield
     except MlxkError:
         raise

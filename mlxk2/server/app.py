@@ -95,7 +95,7 @@ class Awake:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            with self._no_sleep.held():
+            with self._no_sleep.hold():
                 await self._app(scope, receive, send)
         else:
             await self._app(scope, receive, send)

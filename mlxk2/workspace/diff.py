@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlxk2.checkpoint.checksums import digest
 from mlxk2.checkpoint.files import BrokenFile, File
 from mlxk2.errors import PushFailedError
-from mlxk2.formatting import listed, printable
+from mlxk2.formatting import join_names, printable
 from mlxk2.workspace.folder import Workspace
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def uploadable(workspace: Workspace) -> tuple[File, ...]:
         raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
     if problems := [f"{printable(file.name)} {file.problem}" for file in workspace.files if file.problem]:
         raise PushFailedError(
-            f"Nothing was pushed: {listed(problems)}.",
+            f"Nothing was pushed: {join_names(problems)}.",
             hint="Rename files whose names are at fault. Replace links by the files themselves (`mlxk2 clone` makes a "
             "folder without links). Or name in .hfignore what is to stay at home.",
         )

@@ -28,7 +28,7 @@ from mlxk2.errors import (
     ValidationError,
     cause,
 )
-from mlxk2.fence import fenced
+from mlxk2.fence import fence
 from mlxk2.formatting import reason_of
 from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice
 from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
@@ -207,7 +207,7 @@ def _config_end_tokens(folder: Path) -> list[int]:
 def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
     """Return the model with weights of which nothing is read yet."""
     try:
-        with fenced():  # it imports the architecture
+        with fence():  # it imports the architecture
             model, _ = load_model(folder, lazy=True)
     except (*FAULTS, ImportError) as fault:
         raise _loading_error(name, fault, folder) from fault

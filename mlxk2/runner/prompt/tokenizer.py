@@ -17,7 +17,7 @@ from mlx_lm import tokenizer_utils, utils
 
 from mlxk2.checkpoint import compatibility
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
-from mlxk2.fence import fenced
+from mlxk2.fence import fence
 from mlxk2.runner.output import detokenizers
 from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter, never_cancelled
 from mlxk2.runner.request import too_long
@@ -188,7 +188,7 @@ def load_tokenizer(
     # mlx-lm has defaults for models of some kinds that came without settings of their tokenizer. If the architecture
     # can't be imported, the loading of the weights says so.
     defaults = None
-    with suppress(ValueError, LookupError, OSError, ImportError), fenced():
+    with suppress(ValueError, LookupError, OSError, ImportError), fence():
         model_class, _ = utils._get_classes(utils.load_config(folder))
         defaults = getattr(sys.modules[model_class.__module__], "TOKENIZER_DEFAULTS", None)
     opening = {
