@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import pytest
 from support.layouts import COMMIT, OTHER_COMMIT, CacheDir, chat_model, sharded_model
@@ -34,9 +34,17 @@ sys.exit(code)
 """
 
 
+class Between(Protocol):
+    """Runs the program, and an action exactly before it opens or lists a name for the `count`-th time."""
+
+    def __call__(
+        self, event: str, name: str, action: str, *words: str, count: int = 1
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
 @pytest.fixture
-def between(isolated_cache: Path) -> Any:  # noqa: ARG001 - isolates
-    """Runs the program, and something else exactly before it opens or lists a name."""
+def between(isolated_cache: Path) -> Between:  # noqa: ARG001 - isolates
+    """Return a function that runs the program with an action at one moment."""
 
     def run(event: str, name: str, action: str, *words: str, count: int = 1) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", BETWEEN, event, name, str(count), action, *words]
@@ -69,7 +77,7 @@ COMMANDS = [("list",), ("health",), ("show", NAME), ("health", "--deep")]
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("name", FILES)
 def test_a_blob_that_becomes_a_link_is_sound(
-    cache_dir: CacheDir, between: Any, words: tuple[str, ...], name: str
+    cache_dir: CacheDir, between: Between, words: tuple[str, ...], name: str
 ) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / name).resolve()
     done = between("open", blob.name, share(blob, cache_dir.path), *words, "--json")
@@ -79,7 +87,9 @@ def test_a_blob_that_becomes_a_link_is_sound(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(cache_dir: CacheDir, between: Any, count: int) -> None:
+def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(
+    cache_dir: CacheDir, between: Between, count: int
+) -> None:
     blob = (cache_dir.add(NAME, sharded_model()) / "model-00002-of-00003.safetensors").resolve()
     done = between("open", blob.name, share(blob, cache_dir.path), "health", "--deep", "--json", count=count)
     assert verdicts(done) == ["healthy"], done.stdout
@@ -87,7 +97,7 @@ def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(cache_dir: Cach
 
 @pytest.mark.parametrize("command", ["list", "health", "show"])
 def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(
-    cache_dir: CacheDir, between: Any, command: str
+    cache_dir: CacheDir, between: Between, command: str
 ) -> None:
     """Of another size too: a pull repairs by renaming."""
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
@@ -98,7 +108,7 @@ def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(
     assert verdicts(done) == ["healthy"], done.stdout
 
 
-def test_a_file_that_changes_at_each_look_is_said_to(cache_dir: CacheDir, between: Any) -> None:
+def test_a_file_that_changes_at_each_look_is_said_to(cache_dir: CacheDir, between: Between) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     replace = (
         f"left, blob = 99, {str(blob)!r}; new = f'{{blob}}.{{len(os.listdir(os.path.dirname(blob)))}}';"
@@ -119,7 +129,9 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_removed_before(cache_dir: CacheDir, between: Any, words: tuple[str, ...], moment: str) -> None:
+def test_a_model_that_is_removed_before(
+    cache_dir: CacheDir, between: Between, words: tuple[str, ...], moment: str
+) -> None:
     """It is not listed, and the others are."""
     snapshot = cache_dir.add(NAME, chat_model())
     cache_dir.add("org/other", chat_model(model_type="qwen3"))
@@ -139,7 +151,7 @@ def removal(cache_dir: CacheDir) -> str:
 
 
 @pytest.mark.parametrize("command", ["show", "run"])
-def test_a_model_that_is_removed_beside_is_not_found(cache_dir: CacheDir, between: Any, command: str) -> None:
+def test_a_model_that_is_removed_beside_is_not_found(cache_dir: CacheDir, between: Between, command: str) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     done = between(
         "open", blob.name, removal(cache_dir), command, NAME, *(["hi"] if command == "run" else []), "--json"
@@ -147,14 +159,16 @@ def test_a_model_that_is_removed_beside_is_not_found(cache_dir: CacheDir, betwee
     assert '"model_not_found"' in done.stdout
 
 
-def test_a_model_removed_while_it_is_hashed_is_not_listed(cache_dir: CacheDir, between: Any) -> None:
+def test_a_model_removed_while_it_is_hashed_is_not_listed(cache_dir: CacheDir, between: Between) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / "model.safetensors").resolve()
     done = between("open", blob.name, removal(cache_dir), "health", "--deep", "--json", count=2)
     assert '"total": 0' in done.stdout
 
 
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(cache_dir: CacheDir, between: Any, words: Any) -> None:
+def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(
+    cache_dir: CacheDir, between: Between, words: tuple[str, ...]
+) -> None:
     cache_dir.add(NAME, chat_model())
     cache_dir.add(NAME, chat_model(hidden_size=128), OTHER_COMMIT, ref=None)
     model = cache_dir.folder(NAME)
@@ -169,7 +183,7 @@ def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(cache_dir: Cache
 
 
 def test_a_blob_that_becomes_a_link_is_cloned(
-    cache_dir: CacheDir, between: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_dir: CacheDir, between: Between, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
     notes = os.urandom(5000)
@@ -179,7 +193,7 @@ def test_a_blob_that_becomes_a_link_is_cloned(
     assert (tmp_path / "mine" / "notes.bin").read_bytes() == notes
 
 
-def test_hashing_opens_each_file_once(cache_dir: CacheDir, between: Any) -> None:
+def test_hashing_opens_each_file_once(cache_dir: CacheDir, between: Between) -> None:
     """It has many pieces, and is opened for nothing else."""
     blob = (cache_dir.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()
     opens = cache_dir.path.parent / "opens"

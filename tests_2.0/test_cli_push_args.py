@@ -118,7 +118,7 @@ def test_a_token_that_may_only_read(pusher: Pusher) -> None:
     error = pusher.error("--private", HF_TOKEN=pusher.server.token("stranger"))
     assert error["type"] == "upload_failed"
     assert "rights" in error["message"]
-    assert pusher.on_hub() == {"b": b"2"}
+    assert pusher.remote_files() == {"b": b"2"}
 
 
 # --------------------------------------------------------------------------------------------------------- other errors
@@ -148,7 +148,7 @@ def test_a_commit_that_the_hub_refuses(pusher: Pusher, status: int) -> None:
     pusher.add({"b": b"2"})
     pusher.server.faults.add(Fault("/commit/", "POST", status=status))
     assert pusher.error("--private")["type"] == "upload_failed"
-    assert pusher.on_hub() == {"b": b"2"}
+    assert pusher.remote_files() == {"b": b"2"}
 
 
 @pytest.mark.parametrize("settings", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)

@@ -177,7 +177,7 @@ def test_a_push_uploads_none_of_it(pusher: Pusher, tool: str) -> None:
     pusher.write(files | LEFT_BY[tool])
     assert pusher.data("--dry-run")["added_files"] == ["a/notes.txt"]
     pusher.data("--private")
-    assert pusher.on_hub() == files | {".vscode/settings.json": b"of others"}
+    assert pusher.remote_files() == files | {".vscode/settings.json": b"of others"}
 
 
 def test_such_a_folder_runs(mlxk2: Program, folder: Path) -> None:

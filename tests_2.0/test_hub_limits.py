@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.hub.fixtures import Client
-from support.hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Answer, Handler, hostile_hub
+from support.hub.hostile import COMMIT, ENTRY, FILE_ROUTE, INFO_ROUTE, REPO, TREE_ROUTE, Handler, Responder, hostile_hub
 from support.pushing import Pusher
 
 from mlxk2.cache.staging import RemoteFile
@@ -41,13 +41,13 @@ SHORT = Limits(
 Question = Callable[[Connection, Path], object]
 
 
-Ask = Callable[[Question, Answer, str], str]
+Ask = Callable[[Question, Responder, str], str]
 
 
 def _asker(limits: Limits, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Ask:
     """Ask a question of a hub that answers one route badly; the message of the error that it ends in."""
 
-    def asked(question: Question, answer: Answer, route: str) -> str:
+    def asked(question: Question, answer: Responder, route: str) -> str:
         with hostile_hub({route: answer}) as hub:
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
             monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -96,7 +96,7 @@ def standing(connection: Connection, _: Path) -> object:
 
 
 def next_page(request: Handler, body: object, where: str) -> None:
-    request.say(body, link=f'<{where}>; rel="next"')
+    request.send(body, link=f'<{where}>; rel="next"')
 
 
 def address(request: Handler) -> str:
@@ -112,23 +112,23 @@ def same_page(request: Handler) -> None:
 
 
 def drip(request: Handler) -> None:
-    request.begin(content_length="100000")
-    request.drip(b"[" + b" " * 99_999, 2, 0.05)
+    request.send_head(content_length="100000")
+    request.send_slowly(b"[" + b" " * 99_999, 2, 0.05)
 
 
 def drip_of_chunks(request: Handler) -> None:
-    request.begin(transfer_encoding="chunked")
-    request.drip(b"1\r\n \r\n" * 10_000, 6, 0.05)
+    request.send_head(transfer_encoding="chunked")
+    request.send_slowly(b"1\r\n \r\n" * 10_000, 6, 0.05)
 
 
 def drip_of_a_chunk_size(request: Handler) -> None:
-    request.begin(transfer_encoding="chunked")
-    request.drip(b"1;" + b"x" * 10_000, 2, 0.05)
+    request.send_head(transfer_encoding="chunked")
+    request.send_slowly(b"1;" + b"x" * 10_000, 2, 0.05)
 
 
 def drip_of_headers(request: Handler) -> None:
     request.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    request.drip(b"x: y\r\n" * 10_000, 2, 0.05)
+    request.send_slowly(b"x: y\r\n" * 10_000, 2, 0.05)
 
 
 def notices_without_end(request: Handler) -> None:
@@ -141,31 +141,31 @@ def silence(_: Handler) -> None:
 
 
 def silence_inside(request: Handler) -> None:
-    request.begin(content_length="1000")
+    request.send_head(content_length="1000")
     time.sleep(3)
 
 
 def steady_but_endless(request: Handler) -> None:
-    request.begin(transfer_encoding="chunked")
+    request.send_head(transfer_encoding="chunked")
     while True:
         request.wfile.write(b"400\r\n" + b" " * 1024 + b"\r\n")
         time.sleep(0.05)
 
 
 def gzip_bomb(request: Handler) -> None:
-    request.say(gzip.compress(bytes(10_000_000)), content_encoding="gzip")
+    request.send(gzip.compress(bytes(10_000_000)), content_encoding="gzip")
 
 
 def deflate_bomb(request: Handler) -> None:
-    request.say(zlib.compress(bytes(10_000_000)), content_encoding="deflate")
+    request.send(zlib.compress(bytes(10_000_000)), content_encoding="deflate")
 
 
 def nested_bomb(request: Handler) -> None:
-    request.say(gzip.compress(gzip.compress(bytes(50_000_000))), content_encoding="gzip, gzip")
+    request.send(gzip.compress(gzip.compress(bytes(50_000_000))), content_encoding="gzip, gzip")
 
 
 def empty_members(request: Handler) -> None:
-    request.begin(transfer_encoding="chunked", content_encoding="gzip")
+    request.send_head(transfer_encoding="chunked", content_encoding="gzip")
     press = zlib.compressobj(0, zlib.DEFLATED, 31)
     while True:
         data = b"".join(press.flush(zlib.Z_FULL_FLUSH) or b"\0\0\0\xff\xff" for _ in range(1000))
@@ -173,43 +173,43 @@ def empty_members(request: Handler) -> None:
 
 
 def broken_gzip(request: Handler) -> None:
-    request.say(b"no gzip at all", content_encoding="gzip")
+    request.send(b"no gzip at all", content_encoding="gzip")
 
 
 def huge(request: Handler) -> None:
-    request.say(b'["' + b"x" * 1_000_000 + b'"]')
+    request.send(b'["' + b"x" * 1_000_000 + b'"]')
 
 
 def deep(request: Handler) -> None:
-    request.say(b"[" * 40_000 + b"]" * 40_000)
+    request.send(b"[" * 40_000 + b"]" * 40_000)
 
 
 def endless_body(request: Handler) -> None:
-    request.begin(connection="close")
+    request.send_head(connection="close")
     while True:
         request.wfile.write(b" " * 65536)
 
 
 def huge_headers(request: Handler) -> None:
-    request.say([], x="y" * 200_000)
+    request.send([], x="y" * 200_000)
 
 
 def redirects(request: Handler) -> None:
-    request.say(b"", 302, location=f"{address(request)}x")
+    request.send(b"", 302, location=f"{address(request)}x")
 
 
 def redirects_with_endless_bodies(request: Handler) -> None:
-    request.begin(302, location=f"{address(request)}x", connection="close")
+    request.send_head(302, location=f"{address(request)}x", connection="close")
     while True:
         request.wfile.write(b" " * 65536)
 
 
 def long_pause(request: Handler) -> None:
-    request.say({"error": "slow down"}, 429, retry_after="99999999")
+    request.send({"error": "slow down"}, 429, retry_after="99999999")
 
 
 def long_pause_of_a_rate(request: Handler) -> None:
-    request.say({"error": "slow down"}, 429, ratelimit='"api";r=0;t=99999999')
+    request.send({"error": "slow down"}, 429, ratelimit='"api";r=0;t=99999999')
 
 
 LARGE, NONSENSE, SLOW, TIME = "is larger than", "makes no sense", "came too slowly", "took longer than"
@@ -224,7 +224,7 @@ ANY_ANSWER = [
 
 
 @pytest.mark.parametrize(("answer", "said"), ANY_ANSWER, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_answer_is_read_or_waited_for_without_end(ask: Ask, answer: Answer, said: str) -> None:
+def test_no_answer_is_read_or_waited_for_without_end(ask: Ask, answer: Responder, said: str) -> None:
     began = time.monotonic()
     for question, route in ((find, INFO_ROUTE), (standing, TREE_ROUTE)):
         assert re.search(said, ask(question, answer, route)), question
@@ -233,7 +233,7 @@ def test_no_answer_is_read_or_waited_for_without_end(ask: Ask, answer: Answer, s
 
 @pytest.mark.parametrize("answer", [pages, same_page])
 @pytest.mark.parametrize("question", [listing, standing])
-def test_no_listing_is_followed_without_end(ask: Ask, question: Question, answer: Answer) -> None:
+def test_no_listing_is_followed_without_end(ask: Ask, question: Question, answer: Responder) -> None:
     assert "does not end: it comes in more than 30 parts" in ask(question, answer, TREE_ROUTE)
 
 
@@ -254,7 +254,7 @@ def test_the_commits_of_a_repo_end(ask: Ask) -> None:
 
     def answer(request: Handler) -> None:
         if INFO_ROUTE in request.path:
-            request.say({}, 404, x_error_code="RevisionNotFound")
+            request.send({}, 404, x_error_code="RevisionNotFound")
         else:
             same_page(request)
 
@@ -262,7 +262,7 @@ def test_the_commits_of_a_repo_end(ask: Ask) -> None:
 
 
 def long_file(request: Handler) -> None:
-    request.say(b"x" * 100)
+    request.send(b"x" * 100)
 
 
 FILE_ANSWERS = [
@@ -274,13 +274,13 @@ FILE_ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "said"), FILE_ANSWERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_file_is_received_without_end(ask: Ask, answer: Answer, said: str) -> None:
+def test_no_file_is_received_without_end(ask: Ask, answer: Responder, said: str) -> None:
     assert re.search(said, ask(file, answer, FILE_ROUTE))
 
 
 def test_no_file_begins_anew_without_end(ask: Ask) -> None:
     def cut(request: Handler) -> None:
-        request.begin(content_length="3000000")
+        request.send_head(content_length="3000000")
         request.wfile.write(bytes(1_500_000))
         request.close_connection = True
 
@@ -294,11 +294,11 @@ def test_no_file_begins_anew_without_end(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("answer", [endless_body, drip, broken_gzip, gzip_bomb])
-def test_the_status_of_an_error_counts_whatever_its_text(ask: Ask, answer: Answer) -> None:
+def test_the_status_of_an_error_counts_whatever_its_text(ask: Ask, answer: Responder) -> None:
     def refuse(request: Handler) -> None:
-        begin = request.begin
+        begin = request.send_head
         # Whatever the answer sends, it begins as a refusal.
-        request.begin = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
+        request.send_head = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
         answer(request)
 
     assert "is not on the hub, or is private" in ask(find, refuse, INFO_ROUTE)
@@ -324,14 +324,14 @@ def test_the_status_of_an_error_counts_whatever_form_its_text_has(
     ask_patiently: Ask, question: Question, route: str, text: bytes
 ) -> None:
     assert "418" in ask_patiently(
-        question, lambda request: request.say(text, 418, content_type="application/json"), route
+        question, lambda request: request.send(text, 418, content_type="application/json"), route
     )
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "zlib"])
 def test_the_status_of_an_error_counts_whatever_its_charset(ask_patiently: Ask, charset: str) -> None:
     def refuse(request: Handler) -> None:
-        request.say(b"x", 418, content_type=f"text/plain; charset={charset}")
+        request.send(b"x", 418, content_type=f"text/plain; charset={charset}")
 
     assert "418" in ask_patiently(file, refuse, FILE_ROUTE)
 
@@ -339,7 +339,7 @@ def test_the_status_of_an_error_counts_whatever_its_charset(ask_patiently: Ask, 
 def test_a_page_for_people_is_no_reason(ask_patiently: Ask) -> None:
     page = "<html>Out of order</html>"
     assert "html" not in ask_patiently(
-        file, lambda request: request.say(page, 418, content_type="text/html"), FILE_ROUTE
+        file, lambda request: request.send(page, 418, content_type="text/html"), FILE_ROUTE
     )
 
 
@@ -364,7 +364,7 @@ def test_headers_that_can_not_be(
 ) -> None:
     if question is not file and status == 206:
         pytest.skip("only a file has a range")
-    ask_patiently(question, lambda request: request.say(b"{}", status, **headers), route)
+    ask_patiently(question, lambda request: request.send(b"{}", status, **headers), route)
 
 
 @pytest.mark.parametrize("count", [5_000, 50_000])
@@ -380,7 +380,7 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
         number = int(request.path.partition("&page=")[2] or 0)
         plain = address(request).partition("&page=")[0]
         more: dict[str, Any] = {"link": f'<{plain}&page={number + 1}>; rel="next"'} if number + 1 < len(parts) else {}
-        request.say(parts[number], **more)
+        request.send(parts[number], **more)
 
     with hostile_hub({TREE_ROUTE: answer}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -392,8 +392,8 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
 def test_a_slow_honest_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: Handler) -> None:
         data = json.dumps([ENTRY]).encode().ljust(20_000)
-        request.begin(content_length=str(len(data)))
-        request.drip(data, 1_000, 0.05)
+        request.send_head(content_length=str(len(data)))
+        request.send_slowly(data, 1_000, 0.05)
 
     with hostile_hub({TREE_ROUTE: answer}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)

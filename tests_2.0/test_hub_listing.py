@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from support.hub.fixtures import Client
-from support.hub.hostile import ENTRY, INFO, REPO, TREE_ROUTE, Answer, hostile_hub
+from support.hub.hostile import ENTRY, INFO, REPO, TREE_ROUTE, Responder, hostile_hub
 from support.pushing import Pusher
 
 from mlxk2.errors import MlxkError
@@ -58,7 +58,7 @@ INFOS: list[object] = [
 
 
 @contextmanager
-def connected(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Answer]) -> Iterator[Connection]:
+def connected(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Responder]) -> Iterator[Connection]:
     """A connection to a hub that answers some routes as a test says."""
     with hostile_hub(routes) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -72,7 +72,7 @@ def refusals(
 ) -> Iterator[tuple[object, str]]:
     """Each answer with the message of the one error that it ends in; none where it ends in none."""
     body: object = None
-    with connected(monkeypatch, {route: lambda request: request.say(body)}) as connection:
+    with connected(monkeypatch, {route: lambda request: request.send(body)}) as connection:
         for body in bodies:
             try:
                 ask(connection)
@@ -118,16 +118,16 @@ def test_push_takes_the_names_of_other_disks_and_no_more(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("commit", ["abc", "abc/../../x" + "a" * 29, 5, None, "abc" + "A" * 37])
 def test_pull_refuses_a_commit_that_cant_be(monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
     item = {"id": commit, "title": "", "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
-    routes: dict[str, Answer] = {
-        COMMITS_ROUTE: lambda request: request.say([item]),
-        API: lambda request: request.say({}, 404, x_error_code="RevisionNotFound"),
+    routes: dict[str, Responder] = {
+        COMMITS_ROUTE: lambda request: request.send([item]),
+        API: lambda request: request.send({}, 404, x_error_code="RevisionNotFound"),
     }
     with connected(monkeypatch, routes) as connection, pytest.raises(MlxkError, match="makes no sense"):
         repos.find(connection, REPO, "abc")
 
 
 def test_nothing_is_written(hub_client: Client) -> None:
-    with hostile_hub({TREE_ROUTE: lambda request: request.say([ENTRY, ENTRY | {"path": "b", "size": None}])}) as hub:
+    with hostile_hub({TREE_ROUTE: lambda request: request.send([ENTRY, ENTRY | {"path": "b", "size": None}])}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert outcome.json["error"]["type"] == "download_failed"
     assert "'b' has no possible size: None" in outcome.json["error"]["message"]
@@ -164,6 +164,6 @@ def test_an_error_says_why_the_hub_is_not_reached(pusher: Pusher, address: str, 
 
 
 def test_an_error_has_the_words_of_the_hub(hub_client: Client) -> None:
-    with hostile_hub({API: lambda request: request.say({"error": "closed for today"}, 418)}) as hub:
+    with hostile_hub({API: lambda request: request.send({"error": "closed for today"}, 418)}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert "The hub failed with 418 for org/model: closed for today." in outcome.json["error"]["message"]

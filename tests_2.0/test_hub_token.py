@@ -18,9 +18,9 @@ from support.hub.hostile import (
     INFO_ROUTE,
     REPO,
     TREE_ROUTE,
-    Answer,
     Handler,
     HostileHub,
+    Responder,
     hostile_hub,
 )
 from support.pushing import Pusher
@@ -33,9 +33,9 @@ TOKEN = "hf_secret"
 @pytest.fixture
 def other() -> Iterator[HostileHub]:
     """Another origin, which answers whatever it is asked as a hub would."""
-    ok: dict[str, Answer] = {part: lambda request: request.say({}) for part in ("/upload", "/verify")}
+    ok: dict[str, Responder] = {part: lambda request: request.send({}) for part in ("/upload", "/verify")}
     # Xet repeats its question for minutes when the answer has no sense.
-    with hostile_hub(ok | {"/xet-read-token/": lambda request: request.say({}, 404)}) as hub:
+    with hostile_hub(ok | {"/xet-read-token/": lambda request: request.send({}, 404)}) as hub:
         yield hub
 
 
@@ -51,7 +51,7 @@ def to(other: HostileHub, status: int) -> Callable[[Handler], None]:
     def answer(request: Handler) -> None:
         link = f'<{other.url}{request.path}>; rel="next"'
         headers = {"set_cookie": "session=1", "link": link, "location": other.url + request.path}
-        request.say([] if TREE_ROUTE in request.path else {}, status, **headers)
+        request.send([] if TREE_ROUTE in request.path else {}, status, **headers)
 
     return answer
 
@@ -95,20 +95,20 @@ def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHu
     def batch(request: Handler) -> None:
         [asked] = json.loads(request.body)["objects"]
         actions = {"upload": {"href": f"{other.url}/upload"}, "verify": {"href": f"{other.url}/verify"}}
-        request.say({"transfer": "basic", "objects": [asked | {"actions": actions}]})
+        request.send({"transfer": "basic", "objects": [asked | {"actions": actions}]})
 
     def preupload(request: Handler) -> None:
         modes = {"config.json": "regular", "model.safetensors": "lfs"}
         paths = [file["path"] for file in json.loads(request.body)["files"]]
-        request.say({"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]})
+        request.send({"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]})
 
     def commit(request: Handler) -> None:
         url = f"http://{request.headers['host']}/{REPO}/commit/{'b' * 40}"
-        request.say({"commitOid": "b" * 40, "commitUrl": url})
+        request.send({"commitOid": "b" * 40, "commitUrl": url})
 
-    routes: dict[str, Answer] = {
-        TREE_ROUTE: lambda request: request.say([]),
-        "/xet-write-token/": lambda request: request.say({}, 404),
+    routes: dict[str, Responder] = {
+        TREE_ROUTE: lambda request: request.send([]),
+        "/xet-write-token/": lambda request: request.send({}, 404),
         "/preupload/": preupload,
         "/info/lfs/objects/batch": batch,
         "/commit/": commit,
@@ -129,11 +129,11 @@ def test_no_other_origin_gets_it_over_xet(hub_client: Client, other: HostileHub)
 
     The first to ask is the library, the second the client of Xet, which is another program's.
     """
-    answers = iter([lambda request: request.say({}, **xet_token(other.url, 1))])
+    answers = iter([lambda request: request.send({}, **xet_token(other.url, 1))])
     elsewhere = to(other, 302)
     lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
-    routes: dict[str, Answer] = {
-        TREE_ROUTE: lambda request: request.say([ENTRY | lfs]),
+    routes: dict[str, Responder] = {
+        TREE_ROUTE: lambda request: request.send([ENTRY | lfs]),
         "/xet-read-token/": lambda request: next(answers, elsewhere)(request),
     }
     with hostile_hub(routes) as hub:
@@ -147,9 +147,9 @@ def test_no_hub_chooses_a_folder_for_the_store_of_xet(hub_client: Client, tmp_pa
     """The Xet client makes a folder for a store that is one of this machine."""
     chosen = tmp_path / "chosen"
     lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
-    routes: dict[str, Answer] = {
-        TREE_ROUTE: lambda request: request.say([ENTRY | lfs]),
-        "/xet-read-token/": lambda request: request.say({}, **xet_token(f"local://{chosen}", 1 << 40)),
+    routes: dict[str, Responder] = {
+        TREE_ROUTE: lambda request: request.send([ENTRY | lfs]),
+        "/xet-read-token/": lambda request: request.send({}, **xet_token(f"local://{chosen}", 1 << 40)),
     }
     with hostile_hub(routes) as hub:
         # An address of this machine that does not look like one.

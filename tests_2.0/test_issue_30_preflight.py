@@ -91,8 +91,8 @@ def test_the_token_goes_to_no_other_host_and_into_no_output(hub_server: HubServe
     outcome = hub_client.run("pull", MODEL, "--json", HF_TOKEN=token)
     assert outcome.code == 0
     assert hub_server.log.count("GET", origin="cdn") >= 2
-    assert {request.token for request in hub_server.log.of(origin="cdn")} == {None}
-    assert {request.token for request in hub_server.log.of(origin="hub")} == {token}
+    assert {request.token for request in hub_server.log.find(origin="cdn")} == {None}
+    assert {request.token for request in hub_server.log.find(origin="hub")} == {token}
     assert token not in outcome.out + outcome.err
 
 
@@ -119,5 +119,5 @@ def test_nothing_unasked_is_sent(hub_server: HubServer, hub_client: Client) -> N
     hub_server.add(MODEL, chat_model())
     assert hub_client.run("pull", MODEL, AI_AGENT="something").code == 0
     known = (f"/api/models/{MODEL}", f"/{MODEL}/resolve/")
-    assert all(request.path.startswith(known) for request in hub_server.log.of(origin="hub"))
+    assert all(request.path.startswith(known) for request in hub_server.log.find(origin="hub"))
     assert all("agent/" not in request.headers["user-agent"] for request in hub_server.log.requests)

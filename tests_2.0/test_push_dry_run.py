@@ -39,7 +39,7 @@ def test_a_push_does_what_the_dry_run_said(pusher: Pusher) -> None:
     changed(pusher)
     planned = pusher.data("--dry-run")["dry_run_summary"]
     assert pusher.data("--private")["change_summary"] == planned
-    assert pusher.on_hub() == pusher.here()
+    assert pusher.remote_files() == pusher.local_files()
     again = pusher.data("--dry-run")
     assert (again["dry_run_summary"], again["no_changes"]) == ({"added": 0, "modified": 0, "deleted": 0}, True)
 
@@ -124,7 +124,7 @@ def test_what_only_the_hub_can_compare_is_left_to_it(pusher: Pusher) -> None:
     pusher.write({"a": b"2"})
     data = pusher.data("--private")
     assert (data["no_changes"], data["uploaded_files_count"]) == (False, None)
-    assert pusher.on_hub() == pusher.here()
+    assert pusher.remote_files() == pusher.local_files()
 
 
 def test_a_listing_of_many_pages(pusher: Pusher) -> None:
@@ -139,7 +139,7 @@ def test_nothing_to_push(pusher: Pusher) -> None:
     pusher.write({"uv.lock": b"stays at home"})
     for words in (("--dry-run",), ("--private",)):
         assert pusher.error(*words)["type"] == "push_operation_failed"
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
 
 
 def test_a_file_is_read_only_where_its_content_matters(pusher: Pusher) -> None:

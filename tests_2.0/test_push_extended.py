@@ -43,7 +43,7 @@ def test_push_to_a_new_branch_begins_where_main_is(pusher: Pusher) -> None:
     data = pusher.data("--private", "--create", "--branch", "dev")
     assert data["change_summary"] == {"added": 1, "modified": 0, "deleted": 1}
     assert pusher.repo.commits[pusher.repo.branches["dev"]].parent == head == pusher.repo.branches["main"]
-    assert pusher.on_hub("dev") == pusher.here()
+    assert pusher.remote_files("dev") == pusher.local_files()
 
 
 def test_push_to_a_missing_branch_is_tried_and_refused_by_the_hub(pusher: Pusher) -> None:
@@ -60,7 +60,7 @@ def test_push_creates_repo_and_branch(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     data = pusher.data("--private", "--create", "--branch", "dev")
     assert (data["created_repo"], pusher.repo.private) == (True, True)
-    assert (pusher.on_hub("dev"), pusher.on_hub()) == ({"a": b"1"}, {})
+    assert (pusher.remote_files("dev"), pusher.remote_files()) == ({"a": b"1"}, {})
 
 
 @pytest.mark.parametrize("part", ["/preupload/dev", "/commit/dev"])
@@ -74,7 +74,7 @@ def test_push_retry_creates_branch_on_upload_revision_error(
     pusher.write({"a": b"2"})
     pusher.server.faults.add(Fault(part, "POST", status=answer[0], headers=answer[1]))
     data = pusher.data("--private", "--create", "--branch", "dev")
-    assert (data["change_summary"]["modified"], pusher.on_hub("dev")) == (1, {"a": b"2"})
+    assert (data["change_summary"]["modified"], pusher.remote_files("dev")) == (1, {"a": b"2"})
     assert pusher.server.log.count("POST", "/branch/dev") == 2
     assert pusher.server.log.count("POST", part) == 2
 
@@ -105,7 +105,7 @@ def test_hfignore_is_merged_with_the_defaults_and_forwarded(pusher: Pusher) -> N
     pusher.add({})
     pusher.write(keep | stay)
     data = pusher.data("--private")
-    assert pusher.on_hub() == keep
+    assert pusher.remote_files() == keep
     assert data["local_files_count"] == data["uploaded_files_count"] == len(keep)
     (forwarded,) = pusher.server.contents.ignore_rules
     assert (forwarded or "").splitlines() == [*DEFAULTS, *rules.decode().splitlines(), *ALWAYS]
@@ -115,7 +115,7 @@ def test_what_stays_at_home_is_left_alone_on_the_hub(pusher: Pusher) -> None:
     pusher.add({"notes.ipynb": b"1", "poetry.lock": b"2", "gone.txt": b"3"})
     pusher.write({"a": b"4", ".hfignore": b"*.ipynb"})
     assert pusher.data("--private")["change_summary"]["deleted"] == 1
-    assert pusher.on_hub() == {"notes.ipynb": b"1", "poetry.lock": b"2", "a": b"4", ".hfignore": b"*.ipynb"}
+    assert pusher.remote_files() == {"notes.ipynb": b"1", "poetry.lock": b"2", "a": b"4", ".hfignore": b"*.ipynb"}
 
 
 def test_the_attributes_of_the_hub_stay_unless_the_folder_has_its_own(pusher: Pusher) -> None:
@@ -172,7 +172,7 @@ def test_a_branch_that_moves_meanwhile_is_not_overwritten(pusher: Pusher) -> Non
     assert process.returncode == 1
     assert '"upload_failed"' in out
     assert "somebody else" in out
-    assert pusher.on_hub() == {"a": b"1", "theirs": b"3"}
+    assert pusher.remote_files() == {"a": b"1", "theirs": b"3"}
 
 
 def test_a_public_repo_is_named_as_one(pusher: Pusher) -> None:
@@ -187,7 +187,7 @@ def test_a_gated_repo_of_others_is_not_taken_for_a_missing_one(pusher: Pusher) -
     pusher.write({"a": b"2"})
     error = pusher.error("--private", "--create", HF_TOKEN=pusher.server.token("stranger"))
     assert error["type"] == "upload_failed"
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
 
 
 # ---------------------------------------------------------------------------------------------------------- other hubs
@@ -199,7 +199,7 @@ def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=status, times=9))
     push_data(pusher.spawn("--private", "--json"))
-    assert pusher.on_hub() == {"model.safetensors": weights()}
+    assert pusher.remote_files() == {"model.safetensors": weights()}
     assert pusher.server.log.count("PUT", "/upload/") == 1
 
 
@@ -221,7 +221,7 @@ def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=403, times=9))
     assert pusher.error("--private")["type"] == "upload_failed"
-    assert pusher.on_hub() == {}
+    assert pusher.remote_files() == {}
 
 
 def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Pusher) -> None:

@@ -17,7 +17,7 @@ FILES: dict[str, bytes] = {n: c for n, c in chat_model().items() if isinstance(c
 def test_a_new_repo(pusher: Pusher) -> None:
     pusher.write(FILES)
     data = pusher.data("--private", "--create")
-    assert pusher.on_hub() == FILES
+    assert pusher.remote_files() == FILES
     assert pusher.repo.private
     assert (data["repo_id"], data["branch"], data["created_repo"]) == (MODEL, "main", True)
     assert data["commit_sha"] == pusher.repo.branches["main"]
@@ -40,7 +40,7 @@ def test_it_is_one_commit_over_either_transport(pusher: Pusher, transport: str) 
     uploads = pusher.server.log.count("PUT", "/upload/")
     files = pusher.repo.commits[data["commit_sha"]].files.values()
     assert uploads == (0 if transport == "xet" else sum(blob.is_lfs for blob in files))
-    assert pusher.on_hub() == FILES | large
+    assert pusher.remote_files() == FILES | large
     assert data["change_summary"] == {"added": len(FILES | large) - 1, "modified": 1, "deleted": 1}
 
 
@@ -54,7 +54,7 @@ def test_nothing_has_changed(pusher: Pusher) -> None:
     assert data["message"].startswith("No files have been modified since last commit")
     assert data["hf_logs"] == [data["message"]]
     assert "change_summary" not in data
-    assert (pusher.repo.branches["main"], pusher.writes()) == (head, [])
+    assert (pusher.repo.branches["main"], pusher.write_requests()) == (head, [])
 
 
 def test_only_what_differs_is_uploaded(pusher: Pusher) -> None:
@@ -62,8 +62,8 @@ def test_only_what_differs_is_uploaded(pusher: Pusher) -> None:
     pusher.add(FILES | {"other.safetensors": large})
     pusher.write(FILES | {"other.safetensors": large, "config.json": b'{"changed": true}'})
     assert pusher.data("--private")["change_summary"] == {"added": 0, "modified": 1, "deleted": 0}
-    assert [request.path.rpartition("/")[2] for request in pusher.writes()] == ["main"]
-    assert pusher.on_hub() == pusher.here()
+    assert [request.path.rpartition("/")[2] for request in pusher.write_requests()] == ["main"]
+    assert pusher.remote_files() == pusher.local_files()
 
 
 def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> None:
@@ -72,7 +72,7 @@ def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> N
     pusher.write({"model.safetensors": new})
     data = push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
     assert (data["change_summary"]["modified"], data["hf_logs"]) == (1, [])
-    assert pusher.on_hub() == {"model.safetensors": new}
+    assert pusher.remote_files() == {"model.safetensors": new}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_another_branch(pusher: Pusher) -> None:
     pusher.write({"b": b"3"})
     data = pusher.data("--private", "--branch", "dev/x")
     assert (data["branch"], data["change_summary"]["deleted"]) == ("dev/x", 1)
-    assert (pusher.on_hub("dev/x"), pusher.on_hub()) == ({"b": b"3"}, {"a": b"1"})
+    assert (pusher.remote_files("dev/x"), pusher.remote_files()) == ({"b": b"3"}, {"a": b"1"})
 
 
 def test_all_kinds_of_names(pusher: Pusher) -> None:
@@ -99,7 +99,7 @@ def test_all_kinds_of_names(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write(files)
     pusher.data("--private")
-    assert pusher.on_hub() == files
+    assert pusher.remote_files() == files
     assert pusher.data("--private")["no_changes"]
 
 
@@ -107,15 +107,15 @@ def test_a_folder_in_the_place_of_a_file_and_the_other_way_round(pusher: Pusher)
     pusher.add({"a": b"1", "b/c": b"2"})
     pusher.write({"a/b": b"3", "b": b"4"})
     pusher.data("--private")
-    assert pusher.on_hub() == {"a/b": b"3", "b": b"4"}
+    assert pusher.remote_files() == {"a/b": b"3", "b": b"4"}
 
 
 def test_the_token_goes_to_the_hub_alone(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write(FILES)
     push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
-    assert {request.token for request in pusher.server.log.of(origin="hub")} == {pusher.token}
-    assert {request.token for request in pusher.server.log.of(origin="cdn")} == {None}
+    assert {request.token for request in pusher.server.log.find(origin="hub")} == {pusher.token}
+    assert {request.token for request in pusher.server.log.find(origin="cdn")} == {None}
 
 
 # ------------------------------------------------------------------------------------------------ nothing from outside
@@ -130,7 +130,7 @@ def test_what_a_link_brings_in_from_outside_is_never_uploaded(pusher: Pusher) ->
         error = pusher.error(*words)
         assert error["type"] == "push_operation_failed"
         assert "x.txt is a link that leads outside the folder" in error["message"]
-    assert (pusher.on_hub(), pusher.writes()) == ({"a": b"1"}, [])
+    assert (pusher.remote_files(), pusher.write_requests()) == ({"a": b"1"}, [])
 
 
 def test_a_pipe_is_not_waited_for(pusher: Pusher) -> None:
@@ -159,7 +159,7 @@ def test_links_inside_the_folder_are_uploaded_as_files(pusher: Pusher) -> None:
     pusher.write({"real": b"1"})
     (pusher.folder / "link").symlink_to("real")
     pusher.data("--private")
-    assert pusher.on_hub() == {"real": b"1", "link": b"1"}
+    assert pusher.remote_files() == {"real": b"1", "link": b"1"}
 
 
 def test_the_folder_itself_may_be_a_link(pusher: Pusher) -> None:
@@ -169,7 +169,7 @@ def test_the_folder_itself_may_be_a_link(pusher: Pusher) -> None:
     pusher.folder.rename(real)
     pusher.folder.symlink_to(real)
     pusher.data("--private")
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
 
 
 # --------------------------------------------------------------------------------------------------------------- people
@@ -200,5 +200,5 @@ def test_an_upload_that_is_refused_changes_nothing(pusher: Pusher) -> None:
     pusher.server.faults.add(Fault("/upload/", "PUT", status=403))
     outcome = pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1")
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "upload_failed")
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
     assert Path(pusher.folder / "model.safetensors").is_file()

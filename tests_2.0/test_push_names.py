@@ -52,7 +52,7 @@ def test_a_name_that_pull_refuses_is_not_pushed(pusher: Pusher, name: str, probl
         error = pusher.error(*words)
         assert (error["type"], problem in error["message"]) == ("push_operation_failed", True)
         assert "Rename" in error["hint"]
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
     # And `pull` refuses it, for the same reason.
     pusher.server.add("org/other", MODEL_FILES | {name: b"x"})
     error = pull_error(pusher.client, "org/other")
@@ -78,14 +78,14 @@ def test_names_that_are_one_to_some_disks_are_not_pushed(
     [(code, message, found)] = anomalies(pusher)
     assert (code, found, problem in message) == ("unusable_file", path, True)
     assert problem in pusher.error("--private")["message"]
-    assert pusher.on_hub() == {"a": b"1"}
+    assert pusher.remote_files() == {"a": b"1"}
 
 
 def test_one_of_two_such_names_may_stay_at_home(pusher: Pusher) -> None:
     pusher.add({}, private=True)
     pusher.write({"README.md": b"x", "readme.md": b"y", ".hfignore": b"/readme.md\n"})
     pusher.data("--private")
-    assert sorted(pusher.on_hub()) == [".hfignore", "README.md"]
+    assert sorted(pusher.remote_files()) == [".hfignore", "README.md"]
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ def test_unusual_names_are_pushed(pusher: Pusher, name: str) -> None:
     pusher.write(MODEL_FILES | {name: b"x"})
     assert anomalies(pusher) == []
     pusher.data("--private", "--create")
-    assert name in pusher.on_hub()
+    assert name in pusher.remote_files()
     assert pusher.client.run("pull", MODEL, HF_TOKEN=pusher.token).code == 0

@@ -49,7 +49,7 @@ def test_secrets_are_left_out_and_named(pusher: Pusher) -> None:
     planned, pushed = pusher.data("--dry-run"), pusher.data("--private", "--create")
     assert planned["secrets_left_out"] == pushed["secrets_left_out"] == sorted(found)
     assert sorted(planned["added_files"]) == sorted(WHOLE)
-    assert pusher.on_hub().keys() | {".gitattributes"} == WHOLE.keys()
+    assert pusher.remote_files().keys() | {".gitattributes"} == WHOLE.keys()
     assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
 
 
@@ -79,7 +79,7 @@ def test_links_to_secrets_are_left_out_and_named(pusher: Pusher) -> None:
     pusher.add({"notes.txt": b"old"})
     data = pusher.data("--private")
     assert (data["secrets_left_out"], data["secrets_on_hub"]) == (sorted([*found, *LINKS]), ["notes.txt"])
-    assert pusher.on_hub().keys() | {".gitattributes"} == WHOLE.keys() | {".hfignore", "door.txt", "notes.txt"}
+    assert pusher.remote_files().keys() | {".gitattributes"} == WHOLE.keys() | {".hfignore", "door.txt", "notes.txt"}
     assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
 
 
@@ -89,7 +89,7 @@ def test_a_link_to_a_secret_is_pushed_where_the_user_says_so(pusher: Pusher, lin
     (pusher.folder / "notes.txt").symlink_to(".netrc")
     pusher.add({})
     pusher.data("--private")
-    assert pusher.on_hub()["notes.txt"] == b"hush"
+    assert pusher.remote_files()["notes.txt"] == b"hush"
 
 
 def test_credentials_of_the_hub_are_said_nowhere(pusher: Pusher) -> None:
@@ -112,7 +112,7 @@ def test_people_read_it_as_a_warning(pusher: Pusher) -> None:
     )
     (pusher.folder / ".hfignore").write_text("!.netrc\n!.ssh/config\n")
     assert pusher.run("--private").err == ""
-    assert {".netrc", ".ssh/config"} <= pusher.on_hub().keys()
+    assert {".netrc", ".ssh/config"} <= pusher.remote_files().keys()
 
 
 def test_other_files_are_no_secrets(pusher: Pusher) -> None:
@@ -121,7 +121,7 @@ def test_other_files_are_no_secrets(pusher: Pusher) -> None:
     assert left_out(pusher) == []
     pusher.add({})
     pusher.data("--private")
-    assert pusher.on_hub().keys() | {".gitattributes"} == files.keys()
+    assert pusher.remote_files().keys() | {".gitattributes"} == files.keys()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_an_exclamation_mark_pushes_them_all_the_same(pusher: Pusher, lines: str
     pusher.add({})
     pusher.write({"a": b"1", ".hfignore": lines.encode()} | dict.fromkeys(secrets, b"x"))
     data = pusher.data("--private")
-    assert pusher.on_hub().keys() - {"a", ".hfignore"} == pushed
+    assert pusher.remote_files().keys() - {"a", ".hfignore"} == pushed
     assert not pushed & set(data["secrets_left_out"])
 
 
@@ -166,7 +166,7 @@ def test_a_secret_that_is_on_the_hub_stays_and_is_named(pusher: Pusher, is_here:
         assert data["secrets_on_hub"] == [".aws/config", ".netrc"]
         assert data["change_summary"] == {"added": 0, "modified": 1, "deleted": 1}
         assert (".netrc" in data.get("secrets_left_out", [])) is is_here
-    assert pusher.on_hub() == {"a": b"3", ".netrc": b"old", ".aws/config": b"old"}
+    assert pusher.remote_files() == {"a": b"3", ".netrc": b"old", ".aws/config": b"old"}
     warning = (
         "Warning: Left on the hub, where others may read them, though they look like secrets: .aws/config, .netrc."
     )
@@ -179,7 +179,7 @@ def test_a_secret_that_was_taken_back_in_is_a_file_like_any_other(pusher: Pusher
     pusher.write({"a": b"1", ".hfignore": b"!.netrc\n"})
     assert pusher.data("--dry-run")["deleted_files"] == [".netrc"]
     assert "secrets_on_hub" not in pusher.data("--private")
-    assert ".netrc" not in pusher.on_hub()
+    assert ".netrc" not in pusher.remote_files()
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ with Directory.at(sys.argv[1]) as below, scratch.create(sys.argv[2], below) as m
 
 
 @pytest.fixture
-def working(hub_client: Client) -> Iterator[Callable[..., Path]]:
-    """Starts processes that work in a scratch folder until the test ends."""
+def working(hub_client: Client) -> Iterator[Callable[[Path, str, str], Path]]:
+    """Yield a function that starts a process in a scratch folder, until the test ends."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(folder: Path, prefix: str, flock: str) -> Path:
@@ -93,7 +93,7 @@ def working(hub_client: Client) -> Iterator[Callable[..., Path]]:
 
 @pytest.mark.parametrize("flock", LOCKLESS)
 def test_a_living_process_keeps_its_folder(
-    hub_client: Client, cache: CacheDir, working: Callable[..., Path], flock: str
+    hub_client: Client, cache: CacheDir, working: Callable[[Path, str, str], Path], flock: str
 ) -> None:
     living = working(cache.path, ".trash-model-", flock)
     data_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")

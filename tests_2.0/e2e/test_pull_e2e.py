@@ -56,7 +56,7 @@ def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -
 
 def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
     """Each file went on from where the last attempt stopped; `reached` is where, and is brought up to date."""
-    for request in server.log.of("GET", "/objects/"):
+    for request in server.log.find("GET", "/objects/"):
         assert request.start >= reached.get(request.path, 0) - LOST_BYTES
         reached[request.path] = request.start + request.sent
 
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_clie
     assert list_models(hub_client) == []
     hub_server.log.clear()
     assert hub_client.run("pull", MODEL).code == 0
-    assert hub_server.log.of("GET", "/objects/")[0].start >= MIB
+    assert hub_server.log.find("GET", "/objects/")[0].start >= MIB
     assert_healthy(hub_client, commit)
 
 
@@ -171,7 +171,7 @@ def test_whatever_an_earlier_attempt_left(
     assert hub_client.run("pull", MODEL).code == 0
     assert_healthy(hub_client, commit)
     if not is_xet:
-        asked = [request.start for request in hub_server.log.of("GET", f"/objects/{partial.stem}")]
+        asked = [request.start for request in hub_server.log.find("GET", f"/objects/{partial.stem}")]
         assert asked[-1:] == ([] if start is None else [start])
 
 

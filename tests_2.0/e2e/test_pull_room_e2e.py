@@ -74,7 +74,7 @@ def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Clien
     filler.unlink()
     hub_server.log.clear()
     assert hub_client.run("pull", MODEL, **cache).code == 0
-    assert any(request.start for request in hub_server.log.of("GET", "/objects/"))
+    assert any(request.start for request in hub_server.log.find("GET", "/objects/"))
 
 
 def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> None:

@@ -64,12 +64,12 @@ def test_a_killed_push_leaves_the_old_commit_or_the_whole_new_one(
     process.kill()
     process.communicate()
     time.sleep(0.2)
-    assert pusher.on_hub() in (OLD, new)
+    assert pusher.remote_files() in (OLD, new)
     pusher.server.faults.clear()
     commits = len(pusher.repo.commits)
-    was_done = pusher.on_hub() == new
+    was_done = pusher.remote_files() == new
     data = pusher.data("--private")
-    assert (data["no_changes"], pusher.on_hub()) == (was_done, new)
+    assert (data["no_changes"], pusher.remote_files()) == (was_done, new)
     assert len(pusher.repo.commits) == commits + (not was_done)
 
 
@@ -87,7 +87,7 @@ def test_ctrl_c_ends_it_and_nothing_has_changed(
     assert (process.returncode, err) == (130, "")
     assert_push_document(json.loads(out), "error")
     assert '"interrupted"' in out
-    assert pusher.on_hub() == OLD
+    assert pusher.remote_files() == OLD
 
 
 @pytest.mark.parametrize("settings", [PLAIN_HTTP, {}], ids=["http", "xet"])
@@ -101,13 +101,13 @@ def test_a_file_that_vanishes_meanwhile(pusher: Pusher, new: dict[str, bytes], s
     assert (process.returncode, err) == (1, "")
     assert_push_document(json.loads(out), "error")
     assert str(pusher.beside) not in out
-    assert pusher.on_hub() == OLD
+    assert pusher.remote_files() == OLD
 
 
 def test_an_answer_that_is_lost_can_be_asked_for_again(pusher: Pusher, new: dict[str, bytes]) -> None:
     pusher.server.faults.add(Fault("/commit/", "POST", cut_after=1))
     assert pusher.error("--private")["type"] == "upload_failed"
-    assert pusher.on_hub() == new
+    assert pusher.remote_files() == new
     assert pusher.data("--private")["no_changes"]
 
 
@@ -121,9 +121,9 @@ def test_a_hub_that_dies_in_the_middle(pusher: Pusher, new: dict[str, bytes]) ->
     assert '"upload_failed"' in out
     pusher.server.start()
     pusher.server.faults.clear()
-    assert pusher.on_hub() == OLD
+    assert pusher.remote_files() == OLD
     push_data(pusher.spawn("--private", "--json"))
-    assert pusher.on_hub() == new
+    assert pusher.remote_files() == new
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_faults_of_the_hub(pusher: Pusher, fault: Fault, type: str) -> None:
     error = pusher.error("--private")
     assert error["type"] == type
     assert error["message"]
-    assert pusher.on_hub() == OLD
+    assert pusher.remote_files() == OLD
 
 
 def test_a_dry_run_meets_the_same_faults(pusher: Pusher) -> None:
@@ -169,4 +169,4 @@ def test_two_pushes_at_once_do_not_mix(pusher: Pusher, new: dict[str, bytes]) ->
     # The second is refused, or comes so late that nothing is left to be done.
     assert codes in ([0, 1], [0, 0])
     assert sum('"no_changes": false' in out for out in outs) == 1
-    assert pusher.on_hub() == new
+    assert pusher.remote_files() == new

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NotRequired, Protocol, Union, get_args, get_origin, get_type_hints
 
 from jsonschema import Draft202012Validator
 
@@ -41,7 +41,19 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
-def data_of(result: Any, command: str, *, code: int = 0) -> Any:
+class Ended(Protocol):
+    """The outcome of a run of the program, in this process or in another one."""
+
+    @property
+    def code(self) -> int:
+        """Return the exit code."""
+
+    @property
+    def json(self) -> Any:
+        """Return the one JSON document on stdout."""
+
+
+def data_of(result: Ended, command: str, *, code: int = 0) -> Any:
     """Return the data of a result's envelope, after a check of the envelope against this and the previous API."""
     assert result.code == code, result
     document = result.json
@@ -50,7 +62,7 @@ def data_of(result: Any, command: str, *, code: int = 0) -> Any:
     return document["data"]
 
 
-def error_of(result: Any, command: str, *, code: int = 1) -> Any:
+def error_of(result: Ended, command: str, *, code: int = 1) -> Any:
     """Return the error of a result's envelope, with the envelope's data as `data`."""
     data = data_of(result, command, code=code)
     return {**result.json["error"], "data": data}

@@ -85,7 +85,7 @@ def deep_health(client: Client, name: str = MODEL) -> str:
 
 def requested_files(server: HubServer) -> set[str]:
     """Return the names of the files that were requested."""
-    return {request.path.rpartition("/")[2] for request in server.log.of("GET", "/resolve/")}
+    return {request.path.rpartition("/")[2] for request in server.log.find("GET", "/resolve/")}
 
 
 def read_files(folder: Path) -> dict[str, str]:

@@ -72,7 +72,7 @@ class Pusher:
         """Run the program as a separate process."""
         process = self.start(*words, **settings)
         out, err = process.communicate(timeout=WAIT_SECONDS)
-        return self._checked(Outcome(process.returncode, out, err))
+        return self._without_secrets(Outcome(process.returncode, out, err))
 
     def run(self, *words: str, **settings: str) -> Outcome:
         """Run the program in this process."""
@@ -82,12 +82,12 @@ class Pusher:
             for name, value in self._environment(settings).items():
                 patch.setenv(name, value)
             code = main(("push", FOLDER, MODEL, *words))
-        return self._checked(Outcome(code, *self._capsys.readouterr()))
+        return self._without_secrets(Outcome(code, *self._capsys.readouterr()))
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         return {**self.client.environment, "HF_TOKEN": self.token, **settings}
 
-    def _checked(self, outcome: Outcome) -> Outcome:
+    def _without_secrets(self, outcome: Outcome) -> Outcome:
         """Return the outcome; fail if it contains the token or an absolute path."""
         for secret in (self.token, str(self.beside)):
             assert secret not in outcome.out + outcome.err
@@ -106,18 +106,18 @@ class Pusher:
         """Return the repo on the hub."""
         return self.server.contents.repos[MODEL]
 
-    def on_hub(self, branch: str = "main") -> dict[str, bytes]:
+    def remote_files(self, branch: str = "main") -> dict[str, bytes]:
         """Return the files of a branch, without the one that the hub creates."""
         commit = self.repo.find(branch)
         assert commit is not None
         return {name: blob.data for name, blob in commit.files.items() if name != ".gitattributes"}
 
-    def here(self) -> dict[str, bytes]:
+    def local_files(self) -> dict[str, bytes]:
         """Return the files of the folder."""
         paths = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
-    def writes(self) -> list[Request]:
+    def write_requests(self) -> list[Request]:
         """Return the requests that could change something on the hub."""
         harmless = ("validate-yaml", "preupload")
         found = [request for request in self.server.log.requests if request.method not in ("GET", "HEAD")]

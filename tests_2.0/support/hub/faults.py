@@ -87,7 +87,7 @@ class Gate:
             return
         await asyncio.sleep(fault.after)
         if fault.status:
-            await _answer(send, request, fault)
+            await _respond(send, request, fault)
             return
         try:
             await self._app(scope, receive, Body(send, request, fault).send)
@@ -104,7 +104,7 @@ class Gate:
         return request
 
 
-async def _answer(send: Send, request: Request, fault: Fault) -> None:
+async def _respond(send: Send, request: Request, fault: Fault) -> None:
     request.status = fault.status
     headers = [(name.lower().encode(), value.encode()) for name, value in fault.headers.items()]
     headers.append((b"content-length", b"0"))
@@ -138,7 +138,7 @@ class Body:
         return str(int(length) + self._fault.extra).encode() if has_body else length
 
     async def _body(self, message: Message) -> None:
-        pieces = list(self._pieces(self._spoilt(message.get("body", b""))))
+        pieces = list(self._pieces(self._corrupt(message.get("body", b""))))
         for number, piece in enumerate(pieces, 1):
             is_last = number == len(pieces) and not message.get("more_body")
             await self._send({"type": "http.response.body", "body": piece, "more_body": not is_last})
@@ -148,7 +148,7 @@ class Body:
             if self._fault.cut_after is not None and self._request.sent >= self._fault.cut_after:
                 raise Cut
 
-    def _spoilt(self, body: bytes) -> bytes:
+    def _corrupt(self, body: bytes) -> bytes:
         fault = self._fault
         if fault.flip and body:
             middle = len(body) // 2

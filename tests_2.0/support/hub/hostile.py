@@ -22,27 +22,27 @@ INFO_ROUTE, TREE_ROUTE, FILE_ROUTE = "/revision/", "/tree/", "/resolve/"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; `say` sends its response."""
+    """One request; `send` sends its response."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms
     body = b""
 
-    def say(self, body: bytes | str | object, status: int = 200, **headers: str) -> None:
+    def send(self, body: bytes | str | object, status: int = 200, **headers: str) -> None:
         """Send a text, or any other value as JSON; an underscore in a header's name becomes a hyphen."""
         data = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.begin(status, **{"content_length": str(len(data))} | headers)
+        self.send_head(status, **{"content_length": str(len(data))} | headers)
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def begin(self, status: int = 200, **headers: str) -> None:
+    def send_head(self, status: int = 200, **headers: str) -> None:
         """Send the head of a response whose body the test sends itself."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
-    def drip(self, data: bytes, size: int, pause: float) -> None:
+    def send_slowly(self, data: bytes, size: int, pause: float) -> None:
         """Send bytes, `size` at a time, with a pause in seconds after each."""
         for start in range(0, len(data), size):
             self.wfile.write(data[start : start + size])
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         """Keep stderr empty."""
 
 
-Answer = Callable[[Handler], None]
+Responder = Callable[[Handler], None]
 
 
 class Seen(NamedTuple):
@@ -75,16 +75,16 @@ class HostileHub:
         return sum(part in seen.path for seen in self.seen)
 
 
-def _answer_well(request: Handler) -> None:
+def _respond_correctly(request: Handler) -> None:
     for part, body in ((TREE_ROUTE, [ENTRY]), (FILE_ROUTE, DATA), ("/api/models/", INFO)):
         if part in request.path:
-            request.say(body)
+            request.send(body)
             return
-    request.say({}, 404)
+    request.send({}, 404)
 
 
 @contextmanager
-def hostile_hub(routes: Mapping[str, Answer]) -> Iterator[HostileHub]:
+def hostile_hub(routes: Mapping[str, Responder]) -> Iterator[HostileHub]:
     """Serve a hub; a route responds to every request whose path contains it, and the first match counts."""
     hub: HostileHub
 
@@ -92,7 +92,7 @@ def hostile_hub(routes: Mapping[str, Answer]) -> Iterator[HostileHub]:
         def do_GET(self) -> None:
             self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
             hub.seen.append(Seen(self.path, self.headers.get("authorization"), self.headers.get("cookie")))
-            answer = next((answer for part, answer in routes.items() if part in self.path), _answer_well)
+            answer = next((answer for part, answer in routes.items() if part in self.path), _respond_correctly)
             try:
                 answer(self)
             except (ConnectionError, TimeoutError):

@@ -39,7 +39,7 @@ class Log:
 
     requests: list[Request] = field(default_factory=list)
 
-    def of(self, method: str = "", part: str = "", origin: str = "") -> list[Request]:
+    def find(self, method: str = "", part: str = "", origin: str = "") -> list[Request]:
         """Return the requests with this method, this part of a path and this origin (`hub` or `cdn`)."""
         return [
             r for r in self.requests
@@ -48,11 +48,11 @@ class Log:
 
     def count(self, method: str = "", part: str = "", origin: str = "") -> int:
         """Return the number of such requests."""
-        return len(self.of(method, part, origin))
+        return len(self.find(method, part, origin))
 
     def sent(self, part: str = "") -> int:
         """Return how many bytes of bodies were sent for paths that contain `part`."""
-        return sum(request.sent for request in self.of("GET", part))
+        return sum(request.sent for request in self.find("GET", part))
 
     def clear(self) -> None:
         """Forget all requests."""
