@@ -40,9 +40,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure() -> None:
     """Make Ctrl-C work in programs under test, and give property tests the time they need."""
-    # What a shell starts in the background is deaf to it, and so would be all programs under test.
+    # A shell starts background jobs with SIGINT ignored, and programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A machine that does other things too is no fault of the code.
+    # A busy machine is no fault of the code.
     settings.register_profile("patient", deadline=None)
     settings.load_profile("patient")
 

@@ -30,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 _KEY = {"Authorization": "Bearer secret"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 _PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
-# Status and code of every error that the page of the server tells of.
+# Status and code of every error on the page of the server.
 DOCUMENTED = re.findall(r"^\| (\d{3}) \| `(\w+)` \| .+ \| .+ \|$", _PAGE, re.MULTILINE)
 
 

@@ -87,6 +87,6 @@ class IgnoringCase(Operations):  # type: ignore[misc] # it ships no types
 
 
 if __name__ == "__main__":
-    # What the kernel remembered of a name would hide that another one means the same.
+    # A name in the kernel's cache would hide that another spelling means the same file.
     never = dict.fromkeys(("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout"), 0)
     FUSE(IgnoringCase(os.path.realpath(sys.argv[1])), sys.argv[2], foreground=True, nothreads=True, **never)

@@ -23,7 +23,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def _serve() -> None:
-    # All that a run would else import in its fork, every time anew.
+    # Otherwise every fork imports these again.
     import_module("mlxk2.cli.render")
     for package in _IMPORTED:
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):

@@ -1,4 +1,4 @@
-"""What can come of a request, told apart: an answer, a refusal in OpenAI's form, or a connection that was lost."""
+"""The outcomes of a request: an answer, a refusal in OpenAI's form, or a lost connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DONE = "[DONE]"
 
 @dataclass
 class Answer:
-    """The texts of an answer, by number; `usage` and `logprobs` as they were told, if they were."""
+    """The texts of an answer, by number, with `usage` and `logprobs` if the response has them."""
 
     texts: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -22,13 +22,13 @@ class Answer:
 
     @property
     def outcome(self) -> list[tuple[str, str]]:
-        """Text and reason of the end of each, which is what must be the same whenever it is asked for."""
+        """Return the text and the finish reason of each choice, which must be the same at every repetition."""
         return [(self.texts[number], self.reasons[number]) for number in sorted(self.texts)]
 
 
 @dataclass
 class Page:
-    """The answer to a GET."""
+    """The response to a GET."""
 
     status: int
     document: Any
@@ -36,7 +36,7 @@ class Page:
 
 @dataclass
 class Refusal:
-    """An error in OpenAI's form; `in_stream` if it came as an event, with the mark of the end after it."""
+    """An error in OpenAI's form; `in_stream` if it came as the last event of a stream."""
 
     status: int
     code: str | None
@@ -47,7 +47,7 @@ class Refusal:
 
 @dataclass
 class Lost:
-    """No whole answer: `how` is `refused`, `closed` before a byte of it, `cut` in the middle, or `late`."""
+    """An incomplete response: `how` is `refused`, `closed` before the first byte, `cut` in the middle, or `late`."""
 
     how: str
     detail: str
@@ -55,7 +55,7 @@ class Lost:
 
 @dataclass
 class Odd:
-    """An answer that is none of the documented kinds."""
+    """A response of no documented kind."""
 
     detail: str
 
@@ -64,7 +64,7 @@ Outcome = Answer | Page | Refusal | Lost | Odd
 
 
 def of_whole(document: JSON) -> Answer:
-    """The answer in a response that came in one piece."""
+    """Return the answer in a whole response."""
     answer = Answer(usage=document["usage"])
     for choice in document["choices"]:
         number = choice["index"]
@@ -75,7 +75,7 @@ def of_whole(document: JSON) -> Answer:
 
 
 def of_chunks(chunks: Iterable[JSON]) -> Answer:
-    """The answer in the chunks of a stream."""
+    """Return the answer in the chunks of a stream."""
     answer = Answer()
     for chunk in chunks:
         answer.usage = chunk.get("usage") or answer.usage
@@ -94,12 +94,12 @@ def _add(answer: Answer, choice: JSON) -> None:
 
 
 def _tokens_in(choice: JSON) -> int:
-    told = choice.get("logprobs") or {}
-    return len(told.get("content") or told.get("tokens") or [])
+    logprobs = choice.get("logprobs") or {}
+    return len(logprobs.get("content") or logprobs.get("tokens") or [])
 
 
 def of_events(text: str) -> Outcome:
-    """What a stream of server-sent events says, whole or not."""
+    """Return the outcome of a stream of server-sent events, whole or not."""
     events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     if not events or events.pop() != DONE:
         return Lost("cut", f"after {text[-300:]!r}")
@@ -111,7 +111,7 @@ def of_events(text: str) -> Outcome:
 
 
 def of_error(status: int, document: Any, *, retry_after: str | None = None, in_stream: bool = False) -> Outcome:
-    """The refusal in an error's body, if it is one as documented."""
+    """Return the refusal in the body of an error, or Odd if it is not as documented."""
     error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"} or not error["message"]:
         return Odd(f"status {status} with {str(document)[:500]}")

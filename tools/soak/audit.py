@@ -1,4 +1,4 @@
-"""What must be true at the end (nothing held, nothing left, the cache whole), and the report."""
+"""The checks at the end (nothing is held, nothing is left behind, the cache is whole), and the report."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from models import BULK, HOSTILE, TALE, WALK
 from programs import Programs
 from world import World
 
-# More than at the start: the threads for what takes long come into being as they are needed, so many at most; those of
-# prompts (12), of the catalog (4), and of asyncio.
+# More than at the start: threads for slow work are created when they are needed, at most those of prompts (12), of the
+# catalog (4), and of asyncio.
 _MAY_COME = {"files": 0, "threads": 16 + min(32, (os.cpu_count() or 1) + 4)}
-# What a hub folder has besides models when nobody is at work.
+# Entries of an idle cache that are not models.
 _ENTRIES = {".locks", "TEST_SENTINEL", "CACHEDIR.TAG"}
 _UNFINISHED = (".incomplete", ".partial", ".tmp")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured at the end; the most memory of the last life's warm-up and end in bytes."""
+    """The measurements at the end; `memory` is the peak of the last life's warm-up and of its end, in bytes."""
 
     memory: tuple[int, int] | None
     at_start: Held | None
@@ -34,14 +34,14 @@ class Findings:
 
 
 async def audit(world: World, judge: Judge, life: Life, librarian: Librarian, programs: Programs) -> Findings:
-    """Look at everything, end the server, and complain to the judge of what is not as it should be."""
+    """Check everything, end the server, and report every fault to the judge."""
     memory = settled(life.samples)
     at_end = await life.settle()
     _compare(judge, memory, life.at_start, at_end)
     await librarian.fill()
     await _check_cache(judge, programs)
     await life.stop()
-    # What was killed, and what it had started, ends a moment later.
+    # Killed processes and their children end a moment later.
     await asyncio.sleep(1)
     left = [*_left_in(world), *(f"process {pid}" for pid in world.processes())]
     if left:
@@ -77,7 +77,7 @@ _KINDS = ("asked", "right", "refused", "busy", "restart", "damaged", "command")
 
 
 def report(judge: Judge, life: Life, findings: Findings | None, *, seed: int, seconds: float) -> Iterator[str]:
-    """Yield the lines; the last one is the verdict."""
+    """Yield the lines of the report; the last one is the verdict."""
     yield f"Soak of {seconds:.0f} s with seed {seed}, {judge.timeline.now:.0f} s in all"
     for kind in _KINDS:
         found = {name.partition(": ")[2]: count for name, count in judge.counts.items() if name.startswith(f"{kind}:")}

@@ -25,7 +25,7 @@ Ask = Callable[[Question], Awaitable[Outcome]]
 
 
 class Channels:
-    """A client of the server at `url`, which keeps its connections."""
+    """A client of the server at `url` that keeps its connections."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -39,12 +39,12 @@ class Channels:
         )
 
     async def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         await self._http.aclose()
         await self._openai.close()
 
     def choose(self, question: Question, rng: Random) -> tuple[Question, Ask]:
-        """A way that suits the question, which may become one for a stream."""
+        """Return a random way that suits the question, and the question, perhaps as one for a stream."""
         if not isinstance(question.body, dict) or question.refusal:
             return question, self.plainly
         asked = question.as_stream if rng.random() < 0.5 else question
@@ -54,7 +54,7 @@ class Channels:
         return asked, self.officially if is_official else self.plainly
 
     async def plainly(self, question: Question) -> Outcome:
-        """Ask over HTTP, and see everything that comes back."""
+        """Ask over plain HTTP and return the outcome."""
         has_begun = False
         try:
             async with asyncio.timeout(PATIENCE), self._http.stream(**_request(question)) as response:
@@ -67,7 +67,7 @@ class Channels:
             return _lost(fault, has_begun)
 
     async def officially(self, question: Question) -> Outcome:
-        """Ask with OpenAI's client."""
+        """Ask with OpenAI's client and return the outcome."""
         chunks: list[JSON] = []
         try:
             async with asyncio.timeout(PATIENCE):
@@ -97,7 +97,7 @@ class Channels:
         return _whole_or_cut(chunks)
 
     async def slowly(self, question: Question) -> Outcome:
-        """Ask for a stream, and read it in small pieces with pauses."""
+        """Ask for a stream and read it in small pieces with pauses."""
         raw = b""
         try:
             async with asyncio.timeout(PATIENCE):
@@ -117,7 +117,7 @@ class Channels:
 
 
 async def connection(url: str, *, small: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection of our own to the server; a `small` one can't take much that is not read."""
+    """Open a connection to the server; a `small` one has small buffers, so unread bytes soon block the server."""
     sock = socket.socket()
     if small:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -132,7 +132,7 @@ async def connection(url: str, *, small: bool = False) -> tuple[asyncio.StreamRe
 
 
 def request_bytes(question: Question) -> bytes:
-    """The request as it goes over the wire, on a connection that is for it alone."""
+    """Return the bytes of a request on a connection that serves only this request."""
     body = json.dumps(question.body).encode()
     head = (
         f"POST {question.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
@@ -176,7 +176,7 @@ def _read_raw(raw: bytes) -> Outcome:
 
 
 def _joined(body: bytes) -> bytes:
-    """The chunks of a body, put together as far as they have come."""
+    """Return the chunks of a body, joined as far as they have arrived."""
     pieces = []
     while body:
         size, _, body = body.partition(b"\r\n")
@@ -210,7 +210,7 @@ Vanish = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes, Random], A
 
 
 async def be_rude(url: str, question: Question, rng: Random) -> str | None:
-    """Ask and vanish; where, or None if the server could not be reached or does not let go."""
+    """Ask and vanish; return at which point, or None if the server was not reached or keeps the connection."""
     place, vanish = rng.choice(list(_PLACES.items()))
     manner, leave = rng.choice(list(_FAREWELLS.items()))
     try:

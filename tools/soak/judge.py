@@ -1,4 +1,4 @@
-"""What is right, what is a clean error that was to be expected at that time, and what is neither."""
+"""The judgement: right, a clean error that was to be expected at that time, or a fault of the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from answers import Answer, Lost, Odd, Outcome, Page, Refusal
 from questions import Question
 
-# The times in which the server is being ended and started again.
+# The times of restarts.
 RESTART = "restart"
 _MISSING = {(404, "model_not_found"), (400, "model_unhealthy")}
 # In a stream that began before its model went away.
@@ -24,7 +24,7 @@ Span = tuple[float, float]
 
 @dataclass
 class Timeline:
-    """What was out of order when, in seconds since the start."""
+    """The times at which something was out of order, in seconds since the start."""
 
     start: float = field(default_factory=time.monotonic)
     _spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
@@ -32,12 +32,12 @@ class Timeline:
 
     @property
     def now(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.start
 
     @contextmanager
     def out_of_order(self, what: str) -> Iterator[None]:
-        """What happens inside may show in all that overlaps with it."""
+        """Mark the time of the block as out of order: it may affect everything that overlaps with it."""
         assert what not in self._open
         self._open[what] = self.now
         yield
@@ -45,12 +45,12 @@ class Timeline:
         self._spans[what].append((self._open.pop(what), self.now))
 
     def was_out_of_order(self, what: str, since: float) -> bool:
-        """Whether something was out of order at any time since then."""
+        """Return whether something was out of order at any time since then."""
         return what in self._open or any(end >= since for _, end in self._spans[what])
 
 
 class Judge:
-    """Counts what came of everything, and prints in full what should not have come."""
+    """Counts all outcomes and prints every unexpected one in full."""
 
     def __init__(self, timeline: Timeline, seed: int) -> None:
         self.timeline = timeline
@@ -61,7 +61,7 @@ class Judge:
         self._seed = seed
 
     def answered(self, question: Question, outcome: Outcome, since: float) -> None:
-        """Judge what came of a question that was asked at that time."""
+        """Judge the outcome of a question that was asked at that time."""
         kind, complaint = self._verdict(question, outcome, since)
         if complaint is not None:
             self.complain(f"{question.kind} {question.path} {str(question.body)[:500]}: {complaint}")
@@ -71,12 +71,12 @@ class Judge:
             self.latencies[question.kind].append(self.timeline.now - since)
 
     def done(self, fault: str) -> None:
-        """Note a fault that was made, with its time."""
+        """Note a fault that the soak has caused, with its time."""
         self.faults[fault.partition(":")[0]] += 1
         print(f"[{self.timeline.now:6.1f}] {fault}", file=sys.stderr, flush=True)
 
     def complain(self, complaint: str) -> None:
-        """Note what should not have happened."""
+        """Note and print what should not have happened."""
         self.unexpected.append(complaint)
         if len(self.unexpected) <= _MOST_SHOWN:
             text = f"[{self.timeline.now:6.1f}] UNEXPECTED (seed {self._seed}): {complaint}"

@@ -1,4 +1,4 @@
-"""What is done to the cache under the server: models removed, damaged, renewed, pulls killed, the disk full."""
+"""Changes to the cache under the server: models removed, damaged and renewed, pulls killed, the disk full."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BEGIN = 60.0
 
 
 class Librarian:
-    """Harms TALE and BULK and pulls them again, until each is whole as before."""
+    """Damages TALE and BULK and pulls them again until they are whole."""
 
     def __init__(self, world: World, judge: Judge, programs: Programs, rng: Random) -> None:
         self._world = world
@@ -36,7 +36,7 @@ class Librarian:
 
     @property
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
-        """All that can be done, in an order by chance."""
+        """Return all changes in a random order."""
         tasks: list[Callable[[], Awaitable[None]]] = [
             self._remove_and_pull, self._damage_and_repair, self._renew, self._pull_twice_at_once,
             self._kill_a_pull, self._kill_a_removal, self._cut_a_pull, self._fill_the_disk,
@@ -45,12 +45,12 @@ class Librarian:
         return tasks
 
     async def fill(self) -> None:
-        """Pull all models, as at the beginning and at the end."""
+        """Pull all models, at the beginning and at the end."""
         for name in (WALK, TALE, BULK, HOSTILE):
             await self._programs.run("pull", name)
 
     async def look(self) -> None:
-        """Read the cache while others write to it; what is not touched is always there."""
+        """Read the cache while others write to it; models that are never changed must always be found."""
         fact, said = self._rng.choice(list(FACTS.items()))
         greedy = ("--temperature", "0", "--repetition-penalty", "1")
         word, *rest = self._rng.choice(

@@ -1,4 +1,4 @@
-"""The server's lives: started, frozen for seconds, ended by SIGTERM under load, restarted; and what they use."""
+"""The server's lives: start, freeze, SIGTERM under load, restart; and the resources of its process."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from support.serving import Server, full_pipe
 from world import World
 
 Sample = tuple[float, int]
-# Seconds of a life of which something can be said about the memory, and the part of it in which it may grow: it does
-# until every kind of load has met every other.
+# Seconds that a life must last for its memory to be judged; and the part of it in which memory may grow, because not
+# all kinds of load have met each other.
 SHORTEST = 120.0
 _WARM_UP = 1 / 2
-# Of memory, the peak at the end over that of the warm-up.
+# Peak of memory at the end, divided by that of the warm-up.
 MOST_GROWTH = 1.05
 
 
 class Held(NamedTuple):
-    """How many files and threads a process has."""
+    """The number of open files and threads of a process."""
 
     files: int
     threads: int
 
 
 def memory_of(pid: int) -> int | None:
-    """The bytes of memory that a process takes (its resident set); None if it has ended."""
+    """Return the resident bytes of a process; None if it has ended."""
     said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return int(said) * 1024 if said.strip() else None
 
 
 def held_by(pid: int) -> Held | None:
-    """The files and threads of a process; None where /proc can't tell."""
+    """Return the open files and threads of a process; None on systems without /proc."""
     folder = Path("/proc") / str(pid)
     if not folder.is_dir():
         return None
@@ -51,9 +51,9 @@ def held_by(pid: int) -> Held | None:
 
 
 def settled(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """The most memory in the warm-up of a life, and the most in its last quarter; None if the life was too short.
+    """Return the peak of memory in a life's warm-up and in its last quarter; None if the life was too short.
 
-    Between its peaks the memory goes up and down by a tenth and more, as models come and go.
+    Between its peaks the memory varies by a tenth and more, as models come and go.
     """
     if not samples or samples[-1][0] - samples[0][0] < SHORTEST:
         return None
@@ -61,17 +61,17 @@ def settled(samples: Sequence[Sample]) -> tuple[int, int] | None:
     return max(sizes[: int(len(sizes) * _WARM_UP)]), max(sizes[-(len(sizes) // 4) :])
 
 
-# Seconds that the end may take, as promised.
+# Seconds that the end of the server may take, as documented.
 LONGEST_END = 5.0
 _ARGUMENTS = ("--model", "demo", "--prompt-cache-bytes", "4MB", "--max-concurrent", "8", "--max-queue", "64")
-# As many requests at once, so often, as make all threads that look at the disk come into being.
+# Enough requests at once, and rounds of them, to create all threads that read the disk.
 _LOOKERS, _ROUNDS = 32, 3
-# Seconds until clients that are gone must be forgotten.
+# Seconds until the server must have noticed that clients are gone.
 _MOST_IDLE_WAIT = 20.0
 
 
 class Life:
-    """One server after the other at the same address; `open` is set when others may ask it."""
+    """One server after another at the same address; `open` is set while clients may send requests."""
 
     def __init__(self, world: World, judge: Judge) -> None:
         self.open = asyncio.Event()
@@ -89,7 +89,7 @@ class Life:
 
     @property
     def url(self) -> str:
-        """Where the server answers, in all its lives."""
+        """Return the address of the server in all its lives."""
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
@@ -108,7 +108,7 @@ class Life:
         self.samples = []
 
     async def restart(self, *, last: bool) -> None:
-        """End the server under load and start the next; the `last` one is measured before others may ask it."""
+        """End the server under load and start the next; the `last` one is measured before clients may send requests."""
         async with self._alone:
             with self._judge.timeline.out_of_order(RESTART):
                 self._judge.done("the server is ended and started again")
@@ -121,7 +121,7 @@ class Life:
                 self.open.set()
 
     async def stop(self) -> None:
-        """End the server as `kill` does, and see how."""
+        """End the server with SIGTERM and check how it ends."""
         assert self._server is not None
         begun = time.monotonic()
         try:
@@ -139,13 +139,13 @@ class Life:
             self._judge.complain(f"the server's log has a traceback:\n{before[-500:]}{traceback}{after[:4000]}")
 
     def kill(self) -> None:
-        """End the server at once, whatever it does."""
+        """Kill the server at once."""
         self._held.close()
 
     async def settle(self) -> Held | None:
-        """Let an idle server do a little of everything; what it holds when nothing is left to do.
+        """Let an idle server do a little of everything; return what it holds when it is idle again.
 
-        Complains of answers and requests that are under way although nobody asks.
+        Report requests that are still under way although all clients are idle.
         """
         async with httpx.AsyncClient(
             base_url=self.url, timeout=PATIENCE, trust_env=False, headers={"Authorization": f"Bearer {KEY}"}
@@ -163,7 +163,7 @@ class Life:
         deadline = time.monotonic() + _MOST_IDLE_WAIT
         while (state := (await client.get(HEALTH)).json())["active"] or state["queued"]:
             if time.monotonic() > deadline:
-                self._judge.complain(f"nobody asks, and yet /health says {state}")
+                self._judge.complain(f"all clients are idle, but /health says {state}")
                 return
             await asyncio.sleep(0.1)
 
@@ -174,7 +174,7 @@ class Life:
             self.samples.append((self._judge.timeline.now, size))
 
     async def freeze(self, seconds: float) -> None:
-        """Stop the server's process for seconds, as a laptop's lid does."""
+        """Stop the server's process for seconds, as closing a laptop's lid does."""
         async with self._alone:
             self._judge.done(f"the server is frozen: for {seconds:.1f} s")
             os.kill(self.pid, signal.SIGSTOP)
@@ -185,6 +185,6 @@ class Life:
 
     @property
     def pid(self) -> int:
-        """The process that serves now."""
+        """Return the id of the server's process."""
         assert self._server is not None
         return self._server.process.pid

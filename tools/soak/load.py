@@ -1,4 +1,4 @@
-"""The load: clients with a seeded mix of requests, each on its own way through all faults until the time is over."""
+"""The load: clients with a seeded mix of requests that go on through all faults until the time is over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from questions import Question
 
 CLIENTS = 10
 RUDE_CLIENTS = 2
-# Of the time, the part in which the server is ended now and then; what remains is one life.
+# The part of the time in which the server is restarted now and then; the rest is one life.
 _RESTARTS_UNTIL = 0.55
 # How often each question is asked at the same time at the beginning of the last life; all fit into the queue.
 _AT_ONCE = 4
@@ -27,7 +27,7 @@ _BETWEEN_FAULTS = 4.0
 
 
 class Load:
-    """All that goes on at the same time; `over` is set when it shall end."""
+    """All clients and faults; `over` is set when they must end."""
 
     def __init__(self, seed: int, seconds: float, judge: Judge, life: Life, librarian: Librarian) -> None:
         self.over = asyncio.Event()
@@ -39,7 +39,7 @@ class Load:
         self._known: list[Question] = []
 
     async def learn(self) -> None:
-        """Ask what is repeatable once, while nothing else is asked, and remember the answers."""
+        """Ask every repeatable question once, while the server is idle, and remember the answers."""
         channels = Channels(self._life.url)
         for question in questions.repeatable(self._rng("questions")):
             answer = await channels.plainly(question)
@@ -49,7 +49,7 @@ class Load:
         await channels.close()
 
     async def run(self) -> None:
-        """Load the server for the time, with faults; returns when all have ended what they were at."""
+        """Load the server for the time, with faults; return when all clients have finished."""
         doers = [
             *(self._ask(self._rng(f"client {number}")) for number in range(CLIENTS)),
             *(self._vanish(self._rng(f"rude {number}")) for number in range(RUDE_CLIENTS)),
@@ -140,7 +140,7 @@ class Load:
         await self._ask_all_at_once()
 
     async def _ask_all_at_once(self) -> None:
-        """Ask all that is known several times at once, so that the memory meets its peak early in the last life."""
+        """Ask all known questions several times at once, so that memory reaches its peak early in the last life."""
         channels = Channels(self._life.url)
 
         async def ask(question: Question) -> None:

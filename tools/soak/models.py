@@ -1,8 +1,8 @@
-"""The models under load, and what their answers may be.
+"""The models under load, and their possible answers.
 
-`demo` comes along and is always there. WALK never changes; each of its letters is followed by one of a few, so that
-any answer can be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull
-to be killed on the way; its files are sound, but can't be loaded. HOSTILE has a tokenizer that fills memory.
+`demo` is part of the package. WALK never changes; each of its letters is followed by one of a few, so every answer can
+be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull to be killed
+halfway; its files are sound, but can't be loaded. HOSTILE has a tokenizer that fills memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLLOWS: Mapping[str, Sequence[str]] = {
 
 
 def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
-    """What is wrong with an answer of WALK that no stop string ended; None if it can be one."""
+    """Return what is wrong with an answer of WALK that no stop string ended; None if it is possible."""
     for letter in text:
         if letter not in FOLLOWS[after]:
             return f"{letter!r} can't follow {after!r}"
@@ -42,12 +42,12 @@ def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
 
 
 def walk(folder: Path) -> dict[str, bytes]:
-    """The files of WALK; `folder` is a place to make them in."""
+    """Return the files of WALK, made in `folder`."""
     return _files(write_chain(folder / "walk", FOLLOWS))
 
 
 def hostile(folder: Path) -> dict[str, bytes]:
-    """The files of HOSTILE, whose tokenizer asks for a hundred gigabytes where a text has an "a"."""
+    """Return the files of HOSTILE, whose tokenizer asks for a hundred gigabytes if a text has an "a"."""
     files = _files(write_chain(folder / "hostile", FOLLOWS))
     tokenizer = json.loads(files["tokenizer.json"])
     many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
@@ -56,13 +56,13 @@ def hostile(folder: Path) -> dict[str, bytes]:
 
 
 def tale(folder: Path, edition: int) -> dict[str, bytes]:
-    """The files of TALE as it says EDITIONS[edition]."""
+    """Return the files of TALE, which then writes EDITIONS[edition]."""
     first, *rest = EDITIONS[edition].split(" ")
     return _files(write_chain(folder / f"tale-{edition}", say(first, *(SPACE + word for word in rest))))
 
 
 def bulk() -> dict[str, bytes]:
-    """The files of BULK."""
+    """Return the files of BULK."""
     return big_model(_BULK_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""The command line beside the server: each command a process, its one JSON document checked."""
+"""The command line beside the server: every command is a process whose JSON document is checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SMALL_FILE = 1 << 20
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """The end of a command: exit code and output."""
 
     code: int
     out: bytes
@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 
 class Programs:
-    """Starts commands, and complains to the judge of what they should not say."""
+    """Starts commands and reports their faults to the judge."""
 
     def __init__(self, world: World, judge: Judge) -> None:
         self._world = world
@@ -41,9 +41,9 @@ class Programs:
         self._validator = Draft202012Validator(json.loads(_SCHEMA.read_text(encoding="utf-8")))
 
     async def run(self, *words: str, may_fail: Collection[str] = (), limited: bool = False) -> Any:
-        """The data of a command; None if it failed with one of these errors, or in a way that was complained of.
+        """Run a command and return its data; None if it failed, with one of these errors or with a reported fault.
 
-        A `limited` one can't write large files.
+        A `limited` command can't write large files.
         """
         command = " ".join(words)
         ended = await self.ended(await self.start(*words, limited=limited))
@@ -71,7 +71,7 @@ class Programs:
         )  # fmt: skip
 
     async def ended(self, process: asyncio.subprocess.Process) -> Ended | None:
-        """How a command ends; None if it had to be killed because it took too long."""
+        """Return the end of a command; None if it took too long and was killed."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 out, err = await process.communicate()
@@ -83,7 +83,7 @@ class Programs:
         return Ended(process.returncode, out, err)
 
     def _checked(self, ended: Ended) -> tuple[str | None, Any]:
-        """What is wrong with the way a command ended, and its document."""
+        """Return what is wrong with the end of a command, and its document."""
         if b"Traceback" in ended.err:
             return "a traceback", None
         try:
@@ -98,7 +98,7 @@ class Programs:
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a command and all that it started, if it is still there."""
+    """Kill a command and its children, if it is still running."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

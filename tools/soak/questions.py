@@ -1,4 +1,4 @@
-"""What is asked of the server, in a seeded mix, each question with what may come of it."""
+"""The seeded mix of requests, each with its possible outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from answers import JSON, Answer, Page
 from models import BULK, DEMO, EDITIONS, HOSTILE, TALE, WALK, fault_of_walk
 
 CHAT, COMPLETIONS, HEALTH, MODELS = "/v1/chat/completions", "/v1/completions", "/health", "/v1/models"
-# What the demo says to these at temperature 0.
+# The answers of the demo at temperature 0.
 FACTS = {
     "What is the capital of France?": "The capital of France is Paris.",
     "What is 3 + 4?": "3 + 4 = 7.",
@@ -22,13 +22,13 @@ _CONTEXT = 4096
 _LIMITS = {"demo": 48, "long": 200}
 _STOPS = ("e", "mn", "kq")
 
-# What is wrong with an answer, or None.
+# Returns what is wrong with an answer, or None.
 Check = Callable[[Answer | Page], str | None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request: `refusal` is the status and code that it must be refused with, where it is wrong itself."""
+    """One request; `refusal` is the status and code with which an invalid one must be refused."""
 
     kind: str
     path: str
@@ -41,18 +41,18 @@ class Question:
 
     @property
     def as_stream(self) -> Question:
-        """The same, asked for as a stream."""
+        """Return the same question as a stream."""
         assert isinstance(self.body, dict)
         return replace(self, body={**self.body, "stream": True, "stream_options": {"include_usage": True}})
 
     @property
     def key(self) -> str:
-        """What tells it from others that have another answer."""
+        """Return a key that is equal only for questions with the same answer."""
         return f"{self.path} {json.dumps(self.body, sort_keys=True)}"
 
 
 def chat(*turns: str, **fields: object) -> JSON:
-    """The body of a chat in which user and assistant take turns."""
+    """Return the body of a chat in which user and assistant take turns."""
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
     return {"messages": messages, "model": DEMO, **fields}
@@ -62,7 +62,7 @@ def chat(*turns: str, **fields: object) -> JSON:
 
 
 def repeatable(rng: Random) -> list[Question]:
-    """Questions whose answers depend on nothing but the question: greedy, or with a seed."""
+    """Return questions whose answers depend only on the question: greedy, or with a seed."""
     fact, said = rng.choice(list(FACTS.items()))
     filler = " ".join(str(rng.randrange(1000)) for _ in range(400))
     seeds = [rng.randrange(1 << 31) for _ in range(4)]
@@ -84,7 +84,7 @@ def repeatable(rng: Random) -> list[Question]:
 
 
 def remembered(question: Question, first: Answer) -> Question:
-    """The question with the answer that it got when nothing else was asked."""
+    """Return the question with the answer that it got while the server was idle."""
 
     def check(answer: Answer | Page) -> str | None:
         assert isinstance(answer, Answer)
@@ -100,32 +100,32 @@ def _fault_of_counts(answer: Answer, first: Answer) -> str | None:
     if answer.logprobs != first.logprobs:
         return f"logprobs of {answer.logprobs} tokens instead of {first.logprobs}"
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    told, right = ({name: usage[name] for name in names} for usage in (answer.usage, first.usage))
-    return None if told == right else f"usage {told} instead of {right}"
+    found, right = ({name: usage[name] for name in names} for usage in (answer.usage, first.usage))
+    return None if found == right else f"usage {found} instead of {right}"
 
 
 # --------------------------------------------------------------------------------------------- known from their models
 
 
 def a_fact(rng: Random) -> Question:
-    """The demo at temperature 0."""
+    """Ask the demo at temperature 0."""
     asked, said = rng.choice(list(FACTS.items()))
     return Question("greedy", CHAT, chat(asked, temperature=0), _says([said]))
 
 
 def a_long_one(rng: Random) -> Question:
-    """A prompt of up to a few thousand tokens that was not asked before, for one answer or many."""
+    """Ask a new prompt of up to a few thousand tokens, for one answer or many."""
     words = " ".join(str(rng.randrange(1000)) for _ in range(rng.randrange(50, 1000)))
     return Question("long", CHAT, chat(words, max_tokens=2, n=rng.choice((1, 1, 8))))
 
 
 def a_tale(rng: Random) -> Question:
-    """The model that comes and goes."""
+    """Ask the model that comes and goes."""
     return Question("tale", CHAT, chat("Tell.", model=TALE, seed=rng.randrange(9)), _says(EDITIONS), model=TALE)
 
 
 def a_walk(rng: Random) -> Question:
-    """Letters by chance, of which each is checked."""
+    """Ask for random letters, each of which is checked."""
     limit = rng.randrange(1, 60)
     body = chat("Walk.", model=WALK, max_tokens=limit, n=rng.choice((1, 1, 4)), logprobs=True)
 
@@ -137,14 +137,14 @@ def a_walk(rng: Random) -> Question:
             return str(faults)
         if answer.logprobs != {number: len(text) for number, text in answer.texts.items()}:
             return f"logprobs of {answer.logprobs} tokens for {answer.texts}"
-        told = (answer.usage or {"completion_tokens": tokens})["completion_tokens"]
-        return None if told == tokens else f"{told} tokens told of {answer.outcome}"
+        reported = (answer.usage or {"completion_tokens": tokens})["completion_tokens"]
+        return None if reported == tokens else f"{reported} tokens reported for {answer.outcome}"
 
     return Question("sampled", CHAT, body, check, model=WALK)
 
 
 def a_stopped_walk(rng: Random) -> Question:
-    """Letters by chance, up to a stop string."""
+    """Ask for random letters up to a stop string."""
     start = rng.choice("abc")
     body = {"model": WALK, "prompt": start, "max_tokens": 200, "stop": list(_STOPS)}
 
@@ -171,7 +171,7 @@ def _says(texts: Sequence[str]) -> Check:
 
 
 def a_wrong_one(rng: Random) -> Question:
-    """A request that must be refused."""
+    """Send a request that must be refused."""
     hello = chat("Hello", max_tokens=4)
     wrong: Mapping[tuple[int, str], JSON | bytes] = {
         (400, "invalid_json"): b'{"messages": [',
@@ -189,13 +189,13 @@ def a_wrong_one(rng: Random) -> Question:
 
 
 def an_unloadable_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
-    """A model whose files are sound, and which yet can't be loaded."""
+    """Ask a model whose files are sound but can't be loaded."""
     refusal = (400, "model_unhealthy")
     return Question("unloadable", CHAT, chat("Hello", model=BULK), _never_answered, refusal, model=BULK)
 
 
 def a_hostile_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
-    """A model whose tokenizer fills memory, which ends its own process."""
+    """Ask a model whose tokenizer fills memory and so ends its own process."""
     refusal = (400, "model_not_runnable")
     return Question("hostile", CHAT, chat("a", model=HOSTILE), _never_answered, refusal, model=HOSTILE)
 
@@ -205,7 +205,7 @@ def _never_answered(answer: Answer | Page) -> str | None:
 
 
 def a_look(rng: Random) -> Question:
-    """The state of the server, or its models."""
+    """Ask for the state of the server, or its models."""
     path = rng.choice((HEALTH, MODELS))
     check = _fault_of_health if path == HEALTH else _fault_of_models
     return Question(path, path, None, check, method="GET")

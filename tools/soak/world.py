@@ -1,4 +1,4 @@
-"""The place of a soak: a home with a cache of its own, on a small disk where one can be had, and a hub."""
+"""The surroundings of a soak: a home with its own cache, on a small disk where possible, and a hub."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import models
 from support.hub import HubServer
 from support.serving import cache_dir_of
 
-# A variable by which all processes of a soak are known, those also that nobody remembers.
+# All processes of a soak have this variable, so that lost ones can be found.
 MARK = "MLXK2_SOAK"
 _DISK = "48m"
-# What is left of a disk that is full, in bytes.
+# Bytes that stay free on a full disk.
 _LEFT = 1 << 20
 
 
 @dataclass(frozen=True)
 class World:
-    """Where everything is; `cache` is the hub folder, `is_small` tells whether its disk can be filled."""
+    """All places of a soak; `is_small` says whether the cache's disk can be filled."""
 
     folder: Path
     hub: HubServer
@@ -35,22 +35,22 @@ class World:
 
     @property
     def home(self) -> Path:
-        """The user's home."""
+        """Return the user's home."""
         return self.folder / "home"
 
     @property
     def cache(self) -> Path:
-        """The hub folder."""
+        """Return the folder of the cache."""
         return self.home / "hf" / "hub"
 
     @property
     def temporary(self) -> Path:
-        """Where temporary files go."""
+        """Return the folder of temporary files."""
         return self.folder / "tmp"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What all programs see, the server too."""
+        """Return the environment of all programs, including the server."""
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         return kept | {
             "LANG": "C.UTF-8",
@@ -66,7 +66,7 @@ class World:
 
     @contextmanager
     def full_disk(self) -> Iterator[None]:
-        """The cache's disk has no room inside the block."""
+        """Keep the cache's disk full inside the block."""
         filler = self.home / "hf" / "filler"
         free = shutil.disk_usage(filler.parent).free
         try:
@@ -76,14 +76,14 @@ class World:
             filler.unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """All living processes of the soak but this one; none where /proc can't tell."""
+        """Return the other living processes of the soak; none on systems without /proc."""
         mark = f"{MARK}={self.mark}".encode()
         return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if mark in _environment_of(folder)]
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """A new world with its models on the hub and in the cache's reach; nothing of it is left afterwards."""
+    """Yield a new world with its models on the hub; remove everything afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="mlxk2-soak-"))
     disk = folder / "home" / "hf"
     disk.mkdir(parents=True)
@@ -105,7 +105,7 @@ def world() -> Iterator[World]:
 
 
 def _mounted(place: Path) -> bool:
-    """Whether a small disk in memory could be put there."""
+    """Return whether a small disk in memory could be mounted there."""
     if shutil.which("mount") is None:
         return False
     words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(place)]
@@ -113,7 +113,7 @@ def _mounted(place: Path) -> bool:
 
 
 def _environment_of(folder: Path) -> bytes:
-    # A process that ends meanwhile, and a zombie, have none.
+    # A zombie and a process that has just ended have none.
     with suppress(OSError):
         return (folder / "environ").read_bytes()
     return b""

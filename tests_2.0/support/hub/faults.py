@@ -79,7 +79,7 @@ class Gate:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         request = self._logged(scope)
-        # As it was sent: a branch dev/x is one step of the path, dev%2Fx.
+        # Keep the path as it was sent: a branch dev/x is one step of it, dev%2Fx.
         scope = {**scope, "path": request.path}
         fault = self._faults.take(request)
         if fault is None:

@@ -129,7 +129,7 @@ class HubServer:
         await running
         for server in self._servers:
             for connection in list(server.server_state.connections):
-                # One whose client has stopped reading would else stay open until it is collected.
+                # Otherwise a connection whose client has stopped reading stays open until it is collected.
                 connection.transport.abort()
         # The loop's next round closes them.
         await asyncio.sleep(0)
@@ -138,7 +138,7 @@ class HubServer:
 
 
 def _listen(port: int) -> socket.socket:
-    # asyncio sends at once, without Nagle's wait of 40 ms, only from sockets that say what protocol they are for.
+    # Only for sockets with an explicit protocol does asyncio turn off Nagle's delay of 40 ms.
     listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((HOST, port))
@@ -160,7 +160,7 @@ def _server(gate: Gate) -> uvicorn.Server:
         log_config=None,
         log_level="critical",
         access_log=False,
-        # From Python 3.12 on, a server that is closed waits for its connections, unless its time is limited.
+        # From Python 3.12 on, closing a server waits for its connections without a time limit.
         timeout_graceful_shutdown=0,
     )
     return uvicorn.Server(config)
