@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mlxk2.errors import (
 )
 from mlxk2.fence import fence
 from mlxk2.formatting import reason_of
-from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice
+from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice, MemoryPlan
 from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
 from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired
 from mlxk2.runner.output.text import Vocabulary
@@ -101,24 +102,50 @@ def load(
 ) -> LoadedModel:
     """Load the model of a folder, with a LoRA adapter's folder on top if one is given, into the memory of the device.
 
-    Messages use `name`, or the folder's. With `for_batches` loading takes longer, so that many completions at once are
-    faster. `get_tokenizer` returns a tokenizer that is loaded already. `context` is how many tokens the model holds,
-    whatever its files say. `unload` drops the model that is in memory; it is called when only the reading of the
-    weights can still fail. Raise ModelError; raise ValidationError for a folder that is no adapter.
+    Messages use `name`, or the folder's. `get_tokenizer` returns a tokenizer that is loaded already. `context` is how
+    many tokens the model holds, whatever its files say. `for_batches` and `unload` are those of `_read_weights`.
+    Raise ModelError; raise ValidationError for a folder that is no adapter.
     """
     folder = Path(folder)
     name = name or folder.name
+    device = device or current_device()
+    adapter = None if adapter is None else _find_adapter(Path(adapter))
+    config = read_config(folder, name)
+    if get_tokenizer is None:
+        get_tokenizer = partial(load_vocabulary, folder, name, config, starter or Starter())
+    tokenizer, vocabulary = get_tokenizer()
+    model = _open_weights(folder, name, adapter)
+    plan = _read_weights(model, folder, name, device, memory, for_batches, unload)
+    # The config may say another size than the embeddings have.
+    sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        vocabulary_size=max(sizes, default=len(tokenizer)),
+        context_length=context or context_of(folder, name),
+        prompt_cache_bytes=plan.prompt_cache,
+        max_cached_arrays=device.max_cached_arrays,
+    )
+
+
+def _read_weights(
+    model: Any,
+    folder: Path,
+    name: str,
+    device: Device,
+    memory: MemoryChoice,
+    for_batches: bool,
+    unload: Callable[[], None],
+) -> MemoryPlan:
+    """Read a model's weights into the memory, and return what else the memory is for.
+
+    With `for_batches` this takes longer, so that many completions at once are faster. `unload` drops the model that is
+    in memory; it is called when only the reading of the weights can still fail.
+    """
     if mx.default_device() == mx.cpu:
         # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
         mx.disable_compile()
-    device = device or current_device()
-    if adapter is not None:
-        _check_adapter(Path(adapter))
-    config = read_config(folder, name)
-    tokenizer, vocabulary = (
-        get_tokenizer() if get_tokenizer else load_vocabulary(folder, name, config, starter or Starter())
-    )
-    model = _open_weights(folder, name, Path(adapter) if adapter is not None else None)
     # MLX knows the sizes from the headers, before it reads the weights.
     plan = device.plan(name, sum(array.nbytes for _, array in tree_flatten(model.parameters())), memory)
     if for_batches:
@@ -136,17 +163,7 @@ def load(
         raise _loading_error(name, fault, folder) from fault
     # The memory that it took to read them.
     mx.clear_cache()
-    # The config may say another size than the embeddings have.
-    sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        vocabulary_size=max(sizes, default=len(tokenizer)),
-        context_length=context or context_of(folder, name),
-        prompt_cache_bytes=plan.prompt_cache,
-        max_cached_arrays=device.max_cached_arrays,
-    )
+    return plan
 
 
 def context_of(folder: Path, name: str) -> int | None:
@@ -221,8 +238,8 @@ def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
     return model
 
 
-def _check_adapter(adapter: Path) -> None:
-    """Raise ValidationError for a folder that is no adapter, OperationError if its config can't be read."""
+def _find_adapter(adapter: Path) -> Path:
+    """Return the folder of an adapter; raise ValidationError if it is none, OperationError if it can't be read."""
     for needed in ("adapter_config.json", "adapters.safetensors"):
         if not (adapter / needed).is_file():
             raise ValidationError(f"{adapter} is no adapter: it has no {needed}.")
@@ -235,6 +252,7 @@ def _check_adapter(adapter: Path) -> None:
         raise ValidationError(f"{adapter}/adapter_config.json is not valid JSON ({reason}).") from fault
     if not isinstance(settings, dict):
         raise ValidationError(f"{adapter}/adapter_config.json is not a JSON object.")
+    return adapter
 
 
 def _loading_error(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
