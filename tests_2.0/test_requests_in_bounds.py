@@ -17,9 +17,9 @@ from mlxk2.runner.mlx.decoding import LogprobReport
 from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.stops import StopScan, StopStrings
 from mlxk2.runner.output.text import TextStream
-from mlxk2.server.openai import sse, translation
-from mlxk2.server.openai.rendering import ChatRenderer, Completion, CompletionRenderer
-from mlxk2.server.openai.requests import ChatBody, CompletionBody
+from mlxk2.server.openai import fields, sse
+from mlxk2.server.openai.chat import ChatBody, ChatRenderer
+from mlxk2.server.openai.completions import CompletionBody, CompletionRenderer
 
 
 def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> None:
@@ -29,7 +29,7 @@ def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> 
     vocabulary = saying("x").vocabulary
     _ = vocabulary.marks
     tracemalloc.start()
-    requests = translation.chat_requests(body, saying("x"), 10)
+    requests = body.requests(saying("x"), 10)
     texts = [TextStream(vocabulary, entry.stop) for entry in requests]
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -43,7 +43,7 @@ def test_biases_are_checked_and_made_ready_once_for_all_the_answers_of_a_request
     body = ChatBody.model_validate(
         {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": bias, "n": 60, "seed": 1}
     )
-    requests = translation.chat_requests(body, saying("x"), 10)
+    requests = body.requests(saying("x"), 10)
     assert len({entry.sampling.seed for entry in requests}) == 60
     assert len({id(entry.sampling.logit_bias) for entry in requests}) == 1
 
@@ -82,44 +82,47 @@ def test_more_logprobs_than_can_be_held_are_refused_before_anything_is_generated
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     refused = r"1,280,000 tokens with 21 logprobs each, .* at most 2,097,152"
     with pytest.raises(ValidationError, match=refused) as caught:
-        translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000), model, None)
+        _chat(n=64, top_logprobs=20, max_tokens=20_000).requests(model, None)
     assert caught.value.param == "max_tokens"
     body = CompletionBody.model_validate({"prompt": ["a"] * 64, "logprobs": 20, "max_tokens": 20_000})
     with pytest.raises(ValidationError, match=r"1,280,000 tokens"):
-        translation.completion_requests(body, model, None)
-    translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=20_000, stream=True), model, None)
-    translation.chat_requests(_chat(n=64, top_logprobs=20, max_tokens=1500), model, None)
+        body.requests(model, None)
+    _chat(n=64, top_logprobs=20, max_tokens=20_000, stream=True).requests(model, None)
+    _chat(n=64, top_logprobs=20, max_tokens=1500).requests(model, None)
 
 
 def test_what_the_context_has_left_counts_and_not_a_larger_limit() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 14)
-    translation.chat_requests(_chat(n=4, top_logprobs=20, max_tokens=1 << 30), model, None)
+    _chat(n=4, top_logprobs=20, max_tokens=1 << 30).requests(model, None)
 
 
 def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_held() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     for count in (1, 64):
-        requests = translation.chat_requests(_chat(n=count, top_logprobs=20), model, None)
-        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= translation.MAX_LOGPROBS_HELD
-    assert translation.chat_requests(_chat(top_logprobs=0), model, None)[0].max_tokens == 1 << 19
+        requests = _chat(n=count, top_logprobs=20).requests(model, None)
+        assert sum((entry.max_tokens or 0) * 21 for entry in requests) <= fields.MAX_LOGPROBS_HELD
+    assert _chat(top_logprobs=0).requests(model, None)[0].max_tokens == 1 << 19
 
 
-@pytest.mark.parametrize("make", [ChatRenderer, CompletionRenderer])
-def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(make: Any) -> None:
+@pytest.mark.parametrize("renderer", [
+    ChatRenderer(_chat()), CompletionRenderer(CompletionBody.model_validate({"prompt": "Hi", "logprobs": 0})),
+])  # fmt: skip
+def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(
+    renderer: ChatRenderer | CompletionRenderer,
+) -> None:
     count = 3000
-    renderer = make(logprobs=True)
     renderer.vocabulary = saying("x").vocabulary
     tracemalloc.start()
-    completion = Completion(finish_reason="stop")
-    completion.logprobs = [_logprob(number) for number in range(count)]
+    output = sse.SequenceOutput(finish_reason="stop")
+    output.logprobs = [_logprob(number) for number in range(count)]
     held, _ = tracemalloc.get_traced_memory()
-    content = sse.encode(renderer.choice(0, completion))
+    content = sse.encode(renderer.choice(0, output))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 800 * count
     assert peak - held < 2.5 * len(content) + 1_000_000
     told = json.loads(content)["logprobs"]
-    entries = told["content"] if make is ChatRenderer else told["top_logprobs"]
+    entries = told["content"] if isinstance(renderer, ChatRenderer) else told["top_logprobs"]
     assert len(entries) == count
 
 

@@ -20,7 +20,9 @@ from support.scripted import ScriptedBackend, saying
 from mlxk2 import __version__
 from mlxk2.runner.request import Sampling
 from mlxk2.server.http.access import Access
-from mlxk2.server.openai.requests import UNSUPPORTED_FIELDS, ChatBody, CompletionBody
+from mlxk2.server.openai.chat import ChatBody
+from mlxk2.server.openai.completions import CompletionBody
+from mlxk2.server.openai.fields import UNSUPPORTED_FIELDS
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,10 @@ from support.application import DOCUMENTED
 from support.serving import Server
 
 from mlxk2 import errors
+from mlxk2.server.openai.chat import ChatBody, Message, TextPart
+from mlxk2.server.openai.completions import CompletionBody
 from mlxk2.server.openai.errors import error_body
-from mlxk2.server.openai.requests import (
-    UNSUPPORTED_FIELDS,
-    ChatBody,
-    CompletionBody,
-    Message,
-    StreamOptions,
-    TextPart,
-)
+from mlxk2.server.openai.fields import UNSUPPORTED_FIELDS, StreamOptions
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")

@@ -17,7 +17,8 @@ from support.application import CHAT, TEXT, Client, serving
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
 from support.scripted import saying
 
-from mlxk2.server.openai.requests import ChatBody, CompletionBody
+from mlxk2.server.openai.chat import ChatBody
+from mlxk2.server.openai.completions import CompletionBody
 
 SEED = 20_251_123
 RICH: dict[str, Any] = {

@@ -20,7 +20,7 @@ from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
 from mlxk2.server.catalog import Catalog, ServedModel
 from mlxk2.server.http.access import Access
-from mlxk2.server.openai.requests import UNSUPPORTED_FIELDS
+from mlxk2.server.openai.fields import UNSUPPORTED_FIELDS
 from mlxk2.server.pool import ModelKey
 
 

@@ -1,38 +1,45 @@
-"""The application: OpenAI's API, the state of the server, and the chat page."""
+"""The application: what all APIs have in common, the state of the server, and the chat page.
+
+An API is a folder beside this file, which ends in an `Api`: its endpoints, and how they write errors.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol
 
+import pydantic
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
-from mlxk2.runner.request import check_tokens
+from mlxk2.runner.output.text import Vocabulary
+from mlxk2.runner.request import GenerationRequest, check_tokens
 from mlxk2.server.catalog import Catalog
+from mlxk2.server.description import Operation, describe
 from mlxk2.server.generation import Generation
-from mlxk2.server.http.access import Access, Guard, client_of
+from mlxk2.server.http.access import Access, Guard, client_of, plain_path
 from mlxk2.server.http.disconnect import EventStream, while_connected
-from mlxk2.server.openai import description, errors, sse, translation
-from mlxk2.server.openai.rendering import ChatRenderer, CompletionRenderer, Renderer, model_object
-from mlxk2.server.openai.requests import ChatBody, CompletionBody, GenerationBody
-from mlxk2.server.preparing import MakeRequests, Preparer
+from mlxk2.server.http.refusals import Refusal
+from mlxk2.server.preparing import Preparer, PromptModel
 from mlxk2.server.scheduler import Scheduler
 from mlxk2.sleep import NoSleep
 
-B = TypeVar("B", bound=GenerationBody)
-
+# HTTP requires HEAD for each path that has GET.
+READ = ["GET", "HEAD"]
 _PAGE_FOLDER = Path(__file__).parent / "page"
 # No text can become a script, and the page can load from, and send to, this server alone. It makes no HTML from text;
 # with Trusted Types the browser makes sure of that.
@@ -49,10 +56,76 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+# What an API is asked to write in the form of its errors.
+RequestError = MlxkError | pydantic.ValidationError | Refusal
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of the APIs that the server speaks.
+
+    It owns the `paths`, with all paths below them, whether or not it has an endpoint there. `operations` describe its
+    `routes`, and `error` is the type of the body that `render` writes.
+    """
+
+    paths: tuple[str, ...]
+    routes: Sequence[BaseRoute]
+    operations: Sequence[Operation]
+    error: type[pydantic.BaseModel]
+    render: Callable[[RequestError], Response]
+
+
+def render_error(apis: Sequence[Api], path: str, error: RequestError) -> Response:
+    """Return the response for an error, in the form of the API that owns the path, or else of the first API.
+
+    Of several owners the one with the longest path counts.
+    """
+    path = plain_path(path) + "/"
+    owned = [(len(prefix), api) for api in apis for prefix in api.paths if path.startswith(prefix + "/")]
+    _, owner = max(owned, key=lambda each: each[0], default=(0, apis[0]))
+    return owner.render(error)
+
+
+class Body(Protocol):
+    """The valid body of a request that generates."""
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model; None leaves the choice to the server."""
+
+    @property
+    def stream(self) -> bool | None:
+        """Whether the response is a stream."""
+
+    @property
+    def count(self) -> int:
+        """How many sequences it asks for."""
+
+    def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
+        """Return what it asks of the runner; `default_limit` is for a body that does not limit its tokens."""
+
+
+class Renderer(Protocol):
+    """Writes the response to one request; errors of its prompt and its count name these fields of the body."""
+
+    prompt_field: str
+    count_field: str
+    # The vocabulary of the model, set when it is known; logprobs need the names of its tokens.
+    vocabulary: Vocabulary | None
+
+    async def whole(self, generation: Generation) -> bytes:
+        """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
+
+    def frames(self, begun: asyncio.Future[Generation], model: str, heartbeat: float) -> AsyncIterator[bytes]:
+        """Yield server-sent events, at least one every `heartbeat` seconds; the last one may be an error.
+
+        `begun` returns the generation, `model` is the name of its model.
+        """
+
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that the routes use; `max_tokens` limits a completion whose request sets no limit.
+    """The parts that endpoints use; `max_tokens` limits a completion whose request sets no limit.
 
     A stream begins after at most `stream_seconds` of preparing its prompt, and has an event every `heartbeat` seconds.
     """
@@ -65,24 +138,60 @@ class Service:
     stream_seconds: float = 10.0
     no_sleep: NoSleep = field(default_factory=NoSleep)
 
+    async def begin(self, body: Body, renderer: Renderer, client: Hashable) -> Generation:
+        """Find the model that a request names, prepare its prompts, and queue it."""
+        pool, catalog = self.scheduler.pool, self.catalog
+        with about("model", MlxkError):
+            if body.model is None:
+                key = catalog.default(pool.key)
+            elif known := catalog.known(body.model, pool.key):
+                key = known
+            else:
+                key = await catalog.search(body.model)
+        with about(renderer.prompt_field, ContextLengthError, ValidationError):
+            make = partial(body.requests, default_limit=self.max_tokens)
+            requests, renderer.vocabulary = await self.preparing.prepare(key, make, client)
+            if loaded := pool.get(key):
+                for entry in requests:
+                    check_tokens(entry, loaded.vocabulary_size)
+            return self.scheduler.submit(key, requests, client)
 
-def create_app(service: Service, access: Access) -> FastAPI:
-    """Return the ASGI application."""
+
+def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI:
+    """Return the ASGI application, which speaks these APIs; paths that none of them owns are the first one's."""
+    operations = [(HEALTH, apis[0].error), *((operation, api.error) for api in apis for operation in api.operations)]
     app = FastAPI(
-        routes=_router.routes, title="mlxk2", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        routes=[*_router.routes, *(route for api in apis for route in api.routes)],
+        title="mlxk2",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
-    app.openapi = partial(description.describe, has_key=access.api_key is not None)  # type: ignore[method-assign] # FastAPI's documented way
+    app.openapi = cache(partial(describe, operations, has_key=access.api_key is not None))  # type: ignore[method-assign] # FastAPI's documented way
     app.mount("/page", PageFiles(directory=_PAGE_FOLDER), name="page")
-    for kind in errors.HANDLED:
-        app.add_exception_handler(kind, errors.respond_to_error)
+    for kind in (MlxkError, pydantic.ValidationError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, partial(_respond_to_error, apis))
     app.add_middleware(Awake, no_sleep=service.no_sleep)
-    app.add_middleware(Guard, access=access, render=errors.render_refusal)
+    app.add_middleware(Guard, access=access, render=partial(render_error, apis))
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     return app
+
+
+async def _respond_to_error(apis: Sequence[Api], request: Request, error: Exception) -> Response:
+    """Return the response to a request that an error ended; a coroutine, because others are run in a thread."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # the client has disconnected and reads nothing
+    if isinstance(error, HTTPException):
+        # The router refuses an unknown path or a wrong method.
+        error = Refusal(f"{error.detail}.", error.status_code, headers=error.headers)
+    elif not isinstance(error, RequestError):
+        error = Refusal("The server made a mistake; its log says more.", 500)
+    return render_error(apis, request.scope["path"], error)
 
 
 class Awake:
@@ -112,18 +221,29 @@ class PageFiles(StaticFiles):
 
 
 _router = APIRouter()
-# HTTP requires HEAD for each path that has GET.
-_READ = ["GET", "HEAD"]
 
 
-@_router.api_route("/", methods=_READ, include_in_schema=False)
-async def _page() -> Response:
+@_router.api_route("/", methods=READ, include_in_schema=False)
+async def page() -> Response:
+    """Return the chat page."""
     return FileResponse(_PAGE_FOLDER / "index.html", headers=_PAGE_HEADERS)
 
 
-@_router.api_route("/health", methods=_READ)
-async def _health(request: Request) -> JSONResponse:
-    service = _service(request)
+class Health(pydantic.BaseModel):
+    """The state of the server."""
+
+    status: Literal["ok", "loading"]
+    model: str | None
+    loading: str | None
+    active: int
+    queued: int
+    version: str
+
+
+@_router.api_route("/health", methods=READ)
+async def health(request: Request) -> JSONResponse:
+    """Return the state of the server."""
+    service = service_of(request)
     loaded, loading = service.scheduler.pool.key, service.scheduler.pool.loading
     # The server is ready when the pinned model is in memory; other models are loaded on demand.
     is_ready = loaded is not None or loading is None or loading != service.catalog.pinned
@@ -138,85 +258,38 @@ async def _health(request: Request) -> JSONResponse:
     return JSONResponse(state, 200 if is_ready else 503)
 
 
-# Some clients leave out the `/v1` of OpenAI's paths.
-@_router.api_route("/v1/models", methods=_READ)
-@_router.api_route("/models", methods=_READ, include_in_schema=False)
-async def _models(request: Request) -> JSONResponse:
-    async with while_connected(request.receive):
-        models = await _service(request).catalog.all()
-    return JSONResponse({"object": "list", "data": [model_object(model) for model in models]})
+HEALTH = Operation(
+    "get",
+    "/health",
+    "The state of the server",
+    Health,
+    needs_key=False,
+    unready="The first model is being loaded, or the server is busy or shutting down.",
+)
 
 
-@_router.api_route("/v1/models/{model:path}", methods=_READ)
-@_router.api_route("/models/{model:path}", methods=_READ, include_in_schema=False)
-async def _model(request: Request, model: str) -> JSONResponse:
-    with _about("model", MlxkError):
-        async with while_connected(request.receive):
-            return JSONResponse(model_object(await _service(request).catalog.one(model)))
-
-
-@_router.post("/v1/chat/completions")
-@_router.post("/chat/completions", include_in_schema=False)
-async def _chat(request: Request) -> Response:
-    body = await _body(request, ChatBody)
-    make = partial(translation.chat_requests, body, default_limit=_service(request).max_tokens)
-    return await _respond(request, body, make, ChatRenderer(logprobs=body.likeliest_count is not None))
-
-
-@_router.post("/v1/completions")
-@_router.post("/completions", include_in_schema=False)
-async def _complete(request: Request) -> Response:
-    body = await _body(request, CompletionBody)
-    make = partial(translation.completion_requests, body, default_limit=_service(request).max_tokens)
-    return await _respond(request, body, make, CompletionRenderer(logprobs=body.likeliest_count is not None))
-
-
-async def _respond(
-    request: Request, body: ChatBody | CompletionBody, make: MakeRequests, renderer: Renderer
-) -> Response:
+async def respond(request: Request, body: Body, renderer: Renderer) -> Response:
     """Generate, and return one response or a stream.
 
     A stream begins when its prompt is ready and the queue has room for it, or after `stream_seconds`; until then an
     error is a status.
     """
-    service = _service(request)
+    service = service_of(request)
     max_count = service.scheduler.limits.max_concurrent
     if body.count > max_count:
         message = f"The request asks for {body.count} completions, but this server generates at most {max_count}"
-        raise ValidationError(f"{message} at once.", param="n")
+        raise ValidationError(f"{message} at once.", param=renderer.count_field)
     async with while_connected(request.receive), AsyncExitStack() as stack:
-        begun = asyncio.ensure_future(_begin(service, body.model, make, renderer, client_of(request.scope)))
+        begun = asyncio.ensure_future(service.begin(body, renderer, client_of(request.scope)))
         stack.callback(_abandon, begun)
         if not body.stream:
-            with _about(renderer.prompt_field, ContextLengthError, ValidationError):
-                return Response(await sse.fold(await begun, renderer), media_type="application/json")
+            with about(renderer.prompt_field, ContextLengthError, ValidationError):
+                return Response(await renderer.whole(await begun), media_type="application/json")
         done, _ = await asyncio.wait({begun}, timeout=service.stream_seconds)
         name = (await begun).name if done else body.model or ""
         stack.pop_all()
-        frames = sse.frames(
-            begun, renderer, name, includes_usage=body.includes_usage, heartbeat=service.heartbeat
-        )
+        frames = renderer.frames(begun, name, service.heartbeat)
         return EventStream(frames, partial(_abandon, begun))
-
-
-async def _begin(
-    service: Service, name: str | None, make: MakeRequests, renderer: Renderer, client: Hashable
-) -> Generation:
-    """Find the model that a request names, prepare its prompts, and queue it."""
-    pool, catalog = service.scheduler.pool, service.catalog
-    with _about("model", MlxkError):
-        if name is None:
-            key = catalog.default(pool.key)
-        elif known := catalog.known(name, pool.key):
-            key = known
-        else:
-            key = await catalog.search(name)
-    with _about(renderer.prompt_field, ContextLengthError, ValidationError):
-        requests, renderer.vocabulary = await service.preparing.prepare(key, make, client)
-        if loaded := pool.get(key):
-            for entry in requests:
-                check_tokens(entry, loaded.vocabulary_size)
-        return service.scheduler.submit(key, requests, client)
 
 
 def _abandon(begun: asyncio.Future[Generation]) -> None:
@@ -229,7 +302,7 @@ def _abandon(begun: asyncio.Future[Generation]) -> None:
 
 
 @contextmanager
-def _about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
+def about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
     """Add the field of the request to errors of these kinds that name none."""
     try:
         yield
@@ -237,10 +310,7 @@ def _about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
         raise error.about(field) from error.__cause__
 
 
-async def _body(request: Request, kind: type[B]) -> B:
-    return kind.model_validate_json(await request.body())
-
-
-def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """Return the parts of the server that responds to a request."""
     service: Service = request.app.state.service
     return service

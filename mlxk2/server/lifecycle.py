@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -23,12 +23,12 @@ from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory, release_large_arrays_at_once, trim_heap
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.sequences import Backend
-from mlxk2.server.app import Service, create_app
+from mlxk2.server.app import Api, Service, create_app, render_error
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection
 from mlxk2.server.http.listener import BACKLOG
-from mlxk2.server.openai import errors
+from mlxk2.server.openai.api import OPENAI
 from mlxk2.server.pool import ModelKey, ModelPool
 from mlxk2.server.preparing import PreparingPool
 from mlxk2.server.scheduler import Limits, Scheduler
@@ -46,6 +46,8 @@ _AWAKE_SECONDS = 10.0
 # When half of this many clients have disconnected, enough memory is free to return it to the system.
 _MIN_CROWD = 64
 
+# The APIs that the server speaks; errors of paths that none of them owns have the form of the first one.
+APIS: Sequence[Api] = (OPENAI,)
 # Ends the process with an exit code, whatever its threads are doing.
 Leave = Callable[[int], object]
 
@@ -167,7 +169,7 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     scheduler = Scheduler(ModelPool(partial(_load, settings, preparing), worker), worker, limits)
     catalog = Catalog(settings.pinned, settings.context_length)
     service = Service(scheduler, catalog, preparing, settings.max_tokens, no_sleep=NoSleep(linger=_AWAKE_SECONDS))
-    config = _configure(create_app(service, settings.access), settings)
+    config = _configure(create_app(service, settings.access, APIS), settings)
     server = _Server(config, service, preparing, announce, leave)
     server.run(sockets=[listener])
     scheduler.close()
@@ -206,7 +208,7 @@ def _configure(app: Any, settings: Settings) -> uvicorn.Config:
         logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
     return uvicorn.Config(
         app,
-        http=partial(Connection, stall_seconds=settings.stall_seconds, render=errors.render_refusal),  # type: ignore[arg-type] # a class is only called
+        http=partial(Connection, stall_seconds=settings.stall_seconds, render=partial(render_error, APIS)),  # type: ignore[arg-type] # a class is only called
         ws="none",
         lifespan="off",
         log_config=None,

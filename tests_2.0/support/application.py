@@ -17,9 +17,10 @@ from support.scripted import ScriptedBackend
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
-from mlxk2.server.app import Service, create_app
+from mlxk2.server.app import Api, Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
+from mlxk2.server.openai.api import OPENAI
 from mlxk2.server.pool import ModelKey, ModelPool
 from mlxk2.server.preparing import MakeRequests, Prepared
 from mlxk2.server.scheduler import Limits, Scheduler
@@ -147,11 +148,12 @@ def serving(
     failure: MlxkError | None = None,
     delay: float = 0.0,
     no_sleep: NoSleep | None = None,
+    apis: Sequence[Api] = (),
     **timing: float,
 ) -> Iterator[Client]:
     """Serve these models one after the other until the end of the block; with a `failure`, loading fails.
 
-    Each prompt takes `delay` seconds.
+    Each prompt takes `delay` seconds. `apis` are spoken beside OpenAI's.
     """
     left = list(models)
 
@@ -167,7 +169,7 @@ def serving(
     preparing = ScriptedPreparing(models, delay)
     catalog = Catalog(("scripted", key) if pinned else None)
     service = Service(scheduler, catalog, preparing, max_tokens, no_sleep=no_sleep or NoSleep(), **timing)
-    app = create_app(service, access or Access())
+    app = create_app(service, access or Access(), [OPENAI, *apis])
     with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         try:
             yield client

@@ -111,7 +111,7 @@ class Guard:
             finally:
                 body.close()
         except Refusal as refusal:
-            await self._render(refusal)(scope, receive, send)
+            await self._render(scope["path"], refusal)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise Refusal for a request that may not reach the routes, as far as its head shows that."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -255,7 +257,12 @@ class Connection(HttpToolsProtocol):
             if cycle.response_started:
                 self._abort()
                 return
-        response = self._render(Refusal(message, status, headers={"Connection": "close"}))
+        path = b""
+        with suppress(httptools.HttpParserInvalidURLError):
+            # The part of the URL that has been read may not have a path.
+            path = httptools.parse_url(self.url or b"").path or b""
+        refusal = Refusal(message, status, headers={"Connection": "close"})
+        response = self._render(unquote(path.decode("latin-1")), refusal)
         lines = [b": ".join(header) for header in response.raw_headers]
         self.transport.write(b"\r\n".join([b"HTTP/1.1 %d Refused" % status, *lines, b"", bytes(response.body)]))
         self.transport.close()

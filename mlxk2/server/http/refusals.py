@@ -27,8 +27,8 @@ class Refusal(Exception):
         self.headers = headers
 
 
-# Renders a refusal as an API writes its errors.
-RenderRefusal = Callable[[Refusal], Response]
+# Renders a refusal as the API that owns this path writes its errors.
+RenderRefusal = Callable[[str, Refusal], Response]
 
 
 def body_too_large() -> Refusal:

@@ -7,19 +7,16 @@ as `messages[0].content`; see https://platform.openai.com/docs/guides/error-code
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import pydantic
-from fastapi import Request
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.formatting import cut
+from mlxk2.server.app import RequestError
 from mlxk2.server.http.refusals import RETRY_AFTER, Refusal
-from mlxk2.server.openai.requests import FIELDS
 
 # In characters: messages repeat what clients sent, however long it was.
 MAX_MESSAGE = 1000
@@ -70,28 +67,29 @@ _WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 
-async def respond_to_error(_: Request, error: Exception) -> Response:
-    """Return the response to a request that an error ended; a coroutine, because others are run in a thread."""
+class ErrorDetail(pydantic.BaseModel):
+    """What was wrong, and in which field of the request, if it was a field."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class Error(pydantic.BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorDetail
+
+
+def render(fields: Collection[str], error: RequestError) -> Response:
+    """Return the response for an error; `fields` are the names of all fields that a body may have."""
     if isinstance(error, MlxkError):
         headers = {"Retry-After": RETRY_AFTER} if isinstance(error, ServerBusyError | ServerStoppingError) else None
         return JSONResponse(error_body(error), error.http_status, headers)
-    if isinstance(error, pydantic.ValidationError):
-        return JSONResponse(invalid_body(error), 400)
-    if isinstance(error, HTTPException):
-        # The router refuses an unknown path or a wrong method.
-        return JSONResponse(_body(f"{error.detail}.", error.status_code), error.status_code, error.headers)
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)  # the client has disconnected and reads nothing
-    return JSONResponse(_body("The server made a mistake; its log says more.", 500), 500)
-
-
-# All errors that have a response.
-HANDLED = (MlxkError, pydantic.ValidationError, HTTPException, ClientDisconnect, Exception)
-
-
-def render_refusal(refusal: Refusal) -> Response:
-    """Return the response to a request that is refused before it reaches a route."""
-    return JSONResponse(_body(refusal.message, refusal.status, code=refusal.code), refusal.status, refusal.headers)
+    if isinstance(error, Refusal):
+        return JSONResponse(_body(error.message, error.status, code=error.code), error.status, error.headers)
+    return JSONResponse(_describe_invalid(fields, error), 400)
 
 
 def error_body(error: MlxkError) -> dict[str, Any]:
@@ -117,15 +115,20 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def invalid_body(error: pydantic.ValidationError) -> dict[str, Any]:
+def _describe_invalid(fields: Collection[str], error: pydantic.ValidationError) -> dict[str, Any]:
     """Return the error body for a request body that is not valid: its first fault, and the field that has it."""
-    fault, expected = _find_fault(error.errors(include_url=False))
+    # Some steps of a path are pydantic's names for the types of a union.
+    faults = [
+        {**fault, "loc": tuple(step for step in fault["loc"] if isinstance(step, int) or step in fields)}
+        for fault in error.errors(include_url=False)
+    ]
+    fault, expected = _find_fault(faults)
     if fault["type"] == "json_invalid":
         message = f"We could not parse the JSON body of your request: {fault['ctx']['error']}."
         return _body(message, 400, code="invalid_json")
     # A fault that involves several fields names one itself.
     named = fault.get("ctx", {}).get("name")
-    path = [*_path(fault), named] if named else _path(fault)
+    path = [*fault["loc"], named] if named else fault["loc"]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".") or None
     if expected:
         some = "one of " if len(expected) > 1 else ""
@@ -137,20 +140,15 @@ def invalid_body(error: pydantic.ValidationError) -> dict[str, Any]:
     return _body(message, 400, param=param, code=code)
 
 
-def _find_fault(faults: list[Any]) -> tuple[Fault, list[str]]:
+def _find_fault(faults: Sequence[Fault]) -> tuple[Fault, list[str]]:
     """Return the fault that describes the first wrong field best, and the types it may have if its type is wrong.
 
     A field of several types has a fault for each. A wrong value is closer than a wrong type, a part than the whole.
     """
     same_field = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
-    best = max(same_field, key=lambda fault: (fault["type"] not in _EXPECTED, len(_path(fault))))
-    alike = [fault for fault in same_field if fault["type"] in _EXPECTED and _path(fault) == _path(best)]
+    best = max(same_field, key=lambda fault: (fault["type"] not in _EXPECTED, len(fault["loc"])))
+    alike = [fault for fault in same_field if fault["type"] in _EXPECTED and fault["loc"] == best["loc"]]
     return best, list(dict.fromkeys(_EXPECTED[fault["type"]] for fault in alike)) if best in alike else []
-
-
-def _path(fault: Fault) -> list[int | str]:
-    """Return where a fault is, without pydantic's names for the types of a union."""
-    return [step for step in fault["loc"] if isinstance(step, int) or step in FIELDS]
 
 
 def _describe_value(param: str | None, fault: Fault) -> tuple[str, str]:

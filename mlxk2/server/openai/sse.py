@@ -1,6 +1,6 @@
-"""The events of a generation, folded into one response, or sent as server-sent events while they come.
+"""The response to a request that generates: one object, or the same as server-sent events while it is generated.
 
-Both read the same events, so that the text is the same either way.
+Both are made of the same events, so that the text is the same either way.
 Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.reasoning import Kind
+from mlxk2.runner.output.text import Vocabulary
 from mlxk2.server.generation import Event, Generation
 from mlxk2.server.openai.errors import error_body
-from mlxk2.server.openai.rendering import JSON, Completion, Renderer, ResponseObjects, usage
+from mlxk2.server.openai.fields import GenerationBody
 
+JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
+# JSON has no infinity; OpenAI returns this value in its place.
+MIN_LOGPROB = -9999.0
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 # Events that are rendered at once: with twenty logprobs each, they take some milliseconds.
@@ -26,25 +37,195 @@ _EVENTS_AT_ONCE = 64
 # Pieces of JSON text that are joined at once.
 _PIECES_AT_ONCE = 4096
 
+FinishReason = Literal["stop", "length"]
 
-async def fold(generation: Generation, renderer: Renderer) -> bytes:
-    """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
-    completions = [Completion() for _ in range(generation.count)]
-    async for events in generation:
+
+class PromptTokensDetails(BaseModel):
+    """How many tokens of the prompt came from the prompt cache."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+@dataclass
+class SequenceOutput:
+    """The output of one sequence, as far as it has been generated."""
+
+    texts: dict[Kind, str] = field(default_factory=lambda: {"answer": "", "reasoning": ""})
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class LazyList(list[JSON]):
+    """A list whose items are rendered one by one while they are encoded, and not kept; for encoders that iterate."""
+
+    def __init__(self, render: Callable[[TokenLogprob], JSON], entries: Sequence[TokenLogprob]) -> None:
+        super().__init__()
+        self._render = render
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[JSON]:
+        return map(self._render, self._entries)
+
+
+class Renderer(ABC):
+    """Renders the events of one request; all objects of the response have the same id, time and model."""
+
+    id_prefix: ClassVar[str]
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+    prompt_field: str
+    count_field = "n"
+
+    def __init__(self, body: GenerationBody) -> None:
+        # The vocabulary of the model, set when it is known.
+        self.vocabulary: Vocabulary | None = None
+        self.has_logprobs = body.likeliest_count is not None
+        self._includes_usage = body.includes_usage
+        self._opened: set[int] = set()
+        self._head: JSON = {}
+
+    @abstractmethod
+    def choice(self, number: int, output: SequenceOutput) -> JSON:
+        """Return a choice of a response."""
+
+    @abstractmethod
+    def opening(self, number: int) -> JSON | None:
+        """Return the choice of a stream that comes before the text, if there is one."""
+
+    @abstractmethod
+    def delta(self, number: int, kind: Kind, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:
+        """Return the choice of a stream for the next text."""
+
+    @abstractmethod
+    def ending(self, number: int, finish_reason: str) -> JSON:
+        """Return the last choice of a stream."""
+
+    @abstractmethod
+    def heartbeat(self, number: int) -> JSON:
+        """Return a choice of a stream without text, which shows that the server is still at work."""
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of a token."""
+        assert self.vocabulary is not None
+        return self.vocabulary.bytes_of(token)
+
+    async def whole(self, generation: Generation) -> bytes:
+        """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
+        outputs = [SequenceOutput() for _ in range(generation.count)]
+        async for events in generation:
+            for number, chunk in events:
+                output = outputs[number]
+                output.texts[chunk.kind] += chunk.text
+                output.logprobs += chunk.logprobs
+                output.finish_reason = chunk.finish_reason
+        if any(output.logprobs for output in outputs):
+            # There may be millions of logprobs, and the event loop has other requests.
+            return await asyncio.to_thread(self._encode_whole, generation, outputs)
+        return self._encode_whole(generation, outputs)
+
+    def _encode_whole(self, generation: Generation, outputs: Sequence[SequenceOutput]) -> bytes:
+        self._begin(generation.name)
+        choices = [self.choice(number, output) for number, output in enumerate(outputs)]
+        return encode({**self._head, "object": self.object, "choices": choices, **totals(generation)})
+
+    async def frames(self, begun: asyncio.Future[Generation], model: str, heartbeat: float) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of a generation; an error becomes an event of its own before the end.
+
+        At least every `heartbeat` seconds there is an event: clients give up on a stream that stands still, and for
+        some of them a comment is not enough.
+        """
+        self._begin(model)
+        try:
+            while not (await asyncio.wait({begun}, timeout=heartbeat))[0]:
+                yield self._frame(self._alive())
+            generation = begun.result()
+            while True:
+                events: list[Event]
+                try:
+                    async with asyncio.timeout(heartbeat):
+                        events = await anext(generation, [])
+                except TimeoutError:
+                    yield self._frame(self._alive())
+                    continue
+                if not events:
+                    break
+                for begin in range(0, len(events), _EVENTS_AT_ONCE):
+                    if begin:
+                        # A client that lags behind has many events waiting; other requests go on in between.
+                        await asyncio.sleep(0)
+                    choices = self._choices(events[begin : begin + _EVENTS_AT_ONCE])
+                    yield b"".join(self._frame(choice) for choice in choices)
+            if self._includes_usage:
+                yield self._frame(**totals(generation))
+        except MlxkError as error:
+            yield _frame(error_body(error))
+        yield DONE
+
+    def _begin(self, model: str) -> None:
+        self._head = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+
+    def _frame(self, *choices: JSON, **more: Any) -> bytes:
+        """Return a frame with an object of the stream."""
+        data = {**self._head, "object": self.chunk_object, "choices": choices}
+        if self._includes_usage:
+            data["usage"] = None
+        return _frame(data | more)
+
+    def _alive(self) -> JSON:
+        """Return a choice without text; the first one opens the first sequence."""
+        opening = None if 0 in self._opened else self.opening(0)
+        self._opened.add(0)
+        return opening or self.heartbeat(0)
+
+    def _choices(self, events: Sequence[Event]) -> Iterator[JSON]:
+        """Yield the choices for some events; texts in a row are joined, so that a slow client gets fewer."""
+        joined: list[tuple[int, Kind, str, tuple[TokenLogprob, ...], str | None]] = []
         for number, chunk in events:
-            completion = completions[number]
-            completion.texts[chunk.kind] += chunk.text
-            completion.logprobs += chunk.logprobs
-            completion.finish_reason = chunk.finish_reason
-    if any(completion.logprobs for completion in completions):
-        # There may be millions of logprobs, and the event loop has other requests.
-        return await asyncio.to_thread(_render_whole, generation, renderer, completions)
-    return _render_whole(generation, renderer, completions)
+            text, logprobs = chunk.text, chunk.logprobs
+            if joined and joined[-1][:2] == (number, chunk.kind):
+                _, _, text_before, logprobs_before, _ = joined.pop()
+                text, logprobs = text_before + text, logprobs_before + logprobs
+            joined.append((number, chunk.kind, text, logprobs, chunk.finish_reason))
+        for number, kind, text, logprobs, reason in joined:
+            if number not in self._opened:
+                self._opened.add(number)
+                if opening := self.opening(number):
+                    yield opening
+            if text or logprobs:
+                yield self.delta(number, kind, text, logprobs)
+            if reason is not None:
+                yield self.ending(number, reason)
 
 
-def _render_whole(generation: Generation, renderer: Renderer, completions: Sequence[Completion]) -> bytes:
-    choices = [renderer.choice(number, completion) for number, completion in enumerate(completions)]
-    return encode(ResponseObjects(renderer, generation.name).whole(choices, generation))
+def totals(generation: Generation) -> JSON:
+    """Return what a response ends with: the token counts; `cached_tokens` of the prompt came from the prompt cache."""
+    usage = {
+        "prompt_tokens": generation.prompt_tokens,
+        "completion_tokens": generation.completion_tokens,
+        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
+    }
+    return {"usage": usage}
+
+
+def name_of(raw: bytes) -> str:
+    """Return the text of a token; write bytes that are not characters by themselves as OpenAI does."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def encode(response: JSON) -> bytes:
@@ -52,71 +233,6 @@ def encode(response: JSON) -> bytes:
     # Encoding all of it at once would stop all other threads. The pieces are joined before they are too many.
     pieces = _ENCODER.iterencode(response)
     return b"".join(iter(lambda: "".join(islice(pieces, _PIECES_AT_ONCE)).encode(), b""))
-
-
-async def frames(
-    begun: asyncio.Future[Generation], renderer: Renderer, model: str, *, includes_usage: bool, heartbeat: float
-) -> AsyncIterator[bytes]:
-    """Yield the server-sent events of a generation; an error becomes an event of its own before the end.
-
-    `begun` returns the generation, `model` is the name of its model. At least every `heartbeat` seconds there is an
-    event: clients give up on a stream that stands still, and for some of them a comment is not enough.
-    """
-    objects = ResponseObjects(renderer, model)
-    extra: JSON = {"usage": None} if includes_usage else {}
-    opened: set[int] = set()
-    try:
-        while not (await asyncio.wait({begun}, timeout=heartbeat))[0]:
-            yield _frame(objects.chunk(_heartbeat(renderer, opened)) | extra)
-        generation = begun.result()
-        while True:
-            events: list[Event]
-            try:
-                async with asyncio.timeout(heartbeat):
-                    events = await anext(generation, [])
-            except TimeoutError:
-                yield _frame(objects.chunk(_heartbeat(renderer, opened)) | extra)
-                continue
-            if not events:
-                break
-            for begin in range(0, len(events), _EVENTS_AT_ONCE):
-                if begin:
-                    # A client that lags behind has many events waiting; other requests go on in between.
-                    await asyncio.sleep(0)
-                choices = _choices(renderer, events[begin : begin + _EVENTS_AT_ONCE], opened)
-                yield b"".join(_frame(objects.chunk(choice) | extra) for choice in choices)
-        if includes_usage:
-            yield _frame(objects.chunk() | {"usage": usage(generation)})
-    except MlxkError as error:
-        yield _frame(error_body(error))
-    yield DONE
-
-
-def _heartbeat(renderer: Renderer, opened: set[int]) -> JSON:
-    """Return a choice without text; the first one opens the first sequence."""
-    opening = None if 0 in opened else renderer.opening(0)
-    opened.add(0)
-    return opening or renderer.heartbeat(0)
-
-
-def _choices(renderer: Renderer, events: Sequence[Event], opened: set[int]) -> Iterator[JSON]:
-    """Yield the choices for some events; texts that follow each other are joined, so that a slow client gets fewer."""
-    joined: list[tuple[int, Kind, str, tuple[TokenLogprob, ...], str | None]] = []
-    for number, chunk in events:
-        text, logprobs = chunk.text, chunk.logprobs
-        if joined and joined[-1][:2] == (number, chunk.kind):
-            _, _, text_before, logprobs_before, _ = joined.pop()
-            text, logprobs = text_before + text, logprobs_before + logprobs
-        joined.append((number, chunk.kind, text, logprobs, chunk.finish_reason))
-    for number, kind, text, logprobs, reason in joined:
-        if number not in opened:
-            opened.add(number)
-            if opening := renderer.opening(number):
-                yield opening
-        if text or logprobs:
-            yield renderer.delta(number, kind, text, logprobs)
-        if reason is not None:
-            yield renderer.ending(number, reason)
 
 
 def _frame(data: JSON) -> bytes:

@@ -1,17 +1,25 @@
-"""OpenAI's request bodies as types, which are checked before anything else happens.
+"""The fields that OpenAI's two endpoints that generate have in common, and what they ask of the runner.
 
-Null means "not given", and so does leaving a field out. Fields that OpenAI does not define are ignored; those that it
-defines and this server does not have yet are refused by name (`UNSUPPORTED_FIELDS`).
+A body is checked before anything else happens. Null means "not given", and so does leaving a field out. Fields that
+OpenAI does not define are ignored; those that it defines and this server does not have yet are refused by name
+(`UNSUPPORTED_FIELDS`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
-from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
+
+from mlxk2.errors import ValidationError
+from mlxk2.runner.output.stops import StopStrings
+from mlxk2.runner.prompt.prompter import Prompt
+from mlxk2.runner.request import GenerationRequest, Sampling, default_max_tokens, token_budget
+from mlxk2.server.preparing import PromptModel
 
 _MAX_INT = (1 << 31) - 1
 Text = Annotated[str, Field(strict=True)]
@@ -29,17 +37,14 @@ Tokens = Several[Token]
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_CHOICES = 128
-# Far more than any conversation has. Each message takes time.
-MAX_MESSAGES = 65_536
-# Arguments of transformers' `apply_chat_template` that are not variables of a template, and variables that have a field
-# of their own.
-RESERVED = frozenset({
-    "add_generation_prompt", "chat_template", "context", "continue_final_message", "conversation", "documents",
-    "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
-    "tokenizer_kwargs", "tools", "truncation",
-})  # fmt: skip
 # Each sequence takes time for each bias.
 MAX_BIASES = 10_000
+# The chosen and the likeliest tokens of one request. They take some 200 bytes each, until the response is sent.
+MAX_LOGPROBS_HELD = 1 << 21
+_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+)  # fmt: skip
+_SEEDS = 1 << 64
 
 
 def _number(low: float, high: float, default: float, what: str) -> Any:
@@ -101,53 +106,13 @@ def refuse_unsupported(fields: Mapping[str, object]) -> None:
             raise PydanticCustomError("unsupported", "{name} is not supported.", {"name": name})
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """The fields of a body, or of an object in it."""
+
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
-class TextPart(_Fields):
-    """A part of a message: a text. Other parts are refused, and the server never fetches anything."""
-
-    type: Literal["text"] = Field(description="The kind of the part.")
-    text: Text = Field(description="The text.")
-
-
-# Types alone can't say this in the description of the API.
-_CONTENT_REQUIRED: JsonDict = {
-    "if": {"properties": {"role": {"const": "assistant"}}},
-    "else": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
-}
-
-
-class Message(_Fields):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(json_schema_extra=_CONTENT_REQUIRED)
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="The speaker; `developer` is the newer name of `system`."
-    )
-    content: Text | Several[TextPart] | None = Field(
-        default=None, description="The text, or parts of it, which are joined. An assistant's message may have null."
-    )
-    name: Text | None = Field(default=None, description="The speaker's name, for chat templates that use one.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        refuse_unsupported(self.model_extra or {})
-        if self.content is None and self.role != "assistant":
-            raise PydanticCustomError("missing", "Content is missing.", {"name": "content"})
-        return self
-
-    @property
-    def text(self) -> str:
-        """The content, its parts joined."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """What else a stream contains."""
 
     include_usage: Flag | None = Field(
@@ -160,7 +125,7 @@ class StreamOptions(_Fields):
         return self
 
 
-class GenerationBody(_Fields):
+class GenerationBody(Fields):
     """The fields that chat and plain completions have in common."""
 
     model: Some | None = Field(
@@ -246,127 +211,70 @@ class GenerationBody(_Fields):
         """Whether the stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-
-class ChatBody(GenerationBody):
-    """The body of `POST /v1/chat/completions`."""
-
-    messages: Several[Message] = Field(max_length=MAX_MESSAGES, description="The conversation so far.")
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="Variables for the model's chat template, by name."
-    )
-    enable_thinking: Flag | None = Field(
-        default=None,
-        description="Whether the model thinks before it answers: the variable of this name, for chat templates that "
-        "use it. Default: the template decides.",
-    )
-    add_generation_prompt: Flag | None = Field(
-        default=None,
-        description="Whether the chat template begins the model's turn. Default: true, unless "
-        "`continue_final_message` is true.",
-    )
-    continue_final_message: Flag | None = Field(
-        default=None,
-        description="Whether the model continues the last message, which is left open for that. Default: false.",
-    )
-    max_completion_tokens: Count | None = Field(
-        default=None, description="The newer name of `max_tokens`, which it overrides."
-    )
-    logprobs: Flag | None = Field(
-        default=None, description="Whether to return how probable each token of the text was. Default: false."
-    )
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)] | None = Field(
-        default=None, description="How many of the likeliest tokens to return in each place; only with `logprobs`."
-    )
-
-    @model_validator(mode="after")
-    def _check_template(self) -> Self:
-        given = self.chat_template_kwargs or {}
-        if reserved := sorted(RESERVED & given.keys()):
-            raise PydanticCustomError(
-                "together", "Invalid 'chat_template_kwargs': {key} is no variable that a request can set there.",
-                {"name": "chat_template_kwargs", "key": repr(reserved[0])},
-            )  # fmt: skip
-        if self.enable_thinking not in (None, given.get("enable_thinking", self.enable_thinking)):
-            raise PydanticCustomError(
-                "together", "'enable_thinking' is not what 'chat_template_kwargs' says.", {"name": "enable_thinking"}
-            )
-        if self.continue_final_message and self.add_generation_prompt:
-            raise PydanticCustomError(
-                "together",
-                "'continue_final_message' and 'add_generation_prompt' can't both be true: a message is continued, or "
-                "a new one begins.",
-                {"name": "continue_final_message"},
-            )
-        return self
-
-    @property
-    def template_variables(self) -> dict[str, Any]:
-        """The variables of the chat template, without the messages."""
-        given = dict(self.chat_template_kwargs or {})
-        if self.enable_thinking is not None:
-            given["enable_thinking"] = self.enable_thinking
-        begins = self.add_generation_prompt
-        given["add_generation_prompt"] = not self.continue_final_message if begins is None else begins
-        if self.continue_final_message:
-            given["continue_final_message"] = True
-        return given
-
-    @model_validator(mode="after")
-    def _check_logprobs(self) -> Self:
-        if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError(
-                "together", "'top_logprobs' is only allowed when 'logprobs' is true.", {"name": "top_logprobs"}
-            )
-        return self
-
-    @property
-    def limit(self) -> int | None:
-        """The most tokens that may be generated; if both fields are given, the newer one counts."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def likeliest_count(self) -> int | None:
-        """How many of the likeliest tokens to return for each token; None returns no logprobs."""
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class CompletionBody(GenerationBody):
-    """The body of `POST /v1/completions`."""
-
-    prompt: Text | Several[Text] | Tokens | Several[Tokens] = Field(
-        description="The text to continue, or its token ids; or a list of several of these."
-    )
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)] | None = Field(
-        default=None,
-        description="Return how probable each token was, and this many of the likeliest ones in its place. "
-        "Default: no logprobs.",
-    )
-
     @property
     def limit(self) -> int | None:
         """The most tokens that may be generated."""
         return self.max_tokens
 
     @property
+    @abstractmethod
     def likeliest_count(self) -> int | None:
         """How many of the likeliest tokens to return for each token; None returns no logprobs."""
-        return self.logprobs
 
-    @property
-    def count(self) -> int:
-        """How many sequences to generate."""
-        return (self.n or 1) * len(self.prompts)
+    @abstractmethod
+    def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
+        """Return one request for each completion; `default_limit` is for a body that sets no limit."""
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """The prompts, each a text or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+    def continue_prompt(
+        self,
+        prompt: Prompt,
+        model: PromptModel,
+        default_limit: int | None,
+        *,
+        plain: bool = False,
+        continues: bool = False,
+    ) -> list[GenerationRequest]:
+        """Return one request for each of the `n` completions of a prompt; `plain` and `continues` are its own."""
+        if not prompt.tokens:
+            raise ValidationError("The prompt is empty, and the model has no token that begins a text.")
+        limit = self.limit or default_limit or default_max_tokens(model.context_length)
+        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        bias = tuple((int(token), value) for token, value in (self.logit_bias or {}).items())
+        request = GenerationRequest(
+            prompt.tokens,
+            limit,
+            Sampling(**given, logit_bias=bias),
+            StopStrings(self.stops),
+            thinking=not plain and prompt.thinking,
+            logprobs=self.likeliest_count,
+            plain=plain,
+            continues=continues,
+        )
+        count, seed = self.n or 1, request.sampling.seed
+        if seed is None:
+            return [request] * count
+        # With the same seed they would all have the same text.
+        seeds = ((seed + number) % _SEEDS if number else seed for number in range(count))
+        return [replace(request, sampling=replace(request.sampling, seed=each)) for each in seeds]
 
+    def limit_logprobs(
+        self, requests: Sequence[GenerationRequest], context_length: int | None
+    ) -> Sequence[GenerationRequest]:
+        """Return the requests, if the logprobs of all their completions fit into memory until the response is sent.
 
-FIELDS = frozenset(
-    name for kind in (TextPart, Message, StreamOptions, ChatBody, CompletionBody) for name in kind.model_fields
-)
+        If the client sets no limit to the length, limit it so that they fit; else raise ValidationError.
+        """
+        if self.stream or self.likeliest_count is None:
+            return requests
+        each = self.likeliest_count + 1
+        if self.limit is None:
+            limit = max(1, MAX_LOGPROBS_HELD // (each * len(requests)))
+            return [replace(request, max_tokens=min(request.max_tokens or limit, limit)) for request in requests]
+        tokens = sum(token_budget(request, context_length) for request in requests)
+        if tokens * each > MAX_LOGPROBS_HELD:
+            raise ValidationError(
+                f"The response may have {tokens:,} tokens with {each} logprobs each, but the server holds at most "
+                f"{MAX_LOGPROBS_HELD:,} for a request. Ask for fewer, or for a stream.",
+                param="max_tokens",
+            )
+        return requests

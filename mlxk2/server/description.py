@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mlxk2 import __version__
-from mlxk2.server.openai.requests import ChatBody, CompletionBody
-from mlxk2.server.openai.schemas import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    Error,
-    Health,
-    Model,
-    Models,
-)
 
 JSON = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 
 
-class _Operation(NamedTuple):
-    """What a method of a path accepts and returns; `statuses` are those of its own errors."""
+class Operation(NamedTuple):
+    """What a method of a path accepts and returns.
+
+    `statuses` are those of its own errors. `chunk` is an object of its stream, if it can have one. `unready` says what
+    a status of 503 with the result means, where there is such a response.
+    """
 
     method: str
     path: str
@@ -36,21 +29,9 @@ class _Operation(NamedTuple):
     statuses: tuple[int, ...] = ()
     body: type[BaseModel] | None = None
     chunk: type[BaseModel] | None = None
+    needs_key: bool = True
+    unready: str = ""
 
-
-_OPERATIONS = (
-    _Operation("get", "/health", "The state of the server", Health),
-    _Operation("get", "/v1/models", "The models that can run here", Models),
-    _Operation("get", "/v1/models/{model}", "One of these models", Model, (404,)),
-    _Operation(
-        "post", "/v1/chat/completions", "Continue a conversation",
-        ChatCompletion, (404,), ChatBody, ChatCompletionChunk,
-    ),
-    _Operation(
-        "post", "/v1/completions", "Continue a text",
-        Completion, (404,), CompletionBody, CompletionChunk,
-    ),
-)  # fmt: skip
 
 _ERRORS: Mapping[int, str] = {
     400: "A value that can't be right, a prompt that does not fit, a model that can't run here, or no HTTP.",
@@ -72,15 +53,25 @@ _KEYS = {
 }
 
 
-@cache
-def describe(*, has_key: bool) -> JSON:
-    """Return the OpenAPI document of a server with or without a key."""
+def describe(operations: Iterable[tuple[Operation, type[BaseModel]]], *, has_key: bool) -> JSON:
+    """Return the OpenAPI document of a server with or without a key; each operation has the type of its errors."""
+    operations = list(operations)
+    types = {
+        kind: None
+        for operation, error in operations
+        for kind in (error, operation.body, operation.result, operation.chunk)
+        if kind is not None
+    }
+    # Types of different APIs may have the same name.
+    references, schemas = models_json_schema([(kind, "validation") for kind in types], ref_template=_REFERENCE)
     paths: dict[str, JSON] = {}
-    types: list[type[BaseModel]] = [Error]
-    for operation in _OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _describe_operation(operation, has_key)
-        types += filter(None, (operation.body, operation.result, operation.chunk))
-    _, schemas = models_json_schema([(each, "validation") for each in types], ref_template=_REFERENCE)
+    for operation, error in operations:
+        contents = {
+            kind: {"application/json": {"schema": references[kind, "validation"]}}
+            for kind in (error, operation.body, operation.result)
+            if kind is not None
+        }
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, error, contents, has_key)
     components: JSON = {"schemas": schemas["$defs"]}
     if has_key:
         components["securitySchemes"] = _KEYS
@@ -88,9 +79,11 @@ def describe(*, has_key: bool) -> JSON:
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
-def _describe_operation(operation: _Operation, has_key: bool) -> JSON:
-    is_open = operation.result is Health
-    success: JSON = {"description": "Success.", "content": _json(operation.result)}
+def _describe(
+    operation: Operation, error: type[BaseModel], contents: Mapping[type[BaseModel], JSON], has_key: bool
+) -> JSON:
+    needs_key = has_key and operation.needs_key
+    success: JSON = {"description": "Success.", "content": dict(contents[operation.result])}
     if operation.chunk is not None:
         # Some readers would take a schema for that of the whole stream, others for that of each event.
         success["content"]["text/event-stream"] = {"schema": {}}
@@ -99,28 +92,20 @@ def _describe_operation(operation: _Operation, has_key: bool) -> JSON:
             "at the end, and then `data: [DONE]`."
         )
     responses: JSON = {"200": success}
-    for status in sorted({*operation.statuses, *_COMMON_STATUSES, *([401] if has_key and not is_open else [])}):
-        responses[str(status)] = {"description": _ERRORS[status], "content": _json(Error)}
+    for status in sorted({*operation.statuses, *_COMMON_STATUSES, *([401] if needs_key else [])}):
+        responses[str(status)] = {"description": _ERRORS[status], "content": contents[error]}
         if status in _HEADERS:
             responses[str(status)]["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
     described: JSON = {"summary": operation.summary, "responses": responses}
-    if is_open:
-        health = {"anyOf": [_reference(Health), _reference(Error)]}
-        responses["503"]["description"] = "The first model is being loaded, or the server is busy or shutting down."
-        responses["503"]["content"] = {"application/json": {"schema": health}}
-    elif has_key:
+    if operation.unready:
+        bodies = [contents[kind]["application/json"]["schema"] for kind in (operation.result, error)]
+        responses["503"]["description"] = operation.unready
+        responses["503"]["content"] = {"application/json": {"schema": {"anyOf": bodies}}}
+    if needs_key:
         described["security"] = [{name: []} for name in _KEYS]
-    if "{model}" in operation.path:
+    if names := re.findall(r"{(\w+)}", operation.path):
         schema = {"type": "string"}
-        described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _json(operation.body)}
+        described["requestBody"] = {"required": True, "content": contents[operation.body]}
     return described
-
-
-def _json(body: type[BaseModel]) -> JSON:
-    return {"application/json": {"schema": _reference(body)}}
-
-
-def _reference(body: type[BaseModel]) -> JSON:
-    return {"$ref": _REFERENCE.format(model=body.__name__)}
