@@ -35,14 +35,14 @@ CONFIG = {
 CARD = "---\nlicense: apache-2.0\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n# A model\n"
 
 
-def build(hub: Path, count: int) -> None:
-    """Fill a hub folder with this many chat models, every second one in shards; their weights are holes."""
-    hub.mkdir(parents=True)
-    tokenizer = hub.parent / "tokenizer.json"
+def build(cache_dir: Path, count: int) -> None:
+    """Fill a cache folder with this many chat models, every second one in shards; their weights are holes."""
+    cache_dir.mkdir(parents=True)
+    tokenizer = cache_dir.parent / "tokenizer.json"
     vocabulary = {f"token{number:06}": number for number in range(TOKENIZER_BYTES // 21)}
     tokenizer.write_text(json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": vocabulary}}))
     for number in range(count):
-        repo = hub / f"models--mlx-community--Model-{number:04}-4bit"
+        repo = cache_dir / f"models--mlx-community--Model-{number:04}-4bit"
         _add_model(repo, tokenizer)
         _add_weights(repo, SHARDS if number % 2 else 1, MODEL_BYTES + number * MORE_BYTES)
 

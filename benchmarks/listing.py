@@ -15,20 +15,20 @@ MANY_MODELS = 1000
 MEGABYTE = 1_000_000
 
 
-def _list(hub: Path, memory: Path | None = None) -> rounds.Run:
+def _list(cache_dir: Path, memory: Path | None = None) -> rounds.Run:
     program = str(Path(sys.executable).with_name("mlxk2"))
-    environment = {"HF_HUB_CACHE": str(hub), "XDG_CACHE_HOME": str(memory or hub.parent / "memory")}
+    environment = {"HF_HUB_CACHE": str(cache_dir), "XDG_CACHE_HOME": str(memory or cache_dir.parent / "memory")}
     return rounds.run([program, "list", "--json"], environment)
 
 
-def _list_for_the_first_time(hub: Path) -> rounds.Run:
+def _list_for_the_first_time(cache_dir: Path) -> rounds.Run:
     with tempfile.TemporaryDirectory() as memory:
-        return _list(hub, Path(memory))
+        return _list(cache_dir, Path(memory))
 
 
-def _hf(hub: Path) -> float:
+def _hf(cache_dir: Path) -> float:
     program = str(Path(sys.executable).with_name("hf"))
-    environment = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {"HF_HUB_CACHE": str(cache_dir), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return rounds.run([program, "cache", "ls"], environment).seconds
 
 

@@ -44,10 +44,10 @@ def main() -> None:
     PICTURE.write_text(_WEB_FONTS.sub("", console.export_svg(title="mlxk2", theme=MONOKAI)), encoding="utf-8")
 
 
-def make_cache(hub: Path) -> None:
+def make_cache(cache_dir: Path) -> None:
     """Lay out two models: the demo's files, whole and with the weights cut short."""
     for name, commit, size in (("models--me--tiny-chat", "a", None), ("models--me--half-done", "b", 1_000_000)):
-        snapshot = hub / name / "snapshots" / (commit * 40)
+        snapshot = cache_dir / name / "snapshots" / (commit * 40)
         shutil.copytree(ROOT / "mlxk2" / "demo", snapshot)
         os.utime(snapshot)
         if size is not None:
