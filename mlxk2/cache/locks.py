@@ -101,7 +101,7 @@ def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
     with ExitStack() as opened:
         own = cache_dir
         for name in (FOLDER, folder):
-            opened.enter_context(_make_folder(name, own))
+            opened.enter_context(_make_folder(own, name))
             inner = opened.enter_context(own.open(name))
             if inner is None:
                 yield True  # the disk is full, or a link is in its place, behind which nothing of ours is
@@ -116,7 +116,7 @@ def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
             yield True
             return
         opened.callback(os.close, lock)
-        is_ours = try_lock(lock, PULL_LOCK, own) is not False
+        is_ours = try_lock(lock, own, PULL_LOCK) is not False
         yield is_ours
         if is_ours and is_new:
             with suppress(FileNotFoundError):
@@ -124,7 +124,7 @@ def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
 
 
 @contextmanager
-def _make_folder(name: str, parent: Directory) -> Iterator[None]:
+def _make_folder(parent: Directory, name: str) -> Iterator[None]:
     """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
     try:
         parent.make(name)
@@ -138,7 +138,7 @@ def _make_folder(name: str, parent: Directory) -> Iterator[None]:
         parent.remove_empty(name)
 
 
-def try_lock(descriptor: int, name: str, parent: Directory) -> bool | None:
+def try_lock(descriptor: int, parent: Directory, name: str) -> bool | None:
     """Take the lock of an open file or folder that has this name in its parent.
 
     False when another process has it, or something else has the name now. None where locks mean nothing.
@@ -169,16 +169,19 @@ def _flock(descriptor: int) -> bool | None:
     return True
 
 
-def is_free(descriptor: int, name: str, parent: Directory) -> bool:
+def take_if_free(descriptor: int, parent: Directory, name: str) -> bool:
     """Take the lock of an open file or folder; return whether it is ours now, or too old for its holder to live."""
-    is_ours = try_lock(descriptor, name, parent)
+    is_ours = try_lock(descriptor, parent, name)
     if is_ours is not None:
         return is_ours
     return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_SECONDS
 
 
 def is_held(path: Path) -> bool:
-    """Return whether any process holds a lock file, this one included; always False where locks mean nothing."""
+    """Return whether any process holds a lock file, this one included; always False where locks mean nothing.
+
+    A lock that is free is taken for a moment, in which another process that asks takes it to be held.
+    """
     descriptor = os.open(path, _FLAGS)
     try:
         return _flock(descriptor) is False
@@ -187,7 +190,7 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def take(name: str, parent: Directory) -> Iterator[bool | None]:
+def take(parent: Directory, name: str) -> Iterator[bool | None]:
     """Take a lock file's lock if it is free, and yield whether it was; None for what is not a lock file."""
     try:
         descriptor = parent.open_file(name, _FLAGS)
@@ -200,7 +203,7 @@ def take(name: str, parent: Directory) -> Iterator[bool | None]:
         yield None
         return
     try:
-        yield is_free(descriptor, name, parent) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        yield take_if_free(descriptor, parent, name) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     finally:
         os.close(descriptor)
 
@@ -213,6 +216,6 @@ def _take_each(cache_dir: Directory, folder: str) -> Iterator[tuple[str, Directo
         for name in own.names():
             if is_macos_metadata(name):
                 continue
-            with take(name, own) as was_free:
+            with take(own, name) as was_free:
                 if was_free is not None:
                     yield name, own, was_free

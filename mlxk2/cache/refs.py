@@ -19,7 +19,7 @@ _UNFINISHED = ".incomplete-ref"
 Place = tuple[str, ...]  # a path below a model's folder, in steps
 
 
-def commit_of(ref: str, model: str, tree: Tree) -> str | None:
+def commit_of(model: str, ref: str, tree: Tree) -> str | None:
     """Return the commit that a ref of the model in this folder names; None where no ref can be read in the tree."""
     if is_macos_metadata(os.path.basename(ref)):
         return None
@@ -30,7 +30,7 @@ def commit_of(ref: str, model: str, tree: Tree) -> str | None:
         return None
 
 
-def refusal(ref: str, model: str, tree: Tree) -> str | None:
+def refusal(model: str, ref: str, tree: Tree) -> str | None:
     """Return why the operating system refuses to let the user read a ref; None where it does not, or there is none."""
     file = tree.file(f"{FOLDER}/{ref}", os.path.join(model, FOLDER, ref))
     if file is None:
@@ -44,7 +44,7 @@ def refusal(ref: str, model: str, tree: Tree) -> str | None:
     return None
 
 
-def write(ref: str, commit: str, model: str) -> None:
+def write(model: str, ref: str, commit: str) -> None:
     """Let a ref name a commit; readers find the old commit or the new one. Replace a link in its place or on the way.
 
     Raise OSError when the disk refuses, or another ref is in the way.
@@ -62,14 +62,14 @@ def write(ref: str, commit: str, model: str) -> None:
         os.unlink(new)
     with open(new, "x", encoding="ascii") as file:
         file.write(commit)
-    place = os.path.join(folder, name)
-    if os.path.isdir(place) and not os.path.islink(place):
-        for path, _, _ in os.walk(place, topdown=False):
+    target = os.path.join(folder, name)
+    if os.path.isdir(target) and not os.path.islink(target):
+        for path, _, _ in os.walk(target, topdown=False):
             os.rmdir(path)
-    os.replace(new, place)
+    os.replace(new, target)
 
 
-def in_the_way(ref: str, model: str) -> str | None:
+def in_the_way(model: str, ref: str) -> str | None:
     """Return the other ref that is in the place of this one: on its way, below it, or of the same name on this disk.
 
     A disk may ignore case. A link, or a folder without refs, is not in the way.
@@ -90,7 +90,7 @@ def in_the_way(ref: str, model: str) -> str | None:
 
 
 def places_only_of(
-    revision: str, snapshot: Directory | None, model: Directory, others: Collection[str]
+    model: Directory, revision: str, snapshot: Directory | None, others: Collection[str]
 ) -> Iterator[Place]:
     """Yield the places below a model's folder of what only one snapshot needs: blobs, refs, the client library's notes.
 
@@ -114,7 +114,7 @@ def places_only_of(
             folder = Directory(descriptor, os.path.join(refs.path, path))
             parents = [part for part in path.split(os.sep) if part != "."]
             for name in files:
-                if not is_macos_metadata(name) and _read_commit(name, folder) == revision:
+                if not is_macos_metadata(name) and _read_commit(folder, name) == revision:
                     yield (FOLDER, *parents, name)
 
 
@@ -124,7 +124,7 @@ def _linked_names(snapshot: Directory) -> set[str]:
     return {os.path.basename(target) for target in targets if target is not None}
 
 
-def _read_commit(name: str, folder: Directory) -> str | None:
+def _read_commit(folder: Directory, name: str) -> str | None:
     try:
         descriptor = folder.open_file(name, os.O_RDONLY | SAFELY)
     except OSError:

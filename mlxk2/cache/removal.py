@@ -143,7 +143,7 @@ def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str,
                 hint=f"To remove the link itself: mlxk2 rm {name}",
             )
         others = [other for other in snapshots.names() if other != revision]
-        places = list(refs.places_only_of(revision, own, model, others))
+        places = list(refs.places_only_of(model, revision, own, others))
         for place in (("snapshots", revision), *places):
             usage.add(model, *place)
         return [place[-1] for place in places if place[0] == "blobs"]
@@ -157,7 +157,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
     """
     with _explain_refusal(removal.name), Directory.at(removal.cache_dir) as cache_dir:
         try:
-            with Trash.create(REVISION_PREFIX if removal.revision else MODEL_PREFIX, cache_dir, store) as trash:
+            with Trash.create(cache_dir, REVISION_PREFIX if removal.revision else MODEL_PREFIX, store) as trash:
                 try:
                     with _claim(removal, cache_dir, force):
                         if removal.revision is None:
@@ -175,7 +175,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
             # A trash takes room, if only a little.
             if error.errno not in space.FULL:
                 raise
-        hidden = Hidden(removal.folder, cache_dir, store)
+        hidden = Hidden(cache_dir, removal.folder, store)
         with _claim(removal, cache_dir, force):
             hidden.hide(removal.revision)
             with _explain_leftovers(removal.name):

@@ -42,7 +42,7 @@ class Scratch(NamedTuple):
 
 
 @contextmanager
-def create(prefix: str, parent: Directory) -> Iterator[Scratch]:
+def create(parent: Directory, prefix: str) -> Iterator[Scratch]:
     """Make a new folder whose name begins with `prefix`; it stays, for the caller to remove."""
     for _ in range(MAX_ATTEMPTS):
         name = prefix + secrets.token_hex(4)
@@ -51,12 +51,12 @@ def create(prefix: str, parent: Directory) -> Iterator[Scratch]:
             try:
                 # The lock of the folder itself is for processes of earlier versions, which know no other. They may
                 # have taken the new folder for an abandoned one.
-                is_ours = folder is not None and locks.try_lock(folder.descriptor, name, parent) is not False
+                is_ours = folder is not None and locks.try_lock(folder.descriptor, parent, name) is not False
                 if folder is not None and is_ours:
                     lock = folder.open_file(LOCK, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
                     held.callback(os.close, lock)
                     # Where there are no locks, the folder is ours all the same: its name is new.
-                    is_ours = locks.try_lock(lock, LOCK, folder) is not False
+                    is_ours = locks.try_lock(lock, folder, LOCK) is not False
             except OSError:
                 parent.remove(name)
                 raise
@@ -67,16 +67,16 @@ def create(prefix: str, parent: Directory) -> Iterator[Scratch]:
     raise OSError(errno.EAGAIN, "other processes lock every new folder")
 
 
-def find_abandoned(prefix: str, parent: Directory) -> Iterator[Scratch]:
+def find_abandoned(parent: Directory, prefix: str) -> Iterator[Scratch]:
     """Yield the folders with this prefix whose makers are dead; each is ours until the next one is asked for."""
     for name in parent.names():
         if not name.startswith(prefix):
             continue
         with parent.open(name) as folder, ExitStack() as held:
-            if folder is None or locks.try_lock(folder.descriptor, name, parent) is False:
+            if folder is None or locks.try_lock(folder.descriptor, parent, name) is False:
                 continue
-            is_free = held.enter_context(locks.take(LOCK, folder))
+            is_free = held.enter_context(locks.take(folder, LOCK))
             if is_free is None:  # There is no lock file in it.
-                is_free = locks.is_free(folder.descriptor, name, parent)
+                is_free = locks.take_if_free(folder.descriptor, parent, name)
             if is_free:
                 yield Scratch(name, parent, folder, held.close)

@@ -102,7 +102,7 @@ class Staging:
         folder, name = self.model, names.repo_id_of(self.model.name)
         if not folder.is_dir():
             return
-        here, beside = directory.name_on_disk(str(folder)), refs.in_the_way(ref, str(folder)) if ref else None
+        here, beside = directory.name_on_disk(str(folder)), refs.in_the_way(str(folder), ref) if ref else None
         real = Path(os.path.realpath(folder))
         if folder.is_symlink() and real.parent == Path(os.path.realpath(folder.parent)):
             raise OperationError(
@@ -187,10 +187,10 @@ class Staging:
                         Path(entry.path).unlink(missing_ok=True)
                 _link_all(snapshot, plan.files, self.folder)
                 if ref is not None:
-                    refs.write(ref, plan.commit, str(self.folder))
+                    refs.write(str(self.folder), ref, plan.commit)
                 self.folder.rename(self.model)
         if ref is not None and not self._is_current(ref, plan.commit):
-            refs.write(ref, plan.commit, str(self.model))
+            refs.write(str(self.model), ref, plan.commit)
         for folder in self._folders():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -233,7 +233,7 @@ class Staging:
             yield from (self.model / "blobs").glob(pattern)
 
     def _is_current(self, ref: str, commit: str) -> bool:
-        return refs.commit_of(ref, str(self.model), self.tree) == commit
+        return refs.commit_of(str(self.model), ref, self.tree) == commit
 
     def _folders(self) -> tuple[Path, Path]:
         return self.model / names.INCOMPLETE, self.model.with_name(unfinished(self.model.name))

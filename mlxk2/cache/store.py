@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mlxk2 import names
@@ -60,7 +60,7 @@ class CachedModel(NamedTuple):
         try:
             os.lstat(self.path)
             revisions = self._revisions()
-            problem = refs.refusal("main", self.path, tree) if revisions else None
+            problem = refs.refusal(self.path, "main", tree) if revisions else None
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(f"{self.name} is no longer in the cache.") from error
         except OSError as error:
@@ -69,7 +69,7 @@ class CachedModel(NamedTuple):
             return Snapshot(self.name, None, self.path, self._roots, is_missing=True, problem=problem)
         if not revisions:
             return Snapshot(self.name, None, self.path, self._roots, is_missing=True)
-        main = refs.commit_of("main", self.path, tree)
+        main = refs.commit_of(self.path, "main", tree)
         return self._at(main if main in revisions else revisions[0])
 
     def snapshot_at(self, revision: str) -> Snapshot:
@@ -78,11 +78,11 @@ class CachedModel(NamedTuple):
         Raise HashNotFoundError or AmbiguousMatchError when there is no such one.
         """
         revisions = self.revisions()
-        if (commit := refs.commit_of(revision, self.path, Tree(self._roots))) in revisions:
+        if (commit := refs.commit_of(self.path, revision, Tree(self._roots))) in revisions:
             return self._at(commit)
         matches = [r for r in revisions if r.startswith(revision)] if len(revision) >= MIN_HASH_LENGTH else []
         if not matches:
-            if problem := refs.refusal(revision, self.path, Tree(self._roots)):
+            if problem := refs.refusal(self.path, revision, Tree(self._roots)):
                 raise OperationError(f"{self.name} can't be read: {problem}.")
             command = names.pull_command(self.name, revision)
             raise HashNotFoundError(
@@ -135,7 +135,7 @@ class Cache:
                     self.path,
                 )
                 for entry in entries
-                if entry.name.startswith(names.FOLDER_PREFIX) and _is_folder(entry) and not _is_gone(entry.path)
+                if entry.name.startswith(names.FOLDER_PREFIX) and _is_folder(entry) and not _is_removed(entry.path)
             ),
             key=lambda model: (model.name, model.path),
         )
@@ -200,10 +200,16 @@ def _changed_ns(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def _is_gone(folder: str) -> bool:
-    """Return whether a killed removal has hidden all snapshots of a model, as it does on a full disk."""
-    has_mark = os.path.lexists(os.path.join(folder, names.REMOVED))
-    return has_mark and not os.path.lexists(os.path.join(folder, "snapshots"))
+def _is_removed(folder: str) -> bool:
+    return is_removed(lambda name: os.path.lexists(os.path.join(folder, name)))
+
+
+def is_removed(has: Callable[[str], bool]) -> bool:
+    """Return whether a killed removal has hidden all snapshots of a model, as it does on a full disk.
+
+    `has` says whether the model's folder has an entry of this name, be it a link that leads nowhere.
+    """
+    return has(names.REMOVED) and not has("snapshots")
 
 
 def folder_snapshot(path: str) -> Snapshot:
@@ -216,8 +222,8 @@ def folder_snapshot(path: str) -> Snapshot:
 
 def find_cache_dir(environment: Mapping[str, str]) -> str:
     """Return the path of the cache folder, by the variables of huggingface_hub and in its order."""
-    if hub := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
-        return _expand(hub)
+    if named := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
+        return _expand(named)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return _expand(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
 

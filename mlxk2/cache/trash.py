@@ -26,6 +26,7 @@ from mlxk2.cache.directory import Directory
 from mlxk2.cache.refs import Place
 from mlxk2.cache.scratch import Scratch
 from mlxk2.cache.space import Usage
+from mlxk2.cache.store import is_removed
 from mlxk2.names import COMPANION, FOLDER_PREFIX, INCOMPLETE, REMOVED, is_macos_metadata, repo_id_of
 
 MODEL_PREFIX = ".trash-model-"
@@ -76,33 +77,33 @@ class Freed(NamedTuple):
 class Trash:
     """A folder of the cache in which removed things wait; it is locked by its maker, or by who found it abandoned."""
 
-    def __init__(self, folder: Scratch, store: SharedStore | None, usage: Usage | None = None) -> None:
-        self._scratch = folder
+    def __init__(self, held: Scratch, store: SharedStore | None, usage: Usage | None = None) -> None:
+        self._scratch = held
         self._store = store
         self._usage = usage or Usage()
-        self._cache_dir = folder.parent
-        self._is_of_revision = folder.name.startswith(REVISION_PREFIX)
+        self._cache_dir = held.parent
+        self._is_of_revision = held.name.startswith(REVISION_PREFIX)
 
     @classmethod
     @contextmanager
     def create(
-        cls, prefix: str, cache_dir: Directory, store: SharedStore | None, usage: Usage | None = None
+        cls, cache_dir: Directory, prefix: str, store: SharedStore | None, usage: Usage | None = None
     ) -> Iterator[Trash]:
         """Make a new trash, for a model or for a revision by the prefix; `usage` has what was counted before."""
-        with scratch.create(prefix, cache_dir) as folder:
-            yield cls(folder, store, usage)
+        with scratch.create(cache_dir, prefix) as held:
+            yield cls(held, store, usage)
 
     def take_model(self, entries: Iterable[str]) -> None:
         """Move in what the cache has of a model: its folder or a link, and its unfinished download."""
         for entry in entries:
-            _rename(entry, self._cache_dir, entry, self._scratch.folder)
+            _rename(self._cache_dir, entry, self._scratch.folder, entry)
 
     def take_revision(self, folder: str, revision: str) -> None:
         """Move in a snapshot; raise FileNotFoundError when there is none."""
         for path in (folder, *(os.path.join(folder, name) for name in _FOLDERS)):
             self._scratch.folder.make(path)
         place = (folder, "snapshots", revision)
-        _move(place, self._cache_dir, place, self._scratch.folder)
+        _move(self._cache_dir, place, self._scratch.folder, place)
 
     def gather(self) -> bool:
         """Move in what else goes with a revision; repeated, it finds nothing left.
@@ -120,16 +121,16 @@ class Trash:
             ):
                 if revision is None or model is None or inside is None:
                     continue
-                for place in list(refs.places_only_of(revision, snapshot, model, model.names("snapshots"))):
+                for place in list(refs.places_only_of(model, revision, snapshot, model.names("snapshots"))):
                     target = place if place[0] == "blobs" else ("rest", secrets.token_hex(8))
-                    is_complete &= self._move_or_delete(place, model, target, inside)
+                    is_complete &= self._move_or_delete(model, place, inside, target)
         return is_complete
 
-    def _move_or_delete(self, source: Place, model: Directory, target: Place, inside: Directory) -> bool:
+    def _move_or_delete(self, model: Directory, source: Place, inside: Directory, target: Place) -> bool:
         """Move what may be gone; on a full disk delete it, unless it is a link. False when it had to stay."""
         try:
             with suppress(FileNotFoundError):
-                _move(source, model, target, inside)
+                _move(model, source, inside, target)
         except OSError as error:
             if error.errno not in space.FULL:
                 raise
@@ -165,11 +166,11 @@ class Trash:
                 return False
             if not self._is_of_revision:
                 inside.remove_all(name for name in inside.names() if name != "blobs")
-            removed = _empty_folder("rest", inside, lambda _name, _rest: True)
-            removed += _empty_folder("blobs", inside, lambda name, blobs: blobs.link_target(name) is None)
+            removed = _empty_folder(inside, "rest", lambda _name, _rest: True)
+            removed += _empty_folder(inside, "blobs", lambda name, blobs: blobs.link_target(name) is None)
             if self._store is not None:
                 self._sweep_payloads(folder, self._store)
-            removed += _empty_folder("blobs", inside, lambda _name, _blobs: True)
+            removed += _empty_folder(inside, "blobs", lambda _name, _blobs: True)
             return removed > 0
 
     def _sweep_payloads(self, folder: str, store: SharedStore) -> None:
@@ -179,11 +180,11 @@ class Trash:
         for target in filter(None, targets):
             # A link means what it meant where it stood.
             payload = os.path.normpath(os.path.join(self._cache_dir.path, folder, "blobs", target))
-            place = os.path.relpath(payload, self._cache_dir.path)
-            if not _PAYLOAD.fullmatch(place):
+            relative = os.path.relpath(payload, self._cache_dir.path)
+            if not _PAYLOAD.fullmatch(relative):
                 continue
             # The library looks at the store and at the payload, not at the folder between them.
-            with self._cache_dir.open(*place.split(os.sep)[:-1]) as parent:
+            with self._cache_dir.open(*relative.split(os.sep)[:-1]) as parent:
                 if parent is not None:
                     _sweep(payload, store, self._usage)
 
@@ -225,7 +226,7 @@ class Hidden:
     The files that only a hidden snapshot needs are deleted where they are, and the hidden snapshot last.
     """
 
-    def __init__(self, folder: str, cache_dir: Directory, store: SharedStore | None) -> None:
+    def __init__(self, cache_dir: Directory, folder: str, store: SharedStore | None) -> None:
         self._folder = folder
         self._cache_dir = cache_dir
         self._store = store
@@ -257,9 +258,9 @@ class Hidden:
                 self._usage.remove(self._cache_dir, self._folder)
                 return
             for snapshot in _hidden_snapshots(model):
-                for place in _places_of_hidden(snapshot, model):
+                for place in _places_of_hidden(model, snapshot):
                     self._usage.remove(model, *place)
-            for name in model.names() if is_whole or _is_gone(model) else ():
+            for name in model.names() if is_whole or is_removed(model.has) else ():
                 if not name.startswith(REMOVED):
                     self._usage.remove(model, name)
 
@@ -271,7 +272,7 @@ class Hidden:
         try:
             if self._is_alone():
                 # By now the disk has room for a trash, unless other programs took it.
-                with Trash.create(MODEL_PREFIX, self._cache_dir, self._store, self._usage) as trash:
+                with Trash.create(self._cache_dir, MODEL_PREFIX, self._store, self._usage) as trash:
                     with locks.claim(self._cache_dir, self._folder) as is_ours, suppress(FileNotFoundError):
                         # A download may have begun in the model's folder; a link in its place is gone already.
                         if is_ours and self._is_alone():
@@ -302,11 +303,11 @@ class Hidden:
         with self._cache_dir.open(self._folder) as model:
             if model is None:
                 return
-            if _is_gone(model):
+            if is_removed(model.has):
                 usage.add(self._cache_dir, self._folder)
                 return
             for snapshot in _hidden_snapshots(model):
-                for place in (*_places_of_hidden(snapshot, model), snapshot):
+                for place in (*_places_of_hidden(model, snapshot), snapshot):
                     usage.add(model, *place)
 
     def removals(self) -> list[Interrupted]:
@@ -324,7 +325,7 @@ class Hidden:
 def find_abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[Trash | Hidden]:
     """Yield what killed removals left; a trash is ours until the next one is asked for."""
     for prefix in (MODEL_PREFIX, REVISION_PREFIX):
-        for left in scratch.find_abandoned(prefix, cache_dir):
+        for left in scratch.find_abandoned(cache_dir, prefix):
             yield Trash(left, store)
     for folder in cache_dir.names():
         try:
@@ -332,13 +333,7 @@ def find_abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[
         except PermissionError:
             continue  # another user's model, which is that user's to finish
         if any(name.startswith(REMOVED) for name in names):
-            yield Hidden(folder, cache_dir, store)
-
-
-def _is_gone(model: Directory) -> bool:
-    """Return whether all of a model was to be removed."""
-    names = model.names()
-    return REMOVED in names and "snapshots" not in names
+            yield Hidden(cache_dir, folder, store)
 
 
 def _hidden_snapshots(model: Directory) -> list[Place]:
@@ -352,27 +347,27 @@ def _commit_of(snapshot: Place) -> str:
     return snapshot[-1].removeprefix(_HIDDEN_REVISION)
 
 
-def _places_of_hidden(snapshot: Place, model: Directory) -> Iterator[Place]:
+def _places_of_hidden(model: Directory, snapshot: Place) -> Iterator[Place]:
     """Yield the places of the files that only a hidden snapshot needs."""
     with model.open(*snapshot) as folder:
-        yield from refs.places_only_of(_commit_of(snapshot), folder, model, model.names("snapshots"))
+        yield from refs.places_only_of(model, _commit_of(snapshot), folder, model.names("snapshots"))
 
 
-def _empty_folder(name: str, parent: Directory, is_meant: Callable[[str, Directory], bool]) -> int:
+def _empty_folder(parent: Directory, name: str, is_meant: Callable[[str, Directory], bool]) -> int:
     """Delete what is meant in a folder; return how many entries that were."""
     with parent.open(name) as folder:
         return 0 if folder is None else folder.remove_all([n for n in folder.names() if is_meant(n, folder)])
 
 
-def _move(source: Place, below: Directory, target: Place, target_below: Directory) -> None:
+def _move(below: Directory, source: Place, target_below: Directory, target: Place) -> None:
     """Rename below folders; raise FileNotFoundError where a step on either way is not a folder, or a link."""
     with below.open(*source[:-1]) as parent, target_below.open(*target[:-1]) as target_parent:
         if parent is None or target_parent is None:
             raise FileNotFoundError
-        _rename(source[-1], parent, target[-1], target_parent)
+        _rename(parent, source[-1], target_parent, target[-1])
 
 
-def _rename(name: str, parent: Directory, target: str, target_parent: Directory) -> None:
+def _rename(parent: Directory, name: str, target_parent: Directory, target: str) -> None:
     """Rename a file or folder, and the companion that macOS may have put beside it."""
     parent.rename(name, target_parent, target)
     with suppress(FileNotFoundError):

@@ -29,9 +29,9 @@ _FIRST_READ = 1 << 16  # Bytes; most headers are smaller.
 
 _NAME = rb'("[^"\\\x00-\x1f\x80-\xff]*+"):'
 _KIND = rb'"dtype":("[A-Z0-9_]++","shape":\[[0-9,]{0,400}+\])'
-_PLACE = rb'"data_offsets":\[(0|[1-9][0-9]{0,17}+),([1-9][0-9]{0,17}+)\]'
-_OF_LIBRARY = re.compile(_NAME + rb"\{" + _KIND + rb"," + _PLACE + rb"\}")
-_OF_MLX = re.compile(_NAME + rb"\{" + _PLACE + rb"," + _KIND + rb"\}")
+_OFFSETS = rb'"data_offsets":\[(0|[1-9][0-9]{0,17}+),([1-9][0-9]{0,17}+)\]'
+_OF_LIBRARY = re.compile(_NAME + rb"\{" + _KIND + rb"," + _OFFSETS + rb"\}")
+_OF_MLX = re.compile(_NAME + rb"\{" + _OFFSETS + rb"," + _KIND + rb"\}")
 
 
 def read_metadata(file: File) -> dict[str, str]:
@@ -49,17 +49,17 @@ def read_metadata(file: File) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise BrokenFile(f"{file.name} has a damaged safetensors header (its metadata is not text)")
     try:
-        places = sorted([_place(tensor) for tensor in header.values()])
+        offsets = sorted([_offsets(tensor) for tensor in header.values()])
     except (TypeError, KeyError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor has {reason})") from error
-    end = places[-1][1] if places else 0
+    end = offsets[-1][1] if offsets else 0
     if end > data_size:
         raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
     if end < data_size:
         raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {end}")
     end = 0
-    for first, last in places:
+    for first, last in offsets:
         if first != end:
             raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
         end = last
@@ -91,7 +91,7 @@ def _read_header(file: File) -> tuple[File, bytes]:
     return file, text
 
 
-def _place(tensor: dict[str, Any]) -> tuple[int, int]:
+def _offsets(tensor: dict[str, Any]) -> tuple[int, int]:
     """Return where a tensor begins and ends, in bytes; raise ValueError when that can't be, or not with its shape."""
     try:
         first, last = tensor["data_offsets"]
@@ -130,8 +130,8 @@ def judge_usual_header(header: bytes, data_size: int) -> dict[str, str] | None:
     first, last, kind = (2, 3, 4) if of_mlx else (3, 4, 2)
     firsts, lasts, kinds = list(map(int, parts[first::5])), list(map(int, parts[last::5])), parts[kind::5]
     if firsts != [0, *lasts[:-1]]:
-        places = sorted(zip(firsts, lasts, kinds, strict=True))
-        firsts, lasts, kinds = ([place[i] for place in places] for i in range(3))  # type: ignore[assignment]
+        entries = sorted(zip(firsts, lasts, kinds, strict=True))
+        firsts, lasts, kinds = ([entry[i] for entry in entries] for i in range(3))  # type: ignore[assignment]
     if firsts != [0, *lasts[:-1]] or lasts[-1] != data_size:
         return None
     sizes = {kind: _tensor_bytes(kind) for kind in set(kinds)}

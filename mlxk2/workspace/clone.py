@@ -76,10 +76,10 @@ def build(path: str) -> Iterator[str]:
     # A file's name is limited, so that of the target can't be part of it.
     prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
     with _folders(parent), Directory.at(parent) as below:
-        for old in scratch.find_abandoned(prefix, below):
+        for old in scratch.find_abandoned(below, prefix):
             _put_back(old, name)
             _remove(old)
-        with scratch.create(prefix, below) as new:
+        with scratch.create(below, prefix) as new:
             try:
                 folder = os.path.join(parent, new.name)
                 finished = os.path.join(folder, FINISHED)
@@ -159,7 +159,7 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
     """
     cloned = 0
     for file in files:
-        if not _clone(file, _place(file, folder)):
+        if not _clone(file, _prepare_path(file, folder)):
             break
         cloned += 1
     if files and cloned == len(files):
@@ -173,15 +173,15 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
     space.check("the copy", total, folder, alternative="clone to another disk")
     with progress("Copying", total) as advance:
         for file in copied:
-            _copy(file, _place(file, folder), advance)
+            _copy(file, _prepare_path(file, folder), advance)
     for file in moved:
-        path = _place(file, folder)
+        path = _prepare_path(file, folder)
         os.rename(file.path, path)
         _make_writable(path)
     return "copy"
 
 
-def _place(file: File, folder: str) -> str:
+def _prepare_path(file: File, folder: str) -> str:
     """Return where a file's copy will be, and make the folders on the way; raise OperationError when it is taken."""
     path = os.path.join(folder, file.name)
     try:

@@ -66,7 +66,7 @@ WORKING = """
 import os, sys
 from mlxk2.cache import scratch
 from mlxk2.cache.directory import Directory
-with Directory.at(sys.argv[1]) as below, scratch.create(sys.argv[2], below) as made:
+with Directory.at(sys.argv[1]) as below, scratch.create(below, sys.argv[2]) as made:
     made.folder.make("models--org--living")
     print(made.name, flush=True)
     sys.stdin.read()
