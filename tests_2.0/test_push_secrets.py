@@ -183,13 +183,13 @@ def test_a_secret_that_was_taken_back_in_is_a_file_like_any_other(pusher: Pusher
 
 
 @pytest.mark.parametrize(
-    "name", [*SECRETS, *NO_SECRETS, *litter.PRIVATE, "a/Thumbs.db", "Icon\r", ".m.icloud", "Icons"]
+    "name", [*SECRETS, *NO_SECRETS, *litter.WORK_FILES, "a/Thumbs.db", "Icon\r", ".m.icloud", "Icons"]
 )
 def test_the_default_rules_are_those_of_show(name: str) -> None:
-    assert Ignore.of("").covers(name) is litter.stays_at_home(name)
+    assert Ignore.of("").covers(name) is litter.is_private(name)
 
 
 def test_the_document_has_every_pattern() -> None:
     quoted = set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
-    patterns = {*litter.TOOLS, *litter.PRIVATE, *litter.SECRET_FOLDERS, *litter.SECRETS, *litter.NO_SECRETS}
+    patterns = {*litter.TOOLS, *litter.WORK_FILES, *litter.SECRET_FOLDERS, *litter.SECRETS, *litter.NO_SECRETS}
     assert patterns - quoted == set()

@@ -27,7 +27,7 @@ SETTLED_NS = 2_000_000_000
 BEGINNING_BYTES = 1 << 18
 
 
-class Memory:
+class ListIndex:
     """What is known of the snapshots of a cache, kept in a file outside the cache."""
 
     def __init__(self, file: str) -> None:
@@ -49,7 +49,7 @@ class Memory:
         from mlxk2.checkpoint.describe import look  # noqa: PLC0415 - its import takes as long as a hundred known models
 
         described, info = look(find)
-        if mark is not None and described.place == snapshot.place:
+        if mark is not None and described.key == snapshot.key:
             self._seen[key] = (mark, info)
         return info
 
@@ -78,7 +78,7 @@ class Memory:
             return {}  # No file yet, a file that was cut short, or entries of a version with other fields.
 
 
-def memory_file(cache_dir: str, environment: Mapping[str, str]) -> str:
+def index_file(cache_dir: str, environment: Mapping[str, str]) -> str:
     """Return the path of the file that keeps what is known of a cache folder."""
     caches = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(caches, "mlxk2", f"list-{zlib.crc32(os.fsencode(cache_dir)):08x}.json")

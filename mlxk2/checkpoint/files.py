@@ -93,12 +93,12 @@ class OpenFile(NamedTuple):
 class Tree:
     """Reads folders without ever leaving `roots`, wherever links lead; with None, links may lead anywhere.
 
-    The roots are real paths, as `os.path.realpath` gives them; `place` names them in messages.
+    The roots are real paths, as `os.path.realpath` gives them; `label` names them in messages.
     """
 
-    def __init__(self, roots: tuple[str, ...] | None, place: str = "the cache") -> None:
+    def __init__(self, roots: tuple[str, ...] | None, label: str = "the cache") -> None:
         self._roots = roots
-        self._place = place
+        self._label = label
         self._real_folders = {root: root for root in roots or ()}
 
     def contains(self, folder: str) -> bool:
@@ -108,7 +108,10 @@ class Tree:
     def files(self, folder: str, leaves_out: Callable[[str], bool] = lambda _: False) -> list[File]:
         """Return all files below a folder, by name, except those it `leaves_out`; links to folders are not entered."""
         files = []
-        for name, path, problem in walk(folder, lambda name, _: leaves_out(name)) if self.contains(folder) else ():
+        entries = walk(folder, lambda name: not leaves_out(name)) if self.contains(folder) else ()
+        for name, path, problem in entries:
+            if leaves_out(name):
+                continue
             file = broken_file(name, problem, is_refused=True) if problem else self.file(name, path)
             if file is not None:
                 files.append(file)
@@ -123,7 +126,7 @@ class Tree:
                 folder, base = os.path.split(path)
                 real = self._real_folder(folder)
                 if not self._is_inside(real):
-                    return broken_file(name, f"is a link that leads outside {self._place}")
+                    return broken_file(name, f"is a link that leads outside {self._label}")
                 path = os.path.join(real, base)
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
@@ -160,10 +163,10 @@ class Tree:
         return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots)
 
 
-def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False) -> Iterator[Entry]:
-    """Yield all that is below a folder, except the folders; links are not entered.
+def walk(folder: str, enters: Callable[[str], bool]) -> Iterator[Entry]:
+    """Yield the files and links below a folder, and the folders that are not entered, as `name/`.
 
-    `leaves_out` gets a name and whether it is a folder's; a folder that it leaves out is not entered.
+    `enters` returns whether a folder is entered, by its name. A folder that can't be read is yielded with a problem.
     """
     pending = [(folder, "")]
     while pending:
@@ -175,12 +178,12 @@ def walk(folder: str, leaves_out: Callable[[str, bool], bool] = lambda *_: False
             continue
         for entry, is_folder in found:
             name = prefix + readable(entry.name)
-            if leaves_out(name, is_folder):
-                continue
-            if is_folder:
+            if not is_folder:
+                yield Entry(name, entry.path)
+            elif enters(name):
                 pending.append((entry.path, name + "/"))
             else:
-                yield Entry(name, entry.path)
+                yield Entry(name + "/", entry.path)
 
 
 @contextmanager

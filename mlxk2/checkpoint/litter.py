@@ -20,7 +20,7 @@ TOOLS = (
     ".dropbox", ".dropbox.*", ".stfolder", ".stversions", ".syncthing.*",
 )  # fmt: skip
 # A repo may have these, so that they count in the cache. In a user's folder they are no part of the model.
-PRIVATE = (
+WORK_FILES = (
     "*.lock", "*.part", "*.crdownload", "*.sw[op]", "?*~", ".idea", ".vscode", ".tox", ".nox", ".pytest_cache",
     ".mypy_cache", ".ruff_cache", "node_modules",
 )  # fmt: skip
@@ -38,7 +38,7 @@ SECRETS = (
     "api[-_]key", "api[-_]key.txt", "*_api_key", "*_api_key.txt", ".hf_token", "hf_token", "hf_token.txt",
     "stored_tokens",
 )  # fmt: skip
-NOT_UPLOADED = (*TOOLS, *PRIVATE, *SECRET_FOLDERS, *SECRETS)
+PRIVATE = (*TOOLS, *WORK_FILES, *SECRET_FOLDERS, *SECRETS)
 NO_SECRETS = (
     ".env*example", ".env*sample", ".env*template", ".env*dist", "example.env", "sample.env", "template.env",
     "id_*.pub",
@@ -50,13 +50,10 @@ def is_litter(path: str) -> bool:
     return any(map(_pattern(TOOLS).match, path.split("/")))
 
 
-def stays_at_home(path: str) -> bool:
-    """Return whether this file or folder of a user's folder is no part of the model, so that no push uploads it.
-
-    What the user says of it in a `.hfignore` has no effect here.
-    """
-    not_uploaded, exceptions = _pattern(NOT_UPLOADED), _pattern(NO_SECRETS)
-    return any(not_uploaded.match(part) and not exceptions.match(part) for part in path.split("/"))
+def is_private(path: str) -> bool:
+    """Return whether this file or folder of a user's folder is no part of the model: litter, work files and secrets."""
+    private, exceptions = _pattern(PRIVATE), _pattern(NO_SECRETS)
+    return any(private.match(part) and not exceptions.match(part) for part in path.split("/"))
 
 
 @cache

@@ -87,13 +87,13 @@ class Snapshot:
         )
 
     @property
-    def place(self) -> tuple[str, str | None, str, tuple[str, ...] | None, bool, str | None]:
+    def key(self) -> tuple[str, str | None, str, tuple[str, ...] | None, bool, str | None]:
         """What two looks at one snapshot have in common, whatever files they found."""
         return self.name, self.commit, self.path, self.roots, self.is_missing, self.problem
 
     def is_unchanged_since(self, other: Snapshot) -> bool:
         """Return whether an earlier look found the same files in the same places."""
-        return self.place == other.place and _marks(self.files) == _marks(other.files)
+        return self.key == other.key and _marks(self.files) == _marks(other.files)
 
     @cached_property
     def is_inside(self) -> bool:
@@ -103,8 +103,8 @@ class Snapshot:
     @cached_property
     def files(self) -> tuple[File, ...]:
         """The files, by name."""
-        # In a folder of the user's, a secret or a lock file is no part of the model, as in a push.
-        leaves_out = litter.stays_at_home if self.roots is None else litter.is_litter
+        # In a folder of the user's, a secret or a lock file is no part of the model.
+        leaves_out = litter.is_private if self.roots is None else litter.is_litter
         return () if self.is_missing else tuple(self._tree.files(self.path, leaves_out))
 
     @cached_property

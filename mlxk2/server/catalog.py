@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
-from mlxk2.cache.runnable import runnable
+from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, find_cache_dir
 from mlxk2.checkpoint.describe import context_length, look
 from mlxk2.checkpoint.snapshot import Snapshot
@@ -91,7 +91,7 @@ class Catalog:
         if isinstance(ref, names.Folder):
             # Clients may not explore the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-        snapshot = runnable(_ListedCache(find_cache_dir(os.environ), self._lists), ref)
+        snapshot = resolve_runnable(_ListedCache(find_cache_dir(os.environ), self._lists), ref)
         # The pinned model has its adapter under each of its names.
         is_pinned = self.pinned is not None and self.pinned.path == snapshot.path
         key = self.pinned if self.pinned and is_pinned else ModelKey(snapshot.name, snapshot.path)
@@ -131,14 +131,14 @@ class Catalog:
         except ModelNotFoundError:
             return None  # it was removed since the cache was scanned
         mark = fingerprint(snapshot)
-        known = self._entries.get(snapshot.place)
+        known = self._entries.get(snapshot.key)
         if mark is not None and known is not None and known[0] == mark:
             return known[1]
         entry = _entry(find, self._context_length)
         if mark is not None:
             if len(self._entries) >= MAX_ENTRIES:
                 self._entries.clear()
-            self._entries[snapshot.place] = (mark, entry)
+            self._entries[snapshot.key] = (mark, entry)
         return entry
 
 

@@ -16,7 +16,7 @@ from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 MAX_IGNORE_BYTES = 1 << 20
 MAX_LINKS = 40  # As many as Linux follows.
 
-_PLACE = "the folder"
+_LABEL = "the folder"
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,23 @@ class Workspace:
 
     @cached_property
     def _walked(self) -> tuple[list[Entry], list[str]]:
-        withheld = []
+        uploaded, withheld = [], []
+        for entry in walk(self.root, enters=lambda name: not self._is_left_out(name, is_folder=True)):
+            name, is_folder = entry.name.removesuffix("/"), entry.name.endswith("/")
+            if entry.problem or not self._is_left_out(name, is_folder):
+                uploaded.append(entry)
+            elif self._is_secret(name, is_folder):
+                withheld.append(entry.name)
+        return uploaded, sorted(withheld)
 
-        def stays_at_home(name: str, is_folder: bool) -> bool:
-            is_ignored = self.ignore.matches(name, is_folder)
-            is_secret = self.ignore.withholds(name, is_folder) if is_ignored else self._leads_to_secret(name)
-            if is_secret:
-                withheld.append(name + "/" * is_folder)
-            return is_ignored or is_secret
+    def _is_left_out(self, name: str, is_folder: bool) -> bool:
+        return self.ignore.matches(name, is_folder) or self._is_secret(name, is_folder)
 
-        return list(walk(self.root, stays_at_home)), sorted(withheld)
+    def _is_secret(self, name: str, is_folder: bool) -> bool:
+        """Return whether a path that is not uploaded looks like a secret, or is a link to one."""
+        if self.ignore.matches(name, is_folder):
+            return self.ignore.withholds(name, is_folder)
+        return self._leads_to_secret(name)
 
     def _leads_to_secret(self, name: str) -> bool:
         """Return whether this is a link to a secret of the folder that no `!` of the user's takes in by this name."""
@@ -93,7 +100,7 @@ class Workspace:
 
     @cached_property
     def _tree(self) -> Tree:
-        return Tree((self.root,), _PLACE)
+        return Tree((self.root,), _LABEL)
 
 
 def find(name: str) -> Workspace:

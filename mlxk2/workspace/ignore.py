@@ -28,7 +28,7 @@ _SECRETS = (
 )  # fmt: skip
 # What tools and systems leave behind, and what may hold secrets; a `!` can take them back in.
 DEFAULTS = (
-    *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER), f"**/{_TOKEN_FOLDER}/*", *litter.PRIVATE,
+    *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER), f"**/{_TOKEN_FOLDER}/*", *litter.WORK_FILES,
     *_SECRETS,
 )  # fmt: skip
 
@@ -110,7 +110,7 @@ class Ignore:
 
     def _find_rule(self, name: str, is_folder: bool) -> _Rule | None:
         # One pattern finds out that most names match none of the many defaults.
-        rules = self.own + (self.defaults if litter.stays_at_home(name) else ())
+        rules = self.own + (self.defaults if litter.is_private(name) else ())
         fitting = (rule for rule in rules if is_folder or not rule.folders_only)
         return next((rule for rule in fitting if rule.pattern.fullmatch(name)), None)
 
