@@ -36,7 +36,7 @@ def main() -> int:
         # A shell may start a program in the background so that it ignores Ctrl-C; it goes on ignoring it.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _Interrupt())
-        if sys.argv[1:] == ["--version"] and _prints(VERSION_LINE):
+        if sys.argv[1:] == ["--version"] and _try_print(VERSION_LINE):
             code = 0
         else:
             from mlxk2.cli.main import main as run_command_line  # noqa: PLC0415 - the version alone needs none of it
@@ -49,7 +49,7 @@ def main() -> int:
     return code
 
 
-def _prints(line: str) -> bool:
+def _try_print(line: str) -> bool:
     """Print a line without importing anything, and return whether that was possible.
 
     Installers and editors ask for the version often, and the imports of the program take several times longer. Where

@@ -17,7 +17,7 @@ import pytest
 from conftest import Program
 from support.layouts import COMMIT, CacheDir, chat_model, gguf_model
 
-from mlxk2.cache.index import SETTLED_NS, memory_file
+from mlxk2.cache.index import SETTLED_NS, index_file
 
 Change = Callable[[Path], object]
 
@@ -30,7 +30,7 @@ def settle() -> None:
 
 
 def remembered(cache_dir: CacheDir) -> Path:
-    return Path(memory_file(os.path.realpath(cache_dir.path), os.environ))
+    return Path(index_file(os.path.realpath(cache_dir.path), os.environ))
 
 
 def names(mlxk2: Program) -> list[str]:

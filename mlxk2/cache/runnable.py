@@ -21,7 +21,7 @@ ON_THE_HUB = "It is so on the hub itself; a pull brings it again as it is."
 NOT_OURS = "A pull can't repair it: you may not change its folder in the cache. Check the folder's owner and its mode."
 
 
-def runnable(cache: Cache, ref: ModelRef) -> Snapshot:
+def resolve_runnable(cache: Cache, ref: ModelRef) -> Snapshot:
     """Return the snapshot that a model argument names, if its files are whole and mlx-lm can run it.
 
     Raise NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with what to do about it.

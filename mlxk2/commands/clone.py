@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mlxk2.commands.context import Context
     from mlxk2.spec import CloneData
 
-TEMPORARY_HUB = "hub"
+TEMPORARY_CACHE = "cache"
 
 Status = Literal["success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"]
 
@@ -90,10 +90,10 @@ def _clone(options: Options, context: Context) -> CloneData:
     with _translate_faults(options.target_dir), build(path) as scratch:
         if cached is None:
             # Into a cache of its own, which goes with the scratch folder.
-            hub = Path(scratch, TEMPORARY_HUB)
-            hub.mkdir()
-            download(repos.Source(connection, revision), hub, context.progress, notify=context.streams.warn)
-            pulled = Cache(hub).find(revision.repo_id).snapshot_at(revision.commit)
+            cache_dir = Path(scratch, TEMPORARY_CACHE)
+            cache_dir.mkdir()
+            download(repos.Source(connection, revision), cache_dir, context.progress, notify=context.streams.warn)
+            pulled = Cache(cache_dir).find(revision.repo_id).snapshot_at(revision.commit)
             snapshot = _check(pulled, ref, options, is_fresh=True)
         files = [file for file in snapshot.files if not file.problem]
         folder = os.path.join(scratch, FINISHED)

@@ -6,7 +6,7 @@ import gc
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlxk2.cache.index import Memory, memory_file
+from mlxk2.cache.index import ListIndex, index_file
 from mlxk2.cache.store import Cache, absence, find_cache_dir
 from mlxk2.errors import ModelNotFoundError
 
@@ -34,7 +34,7 @@ def run(options: Options, context: Context) -> ListData:
     """Return all models whose name contains the pattern, by name, with their health and whether they run here."""
     pattern = (options.pattern or "").lower()
     cache = Cache(find_cache_dir(context.environment))
-    memory = Memory(memory_file(cache.path, context.environment))
+    index = ListIndex(index_file(cache.path, context.environment))
     models: list[ModelObject] = []
     # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
     gc.disable()
@@ -43,7 +43,7 @@ def run(options: Options, context: Context) -> ListData:
             if pattern in model.name.lower():
                 # A model may be removed after the cache was scanned.
                 with suppress(ModelNotFoundError):
-                    info = memory.describe(model.snapshot)
+                    info = index.describe(model.snapshot)
                     from mlxk2.spec import model_object  # noqa: PLC0415 - slow, and an empty cache needs no types
 
                     models.append(model_object(info))
@@ -52,7 +52,7 @@ def run(options: Options, context: Context) -> ListData:
     if missing := missing_cache(context.environment):
         context.streams.warn(missing)
     elif not pattern:
-        memory.save()
+        index.save()
     return {"models": models, "count": len(models)}
 
 

@@ -123,7 +123,7 @@ def _plan(options: Options, context: Context, workspace: Workspace, branch: Bran
 
 def _push(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
     """Make what --create allows to be made, and upload what the branch lacks."""
-    diff.uploadable(workspace)
+    diff.check_uploadable(workspace)
     state = branch.read()
     creates_repo = not state.has_repo
     if creates_repo:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
-from mlxk2.cache.runnable import runnable
+from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.chat.printer import Printer
 from mlxk2.checkpoint.describe import context_length
@@ -73,7 +73,7 @@ def run(options: Options, context: Context) -> RunData | None:
     wants_chat = options.prompt is None and context.streams.stdin.isatty()
     if wants_chat and context.is_json:
         raise CommandError("With --json, `run` needs a prompt: as an argument, or on stdin.")
-    snapshot = runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
+    snapshot = resolve_runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
     with _utf8("The system prompt"):
         (options.system or "").encode()
     prompt = "" if wants_chat else _read_prompt(options, context, snapshot)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
-from mlxk2.cache.runnable import runnable
+from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
 from mlxk2.formatting import parse_size
@@ -101,7 +101,7 @@ def run(options: Options, context: Context) -> None:
     key = _check(options, context.environment)
     snapshot = None
     if options.model is not None:
-        snapshot = runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
+        snapshot = resolve_runnable(Cache(find_cache_dir(context.environment)), names.parse(options.model))
     listener = bind(options.host, options.port)
     data: ServerData = {
         "host": options.host,

@@ -84,7 +84,7 @@ def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progr
     Only files of the same size are read, each of them once. Raise PushFailedError when the folder has no files, or one
     that can't be read.
     """
-    files = uploadable(workspace)
+    files = check_uploadable(workspace)
     known = [file for file in files if file.name in on_hub]
     same_size = [file for file in known if file.size == on_hub[file.name].size]
     named = [file._replace(blob=on_hub[file.name].blob) for file in same_size]
@@ -106,7 +106,7 @@ def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progr
     )
 
 
-def uploadable(workspace: Workspace) -> tuple[File, ...]:
+def check_uploadable(workspace: Workspace) -> tuple[File, ...]:
     """Return the files of a workspace; raise PushFailedError for none, or for some that can't be uploaded."""
     if not workspace.files:
         raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
