@@ -62,7 +62,7 @@ class _Judge:
         self._unreadable: set[tuple[tuple[int, int], str]] = set()
 
     def is_sound(self, path: Path, remote: RemoteFile) -> bool:
-        """Whether a file is there and is what it should be."""
+        """Return whether a file is there and is what it should be."""
         file = self._tree.file(remote.name, str(path)) if os.path.lexists(path) else None
         if file is None or file.problem or file.size != remote.size or file.blob not in (None, remote.blob):
             return False
@@ -77,7 +77,7 @@ class _Judge:
         return self._verdicts[key]
 
     def is_damaged(self, path: Path, remote: RemoteFile) -> bool:
-        """Whether a file that `is_sound` rejected is there and can be read."""
+        """Return whether a file that `is_sound` rejected is there and can be read."""
         if not os.path.lexists(path):
             return False
         file = self._tree.file(remote.name, str(path))
@@ -99,9 +99,9 @@ def looks_whole(file: File, remote: RemoteFile) -> bool:
 
 
 def has_its_hash(advance: Advance) -> Check:
-    """Return a check of a file's bytes by the hash that names its blob; BrokenFile when they can't be read.
+    """Return a check of a file's bytes by the hash that names its blob.
 
-    `advance` gets the number of bytes as they are read.
+    The check raises BrokenFile if the bytes can't be read. `advance` gets the number of bytes as they are read.
     """
 
     def check(file: File, remote: RemoteFile) -> bool:

@@ -89,7 +89,7 @@ class Staging:
         return self.model / "snapshots" / commit
 
     def has_entry(self, commit: str, file: RemoteFile) -> bool:
-        """Whether anything has a file's name in a revision's folder, be it sound or not."""
+        """Return whether anything has a file's name in a revision's folder, be it sound or not."""
         return os.path.lexists(self.snapshot(commit) / file.name)
 
     def present_bytes(self, files: Sequence[RemoteFile]) -> int:
@@ -135,8 +135,8 @@ class Staging:
     def prepare(self, plan: PullPlan, to_fetch: Sequence[RemoteFile]) -> None:
         """Make the folder for the files that will be fetched, and remove what is in the way of the plan.
 
-        OperationError when the files do not fit on the disk (nothing has changed then), or a folder with something in
-        it has the place of a file.
+        Raise OperationError if the files do not fit on the disk (nothing has changed then), or a folder with something
+        in it has the place of a file.
         """
         needed = {file.blob: file.size - _size(self.partial(file)) for file in to_fetch}
         bad = (*plan.bad_blobs, *plan.bad_staged)
@@ -155,11 +155,11 @@ class Staging:
                     continue
                 try:
                     path.rmdir()
-                except OSError as fault:
+                except OSError as error:
                     raise OperationError(
-                        f"A folder is where the file {path.name} of the model belongs: {cause(fault)}.",
+                        f"A folder is where the file {path.name} of the model belongs: {cause(error)}.",
                         hint="Move that folder away, then pull again.",
-                    ) from fault
+                    ) from error
         (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
         for path in bad:
             path.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ class Staging:
             os.replace(new / file.name, target)
 
     def is_settled(self, ref: str | None, commit: str) -> bool:
-        """Whether the ref, if there is one, names the commit, and nothing is left of unfinished downloads."""
+        """Return whether the ref, if there is one, names the commit, and nothing is left of unfinished downloads."""
         has_remains = any(map(os.path.lexists, self._folders())) or any(self.orphans())
         return not has_remains and (ref is None or self._is_current(ref, commit))
 
@@ -258,14 +258,14 @@ def _link_all(snapshot: Path, files: Sequence[RemoteFile], model: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.join(*up, "blobs", file.blob))
-        except (FileExistsError, NotADirectoryError) as fault:
-            raise _collision(file) from fault
-        except OSError as fault:
-            if fault.errno not in _NO_LINKS:
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _collision(file) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
                 raise
             # Many external disks have no links: keep the bytes themselves in the snapshot.
             if os.path.lexists(path):
-                raise _collision(file) from fault
+                raise _collision(file) from error
             blob = model / "blobs" / file.blob
             if uses[file.blob]:
                 shutil.copyfile(blob, path)

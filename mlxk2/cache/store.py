@@ -228,7 +228,7 @@ def find_cache_dir(environment: Mapping[str, str]) -> str:
     return _expand(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
 
 
-def absence(cache: Cache, environment: Mapping[str, str]) -> str | None:
+def describe_missing_cache(cache: Cache, environment: Mapping[str, str]) -> str | None:
     """Return a warning when the cache folder that the user's variables name is missing, else None.
 
     A missing default folder only means that nothing was downloaded yet.

@@ -40,7 +40,7 @@ class BrokenFile(Exception):
         self.is_refused = is_refused
 
     def without_traceback(self) -> BrokenFile:
-        """Return the same fault without its traceback, which would keep in memory what was read."""
+        """Return the same error without its traceback, which would keep in memory what was read."""
         return BrokenFile(str(self), is_refused=self.is_refused)
 
 

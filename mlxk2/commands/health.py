@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
-from mlxk2.cache.store import Cache, absence, find_cache_dir
+from mlxk2.cache.store import Cache, describe_missing_cache, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.checksums import examine, hashed_files
 from mlxk2.checkpoint.describe import MAX_LOOKS, look
@@ -49,7 +49,7 @@ def run(options: Options, context: Context) -> HealthData:
             cache.resolve(ref)  # a folder that is not there is an error; a name that is not there is no finding
         finders = [partial(cache.resolve, ref)]
     verdicts = [verdict for find in finders if (verdict := _verdict(find, context))]
-    if missing := absence(cache, context.environment):
+    if missing := describe_missing_cache(cache, context.environment):
         context.streams.warn(missing)
     if options.deep:
         hashed = [file for verdict in verdicts for file in hashed_files(verdict.snapshot)]

@@ -53,7 +53,7 @@ class Connection:
 def connect(limits: Limits | None = None) -> Connection:
     """Return the connection that the environment describes; no request is sent yet.
 
-    ValidationError when HF_ENDPOINT is not an address, AuthError when the token can't be sent.
+    Raise ValidationError if HF_ENDPOINT is not an address, AuthError if the token can't be sent.
     """
     private.silence_library()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
@@ -69,7 +69,7 @@ def connect(limits: Limits | None = None) -> Connection:
 def find_token(environment: Mapping[str, str]) -> str | None:
     """Return `HF_TOKEN`, else the token of `hf auth login`, else the older `HUGGINGFACE_HUB_TOKEN`, else None.
 
-    White space around a token is removed. AuthError when a token can't be sent; the message names its source only.
+    White space around a token is removed. Raise AuthError if a token can't be sent; the message names its source only.
     """
     # The library removes line ends inside a token, which changes the token; so check the variable itself.
     name = next((name for name in TOKEN_VARIABLES if environment.get(name)), TOKEN_VARIABLES[0])
@@ -80,12 +80,12 @@ def find_token(environment: Mapping[str, str]) -> str | None:
         if token and not in_variable:
             path = Path(constants.HF_TOKEN_PATH)
             _check_token(TOKEN_FILE, path.read_text() if path.exists() else "", FILE_HINT)
-    except UnicodeDecodeError as fault:
-        raise AuthError(f"{TOKEN_FILE} is not text ({fault.reason}).", hint=FILE_HINT) from fault
-    except OSError as fault:
-        raise AuthError(f"{TOKEN_FILE} can't be read ({cause(fault)}).", hint=FILE_HINT) from fault
-    except OIDCError as fault:
-        raise AuthError(f"HF_OIDC_RESOURCE is set, but gives no token: {fault}") from fault
+    except UnicodeDecodeError as error:
+        raise AuthError(f"{TOKEN_FILE} is not text ({error.reason}).", hint=FILE_HINT) from error
+    except OSError as error:
+        raise AuthError(f"{TOKEN_FILE} can't be read ({cause(error)}).", hint=FILE_HINT) from error
+    except OIDCError as error:
+        raise AuthError(f"HF_OIDC_RESOURCE is set, but gives no token: {error}") from error
     if token:
         return token
     older = environment.get(OLDER_TOKEN_VARIABLE, "")

@@ -16,7 +16,7 @@ SCHEMES = ("http", "https")
 
 
 def read(environment: Mapping[str, str]) -> str:
-    """Return `HF_ENDPOINT` without white space around it, or the default; ValidationError when it is not an address."""
+    """Return `HF_ENDPOINT` without white space around it, or the default; raise ValidationError if it is no address."""
     endpoint = environment.get("HF_ENDPOINT", "").strip() or DEFAULT
     try:
         parts = urlsplit(endpoint)

@@ -88,8 +88,8 @@ def translate_download(repo_id: str) -> Iterator[None]:
     """Translate what the library or the disk raises inside the block into an error of the tree about this repo."""
     try:
         yield
-    except (httpx2.HTTPError, HFValidationError, OSError) as fault:
-        raise as_download_error(fault, repo_id) from fault
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
+        raise as_download_error(error, repo_id) from error
 
 
 @contextmanager
@@ -98,8 +98,8 @@ def call_hub(repo_id: str, limits: Limits) -> Iterator[None]:
     try:
         with translate_download(repo_id), count_call(limits):
             yield
-    except NONSENSE as fault:
-        raise DownloadFailedError(describe_nonsense(repo_id, fault)) from fault
+    except NONSENSE as error:
+        raise DownloadFailedError(describe_nonsense(error, repo_id)) from error
 
 
 @contextmanager
@@ -107,69 +107,69 @@ def translate_push(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
     """Translate what the library raises inside the block into an error of the tree about a push to this repo."""
     try:
         yield
-    except PUSH_NONSENSE as fault:
-        raise PushFailedError(describe_nonsense(repo_id, fault)) from fault
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as fault:
-        origin: BaseException = fault
+    except PUSH_NONSENSE as error:
+        raise PushFailedError(describe_nonsense(error, repo_id)) from error
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        origin: BaseException = error
         # The library raises RuntimeError only to say where another exception happened.
         while isinstance(origin, RuntimeError) and origin.__cause__ is not None:
             origin = origin.__cause__
-        raise as_push_error(origin, repo_id, hidden) from fault
+        raise as_push_error(origin, repo_id, hidden) from error
 
 
-def describe_nonsense(repo_id: str, fault: Exception) -> str:
+def describe_nonsense(error: Exception, repo_id: str) -> str:
     """Return the message about a response that no hub would send."""
-    why = f" ({fault})" if isinstance(fault, NonsenseError) else ""
+    why = f" ({error})" if isinstance(error, NonsenseError) else ""
     return f"The hub's answer for {repo_id} makes no sense{why}; is HF_ENDPOINT the address of a hub?"
 
 
-def is_branch_missing(fault: HfHubHTTPError) -> bool:
-    """Whether the hub reports that there is no such branch."""
-    return isinstance(fault, RevisionNotFoundError) or _INVALID_REVISION in (fault.server_message or "").lower()
+def is_branch_missing(error: HfHubHTTPError) -> bool:
+    """Return whether the hub reports that there is no such branch."""
+    return isinstance(error, RevisionNotFoundError) or _INVALID_REVISION in (error.server_message or "").lower()
 
 
-def as_download_error(fault: Exception, repo_id: str) -> MlxkError:
+def as_download_error(error: Exception, repo_id: str) -> MlxkError:
     """Return the error of the tree for an exception of the library, of HTTP or of the disk during a download."""
-    if isinstance(fault, HFValidationError):
+    if isinstance(error, HFValidationError):
         return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
-    if isinstance(fault, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled):
         return NetworkError(OFFLINE, hint=OFFLINE_HINT)
-    if isinstance(fault, HfHubHTTPError):
-        return _download_refused(fault, repo_id)
-    if isinstance(fault, LimitExceeded):
-        return LimitsError(f"The hub's answer for {repo_id} {fault}.", hint=LIMITS_HINT)
-    if isinstance(fault, httpx2.DecodingError):
-        return DownloadFailedError(describe_nonsense(repo_id, fault))
-    if isinstance(fault, (httpx2.HTTPError, ConnectionError)):
+    if isinstance(error, HfHubHTTPError):
+        return _download_refused(error, repo_id)
+    if isinstance(error, LimitExceeded):
+        return LimitsError(f"The hub's answer for {repo_id} {error}.", hint=LIMITS_HINT)
+    if isinstance(error, httpx2.DecodingError):
+        return DownloadFailedError(describe_nonsense(error, repo_id))
+    if isinstance(error, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
-            f"The hub could not be reached for {repo_id}: {reason_of(fault)}.",
+            f"The hub could not be reached for {repo_id}: {reason_of(error)}.",
             hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
         )
-    return _disk_refused(fault, repo_id)
+    return _disk_refused(error, repo_id)
 
 
-def _download_refused(fault: HfHubHTTPError, repo_id: str) -> MlxkError:
-    status = fault.response.status_code
-    if isinstance(fault, GatedRepoError):
+def _download_refused(error: HfHubHTTPError, repo_id: str) -> MlxkError:
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
         message = f"{repo_id} is gated: its owner must grant access first, on its page at the hub."
         return AccessDeniedError(message, hint=READ_TOKEN_HINT)
-    if isinstance(fault, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError):
         return AccessDeniedError(f"{repo_id} is not on the hub, or is private.", hint=READ_TOKEN_HINT)
-    if isinstance(fault, DisabledRepoError):
+    if isinstance(error, DisabledRepoError):
         return AccessDeniedError(f"The hub has disabled access to {repo_id}.")
-    if isinstance(fault, RevisionNotFoundError):
+    if isinstance(error, RevisionNotFoundError):
         return RevisionMissingError(f"{repo_id} has no such revision on the hub.")
     if status in (_UNAUTHORISED, _FORBIDDEN):
         return AccessDeniedError(f"The hub refused access to {repo_id} ({status}).", hint=READ_TOKEN_HINT)
     if status == _TOO_MANY:
         return DownloadFailedError(f"The hub limits the rate of requests (429) for {repo_id}.", hint=AGAIN_HINT)
-    text = f": {one_line(fault.server_message)}" if fault.server_message else ""
+    text = f": {one_line(error.server_message)}" if error.server_message else ""
     return DownloadFailedError(f"The hub failed with {status} for {repo_id}{text}.", hint=AGAIN_HINT)
 
 
-def _disk_refused(fault: Exception, repo_id: str) -> MlxkError:
-    number = getattr(fault, "errno", None)
-    why = cause(fault) if isinstance(fault, OSError) else str(fault)
+def _disk_refused(error: Exception, repo_id: str) -> MlxkError:
+    number = getattr(error, "errno", None)
+    why = cause(error) if isinstance(error, OSError) else str(error)
     if number in space.FULL:
         return OperationError(
             f"The disk is full; {repo_id} was not downloaded.",
@@ -190,36 +190,36 @@ def _disk_refused(fault: Exception, repo_id: str) -> MlxkError:
     return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)
 
 
-def as_push_error(fault: BaseException, repo_id: str, hidden: Sequence[str]) -> MlxkError:
+def as_push_error(error: BaseException, repo_id: str, hidden: Sequence[str]) -> MlxkError:
     """Return the error of the tree for an exception of the library, of HTTP or of the disk during an upload."""
-    if isinstance(fault, HFValidationError):
-        return as_download_error(fault, repo_id)
-    if isinstance(fault, OfflineModeIsEnabled):
+    if isinstance(error, HFValidationError):
+        return as_download_error(error, repo_id)
+    if isinstance(error, OfflineModeIsEnabled):
         return UploadFailedError(OFFLINE, hint=OFFLINE_HINT)
-    if isinstance(fault, HfHubHTTPError):
-        return _upload_refused(fault, repo_id, redact(hidden, fault.server_message or ""))
-    if isinstance(fault, LimitExceeded):
-        return UploadFailedError(f"The hub's answer for {repo_id} {fault}.", hint=LIMITS_HINT)
-    if isinstance(fault, (JSONDecodeError, httpx2.DecodingError)):
-        return UploadFailedError(describe_nonsense(repo_id, fault))
-    text = one_line(redact(hidden, str(fault))) or type(fault).__name__
-    if isinstance(fault, (httpx2.HTTPError, ConnectionError, TimeoutError)):
+    if isinstance(error, HfHubHTTPError):
+        return _upload_refused(error, repo_id, redact(error.server_message or "", hidden))
+    if isinstance(error, LimitExceeded):
+        return UploadFailedError(f"The hub's answer for {repo_id} {error}.", hint=LIMITS_HINT)
+    if isinstance(error, (JSONDecodeError, httpx2.DecodingError)):
+        return UploadFailedError(describe_nonsense(error, repo_id))
+    text = one_line(redact(str(error), hidden)) or type(error).__name__
+    if isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
         if "xet" in text:
             hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
         return UploadFailedError(f"The hub could not be reached for {repo_id}: {text}", hint=hint)
-    if isinstance(fault, OSError) and fault.strerror:
-        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(fault)}).")
+    if isinstance(error, OSError) and error.strerror:
+        return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(error)}).")
     return UploadFailedError(f"The upload to {repo_id} failed: {text}")
 
 
-def _upload_refused(fault: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
-    status = fault.response.status_code
+def _upload_refused(error: HfHubHTTPError, repo_id: str, text: str) -> MlxkError:
+    status = error.response.status_code
     why = f": {one_line(text)}" if text else ""
-    if is_branch_missing(fault):
+    if is_branch_missing(error):
         message = f"{repo_id} has no such branch{why}."
         return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
-    if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+    if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
         return RepoNotFoundError(repo_id)
     if status == _UNAUTHORISED:
         return AuthError(f"The hub does not accept the token ({status}{why}).", hint=WRITE_TOKEN_HINT)

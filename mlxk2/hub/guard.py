@@ -59,7 +59,7 @@ class GuardedTransport(httpx2.BaseTransport):
         self._limits = limits
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; LimitExceeded when its response is beyond the limits."""
+        """Send a request; raise LimitExceeded if its response is beyond the limits."""
         if request.url.origin != self._origin:
             request.headers.pop("authorization", None)
         # The hub needs no cookies, and a cookie of one port would go to every other port of its host.
@@ -195,7 +195,7 @@ class WatchedStream(httpcore2.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what has arrived; LimitExceeded when it is too much, or too little for the time."""
+        """Read what has arrived; raise LimitExceeded if it is too much, or too little for the time."""
         watch = _WATCH.get()
         if watch is None:
             return self._stream.read(max_bytes, timeout)

@@ -73,7 +73,7 @@ class Call:
         self._bytes = 0
 
     def count_request(self) -> None:
-        """Count a request; LimitExceeded when there are too many or they take too long."""
+        """Count a request; raise LimitExceeded if there are too many or they take too long."""
         self._requests += 1
         if self._requests > self._limits.call_requests:
             raise LimitExceeded(f"does not end: it comes in more than {self._limits.call_requests:,} parts")
@@ -81,7 +81,7 @@ class Call:
             raise LimitExceeded(f"does not end: its parts took more than {self._limits.call_seconds:g} seconds")
 
     def count_bytes(self, size: int) -> None:
-        """Count the bytes of a response; LimitExceeded when all responses together have too many."""
+        """Count the bytes of a response; raise LimitExceeded if all responses together have too many."""
         self._bytes += size
         if self._bytes > self._limits.call_bytes:
             raise LimitExceeded(f"is larger than {human_size(self._limits.call_bytes)} in all its parts")
@@ -159,7 +159,7 @@ class Watch:
         self._waited_seconds = 0.0
 
     def count(self, size: int, seconds: float) -> None:
-        """Count one read of `size` bytes that took `seconds`; LimitExceeded when it passes a limit."""
+        """Count one read of `size` bytes that took `seconds`; raise LimitExceeded if it passes a limit."""
         self._total_bytes += size
         self._recent_bytes += size
         self._waited_seconds += seconds

@@ -62,7 +62,7 @@ class Partial:
         os.close(self._handle)
 
     def write(self, chunk: bytes) -> int:
-        """Append a chunk; Stopped when the download has ended, DownloadFailedError when the file becomes too long."""
+        """Append a chunk; raise Stopped if the download has ended, DownloadFailedError if the file becomes too long."""
         if self._stop.is_set():
             raise Stopped
         if self._size + len(chunk) > self._remote.size:
@@ -84,7 +84,7 @@ class Partial:
         return position
 
     def truncate(self) -> int:
-        """Remove all bytes, to start again; DownloadFailedError when that happens too often."""
+        """Remove all bytes, to start again; raise DownloadFailedError if that happens too often."""
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DownloadFailedError(f"The hub begins {self._remote.name} anew each time, and never sends all of it.")
@@ -95,7 +95,7 @@ class Partial:
         return 0
 
     def is_whole(self) -> bool:
-        """Whether all bytes are there and have the hash that the hub promised."""
+        """Return whether all bytes are there and have the hash that the hub promised."""
         return self._size == self._remote.size and self._digest.hexdigest() == self._remote.blob
 
     def _restart(self) -> None:

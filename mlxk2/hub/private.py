@@ -106,7 +106,7 @@ def collect_log(hidden: Sequence[str], echo: IO[str] | None) -> Iterator[list[st
     lines: list[str] = []
 
     def add(text: str) -> None:
-        new = redact(hidden, text).splitlines()
+        new = redact(text, hidden).splitlines()
         lines.extend(new)
         if echo is not None:
             echo.writelines(f"{line}\n" for line in new)
@@ -137,7 +137,7 @@ class _LogCollector(logging.Handler):
         self._add(record.getMessage())
 
 
-def redact(hidden: Sequence[str], text: str) -> str:
+def redact(text: str, hidden: Sequence[str]) -> str:
     """Return the text without the `hidden` texts, such as a token or a path."""
     for secret in hidden:
         text = text.replace(secret, "")

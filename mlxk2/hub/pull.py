@@ -28,7 +28,7 @@ NOTICE_SECONDS = 1.0  # A pull that waits longer for another one says so.
 
 Notify = Callable[[str], object]
 
-# After these faults a model that is in the cache and healthy is good enough.
+# After these errors a model that is in the cache and healthy is good enough.
 _PASSING = (NetworkError, DownloadFailedError)
 
 
@@ -77,7 +77,7 @@ def pull(
 ) -> PullResult:
     """Bring what is missing or damaged of a model; with `force`, check every file that is there by its hash.
 
-    `name` and `revision` are those of a model argument. Raises errors of the tree.
+    `name` and `revision` are those of a model argument. Raise errors of the tree.
     """
     return _Pull(connect(), cache, progress, notify, force).run(name, revision)
 
@@ -114,14 +114,14 @@ class _Pull(NamedTuple):
             return repos.find(self.connection, name, revision)
         except RevisionMissingError:
             raise
-        except _PASSING as fault:
+        except _PASSING as error:
             local = next(filter(None, (self._find_local(repo_id, revision) for repo_id in candidates(name))), None)
-            self.notify(fault.message)
+            self.notify(error.message)
             if local is not None and local.is_healthy and not self.force:
                 return local
-            if isinstance(fault, LimitsError):
+            if isinstance(error, LimitsError):
                 raise
-            # The fault may have passed; if not, the second attempt raises its reason.
+            # The error may have passed; if not, the second attempt raises its reason.
             return repos.find(self.connection, name, revision)
 
     def _repair(self, found: Revision, before: LocalModel | None) -> PullResult:
@@ -130,11 +130,11 @@ class _Pull(NamedTuple):
             result = self._download(found, complete=False)
         except NamesCollideError:
             raise
-        except _PASSING as fault:
+        except _PASSING as error:
             local = self._find_local(found.repo_id, found.commit)
             if local is None or not local.is_healthy:
                 raise
-            self.notify(fault.message)
+            self.notify(error.message)
             return _unchanged(local)
         message = f"{found.repo_id} is up to date ({short_hash(found.commit)})."
         if result.changed:
@@ -177,7 +177,7 @@ def download(
     """Bring a revision into a cache, complete and verified, and let its branch name it.
 
     Files that are there are checked quickly, or all `by_hash`; unless it must be `complete`, no others are required.
-    Raises errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
+    Raise errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
     and a new one stays out of it.
     """
     repo_id, commit, ref = source.revision

@@ -72,7 +72,7 @@ class Branch:
 
     @classmethod
     def open(cls, repo_id: str, name: str, root: str) -> Branch:
-        """Return the branch that the folder at `root` is pushed to; AuthError without a token. No request is sent."""
+        """Return the branch that the folder at `root` is pushed to, without a request; raise AuthError without a token."""
         connection = connect()
         if connection.token is None:
             message = "Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`."
@@ -81,15 +81,15 @@ class Branch:
         return cls(connection, repo_id, name, [*filter(None, hidden)])
 
     def read(self) -> BranchState:
-        """Return the state of the branch; AuthError, UploadFailedError when the hub does not give it."""
+        """Return the state of the branch; raise AuthError or UploadFailedError if the hub does not give it."""
         with translate_push(self._repo_id, self._hidden), count_call(self._connection.limits):
             timeout = private.constants.HF_HUB_ETAG_TIMEOUT
             try:
                 info, has_branch = self._api.model_info(self._repo_id, revision=self._name, timeout=timeout), True
-            except HfHubHTTPError as fault:
-                if isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError):
+            except HfHubHTTPError as error:
+                if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
                     return BranchState(has_repo=False, has_branch=False, is_public=False, commit=None, files={})
-                if not is_branch_missing(fault):
+                if not is_branch_missing(error):
                     raise
                 info, has_branch = self._api.model_info(self._repo_id, timeout=timeout), False
             check_info(info)

@@ -59,8 +59,8 @@ class Entry(NamedTuple):
 def find(connection: Connection, name: str, revision: str | None) -> Revision:
     """Return the revision on the hub that a model name means; the name must be complete.
 
-    AccessDeniedError when the user may read no such repo, DownloadFailedError when the repo lacks the revision,
-    NetworkError when the hub can't be reached.
+    Raise AccessDeniedError if the user may read no such repo, DownloadFailedError if the repo lacks the revision,
+    NetworkError if the hub can't be reached.
     """
     denied = None
     for repo_id in names.candidates(name):
@@ -90,7 +90,7 @@ def _find_revision(connection: Connection, repo_id: str, revision: str | None) -
 
 
 def _find_commit_by_prefix(connection: Connection, repo_id: str, prefix: str) -> Revision:
-    """Return the only revision of a repo whose hash begins like this; DownloadFailedError otherwise."""
+    """Return the only revision of a repo whose hash begins like this; raise DownloadFailedError otherwise."""
     found = set()
     if _COMMIT_PREFIX.fullmatch(prefix):
         with call_hub(repo_id, connection.limits):
@@ -115,14 +115,14 @@ def check_info(info: ModelInfo) -> None:
 
 
 def is_commit(value: object) -> bool:
-    """Whether this is the hash of a commit."""
+    """Return whether this is the hash of a commit."""
     return isinstance(value, str) and _COMMIT.fullmatch(value) is not None
 
 
 def list_files(connection: Connection, revision: Revision) -> list[RemoteFile]:
     """Return the files of a revision, whose names differ on every disk.
 
-    DownloadFailedError when there are none, or a path would lead out of the model's folder; NamesCollideError when a
+    Raise DownloadFailedError if there are none, or a path would lead out of the model's folder; NamesCollideError if a
     disk would take two names for one.
     """
     repo_id, files = revision.repo_id, []
@@ -142,7 +142,7 @@ def list_files(connection: Connection, revision: Revision) -> list[RemoteFile]:
 
 
 def list_entries(connection: Connection, repo_id: str, commit: str | None) -> Iterator[Entry]:
-    """Yield the files of a commit; NonsenseError when one is not possible, LimitExceeded when there are too many."""
+    """Yield the files of a commit; raise NonsenseError if one is not possible, LimitExceeded if there are too many."""
     max_files = connection.limits.files
     listed = connection.api.list_repo_tree(repo_id, recursive=True, revision=commit)
     for number, entry in enumerate(islice(listed, max_files + 1)):

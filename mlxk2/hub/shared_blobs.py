@@ -58,8 +58,8 @@ class SharedBlobs:
     def sweep(self, payload: str) -> None:
         """Remove a payload without references, and what a killed sweep left of it.
 
-        A payload whose references can't be read stays. OSError when the disk is too full for the library's lock: the
-        library itself would report nothing, and leave the payload.
+        A payload whose references can't be read stays. Raise OSError if the disk is too full for the library's lock:
+        the library itself would report nothing, and leave the payload.
         """
         path = Path(payload)
         library.sweep_shared_blob(path, cache_dir=self._cache_dir)
@@ -85,7 +85,7 @@ class SharedBlobs:
                     _remove_unfinished_lists(payload)
 
     def has(self, file: RemoteFile) -> bool:
-        """Whether the store has the bytes of a file, so that they need not be fetched."""
+        """Return whether the store has the bytes of a file, so that they need not be fetched."""
         return file.xet_hash is not None and library.has_shared_blob(
             xet_hash=file.xet_hash, cache_dir=self._cache_dir, expected_size=file.size
         )

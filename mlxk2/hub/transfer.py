@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlxk2.formatting import Advance, Progress
 
 MAX_THREADS = 8
-# Seconds to wait before each further attempt, after a fault that may pass.
+# Seconds to wait before each further attempt, after a error that may pass.
 PAUSES = (1, 2, 4)
 FIRST_SERVER_ERROR = 500
 DAMAGED = "The hub sent other bytes than it promised for {} (their hash is wrong)."
@@ -44,8 +44,8 @@ Done = queue.SimpleQueue[int | BaseException]
 def fetch(source: Source, plan: PullPlan, staging: Staging, progress: Progress, *, may_share: bool) -> int:
     """Stage the missing files of a plan; return how many bytes earlier attempts had left.
 
-    With `may_share`, bytes that the store of shared blobs has are not fetched. OperationError when the files do not
-    fit on the disk; what was fetched until an error stays for the next attempt.
+    With `may_share`, bytes that the store of shared blobs has are not fetched. Raise OperationError if the files do
+    not fit on the disk; what was fetched until an error stays for the next attempt.
     """
     if plan.is_empty:
         return 0
@@ -64,7 +64,7 @@ def fetch(source: Source, plan: PullPlan, staging: Staging, progress: Progress, 
 def fetch_files(source: Source, files: Iterable[RemoteFile], staging: Staging, advance: Advance) -> int:
     """Fetch files into staging and verify their hashes; return how many bytes earlier attempts had left.
 
-    The first fault of a thread is raised as it is; what was fetched until then stays for the next attempt.
+    The first error of a thread is raised as it is; what was fetched until then stays for the next attempt.
     """
     stop, todo, done = Event(), Todo(), Done()
     # The largest file goes first, so that it is not the last one on its way alone.
@@ -96,8 +96,8 @@ def _work(source: Source, staging: Staging, advance: Advance, stop: Event, todo:
         try:
             resumed_bytes = fetch_file(source, file, staging.partial(file), advance, stop)
             os.replace(staging.partial(file), staging.staged(file))
-        except BaseException as fault:  # noqa: BLE001 - also a panic in Rust: it is raised where the results are collected
-            done.put(fault)
+        except BaseException as error:  # noqa: BLE001 - also a panic in Rust: it is raised where the results are collected
+            done.put(error)
             return
         done.put(resumed_bytes)
 
@@ -105,7 +105,7 @@ def _work(source: Source, staging: Staging, advance: Advance, stop: Event, todo:
 def fetch_file(source: Source, remote: RemoteFile, path: Path, advance: Advance, stop: Event) -> int:
     """Complete a partial file and verify its hash; return how many bytes an earlier attempt had left.
 
-    DownloadFailedError when the bytes are wrong twice; the partial file is removed then.
+    Raise DownloadFailedError if the bytes are wrong twice; the partial file is removed then.
     """
     with Partial(path, remote, advance, stop) as file:
         resumed_bytes = file.resumed_bytes
@@ -120,33 +120,33 @@ def fetch_file(source: Source, remote: RemoteFile, path: Path, advance: Advance,
 
 
 def _receive_rest(source: Source, remote: RemoteFile, file: Partial, receive: Receive) -> None:
-    """Receive the missing bytes; after a fault that may pass, try again while bytes arrive, or a few times more."""
+    """Receive the missing bytes; after a error that may pass, try again while bytes arrive, or a few times more."""
     pauses = iter(PAUSES)
     while (before := file.tell()) < remote.size:
         try:
             receive(source, remote, file)
             return
         # The library calls itself again after each broken connection, which ends in RecursionError.
-        except (httpx2.TransportError, OSError, RecursionError) as fault:
+        except (httpx2.TransportError, OSError, RecursionError) as error:
             pauses = iter(PAUSES) if file.tell() > before else pauses
             pause = next(pauses, None)
-            if pause is None or not _may_pass(fault):
+            if pause is None or not _may_pass(error):
                 raise
             time.sleep(pause)
 
 
-def _may_pass(fault: Exception) -> bool:
-    """Whether the same request may succeed soon; a fault of the disk, which has a number, does not pass."""
-    if isinstance(fault, HfHubHTTPError):
-        return fault.response.status_code >= FIRST_SERVER_ERROR
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same request may succeed soon; an error of the disk, which has a number, does not pass."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= FIRST_SERVER_ERROR
     # The library has already repeated a request five times after these.
-    if isinstance(fault, (LimitExceeded, httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
+    if isinstance(error, (LimitExceeded, httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
         return False
-    return isinstance(fault, (httpx2.TransportError, ConnectionError)) or getattr(fault, "errno", None) is None
+    return isinstance(error, (httpx2.TransportError, ConnectionError)) or getattr(error, "errno", None) is None
 
 
 def uses_xet(remote: RemoteFile) -> bool:
-    """Whether a file is fetched over Xet."""
+    """Return whether a file is fetched over Xet."""
     return remote.xet_hash is not None and private.is_xet_available()
 
 
@@ -164,9 +164,9 @@ def _receive_http(source: Source, remote: RemoteFile, file: Partial) -> None:
     try:
         with receive_file(remote.size):
             private.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=remote.size)
-    except (ValueError, httpx2.InvalidURL) as fault:
+    except (ValueError, httpx2.InvalidURL) as error:
         # A header is not the number that it should be, or a redirect leads to an invalid address.
-        raise DownloadFailedError(describe_nonsense(remote.name, fault)) from fault
+        raise DownloadFailedError(describe_nonsense(error, remote.name)) from error
 
 
 def _receive_xet(source: Source, remote: RemoteFile, file: Partial) -> None:
@@ -202,8 +202,8 @@ def _receive_xet(source: Source, remote: RemoteFile, file: Partial) -> None:
         ) as group:
             for chunk in group.download_stream(XetFileInfo(remote.xet_hash, remote.size), start=file.tell()):
                 file.write(chunk)
-    except (OSError, RuntimeError, ValueError) as fault:
-        if getattr(fault, "errno", None) is not None:
+    except (OSError, RuntimeError, ValueError) as error:
+        if getattr(error, "errno", None) is not None:
             raise
     if file.tell() < remote.size:
         _receive_http(source, remote, file)
