@@ -13,27 +13,6 @@ import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 
-from mlxk2.errors import MlxkError, OperationError
-from mlxk2.formatting import reason_of
-
-
-@contextmanager
-def hub_imports() -> Iterator[None]:
-    """Import modules of `hub` inside this fence; raise OperationError, with the cause, where an import fails.
-
-    The hub's client library takes a third of a second to import, and what the environment sets can make it fail.
-    """
-    try:
-        with fence():
-            yield
-    except MlxkError:
-        raise
-    except Exception as fault:
-        raise OperationError(
-            f"The hub can't be reached from here: {reason_of(fault)}.",
-            hint="Install mlxk2 again, with its dependencies.",
-        ) from fault
-
 
 @contextmanager
 def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxk2.commands.context import hub_imports
 from mlxk2.errors import MlxkError, ModelNotRunnableError, OperationError
-from mlxk2.fence import fence, hub_imports, raise_open_files
+from mlxk2.fence import fence, raise_open_files
 from mlxk2.runner.offline import offline
 
 

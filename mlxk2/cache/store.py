@@ -228,12 +228,13 @@ def find_cache_dir(environment: Mapping[str, str]) -> str:
     return _expand(os.path.join(environment.get("HF_HOME") or os.path.join(cache_home, "huggingface"), "hub"))
 
 
-def describe_missing_cache(cache: Cache, environment: Mapping[str, str]) -> str | None:
+def describe_missing_cache(environment: Mapping[str, str]) -> str | None:
     """Return a warning when the cache folder that the user's variables name is missing, else None.
 
     A missing default folder only means that nothing was downloaded yet.
     """
     named = [name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME") if environment.get(name)]
+    cache = Cache(find_cache_dir(environment))
     return f"{NO_CACHE} ({named[0]} leads to {cache.path})" if named and cache.is_missing else None
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 
 from mlxk2 import VERSION_LINE
+from mlxk2.cache.store import describe_missing_cache
 from mlxk2.cli.tables import Listing, Row, ago, facts
 from mlxk2.formatting import human_size, printable
 from mlxk2.names import DEFAULT_ORG, short_hash
@@ -85,9 +86,7 @@ def list_models(options: list_command.Options, context: Context, data: spec.List
 
 def _explain_empty_list(options: list_command.Options, context: Context, count: int) -> str:
     """Return why a table of models would be empty, and what to do about it."""
-    from mlxk2.commands.list import missing_cache  # noqa: PLC0415 - imported already, but by `list` alone
-
-    if not count and missing_cache(context.environment):
+    if not count and describe_missing_cache(context.environment):
         return _NO_CACHE
     if not count and options.pattern:
         return _unnamed(options.pattern)

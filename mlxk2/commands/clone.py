@@ -15,7 +15,7 @@ from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.snapshot import Snapshot
-from mlxk2.commands.context import Failed
+from mlxk2.commands.context import Failed, hub_imports
 from mlxk2.errors import (
     AccessDeniedError,
     HashNotFoundError,
@@ -27,7 +27,6 @@ from mlxk2.errors import (
     ValidationError,
     cause,
 )
-from mlxk2.fence import hub_imports
 from mlxk2.formatting import join_names
 from mlxk2.names import Demo, Folder, Repo
 from mlxk2.workspace.clone import FINISHED, Method, build, copy_files, resolve_target

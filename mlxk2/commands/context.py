@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from mlxk2.errors import MlxkError
-from mlxk2.formatting import printable
+from mlxk2.errors import MlxkError, OperationError
+from mlxk2.formatting import printable, reason_of
 
 if TYPE_CHECKING:
     from mlxk2.formatting import Progress
@@ -60,3 +61,23 @@ class Failed(Exception):
         super().__init__(error.message)
         self.error = error
         self.data = data
+
+
+@contextmanager
+def hub_imports() -> Iterator[None]:
+    """Import modules of `hub` inside a fence; raise OperationError, with the cause, where an import fails.
+
+    The hub's client library takes a third of a second to import, and what the environment sets can make it fail.
+    """
+    from mlxk2.fence import fence  # noqa: PLC0415 - imports logging, and most commands do without it and the hub
+
+    try:
+        with fence():
+            yield
+    except MlxkError:
+        raise
+    except Exception as error:
+        raise OperationError(
+            f"The hub can't be reached from here: {reason_of(error)}.",
+            hint="Install mlxk2 again, with its dependencies.",
+        ) from error

@@ -49,7 +49,7 @@ def run(options: Options, context: Context) -> HealthData:
             cache.resolve(ref)  # a folder that is not there is an error; a name that is not there is no finding
         finders = [partial(cache.resolve, ref)]
     verdicts = [verdict for find in finders if (verdict := _verdict(find, context))]
-    if missing := describe_missing_cache(cache, context.environment):
+    if missing := describe_missing_cache(context.environment):
         context.streams.warn(missing)
     if options.deep:
         hashed = [file for verdict in verdicts for file in hashed_files(verdict.snapshot)]

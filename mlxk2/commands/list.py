@@ -7,12 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache.index import ListIndex, index_file
-from mlxk2.cache.store import Cache, absence, find_cache_dir
+from mlxk2.cache.store import Cache, describe_missing_cache, find_cache_dir
 from mlxk2.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mlxk2.commands.context import Context
     from mlxk2.spec import ListData, ModelObject
 
@@ -49,13 +47,8 @@ def run(options: Options, context: Context) -> ListData:
                     models.append(model_object(info))
     finally:
         gc.enable()
-    if missing := missing_cache(context.environment):
+    if missing := describe_missing_cache(context.environment):
         context.streams.warn(missing)
     elif not pattern:
         index.save()
     return {"models": models, "count": len(models)}
-
-
-def missing_cache(environment: Mapping[str, str]) -> str | None:
-    """Return what to say of a cache folder that the user's variables name and that is not there; None otherwise."""
-    return absence(Cache(find_cache_dir(environment)), environment)

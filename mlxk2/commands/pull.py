@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
-from mlxk2.commands.context import Failed
+from mlxk2.commands.context import Failed, hub_imports
 from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
-from mlxk2.fence import hub_imports
 from mlxk2.names import Demo, Folder, Repo
 
 if TYPE_CHECKING:

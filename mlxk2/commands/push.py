@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
+from mlxk2.commands.context import hub_imports
 from mlxk2.errors import CommandError, DependencyMissingError, OperationError, RepoNotFoundError, ValidationError
-from mlxk2.fence import hub_imports
 from mlxk2.formatting import cut, join_names
 from mlxk2.hub import endpoint
 from mlxk2.workspace import check, diff, folder

@@ -10,7 +10,7 @@ from mlxk2.cache import removal
 from mlxk2.cache.removal import Recovery, Removal
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.cache.trash import Freed, SharedStore
-from mlxk2.commands.context import Failed
+from mlxk2.commands.context import Failed, hub_imports
 from mlxk2.errors import (
     ConfirmationRequiredError,
     HashNotFoundError,
@@ -19,7 +19,6 @@ from mlxk2.errors import (
     OperationError,
     ValidationError,
 )
-from mlxk2.fence import hub_imports
 from mlxk2.formatting import human_size, printable
 from mlxk2.names import Demo, Folder, Repo, short_hash
 from mlxk2.spec import RmData

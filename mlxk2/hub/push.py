@@ -72,7 +72,7 @@ class Branch:
 
     @classmethod
     def open(cls, repo_id: str, name: str, root: str) -> Branch:
-        """Return the branch that the folder at `root` is pushed to, without a request; raise AuthError without a token."""
+        """Return the branch that the folder at `root` is pushed to, without a request; raise AuthError for no token."""
         connection = connect()
         if connection.token is None:
             message = "Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`."

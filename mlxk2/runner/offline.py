@@ -25,9 +25,11 @@ _MIN_OPEN_FILES = 2048
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Import modules inside this block with huggingface_hub switched to offline; leave the process otherwise unchanged.
+    """Import modules inside this block with huggingface_hub switched to offline.
 
-    Raise ModelNotRunnableError, with the cause, if MLX or a library that it needs can't be imported.
+    Two changes of the process stay: it may open more files, and the garbage collector skips all objects that exist by
+    then (`gc.freeze`). Raise ModelNotRunnableError, with the cause, if MLX or a library that it needs can't be
+    imported.
     """
     raise_open_files(_MIN_OPEN_FILES)
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
