@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from mlxk2.chat.printer import Interrupt
+from mlxk2.errors import InterruptedByUser
 from mlxk2.runner.memory import MemoryChoice
 from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory
@@ -86,10 +87,16 @@ class Assistant:
         return cls(model, prompter, sampling, max_tokens, converses=converses)
 
     def complete(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Completion:
-        """Continue a conversation, and show every chunk as it comes; Ctrl-C ends the completion, not the program."""
+        """Continue a conversation, and show every chunk as it comes; Ctrl-C ends the completion, not the program.
+
+        If that happens before the tokens of the prompt are known, it has no tokens.
+        """
         texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
         with Interrupt() as interrupted, self._no_sleep.hold():
-            prompt = self._prompter.cancellable(interrupted).chat(messages)
+            try:
+                prompt = self._prompter.cancellable(interrupted).chat(messages)
+            except InterruptedByUser:
+                return Completion("", None, "interrupted", prompt_tokens=0, tokens=0, seconds=0.0)
             request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
             started = time.perf_counter()
             for chunk in self._runner.stream(request, interrupted):

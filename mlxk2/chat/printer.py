@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 from unicodedata import category
 
 if TYPE_CHECKING:
+    from mlxk2.chat.terminal import Terminal
     from mlxk2.runner.output.reasoning import Kind
     from mlxk2.runner.sequences import Chunk
 
@@ -46,10 +47,16 @@ class Interrupt:
 
 
 class Printer:
-    """Writes a completion to a stream as it comes, or `whole` at its end; reasoning and answer have headings."""
+    """Writes a completion to a stream as it comes, or `whole` at its end; reasoning and answer have headings.
 
-    def __init__(self, stream: IO[str], *, hide_reasoning: bool, whole: bool = False) -> None:
+    Until the first text, a `terminal` shows what goes on.
+    """
+
+    def __init__(
+        self, stream: IO[str], *, hide_reasoning: bool, whole: bool = False, terminal: Terminal | None = None
+    ) -> None:
         self._stream = stream
+        self._terminal = terminal
         self._whole = whole
         self._retained: list[Chunk] = []
         self._hidden: Kind | None = "reasoning" if hide_reasoning else None
@@ -57,8 +64,15 @@ class Printer:
         self._kind: Kind = "answer"
         self._last = "\n"
 
+    def begin(self) -> None:
+        """Show that the prompt is being read."""
+        if self._terminal is not None:
+            self._terminal.show("Reading the prompt")
+
     def show(self, chunk: Chunk) -> None:
         """Write the text of a chunk, unless it is hidden; a whole completion is retained until its end."""
+        if self._terminal is not None and (self._whole or chunk.kind == self._hidden):
+            self._terminal.show("Generating")
         if self._whole:
             self._retained.append(chunk)
         else:
@@ -66,6 +80,8 @@ class Printer:
 
     def end(self, *, interrupted: bool) -> None:
         """End the last line, and write a note if the user ended the completion."""
+        if self._terminal is not None:
+            self._terminal.hide()
         for chunk in self._retained:
             self._print(chunk)
         self._end_line()
@@ -88,5 +104,7 @@ class Printer:
             self._write("\n")
 
     def _write(self, text: str) -> None:
+        if self._terminal is not None:
+            self._terminal.hide()
         self._last = text[-1]
         self._stream.write(replace_controls(text) if self._is_terminal else text)

@@ -12,6 +12,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from mlxk2.chat.assistant import Assistant, Completion
 from mlxk2.chat.printer import Printer
+from mlxk2.chat.terminal import Terminal
 from mlxk2.errors import ContextLengthError, MlxkError, cause
 from mlxk2.formatting import printable
 from mlxk2.runner.prompt.prompter import Message
@@ -46,7 +47,12 @@ class Streams(Protocol):
 
 
 def converse(
-    assistant: Assistant, streams: Streams, environment: Mapping[str, str], system: str | None, **shown: bool
+    assistant: Assistant,
+    streams: Streams,
+    terminal: Terminal,
+    environment: Mapping[str, str],
+    system: str | None,
+    **shown: bool,
 ) -> None:
     """Hold a conversation on the terminal until the user leaves; `shown` are options of `Chat`.
 
@@ -61,7 +67,12 @@ def converse(
     except OSError:
         history = InMemoryHistory()
     session: PromptSession[str] = PromptSession(history=history, enable_suspend=True)
-    Chat(assistant, streams, system, **shown).run(session.prompt)
+
+    def read_line(prompt: str) -> str:
+        with terminal.reading():
+            return session.prompt(prompt)
+
+    Chat(assistant, streams, system, terminal, **shown).run(read_line)
 
 
 class Chat:
@@ -75,6 +86,8 @@ class Chat:
         assistant: Assistant,
         streams: Streams,
         system: str | None,
+        terminal: Terminal | None = None,
+        /,
         *,
         hide_reasoning: bool = False,
         no_stream: bool = False,
@@ -84,6 +97,7 @@ class Chat:
         self._out = streams.stdout
         self._err = streams.stderr
         self._system = system
+        self._terminal = terminal or Terminal(streams.stdout, streams.stderr, shows=False)
         self._hide_reasoning = hide_reasoning
         self._no_stream = no_stream
         self._verbose = verbose
@@ -118,11 +132,15 @@ class Chat:
     def _complete(self, text: str) -> None:
         """Print what the model says to a message, and add both to the turns."""
         message: Message = {"role": "user", "content": text}
-        printer = Printer(self._out, hide_reasoning=self._hide_reasoning, whole=self._no_stream)
+        printer = Printer(
+            self._out, hide_reasoning=self._hide_reasoning, whole=self._no_stream, terminal=self._terminal
+        )
+        printer.begin()
         try:
             completion = self._assistant.complete([*self._messages, message], printer.show)
         except MlxkError as error:
             again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
+            self._terminal.hide()
             described = printable(error.message, keep="\n")
             self._err.write(f"Error: {described}{again if isinstance(error, ContextLengthError) else ''}\n")
             return

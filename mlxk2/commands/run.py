@@ -10,9 +10,10 @@ from mlxk2 import names
 from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.chat.printer import Printer
+from mlxk2.chat.terminal import Terminal
 from mlxk2.checkpoint.describe import context_length
 from mlxk2.checkpoint.snapshot import Snapshot
-from mlxk2.errors import CommandError, ContextLengthError, ValidationError
+from mlxk2.errors import CommandError, ContextLengthError, InterruptedByUser, ValidationError
 from mlxk2.runner.memory import wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
@@ -80,9 +81,33 @@ def run(options: Options, context: Context) -> RunData | None:
     # The process of the tokenizer takes as long to start as MLX.
     starter = Starter()
     starter.prepare()
+    terminal = Terminal(context.streams.stdout, context.streams.stderr, shows=not context.is_json)
+    with terminal.quiet():
+        terminal.show("Loading the model")
+        assistant = _load(options, snapshot, sampling, starter, wired, converses=wants_chat)
+        if not wants_chat:
+            return _complete(assistant, options, context, terminal, snapshot.name, prompt)
+        from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
+
+        terminal.hide()
+        shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
+        converse(assistant, context.streams, terminal, context.environment, options.system, **shown)
+    return None
+
+
+def _load(
+    options: Options,
+    snapshot: Snapshot,
+    sampling: Sampling,
+    starter: Starter,
+    wired: int | None,
+    *,
+    converses: bool,
+) -> Assistant:
+    """Load the model, and MLX before it."""
     with offline():
         from mlxk2.chat import assistant as chat  # noqa: PLC0415 - MLX takes a second
-    assistant = chat.Assistant.load(
+    return chat.Assistant.load(
         snapshot.path,
         name=snapshot.name,
         adapter=options.adapter,
@@ -92,15 +117,8 @@ def run(options: Options, context: Context) -> RunData | None:
         context=options.context_length,
         starter=starter,
         wired_limit=wired,
-        converses=wants_chat,
+        converses=converses,
     )
-    if not wants_chat:
-        return _complete(assistant, options, context, snapshot.name, prompt)
-    from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
-
-    shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
-    converse(assistant, context.streams, context.environment, options.system, **shown)
-    return None
 
 
 @contextmanager
@@ -131,14 +149,19 @@ def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
     return prompt
 
 
-def _complete(assistant: Assistant, options: Options, context: Context, name: str, prompt: str) -> RunData:
+def _complete(
+    assistant: Assistant, options: Options, context: Context, terminal: Terminal, name: str, prompt: str
+) -> RunData:
     """Print the completion of one prompt, whole or as it comes, and return it with its counts."""
     is_whole = context.is_json or options.no_stream
-    printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole)
+    printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole, terminal=terminal)
+    printer.begin()
     messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
     completion = assistant.complete([*messages, {"role": "user", "content": prompt}], printer.show)
     if not context.is_json:
         printer.end(interrupted=completion.finish_reason == "interrupted")
+    elif not completion.prompt_tokens:
+        raise InterruptedByUser("Interrupted.")
     if options.verbose:
         context.streams.stderr.write(f"{completion.statistics}\n")
     return {

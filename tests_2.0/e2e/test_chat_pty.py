@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.e2e
 # How prompt_toolkit leaves the cursor behind its prompt.
 PROMPT = r"\x1b\[2C"
 LEFT = "[Generation interrupted by user]"
+SLOW_MODEL = Path(__file__).parent.parent / "support" / "slow_model"
 
 
 def variables(home: Path) -> dict[str, str]:
@@ -29,12 +31,18 @@ def variables(home: Path) -> dict[str, str]:
 class Terminal:
     """A chat with a model on a terminal."""
 
-    def __init__(self, model: Path, home: Path, *words: str) -> None:
+    def __init__(self, model: Path, home: Path, *words: str, slow: str | None = None, typed: str | None = None) -> None:
+        """Start the chat, with a part of it made slow; type a line while the model loads, or wait for the prompt."""
+        extra = {"PYTHONPATH": str(SLOW_MODEL), "SLOW": slow} if slow else {}
         self.child = pexpect.spawn(
             sys.executable, ["-m", "mlxk2", "run", str(model), *words],
-            env=variables(home), encoding="utf-8", timeout=60, dimensions=(50, 200),
+            env={**variables(home), **extra}, encoding="utf-8", timeout=60, dimensions=(50, 200),
         )  # fmt: skip
-        self.child.expect(PROMPT)
+        if typed is None:
+            self.child.expect(PROMPT)
+        else:
+            assert self.child.waitnoecho(60)
+            self.type(typed)
 
     def type(self, line: str) -> None:
         """Type a line."""
@@ -112,6 +120,50 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(babble: Path, home: 
     terminal.ask("/stats", "2 turns")
     terminal.child.sendintr()
     assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("slow", ["tokenize", "prefill"])
+def test_ctrl_c_while_a_prompt_is_read_returns_to_the_prompt(tmp_path: Path, home: Path, slow: str) -> None:
+    model = write_chain(tmp_path / "paris", say("Par", "is", "!"), context=1_000_000)
+    # The line is too long to be typed.
+    terminal = Terminal(model, home, "--system", "x" * 100_000, slow=slow)
+    for _ in range(2):
+        terminal.type("hi")
+        terminal.child.expect_exact("Reading the prompt")
+        terminal.child.sendintr()
+        terminal.child.expect_exact(f"\r\x1b[K{LEFT}\r\n")
+        terminal.child.expect(PROMPT)
+    terminal.ask("/stats", "0 turns")
+    terminal.type("quit")
+    assert terminal.end() == 0
+
+
+def test_what_is_typed_while_the_model_loads_and_answers_is_there_at_the_prompt(tmp_path: Path, home: Path) -> None:
+    terminal = Terminal(write_chain(tmp_path / "babble", BABBLE, context=2_000), home, typed="first line")
+    terminal.child.expect_exact("exit to leave.\r\n")
+    assert "first" not in terminal.child.before
+    terminal.child.expect_exact("first line")
+    terminal.child.expect("[a-z]{100}")
+    terminal.type("2nd")
+    # Nothing else stands in the answer.
+    terminal.child.expect(r"^[a-z]+\r\n\[The answer was cut")
+    terminal.child.expect_exact("2nd")
+    terminal.child.expect(PROMPT)
+    terminal.type("quit")
+    assert terminal.end() == 0
+
+
+def test_sigterm_gives_the_terminal_back(babble: Path, home: Path) -> None:
+    for typed in (None, "talk"):
+        terminal = Terminal(babble, home)
+        if typed:
+            terminal.type(typed)
+            terminal.child.expect("[a-z]{100}")
+        terminal.child.kill(signal.SIGTERM)
+        terminal.child.expect(pexpect.EOF)
+        assert terminal.child.getecho()
+        terminal.child.close()
+        assert terminal.child.signalstatus == signal.SIGTERM
 
 
 def test_answers_that_are_not_streamed_with_their_statistics(paris: Path, home: Path) -> None:

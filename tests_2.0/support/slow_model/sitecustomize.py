@@ -1,0 +1,55 @@
+"""Make a part of `run` slow: Python imports this file at its start when it is on the path.
+
+`SLOW` names the part: `load` (importing mlx_lm takes as many seconds as `SLOW_SECONDS` says), `tokenize` (the
+tokenizer's process sleeps before it makes a prompt), or `prefill` (each piece of a prompt takes a fifth of a second).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+SECONDS = float(os.environ.get("SLOW_SECONDS", "15"))
+
+
+class _SlowImport:
+    """A finder of modules that finds none, and takes its time for mlx_lm."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "mlx_lm":
+            time.sleep(SECONDS)
+
+
+_loads = json.loads
+
+
+def _slow_loads(text: Any, **options: Any) -> Any:
+    question = _loads(text, **options)
+    if isinstance(question, dict) and question.get("ask") in ("chat", "encode"):
+        time.sleep(SECONDS)
+    return question
+
+
+def _slow_prefill() -> None:
+    import mlx.core as mx  # noqa: PLC0415 - not in the processes of tokenizers
+
+    clear_cache = mx.clear_cache
+
+    def clear_slowly() -> None:
+        time.sleep(0.2)
+        clear_cache()
+
+    mx.clear_cache = clear_slowly
+
+
+if "mlxk2.runner.prompt.process" in sys.orig_argv:
+    if os.environ["SLOW"] == "tokenize":
+        json.loads = _slow_loads  # type: ignore[assignment] # it is called with these arguments only
+elif os.environ["SLOW"] == "load":
+    sys.meta_path.insert(0, _SlowImport)
+elif os.environ["SLOW"] == "prefill":
+    _slow_prefill()
