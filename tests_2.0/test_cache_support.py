@@ -289,6 +289,11 @@ def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(
     assert runnable(cache_dir, mlxk2, files | {"tokenizer.json": b"{}"}) is None
 
 
+def test_a_tokenizer_config_that_is_too_large_to_be_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
+    files = chat_model(architectures=["Qwen3EmbeddingModel"]) | {"tokenizer_config.json": b" " * ((1 << 24) + 1)}
+    assert (runnable(cache_dir, mlxk2, files) or "").startswith("tokenizer_config.json is too large")
+
+
 def test_a_config_that_mlx_lm_cannot_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model() | {"config.json": b"\xef\xbb\xbf" + as_json(CONFIG)}
     assert runnable(cache_dir, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"

@@ -12,7 +12,7 @@ from mlxk2.checkpoint.describe import look
 from mlxk2.checkpoint.files import BrokenFile
 from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
-from mlxk2.errors import IN_ICLOUD, ModelNotRunnableError, ModelUnhealthyError
+from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.names import ModelRef, Repo
 
 MAX_HASHED_BYTES = 1 << 24  # Hashing larger files takes too long for a hint.
@@ -45,7 +45,8 @@ def repair_hint(snapshot: Snapshot, info: ModelInfo, ref: ModelRef) -> str | Non
     if info.problem is None or snapshot.roots is None or not isinstance(ref, Repo):
         return None
     command = names.pull_command(snapshot.name, ref.revision)
-    if command is None or info.problem.endswith(IN_ICLOUD):
+    file = snapshot.file(info.problem_file) if info.problem_file else None
+    if command is None or (file and file.is_in_icloud):
         return None
     model = snapshot.roots[-1]
     # A pull writes into these folders.
@@ -54,7 +55,6 @@ def repair_hint(snapshot: Snapshot, info: ModelInfo, ref: ModelRef) -> str | Non
     if not all(os.access(folder, os.R_OK | os.W_OK | os.X_OK) for folder in folders):
         return NOT_OURS
     # A file whose bytes are those of the hub is the same after a pull.
-    file = snapshot.file_of(info.problem)
     if file and not file.problem and file.size <= MAX_HASHED_BYTES and file in checksums.hashed_files(snapshot):
         with suppress(BrokenFile):
             if checksums.digest(file, lambda _: None) == file.blob:

@@ -62,6 +62,7 @@ def describe(snapshot: Snapshot) -> ModelInfo:
         framework=framework,
         model_type=detect_model_type(snapshot),
         problem=problem.text if problem else None,
+        problem_file=problem.file if problem else None,
         is_refused=problem is not None and problem.is_refused,
         why_not_runnable=problem.text if problem else why_not_runnable(snapshot, framework),
     )
@@ -128,8 +129,10 @@ def why_not_runnable(snapshot: Snapshot, framework: Framework) -> str | None:
     """Return why mlx-lm can't run a model whose files are complete; None when it can."""
     if framework != "MLX":
         return f"Framework {framework} not executable with mlx-lm (requires MLX)"
-    if reason := compatibility.problem_of_model(snapshot) or health.has_tokenizer(snapshot):
+    if reason := compatibility.problem_of_model(snapshot):
         return reason
+    if problem := health.apply(health.has_tokenizer, snapshot):
+        return problem.text
     mlx_lm = compatibility.installation()
     return compatibility.problem_of_tokenizer(snapshot, mlx_lm) if mlx_lm else None
 

@@ -30,18 +30,23 @@ _DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iC
 
 
 class BrokenFile(Exception):
-    """A file that is not what its name says; the text is for people and begins with the file's name.
+    """A file that is not what its name says; the text for people is its name, followed by the problem.
 
     It `is_refused` when the operating system does not let the user read it, so that it may well be complete.
     """
 
-    def __init__(self, text: str, *, is_refused: bool = False) -> None:
-        super().__init__(text)
+    def __init__(self, name: str, problem: str, *, is_refused: bool = False) -> None:
+        super().__init__(name, problem)
+        self.name = name
+        self.problem = problem
         self.is_refused = is_refused
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}"
 
     def without_traceback(self) -> BrokenFile:
         """Return the same error without its traceback, which would keep in memory what was read."""
-        return BrokenFile(str(self), is_refused=self.is_refused)
+        return BrokenFile(self.name, self.problem, is_refused=self.is_refused)
 
 
 class File(NamedTuple):
@@ -61,6 +66,11 @@ class File(NamedTuple):
     problem: str | None = None
     is_refused: bool = False
     find_again: Callable[[], File | None] | None = None
+
+    @property
+    def is_in_icloud(self) -> bool:
+        """Whether macOS has moved the bytes into iCloud, from where only the user can get them."""
+        return self.problem == IN_ICLOUD
 
 
 class Entry(NamedTuple):
@@ -196,7 +206,7 @@ def open_file(file: File) -> Iterator[OpenFile]:
     current = again = None
     for _ in range(MAX_LOOKS):
         if file.problem:
-            raise BrokenFile(f"{file.name} {file.problem}", is_refused=file.is_refused)
+            raise BrokenFile(file.name, file.problem, is_refused=file.is_refused)
         try:
             current = _open_as_found(file)
         except OSError as error:
@@ -210,7 +220,7 @@ def open_file(file: File) -> Iterator[OpenFile]:
             break
         file = again
     if current is None:
-        raise BrokenFile(f"{file.name} changes while it is read; try again")
+        raise BrokenFile(file.name, "changes while it is read; try again")
     try:
         yield current
     finally:
@@ -253,12 +263,12 @@ def check_size(file: File, limit: int) -> None:
     """Raise BrokenFile when a file has more than `limit` bytes."""
     if file.size > limit:
         raise BrokenFile(
-            f"{file.name} is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"
+            file.name, f"is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"
         )
 
 
 def _unreadable(file: File, error: OSError) -> BrokenFile:
-    return BrokenFile(f"{file.name} can't be read ({cause(error)})", is_refused=True)
+    return BrokenFile(file.name, f"can't be read ({cause(error)})", is_refused=True)
 
 
 def _target(path: str, folder: str) -> str | None:
@@ -300,27 +310,31 @@ HEADER_LIMIT = JsonLimit(bytes=1 << 26, values=1_000_000)
 
 
 def parse_json(
-    subject: str,
+    name: str,
     text: bytes,
     limit: JsonLimit,
     *,
+    part: str = "",
     encoding: str = "utf-8",
     parse_float: Callable[[str], object] = float,
 ) -> object:
-    """Return the value of a JSON text; raise BrokenFile, about the `subject`, when it is invalid or too large."""
+    """Return the value of a file's JSON text; raise BrokenFile when it is invalid or too large.
+
+    Where the text is only a part of the file, `part` begins the words about it: "has a header that ".
+    """
     values = sum(map(text.count, (b",", b"[", b"{")))
     if values > limit.values:
-        raise BrokenFile(f"{subject} has too many values to be read ({values:,}, at most {limit.values:,})")
+        raise BrokenFile(name, f"{part}has too many values to be read ({values:,}, at most {limit.values:,})")
     if len(text) > limit.bytes // 4 and not text.isascii():
         # One character that is not ASCII makes a text take up to four bytes for each character.
         size = f"{len(text):,} bytes that are not all ASCII, at most {limit.bytes // 4:,} of such are read"
-        raise BrokenFile(f"{subject} is too large to be what its name says ({size})")
+        raise BrokenFile(name, f"{part}is too large to be what its name says ({size})")
     try:
         return json.loads(text.decode(encoding), parse_float=parse_float, parse_constant=str)
     except (ValueError, RecursionError) as error:
         # As the cause, the parser's error would keep the text in memory; its words do not.
         reason = reason_of(error).partition(" (char")[0]
-        raise BrokenFile(f"{subject} is not valid JSON ({reason})") from None
+        raise BrokenFile(name, f"{part}is not valid JSON ({reason})") from None
 
 
 def finite(text: str) -> float | str:

@@ -37,17 +37,17 @@ def check(file: File) -> None:
     with open_file(file) as current:
         header = _Header(current)
         if header.take(4) != b"GGUF":
-            raise BrokenFile(f"{file.name} is no GGUF file")
+            raise BrokenFile(file.name, "is no GGUF file")
         version = header.number("<I")
         if version not in (2, 3):
-            raise BrokenFile(f"{file.name} has the unknown GGUF version {version}")
+            raise BrokenFile(file.name, f"has the unknown GGUF version {version}")
         tensors, pairs = header.count(), header.count()
         alignment = header.skip_pairs(pairs)
         data_size = max((header.tensor_end() for _ in range(tensors)), default=0)
         data_begin = -(-header.position // alignment) * alignment
         missing = data_begin + data_size - current.file.size
         if data_size and missing > 0:
-            raise BrokenFile(f"{file.name} is truncated: {missing} bytes are missing")
+            raise BrokenFile(file.name, f"is truncated: {missing} bytes are missing")
 
 
 class _Header:
@@ -75,7 +75,7 @@ class _Header:
         value = self.number("<Q")
         self._entries += value
         if self._entries > MAX_ENTRIES:
-            raise BrokenFile(f"{self._file.name} has a damaged GGUF header ({self._entries} entries)")
+            raise BrokenFile(self._file.name, f"has a damaged GGUF header ({self._entries} entries)")
         return value
 
     def skip_pairs(self, count: int) -> int:
@@ -89,7 +89,7 @@ class _Header:
             else:
                 self._skip_value(kind)
         if not 1 <= alignment <= MAX_HEADER_BYTES:
-            raise BrokenFile(f"{self._file.name} has a damaged GGUF header (alignment {alignment})")
+            raise BrokenFile(self._file.name, f"has a damaged GGUF header (alignment {alignment})")
         return alignment
 
     def tensor_end(self) -> int:
@@ -97,7 +97,7 @@ class _Header:
         self.take(self.number("<Q"))
         dimensions = self.number("<I")
         if dimensions > MAX_DIMENSIONS:
-            raise BrokenFile(f"{self._file.name} has a damaged GGUF header ({dimensions} dimensions)")
+            raise BrokenFile(self._file.name, f"has a damaged GGUF header ({dimensions} dimensions)")
         elements = math.prod(self.number("<Q") for _ in range(dimensions))
         per_block, block_bytes = _BLOCKS.get(self.number("<I"), (1, 0))
         return self.number("<Q") + -(-elements // per_block) * block_bytes
@@ -110,7 +110,7 @@ class _Header:
         elif kind in _VALUE_BYTES:
             self.take(_VALUE_BYTES[kind])
         else:
-            raise BrokenFile(f"{self._file.name} has a damaged GGUF header (a value of type {kind})")
+            raise BrokenFile(self._file.name, f"has a damaged GGUF header (a value of type {kind})")
 
     def _skip_array(self, nesting: int) -> None:
         kind = self.number("<I")
@@ -136,11 +136,11 @@ class _Header:
         if end <= len(self._bytes):
             return
         if end > self._file.size:
-            raise BrokenFile(f"{self._file.name} is truncated inside its header ({self._file.size} bytes)")
+            raise BrokenFile(self._file.name, f"is truncated inside its header ({self._file.size} bytes)")
         if end > MAX_HEADER_BYTES:
             limit = f"at least {end:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
-            raise BrokenFile(f"{self._file.name} has too large a GGUF header ({limit})")
+            raise BrokenFile(self._file.name, f"has too large a GGUF header ({limit})")
         size = min(max(2 * end, 1 << 16), MAX_HEADER_BYTES)
         self._bytes += self._current.read(size - len(self._bytes), offset=len(self._bytes))
         if end > len(self._bytes):
-            raise BrokenFile(f"{self._file.name} changed while it was read")
+            raise BrokenFile(self._file.name, "changed while it was read")

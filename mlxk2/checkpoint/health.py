@@ -23,31 +23,42 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json"
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
 
-Rule = Callable[[Snapshot], str | BrokenFile | None]
-
 
 class Problem(NamedTuple):
-    """Why a model is unhealthy, in words for people.
+    """Why a model is unhealthy, in words for people, and the name of the file that it is about, if it is about one.
 
     It `is_refused` when the operating system does not let the user read some file, so that the model may well be
     complete.
     """
 
     text: str
-    is_refused: bool
+    file: str | None = None
+    is_refused: bool = False
+
+
+Rule = Callable[[Snapshot], Problem | None]
+
+
+def apply(rule: Rule, snapshot: Snapshot) -> Problem | None:
+    """Return the first problem that a rule finds in a snapshot, be it a file that it can't read; None for none."""
+    try:
+        return rule(snapshot)
+    except BrokenFile as error:
+        return _problem_of(error)
+
+
+def _problem_of(error: BrokenFile) -> Problem:
+    return Problem(str(error), error.name, error.is_refused)
 
 
 def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> Problem | None:
     """Return the first reason why a model is unhealthy, or None."""
     rules = (*RULES, has_tokenizer) if needs_tokenizer else RULES
-    try:
-        found = next((problem for rule in rules if (problem := rule(snapshot))), None)
-    except BrokenFile as error:
-        found = error
+    found = next((problem for rule in rules if (problem := apply(rule, snapshot))), None)
     if found is None:
         return None
-    is_refused = bool(snapshot.problem) or any(file.is_refused for file in snapshot.files)
-    return Problem(str(found), is_refused or (isinstance(found, BrokenFile) and found.is_refused))
+    is_refused = found.is_refused or bool(snapshot.problem) or any(file.is_refused for file in snapshot.files)
+    return found._replace(is_refused=is_refused)
 
 
 def is_weight(name: str) -> bool:
@@ -61,17 +72,17 @@ def weight_names(snapshot: Snapshot) -> list[str]:
     return [file.name for file in snapshot.files if is_weight(file.name)]
 
 
-def has_snapshot(snapshot: Snapshot) -> str | None:
+def has_snapshot(snapshot: Snapshot) -> Problem | None:
     """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
     if snapshot.problem:
-        return snapshot.problem
+        return Problem(snapshot.problem)
     if snapshot.is_missing:
-        return "No snapshot: the model was never downloaded completely"
+        return Problem("No snapshot: the model was never downloaded completely")
     if not snapshot.is_inside:
-        return "The snapshot is a link that leads outside the cache"
+        return Problem("The snapshot is a link that leads outside the cache")
     if not snapshot.files:
-        return "The folder has no files of a model" if snapshot.roots is None else "The snapshot is empty"
-    return next((why_unreadable(file) for file in snapshot.files if file.problem), None)
+        return Problem("The folder has no files of a model" if snapshot.roots is None else "The snapshot is empty")
+    return next((Problem(why_unreadable(file), file.name) for file in snapshot.files if file.problem), None)
 
 
 def why_unreadable(file: File) -> str:
@@ -79,11 +90,11 @@ def why_unreadable(file: File) -> str:
     return f"{'its folder' if file.name == '.' else file.name} {file.problem}"
 
 
-def has_config(snapshot: Snapshot) -> BrokenFile | None:
+def has_config(snapshot: Snapshot) -> Problem | None:
     """Rule 2: config.json is a JSON object with content; a repo of GGUF files alone needs none."""
     if "config.json" not in snapshot and _is_gguf_alone(snapshot):
         return None
-    return snapshot.config if isinstance(snapshot.config, BrokenFile) else None
+    return _problem_of(snapshot.config) if isinstance(snapshot.config, BrokenFile) else None
 
 
 def _is_gguf_alone(snapshot: Snapshot) -> bool:
@@ -91,23 +102,23 @@ def _is_gguf_alone(snapshot: Snapshot) -> bool:
     return bool(weights) and all(name.endswith(".gguf") for name in weights)
 
 
-def has_weights(snapshot: Snapshot) -> str | None:
+def has_weights(snapshot: Snapshot) -> Problem | None:
     """Rules 3 and 4: every shard of the index is there; without an index, all parts by the files' own numbers."""
     index = index_name(snapshot)
     if index and not is_stale(snapshot, index):
         if problem := _problem_of_index(snapshot, index):
             return problem
     elif not weight_names(snapshot):
-        return "No weight files"
+        return Problem("No weight files")
     else:
         for inner, missing, _ in _parts(_weights_at_the_top(snapshot)):
             if inner in snapshot and not is_stale(snapshot, inner):
                 if problem := _problem_of_index(snapshot, inner):
                     return problem
             elif missing:
-                return f"Missing shards: {', '.join(missing)}"
+                return Problem(f"Missing shards: {', '.join(missing)}")
     missing = missing_parts(file.name for file in snapshot.named(".gguf"))
-    return f"Missing parts: {', '.join(missing)}" if missing else None
+    return Problem(f"Missing parts: {', '.join(missing)}") if missing else None
 
 
 def index_name(snapshot: Snapshot) -> str | None:
@@ -119,12 +130,14 @@ def index_name(snapshot: Snapshot) -> str | None:
     return name if name in snapshot and not has_safetensors else None
 
 
-def _problem_of_index(snapshot: Snapshot, index: str) -> str | None:
+def _problem_of_index(snapshot: Snapshot, index: str) -> Problem | None:
     for shard in snapshot.shards_of(index):
         if _leads_out(shard):
-            return f"{index} names a path outside the snapshot: {shard!r}"
+            return Problem(f"{index} names a path outside the snapshot: {shard!r}", index)
         file = snapshot.file(shard)
-        if problem := f"Missing shard: {shard}" if file is None else _problem_of_size(snapshot, file):
+        if file is None:
+            return Problem(f"Missing shard: {shard}", shard)
+        if problem := _problem_of_size(snapshot, file):
             return problem
     return None
 
@@ -170,11 +183,11 @@ def _leads_out(shard: str) -> bool:
     return shard.startswith("/") or "\\" in shard or ".." in shard.split("/")
 
 
-def _problem_of_size(snapshot: Snapshot, file: File) -> str | None:
+def _problem_of_size(snapshot: Snapshot, file: File) -> Problem | None:
     if file.size == 0:
-        return f"{file.name} is empty"
+        return Problem(f"{file.name} is empty", file.name)
     if file.name in snapshot.lfs_pointers:
-        return f"{file.name} {IS_LFS_POINTER}"
+        return Problem(f"{file.name} {IS_LFS_POINTER}", file.name)
     return None
 
 
@@ -201,28 +214,29 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
         yield f"{stem}.{ending}.index.json", list(islice(names, MAX_NAMED)), int(count)
 
 
-def has_whole_weights(snapshot: Snapshot) -> str | BrokenFile | None:
+def has_whole_weights(snapshot: Snapshot) -> Problem | None:
     """Rules 5 and 6 for weights: none is empty or a pointer, each is as long as its own header says."""
     for file in snapshot.files:
         if is_weight(file.name) and (problem := _problem_of_size(snapshot, file)):
             return problem
     for found in snapshot.safetensors.values():
         if isinstance(found, BrokenFile):
-            return found
+            return _problem_of(found)
     for file in snapshot.named(".gguf"):
         gguf.check(file)
     return None
 
 
-def has_only_finished_files(snapshot: Snapshot) -> str | None:
+def has_only_finished_files(snapshot: Snapshot) -> Problem | None:
     """Rule 6: no Git LFS pointer anywhere, and no file of an unfinished download."""
     if snapshot.lfs_pointers:
-        return f"{min(snapshot.lfs_pointers)} {IS_LFS_POINTER}"
+        pointer = min(snapshot.lfs_pointers)
+        return Problem(f"{pointer} {IS_LFS_POINTER}", pointer)
     partial = snapshot.named(*PARTIAL)
-    return f"Unfinished download: {partial[0].name}" if partial else None
+    return Problem(f"Unfinished download: {partial[0].name}", partial[0].name) if partial else None
 
 
-def has_tokenizer(snapshot: Snapshot) -> str | None:
+def has_tokenizer(snapshot: Snapshot) -> Problem | None:
     """Rule 7: a tokenizer with content is there; a repo of GGUF files alone carries it in them."""
     if _is_gguf_alone(snapshot):
         return None
@@ -234,8 +248,8 @@ def has_tokenizer(snapshot: Snapshot) -> str | None:
     if any(file.size for file in files):
         return None
     if files:
-        return f"{files[0].name} is empty"
-    return f"No tokenizer ({', '.join(TOKENIZERS)}, *.tiktoken, or vocab.json with merges.txt)"
+        return Problem(f"{files[0].name} is empty", files[0].name)
+    return Problem(f"No tokenizer ({', '.join(TOKENIZERS)}, *.tiktoken, or vocab.json with merges.txt)")
 
 
 RULES: tuple[Rule, ...] = (has_snapshot, has_config, has_weights, has_whole_weights, has_only_finished_files)

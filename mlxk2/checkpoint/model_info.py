@@ -15,9 +15,10 @@ class ModelInfo(NamedTuple):
     """What a snapshot's files say of a model.
 
     `commit` is None for a folder that the user named by path. `size_bytes` counts each file's bytes once, however many
-    names it has. `modified` is in seconds since 1970. `problem` says what is wrong with the files; it `is_refused` when
-    the operating system does not let the user read some of them. `why_not_runnable` says why mlx-lm can't run the model
-    here, which for an unhealthy model is its problem.
+    names it has. `modified` is in seconds since 1970. `problem` says what is wrong with the files, and `problem_file`
+    names the one that it is about, if it is about one; it `is_refused` when the operating system does not let the user
+    read some of them. `why_not_runnable` says why mlx-lm can't run the model here, which for an unhealthy model is its
+    problem.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ModelInfo(NamedTuple):
     framework: Framework
     model_type: ModelType
     problem: str | None
+    problem_file: str | None
     is_refused: bool
     why_not_runnable: str | None
 

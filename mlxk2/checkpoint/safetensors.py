@@ -41,27 +41,27 @@ def read_metadata(file: File) -> dict[str, str]:
     usual = judge_usual_header(text, data_size)
     if usual is not None:
         return usual
-    header = parse_json(f"{file.name} has a safetensors header that", text, HEADER_LIMIT)
+    header = parse_json(file.name, text, HEADER_LIMIT, part="has a safetensors header that ")
     if not isinstance(header, dict):
-        raise BrokenFile(f"{file.name} has a damaged safetensors header")
+        raise BrokenFile(file.name, "has a damaged safetensors header")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise BrokenFile(f"{file.name} has a damaged safetensors header (its metadata is not text)")
+        raise BrokenFile(file.name, "has a damaged safetensors header (its metadata is not text)")
     try:
         offsets = sorted([_offsets(tensor) for tensor in header.values()])
     except (TypeError, KeyError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else reason_of(error)
-        raise BrokenFile(f"{file.name} has a damaged safetensors header (a tensor has {reason})") from error
+        raise BrokenFile(file.name, f"has a damaged safetensors header (a tensor has {reason})") from error
     end = offsets[-1][1] if offsets else 0
     if end > data_size:
-        raise BrokenFile(f"{file.name} is truncated: {end - data_size} bytes are missing")
+        raise BrokenFile(file.name, f"is truncated: {end - data_size} bytes are missing")
     if end < data_size:
-        raise BrokenFile(f"{file.name} is damaged: {data_size} bytes of data, its header accounts for {end}")
+        raise BrokenFile(file.name, f"is damaged: {data_size} bytes of data, its header accounts for {end}")
     end = 0
     for first, last in offsets:
         if first != end:
-            raise BrokenFile(f"{file.name} is damaged: its tensors overlap or leave a gap")
+            raise BrokenFile(file.name, "is damaged: its tensors overlap or leave a gap")
         end = last
     return metadata
 
@@ -77,17 +77,17 @@ def _read_header(file: File) -> tuple[File, bytes]:
         file = current.file
         begin = current.read(_FIRST_READ)
         if len(begin) < 8:
-            raise BrokenFile(f"{file.name} is truncated: {file.size} bytes are no safetensors file")
+            raise BrokenFile(file.name, f"is truncated: {file.size} bytes are no safetensors file")
         length = int.from_bytes(begin[:8], "little")
         if length > MAX_HEADER_BYTES:
             limit = f"its header would have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
-            raise BrokenFile(f"{file.name} is no safetensors file ({limit})")
+            raise BrokenFile(file.name, f"is no safetensors file ({limit})")
         if 8 + length > file.size:
-            raise BrokenFile(f"{file.name} is truncated inside its header ({file.size} bytes)")
+            raise BrokenFile(file.name, f"is truncated inside its header ({file.size} bytes)")
         text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
     tensors = text.count(b'"data_offsets"')
     if tensors > MAX_TENSORS:
-        raise BrokenFile(f"{file.name} has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
+        raise BrokenFile(file.name, f"has too many tensors to be read ({tensors:,}, at most {MAX_TENSORS:,})")
     return file, text
 
 

@@ -118,12 +118,6 @@ class Snapshot:
         """Return the file of this name, relative to the snapshot, or None."""
         return self._by_name.get(name)
 
-    def file_of(self, problem: str) -> File | None:
-        """Return the file that a problem is about: its text begins or ends with the file's name."""
-        named = [file for file in self.files if problem.startswith(f"{file.name} ")]
-        named += [file for file in self.files if problem.endswith(f": {file.name}")]
-        return max(named, key=lambda file: len(file.name), default=None)
-
     def named(self, *suffixes: str) -> list[File]:
         """Return the files whose names end in one of these, by name."""
         return [file for file in self.files if file.name.endswith(suffixes)]
@@ -145,14 +139,14 @@ class Snapshot:
         """Return the JSON object in a file; raise BrokenFile when there is no file or no object in it."""
         file = self.file(name)
         if file is None:
-            raise BrokenFile(f"{name} is missing")
+            raise BrokenFile(name, "is missing")
         limit = INDEX_LIMIT if name.endswith(".index.json") else CONFIG_LIMIT
         text = read_whole(file, limit.bytes)
         if is_lfs_pointer(text):
-            raise BrokenFile(f"{name} {IS_LFS_POINTER}")
+            raise BrokenFile(name, IS_LFS_POINTER)
         value = parse_json(name, text, limit, encoding="utf-8-sig", parse_float=finite)
         if not isinstance(value, dict) or not value:
-            raise BrokenFile(f"{name} is not a JSON object with content")
+            raise BrokenFile(name, "is not a JSON object with content")
         return value
 
     def shards_of(self, index: str) -> list[str]:
@@ -160,10 +154,10 @@ class Snapshot:
         if index not in self._shards:
             weight_map = self.json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
-                raise BrokenFile(f"{index} has no weight_map")
+                raise BrokenFile(index, "has no weight_map")
             shards = set(map(str, weight_map.values()))
             if len(shards) > MAX_SHARDS:
-                raise BrokenFile(f"{index} names too many files ({len(shards):,}, at most {MAX_SHARDS:,})")
+                raise BrokenFile(index, f"names too many files ({len(shards):,}, at most {MAX_SHARDS:,})")
             self._shards[index] = sorted(shards)
         return self._shards[index]
 
@@ -179,7 +173,7 @@ class Snapshot:
             containers = [value for value in level if isinstance(value, dict | list)]
             level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
         # `show` prints a config, and JSON encoders recurse.
-        return BrokenFile("config.json is nested too deeply") if level else config
+        return BrokenFile("config.json", "is nested too deeply") if level else config
 
     @property
     def config_or_empty(self) -> dict[str, Any]:

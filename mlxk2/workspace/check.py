@@ -63,7 +63,9 @@ def check(workspace: Workspace) -> WorkspaceHealth:
     snapshot = workspace.snapshot()
     anomalies: list[Anomaly] = []
     if not snapshot.files:
-        anomalies.append(Anomaly("error", "empty_folder", f"{health.has_snapshot(snapshot)}."))
+        problem = health.has_snapshot(snapshot)
+        assert problem is not None  # its rule asks for files
+        anomalies.append(Anomaly("error", "empty_folder", f"{problem.text}."))
     else:
         unusable = [file for file in workspace.files if file.problem]
         for file in unusable:
@@ -107,20 +109,14 @@ def _broken_rules(snapshot: Snapshot, reported: set[str]) -> Iterator[Anomaly]:
     if needs_tokenizer(snapshot):
         rules.append(health.has_tokenizer)
     for rule in rules:
-        try:
-            found = rule(snapshot)
-        except BrokenFile as error:
-            found = error
-        if found is None:
+        problem = health.apply(rule, snapshot)
+        if problem is None:
             continue
-        problem = str(found)
         missing = _missing_shards(snapshot) if rule is health.has_weights else []
-        shards = {f"Missing shard: {shard}": shard for shard in missing}
-        file = snapshot.file_of(problem)
-        path = file.name if file else None
-        if problem not in shards and path not in reported:
+        path = problem.file if problem.file and problem.file in snapshot else None
+        if problem.file not in missing and path not in reported:
             code = "missing_config" if rule is health.has_config and CONFIG not in snapshot else _CODES[rule]
-            yield Anomaly("error", code, f"{problem}.", path)
+            yield Anomaly("error", code, f"{problem.text}.", path)
             reported = reported | ({path} if path else set())
-        for text, shard in shards.items():
-            yield Anomaly("error", "missing_shard", f"{text}.", shard)
+        for shard in missing:
+            yield Anomaly("error", "missing_shard", f"Missing shard: {shard}.", shard)
