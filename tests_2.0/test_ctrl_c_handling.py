@@ -8,12 +8,13 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from support.scripted import assistant, saying, streams, text
+from support.following import text
+from support.scripted import assistant, saying, streams
 
 from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer
 from mlxk2.chat.repl import Chat
+from mlxk2.runner.events import Event, TextDelta
 from mlxk2.runner.prompt.prompter import Message
-from mlxk2.runner.sequences import Chunk
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
@@ -23,11 +24,11 @@ def ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def ctrl_c_after(characters: int, seen: list[Chunk]) -> Callable[[Chunk], None]:
-    """A reader of chunks that presses Ctrl-C after so many."""
+def ctrl_c_after(characters: int, seen: list[Event]) -> Callable[[Event], None]:
+    """A reader of events that presses Ctrl-C after so many."""
 
-    def show(chunk: Chunk) -> None:
-        seen.append(chunk)
+    def show(event: Event) -> None:
+        seen.append(event)
         if len(seen) == characters:
             ctrl_c()
 
@@ -35,9 +36,9 @@ def ctrl_c_after(characters: int, seen: list[Chunk]) -> Callable[[Chunk], None]:
 
 
 def test_ctrl_c_ends_the_answer_and_keeps_what_was_said() -> None:
-    seen: list[Chunk] = []
+    seen: list[Event] = []
     answer = assistant(saying("Hello, world.", marks=("<end>",))).complete(HELLO, ctrl_c_after(5, seen))
-    assert (answer.text, answer.finish_reason, answer.tokens) == ("Hello", "interrupted", 5)
+    assert (answer.text, answer.finish_reason, answer.usage.completion_tokens) == ("Hello", "interrupted", 5)
     assert text(seen) == "Hello"
 
 
@@ -71,7 +72,7 @@ def test_ctrl_c_is_what_it_was_after_an_answer() -> None:
 def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
     before = signal.getsignal(signal.SIGINT)
 
-    def fail(_: Chunk) -> None:
+    def fail(_: Event) -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -82,7 +83,7 @@ def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
 def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
     out = streams().stdout
     printer = Printer(out, hide_reasoning=False)
-    printer.show(Chunk("Hel", "answer", 3))
+    printer.show(TextDelta("answer", "Hel"))
     printer.end(interrupted=True)
     assert out.getvalue() == f"Hel\n{INTERRUPTED}\n"
 

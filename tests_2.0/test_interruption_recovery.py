@@ -6,20 +6,20 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
-from support.scripted import ScriptedBackend, assistant, request, saying, text, tokens_of
+from support.following import FollowedRunner, finished, text
+from support.scripted import ScriptedBackend, assistant, request, saying, tokens_of
 
+from mlxk2.runner.events import Event, TextDelta
 from mlxk2.runner.output.reasoning import MAX_BEGINNING
 from mlxk2.runner.prompt.prompter import Message
-from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Chunk
 
 LONG = "Hello. " + "What can I do for you? " * 4  # longer than what is held back until the model is known not to think
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 
-def interrupt(chunk: Chunk) -> None:
+def interrupt(event: Event) -> None:
     """Press Ctrl-C as soon as there is text."""
-    if chunk.text:
+    if isinstance(event, TextDelta):
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -38,25 +38,24 @@ def test_many_interruptions_in_a_row() -> None:
 
 
 def test_an_interruption_of_one_request_is_none_of_the_next() -> None:
-    runner = MLXRunner(saying("Hello."))
+    runner = FollowedRunner(saying("Hello."))
     first = list(runner.stream(request(), lambda: True))
-    assert (text(first), first[-1].finish_reason) == ("", "interrupted")
+    assert (text(first), finished(first).reason) == ("", "interrupted")
     assert text(list(runner.stream(request(), lambda: False))) == "Hello."
 
 
 def test_other_sessions_go_on_when_one_is_cancelled() -> None:
-    runner = MLXRunner(ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode())))
+    runner = FollowedRunner(ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode())))
     kept, cancelled = runner.submit(request("kept")), runner.submit(request("cancelled"))
-    said = runner.step()
+    runner.step()
     runner.cancel(cancelled)
-    while not kept.ended:
-        said += runner.step()
-    assert "".join(chunk.text for session, chunk in said if session is kept) == "kept"
+    runner.finish([kept])
+    assert kept.text == "kept"
 
 
 def test_after_a_fault_an_interruption_still_works() -> None:
     scripts: Iterator[Sequence[int | Exception]] = iter([[ValueError("broken")], tokens_of("Hello.")])
-    runner = MLXRunner(ScriptedBackend(lambda _: next(scripts)))
+    runner = FollowedRunner(ScriptedBackend(lambda _: next(scripts)))
     session = runner.submit(request())
     runner.step()
     assert session.error is not None

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.application import serving
-from support.scripted import OneProcess, ScriptedTokenizer, generate, saying, text, tokens_of
+from support.following import finished, text
+from support.scripted import OneProcess, ScriptedTokenizer, generate, saying, tokens_of
 from support.tiny_models import CHATML, write_tokenizer
 
+from mlxk2.runner.events import TextDelta
 from mlxk2.runner.output.reasoning import MAX_BEGINNING, Marks, ReasoningSplitter
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Starter
@@ -120,18 +122,19 @@ def test_a_completion_shows_all_marks() -> None:
 
 def test_a_limit_within_a_thought() -> None:
     chunks = generate(saying("<think>", "Hmmm"), max_tokens=3)
-    assert (text(chunks, "reasoning"), text(chunks), chunks[-1].finish_reason) == ("Hm", "", "length")
+    assert (text(chunks, "reasoning"), text(chunks), finished(chunks).reason) == ("Hm", "", "length")
 
 
 def test_stop_strings_are_looked_for_once_it_is_known_what_is_answer() -> None:
     chunks = generate(saying("a\n\nb", "</think>", "c\n\nd"), thinking=None, stop=("\n\n",))
-    assert (text(chunks, "reasoning"), text(chunks), chunks[-1].finish_reason) == ("a\n\nb", "c", "stop")
+    assert (text(chunks, "reasoning"), text(chunks), finished(chunks).reason) == ("a\n\nb", "c", "stop")
 
 
 def test_an_answer_of_a_model_that_may_think_streams_after_its_beginning() -> None:
-    chunks = [chunk for chunk in generate(saying("x" * 200), thinking=None) if chunk.text]
-    assert len(chunks[0].text) == MAX_BEGINNING + 1
-    assert {len(chunk.text) for chunk in chunks[1:]} == {1}
+    events = generate(saying("x" * 200), thinking=None)
+    first, *others = [event.text for event in events if isinstance(event, TextDelta)]
+    assert len(first) == MAX_BEGINNING + 1
+    assert set(map(len, others)) == {1}
 
 
 @pytest.mark.parametrize("said", [("Let me see.", "</think>", "\n\nParis."), ("<think>", "Hm.", "</think>", "Paris.")])

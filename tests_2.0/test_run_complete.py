@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.following import text
 from support.layouts import CacheDir, chat_model, without
-from support.scripted import generate, saying, streams, text
+from support.scripted import generate, saying, streams
 
 from mlxk2.chat.printer import Printer, replace_controls
 from mlxk2.errors import ModelNotRunnableError
+from mlxk2.runner.events import TextDelta
 from mlxk2.runner.offline import offline
-from mlxk2.runner.sequences import Chunk
 
 STUBS = Path(__file__).parent / "stubs"
 
@@ -123,7 +124,7 @@ def test_a_terminal_is_safe_from_control_characters() -> None:
 
     terminal, pipe = Terminal(), streams().stdout
     for stream in (terminal, pipe):
-        Printer(stream, hide_reasoning=False).show(Chunk("a\x1b[2J\tb\x07\n\x9b", "answer", 1))
+        Printer(stream, hide_reasoning=False).show(TextDelta("answer", "a\x1b[2J\tb\x07\n\x9b"))
     assert terminal.getvalue() == "a\ufffd[2J\tb\ufffd\n\ufffd"
     assert pipe.getvalue() == "a\x1b[2J\tb\x07\n\x9b"
 

@@ -1,43 +1,44 @@
-"""MLXRunner on a scripted backend: text, stops, reasoning, many sessions, faults."""
+"""MLXRunner on a scripted backend: text, stops, reasoning, many sequences, faults."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.scripted import BROKEN, ScriptedBackend, ScriptedBatch, generate, request, saying, text, tokens_of
+from support.following import Followed, FollowedRunner, finished, text
+from support.scripted import BROKEN, ScriptedBackend, ScriptedBatch, generate, request, saying, tokens_of
 
 from mlxk2.errors import ModelError, ValidationError
+from mlxk2.runner.events import Event, Failed, Finished, PromptProgress, TextDelta, Timings, Usage
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Chunk, Sequence, Step
+from mlxk2.runner.sequences import Reading, Step
 
 HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 
 
-def run_all(runner: MLXRunner, sessions: list[Sequence]) -> dict[int, list[Chunk]]:
-    """Step until all sessions have ended; their chunks by position."""
-    chunks: dict[int, list[Chunk]] = {number: [] for number in range(len(sessions))}
-    while not all(session.ended for session in sessions):
-        for session, chunk in runner.step():
-            chunks[sessions.index(session)].append(chunk)
-    return chunks
+def run_all(runner: FollowedRunner, sequences: list[Followed]) -> dict[int, list[Event]]:
+    """Step until all sequences have ended; their further events by position."""
+    events: dict[int, list[Event]] = {number: [] for number in range(len(sequences))}
+    while not all(sequence.ended for sequence in sequences):
+        for sequence, event in runner.step():
+            events[sequences.index(sequence)].append(event)
+    return events
 
 
 def test_answer_streams_and_ends_at_the_end_token() -> None:
-    chunks = generate(saying("Hello."))
-    assert [chunk.text for chunk in chunks] == [*"Hello.", ""]
-    assert chunks[-1].finish_reason == "stop"
-    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * 6
+    *deltas, last = generate(saying("Hello."))
+    assert deltas == [TextDelta("answer", letter) for letter in "Hello."]
+    assert isinstance(last, Finished) and last.reason == "stop"
 
 
 def test_the_end_token_is_counted_and_never_printed() -> None:
-    chunks = generate(saying("Hi"))
-    assert chunks[-1].tokens == 3
-    assert text(chunks) == "Hi"
+    events = generate(saying("Hi"))
+    assert finished(events).usage.completion_tokens == 3
+    assert text(events) == "Hi"
 
 
 def test_special_tokens_are_never_printed() -> None:
@@ -45,30 +46,30 @@ def test_special_tokens_are_never_printed() -> None:
 
 
 def test_a_limit_ends_the_answer_with_length() -> None:
-    chunks = generate(saying("Hello."), max_tokens=3)
-    assert (text(chunks), chunks[-1].tokens, chunks[-1].finish_reason) == ("Hel", 3, "length")
+    events = generate(saying("Hello."), max_tokens=3)
+    assert (text(events), finished(events).usage.completion_tokens, finished(events).reason) == ("Hel", 3, "length")
 
 
 def test_the_end_token_at_the_limit_is_a_stop() -> None:
-    assert generate(saying("Hi"), max_tokens=3)[-1].finish_reason == "stop"
+    assert finished(generate(saying("Hi"), max_tokens=3)).reason == "stop"
 
 
 def test_characters_are_never_split() -> None:
-    chunks = generate(saying("é😀ß"))
-    assert [chunk.text for chunk in chunks if chunk.text] == ["é", "😀", "ß"]
+    events = generate(saying("é😀ß"))
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["é", "😀", "ß"]
 
 
 def test_a_character_cut_by_the_limit_is_left_out() -> None:
-    chunks = generate(saying("a😀"), max_tokens=3)
-    assert text(chunks) == "a"
+    events = generate(saying("a😀"), max_tokens=3)
+    assert text(events) == "a"
 
 
 @pytest.mark.parametrize("stop", ["lo w", "o", "Hello"])
 def test_stop_strings_end_the_answer_and_never_show(stop: str) -> None:
-    chunks = generate(saying("Hello world"), stop=(stop,))
-    assert text(chunks) == "Hello world".partition(stop)[0]
-    assert chunks[-1].finish_reason == "stop"
-    assert chunks[-1].tokens == "Hello world".index(stop) + len(stop)
+    events = generate(saying("Hello world"), stop=(stop,))
+    assert text(events) == "Hello world".partition(stop)[0]
+    assert finished(events).reason == "stop"
+    assert finished(events).usage.completion_tokens == "Hello world".index(stop) + len(stop)
 
 
 def test_the_earliest_of_several_stop_strings_wins() -> None:
@@ -92,10 +93,10 @@ def test_stop_strings_cut_where_text_search_says(said: str, stops: list[str]) ->
 
 @pytest.mark.parametrize(("said", "stop"), [("a" * 50, ("aab",)), ("<" * 50, ())], ids=["stop string", "mark"])
 def test_no_more_is_held_back_than_may_begin_what_is_looked_for(said: str, stop: tuple[str, ...]) -> None:
-    chunks = generate(saying(said), stop=stop)
-    assert text(chunks) == said
+    events = generate(saying(said), stop=stop)
+    assert text(events) == said
     longest = max(map(len, (*stop, "</think>")))
-    assert max(len(chunk.text) for chunk in chunks) <= longest < len(chunks)
+    assert max(len(event.text) for event in events if isinstance(event, TextDelta)) <= longest < len(events)
 
 
 def test_a_state_that_nothing_ends_is_borne() -> None:
@@ -108,8 +109,8 @@ def test_an_answer_keeps_its_own_leading_line_ends() -> None:
 
 
 def test_stop_strings_are_looked_for_in_the_answer_alone() -> None:
-    chunks = generate(saying("<think>", "a\n\nb", "</think>", "\n\nc\n\nd"), stop=("\n\n",))
-    assert (text(chunks, "reasoning"), text(chunks)) == ("a\n\nb", "c")
+    events = generate(saying("<think>", "a\n\nb", "</think>", "\n\nc\n\nd"), stop=("\n\n",))
+    assert (text(events, "reasoning"), text(events)) == ("a\n\nb", "c")
 
 
 def test_harmony_channels() -> None:
@@ -118,39 +119,39 @@ def test_harmony_channels() -> None:
         "<|channel|>", "final", "<|message|>", "Paris.",
         marks=HARMONY,
     )  # fmt: skip
-    chunks = generate(said)
-    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
+    events = generate(said)
+    assert (text(events, "reasoning"), text(events)) == ("Hm.", "Paris.")
 
 
 def test_harmony_calls_are_not_addressed_to_the_user() -> None:
     said = saying("<|channel|>", "commentary to=functions.f ", "<|message|>", "{}", "<|end|>", marks=HARMONY)
-    chunks = generate(said)
-    assert (text(chunks, "reasoning"), text(chunks)) == ("{}", "")
+    events = generate(said)
+    assert (text(events, "reasoning"), text(events)) == ("{}", "")
 
 
-def test_sessions_join_and_leave_without_disturbing_each_other() -> None:
+def test_sequences_join_and_leave_without_disturbing_each_other() -> None:
     backend = ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode().upper()))
-    runner = MLXRunner(backend)
+    runner = FollowedRunner(backend)
     first = [runner.submit(request("a long prompt")), runner.submit(request("short"))]
     early = runner.step()
     late = runner.submit(request("late", stop=("T",)))
-    chunks = run_all(runner, [*first, late])
-    assert "".join(chunk.text for session, chunk in early if session is first[0]) + text(chunks[0]) == "A LONG PROMPT"
-    assert text(chunks[1]) == "HORT"
-    assert text(chunks[2]) == "LA"
+    events = run_all(runner, [*first, late])
+    assert text(event for sequence, event in early if sequence is first[0]) + text(events[0]) == "A LONG PROMPT"
+    assert text(events[1]) == "HORT"
+    assert text(events[2]) == "LA"
     assert len(backend.batches) == 1
 
 
 def test_cancel_gives_the_held_text_and_frees_the_row() -> None:
     backend = saying("abcdef")
-    runner = MLXRunner(backend)
-    session = runner.submit(request(stop=("bcx",)))
+    runner = FollowedRunner(backend)
+    sequence = runner.submit(request(stop=("bcx",)))
     for _ in range(3):
         runner.step()
-    last = runner.cancel(session)
-    assert (text(last), last[-1].finish_reason, last[-1].tokens) == ("bc", "interrupted", 3)
+    last = runner.cancel(sequence)
+    assert (text(last), finished(last).reason, finished(last).usage.completion_tokens) == ("bc", "interrupted", 3)
     assert len(backend.batches[0]) == 0
-    assert runner.cancel(session) == []
+    assert runner.cancel(sequence) == []
     assert runner.step() == []
 
 
@@ -169,14 +170,14 @@ def failing(asked: GenerationRequest) -> list[int | Exception]:
     return [ValueError("shape mismatch") if token == ord("X") else token for token in said]
 
 
-def test_a_fault_ends_the_session_it_belongs_to_and_no_other() -> None:
-    runner = MLXRunner(ScriptedBackend(failing))
-    sessions = [runner.submit(request(prompt)) for prompt in ("one", "tax", "three", "x")]
-    chunks = run_all(runner, sessions)
-    assert [text(chunks[number]) for number in range(4)] == ["ONE", "TA", "THREE", ""]
-    assert [session.error is not None for session in sessions] == [False, True, False, True]
-    assert str(sessions[1].error) == "Generation failed: shape mismatch"
-    assert [chunks[number][-1].finish_reason for number in range(4)] == ["stop", "error", "stop", "error"]
+def test_a_fault_ends_the_sequence_it_belongs_to_and_no_other() -> None:
+    runner = FollowedRunner(ScriptedBackend(failing))
+    sequences = [runner.submit(request(prompt)) for prompt in ("one", "tax", "three", "x")]
+    events = run_all(runner, sequences)
+    assert [text(events[number]) for number in range(4)] == ["ONE", "TA", "THREE", ""]
+    assert [sequence.error is not None for sequence in sequences] == [False, True, False, True]
+    assert str(sequences[1].error) == "Generation failed: shape mismatch"
+    assert [isinstance(events[number][-1], Failed) for number in range(4)] == [False, True, False, True]
     assert text(list(runner.stream(request("fine")))) == "FINE"
 
 
@@ -184,51 +185,51 @@ def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
     class Crowded(ScriptedBatch):
         """Has no room for three."""
 
-        def next(self) -> list[Step]:
+        def next(self) -> list[Step | Reading]:
             if len(self) > 2:
                 raise MemoryError
             return super().next()
 
-    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("fine"), batch=Crowded))
-    sessions = [runner.submit(request()) for _ in range(4)]
-    chunks = run_all(runner, sessions)
-    assert [text(chunks[number]) for number in range(2)] == ["fine", "fine"]
-    assert [str(session.error) for session in sessions[2:]] == ["Generation failed: MemoryError"] * 2
+    runner = FollowedRunner(ScriptedBackend(lambda _: tokens_of("fine"), batch=Crowded))
+    sequences = [runner.submit(request()) for _ in range(4)]
+    events = run_all(runner, sequences)
+    assert [text(events[number]) for number in range(2)] == ["fine", "fine"]
+    assert [str(sequence.error) for sequence in sequences[2:]] == ["Generation failed: MemoryError"] * 2
 
 
-def test_a_session_that_comes_while_others_are_tried_is_not_blamed() -> None:
-    runner = MLXRunner(ScriptedBackend(failing))
-    sessions = [runner.submit(request("xa")), runner.submit(request("good"))]
+def test_a_sequence_that_comes_while_others_are_tried_is_not_blamed() -> None:
+    runner = FollowedRunner(ScriptedBackend(failing))
+    sequences = [runner.submit(request("xa")), runner.submit(request("good"))]
     early = runner.step()
-    sessions.append(runner.submit(request("late")))
-    chunks = run_all(runner, sessions)
+    sequences.append(runner.submit(request("late")))
+    events = run_all(runner, sequences)
     assert early == []
-    assert [text(chunks[number]) for number in range(3)] == ["", "GOOD", "LATE"]
-    assert [session.error is None for session in sessions] == [False, True, True]
+    assert [text(events[number]) for number in range(3)] == ["", "GOOD", "LATE"]
+    assert [sequence.error is None for sequence in sequences] == [False, True, True]
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_sessions_can_be_cancelled_while_they_are_tried(which: int) -> None:
-    runner = MLXRunner(ScriptedBackend(failing))
-    sessions = [runner.submit(request(prompt)) for prompt in ("good", "fine", "x")]
+def test_sequences_can_be_cancelled_while_they_are_tried(which: int) -> None:
+    runner = FollowedRunner(ScriptedBackend(failing))
+    sequences = [runner.submit(request(prompt)) for prompt in ("good", "fine", "x")]
     assert runner.step() == []
-    sessions.append(runner.submit(request("late")))
-    assert runner.cancel(sessions[which])[-1].finish_reason == "interrupted"
-    chunks = run_all(runner, sessions)
+    sequences.append(runner.submit(request("late")))
+    assert finished(runner.cancel(sequences[which])).reason == "interrupted"
+    events = run_all(runner, sequences)
     expected = ["GOOD", "FINE", "", "LATE"]
-    assert [text(chunks[number]) for number in range(4) if number != which] == [
+    assert [text(events[number]) for number in range(4) if number != which] == [
         said for number, said in enumerate(expected) if number != which
     ]
-    assert sessions[which].ended and sessions[which].error is None
+    assert sequences[which].ended and sequences[which].error is None
     assert runner.step() == []
 
 
-def test_close_ends_sessions_that_are_tried() -> None:
-    runner = MLXRunner(ScriptedBackend(failing))
-    sessions = [runner.submit(request("good")), runner.submit(request("x"))]
+def test_close_ends_sequences_that_are_tried() -> None:
+    runner = FollowedRunner(ScriptedBackend(failing))
+    sequences = [runner.submit(request("good")), runner.submit(request("x"))]
     runner.step()
     runner.close()
-    assert all(session.ended for session in sessions)
+    assert all(sequence.ended for sequence in sequences)
     assert runner.step() == []
     assert text(list(runner.stream(request("good")))) == "GOOD"
 
@@ -237,25 +238,25 @@ def test_close_ends_sessions_that_are_tried() -> None:
     st.lists(st.text(alphabet="abx", min_size=1, max_size=5), min_size=1, max_size=8),
     st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=12),
 )
-def test_whatever_comes_goes_and_fails_each_session_ends_as_it_would_alone(
+def test_whatever_comes_goes_and_fails_each_sequence_ends_as_it_would_alone(
     prompts: list[str], events: list[tuple[int, bool]]
 ) -> None:
-    runner = MLXRunner(ScriptedBackend(failing))
+    runner = FollowedRunner(ScriptedBackend(failing))
     waiting = [request(prompt) for prompt in prompts]
-    sessions: list[Sequence] = []
-    said: dict[Sequence, str] = defaultdict(str)
+    sequences: list[Followed] = []
     for number, comes in [*events, *[(0, True)] * len(prompts), *[(8, False)] * 150]:
         if comes and waiting:
-            sessions.append(runner.submit(waiting.pop()))
-        elif not comes and number < len(sessions):
-            runner.cancel(sessions[number])
-        for session, chunk in runner.step():
-            said[session] += chunk.text
-    assert all(session.ended for session in sessions)
-    for session in sessions:
-        before, fault, _ = bytes(session.request.prompt).decode().upper().partition("X")
-        assert said[session] == before if session.error else before.startswith(said[session])
-        assert fault or not session.error
+            sequences.append(runner.submit(waiting.pop()))
+        elif not comes and number < len(sequences):
+            runner.cancel(sequences[number])
+        runner.step()
+    assert all(sequence.ended for sequence in sequences)
+    for sequence in sequences:
+        before, fault, _ = bytes(sequence.request.prompt).decode().upper().partition("X")
+        said = text(sequence.events)
+        assert said == before if sequence.error else before.startswith(said)
+        assert [isinstance(event, Finished | Failed) for event in sequence.events].count(True) == 1
+        assert fault or not sequence.error
 
 
 def test_a_request_that_can_not_be_queued_raises_and_leaves_the_others() -> None:
@@ -264,7 +265,7 @@ def test_a_request_that_can_not_be_queued_raises_and_leaves_the_others() -> None
             raise TypeError("no such sampler")
         return tokens_of("fine")
 
-    runner = MLXRunner(ScriptedBackend(script))
+    runner = FollowedRunner(ScriptedBackend(script))
     good = runner.submit(request())
     with pytest.raises(ModelError, match="no such sampler"):
         runner.submit(request(max_tokens=1))
@@ -272,19 +273,19 @@ def test_a_request_that_can_not_be_queued_raises_and_leaves_the_others() -> None
 
 
 def test_a_stream_raises_the_fault() -> None:
-    runner = MLXRunner(ScriptedBackend(lambda _: [97, RuntimeError("out of memory")]))
+    runner = FollowedRunner(ScriptedBackend(lambda _: [97, RuntimeError("out of memory")]))
     with pytest.raises(ModelError, match="out of memory"):
         list(runner.stream(request()))
 
 
-def test_a_token_that_can_not_be_decoded_ends_its_own_session_alone() -> None:
+def test_a_token_that_can_not_be_decoded_ends_its_own_sequence_alone() -> None:
     backend = ScriptedBackend(lambda asked: tokens_of("a", BROKEN, "b") if asked.max_tokens else tokens_of("fine"))
-    runner = MLXRunner(backend)
+    runner = FollowedRunner(backend)
     bad, good = runner.submit(request(max_tokens=9)), runner.submit(request())
-    chunks = run_all(runner, [bad, good])
-    assert (text(chunks[0]), chunks[0][-1].finish_reason) == ("a", "error")
+    events = run_all(runner, [bad, good])
+    assert (text(events[0]), len(events[0])) == ("a", 2)
     assert isinstance(bad.error, ModelError)
-    assert text(chunks[1]) == "fine"
+    assert text(events[1]) == "fine"
 
 
 def test_tokens_that_only_pad_the_output_are_no_text() -> None:
@@ -303,8 +304,91 @@ def test_a_bias_on_an_unknown_token_is_refused() -> None:
 
 
 def test_close_drops_everything_and_the_runner_can_be_used_again() -> None:
-    runner = MLXRunner(saying("ab"))
+    runner = FollowedRunner(saying("ab"))
     runner.submit(request())
     runner.close()
     assert runner.step() == []
     assert text(list(runner.stream(request()))) == "ab"
+
+
+class Ticking:
+    """A clock that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """The seconds."""
+        return self.now
+
+
+class Reading3(ScriptedBatch):
+    """Reads three tokens of the prompts in each of two steps, half a second each; one token of them is cached."""
+
+    def __init__(self, script: Any) -> None:
+        super().__init__(script)
+        self._read = 1
+
+    def next(self) -> list[Step | Reading]:
+        """Return readings of all sequences, or tokens."""
+        if self._read >= 7:
+            return super().next()
+        self._read += 3
+        return [Reading(sequence_id, self._read, 1, 3, 0.5) for sequence_id in self._sequences]
+
+
+def test_usage_and_timings_come_with_the_end() -> None:
+    clock = Ticking()
+    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("abc"), batch=Reading3), clock=clock)
+    sequence_id = runner.submit(request("prompt7"))
+    outputs = []
+    for seconds in (2.0, 0.5, 1.0, 0.25, 0.25, 0.5):
+        clock.now += seconds
+        outputs.append(runner.step())
+    assert [event for output in outputs for _, event in output] == [
+        PromptProgress(4, 7), PromptProgress(7, 7), TextDelta("answer", "a"), TextDelta("answer", "b"),
+        TextDelta("answer", "c"), Finished("stop", Usage(7, 1, 4), Timings(4.5, 3.5, 6, 1.0, 3, 1.0)),
+    ]  # fmt: skip
+    assert {owner for output in outputs for owner, _ in output} == {sequence_id}
+
+
+def test_speeds_are_those_of_the_time_that_tokens_took() -> None:
+    timings = Timings(4.5, 3.5, 6, 2.0, 3, 1.5)
+    assert (timings.prompt_tokens_per_second, timings.generated_tokens_per_second) == (3.0, 2.0)
+    nothing = Timings(1.0, None, 0, 0.0, 0, 0.0)
+    assert (nothing.prompt_tokens_per_second, nothing.generated_tokens_per_second) == (None, None)
+
+
+def test_a_cancelled_sequence_has_its_usage_and_timings_so_far() -> None:
+    clock = Ticking()
+    runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("abc"), batch=Reading3), clock=clock)
+    early, late = runner.submit(request("prompt7")), runner.submit(request("prompt7"))
+    clock.now += 1
+    runner.step()
+    clock.now += 1
+    assert runner.cancel(early) == [Finished("interrupted", Usage(7, 1, 0), Timings(2.0, None, 3, 0.5, 0, 0.0))]
+    for _ in range(3):
+        clock.now += 1
+        runner.step()
+    clock.now += 9
+    assert runner.cancel(late) == [Finished("interrupted", Usage(7, 1, 2), Timings(14.0, 4.0, 6, 1.0, 1, 1.0))]
+    assert (runner.cancel(early), runner.cancel(late), runner.step()) == ([], [], [])
+
+
+def test_a_prompt_that_is_read_again_after_a_fault_of_another_shows_no_progress_twice() -> None:
+    class Again(Reading3):
+        """Begins to read anew for each sequence."""
+
+        def insert(self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Any = ()) -> None:
+            self._read = 1
+            super().insert(sequence_id, request, max_tokens, completion)
+
+    runner = FollowedRunner(ScriptedBackend(failing, batch=Again))
+    good = runner.submit(request("good"))
+    for _ in range(4):
+        runner.step()
+    bad = runner.submit(request("x"))
+    runner.finish([good, bad])
+    assert text(good.events) == "GOOD"
+    assert sum(isinstance(event, PromptProgress) for event in good.events) == 2
+    assert finished(good.events).usage == Usage(4, 1, 5)

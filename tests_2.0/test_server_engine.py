@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from support.following import text
 from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
+from mlxk2.runner.events import TextDelta
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import Step
+from mlxk2.runner.sequences import Reading, Step
 from mlxk2.server.generation import MAX_WAITING_EVENTS, Generation
 from mlxk2.server.http.access import client_of
 from mlxk2.server.pool import ModelKey, ModelPool
@@ -44,21 +46,24 @@ class Batch(ScriptedBatch):
     fault: BaseException | None = None
     insert_fault: BaseException | None = None
     gate = threading.Event()
+    given = 0
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
-    ) -> int:
+    ) -> None:
         """Add a sequence, unless that fails."""
         _raise(Batch.insert_fault)
-        return super().insert(sequence_id, request, max_tokens, completion)
+        super().insert(sequence_id, request, max_tokens, completion)
 
-    def next(self) -> list[Step]:
-        """The next token of every sequence."""
+    def next(self) -> list[Step | Reading]:
+        """The next token of every sequence; `given` counts them."""
         time.sleep(0.0005)
         assert Batch.gate.wait(20)
         if Batch.fault is not None:
             raise Batch.fault
-        return super().next()
+        steps = super().next()
+        self.given += len(steps)
+        return steps
 
     def close(self) -> None:
         """Drop what is left."""
@@ -77,6 +82,11 @@ class Model(ScriptedBackend):
         batch = Batch(self._say)
         self.batches.append(batch)
         return batch
+
+    @property
+    def given(self) -> int:
+        """How many tokens it has generated."""
+        return sum(batch.given for batch in self.batches if isinstance(batch, Batch))
 
     @property
     def rows(self) -> int:
@@ -157,7 +167,7 @@ def requests(prompt: str = "hi", count: int = 1, **options: Any) -> Sequence[Gen
 async def text_of(generation: Generation) -> str:
     """All text of a generation, which is closed afterwards."""
     try:
-        return "".join([chunk.text async for parts in generation for _, chunk in parts])
+        return text([event async for events in generation for _, event in events])
     finally:
         generation.close()
 
@@ -580,7 +590,7 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
             await until(lambda: unread.is_closed)
             with pytest.raises(MlxkError, match="the client does not read it"):
                 await text_of(unread)
-            assert unread.completion_tokens < 2 * MAX_WAITING_EVENTS
+            assert shelf.models[0].given < 2 * MAX_WAITING_EVENTS
 
     run(test())
 
@@ -590,21 +600,21 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
 
 def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
     async def test() -> None:
-        shelf, texts = Shelf(), []
+        shelf, events = Shelf(), []
         async with scheduler_on(shelf) as scheduler:
             generation = scheduler.submit(A, requests(ENDLESS))
-            await until(lambda: generation.completion_tokens > 0)
+            await until(lambda: any(model.given for model in shelf.models))
             Batch.gate.clear()
             # What was on its way has come then.
             await asyncio.sleep(0.1)
-            tokens = generation.completion_tokens
+            tokens = shelf.models[0].given
             scheduler.stop()
             Batch.gate.set()
             await idle(scheduler, shelf)
             with pytest.raises(ServerStoppingError):
                 async for parts in generation:
-                    texts += [chunk.text for _, chunk in parts]
-            assert texts == ["A"] * tokens
+                    events += [event for _, event in parts]
+            assert events == [TextDelta("answer", "A")] * tokens
 
     run(test())
 

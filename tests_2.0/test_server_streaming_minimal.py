@@ -167,10 +167,10 @@ class Slow(ScriptedBatch):
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
-    ) -> int:
+    ) -> None:
         """Add a sequence, late."""
         time.sleep(0.3)
-        return super().insert(sequence_id, request, max_tokens, completion)
+        super().insert(sequence_id, request, max_tokens, completion)
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

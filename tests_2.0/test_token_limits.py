@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.following import finished
 from support.layouts import CacheDir, Files, as_json, chat_model, without
 from support.scripted import generate, request, saying
 
@@ -132,7 +133,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error_with_both_numbers(context: int
 
 def test_an_answer_fills_the_context_and_no_more() -> None:
     chunks = generate(saying("a" * 50, context_length=20))
-    assert (chunks[-1].tokens, chunks[-1].finish_reason) == (15, "length")
+    assert (finished(chunks).usage.completion_tokens, finished(chunks).reason) == (15, "length")
 
 
 @pytest.mark.parametrize("value", [0, -5, True, 2**70])

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from mlxk2.chat.printer import Interrupt
 from mlxk2.errors import InterruptedByUser
+from mlxk2.runner.events import Channel, Event, Finished, FinishReason, TextDelta, Timings, Usage
 from mlxk2.runner.memory import MemoryChoice
 from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory
-from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.prompter import Message, Prompter
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Backend, Chunk
+from mlxk2.runner.sequences import Backend
 from mlxk2.sleep import NoSleep
-
-Reason = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote for one prompt; counts in tokens, the time from the prompt to the last token."""
+    """What a model wrote for one prompt, why it ended, and its counts and times."""
 
     text: str
     reasoning: str | None
-    finish_reason: Reason
-    prompt_tokens: int
-    tokens: int
-    seconds: float
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
 
     @property
     def tokens_per_second(self) -> float:
         """The speed, with the time for the prompt."""
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+        seconds = self.timings.total_seconds
+        return self.usage.completion_tokens / seconds if seconds > 0 else 0.0
 
     @property
     def statistics(self) -> str:
         """The counts and the speed in one line."""
         return (
-            f"prompt: {self.prompt_tokens} tokens, answer: {self.tokens} tokens in {self.seconds:.2f} s "
-            f"({self.tokens_per_second:.1f} tokens/s), end: {self.finish_reason}"
+            f"prompt: {self.usage.prompt_tokens} tokens, answer: {self.usage.completion_tokens} tokens "
+            f"in {self.timings.total_seconds:.2f} s ({self.tokens_per_second:.1f} tokens/s), end: {self.finish_reason}"
         )
 
 
@@ -86,31 +82,30 @@ class Assistant:
         prompter = Prompter(model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template)
         return cls(model, prompter, sampling, max_tokens, converses=converses)
 
-    def complete(self, messages: Sequence[Message], show: Callable[[Chunk], None]) -> Completion:
-        """Continue a conversation, and show every chunk as it comes; Ctrl-C ends the completion, not the program.
+    def complete(self, messages: Sequence[Message], show: Callable[[Event], None]) -> Completion:
+        """Continue a conversation, and show every event as it comes; Ctrl-C ends the completion, not the program.
 
         If that happens before the tokens of the prompt are known, it has no tokens.
         """
-        texts: dict[Kind, list[str]] = {"answer": [], "reasoning": []}
+        texts: dict[Channel, list[str]] = {"answer": [], "reasoning": []}
         with Interrupt() as interrupted, self._no_sleep.hold():
             try:
                 prompt = self._prompter.cancellable(interrupted).chat(messages)
             except InterruptedByUser:
-                return Completion("", None, "interrupted", prompt_tokens=0, tokens=0, seconds=0.0)
+                return Completion("", None, "interrupted", Usage(0, 0, 0), Timings(0.0, None, 0, 0.0, 0, 0.0))
             request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
-            started = time.perf_counter()
-            for chunk in self._runner.stream(request, interrupted):
-                texts[chunk.kind].append(chunk.text)
-                show(chunk)
-            seconds = time.perf_counter() - started
+            for event in self._runner.stream(request, interrupted):
+                show(event)
+                if isinstance(event, TextDelta):
+                    texts[event.channel].append(event.text)
             if self._converses:
                 release_freed_memory()
+        # A stream that ends without an error ends with this event.
+        assert isinstance(event, Finished)
         return Completion(
             text="".join(texts["answer"]),
             reasoning="".join(texts["reasoning"]) or None,
-            # The last chunk has a reason, and an error would have been raised.
-            finish_reason=cast(Reason, chunk.finish_reason),
-            prompt_tokens=len(prompt.tokens),
-            tokens=chunk.tokens,
-            seconds=seconds,
+            finish_reason=event.reason,
+            usage=event.usage,
+            timings=event.timings,
         )

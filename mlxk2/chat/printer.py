@@ -8,13 +8,13 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 from unicodedata import category
 
+from mlxk2.runner.events import Channel, Event, TextDelta
+
 if TYPE_CHECKING:
     from mlxk2.chat.terminal import Terminal
-    from mlxk2.runner.output.reasoning import Kind
-    from mlxk2.runner.sequences import Chunk
 
 INTERRUPTED = "[Generation interrupted by user]"
-_HEADINGS: dict[Kind, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
+_HEADINGS: dict[Channel, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
 # Control and format characters, line separators: with these a model could move the cursor, recolour the terminal, or
 # change the order of the text.
 _HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
@@ -58,10 +58,10 @@ class Printer:
         self._stream = stream
         self._terminal = terminal
         self._whole = whole
-        self._retained: list[Chunk] = []
-        self._hidden: Kind | None = "reasoning" if hide_reasoning else None
+        self._retained: list[TextDelta] = []
+        self._hidden: Channel | None = "reasoning" if hide_reasoning else None
         self._is_terminal = stream.isatty()
-        self._kind: Kind = "answer"
+        self._channel: Channel = "answer"
         self._last = "\n"
 
     def begin(self) -> None:
@@ -69,34 +69,36 @@ class Printer:
         if self._terminal is not None:
             self._terminal.show("Reading the prompt")
 
-    def show(self, chunk: Chunk) -> None:
-        """Write the text of a chunk, unless it is hidden; a whole completion is retained until its end."""
-        if self._terminal is not None and (self._whole or chunk.kind == self._hidden):
+    def show(self, event: Event) -> None:
+        """Write the text of an event, unless it is hidden; a whole completion is retained until its end."""
+        if not isinstance(event, TextDelta):
+            return
+        if self._terminal is not None and (self._whole or event.channel == self._hidden):
             self._terminal.show("Generating")
         if self._whole:
-            self._retained.append(chunk)
+            self._retained.append(event)
         else:
-            self._print(chunk)
+            self._print(event)
 
     def end(self, *, interrupted: bool) -> None:
         """End the last line, and write a note if the user ended the completion."""
         if self._terminal is not None:
             self._terminal.hide()
-        for chunk in self._retained:
-            self._print(chunk)
+        for delta in self._retained:
+            self._print(delta)
         self._end_line()
         if interrupted:
             self._write(f"{INTERRUPTED}\n")
         self._stream.flush()
 
-    def _print(self, chunk: Chunk) -> None:
-        if not chunk.text or chunk.kind == self._hidden:
+    def _print(self, delta: TextDelta) -> None:
+        if not delta.text or delta.channel == self._hidden:
             return
-        if chunk.kind != self._kind:
-            self._kind = chunk.kind
+        if delta.channel != self._channel:
+            self._channel = delta.channel
             self._end_line()
-            self._write(_HEADINGS[chunk.kind])
-        self._write(chunk.text)
+            self._write(_HEADINGS[delta.channel])
+        self._write(delta.text)
         self._stream.flush()
 
     def _end_line(self) -> None:

@@ -151,7 +151,7 @@ class Chat:
             self._out.flush()
             self._err.write(f"{completion.statistics}\n")
         self._last = completion
-        self._tokens += completion.tokens
+        self._tokens += completion.usage.completion_tokens
         if completion.text:
             self._turns += [message, {"role": "assistant", "content": completion.text}]
 

@@ -160,7 +160,7 @@ def _complete(
     completion = assistant.complete([*messages, {"role": "user", "content": prompt}], printer.show)
     if not context.is_json:
         printer.end(interrupted=completion.finish_reason == "interrupted")
-    elif not completion.prompt_tokens:
+    elif not completion.usage.prompt_tokens:
         raise InterruptedByUser("Interrupted.")
     if options.verbose:
         context.streams.stderr.write(f"{completion.statistics}\n")
@@ -170,8 +170,8 @@ def _complete(
         "response": completion.text,
         "reasoning": completion.reasoning,
         "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "tokens_generated": completion.tokens,
-        "generation_time_s": round(completion.seconds, 6),
+        "prompt_tokens": completion.usage.prompt_tokens,
+        "tokens_generated": completion.usage.completion_tokens,
+        "generation_time_s": round(completion.timings.total_seconds, 6),
         "tokens_per_second": round(completion.tokens_per_second, 3),
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from mlxk2.errors import ModelError
+from mlxk2.runner.events import Event, Failed, Finished
 from mlxk2.runner.isolation import Isolation
 from mlxk2.runner.output.text import TextStream
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, check_tokens, token_budget
-from mlxk2.runner.sequences import FAULTS, NO_TOKEN, Backend, Batch, Chunk, Sequence, Step, free_frames
+from mlxk2.runner.sequences import FAULTS, NO_TOKEN, Backend, Batch, Reading, Sequence, Step, free_frames
 
 # mlx-lm's default number of sequences to decode together.
 MAX_SEQUENCES = 32
@@ -24,28 +26,41 @@ _NO_NUMBERS = (
 )
 _UNREADABLE = "The model's tokens can't be decoded"
 
-Output = tuple[Sequence, Chunk]
+# The number of a sequence, and what came out of it.
+Output = tuple[int, Event]
 
 
 class MLXRunner:
     """Generates completions with a loaded model, in the thread that loaded it; it has no threads of its own.
 
     Requests wait while `max_sequences` completions are generated. What was computed is retained in at most
-    `prompt_cache_bytes`, for prompts with the same beginning.
+    `prompt_cache_bytes`, for prompts with the same beginning. `clock` returns seconds, for the timings.
     """
 
-    def __init__(self, backend: Backend, *, prompt_cache_bytes: int = 0, max_sequences: int = MAX_SEQUENCES) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        prompt_cache_bytes: int = 0,
+        max_sequences: int = MAX_SEQUENCES,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._backend = backend
         self._max_sequences = max_sequences
+        self._clock = clock
         self._prompts = PromptCache(prompt_cache_bytes, backend.max_cached_arrays)
         self._batch: Batch | None = None
-        # The sequences of the batch, by id.
+        # All sequences that have not ended, by id, and those of them that are in the batch.
+        self._sequences: dict[int, Sequence] = {}
         self._running: dict[int, Sequence] = {}
         self._isolation: Isolation | None = None
         self._count = 0
 
-    def submit(self, request: GenerationRequest) -> Sequence:
-        """Queue a request for the next step; raise ValidationError or ContextLengthError for a wrong request."""
+    def submit(self, request: GenerationRequest) -> int:
+        """Queue a request for the next step; return the id of its sequence.
+
+        Raise ValidationError or ContextLengthError for a wrong request.
+        """
         check_tokens(request, self._backend.vocabulary_size)
         max_tokens = token_budget(request, self._backend.context_length)
         text = TextStream(
@@ -56,21 +71,21 @@ class MLXRunner:
             continues=request.continues,
         )
         self._count += 1
-        sequence = Sequence(self._count, request, text, max_tokens)
+        sequence = Sequence(self._count, request, text, max_tokens, self._clock())
         if self._isolation is not None:
             self._isolation.add(sequence)
-            return sequence
-        try:
-            self._insert(sequence)
-        except FAULTS as fault:
-            raise _error(fault) from fault
-        return sequence
+        else:
+            try:
+                self._insert(sequence)
+            except FAULTS as fault:
+                raise _error(fault) from fault
+        self._sequences[sequence.id] = sequence
+        return sequence.id
 
     def step(self) -> list[Output]:
-        """Do the next piece of work for all sequences; return what it gave, in the order of each sequence's text.
+        """Do the next piece of work for all sequences; return the events, those of a sequence in their order.
 
-        An empty list with sequences left means that prompts are still being read. A fault ends the sequence that causes
-        it; to find that one, each sequence is generated alone for one token.
+        A fault ends the sequence that causes it; to find that one, each sequence is generated alone for one token.
         """
         outputs = self._continue_isolation() if self._isolation is not None and not self._running else []
         if self._batch is None or not self._running:
@@ -79,50 +94,57 @@ class MLXRunner:
             steps = self._batch.next()
         except FAULTS as fault:
             return [*outputs, *self._begin_isolation(fault)]
+        now = self._clock()
+        has_token = False
         for step in steps:
-            outputs += self._advance(step)
-        if self._isolation is not None and steps:
+            if isinstance(step, Reading):
+                outputs += [(step.sequence_id, event) for event in self._running[step.sequence_id].read(step)]
+            else:
+                has_token = True
+                outputs += self._advance(step, now)
+        if self._isolation is not None and has_token:
             # The sequence that was tested alone has got a token: it waits until all have been tested.
             for sequence in list(self._running.values()):
                 self._withdraw(sequence)
                 self._isolation.clear(sequence)
         return outputs
 
-    def cancel(self, sequence: Sequence) -> list[Chunk]:
-        """End a sequence now; return its last chunks, or nothing if it has ended already."""
-        if sequence.ended:
+    def cancel(self, sequence_id: int) -> list[Event]:
+        """End a sequence now; return its last events, or nothing if it has ended already."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
             return []
         self._withdraw(sequence)
         if self._isolation is not None:
             self._isolation.discard(sequence)
         try:
-            return sequence.finish("interrupted")
+            return sequence.finish("interrupted", self._clock())
         except FAULTS as fault:
-            return [sequence.fail(_error(fault, _UNREADABLE))]
+            return [Failed(_error(fault, _UNREADABLE))]
 
-    def stream(self, request: GenerationRequest, is_interrupted: Callable[[], bool] | None = None) -> Iterator[Chunk]:
-        """Yield the chunks of one completion, the last one with its finish reason; raise the error that ended it.
+    def stream(self, request: GenerationRequest, is_interrupted: Callable[[], bool] | None = None) -> Iterator[Event]:
+        """Yield the events of one completion, the last one `Finished`; raise the error of one that failed.
 
         `is_interrupted` is called before each step. Closing the iterator cancels the request. Use this only on a runner
-        without other sequences, because it drops their chunks.
+        without other sequences, because it drops their events.
         """
-        sequence = self.submit(request)
+        sequence_id = self.submit(request)
         try:
-            while not sequence.ended:
+            while sequence_id in self._sequences:
                 if is_interrupted is not None and is_interrupted():
-                    outputs = [(sequence, chunk) for chunk in self.cancel(sequence)]
+                    events = self.cancel(sequence_id)
                 else:
-                    outputs = self.step()
-                if sequence.error is not None:
-                    raise sequence.error
-                yield from (chunk for owner, chunk in outputs if owner is sequence)
+                    events = [event for owner, event in self.step() if owner == sequence_id]
+                for event in events:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
         finally:
-            self.cancel(sequence)
+            self.cancel(sequence_id)
 
     def close(self) -> None:
         """Drop all sequences, and give back the memory that the batch has reserved."""
-        for sequence in [*self._running.values(), *(self._isolation.waiting if self._isolation else ())]:
-            sequence.ended = True
+        self._sequences.clear()
         self._isolation = None
         self._drop_batch()
         self._prompts.clear()
@@ -131,9 +153,7 @@ class MLXRunner:
         """Add a sequence to the batch."""
         if self._batch is None:
             self._batch = self._backend.batch(self._max_sequences, self._prompts)
-        cached = self._batch.insert(sequence.id, sequence.request, sequence.max_tokens, sequence.completion)
-        if not sequence.completion:
-            sequence.cached_tokens = cached
+        self._batch.insert(sequence.id, sequence.request, sequence.max_tokens, sequence.completion)
         self._running[sequence.id] = sequence
 
     def _begin_isolation(self, fault: Exception) -> list[Output]:
@@ -146,7 +166,7 @@ class MLXRunner:
         if len(sequences) > 1:
             self._isolation = Isolation(sequences, fault)
             return []
-        return [(sequence, sequence.fail(_error(fault))) for sequence in sequences]
+        return [self._fail(sequence, _error(fault)) for sequence in sequences]
 
     def _continue_isolation(self) -> list[Output]:
         """Begin to test the next sequence; if none is left, let all continue together."""
@@ -160,31 +180,37 @@ class MLXRunner:
             self._isolation = None
             newest = isolation.pop_unexplained()
             if newest is not None:
-                outputs.append((newest, newest.fail(_error(isolation.fault))))
+                outputs.append(self._fail(newest, _error(isolation.fault)))
             inserted = isolation.waiting
         for sequence in inserted:
             try:
                 self._insert(sequence)
             except FAULTS as fault:
-                outputs.append((sequence, sequence.fail(_error(fault))))
+                outputs.append(self._fail(sequence, _error(fault)))
         return outputs
 
-    def _advance(self, step: Step) -> list[Output]:
+    def _advance(self, step: Step, now: float) -> list[Output]:
         """Give a step's token to its sequence; a token that can't be turned into text ends that sequence alone."""
         sequence = self._running[step.sequence_id]
         if step.finish_reason is not None:
             # The batch has dropped it.
             del self._running[sequence.id]
         if step.token == NO_TOKEN:
-            self._withdraw(sequence)
-            return [(sequence, sequence.fail(ModelError(_NO_NUMBERS)))]
+            return [self._fail(sequence, ModelError(_NO_NUMBERS))]
         try:
-            chunks = sequence.advance(step)
+            events = sequence.advance(step, now)
         except FAULTS as fault:
-            chunks = [sequence.fail(_error(fault, _UNREADABLE))]
-        if sequence.ended:
+            return [self._fail(sequence, _error(fault, _UNREADABLE))]
+        if events and isinstance(events[-1], Finished):
             self._withdraw(sequence)
-        return [(sequence, chunk) for chunk in chunks]
+            del self._sequences[sequence.id]
+        return [(sequence.id, event) for event in events]
+
+    def _fail(self, sequence: Sequence, error: ModelError) -> Output:
+        """End a sequence with an error; return its last event."""
+        self._withdraw(sequence)
+        del self._sequences[sequence.id]
+        return sequence.id, Failed(error)
 
     def _withdraw(self, sequence: Sequence) -> None:
         """Take a sequence out of the batch, if it is still in it."""

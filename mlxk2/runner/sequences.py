@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import traceback
 from collections import abc
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from mlxk2.errors import MlxkError
+from mlxk2.runner.events import Channel, Event, Finished, FinishReason, PromptProgress, TextDelta, Timings, Usage
 from mlxk2.runner.output.logprobs import TokenLogprob
-from mlxk2.runner.output.reasoning import Delta, Kind
+from mlxk2.runner.output.reasoning import Delta
 from mlxk2.runner.output.text import TextStream, Vocabulary
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
@@ -21,8 +20,6 @@ FAULTS = (
 )  # fmt: skip
 # Stands in the place of a token if the model computed no numbers to choose one by.
 NO_TOKEN = -1
-
-FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
 def free_frames(fault: BaseException) -> None:
@@ -37,90 +34,93 @@ def free_frames(fault: BaseException) -> None:
             chain += [link.__cause__, link.__context__]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The next text of a completion.
-
-    `tokens` counts all tokens generated so far, the end token and hidden ones included. `logprobs` are those of the
-    tokens that the answer consists of; reasoning, marks and stop strings have none.
-    """
-
-    text: str
-    kind: Kind
-    tokens: int
-    finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
 class Step(NamedTuple):
-    """The next token of a sequence, why it was the last one, and its probability if the request asks for it.
-
-    `cached_tokens` of the prompt did not have to be computed; None if nothing new is known of that.
-    """
+    """The next token of a sequence, why it was the last one, and its probability if the request asks for it."""
 
     sequence_id: int
     token: int
     finish_reason: Literal["stop", "length"] | None
     logprob: TokenLogprob | None = None
-    cached_tokens: int | None = None
+
+
+class Reading(NamedTuple):
+    """How far the prompt of a sequence has been read: `done` tokens, of which `cached_tokens` were not computed.
+
+    This step computed `tokens` of them for this sequence, in so many seconds.
+    """
+
+    sequence_id: int
+    done: int
+    cached_tokens: int
+    tokens: int
+    seconds: float
 
 
 class Sequence:
-    """One generation on its way: the request and its completion so far.
+    """One generation on its way: the request, its completion so far, and its times.
 
-    `completion` has the token ids. `cached_tokens` of the prompt did not have to be computed. `error` says why the
-    sequence failed if it ended with the reason `error`.
+    `completion` has the token ids.
     """
 
-    def __init__(self, sequence_id: int, request: GenerationRequest, text: TextStream, max_tokens: int) -> None:
+    def __init__(
+        self, sequence_id: int, request: GenerationRequest, text: TextStream, max_tokens: int, submitted: float
+    ) -> None:
         self.id = sequence_id
         self.request = request
         self.max_tokens = max_tokens
-        self.cached_tokens = 0
         self.completion: list[int] = []
-        self.ended = False
-        self.error: MlxkError | None = None
         self._text = text
+        self._cached_tokens = 0
+        self._read_tokens = 0
+        self._reading_seconds = 0.0
+        # When these happened; a sequence without a token has neither a first nor a last one.
+        self._submitted = submitted
+        self._first = self._last = submitted
 
-    @property
-    def tokens(self) -> int:
-        """The number of tokens of the completion so far."""
-        return len(self.completion)
+    def read(self, reading: Reading) -> list[Event]:
+        """Add what was read of the prompt; return the progress, unless it is read again after a fault."""
+        self._read_tokens += reading.tokens
+        self._reading_seconds += reading.seconds
+        if self.completion:
+            return []
+        self._cached_tokens = reading.cached_tokens
+        return [PromptProgress(reading.done, len(self.request.prompt))]
 
-    def advance(self, step: Step) -> list[Chunk]:
-        """Add the token of a step; return the chunks that it gives, the last one with a reason if the sequence ends."""
-        if step.cached_tokens is not None and not self.completion:
-            self.cached_tokens = step.cached_tokens
+    def advance(self, step: Step, now: float) -> list[Event]:
+        """Add the token of a step; return the events that it gives, the last one `Finished` if the sequence ends."""
+        if not self.completion:
+            self._first = now
+        self._last = now
         self.completion.append(step.token)
         deltas = self._text.add(step.token, step.logprob)
         if step.finish_reason is None and not self._text.stopped:
-            return [self._chunk(text, kind) for kind, text in deltas]
-        return self.finish(step.finish_reason or "stop", deltas)
+            return [self._delta(channel, text) for channel, text in deltas]
+        return self.finish(step.finish_reason or "stop", now, deltas)
 
-    def finish(self, reason: FinishReason, deltas: abc.Sequence[Delta] = ()) -> list[Chunk]:
-        """End the sequence; return these deltas, then the text still held back, then the reason.
+    def finish(self, reason: FinishReason, now: float, deltas: abc.Sequence[Delta] = ()) -> list[Event]:
+        """Return these deltas, then the text still held back, then the end.
 
         A stop string is a stronger reason than any other.
         """
-        self.ended = True
-        kind: Kind = "answer"
-        chunks = []
-        for kind, text in [*deltas, *self._text.finish()]:
-            chunks.append(self._chunk(text, kind))
-        return [*chunks, self._chunk("", kind, "stop" if self._text.stopped else reason)]
+        events: list[Event] = [self._delta(channel, text) for channel, text in [*deltas, *self._text.finish()]]
+        usage = Usage(len(self.request.prompt), self._cached_tokens, len(self.completion))
+        timings = Timings(
+            total_seconds=now - self._submitted,
+            first_token_seconds=self._first - self._submitted if self.completion else None,
+            read_tokens=self._read_tokens,
+            reading_seconds=self._reading_seconds,
+            later_tokens=max(len(self.completion) - 1, 0),
+            later_seconds=self._last - self._first,
+        )
+        return [*events, Finished("stop" if self._text.stopped else reason, usage, timings)]
 
-    def fail(self, error: MlxkError) -> Chunk:
-        """End the sequence with an error; return its last chunk."""
-        self.ended, self.error = True, error
-        return Chunk("", "answer", self.tokens, "error")
-
-    def _chunk(self, text: str, kind: Kind, reason: FinishReason | None = None) -> Chunk:
-        """Return the next chunk, with the logprobs that wait for one."""
-        if kind == "reasoning" or not self._text.logprobs:
-            return Chunk(text, kind, self.tokens, reason)
+    def _delta(self, channel: Channel, text: str) -> TextDelta:
+        """Return the next delta, with the logprobs that wait for one."""
+        if channel == "reasoning" or not self._text.logprobs:
+            return TextDelta(channel, text)
         logprobs = tuple(self._text.logprobs)
         self._text.logprobs.clear()
-        return Chunk(text, kind, self.tokens, reason, logprobs)
+        return TextDelta(channel, text, logprobs)
 
 
 class Batch(Protocol):
@@ -128,14 +128,11 @@ class Batch(Protocol):
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: abc.Sequence[int] = ()
-    ) -> int:
-        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in all.
+    ) -> None:
+        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in all."""
 
-        Return how many tokens of its prompt need not be computed, as far as is known now.
-        """
-
-    def next(self) -> list[Step]:
-        """Do the next piece of work; return the tokens it gave, at most one for each sequence."""
+    def next(self) -> list[Step | Reading]:
+        """Do the next piece of work; return what it gave: for each sequence at most one reading, then one token."""
 
     def remove(self, sequence_id: int) -> None:
         """Drop a sequence."""

@@ -3,51 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 
 from mlxk2.errors import OperationError
-from mlxk2.runner.sequences import Chunk, Sequence
+from mlxk2.runner.events import Event, Failed, Finished, Usage
+from mlxk2.runner.request import GenerationRequest
 
 # Events of each sequence. A client that is this far behind has stopped reading.
 MAX_WAITING_EVENTS = 4096
 
-# The number of the sequence, and what it generated.
-Event = tuple[int, Chunk]
-
 
 class Generation:
-    """The sequences of one request: an asynchronous iterator over lists of events. Iterating raises their error.
+    """The sequences of one request: an asynchronous iterator over lists of events, each with its sequence's number.
 
-    `name` is the name of the model, `count` the number of sequences. `close` gives back what the request holds, at any
-    time.
+    Iterating raises the error of a sequence that fails. `name` is the name of the model, `count` the number of
+    sequences. `close` gives back what the request holds, at any time.
     """
 
-    def __init__(self, name: str, count: int, on_close: Callable[[Generation], None]) -> None:
+    def __init__(
+        self, name: str, requests: Sequence[GenerationRequest], on_close: Callable[[Generation], None]
+    ) -> None:
         self.name = name
-        self.count = count
-        self.sequences: list[Sequence] = []
-        self._unfinished = count
-        self._events: list[Event] = []
+        self.count = len(requests)
+        # The first sequence of each prompt: a prompt of several sequences counts once.
+        prompts = [id(request.prompt) for request in requests]
+        self._firsts = {prompts.index(prompt) for prompt in prompts}
+        self._usages: dict[int, Usage] = {}
+        self._unfinished = self.count
+        self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
         self._on_close: Callable[[Generation], None] | None = on_close
 
-    def put(self, number: int, chunk: Chunk) -> None:
+    def put(self, number: int, event: Event) -> None:
         """Add the next event of a sequence; the last event of all sequences closes the generation."""
         if self.is_closed:
             # A step that was under way gave this event. After an error it would leave a gap.
             return
-        self._unfinished -= chunk.finish_reason is not None
-        error = self.sequences[number].error
-        if error is not None:
-            self.fail(error)
+        if isinstance(event, Failed):
+            self.fail(event.error)
         elif len(self._events) < MAX_WAITING_EVENTS * self.count:
-            self._events.append((number, chunk))
+            self._events.append((number, event))
             self._arrived.set()
         else:
             self.fail(OperationError("The response was cancelled because the client does not read it."))
-        if not self._unfinished:
-            self.close()
+        if isinstance(event, Finished):
+            self._usages[number] = event.usage
+            self._unfinished -= 1
+            if not self._unfinished:
+                self.close()
 
     def fail(self, error: Exception) -> None:
         """End all sequences with an error, which is raised after the events that came before."""
@@ -69,7 +73,7 @@ class Generation:
     def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> list[Event]:
+    async def __anext__(self) -> list[tuple[int, Event]]:
         while not self._events:
             if self._error is not None:
                 raise self._error
@@ -81,21 +85,11 @@ class Generation:
         return events
 
     @property
-    def prompt_tokens(self) -> int:
-        """The tokens of all prompts; a prompt of several sequences counts once."""
-        return sum(len(sequence.request.prompt) for sequence in self._prompts)
-
-    @property
-    def cached_tokens(self) -> int:
-        """How many tokens of the prompts came from the prompt cache."""
-        return sum(sequence.cached_tokens for sequence in self._prompts)
-
-    @property
-    def completion_tokens(self) -> int:
-        """The tokens that all sequences have generated so far."""
-        return sum(sequence.tokens for sequence in self.sequences)
-
-    @property
-    def _prompts(self) -> Collection[Sequence]:
-        """The first sequence of each prompt."""
-        return {id(sequence.request.prompt): sequence for sequence in reversed(self.sequences)}.values()
+    def usage(self) -> Usage:
+        """The tokens of all sequences that have finished."""
+        firsts = [usage for number, usage in self._usages.items() if number in self._firsts]
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
+            cached_tokens=sum(usage.cached_tokens for usage in firsts),
+            completion_tokens=sum(usage.completion_tokens for usage in self._usages.values()),
+        )

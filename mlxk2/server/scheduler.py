@@ -161,7 +161,7 @@ class Scheduler:
         Raise ServerBusyError if the queue is full, ServerStoppingError if the server is stopping. The generation
         raises the errors of loading the model and of `MLXRunner.submit`. The caller must close it.
         """
-        generation = Generation(key.name, len(requests), self._release)
+        generation = Generation(key.name, requests, self._release)
         requests = [replace(request, client=client) for request in requests]
         start = partial(self._worker.submit, generation, requests)
         queued = QueuedRequest(key, len(requests), start, generation.fail, client)

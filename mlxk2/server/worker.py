@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from mlxk2.errors import ModelError
+from mlxk2.runner.events import Event, Failed, Finished
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Backend, Chunk, Sequence, free_frames
+from mlxk2.runner.sequences import Backend, free_frames
 from mlxk2.server.generation import Generation
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Worker:
         self._rest = rest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlx")
         self._runner: MLXRunner | None = None
-        self._generations: dict[Sequence, tuple[Generation, int]] = {}
+        # The request of each sequence of the runner, and the sequence's number in it.
+        self._generations: dict[int, tuple[Generation, int]] = {}
         self._step_is_queued = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -86,19 +88,18 @@ class Worker:
         try:
             # If the generation is closed, its cancelling may be done already.
             for number, request in enumerate(() if generation.is_closed else requests):
-                sequence = self._running().submit(request)
-                generation.sequences.append(sequence)
-                self._generations[sequence] = (generation, number)
+                self._generations[self._running().submit(request)] = (generation, number)
         except BaseException as fault:  # noqa: BLE001 - every fault must reach the client, which waits for a response
             free_frames(fault)
             self._call_on_loop(generation.fail, _as_exception(fault))
         self._queue_step()
 
     def _cancel(self, generation: Generation) -> None:
-        sequences = [sequence for sequence in generation.sequences if self._generations.pop(sequence, None)]
+        sequence_ids = [number for number, (owner, _) in self._generations.items() if owner is generation]
         try:
-            for sequence in sequences:
-                self._running().cancel(sequence)
+            for sequence_id in sequence_ids:
+                del self._generations[sequence_id]
+                self._running().cancel(sequence_id)
         except BaseException as fault:  # noqa: BLE001 - as in a step
             self._fail(fault)
 
@@ -112,11 +113,11 @@ class Worker:
         self._step_is_queued = False
         try:
             events = []
-            for sequence, chunk in self._running().step():
-                if sequence in self._generations:
-                    events.append((*self._generations[sequence], chunk))
-                    if chunk.finish_reason is not None:
-                        del self._generations[sequence]
+            for sequence_id, event in self._running().step():
+                if sequence_id in self._generations:
+                    events.append((*self._generations[sequence_id], event))
+                    if isinstance(event, Finished | Failed):
+                        del self._generations[sequence_id]
             if events:
                 self._call_on_loop(_put, events)
         except BaseException as fault:  # noqa: BLE001 - every fault must reach the clients, which wait for responses
@@ -150,6 +151,6 @@ class Worker:
                 self._loop.call_soon_threadsafe(function, *args)
 
 
-def _put(events: Iterable[tuple[Generation, int, Chunk]]) -> None:
-    for generation, number, chunk in events:
-        generation.put(number, chunk)
+def _put(events: Iterable[tuple[Generation, int, Event]]) -> None:
+    for generation, number, event in events:
+        generation.put(number, event)

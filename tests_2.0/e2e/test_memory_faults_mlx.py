@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from support.following import FollowedRunner, finished
 from support.tiny_models import BABBLE, write_chain
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Batch
 from mlxk2.server.worker import Worker
 
@@ -101,7 +101,7 @@ def test_a_failed_batch_is_freed_before_its_rows_are_tried(
     clear = mx.clear_cache
     model = Failing(babble.model, lambda: _raise(KeyError("behind it")))
     backend = Watched(dataclasses.replace(babble, model=model), cleared)
-    runner = MLXRunner(backend, prompt_cache_bytes=1 << 20)
+    runner = FollowedRunner(backend, prompt_cache_bytes=1 << 20)
     before = list(runner.stream(asked(babble, "z")))
     sessions = [runner.submit(asked(babble, text)) for text in "abc"]
 
@@ -115,7 +115,7 @@ def test_a_failed_batch_is_freed_before_its_rows_are_tried(
         runner.step()
     while not all(session.ended for session in sessions):
         runner.step()
-    assert before[-1].tokens == 12
+    assert finished(before).usage.completion_tokens == 12
     count, kept, living = backend.noted[1]
     assert (count >= 1, kept, living) == (True, 0, [False])
     assert [layer() for layer in model.held] == [None] * len(model.held)
@@ -134,12 +134,13 @@ def test_a_fault_of_a_request_leaves_what_was_kept_for_others(babble: LoadedMode
 
     poison = babble.tokenizer.convert_tokens_to_ids("~")
     model = dataclasses.replace(babble, model=Poisoned(babble.model, gc.collect))
-    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
     list(runner.stream(asked(babble, "z")))
     bad = runner.submit(asked(babble, "~"))
     while not bad.ended:
         runner.step()
     again = runner.submit(asked(babble, "z"))
+    runner.step()
     assert bad.error is not None and again.cached_tokens == 99
     runner.close()
 

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from support.architectures import ARCHITECTURES
 from support.conformance import error_of
+from support.following import FollowedRunner, finished
 from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.chat.assistant import Assistant
@@ -118,7 +119,7 @@ def test_a_late_fault_of_metal_changes_no_limit_and_no_next_answer(
     with monkeypatch.context() as patch:
         patch.setattr(mx, "synchronize", fail)
         runner.close()
-    assert list(runner.stream(request()))[-1].finish_reason in ("stop", "length")
+    assert finished(list(runner.stream(request()))).reason in ("stop", "length")
     assert metal.wired == wanted > 0
     assert [event for event in metal.events if event != "eval"] == [0, wanted]
 
@@ -280,7 +281,7 @@ def counted(folder: Path) -> tuple[LoadedModel, Counting]:
 def test_a_gpu_reads_a_lone_prompt_in_large_pieces_and_small_ones_beside_answers(folder: Path) -> None:
     model, counting = counted(folder)
     letters = tuple(model.tokenizer.encode("x" * 5000))
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     alone = runner.submit(GenerationRequest(letters, 20_000))
     while not alone.tokens:
         runner.step()
@@ -373,7 +374,7 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
     messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "y"}]
     computed.clear()
     second = chat.complete(messages, lambda _: None)
-    new = second.prompt_tokens - first.prompt_tokens - first.tokens
+    new = second.usage.prompt_tokens - first.usage.prompt_tokens - first.usage.completion_tokens
     assert 0 < new < 60
     assert sum(length for length in computed if length > 1) <= new + 1
 

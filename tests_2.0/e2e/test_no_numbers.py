@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from support.following import FollowedRunner
 from support.tiny_models import NEWLINE, say, write_chain
 
 from mlxk2.errors import ModelError
@@ -52,14 +53,11 @@ def test_a_model_without_numbers_is_an_error(tmp_path: Path, way: Sampling) -> N
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_only_the_requests_without_numbers_fail(tmp_path: Path, way: Sampling) -> None:
     model = load(tmp_path / "model", "q")
-    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
     sessions = [runner.submit(request(model, text, way)) for text in ("x\n", "q\n", "y\n")]
-    texts = dict.fromkeys(sessions, "")
-    while not all(session.ended for session in sessions):
-        for session, chunk in runner.step():
-            texts[session] += chunk.text
+    runner.finish(sessions)
     assert [session.error is None for session in sessions] == [True, False, True]
-    assert [texts[session] for session in sessions] == ["abc", "", "abc"]
+    assert [session.text for session in sessions] == ["abc", "", "abc"]
     model.tokenizer.close()
 
 

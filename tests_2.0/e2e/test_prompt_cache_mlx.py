@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from support.architectures import ARCHITECTURES
+from support.following import Followed, FollowedRunner
 from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
-from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Sequence
 
 pytestmark = pytest.mark.e2e
 
@@ -57,23 +54,22 @@ def asked(prompt: Iterable[int], max_tokens: int = 12, temperature: float = 0.8)
     return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=temperature, seed=11))
 
 
-def run(runner: MLXRunner, request: GenerationRequest) -> tuple[list[int], Sequence]:
+def run(runner: FollowedRunner, request: GenerationRequest) -> tuple[list[int], Followed]:
     """The tokens of an answer, and its session."""
     session = runner.submit(request)
-    while not session.ended:
-        runner.step()
+    runner.finish([session])
     assert session.error is None
     return session.completion, session
 
 
 def without(model: LoadedModel, request: GenerationRequest) -> list[int]:
     """The tokens of an answer that nothing was kept for."""
-    return run(MLXRunner(model), request)[0]
+    return run(FollowedRunner(model), request)[0]
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_the_next_turn_of_a_conversation_computes_only_what_is_new(model: LoadedModel, temperature: float) -> None:
-    runner = MLXRunner(model, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(model, prompt_cache_bytes=_PLENTY)
     prompt = words(1, 90)
     for turn in range(4):
         request = asked(prompt, temperature=temperature)
@@ -84,7 +80,7 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new(model: Loaded
 
 
 def test_another_answer_to_the_same_prompt_computes_its_last_token_alone(model: LoadedModel) -> None:
-    runner = MLXRunner(model, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(model, prompt_cache_bytes=_PLENTY)
     prompt = words(1, 90)
     assert [run(runner, asked(prompt))[1].cached_tokens for _ in range(3)] == [0, 89, 89]
     assert run(runner, asked(prompt))[0] == without(model, asked(prompt))
@@ -92,7 +88,7 @@ def test_another_answer_to_the_same_prompt_computes_its_last_token_alone(model: 
 
 def test_a_shared_beginning_is_computed_once_or_twice(named: tuple[str, LoadedModel]) -> None:
     name, model = named
-    runner = MLXRunner(model, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(model, prompt_cache_bytes=_PLENTY)
     cached = []
     for seed in range(1, 5):
         request = asked((*words(0, 150), seed, *words(seed, 80)))
@@ -104,7 +100,7 @@ def test_a_shared_beginning_is_computed_once_or_twice(named: tuple[str, LoadedMo
 
 
 def test_prompts_share_with_answers_that_are_still_going_on(model: LoadedModel) -> None:
-    runner = MLXRunner(model, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(model, prompt_cache_bytes=_PLENTY)
     first = runner.submit(asked(words(1, 90), max_tokens=200))
     while not first.tokens:
         runner.step()
@@ -126,7 +122,7 @@ def test_eight_that_come_and_go_say_what_each_says_alone(model: LoadedModel) -> 
     ]
     alone = [without(model, request) for request in requests]
     for bytes_kept in (0, _PLENTY):
-        runner = MLXRunner(model, prompt_cache_bytes=bytes_kept, max_sequences=8)
+        runner = FollowedRunner(model, prompt_cache_bytes=bytes_kept, max_sequences=8)
         assert [session.completion for session in _coming_and_going(runner, requests)] == alone
 
 
@@ -135,21 +131,18 @@ def test_long_prompts_read_together_in_pieces_are_answered_as_mlx_lm_does(name: 
     model = load(write_random(tmp_path / "m", {**ARCHITECTURES[name], "max_position_embeddings": 4096}))
     model = dataclasses.replace(model, context_length=4096)
     prompts = [words(number, length) for number, length in enumerate((700, 30, 1030, 513, 1))]
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     requests = [GenerationRequest(prompt, 6, Sampling(temperature=0), logprobs=0) for prompt in prompts]
     sessions = [runner.submit(request) for request in requests]
-    told: dict[Sequence, list[TokenLogprob]] = defaultdict(list)
-    while not all(session.ended for session in sessions):
-        for session, chunk in runner.step():
-            told[session] += chunk.logprobs
+    runner.finish(sessions)
     for prompt, session in zip(prompts, sessions, strict=True):
         theirs = _reference(model, prompt)
         assert session.completion == [token for token, _ in theirs]
         # The text alone may hide what a row has taken from its neighbours. Only tokens that show are told of.
-        for entry in told[session]:
+        for entry in session.logprobs:
             close = pytest.approx(entry.logprob, abs=1e-3)
             assert any(entry.token == token and close == logprob for token, logprob in theirs)
-    assert sum(map(len, told.values())) > 10
+    assert sum(len(session.logprobs) for session in sessions) > 10
 
 
 def _reference(model: LoadedModel, prompt: tuple[int, ...]) -> list[tuple[int, float]]:
@@ -158,7 +151,7 @@ def _reference(model: LoadedModel, prompt: tuple[int, ...]) -> list[tuple[int, f
     return [(token, logprobs[token].item()) for token, logprobs in steps]
 
 
-def _coming_and_going(runner: MLXRunner, requests: Iterable[GenerationRequest]) -> list[Sequence]:
+def _coming_and_going(runner: FollowedRunner, requests: Iterable[GenerationRequest]) -> list[Followed]:
     """The sessions of these requests, which came one every three steps; others came too and were cancelled."""
     sessions, cancelled = [], []
     for number, request in enumerate(requests):
@@ -170,8 +163,7 @@ def _coming_and_going(runner: MLXRunner, requests: Iterable[GenerationRequest]) 
             runner.cancel(cancelled[number - 1])
     for session in cancelled:
         runner.cancel(session)
-    while not all(session.ended for session in sessions):
-        runner.step()
+    runner.finish(sessions)
     return sessions
 
 
@@ -179,31 +171,33 @@ def _coming_and_going(runner: MLXRunner, requests: Iterable[GenerationRequest]) 
 def test_what_was_computed_for_a_stopped_or_cancelled_answer_is_kept(
     babble: LoadedModel, stop: tuple[str, ...]
 ) -> None:
-    runner = MLXRunner(babble, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(babble, prompt_cache_bytes=_PLENTY)
     session = runner.submit(GenerationRequest(words(1, 30), 900, Sampling(seed=1), stop=stop))
     while not session.ended and session.tokens < 200:
         runner.step()
     runner.cancel(session)
     again = runner.submit(asked((*words(1, 30), *session.completion, 5)))
+    runner.step()
     assert again.cached_tokens == 30 + session.tokens
 
 
 def test_a_cancelled_prompt_is_kept_as_far_as_it_was_read(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(babble, prompt_cache_bytes=_PLENTY)
     session = runner.submit(asked(words(1, 3000)))
     runner.step()
     runner.cancel(session)
-    read = runner.submit(session.request).cached_tokens
-    assert 0 < read < 2999
+    again = runner.submit(session.request)
+    runner.step()
+    assert 0 < again.cached_tokens < 2999
 
 
 def test_without_bytes_nothing_is_kept(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     assert [run(runner, asked(words(1, 90)))[1].cached_tokens for _ in range(2)] == [0, 0]
 
 
 def test_close_forgets_what_was_kept(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(babble, prompt_cache_bytes=_PLENTY)
     run(runner, asked(words(1, 90)))
     assert run(runner, asked(words(1, 90)))[1].cached_tokens == 89
     runner.close()
@@ -212,14 +206,14 @@ def test_close_forgets_what_was_kept(babble: LoadedModel) -> None:
 
 @pytest.mark.parametrize("bytes_kept", [0, 1 << 20])
 def test_memory_stays_flat_over_many_requests(babble: LoadedModel, bytes_kept: int) -> None:
-    runner = MLXRunner(babble, prompt_cache_bytes=bytes_kept)
+    runner = FollowedRunner(babble, prompt_cache_bytes=bytes_kept)
     used = list(_memory_after(runner, rounds=12, requests=25))
     # The runner holds its prompts, and the batch what its last rows needed.
     assert max(used[6:]) <= max(used[:6]) + (1 << 14)
     assert max(used) - min(used) <= bytes_kept + (1 << 18)
 
 
-def _memory_after(runner: MLXRunner, rounds: int, requests: int) -> Iterator[int]:
+def _memory_after(runner: FollowedRunner, rounds: int, requests: int) -> Iterator[int]:
     """The bytes in use after each round of requests."""
     for number in range(rounds):
         for request in range(requests):

@@ -11,13 +11,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from support.architectures import ARCHITECTURES
+from support.following import Followed, FollowedRunner
 from support.tiny_models import BABBLE, write_chain, write_random
 
 from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.mlx.prefill import prefill_budget
 from mlxk2.runner.request import GenerationRequest, Sampling
-from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Sequence
 
 pytestmark = pytest.mark.e2e
 
@@ -65,7 +64,7 @@ def asked(seed: int, count: int, max_tokens: int = 1, client: Hashable = None) -
     return GenerationRequest(words(seed, count), max_tokens, Sampling(seed=seed), client=client)
 
 
-def until(runner: MLXRunner, *sessions: Sequence) -> None:
+def until(runner: FollowedRunner, *sessions: Followed) -> None:
     """Let the runner work until these have got a token."""
     while not all(session.tokens for session in sessions):
         runner.step()
@@ -77,7 +76,7 @@ def test_many_answers_to_one_prompt_read_it_once(name: str, kept: int, tmp_path:
     model, counting = counted(load(write_random(tmp_path / "m", ARCHITECTURES[name])))
     prompt = words(1, 150)
     requests = [GenerationRequest(prompt, 8, Sampling(seed=seed), logprobs=2) for seed in range(5)]
-    runner = MLXRunner(model, prompt_cache_bytes=kept, max_sequences=4)
+    runner = FollowedRunner(model, prompt_cache_bytes=kept, max_sequences=4)
     sessions = [runner.submit(request) for request in requests[:4]]
     runner.step()
     # One that asks the same a little later, and for whom there is no room yet.
@@ -85,21 +84,19 @@ def test_many_answers_to_one_prompt_read_it_once(name: str, kept: int, tmp_path:
     until(runner, *sessions[:4])
     assert counting.read == len(prompt) - 1
     assert [session.cached_tokens for session in sessions[:4]] == [0, *[len(prompt) - 1] * 3]
-    while not all(session.ended for session in sessions):
-        runner.step()
+    runner.finish(sessions)
     if kept and name != "chunked attention":
         assert counting.read == len(prompt) - 1
     for request, session in zip(requests, sessions, strict=True):
-        runner = MLXRunner(model)
+        runner = FollowedRunner(model)
         alone = runner.submit(request)
-        while not alone.ended:
-            runner.step()
+        runner.finish([alone])
         assert session.completion == alone.completion
 
 
 def test_an_answer_that_is_cancelled_leaves_the_prompt_to_the_others(babble: LoadedModel) -> None:
     model, counting = counted(babble)
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     first, second = (runner.submit(asked(1, 600)) for _ in range(2))
     runner.step()
     runner.cancel(first)
@@ -109,7 +106,7 @@ def test_an_answer_that_is_cancelled_leaves_the_prompt_to_the_others(babble: Loa
 
 def test_prompts_that_come_together_share_what_they_begin_with(babble: LoadedModel) -> None:
     model, counting = counted(babble)
-    runner = MLXRunner(model, prompt_cache_bytes=_PLENTY)
+    runner = FollowedRunner(model, prompt_cache_bytes=_PLENTY)
     common = words(0, 1000)
     requests = [GenerationRequest((*common, *words(number, 40)), 1) for number in range(1, 5)]
     sessions = [runner.submit(request) for request in requests]
@@ -120,7 +117,7 @@ def test_prompts_that_come_together_share_what_they_begin_with(babble: LoadedMod
 
 def test_a_short_prompt_overtakes_long_ones(babble: LoadedModel) -> None:
     model, counting = counted(babble)
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     long = [runner.submit(asked(seed, 2000)) for seed in range(8)]
     runner.step()
     before = counting.read
@@ -132,7 +129,7 @@ def test_a_short_prompt_overtakes_long_ones(babble: LoadedModel) -> None:
 
 
 def test_the_shortest_of_long_prompts_is_read_to_its_end_first(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     long = [runner.submit(asked(seed, 1500)) for seed in range(4)]
     until(runner, long[0])
     assert not any(session.tokens for session in long[1:])
@@ -140,7 +137,7 @@ def test_the_shortest_of_long_prompts_is_read_to_its_end_first(babble: LoadedMod
 
 
 def test_a_long_prompt_is_read_however_many_short_ones_come(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     long = runner.submit(asked(0, 2000))
     steps = 0
     while not long.tokens:
@@ -153,7 +150,7 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(babble: LoadedModel)
 
 def test_many_prompts_of_one_client_do_not_stop_another(babble: LoadedModel) -> None:
     model, counting = counted(babble)
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     for seed in range(40):
         runner.submit(asked(seed, 200, client="many"))
     runner.step()
@@ -165,7 +162,7 @@ def test_many_prompts_of_one_client_do_not_stop_another(babble: LoadedModel) -> 
 
 def test_a_running_answer_gets_a_token_after_each_piece_that_is_read(babble: LoadedModel) -> None:
     model, counting = counted(babble)
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     never_ends = Sampling(seed=1, logit_bias=tuple((token, -100) for token in babble.vocabulary.end_tokens))
     stream = runner.submit(GenerationRequest(words(0, 10), 4000, never_ends))
     until(runner, stream)
@@ -179,7 +176,7 @@ def test_a_running_answer_gets_a_token_after_each_piece_that_is_read(babble: Loa
 
 
 def test_short_prompts_are_read_together(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     sessions = [runner.submit(asked(seed, 20 + seed)) for seed in range(6)]
     runner.step()
     assert all(session.tokens for session in sessions)

@@ -18,6 +18,7 @@ from mlx_lm import stream_generate
 from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import load_model
 from support.architectures import ARCHITECTURES
+from support.following import Followed, FollowedRunner, finished, logprobs, text
 from support.tiny_models import BABBLE, CHATML, LETTERS, NEWLINE, SPACE, say, write_adapter, write_chain, write_random
 
 from mlxk2.errors import (
@@ -28,14 +29,13 @@ from mlxk2.errors import (
     ModelUnhealthyError,
     ValidationError,
 )
+from mlxk2.runner.events import Finished, PromptProgress
 from mlxk2.runner.memory import Device
 from mlxk2.runner.mlx.decoding import Decoding
 from mlxk2.runner.mlx.loader import LoadedModel, load
-from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.prompt.prompter import Message, Prompter
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Chunk, Sequence
 
 pytestmark = pytest.mark.e2e
 
@@ -55,20 +55,17 @@ def prompter(model: LoadedModel) -> Prompter:
     return Prompter(model.tokenizer, model.vocabulary)
 
 
-def answer(model: LoadedModel, **options: Any) -> tuple[str, Chunk]:
-    """The text of the answer to one prompt, and the last chunk."""
+def answer(model: LoadedModel, **options: Any) -> tuple[str, Finished]:
+    """The text of the answer to one prompt, and its end."""
     prompt = prompter(model).chat([{"role": "user", "content": "hello"}])
-    chunks = list(MLXRunner(model).stream(GenerationRequest(prompt.tokens, thinking=prompt.thinking, **options)))
-    return "".join(chunk.text for chunk in chunks if chunk.kind == "answer"), chunks[-1]
+    events = list(MLXRunner(model).stream(GenerationRequest(prompt.tokens, thinking=prompt.thinking, **options)))
+    return text(events), finished(events)
 
 
-def together(runner: MLXRunner, sessions: list[Sequence]) -> list[str]:
-    """The texts of sessions that run in one batch."""
-    texts = dict.fromkeys(range(len(sessions)), "")
-    while not all(session.ended for session in sessions):
-        for session, chunk in runner.step():
-            texts[sessions.index(session)] += chunk.text
-    return list(texts.values())
+def together(runner: FollowedRunner, sessions: list[Followed]) -> list[str]:
+    """The texts of sequences that run in one batch."""
+    runner.finish(sessions)
+    return [session.text for session in sessions]
 
 
 def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) -> None:
@@ -76,8 +73,8 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) ->
         GenerationRequest(encode(babble, "x" * length), 40, Sampling(temperature=1.0, seed=seed, top_p=0.9))
         for seed, length in ((1, 3), (2, 30), (1, 3), (3, 90))
     ]
-    alone = ["".join(chunk.text for chunk in MLXRunner(babble).stream(request)) for request in asked]
-    runner = MLXRunner(babble)
+    alone = [text(MLXRunner(babble).stream(request), None) for request in asked]
+    runner = FollowedRunner(babble)
     unseeded = runner.submit(GenerationRequest(encode(babble, "other"), 60, Sampling(temperature=1.0)))
     runner.step()
     assert together(runner, [*map(runner.submit, asked), unseeded])[:4] == alone
@@ -89,7 +86,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) ->
 def test_next_to_nothing_of_the_probability_is_the_likeliest_token(babble: LoadedModel, top_p: float) -> None:
     greedy, narrow = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=top_p)
     prompt = encode(babble, "hello")
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     first, second = together(runner, [runner.submit(GenerationRequest(prompt, 20, one)) for one in (greedy, narrow)])
     assert first == second
 
@@ -99,7 +96,7 @@ def test_without_a_seed_texts_differ(babble: LoadedModel) -> None:
 
 
 def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     prompt = encode(babble, "hello")
     only_a = tuple((token, -100.0) for token in babble.tokenizer.encode(LETTERS[1:]))
     sessions = [
@@ -129,7 +126,7 @@ def test_no_row_waits_for_a_step_that_nobody_needs_yet(told: list[int], most: li
 def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: LoadedModel) -> None:
     sampling = Sampling(frequency_penalty=5, temperature=0)
     prompt = encode(babble, "aaaaaaaaaa")
-    said = "".join(chunk.text for chunk in MLXRunner(babble).stream(GenerationRequest(prompt, 78, sampling)))
+    said = text(MLXRunner(babble).stream(GenerationRequest(prompt, 78, sampling)), None)
     assert said[0] == "a"
     assert {letter: said.count(letter) for letter in LETTERS} == dict.fromkeys(LETTERS, 3)
 
@@ -139,8 +136,8 @@ def test_logprobs_are_those_of_the_chosen_tokens(name: str, tmp_path: Path) -> N
     model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
     asked = GenerationRequest(encode(model, "hello"), 12, Sampling(seed=1), logprobs=5)
     chunks = list(MLXRunner(model).stream(asked))
-    told = [entry for chunk in chunks for entry in chunk.logprobs]
-    assert len(told) == chunks[-1].tokens == 12
+    told = logprobs(chunks)
+    assert len(told) == finished(chunks).usage.completion_tokens == 12
     for entry in told:
         assert len(entry.top) == 5
         assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
@@ -153,13 +150,11 @@ def test_logprobs_are_those_of_the_chosen_tokens(name: str, tmp_path: Path) -> N
 def test_each_row_of_a_batch_reports_what_it_was_asked_for(babble: LoadedModel) -> None:
     prompt = encode(babble, "hello")
     asked = [GenerationRequest(prompt, 6, Sampling(seed=1), logprobs=count) for count in (0, None, 3, 20)]
-    runner = MLXRunner(babble)
-    told: dict[Sequence, list[TokenLogprob]] = {runner.submit(request): [] for request in asked}
-    while not all(session.ended for session in told):
-        for session, chunk in runner.step():
-            told[session] += chunk.logprobs
-    for request, beside in zip(asked, told.values(), strict=True):
-        alone = [entry for chunk in MLXRunner(babble).stream(request) for entry in chunk.logprobs]
+    runner = FollowedRunner(babble)
+    sessions = [runner.submit(request) for request in asked]
+    runner.finish(sessions)
+    for request, session in zip(asked, sessions, strict=True):
+        beside, alone = session.logprobs, logprobs(MLXRunner(babble).stream(request))
         assert [entry.token for entry in beside] == [entry.token for entry in alone]
         assert len(beside) == (0 if request.logprobs is None else 6)
         for one, other in zip(beside, alone, strict=True):
@@ -172,7 +167,7 @@ def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
     mine = load(folder)
     prompt = encode(mine, "hello")
-    said = "".join(c.text for c in MLXRunner(mine).stream(GenerationRequest(prompt, 60, Sampling(temperature=0))))
+    said = text(MLXRunner(mine).stream(GenerationRequest(prompt, 60, Sampling(temperature=0))), None)
     model, tokenizer = mlx_lm_load(str(folder))
     theirs = "".join(r.text for r in stream_generate(model, tokenizer, list(prompt), max_tokens=60))
     assert said == theirs.rstrip("\ufffd")
@@ -185,22 +180,22 @@ def test_architectures_give_the_same_alone_and_in_a_batch(name: str, tmp_path: P
         GenerationRequest(encode(model, text), 24, Sampling(temperature=0.8, seed=number))
         for number, text in enumerate(("hi", "a longer prompt, past any window of attention", "third"))
     ]
-    alone = ["".join(chunk.text for chunk in MLXRunner(model).stream(request)) for request in asked]
-    runner = MLXRunner(model)
+    alone = [text(MLXRunner(model).stream(request), None) for request in asked]
+    runner = FollowedRunner(model)
     assert together(runner, [runner.submit(request) for request in asked]) == alone
 
 
 def test_a_cancelled_session_leaves_the_others(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
-    expected = "".join(chunk.text for chunk in runner.stream(asked))
+    expected = text(runner.stream(asked), None)
     kept, cancelled = runner.submit(asked), runner.submit(GenerationRequest(asked.prompt, 500, Sampling()))
     waiting = runner.submit(GenerationRequest(asked.prompt, 500, Sampling()))
     runner.cancel(waiting)
     for _ in range(3):
-        early = [chunk.text for session, chunk in runner.step() if session is kept]
+        runner.step()
     runner.cancel(cancelled)
-    assert expected.endswith("".join(early) + together(runner, [kept])[0])
+    assert together(runner, [kept]) == [expected]
     assert runner.step() == []
 
 
@@ -210,7 +205,7 @@ def test_a_stop_string_that_the_limit_completes_is_the_reason_for_the_end(plain:
     model = load(write_chain(tmp_path / "m", say("a", SPACE, "b")))
     asked = GenerationRequest(encode(model, "hello"), 2, Sampling(temperature=0), ("a ",), plain=plain)
     chunks = list(MLXRunner(model).stream(asked))
-    assert ("".join(chunk.text for chunk in chunks), chunks[-1].finish_reason) == ("", "stop")
+    assert (text(chunks, None), finished(chunks).reason) == ("", "stop")
 
 
 def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
@@ -221,8 +216,8 @@ def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     model = load(folder)
     likely = Sampling(temperature=0, logit_bias=((letter, 100.0), (gap, 90.0)))
-    first, _ = MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, logprobs=2))
-    assert [token for token, _ in first.logprobs[0].top] == [letter, gap]
+    (first,) = logprobs(MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, logprobs=2)))
+    assert [token for token, _ in first.top] == [letter, gap]
     assert [model.vocabulary.bytes_of(token) for token in (letter, gap)] == [b"a", b""]
 
 
@@ -230,13 +225,13 @@ def test_cancelling_an_answer_whose_rest_is_no_character_troubles_no_other(tmp_p
     # The detokenizer waits for what could complete this character, over which mlx-lm's own fails at the end.
     endless = {NEWLINE: ["\ufffd"], "\ufffd": ["\ufffd"], "x": ["y"], "y": ["z"]}
     model = load(write_chain(tmp_path / "m", endless))
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     prompts = [prompter(model).completion(text).tokens for text in ("\n", "x")]
     broken, sound = (runner.submit(GenerationRequest(prompt, 9)) for prompt in prompts)
     while not broken.tokens:
         runner.step()
     (last,) = runner.cancel(broken)
-    assert (last.text, last.finish_reason) == ("", "interrupted")
+    assert isinstance(last, Finished) and last.reason == "interrupted"
     assert together(runner, [sound])[0].endswith("z")
 
 
@@ -248,7 +243,7 @@ def test_stop_strings_reasoning_and_characters_on_a_real_tokenizer(tmp_path: Pat
     assert answer(model, stop=("s😀",))[0] == "Pari"
     assert answer(model, stop=("! m",))[0] == "Paris😀"
     assert answer(model, max_tokens=9)[0] == "Paris"
-    assert answer(model, max_tokens=9)[1].finish_reason == "length"
+    assert answer(model, max_tokens=9)[1].reason == "length"
 
 
 def test_a_template_that_opens_the_reasoning(tmp_path: Path) -> None:
@@ -268,7 +263,7 @@ def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
     }  # fmt: skip
     model = load(write_chain(tmp_path / "m", said, template=template, special=marks))
     chunks = list(MLXRunner(model).stream(GenerationRequest(encode(model, "hello"), 7)))
-    assert {chunk.kind: chunk.text for chunk in chunks if chunk.text} == {"reasoning": "Hm"}
+    assert (text(chunks, "reasoning"), text(chunks)) == ("Hm", "")
 
 
 class Faulty:
@@ -296,26 +291,23 @@ def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -
         GenerationRequest(encode(babble, "x" * number), 20 + number, Sampling(temperature=number % 3, seed=number))
         for number in range(1, 8)
     ]
-    alone = ["".join(chunk.text for chunk in MLXRunner(babble).stream(request)) for request in asked]
+    alone = [text(MLXRunner(babble).stream(request), None) for request in asked]
     # One is poisoned by the first token of its answer, one by its prompt.
     sure = Sampling(logit_bias=((poison, 100.0),), seed=1)
-    runner = MLXRunner(model, prompt_cache_bytes=1 << 20)
+    runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
     sessions = [runner.submit(request) for request in asked]
-    texts = ["" for _ in sessions]
     for _ in range(9):
-        for session, chunk in runner.step():
-            texts[sessions.index(session)] += chunk.text
+        runner.step()
     bad = [runner.submit(GenerationRequest(encode(babble, "x"), 30, sure))]
     bad.append(runner.submit(GenerationRequest(encode(babble, "x~"), 30)))
-    later = together(runner, [*sessions, *bad])
-    assert [early + late for early, late in zip(texts, later[:7], strict=True)] == alone
+    assert together(runner, [*sessions, *bad])[:7] == alone
     assert [str(session.error) for session in bad] == ["Generation failed: poisoned"] * 2
     assert all(session.error is None for session in sessions)
-    assert "".join(chunk.text for chunk in runner.stream(asked[0])) == alone[0]
+    assert text(runner.stream(asked[0]), None) == alone[0]
 
 
 def test_a_fault_that_only_the_batch_has_ends_the_newest(babble: LoadedModel) -> None:
-    runner = MLXRunner(dataclasses.replace(babble, model=Faulty(babble.model, most_rows=2)))
+    runner = FollowedRunner(dataclasses.replace(babble, model=Faulty(babble.model, most_rows=2)))
     asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
     sessions = [runner.submit(asked) for _ in range(4)]
     texts = together(runner, sessions)
@@ -324,7 +316,7 @@ def test_a_fault_that_only_the_batch_has_ends_the_newest(babble: LoadedModel) ->
 
 
 def test_a_sampler_that_fails_is_its_own_request_s(babble: LoadedModel) -> None:
-    runner = MLXRunner(babble)
+    runner = FollowedRunner(babble)
     prompt = encode(babble, "hello")
 
     class Broken(Sampling):
@@ -347,10 +339,14 @@ def test_a_sampler_that_fails_is_its_own_request_s(babble: LoadedModel) -> None:
 
 def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
     model = load(write_chain(tmp_path / "m", BABBLE, context=20000))
-    runner = MLXRunner(model)
+    runner = FollowedRunner(model)
     session = runner.submit(GenerationRequest(encode(model, "x" * 9000), 5))
-    assert runner.step() == []
-    assert [chunk.finish_reason for chunk in runner.cancel(session)] == ["interrupted"]
+    (progress,) = [event for _, event in runner.step()]
+    assert isinstance(progress, PromptProgress) and 0 < progress.done < progress.total == len(session.request.prompt)
+    (last,) = runner.cancel(session)
+    assert isinstance(last, Finished) and last.reason == "interrupted"
+    assert (last.timings.read_tokens, last.timings.later_tokens) == (progress.done, 0)
+    assert last.timings.reading_seconds > 0
 
 
 @pytest.mark.parametrize(("named", "said"), [
@@ -364,9 +360,9 @@ def test_an_answer_ends_at_the_ends_of_the_config_and_of_generation(tmp_path: Pa
     numbers = json.loads(json.dumps(named).replace('"{a}"', str(a)).replace('"{b}"', str(b)))
     edit(folder, "config.json", {"eos_token_id": numbers})
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": a}))
-    text, last = answer(load(folder))
-    assert (text, last.finish_reason) == (said, "stop")
-    assert last.tokens == (3 if said == "Paris" else 5)
+    written, last = answer(load(folder))
+    assert (written, last.reason) == (said, "stop")
+    assert last.usage.completion_tokens == (3 if said == "Paris" else 5)
 
 
 def test_prompts(tmp_path: Path) -> None:
@@ -487,7 +483,7 @@ def test_quantized_weights_stay_packed_and_their_scales_are_widened_on_the_cpu(t
     layer = loaded.model.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == mx.uint32
     assert layer.scales.dtype == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
-    assert answer(loaded, max_tokens=4)[1].tokens > 0
+    assert answer(loaded, max_tokens=4)[1].usage.completion_tokens > 0
 
 
 def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from mlxk2.chat.assistant import Assistant
+from mlxk2.runner.events import Event
 from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import ConfinedProcess, Starter
@@ -18,7 +19,7 @@ from mlxk2.runner.prompt.tokenizer import RefusedError
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
-from mlxk2.runner.sequences import Chunk, Step
+from mlxk2.runner.sequences import Reading, Step
 
 END, BROKEN = 256, 289
 _MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
@@ -165,14 +166,13 @@ class ScriptedBatch:
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
-    ) -> int:
+    ) -> None:
         """Add a sequence that generates the rest of the script for this request, then the end."""
         self._sequences[sequence_id] = iter([*self._script(request), *[END] * 2][len(completion) :])
         self._left[sequence_id] = max_tokens - len(completion)
         self._tops[sequence_id] = request.logprobs
-        return 0
 
-    def next(self) -> list[Step]:
+    def next(self) -> list[Step | Reading]:
         """Return the next token of every sequence."""
         return [self._advance(sequence_id) for sequence_id in list(self._sequences)]
 
@@ -247,13 +247,8 @@ def request(prompt: str = "hello", **options: Any) -> GenerationRequest:
     return GenerationRequest(tuple(prompt.encode()), **options)
 
 
-def text(chunks: Sequence[Chunk], kind: str = "answer") -> str:
-    """Return the joined text of one kind."""
-    return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
-
-
-def generate(backend: ScriptedBackend, **options: Any) -> list[Chunk]:
-    """Return all chunks of one request."""
+def generate(backend: ScriptedBackend, **options: Any) -> list[Event]:
+    """Return all events of one request."""
     return list(MLXRunner(backend).stream(request(**options)))
 
 

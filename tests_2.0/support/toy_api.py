@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from mlxk2.errors import MlxkError
+from mlxk2.runner.events import TextDelta
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.prompter import Prompter
 from mlxk2.runner.request import GenerationRequest
@@ -68,9 +69,9 @@ class ToyRenderer:
 
 async def _texts(generation: Generation) -> AsyncIterator[str]:
     async for events in generation:
-        for _, chunk in events:
-            if chunk.text:
-                yield chunk.text
+        for _, event in events:
+            if isinstance(event, TextDelta):
+                yield event.text
 
 
 class Said(BaseModel):

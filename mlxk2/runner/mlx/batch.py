@@ -19,7 +19,7 @@ from mlxk2.runner.mlx.decoding import LogprobReport, SequenceSampler, join, make
 from mlxk2.runner.mlx.prefill import ModelState, Prefill, Prefiller
 from mlxk2.runner.prompt_cache import PromptCache, Tokens
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import NO_TOKEN, Step
+from mlxk2.runner.sequences import NO_TOKEN, Reading, Step
 
 # Seconds of decoding for each second in which prompts are read.
 _DECODING_SHARE = 0.25
@@ -45,7 +45,6 @@ class _Entry:
     tokens: Tokens
     left: int
     prefill: Prefill | None
-    cached_tokens: int = 0
 
     @property
     def completed(self) -> int:
@@ -56,20 +55,22 @@ class _Entry:
         """Return what changes the logits of the sequence."""
         return sampler.processors(self.request.sampling, len(self.request.prompt))
 
-    def start(self, sequence_id: int) -> ModelState | None:
-        """Return the state after all tokens but the last, and note how many tokens of the prompt were not computed."""
+    def start(self) -> ModelState | None:
+        """Return the state after all tokens but the last, with which the sequence is decoded from now on."""
         assert self.prefill is not None
-        state = self.prefill.state
-        self.cached_tokens = self.count_cached(sequence_id)
-        self.prefill = None
+        state, self.prefill = self.prefill.state, None
         return state
 
-    def count_cached(self, sequence_id: int) -> int:
-        """Return how many tokens of its prompt need not be computed for a sequence that waits for its prefill."""
+    def report(self, sequence_id: int, length: int, seconds: float) -> Reading:
+        """Return how far the prompt has been read, after so many tokens of it were read in this time."""
         assert self.prefill is not None
+        prompt = len(self.request.prompt)
+        # The last token is read with the first one of the completion.
+        done = prompt if self.prefill.left == 0 else min(self.prefill.position, prompt)
         # A prompt is read for the first of its sequences; all others need not compute it.
-        is_first = sequence_id == self.prefill.sequences[0]
-        return min(self.prefill.cached if is_first else len(self.tokens) - 1, len(self.request.prompt))
+        if sequence_id == self.prefill.sequences[0]:
+            return Reading(sequence_id, done, min(self.prefill.cached, prompt), length, seconds)
+        return Reading(sequence_id, done, min(len(self.tokens) - 1, prompt), 0, 0.0)
 
 
 class _MLXBatch(ABC):
@@ -87,18 +88,20 @@ class _MLXBatch(ABC):
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
-    ) -> int:
-        """Add a sequence that continues after these tokens of its completion; return how many tokens are cached."""
+    ) -> None:
+        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in all."""
         tokens = (*request.prompt, *completion) if completion else request.prompt
         prefill = self._prefiller.add(sequence_id, tokens, request.client)
-        entry = _Entry(request, tokens, max_tokens - len(completion), prefill)
-        self._sequences[sequence_id] = entry
-        return entry.count_cached(sequence_id)
+        self._sequences[sequence_id] = _Entry(request, tokens, max_tokens - len(completion), prefill)
 
-    def read_prompts(self, *, others_decode: bool) -> None:
-        """Read a budget of tokens of the prompts; what was read to its end is ready."""
-        done = self._prefiller.next(others_decode=others_decode)
-        self._ready += [sequence_id for prefill in done for sequence_id in prefill.sequences]
+    def read_prompts(self, *, others_decode: bool) -> list[Reading]:
+        """Read a budget of tokens of the prompts, and report it; what was read to its end is ready."""
+        start = time.perf_counter()
+        turn = self._prefiller.next(others_decode=others_decode)
+        seconds = time.perf_counter() - start
+        self._ready += [each for prefill, _ in turn if prefill.left == 0 for each in prefill.sequences]
+        read = [(each, length) for prefill, length in turn for each in prefill.sequences]
+        return [self._sequences[each].report(each, length, seconds) for each, length in read]
 
     def remove(self, sequence_id: int) -> None:
         """Drop a sequence, whether it is waiting, in its prompt or in its completion."""
@@ -143,14 +146,14 @@ class ParallelBatch(_MLXBatch):
         # Seconds that the decoding sequences shall have before more is read.
         self._debt = 0.0
 
-    def next(self) -> list[Step]:
+    def next(self) -> list[Step | Reading]:
         """Read more of the prompts if it is their turn, then decode each sequence's next token; it may give no step."""
+        readings: list[Reading] = []
         with mx.stream(self.stream):
             has_room = self._decoding + len(self._ready) < self._max_sequences
             if self._prefiller and has_room and not (self._decoding and self._debt > 0):
-                start = time.perf_counter()
-                self.read_prompts(others_decode=self._decoding > 0)
-                self._debt = _DECODING_SHARE * (time.perf_counter() - start)
+                readings = self.read_prompts(others_decode=self._decoding > 0)
+                self._debt = _DECODING_SHARE * max(reading.seconds for reading in readings)
             room = self._max_sequences - self._decoding
             joining, self._ready = self._ready[:room], self._ready[room:]
             if joining:
@@ -158,14 +161,14 @@ class ParallelBatch(_MLXBatch):
         start = time.perf_counter()
         _, responses = self._generator.next()
         self._debt -= time.perf_counter() - start
-        return [self._step(response) for response in responses]
+        return [*readings, *map(self._step, responses)]
 
     def _start_decoding(self, sequence_ids: list[int]) -> None:
         entries = [self._sequences[sequence_id] for sequence_id in sequence_ids]
         join(
             self._generator,
             sequence_ids,
-            [entry.start(sequence_id) for sequence_id, entry in zip(sequence_ids, entries, strict=True)],
+            [entry.start() for entry in entries],
             [entry.tokens for entry in entries],
             samplers=[SequenceSampler(entry.request, entry.completed) for entry in entries],
             logits_processors=[entry.processors() for entry in entries],
@@ -176,7 +179,6 @@ class ParallelBatch(_MLXBatch):
 
     def _step(self, response: Any) -> Step:
         sequence_id, token = response.uid, response.token
-        entry = self._sequences[sequence_id]
         if response.finish_reason is not None:
             del self._sequences[sequence_id]
             self._decoding -= 1
@@ -184,7 +186,7 @@ class ParallelBatch(_MLXBatch):
                 self._prompts.keep(response.all_tokens, ModelState(response.prompt_cache))
         has_logprob = response.logprobs is not None and token != NO_TOKEN
         logprob = response.logprobs.read(token) if has_logprob else None
-        return Step(sequence_id, token, response.finish_reason, logprob, entry.cached_tokens)
+        return Step(sequence_id, token, response.finish_reason, logprob)
 
     def stop_decoding(self, sequence_id: int) -> None:
         """Drop a sequence that is being decoded; retain what was computed for it."""
@@ -217,13 +219,14 @@ class SerialBatch(_MLXBatch):
         self._ends = end_tokens
         self._current: _Current | None = None
 
-    def next(self) -> list[Step]:
+    def next(self) -> list[Step | Reading]:
         """Return the next token of the sequence that is decoded, or read a budget of tokens of the prompts."""
+        readings: list[Reading] = []
         if self._current is None and not self._ready:
-            self.read_prompts(others_decode=False)
+            readings = self.read_prompts(others_decode=False)
         if self._current is None and self._ready:
             self._current = self._start_decoding(self._ready.pop(0))
-        return [self._step(self._current)] if self._current is not None else []
+        return [*readings, self._step(self._current)] if self._current is not None else [*readings]
 
     def _start_decoding(self, sequence_id: int) -> _Current:
         entry = self._sequences[sequence_id]
@@ -235,7 +238,7 @@ class SerialBatch(_MLXBatch):
             sampler=sampler.Sampler(entry.request.sampling, entry.completed),
             logits_processors=[sampler.WithEarlierTokens(before, processor) for processor in entry.processors()],
             # Others may continue from the same state.
-            prompt_cache=copy.deepcopy(entry.start(sequence_id)),
+            prompt_cache=copy.deepcopy(entry.start()),
         )
         return _Current(sequence_id, tokens, entry.left)
 
@@ -253,7 +256,7 @@ class SerialBatch(_MLXBatch):
         self._current = current._replace(left=current.left - 1)
         if reason:
             self.remove(current.sequence_id)
-        return Step(current.sequence_id, token, reason, logprob, entry.cached_tokens)
+        return Step(current.sequence_id, token, reason, logprob)
 
     def stop_decoding(self, sequence_id: int) -> None:  # noqa: ARG002 - only one is decoded
         """Drop the sequence that is being decoded."""

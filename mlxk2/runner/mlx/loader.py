@@ -39,7 +39,7 @@ from mlxk2.runner.prompt.confined import Cancelled, Starter, never_cancelled
 from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer, token_ids
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import FAULTS, Batch
+from mlxk2.runner.sequences import FAULTS, Batch, Step
 
 # mlx-lm lists every weight that is missing.
 _MAX_REASON_CHARACTERS = 300
@@ -78,7 +78,7 @@ class LoadedModel:
         batch = self.batch(1, PromptCache(0))
         try:
             batch.insert(0, GenerationRequest((0,) * _WARM_UP_TOKENS, 2), 2)
-            while not any(step.finish_reason for step in batch.next()):
+            while not any(isinstance(step, Step) and step.finish_reason for step in batch.next()):
                 pass
         except FAULTS as fault:
             # If it happens again, the request that it happens to fails.

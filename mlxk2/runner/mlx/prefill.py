@@ -209,8 +209,8 @@ class Prefiller:
             self._queue.remove(prefill)
             self._keep(prefill)
 
-    def next(self, *, others_decode: bool) -> list[Prefill]:
-        """Read as many tokens as the budget has; return the prompts that are read to their ends now."""
+    def next(self, *, others_decode: bool) -> list[tuple[Prefill, int]]:
+        """Read as many tokens as the budget has; return the prompts that were read, and how many tokens of each."""
         budget = prefill_budget(others_decode=others_decode, longest=self._queue.longest)
         chosen = self._queue.take_turn(budget, self._begin)
         unread = [(prefill, length) for prefill, length in chosen if length]
@@ -226,15 +226,13 @@ class Prefiller:
             batch.prompt(tokens)
             for number, (prefill, _) in enumerate(unread):
                 prefill.state = ModelState(batch.extract_cache(number))
-        done = []
         for prefill, length in chosen:
             prefill.position += length
             if prefill.position in prefill.stops:
                 self._keep(prefill)
             if prefill.left == 0:
                 self._queue.remove(prefill)
-                done.append(prefill)
-        return done
+        return chosen
 
     def _begin(self, prefill: Prefill) -> None:
         """Take what is known of a prompt by now, just before it is read, and choose where to stop to retain the state.

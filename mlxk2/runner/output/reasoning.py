@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
-Kind = Literal["answer", "reasoning"]
+from mlxk2.runner.events import Channel
+
 # The next text of a completion, and what it is.
-Delta = tuple[Kind, str]
+Delta = tuple[Channel, str]
 Transitions = dict[str, list[tuple[str, str | None]]]
 
 # A mark that makes reasoning of the beginning of a completion is expected within so many characters.
@@ -205,8 +206,8 @@ class ReasoningSplitter:
         self._state = marks.machine.make_state(initial)
         self._may_close_alone = undecided and marks.may_close_alone
         # Text that is not split yet, because a mark that follows may change what it is.
-        self._beginning: str | None = None if continues or _kind_of(initial) is None else ""
-        self._kind: Kind | None = _kind_of(initial) if continues else None
+        self._beginning: str | None = None if continues or _channel_of(initial) is None else ""
+        self._channel: Channel | None = _channel_of(initial) if continues else None
         self._trims = False
         # Whether there was only white space since the last mark, and since the last line end.
         self._is_fresh = self._is_line_blank = not continues
@@ -260,7 +261,7 @@ class ReasoningSplitter:
         yield from self._end_beginning()
         yield from self._flush()
         # All text before this token, which is a mark by itself, has been read.
-        if _kind_of(self._state[0]) == "reasoning":
+        if _channel_of(self._state[0]) == "reasoning":
             if token in marks.closing:
                 yield from self._enter("normal")
             elif not self._is_fresh:
@@ -317,22 +318,22 @@ class ReasoningSplitter:
 
     def _emit(self, text: str, state: str | None = None) -> Iterator[Delta]:
         """Yield a text as what it is in a state, by default the present one."""
-        kind = _kind_of(state or self._state[0])
-        if kind is None:
+        channel = _channel_of(state or self._state[0])
+        if channel is None:
             return
-        if kind != self._kind:
-            self._trims = self._kind is not None or kind == "reasoning"
+        if channel != self._channel:
+            self._trims = self._channel is not None or channel == "reasoning"
             self._is_fresh = self._is_line_blank = True
-            self._kind = kind
+            self._channel = channel
         if self._trims:
             text = text.lstrip("\n")
             self._trims = not text
         self._is_fresh &= not text.strip()
         self._is_line_blank = not text.rpartition("\n")[2].strip() and ("\n" in text or self._is_line_blank)
-        yield kind, text
+        yield channel, text
 
 
-def _kind_of(state: str | None) -> Kind | None:
+def _channel_of(state: str | None) -> Channel | None:
     """Return what the text of a state is; None for markup, such as the header of a channel."""
     if state is not None and state.startswith("reasoning"):
         return "reasoning"

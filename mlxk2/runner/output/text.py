@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlxk2.runner.events import Channel
 from mlxk2.runner.output.detokenizers import mapped_bytes
 from mlxk2.runner.output.logprobs import Attribution, TokenLogprob
-from mlxk2.runner.output.reasoning import Delta, Kind, Marks, ReasoningSplitter, names_thinking
+from mlxk2.runner.output.reasoning import Delta, Marks, ReasoningSplitter, names_thinking
 from mlxk2.runner.output.stops import StopScan, StopStrings
 
 _REPLACEMENT = "\ufffd"
@@ -138,7 +139,7 @@ class TextStream:
         undecided = thinking is None and not plain
         self._splitter = ReasoningSplitter(self._marks, initial, undecided=undecided, continues=continues)
         self._stops = StopScan(StopStrings(stop))
-        self._kind: Kind | None = None
+        self._channel: Channel | None = None
         if plain or continues:
             for token in vocabulary.letter:
                 self._detokenizer.add_token(token)
@@ -181,7 +182,7 @@ class TextStream:
 
     def _attribute(self, text: str, deltas: Sequence[Delta]) -> None:
         """Move the logprobs of the tokens that became content to `logprobs`."""
-        content = "".join(part for kind, part in deltas if kind == "answer")
+        content = "".join(part for channel, part in deltas if channel == "answer")
         if self.stopped:
             self._held = 0
         elif self._stops.held and not content:
@@ -193,18 +194,18 @@ class TextStream:
 
     def _route(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
         """Yield these deltas, of the answer only what comes before a stop string."""
-        for kind, text in deltas:
+        for channel, text in deltas:
             if self.stopped:
                 return
-            if kind != self._kind:
+            if channel != self._channel:
                 # A stop string does not span a block of reasoning.
                 yield from self._release()
-                self._kind = kind
-            if kind == "answer":
+                self._channel = channel
+            if channel == "answer":
                 text = self._stops.add(text)
                 self.stopped = self._stops.found
             if text:
-                yield kind, text
+                yield channel, text
 
     def _release(self) -> Iterator[Delta]:
         if held := self._stops.flush():

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from mlxk2.runner.events import Channel
 from mlxk2.runner.output.logprobs import TokenLogprob as RunnerLogprob
-from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.prompt.prompter import Message as PromptMessage
 from mlxk2.runner.prompt.prompter import Prompter
 from mlxk2.runner.request import GenerationRequest
@@ -283,9 +283,9 @@ class ChatRenderer(Renderer):
         """Return the choice that has the role."""
         return self._choice(number, {"role": "assistant", "content": ""})
 
-    def delta(self, number: int, kind: Kind, text: str, logprobs: Sequence[RunnerLogprob]) -> JSON:
+    def delta(self, number: int, channel: Channel, text: str, logprobs: Sequence[RunnerLogprob]) -> JSON:
         """Return the choice for the next text of a message."""
-        name = "content" if kind == "answer" else "reasoning_content"
+        name = "content" if channel == "answer" else "reasoning_content"
         return self._choice(number, {name: text}, self._render_logprobs(logprobs))
 
     def ending(self, number: int, finish_reason: str) -> JSON:

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from mlxk2.runner.events import Channel
 from mlxk2.runner.output.logprobs import TokenLogprob
-from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.prompt.prompter import Prompt, Prompter
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.app import respond
@@ -130,7 +130,7 @@ class CompletionRenderer(Renderer):
         """Return nothing: the text comes first."""
         return
 
-    def delta(self, number: int, kind: Kind, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:  # noqa: ARG002
+    def delta(self, number: int, channel: Channel, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:  # noqa: ARG002
         """Return the choice for the next text."""
         return self._choice(number, text, logprobs)
 

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel
 
 from mlxk2.errors import MlxkError
+from mlxk2.runner.events import Channel, Event, Finished, TextDelta
 from mlxk2.runner.output.logprobs import TokenLogprob
-from mlxk2.runner.output.reasoning import Kind
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.server.generation import Event, Generation
+from mlxk2.server.generation import Generation
 from mlxk2.server.openai.errors import error_body
 from mlxk2.server.openai.fields import GenerationBody
 
@@ -59,7 +59,7 @@ class Usage(BaseModel):
 class SequenceOutput:
     """The output of one sequence, as far as it has been generated."""
 
-    texts: dict[Kind, str] = field(default_factory=lambda: {"answer": "", "reasoning": ""})
+    texts: dict[Channel, str] = field(default_factory=lambda: {"answer": "", "reasoning": ""})
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
@@ -105,7 +105,7 @@ class Renderer(ABC):
         """Return the choice of a stream that comes before the text, if there is one."""
 
     @abstractmethod
-    def delta(self, number: int, kind: Kind, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:
+    def delta(self, number: int, channel: Channel, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:
         """Return the choice of a stream for the next text."""
 
     @abstractmethod
@@ -125,11 +125,12 @@ class Renderer(ABC):
         """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
         outputs = [SequenceOutput() for _ in range(generation.count)]
         async for events in generation:
-            for number, chunk in events:
-                output = outputs[number]
-                output.texts[chunk.kind] += chunk.text
-                output.logprobs += chunk.logprobs
-                output.finish_reason = chunk.finish_reason
+            for number, event in events:
+                if isinstance(event, TextDelta):
+                    outputs[number].texts[event.channel] += event.text
+                    outputs[number].logprobs += event.logprobs
+                elif isinstance(event, Finished):
+                    outputs[number].finish_reason = event.reason
         if any(output.logprobs for output in outputs):
             # There may be millions of logprobs, and the event loop has other requests.
             return await asyncio.to_thread(self._encode_whole, generation, outputs)
@@ -147,17 +148,20 @@ class Renderer(ABC):
         some of them a comment is not enough.
         """
         self._begin(model)
+        clock = asyncio.get_running_loop().time
         try:
             while not (await asyncio.wait({begun}, timeout=heartbeat))[0]:
                 yield self._frame(self._alive())
             generation = begun.result()
+            deadline = clock() + heartbeat
             while True:
-                events: list[Event]
+                events: list[tuple[int, Event]]
                 try:
-                    async with asyncio.timeout(heartbeat):
+                    async with asyncio.timeout_at(deadline):
                         events = await anext(generation, [])
                 except TimeoutError:
                     yield self._frame(self._alive())
+                    deadline = clock() + heartbeat
                     continue
                 if not events:
                     break
@@ -166,7 +170,10 @@ class Renderer(ABC):
                         # A client that lags behind has many events waiting; other requests go on in between.
                         await asyncio.sleep(0)
                     choices = self._choices(events[begin : begin + _EVENTS_AT_ONCE])
-                    yield b"".join(self._frame(choice) for choice in choices)
+                    # The progress of a prompt has none.
+                    if sent := b"".join(self._frame(choice) for choice in choices):
+                        yield sent
+                        deadline = clock() + heartbeat
             if self._includes_usage:
                 yield self._frame(**totals(generation))
         except MlxkError as error:
@@ -189,35 +196,39 @@ class Renderer(ABC):
         self._opened.add(0)
         return opening or self.heartbeat(0)
 
-    def _choices(self, events: Sequence[Event]) -> Iterator[JSON]:
+    def _choices(self, events: Sequence[tuple[int, Event]]) -> Iterator[JSON]:
         """Yield the choices for some events; texts in a row are joined, so that a slow client gets fewer."""
-        joined: list[tuple[int, Kind, str, tuple[TokenLogprob, ...], str | None]] = []
-        for number, chunk in events:
-            text, logprobs = chunk.text, chunk.logprobs
-            if joined and joined[-1][:2] == (number, chunk.kind):
-                _, _, text_before, logprobs_before, _ = joined.pop()
-                text, logprobs = text_before + text, logprobs_before + logprobs
-            joined.append((number, chunk.kind, text, logprobs, chunk.finish_reason))
-        for number, kind, text, logprobs, reason in joined:
+        joined: list[tuple[int, TextDelta | Finished]] = []
+        for number, event in events:
+            if isinstance(event, TextDelta) and joined and joined[-1][0] == number:
+                before = joined[-1][1]
+                if isinstance(before, TextDelta) and before.channel == event.channel:
+                    joined.pop()
+                    event = TextDelta(event.channel, before.text + event.text, before.logprobs + event.logprobs)
+            if isinstance(event, TextDelta | Finished):
+                joined.append((number, event))
+        for number, event in joined:
             if number not in self._opened:
                 self._opened.add(number)
                 if opening := self.opening(number):
                     yield opening
-            if text or logprobs:
-                yield self.delta(number, kind, text, logprobs)
-            if reason is not None:
-                yield self.ending(number, reason)
+            if isinstance(event, TextDelta):
+                yield self.delta(number, event.channel, event.text, event.logprobs)
+            else:
+                yield self.ending(number, event.reason)
 
 
 def totals(generation: Generation) -> JSON:
     """Return what a response ends with: the token counts; `cached_tokens` of the prompt came from the prompt cache."""
-    usage = {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
+    usage = generation.usage
+    return {
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        }
     }
-    return {"usage": usage}
 
 
 def name_of(raw: bytes) -> str:
