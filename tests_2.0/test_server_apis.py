@@ -17,7 +17,7 @@ from support.scripted import ScriptedBackend, ScriptedTokenizer, saying
 from support.toy_api import TOY
 from support.wire import Wire, head
 
-from mlxk2.server.app import render_error
+from mlxk2.server.api import render_error
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection
 from mlxk2.server.http.listener import bind

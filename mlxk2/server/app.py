@@ -1,13 +1,13 @@
 """The application: what all APIs have in common, the state of the server, and the chat page.
 
-An API is a folder beside this file, which ends in an `Api`: its endpoints, and how they write errors.
+An API is a folder beside this file, whose `api.py` has the `Api`; its endpoints use `respond` to generate.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -21,17 +21,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.request import GenerationRequest, check_tokens
+from mlxk2.server.api import Api, Operation, describe, render_error
 from mlxk2.server.catalog import Catalog
-from mlxk2.server.description import Operation, describe
 from mlxk2.server.generation import Generation
-from mlxk2.server.http.access import Access, Guard, client_of, plain_path
+from mlxk2.server.http.access import Access, Guard, client_of
 from mlxk2.server.http.disconnect import EventStream, while_connected
 from mlxk2.server.http.refusals import Refusal
 from mlxk2.server.preparing import Preparer, PromptModel
@@ -56,37 +55,8 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-# What an API is asked to write in the form of its errors.
-RequestError = MlxkError | pydantic.ValidationError | Refusal
 
-
-@dataclass(frozen=True)
-class Api:
-    """One of the APIs that the server speaks.
-
-    It owns the `paths`, with all paths below them, whether or not it has an endpoint there. `operations` describe its
-    `routes`, and `error` is the type of the body that `render` writes.
-    """
-
-    paths: tuple[str, ...]
-    routes: Sequence[BaseRoute]
-    operations: Sequence[Operation]
-    error: type[pydantic.BaseModel]
-    render: Callable[[RequestError], Response]
-
-
-def render_error(apis: Sequence[Api], path: str, error: RequestError) -> Response:
-    """Return the response for an error, in the form of the API that owns the path, or else of the first API.
-
-    Of several owners the one with the longest path counts.
-    """
-    path = plain_path(path) + "/"
-    owned = [(len(prefix), api) for api in apis for prefix in api.paths if path.startswith(prefix + "/")]
-    _, owner = max(owned, key=lambda each: each[0], default=(0, apis[0]))
-    return owner.render(error)
-
-
-class Body(Protocol):
+class RequestBody(Protocol):
     """The valid body of a request that generates."""
 
     @property
@@ -105,7 +75,7 @@ class Body(Protocol):
         """Return what it asks of the runner; `default_limit` is for a body that does not limit its tokens."""
 
 
-class Renderer(Protocol):
+class ResponseRenderer(Protocol):
     """Writes the response to one request; errors of its prompt and its count name these fields of the body."""
 
     prompt_field: str
@@ -138,7 +108,7 @@ class Service:
     stream_seconds: float = 10.0
     no_sleep: NoSleep = field(default_factory=NoSleep)
 
-    async def begin(self, body: Body, renderer: Renderer, client: Hashable) -> Generation:
+    async def begin(self, body: RequestBody, renderer: ResponseRenderer, client: Hashable) -> Generation:
         """Find the model that a request names, prepare its prompts, and queue it."""
         pool, catalog = self.scheduler.pool, self.catalog
         with about("model", MlxkError):
@@ -159,7 +129,6 @@ class Service:
 
 def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI:
     """Return the ASGI application, which speaks these APIs; paths that none of them owns are the first one's."""
-    operations = [(HEALTH, apis[0].error), *((operation, api.error) for api in apis for operation in api.operations)]
     app = FastAPI(
         routes=[*_router.routes, *(route for api in apis for route in api.routes)],
         title="mlxk2",
@@ -169,7 +138,7 @@ def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI
         redirect_slashes=False,
     )
     app.state.service = service
-    app.openapi = cache(partial(describe, operations, has_key=access.api_key is not None))  # type: ignore[method-assign] # FastAPI's documented way
+    app.openapi = cache(partial(describe, apis, [HEALTH], has_key=access.api_key is not None))  # type: ignore[method-assign] # FastAPI's documented way
     app.mount("/page", PageFiles(directory=_PAGE_FOLDER), name="page")
     for kind in (MlxkError, pydantic.ValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, partial(_respond_to_error, apis))
@@ -189,7 +158,7 @@ async def _respond_to_error(apis: Sequence[Api], request: Request, error: Except
     if isinstance(error, HTTPException):
         # The router refuses an unknown path or a wrong method.
         error = Refusal(f"{error.detail}.", error.status_code, headers=error.headers)
-    elif not isinstance(error, RequestError):
+    elif not isinstance(error, MlxkError | pydantic.ValidationError):
         error = Refusal("The server made a mistake; its log says more.", 500)
     return render_error(apis, request.scope["path"], error)
 
@@ -268,7 +237,7 @@ HEALTH = Operation(
 )
 
 
-async def respond(request: Request, body: Body, renderer: Renderer) -> Response:
+async def respond(request: Request, body: RequestBody, renderer: ResponseRenderer) -> Response:
     """Generate, and return one response or a stream.
 
     A stream begins when its prompt is ready and the queue has room for it, or after `stream_seconds`; until then an

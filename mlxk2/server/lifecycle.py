@@ -23,7 +23,8 @@ from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory, release_large_arrays_at_once, trim_heap
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.sequences import Backend
-from mlxk2.server.app import Api, Service, create_app, render_error
+from mlxk2.server.api import Api, render_error
+from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection

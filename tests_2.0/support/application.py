@@ -17,7 +17,8 @@ from support.scripted import ScriptedBackend
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
-from mlxk2.server.app import Api, Service, create_app
+from mlxk2.server.api import Api
+from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
 from mlxk2.server.openai.api import OPENAI

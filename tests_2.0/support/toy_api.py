@@ -15,8 +15,8 @@ from mlxk2.runner.events import TextDelta
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.prompter import Prompter
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.server.app import Api, RequestError, respond
-from mlxk2.server.description import Operation
+from mlxk2.server.api import Api, Operation, RequestError
+from mlxk2.server.app import respond
 from mlxk2.server.generation import Generation
 from mlxk2.server.http.refusals import Refusal
 from mlxk2.server.preparing import PromptModel
@@ -116,6 +116,7 @@ TOY = Api(
     paths=("/toy", "/v1/toys"),
     routes=_router.routes,
     operations=(Operation("post", "/toy/say", "Continue a text", Said, statuses=(404,), body=ToyBody),),
+    stream_note="The whole response; with `stream`, events `said` and an event `end`.",
     error=Oops,
     render=render,
 )

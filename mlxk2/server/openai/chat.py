@@ -16,8 +16,8 @@ from mlxk2.runner.output.logprobs import TokenLogprob as RunnerLogprob
 from mlxk2.runner.prompt.prompter import Message as PromptMessage
 from mlxk2.runner.prompt.prompter import Prompter
 from mlxk2.runner.request import GenerationRequest
+from mlxk2.server.api import Operation
 from mlxk2.server.app import respond
-from mlxk2.server.description import Operation
 from mlxk2.server.openai.fields import (
     MAX_LOGPROBS,
     Count,

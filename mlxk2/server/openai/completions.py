@@ -15,8 +15,8 @@ from mlxk2.runner.events import Channel
 from mlxk2.runner.output.logprobs import TokenLogprob
 from mlxk2.runner.prompt.prompter import Prompt, Prompter
 from mlxk2.runner.request import GenerationRequest
+from mlxk2.server.api import Operation
 from mlxk2.server.app import respond
-from mlxk2.server.description import Operation
 from mlxk2.server.openai.fields import MAX_LOGPROBS, GenerationBody, Several, Text, Tokens
 from mlxk2.server.openai.sse import JSON, MIN_LOGPROB, FinishReason, LazyList, Renderer, SequenceOutput, Usage, name_of
 from mlxk2.server.preparing import PromptModel

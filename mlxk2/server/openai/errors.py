@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.formatting import cut
-from mlxk2.server.app import RequestError
+from mlxk2.server.api import RequestError
 from mlxk2.server.http.refusals import RETRY_AFTER, Refusal
 
 # In characters: messages repeat what clients sent, however long it was.

@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from mlxk2.errors import MlxkError
+from mlxk2.server.api import Operation
 from mlxk2.server.app import READ, about, service_of
 from mlxk2.server.catalog import ServedModel
-from mlxk2.server.description import Operation
 from mlxk2.server.http.disconnect import while_connected
 
 
