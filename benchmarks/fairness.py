@@ -1,4 +1,4 @@
-"""What `mlxk2 serve` makes others wait for: a short question and a running stream beside long prompts, many answers."""
+"""How long a short question, a running stream and many completions wait for others in `mlxk2 serve`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import load
 import rounds
 import servers
-from load import Answer, Body, Request
+from load import Body, Completion, Request
 from servers import NAMES, Server
 from support.serving import GREEDY, endless
 
@@ -22,7 +22,7 @@ ROUNDS = 3
 LONG_PROMPTS = 8
 # Of the demo about four thousand and fifteen hundred tokens.
 LONG_WORDS, SHARED_WORDS = 1_950, 725
-ANSWERS = 16
+COMPLETIONS = 16
 STREAMED = 3_000
 # Seconds after which all the long prompts have come.
 LATER = 0.5
@@ -47,8 +47,10 @@ def short_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
     waits = []
     for _ in range(ROUNDS):
         short = Request(_question("What is 3 + 4?", 8), delay=LATER)
-        answer, *_ = (load.whole(answer) for answer in load.together(us.port, [short, *_long_requests(chance)]))
-        waits.append(answer.first)
+        first, *others = load.together(us.port, [short, *_long_requests(chance)])
+        for other in others:
+            load.whole(other)
+        waits.append(load.whole(first).first)
     print(f"a short question beside long prompts: first token after {min(waits):.2f} to {max(waits):.2f} s")
     what = f"first token of a short question beside {LONG_PROMPTS} long prompts"
     return rounds.Figure(what, statistics.median(waits), at_most=1.0, unit="s")
@@ -71,8 +73,8 @@ def _longest_gap(us: Server, long: Sequence[Request]) -> float:
     streaming.start()
     while not times:
         time.sleep(0.01)
-    for answer in load.together(us.port, long):
-        load.whole(answer)
+    for completion in load.together(us.port, long):
+        load.whole(completion)
     end, is_streaming = time.perf_counter(), streaming.is_alive()
     streaming.join()
     seen = [moment for moment in times if moment <= end]
@@ -90,19 +92,19 @@ def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Fig
 
 
 def _seconds(server: Server, requests: Sequence[Request]) -> float:
-    answers: list[Answer] = [load.whole(answer) for answer in load.together(server.port, requests)]
-    return max(answer.last for answer in answers)
+    completions: list[Completion] = [load.whole(completion) for completion in load.together(server.port, requests)]
+    return max(completion.last for completion in completions)
 
 
 def many_answers(us: Server, chance: random.Random) -> rounds.Figure:
-    """The time of sixteen answers to one prompt, by that of one."""
+    """The time of sixteen completions to one prompt, by that of one."""
 
     def seconds(count: int) -> float:
         return load.ask(us.port, _question(_long(SHARED_WORDS, chance), 1, n=count)).last
 
-    pairs = rounds.paired(lambda: seconds(ANSWERS), lambda: seconds(1))
-    what = f"{ANSWERS} answers to one prompt"
-    return rounds.compared(what, pairs, "s", (f"{ANSWERS} answers", "one answer"), at_most=1.5)
+    pairs = rounds.paired(lambda: seconds(COMPLETIONS), lambda: seconds(1))
+    what = f"{COMPLETIONS} completions to one prompt"
+    return rounds.compared(what, pairs, "s", (f"{COMPLETIONS} completions", "one completion"), at_most=1.5)
 
 
 def main() -> int:

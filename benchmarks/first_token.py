@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import rounds
-from answers import DEMO
+from completions import DEMO
 
 ROUNDS = 15
 NAMES = ("this checkout", "the other one")
@@ -52,8 +52,8 @@ def first_token(port: int, prompt: str) -> float:
     message = {"role": "user", "content": prompt}
     body = json.dumps({"messages": [message], "stream": True, "max_tokens": 1, "temperature": 0}).encode()
     began = time.perf_counter()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body, timeout=60) as answer:
-        for line in answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body, timeout=60) as response:
+        for line in response:
             if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                 return time.perf_counter() - began
     raise RuntimeError("There was no text.")

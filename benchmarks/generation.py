@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import answers
+import completions
 import rounds
-from answers import Answer
+from completions import Completion
 
 TOKENS = 48
 # Enough to see a first character, few enough not to wait for the rest.
@@ -21,18 +21,18 @@ WARM_ROUNDS = 15
 DEMO_PROMPT = "Count from 1 to 20."
 DEMO_TOKENS = 200
 
-Ask = Callable[[Path, int, Path], Answer]
+Ask = Callable[[Path, int, Path], Completion]
 
 
 def speed(model: Path, kernels: Path) -> rounds.Figure:
     """The speed of decoding, in tokens per second."""
     pairs = rounds.paired(
-        lambda: answers.ask_mlxk2(model, TOKENS, kernels / "mlxk2"),
-        lambda: answers.ask_mlx_lm(model, TOKENS, kernels / "mlx_lm"),
+        lambda: completions.ask_mlxk2(model, TOKENS, kernels / "mlxk2"),
+        lambda: completions.ask_mlx_lm(model, TOKENS, kernels / "mlx_lm"),
     )
     speeds = [(ours.tokens_per_second(TOKENS), theirs.tokens_per_second(TOKENS)) for ours, theirs in pairs]
     print(f"the same text in {sum(ours.text == theirs.text for ours, theirs in pairs)} of {len(pairs)} pairs")
-    return rounds.compared(f"decoding, {model.name}", speeds, "tokens/s", answers.NAMES, at_least=0.97)
+    return rounds.compared(f"decoding, {model.name}", speeds, "tokens/s", completions.NAMES, at_least=0.97)
 
 
 def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
@@ -40,8 +40,8 @@ def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
     return _first_character(
         "warm kernels",
         WARM_ROUNDS,
-        lambda: answers.ask_mlxk2(model, FIRST_TOKENS, kernels / "mlxk2").first,
-        lambda: answers.ask_mlx_lm(model, FIRST_TOKENS, kernels / "mlx_lm").first,
+        lambda: completions.ask_mlxk2(model, FIRST_TOKENS, kernels / "mlxk2").first,
+        lambda: completions.ask_mlx_lm(model, FIRST_TOKENS, kernels / "mlx_lm").first,
     )
 
 
@@ -50,30 +50,30 @@ def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
     return _first_character(
         "cold kernels",
         rounds.ROUNDS,
-        lambda: _in_empty_folder(answers.ask_mlxk2, model, kernels).first,
-        lambda: _in_empty_folder(answers.ask_mlx_lm, model, kernels).first,
+        lambda: _in_empty_folder(completions.ask_mlxk2, model, kernels).first,
+        lambda: _in_empty_folder(completions.ask_mlx_lm, model, kernels).first,
     )
 
 
 def _first_character(kind: str, count: int, first: Callable[[], float], second: Callable[[], float]) -> rounds.Figure:
     pairs = rounds.paired(first, second, count)
-    return rounds.compared(f"first character, {kind}", pairs, "s", answers.NAMES, at_most=1.05)
+    return rounds.compared(f"first character, {kind}", pairs, "s", completions.NAMES, at_most=1.05)
 
 
-def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Answer:
+def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Completion:
     with tempfile.TemporaryDirectory(dir=kernels) as empty:
         return ask(model, FIRST_TOKENS, Path(empty))
 
 
 def demo(kernels: Path) -> rounds.Figure:
-    """The speed on the demo model, by the time that the same answer takes."""
+    """The speed on the demo model, by the time that the same completion takes."""
     pairs = rounds.paired(
-        lambda: answers.ask_mlxk2(answers.DEMO, DEMO_TOKENS, kernels / "mlxk2", DEMO_PROMPT),
-        lambda: answers.ask_mlx_lm(answers.DEMO, DEMO_TOKENS, kernels / "mlx_lm", DEMO_PROMPT),
+        lambda: completions.ask_mlxk2(completions.DEMO, DEMO_TOKENS, kernels / "mlxk2", DEMO_PROMPT),
+        lambda: completions.ask_mlx_lm(completions.DEMO, DEMO_TOKENS, kernels / "mlx_lm", DEMO_PROMPT),
     )
     same = [(theirs.last - theirs.first, ours.last - ours.first) for ours, theirs in pairs if ours.text == theirs.text]
     if not same:
-        raise RuntimeError("The demo gave different answers.")
+        raise RuntimeError("The demo gave different completions.")
     ratio = statistics.median(theirs / ours for theirs, ours in same)
     print(f"demo: {len(pairs[0][0].text)} characters, the same text in {len(same)} of {len(pairs)} pairs")
     return rounds.Figure("speed of decoding, demo", ratio)

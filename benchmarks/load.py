@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# No answer takes that many seconds.
+# No completion takes that many seconds.
 PATIENCE = 300.0
 DONE = b"data: [DONE]\n"
 
 Body = dict[str, Any]
 
 
-class Answer(NamedTuple):
-    """A streamed answer: its text and tokens, and the seconds from the request to the first text and to the end."""
+class Completion(NamedTuple):
+    """A streamed completion: its text and tokens, and the seconds from the request to the first text and to the end."""
 
     text: str
     tokens: int
@@ -32,23 +32,23 @@ class Request(NamedTuple):
     hang_up_after: int | None = None
 
 
-def ask(port: int, body: Body) -> Answer:
-    """Ask for one answer; ConnectionError where the server refuses, resets or answers with an error."""
-    (answer,) = together(port, [Request(body)])
-    return whole(answer)
+def ask(port: int, body: Body) -> Completion:
+    """Ask for one completion; ConnectionError where the server refuses, resets or responds with an error."""
+    (completion,) = together(port, [Request(body)])
+    return whole(completion)
 
 
-def together(port: int, requests: Sequence[Request]) -> list[Answer | BaseException]:
-    """Ask for all answers from the same moment on; what came of each."""
+def together(port: int, requests: Sequence[Request]) -> list[Completion | BaseException]:
+    """Ask for all completions from the same moment on; what came of each."""
 
-    async def all_of_them() -> list[Answer | BaseException]:
+    async def all_of_them() -> list[Completion | BaseException]:
         return await asyncio.gather(*(_ask(port, request) for request in requests), return_exceptions=True)
 
     return asyncio.run(all_of_them())
 
 
 def watch(port: int, body: Body, seen: Callable[[], None]) -> None:
-    """Ask for one answer, and say at each of its events that one is there."""
+    """Ask for one completion, and say at each of its events that one is there."""
 
     async def look() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -64,14 +64,14 @@ def watch(port: int, body: Body, seen: Callable[[], None]) -> None:
     asyncio.run(look())
 
 
-def whole(answer: Answer | BaseException) -> Answer:
-    """Return the answer, or raise what happened instead."""
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+def whole(completion: Completion | BaseException) -> Completion:
+    """Return the completion, or raise what happened instead."""
+    if isinstance(completion, BaseException):
+        raise completion
+    return completion
 
 
-async def _ask(port: int, request: Request) -> Answer:
+async def _ask(port: int, request: Request) -> Completion:
     await asyncio.sleep(request.delay)
     start = time.perf_counter()
     async with asyncio.timeout(PATIENCE):
@@ -82,7 +82,7 @@ async def _ask(port: int, request: Request) -> Answer:
             events = await _events(reader, start, request.hang_up_after)
         finally:
             writer.close()
-    return _answer(events, time.perf_counter() - start)
+    return _completion(events, time.perf_counter() - start)
 
 
 async def _send(writer: asyncio.StreamWriter, body: Body) -> None:
@@ -111,7 +111,7 @@ async def _events(reader: asyncio.StreamReader, start: float, most: int | None) 
     return events
 
 
-def _answer(events: Sequence[tuple[float, bytes]], last: float) -> Answer:
+def _completion(events: Sequence[tuple[float, bytes]], last: float) -> Completion:
     text, tokens, first = "", 0, last
     for seconds, line in events:
         event = json.loads(line.removeprefix(b"data: "))
@@ -119,4 +119,4 @@ def _answer(events: Sequence[tuple[float, bytes]], last: float) -> Answer:
         part = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
         first = seconds if part and not text else first
         text += part
-    return Answer(text, tokens, first, last)
+    return Completion(text, tokens, first, last)

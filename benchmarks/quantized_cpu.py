@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import answers
+import completions
 import rounds
 
 TOKENS = 16
@@ -21,10 +21,10 @@ def main() -> int:
     with rounds.workspace(args.keep) as folder, tempfile.TemporaryDirectory(prefix="mlxk2-kernels-") as kernels:
         model = rounds.made(folder / "models", "small_models.py") / "4bit"
         pairs = rounds.paired(
-            lambda: answers.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
-            lambda: answers.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
+            lambda: completions.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
+            lambda: completions.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
         )
-    return rounds.verdict([rounds.compared("decoding, 4 bit", pairs, "tokens/s", answers.NAMES, at_least=5)])
+    return rounds.verdict([rounds.compared("decoding, 4 bit", pairs, "tokens/s", completions.NAMES, at_least=5)])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import load
 import rounds
 import servers
-from answers import DEMO
-from load import Answer, Body, Request
+from completions import DEMO
+from load import Body, Completion, Request
 from servers import NAMES, Server
 
 ROUNDS = 5
@@ -47,7 +47,7 @@ class Load(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model, how many tokens its answers have, the loads it is measured with, and how often.
+    """A model, how many tokens its completions have, the loads it is measured with, and how often.
 
     `words` is how many words make a prompt of 2,000 tokens.
     """
@@ -127,8 +127,8 @@ def _numbered(options: Body, number: int) -> Body:
 
 def _tokens_per_second(server: Server, requests: Sequence[Request]) -> float:
     """All tokens by the time from the first request to the last token."""
-    answers = [load.whole(answer) for answer in load.together(server.port, requests)]
-    return sum(answer.tokens for answer in answers) / max(answer.last for answer in answers)
+    completions = [load.whole(completion) for completion in load.together(server.port, requests)]
+    return sum(completion.tokens for completion in completions) / max(completion.last for completion in completions)
 
 
 def crowd(us: Server, them: Server) -> list[rounds.Figure]:
@@ -137,10 +137,10 @@ def crowd(us: Server, them: Server) -> list[rounds.Figure]:
     refused = {us: 0, them: 0}
 
     def longest_wait(server: Server) -> float:
-        answers = load.together(server.port, requests)
-        served = [answer for answer in answers if isinstance(answer, Answer)]
-        refused[server] += len(answers) - len(served)
-        return max(answer.first for answer in served)
+        completions = load.together(server.port, requests)
+        served = [completion for completion in completions if isinstance(completion, Completion)]
+        refused[server] += len(completions) - len(served)
+        return max(completion.first for completion in served)
 
     pairs = rounds.paired(lambda: longest_wait(us), lambda: longest_wait(them), ROUNDS)
     what = f"{CROWD} connections at once, longest wait for a first token"
@@ -162,8 +162,8 @@ def _waited_steps(us: Server) -> float:
     short = _question("Hello", 2, **GREEDY)
     alone = load.ask(us.port, short).first
     long = [Request(_question(f"Count from {number} to 100.", LONG, **GREEDY)) for number in range(1, MANY)]
-    answers = [load.whole(answer) for answer in load.together(us.port, [Request(short, delay=0.3), *long])]
-    late, *streams = answers
+    completions = [load.whole(completion) for completion in load.together(us.port, [Request(short, delay=0.3), *long])]
+    late, *streams = completions
     step = statistics.median((stream.last - stream.first) / stream.tokens for stream in streams)
     return (late.first - alone) / step
 

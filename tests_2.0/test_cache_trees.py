@@ -1,4 +1,4 @@
-"""Caches that nobody would write: any files of any bytes and names anywhere, and links to anything.
+"""Caches of a random generator: any files of any bytes and names anywhere, and links to anything.
 
 Every command has an answer that conforms, reads nothing outside, and leaves what is not its own alone. MLXK2_FUZZ tries
 so many times as many trees.

@@ -139,7 +139,7 @@ def test_a_repo_that_is_not_there(pusher: Pusher) -> None:
     error = pusher.error("--private")
     assert error["type"] == "repo_not_found"
     assert "--create" in error["hint"]
-    assert pusher.server.contents.repos == {}
+    assert pusher.server.hub.repos == {}
 
 
 @pytest.mark.parametrize("status", [403, 404, 409, 412, 500])

@@ -1,4 +1,4 @@
-"""What TESTING.md promises to whoever runs these tests: commands, opt-in tests, counts, several Pythons."""
+"""What TESTING.md promises to those who run these tests: commands, opt-in tests, counts, several Pythons."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pat
         "MLXK2_LIVE_WORKSPACE": str(tmp_path / "workspace"),
     })  # fmt: skip
     assert_all_passed(run, 2)
-    commit = hub_server.contents.repos["user/my-model"].find("main")
+    commit = hub_server.hub.repos["user/my-model"].find("main")
     assert commit is not None and set(commit.files) == set(files)
 
 

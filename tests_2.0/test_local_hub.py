@@ -48,7 +48,7 @@ def read(server: HubServer, name: str, revision: str = "main") -> bytes:
 
 
 def test_reading(hub_server: HubServer, api: HfApi) -> None:
-    hub_server.contents.page_size = 2
+    hub_server.hub.page_size = 2
     commit = hub_server.add(MODEL, FILES)
     hub_server.add(MODEL, {"more.txt": b"more"}, branch="dev/x")
     assert api.model_info(MODEL).sha == commit
@@ -82,10 +82,10 @@ def test_writing(hub_server: HubServer, api: HfApi) -> None:
     assert api.create_repo(MODEL, private=True).repo_id == MODEL
     api.create_repo(MODEL, exist_ok=True)
     api.create_branch(MODEL, branch="dev")
-    hub_server.contents.repos[MODEL].private = False
+    hub_server.hub.repos[MODEL].private = False
     operations = [added(name, data) for name, data in FILES.items()]
     info = api.create_commit(MODEL, operations, commit_message="first", revision="dev")
-    assert info.oid == hub_server.contents.repos[MODEL].branches["dev"]
+    assert info.oid == hub_server.hub.repos[MODEL].branches["dev"]
     assert all(read(hub_server, name, "dev") == data for name, data in FILES.items())
     assert set(api.list_repo_files(MODEL)) == {".gitattributes"}
     api.create_commit(MODEL, [CommitOperationDelete("sub/", is_folder=True)], commit_message="less", revision="dev")
@@ -102,7 +102,7 @@ def test_large_files_are_uploaded_once_and_checked(hub_server: HubServer, api: H
         api.create_commit(MODEL, [added("model.safetensors", b"weights")], commit_message="weights")
     assert hub_server.log.count("PUT", origin="cdn") == 1
     assert hub_server.log.count("POST", "/verify") == 1
-    assert len(hub_server.contents.repos[MODEL].commits) == 2  # the first one and the repo's own
+    assert len(hub_server.hub.repos[MODEL].commits) == 2  # the first one and the repo's own
     wrong = httpx.put(f"{hub_server.cdn_url}/upload/{'0' * 64}", content=b"other")
     assert wrong.status_code == 400
 

@@ -20,7 +20,7 @@ OTHER_FOLDER = "models--org--other"
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
 def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_client: Client, is_xet: bool) -> None:
-    hub_server.contents.page_size = 2
+    hub_server.hub.page_size = 2
     commit = hub_server.add(MODEL, chat_model() | {"sub/deep/notes.txt": b"notes"}, is_xet=is_xet)
     data = pull(hub_client)
     assert data["download_status"] == "success"
@@ -182,7 +182,7 @@ def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubS
     pull(hub_client)
     hub_server.add(MODEL, {"notes.txt": b"new"})
     pull(hub_client)
-    hub_server.contents.repos[MODEL].branches["main"] = old
+    hub_server.hub.repos[MODEL].branches["main"] = old
     hub_server.log.clear()
     assert pull(hub_client)["commit_hash"] == old
     assert requested_files(hub_server) == set()

@@ -37,8 +37,8 @@ def good(hub_server: HubServer, hub_client: Client) -> Path:
 
 def _hash_of_another(server: HubServer) -> None:
     """Let the hub say of all large files that they are the good model's weights."""
-    good = next(iter(server.contents.repos[GOOD].commits.values())).files[WEIGHTS]
-    server.contents.changed = lambda listing: [
+    good = next(iter(server.hub.repos[GOOD].commits.values())).files[WEIGHTS]
+    server.hub.changed = lambda listing: [
         entry | {"xetHash": good.xet_hash} if "xetHash" in entry else entry for entry in listing
     ]
 
@@ -150,7 +150,7 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     commit = hub_server.add(MODEL, {WEIGHTS: OTHER_BYTES}, branch="fix/a")
-    hub_server.contents.repos[MODEL].branches["main"] = commit
+    hub_server.hub.repos[MODEL].branches["main"] = commit
     path = hub_client.cache_dir / FOLDER / name.replace("COMMIT", commit)
     if path.exists():
         path.unlink()

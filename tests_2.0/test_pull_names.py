@@ -62,8 +62,8 @@ def test_white_space_around_the_address_of_the_hub(hub_server: HubServer, hub_cl
 @pytest.mark.parametrize("size", [1000, 2], ids=["one page", "pages"])
 def test_a_name_that_is_listed_twice(hub_server: HubServer, hub_client: Client, size: int) -> None:
     hub_server.add(MODEL, chat_model() | {"zz.safetensors": b"other bytes"})
-    hub_server.contents.page_size = size
-    hub_server.contents.changed = lambda listing: [
+    hub_server.hub.page_size = size
+    hub_server.hub.changed = lambda listing: [
         entry | {"path": entry["path"].replace("zz", "model")} for entry in listing
     ]
     error = pull_error(hub_client, MODEL)
@@ -80,7 +80,7 @@ def test_a_model_that_is_there_stays_as_it_is(
     commit = hub_server.add(MODEL, chat_model() | {"README.md": b"upper", "other.md": b"lower"})
     pull(hub_client)
     (hub_client.cache_dir / FOLDER / "snapshots" / commit / "readme.md").symlink_to("other.md")
-    hub_server.contents.changed = lambda listing: [
+    hub_server.hub.changed = lambda listing: [
         entry | {"path": entry["path"].replace("other.md", "readme.md")} for entry in listing
     ]
     before = read_files(hub_client.cache_dir)
@@ -140,7 +140,7 @@ def test_branches_whose_names_a_disk_takes_for_one(
     hub_server: HubServer, hub_client: Client, mac_disk: Path, first: str, second: str
 ) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    hub_server.contents.repos[MODEL].branches[first] = commit
+    hub_server.hub.repos[MODEL].branches[first] = commit
     hub_server.add(MODEL, {"notes.txt": b"new"}, branch=second)
     pull(hub_client, f"{MODEL}@{first}")
     error = pull_error(hub_client, f"{MODEL}@{second}")
@@ -154,7 +154,7 @@ def test_branches_of_which_one_would_be_a_folder(
 ) -> None:
     commit = hub_server.add(MODEL, chat_model())
     other = hub_server.add(MODEL, {"notes.txt": b"new"}, branch=second)
-    hub_server.contents.repos[MODEL].branches[first] = commit
+    hub_server.hub.repos[MODEL].branches[first] = commit
     pull(hub_client, f"{MODEL}@{first}")
     assert f"the branch {first!r}" in pull_error(hub_client, f"{MODEL}@{second}")["message"]
     assert (hub_client.cache_dir / FOLDER / "refs" / first).read_text() == commit

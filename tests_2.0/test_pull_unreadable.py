@@ -107,7 +107,7 @@ def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: 
     path = hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json"
     blob = path.resolve()
     blob.chmod(0)
-    on_hub = hub_server.contents.repos[MODEL].commits[commit].files["config.json"]
+    on_hub = hub_server.hub.repos[MODEL].commits[commit].files["config.json"]
     object.__setattr__(on_hub, "data", FILES["config.json"].upper())
     assert ordinary("pull", MODEL, "--json").code == 1
     blob.chmod(0o644)

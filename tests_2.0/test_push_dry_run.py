@@ -78,7 +78,7 @@ def test_a_repo_that_is_not_there(pusher: Pusher, branch: str) -> None:
     data = pusher.data("--dry-run", "--branch", branch, "--create")
     assert (data["would_create_repo"], data["would_create_branch"]) == (True, branch == "dev")
     assert data["dry_run_summary"] == {"added": len(BEFORE), "modified": 0, "deleted": 0}
-    assert (data["no_changes"], data["created_repo"], pusher.server.contents.repos) == (False, False, {})
+    assert (data["no_changes"], data["created_repo"], pusher.server.hub.repos) == (False, False, {})
 
 
 def test_a_branch_that_is_not_there_would_begin_as_main(pusher: Pusher) -> None:
@@ -128,7 +128,7 @@ def test_what_only_the_hub_can_compare_is_left_to_it(pusher: Pusher) -> None:
 
 
 def test_a_listing_of_many_pages(pusher: Pusher) -> None:
-    pusher.server.contents.page_size = 7
+    pusher.server.hub.page_size = 7
     pusher.add({f"file-{number}": b"%d" % number for number in range(40)})
     pusher.write({f"file-{number}": b"%d" % number for number in range(1, 41)})
     assert pusher.data("--dry-run")["dry_run_summary"] == {"added": 1, "modified": 0, "deleted": 1}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from support.hub import Fault
-from support.hub.contents import Repo
+from support.hub.repos import Repo
 from support.layouts import weights
 from support.pushing import FOLDER, MODEL, Pusher, push_data, push_error
 
@@ -107,7 +107,7 @@ def test_hfignore_is_merged_with_the_defaults_and_forwarded(pusher: Pusher) -> N
     data = pusher.data("--private")
     assert pusher.remote_files() == keep
     assert data["local_files_count"] == data["uploaded_files_count"] == len(keep)
-    (forwarded,) = pusher.server.contents.ignore_rules
+    (forwarded,) = pusher.server.hub.ignore_rules
     assert (forwarded or "").splitlines() == [*DEFAULTS, *rules.decode().splitlines(), *ALWAYS]
 
 
@@ -182,7 +182,7 @@ def test_a_public_repo_is_named_as_one(pusher: Pusher) -> None:
 
 
 def test_a_gated_repo_of_others_is_not_taken_for_a_missing_one(pusher: Pusher) -> None:
-    pusher.server.contents.repos[MODEL] = Repo(MODEL, gated=True)
+    pusher.server.hub.repos[MODEL] = Repo(MODEL, gated=True)
     pusher.server.add(MODEL, {"a": b"1"}, gated=True)
     pusher.write({"a": b"2"})
     error = pusher.error("--private", "--create", HF_TOKEN=pusher.server.token("stranger"))

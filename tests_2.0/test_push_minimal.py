@@ -137,7 +137,7 @@ def test_a_pipe_is_not_waited_for(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     os.mkfifo(pusher.folder / "pipe")
     assert "pipe is not a regular file" in pusher.error("--private", "--create")["message"]
-    assert pusher.server.contents.repos == {}
+    assert pusher.server.hub.repos == {}
 
 
 def test_a_pipe_in_the_place_of_the_ignore_file(pusher: Pusher) -> None:

@@ -1,4 +1,4 @@
-"""Secrets stay at home, and `push` says so; whoever means it can push them all the same."""
+"""Secrets stay at home, and `push` says so; a user who wants to push them can do so."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_secrets_are_left_out_and_named(pusher: Pusher) -> None:
     assert planned["secrets_left_out"] == pushed["secrets_left_out"] == sorted(found)
     assert sorted(planned["added_files"]) == sorted(WHOLE)
     assert pusher.remote_files().keys() | {".gitattributes"} == WHOLE.keys()
-    assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
+    assert not any(b"hush" in body for body in pusher.server.hub.objects.values())
 
 
 LINKS = {
@@ -80,7 +80,7 @@ def test_links_to_secrets_are_left_out_and_named(pusher: Pusher) -> None:
     data = pusher.data("--private")
     assert (data["secrets_left_out"], data["secrets_on_hub"]) == (sorted([*found, *LINKS]), ["notes.txt"])
     assert pusher.remote_files().keys() | {".gitattributes"} == WHOLE.keys() | {".hfignore", "door.txt", "notes.txt"}
-    assert not any(b"hush" in body for body in pusher.server.contents.objects.values())
+    assert not any(b"hush" in body for body in pusher.server.hub.objects.values())
 
 
 @pytest.mark.parametrize("line", ["!notes.txt", "!.netrc", "!*.txt"])

@@ -19,7 +19,7 @@ PETABYTE = 10**15
 
 def test_a_model_larger_than_the_disk_is_not_begun(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
-    files = hub_server.contents.repos[MODEL].commits[commit].files
+    files = hub_server.hub.repos[MODEL].commits[commit].files
     assert isinstance(files, dict)
     files["model.safetensors"] = replace(files["model.safetensors"], claimed_size=PETABYTE)
     outcome = hub_client.run("pull", MODEL, "--json")

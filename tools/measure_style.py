@@ -29,7 +29,7 @@ PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- figures of tools/measure_style.py -->\n", "<!-- end of figures -->"
 
 LENGTHS = (50, 10), (90, 32), (100, 40)  # percentiles of the lengths of functions, and what they may be
-MOST_LINES = 400
+MAX_LINES = 400
 MAX_FILES = 12  # of a folder
 SHORT_LINES, MAX_SHORT = 60, 10  # modules with fewer lines, and how many there may be
 MAX_ONE_CALLER = 8  # per thousand lines
@@ -176,7 +176,7 @@ def table(measured: Measured) -> str:
         ("of `mlxk2/`", "measured", "at most"),
         ("---", "---", "---"),
         ("lines of a function: median / 90th percentile / longest", lengths, aims),
-        ("lines of the longest file", measured.files[-1][0], MOST_LINES),
+        ("lines of the longest file", measured.files[-1][0], MAX_LINES),
         ("files of the fullest folder", measured.folders[-1][0], MAX_FILES),
         ("circles of files that import each other", len(measured.circles), 0),
         (f"modules under {SHORT_LINES} lines", len(measured.short), MAX_SHORT),
@@ -196,7 +196,7 @@ def faults(measured: Measured, page: str) -> Iterator[str]:
     for found, (percent, aim) in zip(measured.percentiles[:-1], LENGTHS[:-1], strict=True):
         if found > aim:
             yield f"{percent}% of the functions have up to {found} lines, at most {aim} are aimed at"
-    for sizes, aim in ((measured.functions, LENGTHS[-1][1]), (measured.files, MOST_LINES)):
+    for sizes, aim in ((measured.functions, LENGTHS[-1][1]), (measured.files, MAX_LINES)):
         yield from (f"{place} has {lines} lines, at most {aim} are aimed at" for lines, place in sizes if lines > aim)
     for count, folder in measured.folders:
         if count > MAX_FILES:

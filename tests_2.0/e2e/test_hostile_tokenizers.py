@@ -1,4 +1,4 @@
-"""Tokenizers that fill memory or never end: whoever asks them is refused, and others do not notice."""
+"""Tokenizers that fill memory or never end: requests for them are refused, and other requests go on."""
 
 from __future__ import annotations
 

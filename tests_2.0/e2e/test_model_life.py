@@ -80,7 +80,7 @@ def test_the_life_of_a_model(user: Mlxk2, hub_server: HubServer, model: dict[str
 
     pushed = user("push", str(copy), PUSHED, "--private", "--create")
     assert (pushed["created_repo"], pushed["uploaded_files_count"]) == (True, len(model) + 1)
-    assert hub_server.contents.repos[PUSHED].branches["main"] == pushed["commit_sha"]
+    assert hub_server.hub.repos[PUSHED].branches["main"] == pushed["commit_sha"]
 
     again = user("push", str(copy), PUSHED, "--private")
     assert (again["no_changes"], again["commit_sha"]) == (True, None)

@@ -1,4 +1,4 @@
-"""Many clients of one server: together, each with its own text, whoever comes, goes, stalls or is in a hurry."""
+"""Many clients of one server: together, each with its own text, while clients come, go, stall or are in a hurry."""
 
 from __future__ import annotations
 

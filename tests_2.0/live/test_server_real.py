@@ -23,7 +23,7 @@ pytestmark = pytest.mark.server_real
 
 # Before any test isolates itself.
 HOME = os.environ.get("HF_HOME")
-MOST_MODELS = 12
+MAX_MODELS = 12
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 # What chat templates put around turns; none of it belongs into an answer.
 MARKS = re.compile(r"<\|\w+\|>|</?s>|<(start|end)_of_turn>|\[/?INST\]|<\|?channel\|?>|</?think>")
@@ -45,7 +45,7 @@ def models() -> list[str]:
         for model in json.loads(done.stdout)["data"]["models"]
         if model["runtime_compatible"] and "chat" in model["capabilities"] and model["size_bytes"] <= MEMORY // 2
     ]
-    return [name for _, name in sorted(found)][:MOST_MODELS]
+    return [name for _, name in sorted(found)][:MAX_MODELS]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

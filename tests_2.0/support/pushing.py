@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.conformance import assert_envelope, validator
 from support.hub import HubServer, Request
-from support.hub.contents import Blob, Repo
 from support.hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
+from support.hub.repos import Blob, Repo
 from support.previous_api import is_as_before
 
 from mlxk2.cli.main import main
@@ -104,7 +104,7 @@ class Pusher:
     @property
     def repo(self) -> Repo:
         """Return the repo on the hub."""
-        return self.server.contents.repos[MODEL]
+        return self.server.hub.repos[MODEL]
 
     def remote_files(self, branch: str = "main") -> dict[str, bytes]:
         """Return the files of a branch, without the one that the hub creates."""

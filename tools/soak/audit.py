@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from judge import Judge
 from librarian import Librarian
-from life import MOST_GROWTH, SHORTEST, Held, Life, settled
+from life import MAX_GROWTH, SHORTEST, Held, Life, settled
 from models import BULK, HOSTILE, TALE, WALK
 from programs import Programs
 from world import World
@@ -50,7 +50,7 @@ async def audit(world: World, judge: Judge, life: Life, librarian: Librarian, pr
 
 
 def _compare(judge: Judge, memory: tuple[int, int] | None, at_start: Held | None, at_end: Held | None) -> None:
-    if memory is not None and memory[1] > MOST_GROWTH * memory[0]:
+    if memory is not None and memory[1] > MAX_GROWTH * memory[0]:
         judge.complain(f"the memory grows from {memory[0]:,} to {memory[1]:,} bytes in one life")
     if at_start is not None and at_end is not None:
         for what, before, after in zip(Held._fields, at_start, at_end, strict=True):

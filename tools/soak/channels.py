@@ -13,7 +13,7 @@ from random import Random
 
 import httpx
 import openai
-from answers import JSON, Answer, Lost, Odd, Outcome, Page, of_chunks, of_error, of_events, of_whole
+from outcomes import JSON, Completion, Lost, Odd, Outcome, Page, of_chunks, of_error, of_events, of_whole
 from questions import CHAT, Question
 
 # Seconds; on a busy machine, with a server that is stopped now and then and swaps models all the time.
@@ -89,10 +89,10 @@ class Channels:
         # What OpenAI does not define goes beside its own fields.
         body = dict(question.body)
         extra = {name: body.pop(name) for name in ("top_k",) if name in body}
-        answer = await self._openai.chat.completions.create(**body, extra_body=extra)
+        response = await self._openai.chat.completions.create(**body, extra_body=extra)
         if not body.get("stream"):
-            return of_whole(answer.model_dump())
-        async for chunk in answer:
+            return of_whole(response.model_dump())
+        async for chunk in response:
             chunks.append(chunk.model_dump())
         return _whole_or_cut(chunks)
 
@@ -186,10 +186,10 @@ def _joined(body: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _whole_or_cut(chunks: list[JSON]) -> Answer | Lost:
-    answer = of_chunks(chunks)
-    is_whole = bool(answer.texts) and answer.texts.keys() == answer.reasons.keys()
-    return answer if is_whole else Lost("cut", f"after {len(chunks)} chunks")
+def _whole_or_cut(chunks: list[JSON]) -> Completion | Lost:
+    completion = of_chunks(chunks)
+    is_whole = bool(completion.texts) and completion.texts.keys() == completion.reasons.keys()
+    return completion if is_whole else Lost("cut", f"after {len(chunks)} chunks")
 
 
 def _lost(fault: BaseException, has_begun: bool) -> Lost:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from answers import Answer, Lost, Odd, Outcome, Page, Refusal
+from outcomes import Completion, Lost, Odd, Outcome, Page, Refusal
 from questions import Question
 
 # The times of restarts.
@@ -17,7 +17,7 @@ RESTART = "restart"
 _MISSING = {(404, "model_not_found"), (400, "model_unhealthy")}
 # In a stream that began before its model went away.
 _MISSING_CODES = {code for _, code in _MISSING}
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 Span = tuple[float, float]
 
@@ -67,7 +67,7 @@ class Judge:
             self.complain(f"{question.kind} {question.path} {str(question.body)[:500]}: {complaint}")
             return
         self.counts[kind] += 1
-        if isinstance(outcome, Answer | Page):
+        if isinstance(outcome, Completion | Page):
             self.latencies[question.kind].append(self.timeline.now - since)
 
     def done(self, fault: str) -> None:
@@ -78,24 +78,24 @@ class Judge:
     def complain(self, complaint: str) -> None:
         """Note and print what should not have happened."""
         self.unexpected.append(complaint)
-        if len(self.unexpected) <= _MOST_SHOWN:
+        if len(self.unexpected) <= _MAX_SHOWN:
             text = f"[{self.timeline.now:6.1f}] UNEXPECTED (seed {self._seed}): {complaint}"
             print(text, file=sys.stderr, flush=True)
 
     def _verdict(self, question: Question, outcome: Outcome, since: float) -> tuple[str, str | None]:
-        if isinstance(outcome, Answer | Page):
-            return f"right: {question.kind}", self._fault_of_answer(question, outcome, since)
+        if isinstance(outcome, Completion | Page):
+            return f"right: {question.kind}", self._fault_of_response(question, outcome, since)
         if isinstance(outcome, Refusal):
             return self._of_refusal(question, outcome, since)
         if isinstance(outcome, Odd):
             return "", outcome.detail
         return self._of_loss(outcome, since)
 
-    def _fault_of_answer(self, question: Question, answer: Answer | Page, since: float) -> str | None:
+    def _fault_of_response(self, question: Question, response: Completion | Page, since: float) -> str | None:
         is_restarting = self.timeline.was_out_of_order(RESTART, since)
-        if isinstance(answer, Page) and answer.status == 503 and is_restarting:
+        if isinstance(response, Page) and response.status == 503 and is_restarting:
             return None
-        return question.check(answer)
+        return question.check(response)
 
     def _of_refusal(self, question: Question, refusal: Refusal, since: float) -> tuple[str, str | None]:
         what = (refusal.status, refusal.code)

@@ -26,7 +26,7 @@ Sample = tuple[float, int]
 SHORTEST = 120.0
 _WARM_UP = 1 / 2
 # Peak of memory at the end, divided by that of the warm-up.
-MOST_GROWTH = 1.05
+MAX_GROWTH = 1.05
 
 
 class Held(NamedTuple):
@@ -67,7 +67,7 @@ _ARGUMENTS = ("--model", "demo", "--prompt-cache-bytes", "4MB", "--max-concurren
 # Enough requests at once, and rounds of them, to create all threads that read the disk.
 _LOOKERS, _ROUNDS = 32, 3
 # Seconds until the server must have noticed that clients are gone.
-_MOST_IDLE_WAIT = 20.0
+_MAX_IDLE_SECONDS = 20.0
 
 
 class Life:
@@ -160,7 +160,7 @@ class Life:
         return held_by(self.pid)
 
     async def _wait_until_idle(self, client: httpx.AsyncClient) -> None:
-        deadline = time.monotonic() + _MOST_IDLE_WAIT
+        deadline = time.monotonic() + _MAX_IDLE_SECONDS
         while (state := (await client.get(HEALTH)).json())["active"] or state["queued"]:
             if time.monotonic() > deadline:
                 self._judge.complain(f"all clients are idle, but /health says {state}")

@@ -8,11 +8,11 @@ from contextlib import suppress
 from random import Random
 
 import questions
-from answers import Answer
 from channels import Channels, be_rude
 from judge import Judge
 from librarian import Librarian
 from life import Life
+from outcomes import Completion
 from questions import Question
 
 CLIENTS = 10
@@ -39,13 +39,13 @@ class Load:
         self._known: list[Question] = []
 
     async def learn(self) -> None:
-        """Ask every repeatable question once, while the server is idle, and remember the answers."""
+        """Ask every repeatable question once, while the server is idle, and remember the completions."""
         channels = Channels(self._life.url)
         for question in questions.repeatable(self._rng("questions")):
-            answer = await channels.plainly(question)
-            if not isinstance(answer, Answer):
-                raise RuntimeError(f"{question} can't be asked alone: {answer}")
-            self._known.append(questions.remembered(question, answer))
+            completion = await channels.plainly(question)
+            if not isinstance(completion, Completion):
+                raise RuntimeError(f"{question} can't be asked alone: {completion}")
+            self._known.append(questions.remembered(question, completion))
         await channels.close()
 
     async def run(self) -> None:
@@ -77,7 +77,7 @@ class Load:
             outcome = await ask(question)
             self._judge.counts[f"asked: {ask.__name__}"] += 1
             self._judge.answered(question, outcome, since)
-            if not isinstance(outcome, Answer):
+            if not isinstance(outcome, Completion):
                 await self._pause(0.2)
         await channels.close()
 

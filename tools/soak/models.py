@@ -1,7 +1,7 @@
-"""The models under load, and their possible answers.
+"""The models under load, and their possible completions.
 
-`demo` is part of the package. WALK never changes; each of its letters is followed by one of a few, so every answer can
-be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull to be killed
+`demo` is part of the package. WALK never changes; each of its letters is followed by one of a few, so every completion
+can be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull to be killed
 halfway; its files are sound, but can't be loaded. HOSTILE has a tokenizer that fills memory.
 """
 
@@ -31,13 +31,13 @@ FOLLOWS: Mapping[str, Sequence[str]] = {
 
 
 def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
-    """Return what is wrong with an answer of WALK that no stop string ended; None if it is possible."""
+    """Return what is wrong with a completion of WALK that no stop string ended; None if it is possible."""
     for letter in text:
         if letter not in FOLLOWS[after]:
             return f"{letter!r} can't follow {after!r}"
         after = letter
     if reason == "stop" and END not in FOLLOWS[after]:
-        return f"the answer can't end after {after!r}"
+        return f"the completion can't end after {after!r}"
     return None
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from answers import JSON, Answer, Page
 from models import BULK, DEMO, EDITIONS, HOSTILE, TALE, WALK, fault_of_walk
+from outcomes import JSON, Completion, Page
 
 CHAT, COMPLETIONS, HEALTH, MODELS = "/v1/chat/completions", "/v1/completions", "/health", "/v1/models"
-# The answers of the demo at temperature 0.
+# The completions of the demo at temperature 0.
 FACTS = {
     "What is the capital of France?": "The capital of France is Paris.",
     "What is 3 + 4?": "3 + 4 = 7.",
@@ -22,8 +22,8 @@ _CONTEXT = 4096
 _LIMITS = {"demo": 48, "long": 200}
 _STOPS = ("e", "mn", "kq")
 
-# Returns what is wrong with an answer, or None.
-Check = Callable[[Answer | Page], str | None]
+# Returns what is wrong with a response, or None.
+Check = Callable[[Completion | Page], str | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Return a key that is equal only for questions with the same answer."""
+        """Return a key that is equal only for questions with the same completion."""
         return f"{self.path} {json.dumps(self.body, sort_keys=True)}"
 
 
@@ -83,24 +83,24 @@ def repeatable(rng: Random) -> list[Question]:
     return [Question(kind, path, body, model=str(body["model"])) for kind, path, body in bodies]
 
 
-def remembered(question: Question, first: Answer) -> Question:
-    """Return the question with the answer that it got while the server was idle."""
+def remembered(question: Question, first: Completion) -> Question:
+    """Return the question with the completion that it got while the server was idle."""
 
-    def check(answer: Answer | Page) -> str | None:
-        assert isinstance(answer, Answer)
-        if answer.outcome != first.outcome:
-            return f"{answer.outcome} instead of {first.outcome}, as when it was asked alone"
-        return _fault_of_counts(answer, first)
+    def check(response: Completion | Page) -> str | None:
+        assert isinstance(response, Completion)
+        if response.outcome != first.outcome:
+            return f"{response.outcome} instead of {first.outcome}, as when it was asked alone"
+        return _fault_of_counts(response, first)
 
     return replace(question, check=check)
 
 
-def _fault_of_counts(answer: Answer, first: Answer) -> str | None:
-    assert answer.usage is not None and first.usage is not None
-    if answer.logprobs != first.logprobs:
-        return f"logprobs of {answer.logprobs} tokens instead of {first.logprobs}"
+def _fault_of_counts(response: Completion, first: Completion) -> str | None:
+    assert response.usage is not None and first.usage is not None
+    if response.logprobs != first.logprobs:
+        return f"logprobs of {response.logprobs} tokens instead of {first.logprobs}"
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    found, right = ({name: usage[name] for name in names} for usage in (answer.usage, first.usage))
+    found, right = ({name: usage[name] for name in names} for usage in (response.usage, first.usage))
     return None if found == right else f"usage {found} instead of {right}"
 
 
@@ -114,7 +114,7 @@ def a_fact(rng: Random) -> Question:
 
 
 def a_long_one(rng: Random) -> Question:
-    """Ask a new prompt of up to a few thousand tokens, for one answer or many."""
+    """Ask a new prompt of up to a few thousand tokens, for one completion or many."""
     words = " ".join(str(rng.randrange(1000)) for _ in range(rng.randrange(50, 1000)))
     return Question("long", CHAT, chat(words, max_tokens=2, n=rng.choice((1, 1, 8))))
 
@@ -129,16 +129,16 @@ def a_walk(rng: Random) -> Question:
     limit = rng.randrange(1, 60)
     body = chat("Walk.", model=WALK, max_tokens=limit, n=rng.choice((1, 1, 4)), logprobs=True)
 
-    def check(answer: Answer | Page) -> str | None:
-        assert isinstance(answer, Answer)
-        faults = [fault_of_walk(text, reason) for text, reason in answer.outcome]
-        tokens = sum(len(text) + (reason == "stop") for text, reason in answer.outcome)
+    def check(response: Completion | Page) -> str | None:
+        assert isinstance(response, Completion)
+        faults = [fault_of_walk(text, reason) for text, reason in response.outcome]
+        tokens = sum(len(text) + (reason == "stop") for text, reason in response.outcome)
         if any(faults):
             return str(faults)
-        if answer.logprobs != {number: len(text) for number, text in answer.texts.items()}:
-            return f"logprobs of {answer.logprobs} tokens for {answer.texts}"
-        reported = (answer.usage or {"completion_tokens": tokens})["completion_tokens"]
-        return None if reported == tokens else f"{reported} tokens reported for {answer.outcome}"
+        if response.logprobs != {number: len(text) for number, text in response.texts.items()}:
+            return f"logprobs of {response.logprobs} tokens for {response.texts}"
+        reported = (response.usage or {"completion_tokens": tokens})["completion_tokens"]
+        return None if reported == tokens else f"{reported} tokens reported for {response.outcome}"
 
     return Question("sampled", CHAT, body, check, model=WALK)
 
@@ -148,9 +148,9 @@ def a_stopped_walk(rng: Random) -> Question:
     start = rng.choice("abc")
     body = {"model": WALK, "prompt": start, "max_tokens": 200, "stop": list(_STOPS)}
 
-    def check(answer: Answer | Page) -> str | None:
-        assert isinstance(answer, Answer)
-        text = answer.texts[0]
+    def check(response: Completion | Page) -> str | None:
+        assert isinstance(response, Completion)
+        text = response.texts[0]
         if any(stop in text for stop in _STOPS):
             return f"a stop string is in {text!r}"
         return fault_of_walk(text, "", after=start)
@@ -159,10 +159,10 @@ def a_stopped_walk(rng: Random) -> Question:
 
 
 def _says(texts: Sequence[str]) -> Check:
-    def check(answer: Answer | Page) -> str | None:
-        assert isinstance(answer, Answer)
-        is_right = answer.outcome in ([(text, "stop")] for text in texts)
-        return None if is_right else f"{answer.outcome} is none of {texts}"
+    def check(response: Completion | Page) -> str | None:
+        assert isinstance(response, Completion)
+        is_right = response.outcome in ([(text, "stop")] for text in texts)
+        return None if is_right else f"{response.outcome} is none of {texts}"
 
     return check
 
@@ -200,8 +200,8 @@ def a_hostile_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
     return Question("hostile", CHAT, chat("a", model=HOSTILE), _never_answered, refusal, model=HOSTILE)
 
 
-def _never_answered(answer: Answer | Page) -> str | None:
-    return f"{answer} was given to what must be refused"
+def _never_answered(response: Completion | Page) -> str | None:
+    return f"{response} was given to what must be refused"
 
 
 def a_look(rng: Random) -> Question:
@@ -211,14 +211,14 @@ def a_look(rng: Random) -> Question:
     return Question(path, path, None, check, method="GET")
 
 
-def _fault_of_health(answer: Answer | Page) -> str | None:
-    assert isinstance(answer, Page)
-    state = answer.document
-    is_right = answer.status == 200 and state["status"] == "ok" and state["active"] >= 0 and state["queued"] >= 0
-    return None if is_right else f"{answer.status} {state}"
+def _fault_of_health(response: Completion | Page) -> str | None:
+    assert isinstance(response, Page)
+    state = response.document
+    is_right = response.status == 200 and state["status"] == "ok" and state["active"] >= 0 and state["queued"] >= 0
+    return None if is_right else f"{response.status} {state}"
 
 
-def _fault_of_models(answer: Answer | Page) -> str | None:
-    assert isinstance(answer, Page)
-    names = [entry["id"] for entry in answer.document["data"]]
+def _fault_of_models(response: Completion | Page) -> str | None:
+    assert isinstance(response, Page)
+    names = [entry["id"] for entry in response.document["data"]]
     return None if {DEMO, WALK} <= set(names) and len(names) == len(set(names)) else f"the models are {names}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from support.hub.contents import Commit, Contents, Repo
+from support.hub.repos import Commit, Hub, Repo
 
 
 class Refusal(Exception):
@@ -24,38 +24,38 @@ def refuse(_: Request, refusal: Exception) -> Response:
     return JSONResponse({"error": refusal.message}, refusal.status, headers)
 
 
-def user_of(contents: Contents, request: Request) -> str | None:
+def user_of(hub: Hub, request: Request) -> str | None:
     """Return the user of a request's token, None without a token; raise Refusal for an unknown token."""
     token = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if token and token not in contents.tokens:
+    if token and token not in hub.tokens:
         raise Refusal(401, "", "Invalid credentials in Authorization header")
-    return contents.tokens.get(token)
+    return hub.tokens.get(token)
 
 
-def repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+def repo_of(hub: Hub, request: Request, repo_id: str) -> Repo:
     """Return the repo if the user may know that it exists; refuse a missing and a private one in the same way."""
-    user = user_of(contents, request)
-    repo = contents.repos.get(repo_id)
-    if new := contents.renamed.get(repo_id):
+    user = user_of(hub, request)
+    repo = hub.repos.get(repo_id)
+    if new := hub.renamed.get(repo_id):
         raise Refusal(307, "", "", {"location": str(request.url.replace(path=request.url.path.replace(repo_id, new)))})
     if repo is None or (repo.private and user not in repo.readers):
         raise Refusal(404 if user else 401, "RepoNotFound", "Repository not found")
     return repo
 
 
-def open_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+def open_repo_of(hub: Hub, request: Request, repo_id: str) -> Repo:
     """Return the repo if the user may read its files."""
-    repo = repo_of(contents, request, repo_id)
-    user = user_of(contents, request)
+    repo = repo_of(hub, request, repo_id)
+    user = user_of(hub, request)
     if repo.gated and user not in repo.readers:
         raise Refusal(403 if user else 401, "GatedRepo", f"Access to model {repo_id} is restricted.")
     return repo
 
 
-def writable_repo_of(contents: Contents, request: Request, repo_id: str) -> Repo:
+def writable_repo_of(hub: Hub, request: Request, repo_id: str) -> Repo:
     """Return the repo if the user owns it."""
-    repo = repo_of(contents, request, repo_id)
-    user = user_of(contents, request)
+    repo = repo_of(hub, request, repo_id)
+    user = user_of(hub, request)
     if user is None:
         raise Refusal(401, "", "Invalid username or password.")
     if user != repo_id.partition("/")[0] and user not in repo.readers:

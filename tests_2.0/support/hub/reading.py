@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from support.hub.access import Refusal, commit_of, open_repo_of, repo_of, user_of
-from support.hub.contents import Blob, Commit, Contents, Repo
+from support.hub.repos import Blob, Commit, Hub, Repo
 
 DATE = "2026-01-01T00:00:00.000Z"
 
@@ -19,8 +19,8 @@ MODEL = "/api/models/{owner}/{name}"
 class Reading:
     """The routes of the hub itself; requests for large files are redirected to `cdn_url`."""
 
-    def __init__(self, contents: Contents, cdn_url: str) -> None:
-        self._contents = contents
+    def __init__(self, hub: Hub, cdn_url: str) -> None:
+        self._hub = hub
         self._cdn_url = cdn_url
         self.router = router = APIRouter()
         router.get("/api/whoami-v2")(self.whoami)
@@ -35,10 +35,10 @@ class Reading:
         router.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])(self.resolve)
 
     def _repo(self, request: Request, owner: str, name: str) -> Repo:
-        return repo_of(self._contents, request, f"{owner}/{name}")
+        return repo_of(self._hub, request, f"{owner}/{name}")
 
     def whoami(self, request: Request) -> Any:
-        user = user_of(self._contents, request)
+        user = user_of(self._hub, request)
         if user is None:
             raise Refusal(401, "", "Invalid username or password.")
         return {"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}}
@@ -47,14 +47,14 @@ class Reading:
         return self.revision_info(request, owner, name, "main")
 
     def no_owner(self, request: Request, name: str) -> Any:
-        return _info(repo := repo_of(self._contents, request, name), commit_of(repo, "main"))
+        return _info(repo := repo_of(self._hub, request, name), commit_of(repo, "main"))
 
     def revision_info(self, request: Request, owner: str, name: str, revision: str) -> Any:
         repo = self._repo(request, owner, name)
         return _info(repo, commit_of(repo, unquote(revision)))
 
     def auth_check(self, request: Request, owner: str, name: str) -> Any:
-        open_repo_of(self._contents, request, f"{owner}/{name}")
+        open_repo_of(self._hub, request, f"{owner}/{name}")
         return {}
 
     def refs(self, request: Request, owner: str, name: str) -> Any:
@@ -69,11 +69,11 @@ class Reading:
 
     def tree(self, request: Request, owner: str, name: str, revision: str, folder: str = "") -> Any:
         commit = commit_of(self._repo(request, owner, name), unquote(revision))
-        listing = self._contents.changed(_tree(commit, unquote(folder)))
-        return _page(request, listing, self._contents.page_size)
+        listing = self._hub.changed(_tree(commit, unquote(folder)))
+        return _page(request, listing, self._hub.page_size)
 
     def resolve(self, request: Request, owner: str, name: str, revision: str, path: str) -> Response:
-        repo = open_repo_of(self._contents, request, f"{owner}/{name}")
+        repo = open_repo_of(self._hub, request, f"{owner}/{name}")
         commit = commit_of(repo, unquote(revision))
         blob = commit.files.get(unquote(path))
         if blob is None:
@@ -81,13 +81,13 @@ class Reading:
         return _resolved(request, commit, blob, self._cdn_url, repo.repo_id)
 
 
-def objects(contents: Contents) -> APIRouter:
+def objects(hub: Hub) -> APIRouter:
     """Return the routes of the other origin, which serves the bytes of large files."""
     router = APIRouter()
 
     @router.api_route("/objects/{sha256}/{path:path}", methods=["GET", "HEAD"])
     def read(request: Request, sha256: str, path: str) -> Response:  # noqa: ARG001 - it is there to be read in the log
-        data = contents.object(sha256)
+        data = hub.object(sha256)
         return Response(status_code=404) if data is None else ranged(request, data, {"etag": f'"{sha256}"'})
 
     return router

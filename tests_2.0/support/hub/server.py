@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from support.hub import reading, writing, xet
 from support.hub.access import Refusal, refuse
-from support.hub.contents import Blob, Contents, Repo, is_large
 from support.hub.faults import App, Faults, Gate
 from support.hub.log import Log
+from support.hub.repos import Blob, Hub, Repo, is_large
 
 HOST = "127.0.0.1"
 START_SECONDS = 10
@@ -25,11 +25,11 @@ class HubServer:
     """A hub that a test fills; `folder` holds its Xet store."""
 
     def __init__(self, folder: Path) -> None:
-        self.contents = Contents()
+        self.hub = Hub()
         self.log = Log()
         self.faults = Faults()
         self._store = xet.Store(folder / "xet")
-        self.contents.in_store = self._store.find
+        self.hub.in_store = self._store.find
         self._sockets = [_listen(0), _listen(0)]
         self._ports = [sock.getsockname()[1] for sock in self._sockets]
         self._servers: list[uvicorn.Server] = []
@@ -66,7 +66,7 @@ class HubServer:
         is_xet: bool = False,
     ) -> str:
         """Commit files to a branch of a repo and return the new commit; create the repo if it is missing."""
-        repo = self.contents.repos.setdefault(repo_id, Repo(repo_id))
+        repo = self.hub.repos.setdefault(repo_id, Repo(repo_id))
         repo.private, repo.gated = private, gated
         repo.readers |= set(readers)
         old = repo.find(branch) or repo.find("main")
@@ -77,15 +77,15 @@ class HubServer:
     def token(self, user: str) -> str:
         """Return a new token of a user."""
         token = f"hf_{secrets.token_hex(16)}"
-        self.contents.tokens[token] = user
+        self.hub.tokens[token] = user
         return token
 
     def rename(self, old: str, new: str) -> None:
         """Give a repo another id; requests for the old one are redirected."""
-        repo = self.contents.repos.pop(old)
+        repo = self.hub.repos.pop(old)
         repo.repo_id = new
-        self.contents.repos[new] = repo
-        self.contents.renamed[old] = new
+        self.hub.repos[new] = repo
+        self.hub.renamed[old] = new
 
     def start(self) -> None:
         """Start serving, on the same ports as before, and wait until the hub responds."""
@@ -113,11 +113,11 @@ class HubServer:
 
     async def _serve(self, started: Event) -> None:
         hub = _app(
-            reading.Reading(self.contents, self.cdn_url).router,
-            writing.Writing(self.contents, self.url, self.cdn_url).router,
-            xet.routes(self.contents, self._store),
+            reading.Reading(self.hub, self.cdn_url).router,
+            writing.Writing(self.hub, self.url, self.cdn_url).router,
+            xet.routes(self.hub, self._store),
         )
-        cdn = _app(reading.objects(self.contents), writing.uploads(self.contents))
+        cdn = _app(reading.objects(self.hub), writing.uploads(self.hub))
         gates = [Gate(hub, "hub", self.log, self.faults, self._end), Gate(cdn, "cdn", self.log, self.faults, self._end)]
         self._servers = [_server(gate) for gate in gates]
         sockets, self._sockets = self._sockets, []

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from support.hub.access import Refusal, commit_of, user_of, writable_repo_of
-from support.hub.contents import Blob, Contents, Repo, is_large
+from support.hub.repos import Blob, Hub, Repo, is_large
 
 GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 LFS_TYPE = "application/vnd.git-lfs+json"
@@ -24,8 +24,8 @@ LFS = "/{owner}/{name}.git/info/lfs"
 class Writing:
     """The routes for writing; large files are uploaded to `cdn_url`."""
 
-    def __init__(self, contents: Contents, hub_url: str, cdn_url: str) -> None:
-        self._contents = contents
+    def __init__(self, hub: Hub, hub_url: str, cdn_url: str) -> None:
+        self._hub = hub
         self._hub_url = hub_url
         self._cdn_url = cdn_url
         self.router = router = APIRouter()
@@ -39,16 +39,16 @@ class Writing:
 
     async def create(self, request: Request) -> Response:
         asked = await request.json()
-        user = user_of(self._contents, request)
+        user = user_of(self._hub, request)
         owner = asked.get("organization") or user
         if user is None or owner != user:
             raise Refusal(401 if user is None else 403, "", "You don't have the rights to create a model here")
         repo_id = f"{owner}/{asked['name']}"
         url = {"url": f"{self._hub_url}/{repo_id}"}
-        if repo_id in self._contents.repos:
+        if repo_id in self._hub.repos:
             return JSONResponse({**url, "error": "You already created this model repo"}, 409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        repo = self._contents.repos[repo_id] = Repo(repo_id, private=private, readers={user})
+        repo = self._hub.repos[repo_id] = Repo(repo_id, private=private, readers={user})
         repo.commit({".gitattributes": Blob(GIT_ATTRIBUTES)}, "main", "initial commit")
         return JSONResponse(url)
 
@@ -70,7 +70,7 @@ class Writing:
     async def preupload(self, request: Request, owner: str, name: str, revision: str) -> Response:
         present = commit_of(self._repo(request, owner, name), unquote(revision)).files
         asked = await request.json()
-        self._contents.ignore_rules.append(asked.get("gitIgnore"))
+        self._hub.ignore_rules.append(asked.get("gitIgnore"))
         return JSONResponse({"files": [_mode(file, present.get(file["path"])) for file in asked["files"]]})
 
     async def commit(self, request: Request, owner: str, name: str, revision: str) -> Response:
@@ -81,7 +81,7 @@ class Writing:
         parent = commit_of(repo, revision)
         if header.get("parentCommit") not in (None, parent.oid):
             raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
-        files = _changed(self._contents, dict(parent.files), lines[1:])
+        files = _changed(self._hub, dict(parent.files), lines[1:])
         made = repo.commit(files, revision, header["summary"])
         url = f"{self._hub_url}/{repo.repo_id}/commit/{made.oid}"
         return JSONResponse({"success": True, "commitOid": made.oid, "commitUrl": url})
@@ -95,22 +95,22 @@ class Writing:
     async def verify(self, request: Request, owner: str, name: str) -> Response:
         self._repo(request, owner, name)
         asked = await request.json()
-        data = self._contents.objects.get(asked["oid"])
+        data = self._hub.objects.get(asked["oid"])
         return Response(status_code=200 if data is not None and len(data) == asked["size"] else 404)
 
     def _repo(self, request: Request, owner: str, name: str) -> Repo:
-        return writable_repo_of(self._contents, request, f"{owner}/{name}")
+        return writable_repo_of(self._hub, request, f"{owner}/{name}")
 
     def _upload(self, entry: dict[str, Any], repo_id: str) -> dict[str, Any]:
         known = {"oid": entry["oid"], "size": entry["size"]}
-        if self._contents.object(entry["oid"]) is not None:
+        if self._hub.object(entry["oid"]) is not None:
             return known
         upload = {"href": f"{self._cdn_url}/upload/{entry['oid']}", "header": {}}
         verify = {"href": f"{self._hub_url}/{repo_id}.git/info/lfs/verify", "header": {}}
         return known | {"actions": {"upload": upload, "verify": verify}}
 
 
-def uploads(contents: Contents) -> APIRouter:
+def uploads(hub: Hub) -> APIRouter:
     """Return the route of the other origin that accepts large files and refuses those with a wrong hash."""
     router = APIRouter()
 
@@ -119,7 +119,7 @@ def uploads(contents: Contents) -> APIRouter:
         blob = Blob(await request.body(), is_lfs=True)
         if blob.sha256 != sha256:
             return Response(status_code=400)
-        contents.objects[sha256] = blob.data
+        hub.objects[sha256] = blob.data
         return Response(status_code=200)
 
     return router
@@ -131,7 +131,7 @@ def _mode(file: dict[str, Any], present: Blob | None) -> dict[str, Any]:
     return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | known
 
 
-def _changed(contents: Contents, files: dict[str, Blob], lines: Iterable[dict[str, Any]]) -> dict[str, Blob]:
+def _changed(hub: Hub, files: dict[str, Blob], lines: Iterable[dict[str, Any]]) -> dict[str, Blob]:
     for line in lines:
         value = line["value"]
         path = value["path"]
@@ -139,7 +139,7 @@ def _changed(contents: Contents, files: dict[str, Blob], lines: Iterable[dict[st
             case "file":
                 files[path] = Blob(base64.b64decode(value["content"]))
             case "lfsFile":
-                files[path] = _large(contents, value["oid"])
+                files[path] = _large(hub, value["oid"])
             case "deletedFile":
                 files.pop(path, None)
             case "deletedFolder":
@@ -150,10 +150,10 @@ def _changed(contents: Contents, files: dict[str, Blob], lines: Iterable[dict[st
     return files
 
 
-def _large(contents: Contents, sha256: str) -> Blob:
-    if blob := contents.in_store(sha256):
+def _large(hub: Hub, sha256: str) -> Blob:
+    if blob := hub.in_store(sha256):
         return blob
-    data = contents.object(sha256)
+    data = hub.object(sha256)
     if data is None:
         raise Refusal(400, "", f"LFS object {sha256} was not uploaded")
     return Blob(data, is_lfs=True)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from hf_xet import XetFileInfo, XetSession
 from support.hub.access import open_repo_of, writable_repo_of
-from support.hub.contents import Blob, Contents
+from support.hub.repos import Blob, Hub
 
 TOKEN_SECONDS = 3600
 RECORD_BYTES = 48
@@ -79,7 +79,7 @@ def _hex(record: bytes) -> str:
     return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", record))
 
 
-def routes(contents: Contents, store: Store) -> APIRouter:
+def routes(hub: Hub, store: Store) -> APIRouter:
     """Return the routes that give clients the address of the store."""
     router = APIRouter()
     expiration = int(time.time()) + TOKEN_SECONDS
@@ -93,12 +93,12 @@ def routes(contents: Contents, store: Store) -> APIRouter:
 
     @router.get("/api/models/{owner}/{name}/xet-read-token/{revision}")
     def read_token(request: Request, owner: str, name: str) -> Response:
-        open_repo_of(contents, request, f"{owner}/{name}")
+        open_repo_of(hub, request, f"{owner}/{name}")
         return Response(body, headers=headers)
 
     @router.get("/api/models/{owner}/{name}/xet-write-token/{revision}")
     def write_token(request: Request, owner: str, name: str) -> Response:
-        writable_repo_of(contents, request, f"{owner}/{name}")
+        writable_repo_of(hub, request, f"{owner}/{name}")
         return Response(body, headers=headers)
 
     return router

@@ -1,4 +1,4 @@
-"""Admission: whose turn it is, which model is in memory, and that nobody waits for ever, whatever goes wrong."""
+"""Admission: whose turn it is, which model is in memory, and that no request waits for ever, whatever goes wrong."""
 
 from __future__ import annotations
 

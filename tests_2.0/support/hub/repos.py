@@ -1,4 +1,4 @@
-"""The contents of the hub: repos, their branches and commits, and the users who may read them."""
+"""What is on the hub: repos, their branches and commits, and the users who may read them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Repo:
 
 
 @dataclass
-class Contents:
+class Hub:
     """Everything on the hub. `tokens` maps a token to its user; `objects` are uploaded large files by SHA-256.
 
     `in_store` finds files that were uploaded to the Xet store. `ignore_rules` are those that uploads contained.

@@ -1,4 +1,4 @@
-"""A client that goes at any moment of its request: nothing of it is left, and the server goes on."""
+"""A client that disconnects at any moment of its request: nothing of it is left, and the server goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outcomes of a request: an answer, a refusal in OpenAI's form, or a lost connection."""
+"""The outcomes of a request: a completion, a refusal in OpenAI's form, or a lost connection."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DONE = "[DONE]"
 
 
 @dataclass
-class Answer:
-    """The texts of an answer, by number, with `usage` and `logprobs` if the response has them."""
+class Completion:
+    """The texts of a completion, by number, with `usage` and `logprobs` if the response has them."""
 
     texts: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -60,37 +60,37 @@ class Odd:
     detail: str
 
 
-Outcome = Answer | Page | Refusal | Lost | Odd
+Outcome = Completion | Page | Refusal | Lost | Odd
 
 
-def of_whole(document: JSON) -> Answer:
-    """Return the answer in a whole response."""
-    answer = Answer(usage=document["usage"])
+def of_whole(document: JSON) -> Completion:
+    """Return the completion in a whole response."""
+    completion = Completion(usage=document["usage"])
     for choice in document["choices"]:
         number = choice["index"]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-        answer.texts[number], answer.reasons[number] = text, choice["finish_reason"]
-        answer.logprobs[number] = _tokens_in(choice)
-    return answer
+        completion.texts[number], completion.reasons[number] = text, choice["finish_reason"]
+        completion.logprobs[number] = _tokens_in(choice)
+    return completion
 
 
-def of_chunks(chunks: Iterable[JSON]) -> Answer:
-    """Return the answer in the chunks of a stream."""
-    answer = Answer()
+def of_chunks(chunks: Iterable[JSON]) -> Completion:
+    """Return the completion in the chunks of a stream."""
+    completion = Completion()
     for chunk in chunks:
-        answer.usage = chunk.get("usage") or answer.usage
+        completion.usage = chunk.get("usage") or completion.usage
         for choice in chunk["choices"]:
-            _add(answer, choice)
-    return answer
+            _add(completion, choice)
+    return completion
 
 
-def _add(answer: Answer, choice: JSON) -> None:
+def _add(completion: Completion, choice: JSON) -> None:
     number = choice["index"]
     part = (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
-    answer.texts[number] = answer.texts.get(number, "") + part
-    answer.logprobs[number] = answer.logprobs.get(number, 0) + _tokens_in(choice)
+    completion.texts[number] = completion.texts.get(number, "") + part
+    completion.logprobs[number] = completion.logprobs.get(number, 0) + _tokens_in(choice)
     if choice["finish_reason"] is not None:
-        answer.reasons[number] = choice["finish_reason"]
+        completion.reasons[number] = choice["finish_reason"]
 
 
 def _tokens_in(choice: JSON) -> int:
@@ -106,8 +106,9 @@ def of_events(text: str) -> Outcome:
     documents = [json.loads(event) for event in events]
     if documents and "error" in documents[-1]:
         return of_error(200, documents[-1], in_stream=True)
-    answer = of_chunks(documents)
-    return answer if answer.texts.keys() == answer.reasons.keys() else Odd(f"a stream without an end: {text[-300:]!r}")
+    completion = of_chunks(documents)
+    has_ended = completion.texts.keys() == completion.reasons.keys()
+    return completion if has_ended else Odd(f"a stream without an end: {text[-300:]!r}")
 
 
 def of_error(status: int, document: Any, *, retry_after: str | None = None, in_stream: bool = False) -> Outcome:

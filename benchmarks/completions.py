@@ -1,4 +1,4 @@
-"""Ask a model by `mlxk2 run` or `mlx_lm generate`, and time the answer from outside, as it comes out of the pipe."""
+"""Ask a model by `mlxk2 run` or `mlx_lm generate`, and time the completion as it comes out of the pipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import NamedTuple
 NAMES = ("mlxk2 run", "mlx_lm generate")
 PROMPT = "hello there"
 DEMO = Path(__file__).parent.parent / "mlxk2" / "demo"
-# What mlx_lm prints before the answer and after it.
+# What mlx_lm prints before the completion and after it.
 RULE = b"=" * 10
 
 
-class Answer(NamedTuple):
-    """An answer's text, and when its first and its last character came, in seconds after the process was started."""
+class Completion(NamedTuple):
+    """A completion's text, and when its first and its last character came, in seconds after the process was started."""
 
     text: str
     first: float
@@ -36,20 +36,20 @@ class Piece(NamedTuple):
     content: bytes
 
 
-def ask_mlxk2(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Answer:
+def ask_mlxk2(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Completion:
     """Ask by `mlxk2 run`: greedy, without its repetition penalty, with the kernel cache in a folder."""
     command = ["mlxk2", "run", str(model), prompt, "--temperature", "0", "--repetition-penalty", "1.0"]
     pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
     output = b"".join(piece.content for piece in pieces)
-    return _answer(pieces, 0, len(output.rstrip(b"\n")))
+    return _completion(pieces, 0, len(output.rstrip(b"\n")))
 
 
-def ask_mlx_lm(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Answer:
+def ask_mlx_lm(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Completion:
     """Ask by `mlx_lm generate`: greedy, with the kernel cache in a folder."""
     command = ["mlx_lm", "generate", "--model", str(model), "--prompt", prompt, "--temp", "0"]
     pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
     output = b"".join(piece.content for piece in pieces)
-    return _answer(pieces, output.index(RULE) + len(RULE) + 1, output.index(b"\n" + RULE))
+    return _completion(pieces, output.index(RULE) + len(RULE) + 1, output.index(b"\n" + RULE))
 
 
 def _listen(module: list[str], kernels: Path) -> list[Piece]:
@@ -77,10 +77,10 @@ def _listen(module: list[str], kernels: Path) -> list[Piece]:
     return pieces
 
 
-def _answer(pieces: list[Piece], begin: int, end: int) -> Answer:
-    """The answer between two places of the output."""
+def _completion(pieces: list[Piece], begin: int, end: int) -> Completion:
+    """The completion between two places of the output."""
     output = b"".join(piece.content for piece in pieces)
-    return Answer(output[begin:end].decode(), _when(pieces, begin), _when(pieces, end - 1))
+    return Completion(output[begin:end].decode(), _when(pieces, begin), _when(pieces, end - 1))
 
 
 def _when(pieces: list[Piece], place: int) -> float:
@@ -90,4 +90,4 @@ def _when(pieces: list[Piece], place: int) -> float:
         seen += len(piece.content)
         if place < seen:
             return piece.seconds
-    raise RuntimeError("There was no answer.")
+    raise RuntimeError("There was no completion.")
