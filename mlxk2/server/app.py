@@ -38,7 +38,7 @@ from mlxk2.server.scheduler import Scheduler
 from mlxk2.sleep import NoSleep
 
 # HTTP requires HEAD for each path that has GET.
-READ = ["GET", "HEAD"]
+READ_METHODS = ["GET", "HEAD"]
 _PAGE_FOLDER = Path(__file__).parent / "page"
 # No text can become a script, and the page can load from, and send to, this server alone. It makes no HTML from text;
 # with Trusted Types the browser makes sure of that.
@@ -111,14 +111,14 @@ class Service:
     async def begin(self, body: RequestBody, renderer: ResponseRenderer, client: Hashable) -> Generation:
         """Find the model that a request names, prepare its prompts, and queue it."""
         pool, catalog = self.scheduler.pool, self.catalog
-        with about("model", MlxkError):
+        with name_field("model", MlxkError):
             if body.model is None:
                 key = catalog.default(pool.key)
             elif known := catalog.known(body.model, pool.key):
                 key = known
             else:
                 key = await catalog.search(body.model)
-        with about(renderer.prompt_field, ContextLengthError, ValidationError):
+        with name_field(renderer.prompt_field, ContextLengthError, ValidationError):
             make = partial(body.requests, default_limit=self.max_tokens)
             requests, renderer.vocabulary = await self.preparing.prepare(key, make, client)
             if loaded := pool.get(key):
@@ -192,7 +192,7 @@ class PageFiles(StaticFiles):
 _router = APIRouter()
 
 
-@_router.api_route("/", methods=READ, include_in_schema=False)
+@_router.api_route("/", methods=READ_METHODS, include_in_schema=False)
 async def page() -> Response:
     """Return the chat page."""
     return FileResponse(_PAGE_FOLDER / "index.html", headers=_PAGE_HEADERS)
@@ -209,7 +209,7 @@ class Health(pydantic.BaseModel):
     version: str
 
 
-@_router.api_route("/health", methods=READ)
+@_router.api_route("/health", methods=READ_METHODS)
 async def health(request: Request) -> JSONResponse:
     """Return the state of the server."""
     service = service_of(request)
@@ -252,7 +252,7 @@ async def respond(request: Request, body: RequestBody, renderer: ResponseRendere
         begun = asyncio.ensure_future(service.begin(body, renderer, client_of(request.scope)))
         stack.callback(_abandon, begun)
         if not body.stream:
-            with about(renderer.prompt_field, ContextLengthError, ValidationError):
+            with name_field(renderer.prompt_field, ContextLengthError, ValidationError):
                 return Response(await renderer.whole(await begun), media_type="application/json")
         done, _ = await asyncio.wait({begun}, timeout=service.stream_seconds)
         name = (await begun).name if done else body.model or ""
@@ -271,8 +271,8 @@ def _abandon(begun: asyncio.Future[Generation]) -> None:
 
 
 @contextmanager
-def about(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
-    """Add the field of the request to errors of these kinds that name none."""
+def name_field(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
+    """Name a field of the request in errors of these kinds that name none."""
     try:
         yield
     except kinds as error:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mlxk2.errors import MlxkError
 from mlxk2.server.api import Operation
-from mlxk2.server.app import READ, about, service_of
+from mlxk2.server.app import READ_METHODS, name_field, service_of
 from mlxk2.server.catalog import ServedModel
 from mlxk2.server.http.disconnect import while_connected
 
@@ -38,8 +38,8 @@ router = APIRouter()
 
 
 # Some clients leave out the `/v1`.
-@router.api_route("/v1/models", methods=READ)
-@router.api_route("/models", methods=READ, include_in_schema=False)
+@router.api_route("/v1/models", methods=READ_METHODS)
+@router.api_route("/models", methods=READ_METHODS, include_in_schema=False)
 async def list_models(request: Request) -> JSONResponse:
     """Return all models that can run here."""
     async with while_connected(request.receive):
@@ -47,11 +47,11 @@ async def list_models(request: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [_render(model) for model in models]})
 
 
-@router.api_route("/v1/models/{model:path}", methods=READ)
-@router.api_route("/models/{model:path}", methods=READ, include_in_schema=False)
+@router.api_route("/v1/models/{model:path}", methods=READ_METHODS)
+@router.api_route("/models/{model:path}", methods=READ_METHODS, include_in_schema=False)
 async def retrieve_model(request: Request, model: str) -> JSONResponse:
     """Return one model, by its exact name."""
-    with about("model", MlxkError):
+    with name_field("model", MlxkError):
         async with while_connected(request.receive):
             return JSONResponse(_render(await service_of(request).catalog.one(model)))
 
