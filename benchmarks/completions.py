@@ -25,7 +25,7 @@ class Completion(NamedTuple):
     last: float
 
     def tokens_per_second(self, tokens: int) -> float:
-        """The speed of decoding, from the first of so many tokens to the last."""
+        """Return the speed of decoding, from the first of so many tokens to the last."""
         return (tokens - 1) / (self.last - self.first)
 
 
@@ -78,13 +78,13 @@ def _listen(module: list[str], kernels: Path) -> list[Piece]:
 
 
 def _completion(pieces: list[Piece], begin: int, end: int) -> Completion:
-    """The completion between two places of the output."""
+    """Return the completion between two places of the output."""
     output = b"".join(piece.content for piece in pieces)
     return Completion(output[begin:end].decode(), _when(pieces, begin), _when(pieces, end - 1))
 
 
 def _when(pieces: list[Piece], place: int) -> float:
-    """When the byte at a place of the output came."""
+    """Return when the byte at a place of the output came."""
     seen = 0
     for piece in pieces:
         seen += len(piece.content)

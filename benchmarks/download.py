@@ -48,7 +48,7 @@ def _files(repo: Repo) -> dict[str, bytes]:
 
 
 def _timed(command: str, words: tuple[str, ...], home: Path, environment: Mapping[str, str]) -> float:
-    """The seconds of a download into a new cache, which goes away."""
+    """Return the seconds of a download into a new cache, which goes away."""
     program = str(Path(sys.executable).with_name(command))
     # What was written before is on the disk: nobody waits for the bytes of another.
     os.sync()

@@ -16,7 +16,7 @@ import rounds
 import servers
 from load import Body, Completion, Request
 from servers import NAMES, Server
-from support.serving import GREEDY, endless
+from serving import GREEDY, endless
 
 ROUNDS = 3
 LONG_PROMPTS = 8
@@ -34,7 +34,7 @@ def _question(text: str, tokens: int, **options: object) -> Body:
 
 
 def _long(words: int, chance: random.Random) -> str:
-    """A prompt that was never asked before."""
+    """Return a prompt that was never asked before."""
     return " ".join(chance.choices(_WORDS, k=words))
 
 
@@ -43,7 +43,7 @@ def _long_requests(chance: random.Random) -> list[Request]:
 
 
 def short_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
-    """The wait for the first token of a short question that comes after eight long prompts."""
+    """Measure the wait for the first token of a short question that comes after eight long prompts."""
     waits = []
     for _ in range(ROUNDS):
         short = Request(_question("What is 3 + 4?", 8), delay=LATER)
@@ -57,7 +57,7 @@ def short_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
 
 
 def stream_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
-    """The longest time that a running stream stands still while eight long prompts are read."""
+    """Measure the longest time that a running stream stands still while eight long prompts are read."""
     gaps = [_longest_gap(us, _long_requests(chance)) for _ in range(ROUNDS)]
     print(f"a stream beside long prompts: stands still for {min(gaps):.2f} to {max(gaps):.2f} s")
     what = f"a stream stands still beside {LONG_PROMPTS} long prompts"
@@ -83,7 +83,7 @@ def _longest_gap(us: Server, long: Sequence[Request]) -> float:
 
 
 def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Figure:
-    """The time of eight long prompts that come together, ours and theirs in turn."""
+    """Measure the time of eight long prompts that come together, ours and theirs in turn."""
     pairs = rounds.paired(
         lambda: _seconds(us, _long_requests(chance)), lambda: _seconds(them, _long_requests(chance)), ROUNDS
     )
@@ -97,7 +97,7 @@ def _seconds(server: Server, requests: Sequence[Request]) -> float:
 
 
 def many_answers(us: Server, chance: random.Random) -> rounds.Figure:
-    """The time of sixteen completions to one prompt, by that of one."""
+    """Measure the time of sixteen completions to one prompt, by that of one."""
 
     def seconds(count: int) -> float:
         return load.ask(us.port, _question(_long(SHARED_WORDS, chance), 1, n=count)).last

@@ -27,7 +27,7 @@ LONG = "Zq9" * 50_000
 
 @contextmanager
 def server(checkout: Path) -> Iterator[int]:
-    """`mlxk2 serve` of a checkout, with the demo; its port."""
+    """Run `mlxk2 serve` of a checkout with the demo; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
@@ -48,7 +48,7 @@ def server(checkout: Path) -> Iterator[int]:
 
 
 def first_token(port: int, prompt: str) -> float:
-    """Seconds until the first text of a streamed answer; what is the same in all of them is in the prompt cache."""
+    """Return the seconds until a stream's first text; what all prompts have in common is in the prompt cache."""
     message = {"role": "user", "content": prompt}
     body = json.dumps({"messages": [message], "stream": True, "max_tokens": 1, "temperature": 0}).encode()
     began = time.perf_counter()
@@ -60,7 +60,7 @@ def first_token(port: int, prompt: str) -> float:
 
 
 def trips() -> list[rounds.Pair]:
-    """Seconds to tokenize a long text, there and here."""
+    """Return the seconds to tokenize a long text, there and here."""
     from mlx_lm.tokenizer_utils import load  # noqa: PLC0415
 
     from mlxk2.runner.prompt.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers

@@ -25,7 +25,7 @@ Ask = Callable[[Path, int, Path], Completion]
 
 
 def speed(model: Path, kernels: Path) -> rounds.Figure:
-    """The speed of decoding, in tokens per second."""
+    """Measure the speed of decoding, in tokens per second."""
     pairs = rounds.paired(
         lambda: completions.ask_mlxk2(model, TOKENS, kernels / "mlxk2"),
         lambda: completions.ask_mlx_lm(model, TOKENS, kernels / "mlx_lm"),
@@ -36,7 +36,7 @@ def speed(model: Path, kernels: Path) -> rounds.Figure:
 
 
 def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
-    """The first character when the kernels were compiled before."""
+    """Measure the time to the first character when the kernels were compiled before."""
     return _first_character(
         "warm kernels",
         WARM_ROUNDS,
@@ -46,7 +46,7 @@ def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
 
 
 def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
-    """The first character when no kernel was compiled before."""
+    """Measure the time to the first character when no kernel was compiled before."""
     return _first_character(
         "cold kernels",
         rounds.ROUNDS,
@@ -66,7 +66,7 @@ def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Completion:
 
 
 def demo(kernels: Path) -> rounds.Figure:
-    """The speed on the demo model, by the time that the same completion takes."""
+    """Measure the speed on the demo model, by the time that the same completion takes."""
     pairs = rounds.paired(
         lambda: completions.ask_mlxk2(completions.DEMO, DEMO_TOKENS, kernels / "mlxk2", DEMO_PROMPT),
         lambda: completions.ask_mlx_lm(completions.DEMO, DEMO_TOKENS, kernels / "mlx_lm", DEMO_PROMPT),

@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 def ask(port: int, body: Body) -> Completion:
-    """Ask for one completion; ConnectionError where the server refuses, resets or responds with an error."""
+    """Ask for one completion; raise ConnectionError where the server refuses, resets or responds with an error."""
     (completion,) = together(port, [Request(body)])
     return whole(completion)
 

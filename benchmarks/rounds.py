@@ -111,7 +111,7 @@ def paired(first: Callable[[], T], second: Callable[[], T], rounds: int = ROUNDS
 
 
 def median_ratio(pairs: Sequence[Pair]) -> float:
-    """The median of first to second, each pair taken by itself."""
+    """Return the median of first to second, each pair taken by itself."""
     return statistics.median(first / second for first, second in pairs)
 
 
@@ -152,7 +152,7 @@ def verdict(figures: Sequence[Figure]) -> int:
 
 
 def made(folder: Path, program: str, *words: str) -> Path:
-    """The folder that a program beside this one makes: made once, and whole or not at all.
+    """Return the folder that a program beside this one makes: made once, and whole or not at all.
 
     The program runs in a process of its own, so that nothing of it stays in the memory of this one.
     """
@@ -172,7 +172,7 @@ def _machine() -> str:
 
 @contextmanager
 def workspace(keep: str | None) -> Iterator[Path]:
-    """A folder for what a benchmark makes: `keep`, which stays and is used again, or one that goes."""
+    """Yield a folder for what a benchmark makes: `keep`, which stays and is used again, or one that goes."""
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
         yield Path(keep).resolve()

@@ -26,21 +26,21 @@ class Server:
         self.port = port
 
     def resident_bytes(self) -> int:
-        """The memory that the process holds now."""
+        """Return the bytes of memory that the process holds now."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
 def ours(model: Path, *options: str) -> Iterator[Server]:
-    """`mlxk2 serve` with this model."""
+    """Run `mlxk2 serve` with this model."""
     with _running("-m", "mlxk2", "serve", "--model", str(model), *options) as server:
         yield server
 
 
 @contextmanager
 def theirs(model: Path) -> Iterator[Server]:
-    """`mlx_lm.server` with this model."""
+    """Run `mlx_lm.server` with this model."""
     with _running("-m", "mlx_lm", "server", "--model", str(model), "--log-level", "ERROR") as server:
         yield server
 

@@ -62,7 +62,7 @@ class Subject(NamedTuple):
 
 
 def subjects(folder: Path) -> list[Subject]:
-    """The demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
+    """Return the demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
     large = rounds.made(folder / "models", "small_models.py") / "float32"
     return [
         Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0), rounds=5, words=1_950, long_rounds=5),
@@ -81,7 +81,7 @@ def _loads(greedy: float, sampled: float, seeded: float) -> list[Load]:
 
 
 def endless(folder: Path) -> Path:
-    """The demo with an end token that it never chooses: whoever is asked gives as many tokens as were asked for."""
+    """Return the demo with an end token that it never chooses, so that each completion has all tokens asked for."""
     shutil.copytree(DEMO, folder, dirs_exist_ok=True)
     tokens = _read(folder / "tokenizer.json")["added_tokens"]
     number = next(token["id"] for token in tokens if token["content"] == NEVER)
@@ -105,7 +105,7 @@ def _question(text: str, tokens: int, **options: object) -> Body:
 
 
 def speeds(subject: Subject, us: Server, them: Server) -> list[rounds.Figure]:
-    """Tokens per second of each load, ours and theirs in turn."""
+    """Measure the tokens per second of each load, ours and theirs in turn."""
     return [_speed(subject, wanted, us, them) for wanted in subject.loads]
 
 
@@ -126,13 +126,13 @@ def _numbered(options: Body, number: int) -> Body:
 
 
 def _tokens_per_second(server: Server, requests: Sequence[Request]) -> float:
-    """All tokens by the time from the first request to the last token."""
+    """Return all tokens by the time from the first request to the last token."""
     completions = [load.whole(completion) for completion in load.together(server.port, requests)]
     return sum(completion.tokens for completion in completions) / max(completion.last for completion in completions)
 
 
 def crowd(us: Server, them: Server) -> list[rounds.Figure]:
-    """64 connections at once: how many were refused, and the longest wait for a first token."""
+    """Measure 64 connections at once: how many were refused, and the longest wait for a first token."""
     requests = [Request(_question(f"Count from {number} to 100.", CROWD_TOKENS, **GREEDY)) for number in range(CROWD)]
     refused = {us: 0, them: 0}
 
@@ -152,7 +152,7 @@ def crowd(us: Server, them: Server) -> list[rounds.Figure]:
 
 
 def late_comer(us: Server) -> rounds.Figure:
-    """A short request while long ones stream: the decode steps it waits beyond the time that it takes alone."""
+    """Measure how many decode steps a short request beside long streams waits beyond the time that it takes alone."""
     waits = [_waited_steps(us) for _ in range(LATE_ROUNDS + 1)][1:]
     print(f"a short request among {MANY - 1} long ones: {min(waits):.2f} to {max(waits):.2f} steps more than alone")
     return rounds.Figure("a short request among long ones waits", statistics.median(waits), at_most=5, unit="steps")
@@ -169,7 +169,7 @@ def _waited_steps(us: Server) -> float:
 
 
 def second_turn(subject: Subject, us: Server) -> rounds.Figure:
-    """The wait for the first token of the second turn of a long conversation, by that of its first turn."""
+    """Measure the wait for the first token of the second turn of a long conversation, by that of its first turn."""
     ratios = [_second_by_first(us, subject.words, number) for number in range(subject.long_rounds)]
     print(f"second turn, {subject.name}: waits {min(ratios):.3f} to {max(ratios):.3f} of the first turn's wait")
     return rounds.Figure(f"first token of a second turn, {subject.name}", statistics.median(ratios), at_most=0.2)
@@ -185,7 +185,7 @@ def _second_by_first(us: Server, count: int, number: int) -> float:
 
 
 def steady(us: Server) -> rounds.Figure:
-    """The memory after 2,000 requests of mixed sizes, some of which hang up, by that after the first 200."""
+    """Measure the memory after 2,000 requests of mixed sizes, some of which hang up, by that after the first 200."""
     chance = random.Random(0)
     before = _memory_after(us, WARM_REQUESTS, chance)
     after = _memory_after(us, STEADY_REQUESTS - WARM_REQUESTS, chance)

@@ -60,7 +60,7 @@ def build(folder: Path) -> None:
 
 
 def _tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer whose merges are pairs and triples of letters."""
+    """Return a byte-level BPE tokenizer whose merges are pairs and triples of letters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = list(product(string.ascii_lowercase, string.ascii_lowercase))
     triples = product(("".join(pair) for pair in pairs), string.ascii_lowercase)

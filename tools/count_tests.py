@@ -56,7 +56,7 @@ class Suite:
         self.items = list(session.items)
 
     def count(self, command: str) -> int:
-        """How many tests a command selects, which names them by -m, by -k or by where they are."""
+        """Return how many tests a command selects, which names them by -m, by -k or by where they are."""
         parser = argparse.ArgumentParser()
         parser.add_argument("-m", default="")
         parser.add_argument("-k", default="")
@@ -68,7 +68,7 @@ class Suite:
         return sum(item.nodeid.startswith(places or "") for item in selected)
 
     def files(self) -> dict[str, int]:
-        """The files of tests, with how many each has."""
+        """Return the files of tests, with how many each has."""
         return dict(sorted(Counter(item.nodeid.partition("::")[0] for item in self.items).items()))
 
 
@@ -83,19 +83,19 @@ def collect() -> Suite:
 
 
 def kinds(suite: Suite) -> str:
-    """The table of the kinds."""
+    """Return the table of the kinds."""
     rows = [f"| {kind} | {suite.count(command):,} | `{command}` |" for kind, command in KINDS.items()]
     return "\n".join(["| kind | tests | only these |", "|---|---:|---|", *rows])
 
 
 def files(suite: Suite) -> str:
-    """The table of the files."""
+    """Return the table of the files."""
     rows = [f"| `{name.partition('/')[2]}` | {count} | {promise(name)} |" for name, count in suite.files().items()]
     return "\n".join(["| file | tests | what it is about |", "|---|---:|---|", *rows])
 
 
 def promise(name: str) -> str:
-    """The first line of a file's docstring."""
+    """Return the first line of a file's docstring."""
     text = (ROOT / name).read_text(encoding="utf-8")
     found = re.search(r'^"""(.+?)("""|$)', text, re.MULTILINE)
     return found.group(1).removesuffix(".").replace("|", "\\|") if found else ""
@@ -105,12 +105,12 @@ TABLES: dict[str, Callable[[Suite], str]] = {"kinds": kinds, "files": files}
 
 
 def _place(name: str) -> re.Pattern[str]:
-    """Where a table stands on the page."""
+    """Return the pattern of a table on the page."""
     return re.compile(re.escape(_TABLE.format(name=name, table="\0")).replace("\0", "(.*?)"), re.DOTALL)
 
 
 def written(page: str, suite: Suite) -> str:
-    """The page with its tables as they should be."""
+    """Return the page with its tables as they should be."""
     for name, table in TABLES.items():
         text = _TABLE.format(name=name, table=f"\n{table(suite)}\n\n")
         page = _place(name).sub(lambda _, text=text: text, page)  # type: ignore[misc]
@@ -118,13 +118,13 @@ def written(page: str, suite: Suite) -> str:
 
 
 def commands(page: str) -> list[str]:
-    """The commands of pytest on a page, in its text and in its blocks."""
+    """Return the commands of pytest on a page, in its text and in its blocks."""
     lines = [line.strip() for block in _BLOCK.findall(page) for line in _LINE.findall(block)]
     return _INLINE.findall(page) + lines
 
 
 def faults(page: str, suite: Suite) -> Iterator[str]:
-    """What on the page is not true."""
+    """Yield what on the page is not true."""
     tables = {name: found.group(1) if (found := _place(name).search(page)) else "" for name in TABLES}
     for kind, command in KINDS.items():
         said = re.search(rf"^\| {re.escape(kind)} \| ([\d,]+) \|", tables["kinds"], re.MULTILINE)

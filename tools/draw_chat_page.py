@@ -25,7 +25,7 @@ EARLIER = ("How do I start the server?", "Hello", "What is 3 + 4?")
 
 @contextmanager
 def served() -> Iterator[str]:
-    """The address of a server with the demo model and an empty cache."""
+    """Yield the address of a server with the demo model and an empty cache."""
     command = [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", "0", "--json"]
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "HF_HOME": home}

@@ -55,7 +55,7 @@ def make_cache(cache_dir: Path) -> None:
 
 
 def output(command: str, home: str) -> str:
-    """What a command prints on a terminal, colours included."""
+    """Return what a command prints on a terminal, colours included."""
     environment = {**os.environ, "HF_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color"}
     environment["COLUMNS"] = str(COLUMNS)
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

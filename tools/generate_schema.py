@@ -24,7 +24,7 @@ _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 
 
 def schema() -> Schema:
-    """The schema of an envelope, whatever its command."""
+    """Return the schema of an envelope, whatever its command."""
     shapes = [shape for shape in vars(spec).values() if is_typeddict(shape)]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -36,7 +36,7 @@ def schema() -> Schema:
 
 
 def _outcome() -> Schema:
-    """An error says what it is; a success has data and no error."""
+    """Return the rule that an error says what it is, and that a success has data and no error."""
     return {
         "if": {"properties": {"status": {"const": "error"}}},
         "then": {"properties": {"error": _value(spec.Error)}},
@@ -45,7 +45,7 @@ def _outcome() -> Schema:
 
 
 def _data_of(command: str, data: Any) -> Schema:
-    """The data of one command's success."""
+    """Return the schema of the data of one command's success."""
     return {
         "if": {"properties": {"status": {"const": "success"}, "command": {"const": command}}},
         "then": {"properties": {"data": _value(data)}},
@@ -53,7 +53,7 @@ def _data_of(command: str, data: Any) -> Schema:
 
 
 def _object(shape: Any) -> Schema:
-    """A TypedDict as a schema; one that is not closed may have further keys."""
+    """Return a TypedDict as a schema; one that is not closed may have further keys."""
     hints = get_type_hints(shape, include_extras=True)
     return {
         "description": shape.__doc__,
@@ -69,7 +69,7 @@ def _unwrapped(hint: Any) -> Any:
 
 
 def _value(hint: Any) -> Schema:
-    """Any other type as a schema."""
+    """Return any other type as a schema."""
     origin, parts = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
         return {"$ref": f"#/$defs/{hint.__name__}"}

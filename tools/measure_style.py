@@ -65,12 +65,12 @@ class Measured:
         return [(lines, place) for lines, place in self.files if lines < SHORT_LINES and not _is_init(place)]
 
     def per_thousand(self, places: Sequence[str]) -> float:
-        """How many of these places there are per thousand lines."""
+        """Return how many of these places there are per thousand lines."""
         return len(places) * 1000 / sum(lines for lines, _ in self.files)
 
 
 def measure(package: Path) -> Measured:
-    """The figures of all modules below a folder."""
+    """Return the figures of all modules below a folder."""
     measured = Measured([], [], [], [], [], [], [])
     imports: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
@@ -98,12 +98,12 @@ def _is_init(place: str) -> bool:
 
 
 def module_of(place: str) -> str:
-    """`mlxk2/cli/main.py` → `mlxk2.cli.main`; a package's `__init__.py` is the package itself."""
+    """Convert `mlxk2/cli/main.py` to `mlxk2.cli.main`; a package's `__init__.py` is the package itself."""
     return place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
-    """The names of what a module imports; `from a import b` gives `a.b`, which may be a module or a name in `a`."""
+    """Yield the names of a module's imports; `from a import b` gives `a.b`, which may be a module or a name in `a`."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -112,7 +112,7 @@ def imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
 
 
 def circles(imports: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """The groups of modules that import each other, directly or by way of others; each group in alphabetical order."""
+    """Yield the groups of modules that import each other, also by way of others; each group in alphabetical order."""
     reached: dict[str, set[str]] = {}
     for module in imports:
         found: set[str] = set()
@@ -131,7 +131,7 @@ def circles(imports: Mapping[str, set[str]]) -> Iterator[list[str]]:
 
 
 def with_one_caller(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The private functions and methods that their file mentions once."""
+    """Yield the private functions and methods that their file mentions once."""
     mentions = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
     mentions.update(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     pending: list[ast.stmt] = list(tree.body)
@@ -145,12 +145,12 @@ def with_one_caller(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFun
 
 
 def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """The lines of a function, its docstring included, its decorators not."""
+    """Return the number of lines of a function, its docstring included, its decorators not."""
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
 def is_blanket(node: ast.ExceptHandler | ast.Call) -> bool:
-    """Whether an except clause, or a call of `suppress`, is for whatever goes wrong."""
+    """Return whether an except clause, or a call of `suppress`, catches every error."""
     if isinstance(node, ast.ExceptHandler):
         return node.type is None or not BLANKET.isdisjoint(_names(node.type))
     is_suppress = ast.unparse(node.func).split(".")[-1] == "suppress"
@@ -158,7 +158,7 @@ def is_blanket(node: ast.ExceptHandler | ast.Call) -> bool:
 
 
 def is_silent(node: ast.ExceptHandler | ast.Call) -> bool:
-    """Whether what is for whatever goes wrong goes on as if nothing had happened."""
+    """Return whether a handler of every error continues as if nothing had happened."""
     if isinstance(node, ast.Call):
         return True
     raises = any(isinstance(part, ast.Raise) for statement in node.body for part in ast.walk(statement))
@@ -170,7 +170,7 @@ def _names(*nodes: ast.AST) -> set[str]:
 
 
 def table(measured: Measured) -> str:
-    """The figures beside their aims, as they stand in CONTRIBUTING.md."""
+    """Return the figures beside their aims, as they stand in CONTRIBUTING.md."""
     lengths, aims = (" / ".join(map(str, numbers)) for numbers in (measured.percentiles, (aim for _, aim in LENGTHS)))
     rows = (
         ("of `mlxk2/`", "measured", "at most"),
@@ -192,7 +192,7 @@ def table(measured: Measured) -> str:
 
 
 def faults(measured: Measured, page: str) -> Iterator[str]:
-    """Each aim that is missed, and where; and whether the page has other figures."""
+    """Yield each aim that is missed, and where; and whether the page has other figures."""
     for found, (percent, aim) in zip(measured.percentiles[:-1], LENGTHS[:-1], strict=True):
         if found > aim:
             yield f"{percent}% of the functions have up to {found} lines, at most {aim} are aimed at"
@@ -215,7 +215,7 @@ def faults(measured: Measured, page: str) -> Iterator[str]:
 
 
 def renewed(page: str, measured: Measured) -> str:
-    """The page with these figures, in the place that is marked for them."""
+    """Return the page with these figures, in the place that is marked for them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     return "".join((before, begin or BEGIN, table(measured), end or END, after))
