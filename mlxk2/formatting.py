@@ -39,9 +39,9 @@ def one_line(text: str) -> str:
     return cut(re.sub(_SECRETS, "", " ".join(text.split())).rstrip(". "), MAX_REASON_CHARACTERS)
 
 
-def reason_of(fault: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return what an exception says, on one line and without secrets; its type where it says nothing."""
-    return one_line(str(fault)) or type(fault).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def join_names(names: Sequence[str]) -> str:

@@ -67,6 +67,20 @@ def parse(argument: str) -> ModelRef:
     return parse_repo(argument)
 
 
+def require_repo(argument: str, *, if_demo: str, if_folder: str) -> Repo:
+    """Return the model of the cache or the hub that an argument names; raise ValidationError for the demo or a folder.
+
+    The error's message is `if_demo`, or the folder's path and `if_folder`.
+    """
+    match parse(argument):
+        case Repo() as repo:
+            return repo
+        case Demo():
+            raise ValidationError(if_demo)
+        case Folder(path):
+            raise ValidationError(f"{path!r} is a folder; {if_folder}")
+
+
 def parse_repo(argument: str) -> Repo:
     """Split and check `name` or `name@revision`; raise ValidationError when it can't be right."""
     name, at, revision = argument.partition("@")

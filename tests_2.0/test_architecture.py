@@ -20,7 +20,7 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "formatting": {"errors"},
     "names": {"errors", "formatting"},
-    "fence": {"errors"},
+    "fence": set(),
     "sleep": set(),
     "checkpoint": FOUNDATION,
     "cache": FOUNDATION | {"checkpoint"},

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.commands.context import Failed, hub_imports
-from mlxk2.errors import AccessDeniedError, HubError, MlxkError, ValidationError
-from mlxk2.names import Demo, Folder, Repo
+from mlxk2.errors import AccessDeniedError, HubError, MlxkError
 
 if TYPE_CHECKING:
     from mlxk2.commands.context import Context
@@ -26,13 +25,11 @@ class Options(NamedTuple):
 
 def run(options: Options, context: Context) -> PullData:
     """Download what is missing or damaged of a model; raise what the hub or the disk refuses."""
-    match names.parse(options.model):
-        case Repo(name, revision):
-            pass
-        case Demo():
-            raise ValidationError("`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo")
-        case Folder(path):
-            raise ValidationError(f"{path!r} is a folder; `pull` takes the name of a model on the hub, as org/model.")
+    name, revision = names.require_repo(
+        options.model,
+        if_demo="`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo",
+        if_folder="`pull` takes the name of a model on the hub, as org/model.",
+    )
     cache = Cache(find_cache_dir(context.environment))
     try:
         with hub_imports():

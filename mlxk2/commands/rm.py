@@ -17,10 +17,9 @@ from mlxk2.errors import (
     LocksPresentError,
     ModelNotFoundError,
     OperationError,
-    ValidationError,
 )
 from mlxk2.formatting import human_size, printable
-from mlxk2.names import Demo, Folder, Repo, short_hash
+from mlxk2.names import Repo, short_hash
 from mlxk2.spec import RmData
 
 if TYPE_CHECKING:
@@ -42,13 +41,11 @@ class Options(NamedTuple):
 
 def run(options: Options, context: Context) -> RmData:
     """Delete what the argument names, after what a killed removal left; with `dry_run` only say what would go."""
-    match names.parse(options.model):
-        case Repo() as repo:
-            pass
-        case Demo():
-            raise ValidationError("`demo` comes with mlxk2 and is no model of the cache; it can't be removed.")
-        case Folder(path):
-            raise ValidationError(f"{path!r} is a folder; `rm` removes models of the cache, by their names.")
+    repo = names.require_repo(
+        options.model,
+        if_demo="`demo` comes with mlxk2 and is no model of the cache; it can't be removed.",
+        if_folder="`rm` removes models of the cache, by their names.",
+    )
     cache = Cache(find_cache_dir(context.environment))
     store: SharedStore | None = None
     if removal.has_shared_store(cache.path):
