@@ -14,8 +14,9 @@ from support.scripted import ScriptedBackend, tokens_of
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.openai.api import OPENAI
-from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.pool import ModelPool
 from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 
@@ -90,8 +91,8 @@ def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
             models.append(ScriptedBackend(lambda _: tokens_of(ANSWER * 20)))
             return models[-1]
 
-        worker = Worker(2)
-        scheduler = Scheduler(ModelPool(load, worker), worker, Limits(2, 2))
+        worker = Worker(load, 2)
+        scheduler = Scheduler(ModelPool(worker), worker, Limits(2, 2))
         app = create_app(Service(scheduler, Catalog((MODEL.name, MODEL)), ScriptedPreparing([])), Access(), [OPENAI])
         tasks = asyncio.all_tasks()
         try:

@@ -16,13 +16,14 @@ from support.following import text
 from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
-from mlxk2.runner.events import TextDelta
+from mlxk2.runner.events import Failed, Finished, TextDelta, Usage
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.sequences import Reading, Step
 from mlxk2.server.generation import MAX_WAITING_EVENTS, Generation
 from mlxk2.server.http.access import client_of
-from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.messages import Cancel, Load, Loaded, ModelKey, Report, SequenceEvent, Submit
+from mlxk2.server.pool import ModelPool
 from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
 
@@ -129,8 +130,8 @@ def _raise(fault: BaseException | None) -> None:
 @asynccontextmanager
 async def scheduler_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Scheduler]:
     """A scheduler, which is idle again in the end."""
-    worker = Worker(concurrent)
-    scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(concurrent, queue))
+    worker = Worker(shelf.load, concurrent)
+    scheduler = Scheduler(ModelPool(worker), worker, Limits(concurrent, queue))
     Batch.gate.set()
     try:
         yield scheduler
@@ -690,8 +691,8 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
     async def test() -> None:
         shelf = Shelf()
         left: list[int] = []
-        worker = Worker(64, rest=lambda: left.append(shelf.models[0].rows))
-        scheduler = Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256))
+        worker = Worker(shelf.load, 64, rest=lambda: left.append(shelf.models[0].rows))
+        scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256))
         Batch.gate.set()
         await asyncio.gather(ask(scheduler, A, LONG), ask(scheduler, A))
         await until(lambda: left == [0])
@@ -707,8 +708,8 @@ def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptu
     schedulers = []
 
     async def test() -> None:
-        worker = Worker(64)
-        schedulers.append(Scheduler(ModelPool(shelf.load, worker), worker, Limits(64, 256)))
+        worker = Worker(shelf.load, 64)
+        schedulers.append(Scheduler(ModelPool(worker), worker, Limits(64, 256)))
         Batch.gate.set()
         generation = schedulers[0].submit(A, requests(ENDLESS))
         assert await anext(generation)
@@ -724,3 +725,38 @@ def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptu
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert caplog.records == []
+
+
+# -------------------------------------------------------------------------------------------------- worker's messages
+
+
+def test_the_worker_reports_what_became_of_each_command() -> None:
+    async def test() -> None:
+        Batch.gate.set()
+        worker, reports = Worker(Shelf().load, 4), list[Report]()
+        worker.connect(reports.extend)
+        for command in (Submit(1, A, (request(),)), Load(A), Submit(2, A, (request(), request())), Cancel(99)):
+            worker.send(command)
+        await until(lambda: sum(isinstance(report, SequenceEvent) for report in reports) == 5)
+        first, loaded, *others = reports
+        assert isinstance(first, SequenceEvent) and isinstance(first.event, Failed)
+        assert (first.id, first.number, str(first.event.error)) == (1, 0, "The model is no longer in memory.")
+        assert loaded == Loaded(A, ScriptedBackend.vocabulary_size)
+        for number in range(2):
+            own = [one.event for one in others if isinstance(one, SequenceEvent) and one[:2] == (2, number)]
+            delta, last = own
+            assert delta == TextDelta("answer", "A")
+            assert isinstance(last, Finished) and last.usage == Usage(5, 0, 2)
+        worker.stop()
+
+    run(test())
+
+
+def test_a_prompt_of_several_sequences_counts_once() -> None:
+    async def test() -> None:
+        async with scheduler_on(Shelf()) as scheduler:
+            generation = scheduler.submit(A, [*requests("hello", 3), request("hi")])
+            await text_of(generation)
+            assert generation.usage == Usage(prompt_tokens=5 + 2, cached_tokens=0, completion_tokens=4 * 2)
+
+    run(test())

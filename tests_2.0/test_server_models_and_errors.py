@@ -20,8 +20,8 @@ from mlxk2.cache.store import DEMO_FOLDER
 from mlxk2.errors import InsufficientMemoryError, ModelError
 from mlxk2.server.catalog import Catalog, ServedModel
 from mlxk2.server.http.access import Access
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.openai.fields import UNSUPPORTED_FIELDS
-from mlxk2.server.pool import ModelKey
 
 
 @pytest.fixture(scope="module")

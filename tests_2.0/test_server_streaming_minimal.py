@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.application import CHAT, TEXT, Client, serving
-from support.scripted import ScriptedBackend, ScriptedBatch, saying
+from support.scripted import Script, ScriptedBackend, ScriptedBatch, saying
 
 from mlxk2.errors import ModelUnhealthyError
 from mlxk2.runner.request import GenerationRequest
+from mlxk2.runner.sequences import Reading, Step
 
 SCRIPTS = [
     ("Hello, wörld 😀.\n",),
@@ -173,11 +174,27 @@ class Slow(ScriptedBatch):
         super().insert(sequence_id, request, max_tokens, completion)
 
 
+class SlowlyRead(ScriptedBatch):
+    """Sequences whose prompt is read in many small steps."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self._steps = 60
+
+    def next(self) -> list[Step | Reading]:
+        """Return the progress of the prompts, then tokens."""
+        if not self._steps:
+            return super().next()
+        self._steps -= 1
+        time.sleep(0.005)
+        return [Reading(sequence_id, 1, 0, 1, 0.005) for sequence_id in self._sequences]
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-@pytest.mark.parametrize("late", ["prompt", "answer"])
+@pytest.mark.parametrize("late", ["prompt", "answer", "reading"])
 def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
     prompt: dict[str, Any] = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
-    batch = Slow if late == "answer" else ScriptedBatch
+    batch = {"prompt": ScriptedBatch, "answer": Slow, "reading": SlowlyRead}[late]
     with serving(saying("Hello", batch=batch), heartbeat=0.02, **prompt) as client:
         events = client.events(path, stream_options={"include_usage": True})
     *parts, end = events

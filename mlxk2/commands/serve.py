@@ -68,7 +68,7 @@ class Job(NamedTuple):
             # MLX and FastAPI take a second.
             from mlxk2.server.http.access import Access  # noqa: PLC0415
             from mlxk2.server.lifecycle import Settings, serve  # noqa: PLC0415
-            from mlxk2.server.pool import ModelKey  # noqa: PLC0415
+            from mlxk2.server.messages import ModelKey  # noqa: PLC0415
             from mlxk2.server.scheduler import Limits  # noqa: PLC0415
         key = None if snapshot is None else ModelKey(snapshot.name, snapshot.path, options.adapter)
         api_key = _api_key(options, self.environment)

@@ -121,9 +121,9 @@ class Service:
         with name_field(renderer.prompt_field, ContextLengthError, ValidationError):
             make = partial(body.requests, default_limit=self.max_tokens)
             requests, renderer.vocabulary = await self.preparing.prepare(key, make, client)
-            if loaded := pool.get(key):
+            if size := pool.vocabulary_size(key):
                 for entry in requests:
-                    check_tokens(entry, loaded.vocabulary_size)
+                    check_tokens(entry, size)
             return self.scheduler.submit(key, requests, client)
 
 

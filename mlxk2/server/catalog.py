@@ -17,7 +17,7 @@ from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, find_cache_dir
 from mlxk2.checkpoint.describe import context_length, look
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
-from mlxk2.server.pool import ModelKey
+from mlxk2.server.messages import ModelKey
 
 # Names of the model in memory that are remembered, so that the next request does not read the disk.
 MAX_NAMES = 256

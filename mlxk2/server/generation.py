@@ -21,8 +21,9 @@ class Generation:
     """
 
     def __init__(
-        self, name: str, requests: Sequence[GenerationRequest], on_close: Callable[[Generation], None]
+        self, number: int, name: str, requests: Sequence[GenerationRequest], on_close: Callable[[int], None]
     ) -> None:
+        self.id = number
         self.name = name
         self.count = len(requests)
         # The first sequence of each prompt: a prompt of several sequences counts once.
@@ -33,13 +34,10 @@ class Generation:
         self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
-        self._on_close: Callable[[Generation], None] | None = on_close
+        self._on_close: Callable[[int], None] | None = on_close
 
     def put(self, number: int, event: Event) -> None:
         """Add the next event of a sequence; the last event of all sequences closes the generation."""
-        if self.is_closed:
-            # A step that was under way gave this event. After an error it would leave a gap.
-            return
         if isinstance(event, Failed):
             self.fail(event.error)
         elif len(self._events) < MAX_WAITING_EVENTS * self.count:
@@ -63,7 +61,7 @@ class Generation:
         """Stop the sequences and give back their slots; calling it again has no effect."""
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
-            on_close(self)
+            on_close(self.id)
 
     @property
     def is_closed(self) -> bool:

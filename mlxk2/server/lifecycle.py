@@ -29,8 +29,9 @@ from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection
 from mlxk2.server.http.listener import BACKLOG
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.openai.api import OPENAI
-from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.pool import ModelPool
 from mlxk2.server.preparing import PreparingPool
 from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
@@ -166,8 +167,8 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     starter.prepare()
     limits = settings.limits
     preparing = PreparingPool(starter, limits.max_concurrent + limits.max_queue, settings.context_length)
-    worker = Worker(limits.max_concurrent, rest=release_freed_memory)
-    scheduler = Scheduler(ModelPool(partial(_load, settings, preparing), worker), worker, limits)
+    worker = Worker(partial(_load, settings, preparing), limits.max_concurrent, rest=release_freed_memory)
+    scheduler = Scheduler(ModelPool(worker), worker, limits)
     catalog = Catalog(settings.pinned, settings.context_length)
     service = Service(scheduler, catalog, preparing, settings.max_tokens, no_sleep=NoSleep(linger=_AWAKE_SECONDS))
     config = _configure(create_app(service, settings.access, APIS), settings)

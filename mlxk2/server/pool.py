@@ -1,31 +1,13 @@
-"""The model in memory: which one it is, and how another one takes its place."""
+"""The models in memory: which they are, and how another one takes its place."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
-from mlxk2.errors import MlxkError, ModelError, OperationError, ValidationError
-from mlxk2.runner.sequences import Backend
+from mlxk2.errors import MlxkError, OperationError, ValidationError
+from mlxk2.server.messages import Load, Loaded, LoadFailed, ModelKey
 from mlxk2.server.worker import Worker
-
-
-class ModelKey(NamedTuple):
-    """Which model, and with which LoRA adapter: its name, the folder of its files, and the folder of the adapter.
-
-    Two equal keys mean the same model.
-    """
-
-    name: str
-    path: str
-    adapter: str | None = None
-
-
-# Load a model. Call the function that is passed in before the memory of the previous model is needed.
-LoadModel = Callable[[ModelKey, Callable[[], None]], Backend]
 
 
 class ModelPool:
@@ -34,37 +16,35 @@ class ModelPool:
     Its methods are for the thread of the event loop.
     """
 
-    def __init__(self, load: LoadModel, worker: Worker) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.key: ModelKey | None = None
         self.loading: ModelKey | None = None
-        self._load_model = load
         self._worker = worker
+        self._vocabulary_size = 0
 
-    def get(self, key: ModelKey) -> Backend | None:
-        """Return a model if it is in memory."""
-        return self._worker.model if key == self.key else None
+    def vocabulary_size(self, key: ModelKey) -> int | None:
+        """Return how many tokens a model knows, if it is in memory."""
+        return self._vocabulary_size if key == self.key else None
 
-    async def load(self, key: ModelKey) -> None:
-        """Load a model in the place of the previous one; raise an MlxkError if that fails.
-
-        After an error the previous model is still in memory, unless its memory was needed already.
-        """
+    def begin_loading(self, key: ModelKey) -> None:
+        """Load a model in the place of the previous one; a report says how that ends."""
         self.loading = key
-        try:
-            await self._worker.load(partial(self._load_model, key))
-            self.key = key
-        except ValidationError as error:
-            if key.adapter is None:
-                raise
-            # The user who started the server chose the adapter; clients must not see its path.
-            logging.error(error.message)
-            raise OperationError(error.message.replace(key.adapter, os.path.basename(key.adapter))) from error
-        except MlxkError:
-            raise
-        except Exception as fault:
-            logging.error("Loading %s failed", key.name, exc_info=fault)
-            raise ModelError(f"{key.name} can't be loaded: {fault}") from fault
-        finally:
-            if self._worker.model is None:
-                self.key = None
-            self.loading = None
+        self._worker.send(Load(key))
+
+    def end_loading(self, report: Loaded | LoadFailed) -> MlxkError | None:
+        """Note how loading a model has ended; return the error for its requests if it has failed.
+
+        Then the previous model is still in memory, unless its memory was needed already.
+        """
+        self.loading = None
+        if isinstance(report, Loaded):
+            self.key, self._vocabulary_size = report.key, report.vocabulary_size
+            return None
+        if report.has_unloaded:
+            self.key = None
+        error, adapter = report.error, report.key.adapter
+        if adapter is None or not isinstance(error, ValidationError):
+            return error
+        # The user who started the server chose the adapter; clients must not see its path.
+        logging.error(error.message)
+        return OperationError(error.message.replace(adapter, os.path.basename(adapter)))

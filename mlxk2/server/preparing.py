@@ -19,9 +19,8 @@ from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Cancelled, Starter
 from mlxk2.runner.prompt.tokenizer import Tokenizer
 from mlxk2.runner.request import GenerationRequest, token_budget
-from mlxk2.server.pool import ModelKey
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.scheduler import FairQueue, QueuedRequest
-from mlxk2.server.worker import run_job
 
 # Models whose tokenizers stay loaded.
 MAX_MODELS = 2
@@ -127,7 +126,7 @@ class PreparingPool:
         try:
             if refusal := await turn.get():
                 raise refusal
-            job = self._threads.submit(run_job, self._prepare, key, make, cancelled.is_set)
+            job = self._threads.submit(self._prepare, key, make, cancelled.is_set)
             return await asyncio.wrap_future(job)
         finally:
             cancelled.set()
@@ -144,12 +143,18 @@ class PreparingPool:
                 request.start()
 
     def _prepare(self, key: ModelKey, make: MakeRequests, cancelled: Cancelled) -> Prepared:
-        """Make the requests, in a thread of the pool."""
-        model = self._tokenizers.get(key, cancelled)
-        requests = make(model._replace(tokenizer=model.tokenizer.cancellable(cancelled)))
-        for request in requests:
-            token_budget(request, model.context_length)
-        return Prepared(requests, model.vocabulary)
+        """Make the requests, in a thread of the pool; raise each fault as an Exception, which a future can carry."""
+        try:
+            model = self._tokenizers.get(key, cancelled)
+            requests = make(model._replace(tokenizer=model.tokenizer.cancellable(cancelled)))
+            for request in requests:
+                token_budget(request, model.context_length)
+            return Prepared(requests, model.vocabulary)
+        except BaseException as fault:
+            if isinstance(fault, Exception) and not isinstance(fault, StopIteration):
+                raise
+            # A panic of a Rust library would end the event loop; a future refuses StopIteration.
+            raise RuntimeError(f"{type(fault).__name__}: {fault}") from fault.__cause__
 
     def tokenizer(self, key: ModelKey) -> tuple[Tokenizer, Vocabulary]:
         """Return the tokenizer of a model that is being loaded; any thread may call this."""

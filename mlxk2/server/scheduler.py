@@ -11,7 +11,8 @@ from functools import partial
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.generation import Generation
-from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, Submit
+from mlxk2.server.pool import ModelPool
 from mlxk2.server.worker import Worker
 
 # A request waits for at most this many later requests of other clients.
@@ -133,10 +134,12 @@ class Scheduler:
         self.limits = limits
         self._worker = worker
         self._queue = FairQueue()
-        self._requests: dict[Generation, QueuedRequest] = {}
+        # The requests that wait or are being generated, by id.
+        self._requests: dict[int, tuple[Generation, QueuedRequest]] = {}
+        self._count = 0
         self._active = 0
-        self._swap_task: asyncio.Task[None] | None = None
         self._is_stopping = False
+        worker.connect(self.receive)
 
     @property
     def active(self) -> int:
@@ -161,17 +164,27 @@ class Scheduler:
         Raise ServerBusyError if the queue is full, ServerStoppingError if the server is stopping. The generation
         raises the errors of loading the model and of `MLXRunner.submit`. The caller must close it.
         """
-        generation = Generation(key.name, requests, self._release)
-        requests = [replace(request, client=client) for request in requests]
-        start = partial(self._worker.submit, generation, requests)
+        self._count += 1
+        generation = Generation(self._count, key.name, requests, self._release)
+        command = Submit(self._count, key, tuple(replace(request, client=client) for request in requests))
+        start = partial(self._worker.send, command)
         queued = QueuedRequest(key, len(requests), start, generation.fail, client)
-        self._requests[generation] = queued
+        self._requests[generation.id] = (generation, queued)
         try:
             self._enqueue(queued)
         except MlxkError:
-            del self._requests[generation]
+            del self._requests[generation.id]
             raise
         return generation
+
+    def receive(self, reports: Sequence[Report]) -> None:
+        """Take the worker's reports in their order."""
+        for report in reports:
+            if isinstance(report, Loaded | LoadFailed):
+                self._end_loading(report)
+            elif report.id in self._requests:
+                # Others were closed while the step that gave this event was under way.
+                self._requests[report.id][0].put(report.number, report.event)
 
     def stop(self) -> None:
         """Accept no more requests, and end those that wait or are being generated with an error."""
@@ -179,7 +192,7 @@ class Scheduler:
         error = ServerStoppingError()
         while self._queue:
             self._queue.pop().refuse(error)
-        for generation in list(self._requests):
+        for generation, _ in list(self._requests.values()):
             generation.fail(error)
 
     def close(self) -> None:
@@ -192,7 +205,7 @@ class Scheduler:
         self._queue.add(request)
         self._admit()
         # The request whose model is being loaded is served next, however long the queue may be.
-        max_queued = self.limits.max_queue + (self._swap_task is not None)
+        max_queued = self.limits.max_queue + (self.pool.loading is not None)
         if not request.is_started and request.slots and self.queued > max_queued:
             refused = self._queue.pick_refused(request.client)
             self._queue.remove(refused)
@@ -203,11 +216,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start the requests at the head of the queue, up to the first that has to wait."""
-        while self._queue and self._swap_task is None:
+        while self._queue and self.pool.loading is None:
             request = self._queue.first
-            if self.pool.get(request.key) is None:
+            if self.pool.key != request.key:
                 if not self._active:
-                    self._swap_task = asyncio.get_running_loop().create_task(self._swap(request.key))
+                    self.pool.begin_loading(request.key)
                 return
             if self._active and self._active + request.slots > self.limits.max_concurrent:
                 return
@@ -216,26 +229,26 @@ class Scheduler:
             request.is_started = True
             request.start()
 
-    async def _swap(self, key: ModelKey) -> None:
-        """Load a model, and let the requests for it go first, or refuse them if it can't be loaded."""
-        try:
-            await self.pool.load(key)
+    def _end_loading(self, report: Loaded | LoadFailed) -> None:
+        """Let the requests for a model that was loaded go first, or refuse them if it can't be loaded."""
+        error = self.pool.end_loading(report)
+        if error is None:
             # Serving the requests that came while the model was being loaded saves loading it again.
-            self._queue.prefer(key)
-        except MlxkError as error:
-            for request in self._queue:
-                if request.key == key:
-                    self._queue.remove(request)
-                    request.refuse(error)
-        finally:
-            self._swap_task = None
+            self._queue.prefer(report.key)
+        else:
+            refused = [request for request in self._queue if request.key == report.key]
+            for request in refused:
+                self._queue.remove(request)
+            # Each of them lets the next request of the queue begin.
+            for request in refused:
+                request.refuse(error)
         self._admit()
 
-    def _release(self, generation: Generation) -> None:
+    def _release(self, request_id: int) -> None:
         """Give back the slots of a generation that is closed, or remove its request from the queue."""
-        request = self._requests.pop(generation)
+        _, request = self._requests.pop(request_id)
         if request.is_started:
-            self._worker.cancel(generation)
+            self._worker.send(Cancel(request_id))
             self._active -= request.slots
         elif request in self._queue:
             self._queue.remove(request)

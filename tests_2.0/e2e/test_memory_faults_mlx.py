@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlxk2.runner.mlx.loader import LoadedModel, load
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.sequences import Batch
+from mlxk2.server.messages import Load, LoadFailed, ModelKey, Report
 from mlxk2.server.worker import Worker
 
 pytestmark = pytest.mark.e2e
@@ -150,14 +151,20 @@ def test_a_model_that_could_not_be_loaded_does_not_stay_with_its_error(tmp_path:
     folder = write_chain(tmp_path / "m", BABBLE)
     held: list[weakref.ref[Any]] = []
 
-    def fail_with_weights(_: Any) -> LoadedModel:
+    def fail_with_weights(_: ModelKey, __: Any) -> LoadedModel:
         model = load(folder)
         held.append(weakref.ref(model.model))
         raise RuntimeError(str(_METAL))
 
-    worker = Worker(8)
-    with pytest.raises(RuntimeError, match="Insufficient Memory") as caught:
-        asyncio.run(worker.load(fail_with_weights))
-    worker.stop()
-    assert caught.value.__traceback__ is not None
+    async def load_it() -> Report:
+        reports: asyncio.Queue[Sequence[Report]] = asyncio.Queue()
+        worker = Worker(fail_with_weights, 8)
+        worker.connect(reports.put_nowait)
+        worker.send(Load(ModelKey("m", str(folder))))
+        (report,) = await reports.get()
+        worker.stop()
+        return report
+
+    report = asyncio.run(load_it())
+    assert isinstance(report, LoadFailed) and "Insufficient Memory" in str(report.error)
     assert held[0]() is None

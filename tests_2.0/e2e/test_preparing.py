@@ -15,7 +15,7 @@ from support.tiny_models import say, write_chain
 from mlxk2.errors import ServerBusyError
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.server.pool import ModelKey
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.preparing import Prepared, PreparingPool
 
 pytestmark = pytest.mark.e2e

@@ -21,8 +21,9 @@ from mlxk2.server.api import Api
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
+from mlxk2.server.messages import ModelKey
 from mlxk2.server.openai.api import OPENAI
-from mlxk2.server.pool import ModelKey, ModelPool
+from mlxk2.server.pool import ModelPool
 from mlxk2.server.preparing import MakeRequests, Prepared
 from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
@@ -164,8 +165,8 @@ def serving(
         unload()
         return left.pop(0)
 
-    worker = Worker(max_concurrent)
-    scheduler = Scheduler(ModelPool(load, worker), worker, Limits(max_concurrent, max_queue))
+    worker = Worker(load, max_concurrent)
+    scheduler = Scheduler(ModelPool(worker), worker, Limits(max_concurrent, max_queue))
     key = ModelKey("org/scripted", "/nowhere")
     preparing = ScriptedPreparing(models, delay)
     catalog = Catalog(("scripted", key) if pinned else None)
