@@ -281,7 +281,11 @@ class PushData(TypedDict):
 
 
 class RunData(TypedDict):
-    """A completion and how it came about; times in seconds, counts in tokens."""
+    """A completion and how it came about; times in seconds, counts in tokens.
+
+    `tokens_per_second` is the speed of the generation after the first token. `time_to_first_token_s` is absent without
+    a token, and `prompt_tokens_per_second` where nothing of the prompt was computed.
+    """
 
     model: str
     prompt: str
@@ -292,6 +296,8 @@ class RunData(TypedDict):
     tokens_generated: Count
     generation_time_s: Measure
     tokens_per_second: Measure
+    time_to_first_token_s: NotRequired[Measure]
+    prompt_tokens_per_second: NotRequired[Measure]
 
 
 class ServerData(TypedDict):

@@ -161,6 +161,7 @@ def comparable(text: str) -> Any:
     text = re.sub(r'"created": ?\d+', '"created":0', text)
     text = re.sub(r'"version": ?"[^"]+"', '"version":""', text)
     text = re.sub(r'"cached_tokens": ?\d+', '"cached_tokens":0', text)
+    text = re.sub(r'("\w+_(?:n|ms|per_second)"): ?[^,}]+', r"\1:0", text)
     if text.startswith("data: "):
         return _stream(text)
     try:

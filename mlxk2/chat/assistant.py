@@ -30,18 +30,18 @@ class Completion:
     timings: Timings
 
     @property
-    def tokens_per_second(self) -> float:
-        """The speed, with the time for the prompt."""
-        seconds = self.timings.total_seconds
-        return self.usage.completion_tokens / seconds if seconds > 0 else 0.0
-
-    @property
     def statistics(self) -> str:
-        """The counts and the speed in one line."""
-        return (
-            f"prompt: {self.usage.prompt_tokens} tokens, answer: {self.usage.completion_tokens} tokens "
-            f"in {self.timings.total_seconds:.2f} s ({self.tokens_per_second:.1f} tokens/s), end: {self.finish_reason}"
-        )
+        """The counts, times and speeds in one line."""
+        usage, timings = self.usage, self.timings
+        took = f"in {timings.total_seconds:.2f} s"
+        parts = [f"prompt: {usage.prompt_tokens} tokens", f"answer: {usage.completion_tokens} tokens {took}"]
+        if timings.first_token_seconds is not None:
+            parts.append(f"the first after {timings.first_token_seconds:.2f} s")
+        if timings.prompt_tokens_per_second is not None:
+            parts.append(f"prompt {timings.prompt_tokens_per_second:.1f} tokens/s")
+        if timings.generated_tokens_per_second is not None:
+            parts.append(f"answer {timings.generated_tokens_per_second:.1f} tokens/s")
+        return ", ".join([*parts, f"end: {self.finish_reason}"])
 
 
 class Assistant:

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 from unicodedata import category
 
-from mlxk2.runner.events import Channel, Event, TextDelta
+from mlxk2.runner.events import Channel, Event, PromptProgress, TextDelta
 
 if TYPE_CHECKING:
     from mlxk2.chat.terminal import Terminal
@@ -71,6 +71,8 @@ class Printer:
 
     def show(self, event: Event) -> None:
         """Write the text of an event, unless it is hidden; a whole completion is retained until its end."""
+        if isinstance(event, PromptProgress) and self._terminal is not None:
+            self._terminal.show(f"Reading the prompt: {event.done:,} of {event.total:,} tokens")
         if not isinstance(event, TextDelta):
             return
         if self._terminal is not None and (self._whole or event.channel == self._hidden):
@@ -108,5 +110,6 @@ class Printer:
     def _write(self, text: str) -> None:
         if self._terminal is not None:
             self._terminal.hide()
+            self._terminal = None
         self._last = text[-1]
         self._stream.write(replace_controls(text) if self._is_terminal else text)

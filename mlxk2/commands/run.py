@@ -164,7 +164,8 @@ def _complete(
         raise InterruptedByUser("Interrupted.")
     if options.verbose:
         context.streams.stderr.write(f"{completion.statistics}\n")
-    return {
+    timings = completion.timings
+    data: RunData = {
         "model": name,
         "prompt": prompt,
         "response": completion.text,
@@ -172,6 +173,11 @@ def _complete(
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
         "tokens_generated": completion.usage.completion_tokens,
-        "generation_time_s": round(completion.timings.total_seconds, 6),
-        "tokens_per_second": round(completion.tokens_per_second, 3),
+        "generation_time_s": round(timings.total_seconds, 6),
+        "tokens_per_second": round(timings.generated_tokens_per_second or 0.0, 3),
     }
+    if timings.first_token_seconds is not None:
+        data["time_to_first_token_s"] = round(timings.first_token_seconds, 6)
+    if timings.prompt_tokens_per_second is not None:
+        data["prompt_tokens_per_second"] = round(timings.prompt_tokens_per_second, 3)
+    return data

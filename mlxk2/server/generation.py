@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from mlxk2.errors import OperationError
-from mlxk2.runner.events import Event, Failed, Finished, Usage
+from mlxk2.runner.events import Event, Failed, Finished, Timings, Usage
 from mlxk2.runner.request import GenerationRequest
 
 # Events of each sequence. A client that is this far behind has stopped reading.
@@ -17,7 +17,8 @@ class Generation:
     """The sequences of one request: an asynchronous iterator over lists of events, each with its sequence's number.
 
     Iterating raises the error of a sequence that fails. `name` is the name of the model, `count` the number of
-    sequences. `close` gives back what the request holds, at any time.
+    sequences. `close` gives back what the request holds, at any time. `timings` are those of the sequence once it has
+    finished, if it is the only one.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Generation:
         prompts = [id(request.prompt) for request in requests]
         self._firsts = {prompts.index(prompt) for prompt in prompts}
         self._usages: dict[int, Usage] = {}
+        self.timings: Timings | None = None
         self._unfinished = self.count
         self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
@@ -47,6 +49,7 @@ class Generation:
             self.fail(OperationError("The response was cancelled because the client does not read it."))
         if isinstance(event, Finished):
             self._usages[number] = event.usage
+            self.timings = event.timings if self.count == 1 else None
             self._unfinished -= 1
             if not self._unfinished:
                 self.close()

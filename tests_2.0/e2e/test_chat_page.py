@@ -315,7 +315,7 @@ def test_settings_limit_the_answer_which_tells_its_speed(chat: Chat) -> None:
     chat.set(Most_tokens_of_an_answer="400")
     chat.ask("Go")
     expect(chat.answers.last.locator(".note")).to_have_text("Cut off: the answer reached its limit of tokens.")
-    figures = re.compile(r"^400 tokens · [\d.]+ tokens/s · prompt \d+")
+    figures = re.compile(r"^400 tokens · [\d.]+ tokens/s · prompt \d+, [\d.]+ tokens/s · first token after [\d.]+ s$")
     expect(chat.answers.last.locator(".figures")).to_have_text(figures)
 
 

@@ -88,6 +88,12 @@ def test_usage_at_the_end_of_a_stream(client: OpenAI) -> None:
     assert last.usage is not None and whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks)
+    # An extension, which the client keeps; other responses have none.
+    timings = (last.model_extra or {})["timings"]
+    assert timings["predicted_n"] == last.usage.completion_tokens - 1
+    assert timings["predicted_per_second"] > 0
+    assert timings["time_to_first_token_ms"] > 0
+    assert not any("timings" in (other.model_extra or {}) for other in (whole, *chunks))
 
 
 def test_reasoning(client: OpenAI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,7 +111,14 @@ def test_the_limit_and_the_statistics(environment: dict[str, str], tmp_path: Pat
     assert (answer["finish_reason"], answer["tokens_generated"], len(answer["response"])) == ("length", 5, 5)
     whole = data(environment, model, "hi")
     assert whole["prompt_tokens"] + whole["tokens_generated"] == 64
-    assert "answer: 5 tokens" in run(environment, model, "hi", "--max-tokens", "5", "--verbose").stderr
+    assert answer["generation_time_s"] > answer["time_to_first_token_s"] > 0
+    assert answer["tokens_per_second"] > 0
+    assert answer["prompt_tokens_per_second"] > 0
+    told = run(environment, model, "hi", "--max-tokens", "5", "--verbose").stderr
+    assert "answer: 5 tokens" in told
+    assert re.search(r"the first after \d+\.\d\d s, prompt \d+\.\d tokens/s, answer \d+\.\d tokens/s", told)
+    alone = data(environment, model, "hi", "--max-tokens", "1")
+    assert (alone["tokens_generated"], alone["tokens_per_second"]) == (1, 0)
 
 
 @pytest.mark.parametrize("words", [(), ("-",)])

@@ -28,7 +28,17 @@ from mlxk2.server.openai.fields import (
     Text,
     refuse_unsupported,
 )
-from mlxk2.server.openai.sse import JSON, MIN_LOGPROB, FinishReason, LazyList, Renderer, SequenceOutput, Usage, name_of
+from mlxk2.server.openai.sse import (
+    JSON,
+    MIN_LOGPROB,
+    FinishReason,
+    LazyList,
+    Renderer,
+    SequenceOutput,
+    Timings,
+    Usage,
+    name_of,
+)
 from mlxk2.server.preparing import PromptModel
 
 # Far more than any conversation has. Each message takes time.
@@ -249,7 +259,10 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """An object of the stream of a chat; it has `usage` if the request asks for it."""
+    """An object of the stream of a chat.
+
+    The last one has `usage` if the request asks for it, and then `timings` if there is one answer.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -257,6 +270,7 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class ChatRenderer(Renderer):

@@ -18,7 +18,17 @@ from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.api import Operation
 from mlxk2.server.app import respond
 from mlxk2.server.openai.fields import MAX_LOGPROBS, GenerationBody, Several, Text, Tokens
-from mlxk2.server.openai.sse import JSON, MIN_LOGPROB, FinishReason, LazyList, Renderer, SequenceOutput, Usage, name_of
+from mlxk2.server.openai.sse import (
+    JSON,
+    MIN_LOGPROB,
+    FinishReason,
+    LazyList,
+    Renderer,
+    SequenceOutput,
+    Timings,
+    Usage,
+    name_of,
+)
 from mlxk2.server.preparing import PromptModel
 
 
@@ -99,7 +109,10 @@ class CompletionChunkChoice(CompletionChoice):
 
 
 class CompletionChunk(BaseModel):
-    """An object of the stream of a completion; it has `usage` if the request asks for it."""
+    """An object of the stream of a completion.
+
+    The last one has `usage` if the request asks for it, and then `timings` if there is one answer.
+    """
 
     id: str
     object: Literal["text_completion"]
@@ -107,6 +120,7 @@ class CompletionChunk(BaseModel):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class CompletionRenderer(Renderer):

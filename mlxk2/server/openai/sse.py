@@ -55,6 +55,21 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class Timings(BaseModel):
+    """The times of one answer, with the names of llama.cpp's server: `prompt_n` tokens of the prompt were computed.
+
+    `predicted_n` tokens, all after the first one, were generated.
+    """
+
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float | None
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float | None
+    time_to_first_token_ms: float | None
+
+
 @dataclass
 class SequenceOutput:
     """The output of one sequence, as far as it has been generated."""
@@ -175,7 +190,7 @@ class Renderer(ABC):
                         yield sent
                         deadline = clock() + heartbeat
             if self._includes_usage:
-                yield self._frame(**totals(generation))
+                yield self._frame(**totals(generation), **timings(generation))
         except MlxkError as error:
             yield _frame(error_body(error))
         yield DONE
@@ -229,6 +244,24 @@ def totals(generation: Generation) -> JSON:
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
     }
+
+
+def timings(generation: Generation) -> JSON:
+    """Return what a stream has beside its token counts, if it has one sequence: its times and speeds."""
+    times = generation.timings
+    if times is None:
+        return {}
+    first = times.first_token_seconds
+    values = {
+        "prompt_n": times.read_tokens,
+        "prompt_ms": times.reading_seconds * 1000,
+        "prompt_per_second": times.prompt_tokens_per_second,
+        "predicted_n": times.later_tokens,
+        "predicted_ms": times.later_seconds * 1000,
+        "predicted_per_second": times.generated_tokens_per_second,
+        "time_to_first_token_ms": None if first is None else first * 1000,
+    }
+    return {"timings": {name: None if value is None else round(value, 3) for name, value in values.items()}}
 
 
 def name_of(raw: bytes) -> str:

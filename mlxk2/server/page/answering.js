@@ -74,9 +74,9 @@ export class Run {
     this.message.fault = { text: message, hint };
   }
 
-  #take({ choices: [choice], usage, model }) {
+  #take({ choices: [choice], usage, timings, model }) {
     const { message } = this;
-    if (usage) message.usage = usage;
+    if (usage) Object.assign(message, { usage, timings });
     if (!choice) return;
     const { content, reasoning_content: reasoning } = choice.delta;
     if (content || reasoning) this.#note(content);

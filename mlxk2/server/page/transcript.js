@@ -173,15 +173,27 @@ function waiting({ content, reasoning }, run) {
   return content || reasoning ? "" : run.waiting || "Waiting for the model…";
 }
 
-function figures({ usage, seconds }) {
+function figures({ usage, timings, seconds }) {
   if (!usage) return "";
   const { prompt_tokens: prompt, completion_tokens: tokens, prompt_tokens_details: details } = usage;
-  // The time for the first token is that of the prompt.
-  const rate = seconds?.writing > MIN_SECONDS ? (tokens - 1) / seconds.writing : 0;
+  // Messages of earlier versions have no timings. The time for the first token is that of the prompt.
+  const measured = seconds?.writing > MIN_SECONDS ? (tokens - 1) / seconds.writing : 0;
   const cached = details?.cached_tokens ? `, ${details.cached_tokens} of them cached` : "";
   const count = tokens === 1 ? "1 token" : `${tokens} tokens`;
-  const speed = rate && `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`;
-  return [count, speed, `prompt ${prompt}${cached}`].filter(Boolean).join(" · ");
+  const reading = speed(timings?.prompt_per_second);
+  const first = timings?.time_to_first_token_ms;
+  return [
+    count,
+    speed(timings ? timings.predicted_per_second : measured),
+    `prompt ${prompt}${cached}${reading && `, ${reading}`}`,
+    first && `first token after ${(first / 1000).toFixed(2)} s`,
+  ]
+    .filter(Boolean)
+    .join(" · ");
+}
+
+function speed(rate) {
+  return rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : "";
 }
 
 function button(label, onclick) {
