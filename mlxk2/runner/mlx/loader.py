@@ -158,7 +158,9 @@ def _read_weights(
         mx.set_wired_limit(0)
     try:
         with wired(plan.wired):
-            mx.eval(model.parameters())
+            # Between two of them Ctrl-C is noticed.
+            for _, array in tree_flatten(model.parameters()):
+                mx.eval(array)
     except FAULTS as fault:
         raise _loading_error(name, fault, folder) from fault
     # The memory that it took to read them.
