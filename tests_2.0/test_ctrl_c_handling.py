@@ -11,7 +11,7 @@ import pytest
 from support.following import text
 from support.scripted import assistant, saying, streams
 
-from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer
+from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer, interruptible
 from mlxk2.chat.repl import Chat
 from mlxk2.runner.events import Event, TextDelta
 from mlxk2.runner.prompt.prompter import Message
@@ -77,6 +77,20 @@ def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
 
     with pytest.raises(BrokenPipeError):
         assistant(saying("Hello")).complete(HELLO, fail)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_ctrl_c_is_no_other_error_where_a_library_makes_one_of_it(error: type[BaseException] | None) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        try:
+            ctrl_c()
+        except KeyboardInterrupt as pressed:
+            if error is not None:
+                raise error from pressed
+    with pytest.raises(RuntimeError), interruptible():
+        raise RuntimeError
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 from unicodedata import category
@@ -44,6 +45,29 @@ class Interrupt:
         if self._flag:
             raise KeyboardInterrupt
         self._flag = True
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the block by KeyboardInterrupt, also where a library makes another error of it, or none."""
+    is_pressed = False
+
+    def handle_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle_signal)
+    try:
+        yield
+    except BaseException as fault:
+        if is_pressed:
+            raise KeyboardInterrupt from fault
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if is_pressed:
+        raise KeyboardInterrupt
 
 
 class Printer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlxk2 import names
 from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
-from mlxk2.chat.printer import Printer
+from mlxk2.chat.printer import Printer, interruptible
 from mlxk2.chat.terminal import Terminal
 from mlxk2.checkpoint.describe import context_length
 from mlxk2.checkpoint.snapshot import Snapshot
@@ -84,7 +84,8 @@ def run(options: Options, context: Context) -> RunData | None:
     terminal = Terminal(context.streams.stdout, context.streams.stderr, shows=not context.is_json)
     with terminal.quiet():
         terminal.show("Loading the model")
-        assistant = _load(options, snapshot, sampling, starter, wired, converses=wants_chat)
+        with interruptible():
+            assistant = _load(options, snapshot, sampling, starter, wired, converses=wants_chat)
         if not wants_chat:
             return _complete(assistant, options, context, terminal, snapshot.name, prompt)
         from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
