@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import OneProcess
+from conftest_runner import OneProcess
 from support.tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 

@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from conftest_runner import assistant, saying, streams
 from support.following import text
-from support.scripted import assistant, saying, streams
 
 from mlxk2.chat.printer import INTERRUPTED, Interrupt, Printer, interruptible
 from mlxk2.chat.repl import Chat

@@ -8,8 +8,8 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import pytest
+from conftest_runner import ScriptedBackend, tokens_of
 from support.application import ScriptedPreparing
-from support.scripted import ScriptedBackend, tokens_of
 
 from mlxk2.server.app import Service, create_app
 from mlxk2.server.catalog import Catalog

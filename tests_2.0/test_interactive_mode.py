@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import ScriptedBackend, Streams, assistant, saying, streams, tokens_of
+from conftest_runner import ScriptedBackend, Streams, assistant, saying, streams, tokens_of
 
 from mlxk2.chat.repl import Chat, read_turn
 

@@ -6,8 +6,8 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
+from conftest_runner import ScriptedBackend, assistant, request, saying, tokens_of
 from support.following import FollowedRunner, finished, text
-from support.scripted import ScriptedBackend, assistant, request, saying, tokens_of
 
 from mlxk2.runner.events import Event, TextDelta
 from mlxk2.runner.output.reasoning import MAX_BEGINNING

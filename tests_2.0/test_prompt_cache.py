@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from conftest_runner import ScriptedBackend, ScriptedBatch, request, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache
-from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
 from mlxk2.runner.mlx.device import current_device
 from mlxk2.runner.mlx.prefill import ModelState

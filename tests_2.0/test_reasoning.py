@@ -7,11 +7,11 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from conftest_runner import OneProcess, ScriptedTokenizer, generate, saying, tokens_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.application import serving
 from support.following import finished, text
-from support.scripted import OneProcess, ScriptedTokenizer, generate, saying, tokens_of
 from support.tiny_models import CHATML, write_tokenizer
 
 from mlxk2.runner.events import TextDelta

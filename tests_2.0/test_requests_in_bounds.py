@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from support.scripted import ScriptedBackend, saying
+from conftest_runner import ScriptedBackend, saying
 
 from mlxk2.errors import ValidationError
 from mlxk2.runner.mlx.decoding import LogprobReport

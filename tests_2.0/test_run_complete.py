@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest_runner import generate, saying, streams
 from support.following import text
 from support.layouts import CacheDir, chat_model, without
-from support.scripted import generate, saying, streams
 
 from mlxk2.chat.printer import Printer, replace_controls
 from mlxk2.errors import ModelNotRunnableError

@@ -6,10 +6,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from conftest_runner import BROKEN, ScriptedBackend, ScriptedBatch, generate, request, saying, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 from support.following import Followed, FollowedRunner, finished, text
-from support.scripted import BROKEN, ScriptedBackend, ScriptedBatch, generate, request, saying, tokens_of
 
 from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.events import Event, Failed, Finished, PromptProgress, TextDelta, Timings, Usage

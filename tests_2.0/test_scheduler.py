@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from conftest_runner import ScriptedBackend, ScriptedBatch, request, tokens_of
 from support.following import text
-from support.scripted import ScriptedBackend, ScriptedBatch, request, tokens_of
 
 from mlxk2.errors import ContextLengthError, MlxkError, ModelError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.events import Failed, Finished, TextDelta, Usage

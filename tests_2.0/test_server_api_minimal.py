@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest_runner import ScriptedBackend, saying
 from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from openai.resources.chat import Completions as ChatCompletions
 from openai.resources.completions import Completions
 from starlette.routing import Route
 from support.application import CHAT, TEXT, Client, serving
-from support.scripted import ScriptedBackend, saying
 
 from mlxk2 import __version__
 from mlxk2.runner.request import Sampling

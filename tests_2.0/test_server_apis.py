@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import uvicorn
+from conftest_runner import ScriptedBackend, ScriptedTokenizer, saying
 from starlette.testclient import TestClient
 from support.application import TEXT, serving
-from support.scripted import ScriptedBackend, ScriptedTokenizer, saying
 from support.toy_api import TOY
 from support.wire import Wire, head
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest_runner import saying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.application import CHAT, TEXT, Client, serving
 from support.fuzz import EFFORT, HOSTILE_BYTES, HOSTILE_JSON, json_mutations, mutations
-from support.scripted import saying
 
 from mlxk2.server.openai.chat import ChatBody
 from mlxk2.server.openai.completions import CompletionBody

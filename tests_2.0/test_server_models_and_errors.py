@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest_runner import ScriptedBackend, saying
 from support.application import CHAT, MESSAGES, TEXT, Client, error_of, serving
 from support.layouts import CacheDir, chat_model, gguf_model
-from support.scripted import ScriptedBackend, saying
 
 from mlxk2.cache.index import SETTLED_NS
 from mlxk2.cache.store import DEMO_FOLDER

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from conftest_runner import Script, ScriptedBackend, ScriptedBatch, saying
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.application import CHAT, TEXT, Client, serving
-from support.scripted import Script, ScriptedBackend, ScriptedBatch, saying
 
 from mlxk2.errors import ModelUnhealthyError
 from mlxk2.runner.request import GenerationRequest

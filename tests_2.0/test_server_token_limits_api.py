@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest_runner import ScriptedBackend
 from support.application import CHAT, TEXT, serving
-from support.scripted import ScriptedBackend
 
 # Two tokens more in a chat, for the role and what stands around the content.
 PROMPT = "x" * 20

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest_runner import saying
 from support.application import CHAT, serving
 from support.hub import HubServer
 from support.hub.fixtures import Client
 from support.layouts import chat_model
-from support.scripted import saying
 
 from mlxk2.sleep import NoSleep
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest_runner import generate, request, saying
 from support.following import finished
 from support.layouts import CacheDir, Files, as_json, chat_model, without
-from support.scripted import generate, request, saying
 
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint.describe import context_length, length_in_config

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from conftest_runner import ScriptedBackend
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
-from support.scripted import ScriptedBackend
 
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
