@@ -11,7 +11,7 @@ from functools import partial
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.generation import Generation
-from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, Submit
+from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, SequenceEvent, Submit
 from mlxk2.server.pool import ModelPool
 from mlxk2.server.worker import Worker
 
@@ -180,11 +180,12 @@ class Scheduler:
     def receive(self, reports: Sequence[Report]) -> None:
         """Take the worker's reports in their order."""
         for report in reports:
-            if isinstance(report, Loaded | LoadFailed):
+            if not isinstance(report, SequenceEvent):
                 self._end_loading(report)
-            elif report.id in self._requests:
+            elif entry := self._requests.get(report.id):
                 # Others were closed while the step that gave this event was under way.
-                self._requests[report.id][0].put(report.number, report.event)
+                generation, _ = entry
+                generation.put(report.number, report.event)
 
     def stop(self) -> None:
         """Accept no more requests, and end those that wait or are being generated with an error."""

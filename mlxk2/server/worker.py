@@ -17,6 +17,8 @@ from mlxk2.server.messages import Cancel, Command, Load, Loaded, LoadFailed, Mod
 # Load a model. Call the function that is passed in before the memory of the previous model is needed.
 LoadModel = Callable[[ModelKey, Callable[[], None]], Backend]
 
+_ENDS = (Finished, Failed)
+
 
 class Worker:
     """Generate in a thread of its own; the public methods are for the thread of the event loop.
@@ -115,7 +117,7 @@ class Worker:
             for sequence, event in self._runner.step() if self._runner is not None else ():
                 if sequence in self._sequences:
                     reports.append(SequenceEvent(*self._sequences[sequence], event))
-                    if isinstance(event, Finished | Failed):
+                    if isinstance(event, _ENDS):
                         del self._sequences[sequence]
             if reports:
                 self._report(*reports)

@@ -215,12 +215,13 @@ class Renderer(ABC):
         """Yield the choices for some events; texts in a row are joined, so that a slow client gets fewer."""
         joined: list[tuple[int, TextDelta | Finished]] = []
         for number, event in events:
-            if isinstance(event, TextDelta) and joined and joined[-1][0] == number:
-                before = joined[-1][1]
-                if isinstance(before, TextDelta) and before.channel == event.channel:
+            if isinstance(event, TextDelta):
+                last, before = joined[-1] if joined else (None, None)
+                if last == number and isinstance(before, TextDelta) and before.channel == event.channel:
                     joined.pop()
                     event = TextDelta(event.channel, before.text + event.text, before.logprobs + event.logprobs)
-            if isinstance(event, TextDelta | Finished):
+                joined.append((number, event))
+            elif isinstance(event, Finished):
                 joined.append((number, event))
         for number, event in joined:
             if number not in self._opened:
