@@ -692,7 +692,7 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
         shelf = Shelf()
         left: list[int] = []
         worker = Worker(shelf.load, 64, rest=lambda: left.append(shelf.models[0].rows))
-        scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256))
+        scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=0)
         Batch.gate.set()
         await asyncio.gather(ask(scheduler, A, LONG), ask(scheduler, A))
         await until(lambda: left == [0])

@@ -44,7 +44,12 @@ class Cancel:
     id: int
 
 
-Command = Load | Submit | Cancel
+@dataclass(frozen=True)
+class Rest:
+    """To the worker: if no sequence is left, give back the memory that is kept for the next steps."""
+
+
+Command = Load | Submit | Cancel | Rest
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from functools import partial
 from mlxk2.errors import MlxkError, ServerBusyError, ServerStoppingError
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.generation import Generation
-from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, SequenceEvent, Submit
+from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, Rest, SequenceEvent, Submit
 from mlxk2.server.pool import ModelPool
 from mlxk2.server.worker import Worker
 
 # A request waits for at most this many later requests of other clients.
 MAX_OVERTAKING = 64
+# Seconds without a sequence after which memory is given back. Taking it again makes the next request wait longer.
+REST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,14 @@ class Scheduler:
     thread of the event loop.
     """
 
-    def __init__(self, pool: ModelPool, worker: Worker, limits: Limits) -> None:
+    def __init__(
+        self, pool: ModelPool, worker: Worker, limits: Limits, *, rest_seconds: float = REST_SECONDS
+    ) -> None:
         self.pool = pool
         self.limits = limits
         self._worker = worker
+        self._rest_seconds = rest_seconds
+        self._rest: asyncio.TimerHandle | None = None
         self._queue = FairQueue()
         # The requests that wait or are being generated, by id.
         self._requests: dict[int, tuple[Generation, QueuedRequest]] = {}
@@ -198,6 +204,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Let the worker's thread end after its current step."""
+        if self._rest is not None:
+            self._rest.cancel()
         self._worker.stop()
 
     def _enqueue(self, request: QueuedRequest) -> None:
@@ -251,6 +259,9 @@ class Scheduler:
         if request.is_started:
             self._worker.send(Cancel(request_id))
             self._active -= request.slots
+            if self._rest is not None:
+                self._rest.cancel()
+            self._rest = asyncio.get_running_loop().call_later(self._rest_seconds, self._worker.send, Rest())
         elif request in self._queue:
             self._queue.remove(request)
         self._admit()

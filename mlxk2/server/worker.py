@@ -12,7 +12,18 @@ from mlxk2.errors import MlxkError, ModelError
 from mlxk2.runner.events import Failed, Finished
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Backend, free_frames
-from mlxk2.server.messages import Cancel, Command, Load, Loaded, LoadFailed, ModelKey, Report, SequenceEvent, Submit
+from mlxk2.server.messages import (
+    Cancel,
+    Command,
+    Load,
+    Loaded,
+    LoadFailed,
+    ModelKey,
+    Report,
+    Rest,
+    SequenceEvent,
+    Submit,
+)
 
 # Load a model. Call the function that is passed in before the memory of the previous model is needed.
 LoadModel = Callable[[ModelKey, Callable[[], None]], Backend]
@@ -24,8 +35,7 @@ class Worker:
     """Generate in a thread of its own; the public methods are for the thread of the event loop.
 
     Commands wait in the queue of the thread. Each step is a job that queues the next step, so commands are carried out
-    between two steps. At most `max_sequences` are generated at the same time. The thread calls `rest` when no sequence
-    is left.
+    between two steps. At most `max_sequences` are generated at the same time. `rest` gives back freed memory.
     """
 
     def __init__(self, load: LoadModel, max_sequences: int, rest: Callable[[], None] = lambda: None) -> None:
@@ -62,6 +72,9 @@ class Worker:
                 self._submit(command)
             case Cancel(id=request_id):
                 self._cancel(request_id)
+            case Rest():
+                if not self._sequences:
+                    self._rest()
 
     def _load(self, key: ModelKey) -> None:
         try:
@@ -123,10 +136,7 @@ class Worker:
                 self._report(*reports)
         except BaseException as fault:  # noqa: BLE001 - every fault must reach the clients, which wait for responses
             self._fail(fault)
-        if self._sequences:
-            self._queue_step()
-        else:
-            self._rest()
+        self._queue_step()
 
     def _fail(self, fault: BaseException) -> None:
         """End all sequences: after this fault their state is unknown."""
