@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -51,13 +52,21 @@ class Interrupt:
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C end the block by KeyboardInterrupt, also where a library makes another error of it, or none."""
     is_pressed = False
+    handler, report = signal.getsignal(signal.SIGINT), sys.unraisablehook
 
-    def handle_signal(_number: int, _frame: FrameType | None) -> None:
+    def handle_signal(number: int, frame: FrameType | None) -> None:
         nonlocal is_pressed
-        is_pressed = True
-        raise KeyboardInterrupt
+        if callable(handler):  # a program in the background may ignore Ctrl-C
+            is_pressed = True
+            handler(number, frame)
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python prints what a destructor or a callback raises, and goes on.
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            report(unraisable)
 
     previous = signal.signal(signal.SIGINT, handle_signal)
+    sys.unraisablehook = report_others
     try:
         yield
     except BaseException as fault:
@@ -66,6 +75,7 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, previous)
+        sys.unraisablehook = report
     if is_pressed:
         raise KeyboardInterrupt
 
