@@ -1,7 +1,5 @@
 """Names: repo ids, folders of the cache, model arguments, and the files of a repo. Pure strings; no disk is read."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator

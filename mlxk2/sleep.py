@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PROGRAM = "caffeinate"
 
@@ -36,6 +38,10 @@ class NoSleep:
         with self._lock:
             self._held += 1
             if self._process is None or self._process.poll() is not None:
+                # Every command imports this module, and these two would take a tenth of the time of `list`.
+                import logging  # noqa: PLC0415
+                import subprocess  # noqa: PLC0415
+
                 nothing = subprocess.DEVNULL
                 command = [_PROGRAM, "-i", "-w", str(os.getpid())]
                 try:

@@ -3,8 +3,6 @@
 This module imports nothing heavy: `list` reads models that it remembers without the code that judges them.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 Framework = Literal["MLX", "GGUF", "PyTorch", "Unknown"]

@@ -1,17 +1,15 @@
-"""What a command is given besides its options: where it reads and writes, and what it may do to the process."""
+"""What a command is given besides its options: where it reads and writes, and what it may do to the process.
 
-from __future__ import annotations
+Its named tuples are made at every start. Annotations that are texts would be compiled then, each by itself.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from mlxk2.errors import MlxkError, OperationError
-from mlxk2.formatting import printable, reason_of
-
-if TYPE_CHECKING:
-    from mlxk2.formatting import Progress
-    from mlxk2.sleep import NoSleep
+from mlxk2.formatting import Progress, printable, reason_of
+from mlxk2.sleep import NoSleep
 
 Data = Mapping[str, Any]  # a command's data, as the JSON API has them
 Leave = Callable[[int], None]  # ends the process at once, with an exit code
@@ -46,7 +44,7 @@ class Context(NamedTuple):
     is_json: bool
     progress: Progress
     no_sleep: NoSleep
-    announce: Callable[[Context, Data], None]
+    announce: Callable[["Context", Data], None]
     detach: Detach
     leave: Leave
 
