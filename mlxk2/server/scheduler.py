@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from mlxk2.server.worker import Worker
 
 # A request waits for at most this many later requests of other clients.
 MAX_OVERTAKING = 64
-# Seconds without a sequence after which memory is given back. Taking it again makes the next request wait longer.
+# Seconds at least from one time that memory is given back to the next: taking it again makes the next request wait.
 REST_SECONDS = 1.0
 
 
@@ -253,15 +254,20 @@ class Scheduler:
                 request.refuse(error)
         self._admit()
 
+    def _rest_soon(self) -> None:
+        """Let the worker give memory back, now or when `rest_seconds` have passed since the last time."""
+        loop = asyncio.get_running_loop()
+        last = self._rest.when() if self._rest is not None else -math.inf
+        if last <= loop.time():
+            self._rest = loop.call_at(max(loop.time(), last + self._rest_seconds), self._worker.send, Rest())
+
     def _release(self, request_id: int) -> None:
         """Give back the slots of a generation that is closed, or remove its request from the queue."""
         _, request = self._requests.pop(request_id)
         if request.is_started:
             self._worker.send(Cancel(request_id))
             self._active -= request.slots
-            if self._rest is not None:
-                self._rest.cancel()
-            self._rest = asyncio.get_running_loop().call_later(self._rest_seconds, self._worker.send, Rest())
+            self._rest_soon()
         elif request in self._queue:
             self._queue.remove(request)
         self._admit()
