@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from conftest_runner import ScriptedBackend, ScriptedBatch, request, tokens_of
 from support.following import text
 
@@ -156,8 +157,9 @@ async def idle(scheduler: Scheduler, shelf: Shelf) -> None:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test, for a minute at most."""
-    asyncio.run(asyncio.wait_for(test, 60))
+    """Run a test, for a minute at most, on the event loop that the server runs on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(test, 60))
 
 
 def requests(prompt: str = "hi", count: int = 1, **options: Any) -> Sequence[GenerationRequest]:
@@ -698,6 +700,22 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
         await until(lambda: left == [0])
         assert await ask(scheduler, A) == "A"
         await until(lambda: left == [0, 0])
+        scheduler.close()
+
+    run(test())
+
+
+def test_the_worker_rests_once_while_many_requests_end() -> None:
+    async def test() -> None:
+        shelf = Shelf()
+        left: list[int] = []
+        worker = Worker(shelf.load, 64, rest=lambda: left.append(shelf.models[0].rows))
+        scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=3600)
+        Batch.gate.set()
+        answers = await asyncio.gather(*(ask(scheduler, A) for _ in range(20)))
+        answers.append(await ask(scheduler, A))
+        assert answers == ["A"] * 21
+        assert len(left) == 1
         scheduler.close()
 
     run(test())

@@ -139,7 +139,9 @@ class Scheduler:
         self.limits = limits
         self._worker = worker
         self._rest_seconds = rest_seconds
-        self._rest: asyncio.TimerHandle | None = None
+        # When memory was last given back, or will be, by the loop's clock.
+        self._rest_at = -math.inf
+        self._rest: asyncio.Handle | None = None
         self._queue = FairQueue()
         # The requests that wait or are being generated, by id.
         self._requests: dict[int, tuple[Generation, QueuedRequest]] = {}
@@ -257,9 +259,9 @@ class Scheduler:
     def _rest_soon(self) -> None:
         """Let the worker give memory back, now or when `rest_seconds` have passed since the last time."""
         loop = asyncio.get_running_loop()
-        last = self._rest.when() if self._rest is not None else -math.inf
-        if last <= loop.time():
-            self._rest = loop.call_at(max(loop.time(), last + self._rest_seconds), self._worker.send, Rest())
+        if self._rest_at <= loop.time():
+            self._rest_at = max(loop.time(), self._rest_at + self._rest_seconds)
+            self._rest = loop.call_at(self._rest_at, self._worker.send, Rest())
 
     def _release(self, request_id: int) -> None:
         """Give back the slots of a generation that is closed, or remove its request from the queue."""
