@@ -67,9 +67,7 @@ def stream_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
 def _longest_gap(us: Server, long: Sequence[Request]) -> float:
     times: list[float] = []
     question = _question("Count from 1 to 100.", STREAMED)
-    streaming = threading.Thread(
-        target=load.watch, args=(us.port, question, lambda: times.append(time.perf_counter()))
-    )
+    streaming = threading.Thread(target=load.watch, args=(us.port, question, lambda: times.append(time.perf_counter())))
     streaming.start()
     while not times:
         time.sleep(0.01)

@@ -32,8 +32,10 @@ def server(checkout: Path) -> Iterator[int]:
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", str(port)],
-        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             try:

@@ -1,7 +1,7 @@
 """The figures of a run as tables: all of them in docs/performance.md, five of them in README.md.
 
-    python benchmarks/report.py RECORD   make the tables of a record that a run wrote (the variable MLXK2_FIGURES)
-    python benchmarks/report.py --check  exit 1 when README.md has other figures than docs/performance.md
+python benchmarks/report.py RECORD   make the tables of a record that a run wrote (the variable MLXK2_FIGURES)
+python benchmarks/report.py --check  exit 1 when README.md has other figures than docs/performance.md
 """
 
 from __future__ import annotations

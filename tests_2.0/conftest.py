@@ -23,13 +23,20 @@ _USER_HF_HOME = os.environ.get("MLXK2_USER_HF_HOME") or os.environ.get("HF_HOME"
 _NEEDED = {
     "live_list": ("HF_HOME",),
     "live_push": (
-        "MLXK2_ENABLE_ALPHA_FEATURES", "MLXK2_LIVE_PUSH", "HF_TOKEN", "MLXK2_LIVE_REPO", "MLXK2_LIVE_WORKSPACE",
+        "MLXK2_ENABLE_ALPHA_FEATURES",
+        "MLXK2_LIVE_PUSH",
+        "HF_TOKEN",
+        "MLXK2_LIVE_REPO",
+        "MLXK2_LIVE_WORKSPACE",
     ),
     "live_clone": (
-        "MLXK2_ENABLE_ALPHA_FEATURES", "MLXK2_LIVE_CLONE", "HF_TOKEN", "MLXK2_LIVE_CLONE_MODEL",
+        "MLXK2_ENABLE_ALPHA_FEATURES",
+        "MLXK2_LIVE_CLONE",
+        "HF_TOKEN",
+        "MLXK2_LIVE_CLONE_MODEL",
         "MLXK2_LIVE_CLONE_WORKSPACE",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -22,9 +22,22 @@ from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Reading, Step
 
 END, BROKEN = 256, 289
-_MARKS = {"<end>": END, "<think>": 257, "</think>": 258, "<|start|>": 259, "<|channel|>": 260, "<|message|>": 261,
-          "<|end|>": 262, "<pad>": 263, "[THINK]": 264, "[/THINK]": 265, "<|channel>": 266, "<channel|>": 267,
-          "<|other_thought|>": 268, "<|turn|>": 269}  # fmt: skip
+_MARKS = {
+    "<end>": END,
+    "<think>": 257,
+    "</think>": 258,
+    "<|start|>": 259,
+    "<|channel|>": 260,
+    "<|message|>": 261,
+    "<|end|>": 262,
+    "<pad>": 263,
+    "[THINK]": 264,
+    "[/THINK]": 265,
+    "<|channel>": 266,
+    "<channel|>": 267,
+    "<|other_thought|>": 268,
+    "<|turn|>": 269,
+}
 _NAMES = {number: name for name, number in _MARKS.items()}
 SIZE = 300
 

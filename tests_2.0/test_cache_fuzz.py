@@ -156,13 +156,17 @@ def test_random_mutations_of_sound_files(attack: Attack, victims: Victims, kind:
 RICH_CONFIG = CONFIG | {
     "text_config": {"max_position_embeddings": 5, "quantization_config": {"quant_method": "fp8"}},
     "quantization_config": {
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "bits": 4, "weight_block_size": [32, 32],
-        "quantization": {"quant_algo": "NVFP4"}, "scale_fmt": "ue8m0",
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "bits": 4,
+        "weight_block_size": [32, 32],
+        "quantization": {"quant_algo": "NVFP4"},
+        "scale_fmt": "ue8m0",
     },
     "quantization": {"group_size": 64, "bits": 4, "mode": "affine"},
     "auto_map": {"AutoModel": "x"},
     "model_file": "x.py",
-}  # fmt: skip
+}
 
 
 def rich_configs() -> Iterator[dict[str, Any]]:
@@ -341,7 +345,7 @@ LINKS: dict[str, Make] = {
     "a process": link("/proc/self/environ"),
     "a pipe": lambda path, _: os.mkfifo(path),
     "a folder in its place": lambda path, _: path.mkdir(),
-}  # fmt: skip
+}
 REPLACED = ["config.json", "README.md", "tokenizer_config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -395,9 +399,32 @@ def test_a_socket_is_not_read(cache_dir: CacheDir, monkeypatch: pytest.MonkeyPat
 
 
 NAMES = [
-    "a\nb", "a\rb", "\x1b[31m", "-rf", "--json", "a b", "'", '"', "`id`", "$(id)", "%s%n", "{}", "CON", "nul.txt", "…",
-    "x" * 255, "é" * 127, "\u202e", "\ufeff", "‮a", "a\u2028b", "🤗.safetensors.d", ".hidden", "..hidden", "a\x7f",
-]  # fmt: skip
+    "a\nb",
+    "a\rb",
+    "\x1b[31m",
+    "-rf",
+    "--json",
+    "a b",
+    "'",
+    '"',
+    "`id`",
+    "$(id)",
+    "%s%n",
+    "{}",
+    "CON",
+    "nul.txt",
+    "…",
+    "x" * 255,
+    "é" * 127,
+    "\u202e",
+    "\ufeff",
+    "‮a",
+    "a\u2028b",
+    "🤗.safetensors.d",
+    ".hidden",
+    "..hidden",
+    "a\x7f",
+]
 NO_UTF8 = [] if os.uname().sysname == "Darwin" else ["\udcff", "a\udc80b.txt", "\udcc3.json"]
 
 

@@ -23,7 +23,7 @@ from mlxk2.runner.prompt.confined import ConfinedProcess, Starter
 from mlxk2.runner.prompt.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
 MESSAGES = [
-    {"role": "system", "content": "Be <b>brief</b> & \"kind\".\n"},
+    {"role": "system", "content": 'Be <b>brief</b> & "kind".\n'},
     {"role": "user", "content": "Grüße \U0001f600\0\u2028"},
     {"role": "assistant", "content": "  yes\r\n"},
     {"role": "user", "content": "<|im_end|>{{ 7 * 7 }}{% raw %}"},
@@ -121,7 +121,7 @@ REFUSING = {
     "formats a text": ("{{ '{:>10000000000}'.format(1) }}", "3072 MB"),
     "indents JSON": ("{{ messages | tojson(indent=10 ** 10) }}", "3072 MB"),
     "says too much": ("{{ 'x' * 100_000_000 }}", "a prompt of 100000000 characters"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSING.values(), ids=REFUSING)

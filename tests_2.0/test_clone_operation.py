@@ -79,10 +79,14 @@ def test_full_name_never_means_a_longer_one(cache_dir: CacheDir, mlxk2: Program,
 def test_revisions_and_branches(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     cache_dir.add(NAME, MODEL)
     cache_dir.add(NAME, MODEL | {"twin.txt": b"other"}, OTHER_COMMIT, ref="dev")
-    for number, (words, twin) in enumerate({
-        (NAME,): b"same", (f"{NAME}@{OTHER_COMMIT[:6]}",): b"other", (NAME, "--branch", "dev"): b"other",
-        (f"{NAME}@{COMMIT}",): b"same",
-    }.items()):  # fmt: skip
+    for number, (words, twin) in enumerate(
+        {
+            (NAME,): b"same",
+            (f"{NAME}@{OTHER_COMMIT[:6]}",): b"other",
+            (NAME, "--branch", "dev"): b"other",
+            (f"{NAME}@{COMMIT}",): b"same",
+        }.items()
+    ):
         data_of(mlxk2("clone", *words, f"mine-{number}", "--json"), "clone")
         assert (workplace / f"mine-{number}" / "twin.txt").read_bytes() == twin
     both = error_of(mlxk2("clone", f"{NAME}@dev", "x", "--branch", "main", "--json"), "clone")

@@ -111,9 +111,14 @@ def test_the_examples_do_what_they_say(name: str, world: Client, tmp_path: Path)
         if "jq " in script and without_jq:
             continue
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-xc", script], cwd=tmp_path, env=world.environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_SECONDS,
-        )  # fmt: skip
+            ["bash", "-euo", "pipefail", "-xc", script],
+            cwd=tmp_path,
+            env=world.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+        )
         assert done.returncode == 0, done.stderr
         if output is not None:
             assert timeless(done.stdout) == timeless(output)
@@ -131,8 +136,10 @@ def test_a_wrong_example_would_be_found() -> None:
     console = "```console\n$ mlxk2 list\nName   Modified\nx      2d ago\n$ echo b\n```\n"
     script = "```bash\nmake demo\nfalse \\\n  # x\n```\n"
     assert list(examples(console + script)) == [
-        Example("mlxk2 list", "Name   Modified\nx      2d ago\n"), Example("echo b", None), Example("false   # x", None)
-    ]  # fmt: skip
+        Example("mlxk2 list", "Name   Modified\nx      2d ago\n"),
+        Example("echo b", None),
+        Example("false   # x", None),
+    ]
     assert timeless("Name  Modified \nx  just now\n") == timeless("Name   Modified\nx    2d ago\n")
     assert timeless("4.1MB 2d ago") != timeless("4.4MB 2d ago")
 

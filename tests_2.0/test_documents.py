@@ -19,9 +19,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a program of the project from its root."""
     command = [sys.executable, *words]
     environment = {**os.environ, "MLXK2_ENABLE_ALPHA_FEATURES": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_every_page_has_the_help_of_its_command() -> None:

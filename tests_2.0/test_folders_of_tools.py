@@ -51,19 +51,29 @@ LEFT_BY: dict[str, dict[str, bytes]] = {
     "git worktree": {".git": b"gitdir: /elsewhere/.git/worktrees/model"},
     "LM Studio": {"downloading_other.gguf.part": b"GG", ".cache/other.gguf": b"", ".DS_Store": b"x"},
     "macOS": {
-        ".DS_Store": b"x", "sub/.DS_Store": b"x", "._model.safetensors": b"x", "sub/._x.gguf": b"x", "Icon\r": b"",
-        ".fseventsd/a.tmp": b"x", ".Spotlight-V100/b.partial": b"x", ".Trashes/501/model.gguf": b"",
-        ".old.safetensors.icloud": LFS_POINTER, ".TemporaryItems/x.incomplete": b"x",
+        ".DS_Store": b"x",
+        "sub/.DS_Store": b"x",
+        "._model.safetensors": b"x",
+        "sub/._x.gguf": b"x",
+        "Icon\r": b"",
+        ".fseventsd/a.tmp": b"x",
+        ".Spotlight-V100/b.partial": b"x",
+        ".Trashes/501/model.gguf": b"",
+        ".old.safetensors.icloud": LFS_POINTER,
+        ".TemporaryItems/x.incomplete": b"x",
     },
     "Windows": {"Thumbs.db": LFS_POINTER, "Desktop.ini": b"x", "$RECYCLE.BIN/S-1/model.safetensors": b""},
     "Linux": {".Trash-1000/files/model.gguf": b"", "lost+found/x.tmp": b"", ".nfs0001": b"x", "~/a.swp": b"x"},
     "Dropbox": {".dropbox.cache/x.tmp": b"x", ".dropbox": b"x", ".stversions/model.gguf": b""},
     "Python": {
-        ".venv/lib/python3/site-packages/x/model.safetensors": b"", "venv/a.partial": b"x", "__pycache__/a.pyc": b"x",
-        ".ipynb_checkpoints/config-checkpoint.json": LFS_POINTER, ".mypy_cache/x.tmp": b"x",
+        ".venv/lib/python3/site-packages/x/model.safetensors": b"",
+        "venv/a.partial": b"x",
+        "__pycache__/a.pyc": b"x",
+        ".ipynb_checkpoints/config-checkpoint.json": LFS_POINTER,
+        ".mypy_cache/x.tmp": b"x",
     },
     "secrets": {".env": LFS_POINTER, ".ssh/x.tmp": b"x", "key.pem": b"x", ".aws/model.gguf": b""},
-}  # fmt: skip
+}
 # What only a folder named by its path has; a repo may well have such files, which count in the cache.
 OF_A_FOLDER = {"model.safetensors.lock", "downloading_other.gguf.part", "~/a.swp", ".mypy_cache/x.tmp"}
 SILENT = {"config.json": as_json({"model_type": "llama"}), "model.safetensors": weights(), "README.md": b"# x\n"}

@@ -69,8 +69,9 @@ def test_in_parallel_with_a_limit_and_with_coverage(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_opt_in_tests_say_what_they_need() -> None:
-    run = run_pytest("-m", "wet or issue27 or live_list or live_push or live_clone", "tests_2.0/live",
-                     "tests_2.0/test_issue_27.py")  # fmt: skip
+    run = run_pytest(
+        "-m", "wet or issue27 or live_list or live_push or live_clone", "tests_2.0/live", "tests_2.0/test_issue_27.py"
+    )
     assert (run.code, run.count("passed")) == (0, 0), run.out
     for reason in (
         "live_list needs HF_HOME",
@@ -94,12 +95,18 @@ def model_of(folder: Path) -> Mapping[str, bytes]:
 def test_live_clone_runs(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     hub_server.add("mlx-community/small-model", model_of(tmp_path / "model"))
     (tmp_path / "workspace").mkdir()
-    run = run_pytest("-m", "live_clone", "tests_2.0/live", **hub_client.environment | {
-        "MLXK2_LIVE_CLONE": "1",
-        "HF_TOKEN": hub_server.token("user"),
-        "MLXK2_LIVE_CLONE_MODEL": "mlx-community/small-model",
-        "MLXK2_LIVE_CLONE_WORKSPACE": str(tmp_path / "workspace"),
-    })  # fmt: skip
+    run = run_pytest(
+        "-m",
+        "live_clone",
+        "tests_2.0/live",
+        **hub_client.environment
+        | {
+            "MLXK2_LIVE_CLONE": "1",
+            "HF_TOKEN": hub_server.token("user"),
+            "MLXK2_LIVE_CLONE_MODEL": "mlx-community/small-model",
+            "MLXK2_LIVE_CLONE_WORKSPACE": str(tmp_path / "workspace"),
+        },
+    )
     assert_all_passed(run, 3)
     assert list((tmp_path / "workspace").iterdir()) == []
 
@@ -108,12 +115,18 @@ def test_live_clone_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pa
 def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     hub_server.add("user/my-model", {"README.md": b"# To be replaced\n"}, private=True, readers=["user"])
     files = model_of(tmp_path / "workspace")
-    run = run_pytest("-m", "wet", "tests_2.0/live/test_push_live.py", **hub_client.environment | {
-        "MLXK2_LIVE_PUSH": "1",
-        "HF_TOKEN": hub_server.token("user"),
-        "MLXK2_LIVE_REPO": "user/my-model",
-        "MLXK2_LIVE_WORKSPACE": str(tmp_path / "workspace"),
-    })  # fmt: skip
+    run = run_pytest(
+        "-m",
+        "wet",
+        "tests_2.0/live/test_push_live.py",
+        **hub_client.environment
+        | {
+            "MLXK2_LIVE_PUSH": "1",
+            "HF_TOKEN": hub_server.token("user"),
+            "MLXK2_LIVE_REPO": "user/my-model",
+            "MLXK2_LIVE_WORKSPACE": str(tmp_path / "workspace"),
+        },
+    )
     assert_all_passed(run, 2)
     commit = hub_server.hub.repos["user/my-model"].find("main")
     assert commit is not None and set(commit.files) == set(files)
@@ -167,12 +180,15 @@ def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hu
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("setting", "passed", "reason"), [
-    ({"MLXK2_SUBSET_COUNT": "0"}, 3, "MLXK2_SUBSET_COUNT=0 copies no shard"),
-    ({"MLXK2_SUBSET_COUNT": "3"}, 6, "all shards of this model were copied"),
-    ({"MLXK2_MIN_FREE_MB": str(1 << 40)}, 1, "Not enough free space"),
-    ({"MLXK2_ISSUE27_MODEL": "org/not-there"}, 0, "User model not found: org/not-there"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "passed", "reason"),
+    [
+        ({"MLXK2_SUBSET_COUNT": "0"}, 3, "MLXK2_SUBSET_COUNT=0 copies no shard"),
+        ({"MLXK2_SUBSET_COUNT": "3"}, 6, "all shards of this model were copied"),
+        ({"MLXK2_MIN_FREE_MB": str(1 << 40)}, 1, "Not enough free space"),
+        ({"MLXK2_ISSUE27_MODEL": "org/not-there"}, 0, "User model not found: org/not-there"),
+    ],
+)
 def test_issue27_skips_what_it_can_not_do(home: Path, setting: dict[str, str], passed: int, reason: str) -> None:
     run = run_pytest("-m", "issue27", "tests_2.0/test_issue_27.py", HF_HOME=str(home), **setting)
     assert (run.code, run.count("passed"), run.count("skipped")) == (0, passed, 7 - passed), run.out
@@ -247,11 +263,14 @@ def test_one_failure_is_the_result_and_the_others_are_still_tested(script: Path,
     assert "given: -n 2 -k rm and not push" in (tmp_path / "test_results_3_13.log").read_text()
 
 
-@pytest.mark.parametrize(("words", "complaint"), [
-    ((), "none of Python 3.11 3.12 3.13 3.14 was found"),
-    (("3.13",), "no Python 3.13 was found"),
-    (("/nowhere/python3.12",), "no Python /nowhere/python3.12 was found"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "none of Python 3.11 3.12 3.13 3.14 was found"),
+        (("3.13",), "no Python 3.13 was found"),
+        (("/nowhere/python3.12",), "no Python /nowhere/python3.12 was found"),
+    ],
+)
 def test_a_python_that_is_not_there_is_a_failure(script: Path, words: tuple[str, ...], complaint: str) -> None:
     finished = run_script(script, *words)
     assert finished.returncode == 1

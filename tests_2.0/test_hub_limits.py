@@ -215,12 +215,28 @@ def long_pause_of_a_rate(request: Handler) -> None:
 LARGE, NONSENSE, SLOW, TIME = "is larger than", "makes no sense", "came too slowly", "took longer than"
 TOO_LONG = f"sends more than|{LARGE}"
 ANY_ANSWER = [
-    (drip, SLOW), (drip_of_chunks, SLOW), (drip_of_a_chunk_size, SLOW), (drip_of_headers, SLOW),
-    (notices_without_end, LARGE), (silence, "did not begin"), (silence_inside, SLOW), (steady_but_endless, TIME),
-    (gzip_bomb, LARGE), (deflate_bomb, LARGE), (nested_bomb, LARGE), (empty_members, LARGE), (broken_gzip, NONSENSE),
-    (huge, LARGE), (deep, NONSENSE), (endless_body, LARGE), (huge_headers, LARGE), (redirects, "redirects"),
-    (redirects_with_endless_bodies, "redirects"), (long_pause, "asks to wait"), (long_pause_of_a_rate, "asks to wait"),
-]  # fmt: skip
+    (drip, SLOW),
+    (drip_of_chunks, SLOW),
+    (drip_of_a_chunk_size, SLOW),
+    (drip_of_headers, SLOW),
+    (notices_without_end, LARGE),
+    (silence, "did not begin"),
+    (silence_inside, SLOW),
+    (steady_but_endless, TIME),
+    (gzip_bomb, LARGE),
+    (deflate_bomb, LARGE),
+    (nested_bomb, LARGE),
+    (empty_members, LARGE),
+    (broken_gzip, NONSENSE),
+    (huge, LARGE),
+    (deep, NONSENSE),
+    (endless_body, LARGE),
+    (huge_headers, LARGE),
+    (redirects, "redirects"),
+    (redirects_with_endless_bodies, "redirects"),
+    (long_pause, "asks to wait"),
+    (long_pause_of_a_rate, "asks to wait"),
+]
 
 
 @pytest.mark.parametrize(("answer", "said"), ANY_ANSWER, ids=lambda value: getattr(value, "__name__", ""))
@@ -266,11 +282,19 @@ def long_file(request: Handler) -> None:
 
 
 FILE_ANSWERS = [
-    (drip, SLOW), (drip_of_chunks, SLOW), (drip_of_a_chunk_size, SLOW), (drip_of_headers, SLOW),
-    (notices_without_end, LARGE), (gzip_bomb, TOO_LONG), (nested_bomb, TOO_LONG),
-    (empty_members, LARGE), (endless_body, TOO_LONG), (long_file, TOO_LONG),
-    (redirects, "redirects"), (long_pause, "asks to wait"),
-]  # fmt: skip
+    (drip, SLOW),
+    (drip_of_chunks, SLOW),
+    (drip_of_a_chunk_size, SLOW),
+    (drip_of_headers, SLOW),
+    (notices_without_end, LARGE),
+    (gzip_bomb, TOO_LONG),
+    (nested_bomb, TOO_LONG),
+    (empty_members, LARGE),
+    (endless_body, TOO_LONG),
+    (long_file, TOO_LONG),
+    (redirects, "redirects"),
+    (long_pause, "asks to wait"),
+]
 
 
 @pytest.mark.parametrize(("answer", "said"), FILE_ANSWERS, ids=lambda value: getattr(value, "__name__", ""))

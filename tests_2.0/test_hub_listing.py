@@ -23,15 +23,38 @@ COMMITS_ROUTE, API = "/commits/", "/api/models/"
 SIZES: list[object] = [None, "2", "", -1, 10**30, True, 2.0, [], {}]
 HASHES: list[object] = [None, 5, "", "a" * 39, "A" * 40, "../" + "a" * 37, "a" * 41, [], {}, "\ud800" * 40]
 PATHS: list[object] = [
-    None, 5, True, [], {}, "", "/etc/passwd", "../up", "a/../b", "a//b", ".", "a/", "nul\0", "x" * 256,
+    None,
+    5,
+    True,
+    [],
+    {},
+    "",
+    "/etc/passwd",
+    "../up",
+    "a/../b",
+    "a//b",
+    ".",
+    "a/",
+    "nul\0",
+    "x" * 256,
     "x/" * 600 + "x",
-    "lone\ud800", "bell\a",
-]  # fmt: skip
+    "lone\ud800",
+    "bell\a",
+]
 LFS = {"oid": "b" * 64, "size": 2, "pointerSize": 130}
 LFS_FAULTS = [
-    5, "text", [1], {"size": 2}, {"oid": "b" * 64}, LFS | {"oid": 5}, LFS | {"oid": "b"}, LFS | {"size": None},
-    LFS | {"size": "2"}, LFS | {"size": -2}, LFS | {"size": 10**30},
-]  # fmt: skip
+    5,
+    "text",
+    [1],
+    {"size": 2},
+    {"oid": "b" * 64},
+    LFS | {"oid": 5},
+    LFS | {"oid": "b"},
+    LFS | {"size": None},
+    LFS | {"size": "2"},
+    LFS | {"size": -2},
+    LFS | {"size": 10**30},
+]
 XET_FAULTS = [5, "c", "../" + "c" * 61, ["c"], "C" * 64]
 ENTRIES: list[object] = [None, 5, "text", [], {}, {"type": "file"}, {"path": "a"}]
 TREES: list[object] = [
@@ -41,8 +64,14 @@ TREES: list[object] = [
     *([ENTRY | {"lfs": lfs}] for lfs in LFS_FAULTS),
     *([ENTRY | {"lfs": LFS, "xetHash": xet}] for xet in XET_FAULTS),
     *([entry] for entry in ENTRIES),
-    [ENTRY, ENTRY], [ENTRY | {"path": "a"}, ENTRY | {"path": "a/b"}], 5, "text", {"error": "no"}, None, True,
-]  # fmt: skip
+    [ENTRY, ENTRY],
+    [ENTRY | {"path": "a"}, ENTRY | {"path": "a/b"}],
+    5,
+    "text",
+    {"error": "no"},
+    None,
+    True,
+]
 SHAS: list[object] = [None, 5, "", "main", "a" * 39, "A" * 40, "a" * 64, "../" + "a" * 37, [], {}, True]
 SIBLINGS: list[object] = [5, "text", [5], [None], [{}], [[]]]
 FLAGS: list[object] = [5, "no", [], {}]
@@ -53,8 +82,12 @@ INFOS: list[object] = [
     *(INFO | {"private": private} for private in FLAGS),
     *(INFO | {"disabled": disabled} for disabled in FLAGS),
     *(INFO | {"lastModified": date} for date in (5, "never")),
-    {}, [], 5, "text", None,
-]  # fmt: skip
+    {},
+    [],
+    5,
+    "text",
+    None,
+]
 
 
 @contextmanager

@@ -50,10 +50,16 @@ def test_functions_take_what_we_give_them(function: Callable[..., Any], paramete
 @pytest.mark.parametrize(
     "name",
     [
-        "DOWNLOAD_CHUNK_SIZE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET",
-        "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "HF_TOKEN_PATH", "MAX_HTTP_DOWNLOAD_SIZE",
+        "DOWNLOAD_CHUNK_SIZE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "HF_HUB_DISABLE_XET",
+        "HF_HUB_DOWNLOAD_TIMEOUT",
+        "HF_HUB_ETAG_TIMEOUT",
+        "HF_TOKEN_PATH",
+        "MAX_HTTP_DOWNLOAD_SIZE",
     ],
-)  # fmt: skip
+)
 def test_constants_are_where_we_look_for_them(name: str) -> None:
     assert hasattr(private.constants, name)
 

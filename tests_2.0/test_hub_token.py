@@ -162,12 +162,18 @@ def test_no_hub_chooses_a_folder_for_the_store_of_xet(hub_client: Client, tmp_pa
 
 LOOK_ALIKE, QUOTED = "hf_\N{CYRILLIC SMALL LETTER A}bc", '"hf_abc"'
 UNSENDABLE = [
-    ("hf_\N{LATIN SMALL LETTER E WITH ACUTE}", "not ASCII"), (LOOK_ALIKE, "not ASCII"), ("\ufeffhf_abc", "not ASCII"),
-    ("hf_abc\u200b", "not ASCII"), (QUOTED, "quotation mark"), ("'hf_abc'", "quotation mark"),
+    ("hf_\N{LATIN SMALL LETTER E WITH ACUTE}", "not ASCII"),
+    (LOOK_ALIKE, "not ASCII"),
+    ("\ufeffhf_abc", "not ASCII"),
+    ("hf_abc\u200b", "not ASCII"),
+    (QUOTED, "quotation mark"),
+    ("'hf_abc'", "quotation mark"),
     ("hf_a\nX: y", "line end"),
-    ("hf_a\r\nhf_b", "line end"), ("hf_a\x1b[1m", "control character"), ("hf_a\tb", "control character"),
+    ("hf_a\r\nhf_b", "line end"),
+    ("hf_a\x1b[1m", "control character"),
+    ("hf_a\tb", "control character"),
     ("Bearer hf_abc", "white space"),
-]  # fmt: skip
+]
 SENT = ["hf_abc\n", "hf_abc\r\n", "  hf_abc ", "\thf_abc\t\n"]
 
 

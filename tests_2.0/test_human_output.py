@@ -56,8 +56,12 @@ def test_list_verbose_shows_all_mlx_models_in_full(filled: CacheDir, mlxk2: Prog
     heading, lines = rows(mlxk2("list", "--verbose"))
     assert "Framework" in heading
     assert set(lines) == {
-        "mlx-community/chat-4bit", "mlx-community/base", "mlx-community/damaged-chat", "org/chat", "org/strange-chat",
-    }  # fmt: skip
+        "mlx-community/chat-4bit",
+        "mlx-community/base",
+        "mlx-community/damaged-chat",
+        "org/chat",
+        "org/strange-chat",
+    }
 
 
 def test_list_all_shows_everything(filled: CacheDir, mlxk2: Program) -> None:
@@ -204,10 +208,18 @@ def test_a_long_value_of_a_config_is_one_line(cache_dir: CacheDir, mlxk2: Progra
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
-        (0, "0B"), (1, "1B"), (999, "999B"), (1000, "1.0KB"), (1500, "1.5KB"), (999_949, "999.9KB"), (999_950, "1.0MB"),
-        (2_100_000_000, "2.1GB"), (999_950_000_000, "1.0TB"), (5 * 10**15, "5000.0TB"),
+        (0, "0B"),
+        (1, "1B"),
+        (999, "999B"),
+        (1000, "1.0KB"),
+        (1500, "1.5KB"),
+        (999_949, "999.9KB"),
+        (999_950, "1.0MB"),
+        (2_100_000_000, "2.1GB"),
+        (999_950_000_000, "1.0TB"),
+        (5 * 10**15, "5000.0TB"),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_decimal(count: int, shown: str) -> None:
     assert human_size(count) == shown
 
@@ -215,11 +227,21 @@ def test_sizes_are_decimal(count: int, shown: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
-        (-DAY, "just now"), (0, "just now"), (50, "just now"), (60, "1m ago"), (3590, "59m ago"), (3600, "1h ago"),
-        (DAY - 1, "23h ago"), (2 * DAY, "2d ago"), (29 * DAY, "29d ago"), (30 * DAY, "1mo ago"),
-        (364 * DAY, "12mo ago"), (365 * DAY, "1y ago"), (4000 * DAY, "10y ago"),
+        (-DAY, "just now"),
+        (0, "just now"),
+        (50, "just now"),
+        (60, "1m ago"),
+        (3590, "59m ago"),
+        (3600, "1h ago"),
+        (DAY - 1, "23h ago"),
+        (2 * DAY, "2d ago"),
+        (29 * DAY, "29d ago"),
+        (30 * DAY, "1mo ago"),
+        (364 * DAY, "12mo ago"),
+        (365 * DAY, "1y ago"),
+        (4000 * DAY, "10y ago"),
     ],
-)  # fmt: skip
+)
 def test_times_are_relative(cache_dir: CacheDir, mlxk2: Program, seconds: int, shown: str) -> None:
     snapshot = cache_dir.add("org/model", chat_model())
     moment = time.time() - seconds

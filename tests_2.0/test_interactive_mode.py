@@ -76,8 +76,9 @@ def test_statistics_follow_every_answer_where_they_are_asked_for() -> None:
     shown, _ = chat(["a", "b"], verbose=True)
     told = shown.stderr.getvalue().splitlines()
     assert [line.split(" in ")[0] for line in told] == [
-        "prompt: 7 tokens, answer: 7 tokens", "prompt: 31 tokens, answer: 7 tokens",
-    ]  # fmt: skip
+        "prompt: 7 tokens, answer: 7 tokens",
+        "prompt: 31 tokens, answer: 7 tokens",
+    ]
     assert all(line.endswith("end: stop") for line in told)
     assert chat(["a"])[0].stderr.getvalue() == ""
 

@@ -52,9 +52,18 @@ def test_every_key_of_a_model_is_there_and_no_other(filled: CacheDir, mlxk2: Pro
     assert filled.path.is_dir()
     for model in listed(mlxk2)["models"]:
         assert list(model) == [
-            "name", "hash", "size_bytes", "last_modified", "framework", "model_type", "capabilities", "health",
-            "runtime_compatible", "reason", "cached",
-        ]  # fmt: skip
+            "name",
+            "hash",
+            "size_bytes",
+            "last_modified",
+            "framework",
+            "model_type",
+            "capabilities",
+            "health",
+            "runtime_compatible",
+            "reason",
+            "cached",
+        ]
         assert model["cached"] is True
 
 

@@ -134,8 +134,12 @@ def test_faults(hub_server: HubServer) -> None:
     ):
         hub_server.faults.add(fault)
     assert [httpx.get(f"{hub_server.url}/{MODEL}/resolve/main/config.json").content for _ in range(5)] == [
-        b"", b"{|", b"{}xxx", b"{", b"{}",
-    ]  # fmt: skip
+        b"",
+        b"{|",
+        b"{}xxx",
+        b"{",
+        b"{}",
+    ]
     hub_server.faults.add(Fault("config", cut_after=1))
     with pytest.raises(httpx.RemoteProtocolError):
         read(hub_server, "config.json")

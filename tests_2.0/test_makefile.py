@@ -41,14 +41,24 @@ def check(folder: Path, *, version: tuple[int, ...], system: str, machine: str, 
     return done.stderr, log.read_text()
 
 
-@pytest.mark.parametrize(("machine", "said"), [
-    ({"version": (3, 9, 6), "system": "darwin", "machine": "arm64", "release": "15.1"},
-     "mlxk2 needs Python 3.11 or newer; name one: make PYTHON=python3.12\n"),
-    ({"version": (3, 12, 1), "system": "darwin", "machine": "x86_64", "release": "15.1"},
-     "MLX needs a Mac with Apple silicon, and this Python is for Intel. If yours has Apple silicon, name a "),
-    ({"version": (3, 12, 1), "system": "darwin", "machine": "arm64", "release": "13.6.1"},
-     "MLX needs macOS 14 or newer.\n"),
-], ids=["old Python", "Intel or Rosetta", "old macOS"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (
+            {"version": (3, 9, 6), "system": "darwin", "machine": "arm64", "release": "15.1"},
+            "mlxk2 needs Python 3.11 or newer; name one: make PYTHON=python3.12\n",
+        ),
+        (
+            {"version": (3, 12, 1), "system": "darwin", "machine": "x86_64", "release": "15.1"},
+            "MLX needs a Mac with Apple silicon, and this Python is for Intel. If yours has Apple silicon, name a ",
+        ),
+        (
+            {"version": (3, 12, 1), "system": "darwin", "machine": "arm64", "release": "13.6.1"},
+            "MLX needs macOS 14 or newer.\n",
+        ),
+    ],
+    ids=["old Python", "Intel or Rosetta", "old macOS"],
+)
 def test_what_can_not_run_mlx_is_said_before_anything_is_installed(
     machine: dict[str, Any], said: str, tmp_path: Path
 ) -> None:

@@ -31,8 +31,16 @@ generate = import_module("mlx_lm.generate")
         (
             generate.GenerationBatch,
             [
-                "model", "uids", "inputs", "prompt_cache", "tokens", "samplers", "fallback_sampler",
-                "logits_processors", "stop_sequences", "max_tokens",
+                "model",
+                "uids",
+                "inputs",
+                "prompt_cache",
+                "tokens",
+                "samplers",
+                "fallback_sampler",
+                "logits_processors",
+                "stop_sequences",
+                "max_tokens",
             ],
         ),
         (generate.GenerationBatch.empty, ["model", "fallback_sampler"]),
@@ -66,10 +74,16 @@ def test_functions_take_what_they_are_given(function: Callable[..., Any], argume
 @pytest.mark.parametrize(
     "name",
     [
-        "detokenizer", "eos_token_ids", "has_thinking", "think_start", "think_end", "structural_markers",
-        "response_transitions", "response_initial_state",
+        "detokenizer",
+        "eos_token_ids",
+        "has_thinking",
+        "think_start",
+        "think_end",
+        "structural_markers",
+        "response_transitions",
+        "response_initial_state",
     ],
-)  # fmt: skip
+)
 def test_the_tokenizer_wrapper_knows(name: str) -> None:
     assert isinstance(getattr(tokenizer_utils.TokenizerWrapper, name), property)
 

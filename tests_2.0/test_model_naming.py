@@ -67,9 +67,26 @@ def test_arguments_are_split_at_the_revision(argument: str, name: str, revision:
 
 
 BAD_NAMES = [
-    "", " ", "\t", "/", "/model", "model/", "org//model", "../model", "org/..", "a..b", "org\\model", "org/mo\0del",
-    "org/mo\ndel", "org/mo\x1bdel", "org/mo\x7fdel", "org/mo\x9bdel", "a" * (MAX_LENGTH + 1), "@main", " @main",
-]  # fmt: skip
+    "",
+    " ",
+    "\t",
+    "/",
+    "/model",
+    "model/",
+    "org//model",
+    "../model",
+    "org/..",
+    "a..b",
+    "org\\model",
+    "org/mo\0del",
+    "org/mo\ndel",
+    "org/mo\x1bdel",
+    "org/mo\x7fdel",
+    "org/mo\x9bdel",
+    "a" * (MAX_LENGTH + 1),
+    "@main",
+    " @main",
+]
 BAD_REVISIONS = ["org/model@", "org/model@ ", "org/model@../x", "org/model@/main", "org/model@a\\b", "org/model@a\0b"]
 
 

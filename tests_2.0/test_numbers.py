@@ -51,10 +51,17 @@ def test_a_size_that_is_none_is_one_error(mlxk2: Program, size: str) -> None:
 
 
 LIMITS = (
-    ("--max-concurrent", 0), ("--max-concurrent", 65537), ("--max-queue", -1), ("--max-queue", 2**64),
-    ("--port", 65536), ("--port", -1), ("--max-tokens", 0), ("--max-tokens", 2**64),
-    ("--context-length", 0), ("--context-length", 2**64),
-)  # fmt: skip
+    ("--max-concurrent", 0),
+    ("--max-concurrent", 65537),
+    ("--max-queue", -1),
+    ("--max-queue", 2**64),
+    ("--port", 65536),
+    ("--port", -1),
+    ("--max-tokens", 0),
+    ("--max-tokens", 2**64),
+    ("--context-length", 0),
+    ("--context-length", 2**64),
+)
 
 
 @pytest.mark.parametrize(("option", "value"), LIMITS)

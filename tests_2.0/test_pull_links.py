@@ -83,9 +83,7 @@ def test_wrong_bytes_in_the_store_reach_no_other_model(
     assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
-def test_sound_bytes_of_the_store_are_not_fetched_again(
-    hub_server: HubServer, hub_client: Client, good: Path
-) -> None:
+def test_sound_bytes_of_the_store_are_not_fetched_again(hub_server: HubServer, hub_client: Client, good: Path) -> None:
     hub_server.add(MODEL, chat_model(), is_xet=True)
     hub_server.log.clear()
     pull(hub_client)
@@ -224,9 +222,7 @@ os.symlink = os.link = refuse
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM], ids=["ENOTSUP", "EPERM"])
-def test_a_file_system_without_links(
-    hub_server: HubServer, hub_client: Client, tmp_path: Path, number: int
-) -> None:
+def test_a_file_system_without_links(hub_server: HubServer, hub_client: Client, tmp_path: Path, number: int) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(NO_LINKS)

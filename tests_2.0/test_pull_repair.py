@@ -86,9 +86,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_repairs_fetch_only_what_is_bad(
-    hub_server: HubServer, hub_client: Client, damage: str, is_xet: bool
-) -> None:
+def test_repairs_fetch_only_what_is_bad(hub_server: HubServer, hub_client: Client, damage: str, is_xet: bool) -> None:
     name, spoil = DAMAGES[damage]
     commit = hub_server.add(MODEL, chat_model(), is_xet=is_xet)
     pull(hub_client)
@@ -225,9 +223,16 @@ def test_nothing_is_written_outside_the_cache(
 
 @pytest.mark.parametrize(
     "name",
-    ["../../../escaped.txt", "a\\escaped.txt", "\x1b]0;escaped.txt", "\nescaped.txt", "\u2028escaped.txt",
-     "a" * 245 + "escaped.txt", "a/" * 400 + "escaped.txt"],
-)  # fmt: skip
+    [
+        "../../../escaped.txt",
+        "a\\escaped.txt",
+        "\x1b]0;escaped.txt",
+        "\nescaped.txt",
+        "\u2028escaped.txt",
+        "a" * 245 + "escaped.txt",
+        "a/" * 400 + "escaped.txt",
+    ],
+)
 def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client: Client, name: str) -> None:
     hub_server.add(MODEL, chat_model() | {name: b"x"})
     assert pull_error(hub_client, MODEL)["type"] == "download_failed"

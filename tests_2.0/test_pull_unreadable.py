@@ -115,9 +115,7 @@ def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: 
 
 
 @pytest.mark.parametrize("folder", ["blobs", ""], ids=["the blobs", "the model"])
-def test_the_folder_can_not_be_written(
-    hub_server: HubServer, hub_client: Client, ordinary: Run, folder: str
-) -> None:
+def test_the_folder_can_not_be_written(hub_server: HubServer, hub_client: Client, ordinary: Run, folder: str) -> None:
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
     (hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json").resolve().chmod(0)
@@ -137,10 +135,14 @@ def test_no_command_fails_unexpectedly(
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     commands = (
-        ("list", "--all"), ("show", MODEL, "--files", "--config"), ("health", MODEL, "--deep"), ("run", MODEL, "hi"),
-        ("clone", MODEL, str(tmp_path / "copy")), ("push", "--check-only", str(tmp_path / "own"), "someone/model"),
+        ("list", "--all"),
+        ("show", MODEL, "--files", "--config"),
+        ("health", MODEL, "--deep"),
+        ("run", MODEL, "hi"),
+        ("clone", MODEL, str(tmp_path / "copy")),
+        ("push", "--check-only", str(tmp_path / "own"), "someone/model"),
         ("push", "--dry-run", str(tmp_path / "own"), "org/model"),
-    )  # fmt: skip
+    )
     own = tmp_path / "own"
     own.mkdir()
     for name, data in chat_model().items():

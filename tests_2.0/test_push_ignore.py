@@ -20,19 +20,112 @@ from mlxk2.workspace import folder
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS, Ignore
 
 PATHS = [
-    "a", "a.txt", "b.txt", "a/b", "a/b.txt", "a/c/b.txt", "a/c/d/b.txt", "c/a/b", "c/a.txt", "notes.ipynb",
-    "sub/notes.ipynb", "sub/a/x", "x y", "[a]", "a]", "!a", "#a", "ab", "aab", "a*b", "abc", "deep/er/abc/file",
-    ".hidden", "[", "[]", "[!]", "sub/.hidden/x",
-    "foo/bar/baz", "bar/foo", "ä.txt", "a-b", "a^b", "trailing ", "back\\slash",
-]  # fmt: skip
+    "a",
+    "a.txt",
+    "b.txt",
+    "a/b",
+    "a/b.txt",
+    "a/c/b.txt",
+    "a/c/d/b.txt",
+    "c/a/b",
+    "c/a.txt",
+    "notes.ipynb",
+    "sub/notes.ipynb",
+    "sub/a/x",
+    "x y",
+    "[a]",
+    "a]",
+    "!a",
+    "#a",
+    "ab",
+    "aab",
+    "a*b",
+    "abc",
+    "deep/er/abc/file",
+    ".hidden",
+    "[",
+    "[]",
+    "[!]",
+    "sub/.hidden/x",
+    "foo/bar/baz",
+    "bar/foo",
+    "ä.txt",
+    "a-b",
+    "a^b",
+    "trailing ",
+    "back\\slash",
+]
 PATTERNS = [
-    "a", "a/", "/a", "/a/", "a/b", "*.txt", "/*.txt", "*", "a/*", "a/**", "**/b.txt", "a/**/b.txt", "**/a/**", "**",
-    "*.ipynb", "sub", "sub/*", "?", "a?", "?b", "[ab]", "[!a]b", "[^a]b", "[a-c]*", "a[b-c]", "\\[a]", "[[]a]", "[]]",
-    "a]", "\\!a", "\\#a", "# a", "", "   ", "a   ", "trailing\\ ", "x y", ".*", ".hidden", "a\\*b", "a*b", "foo/*/baz",
-    "foo/**", "*/foo", "foo", "*\n!a.txt", "*.txt\n!a.txt", "a/\n!a/b", "a/*\n!a/b", "!a", "/", "//a", "a//b", "**a",
-    "a**b", "[", "[a", "[]", "[]a]", "[!]",
-    "*/****/b*", "a\\", "ä*", "[a^b]*", "a[-]b", "a[*]b", "/sub/*\n!/sub/a/", "*\r", "a.txt\r\nb.txt",
-]  # fmt: skip
+    "a",
+    "a/",
+    "/a",
+    "/a/",
+    "a/b",
+    "*.txt",
+    "/*.txt",
+    "*",
+    "a/*",
+    "a/**",
+    "**/b.txt",
+    "a/**/b.txt",
+    "**/a/**",
+    "**",
+    "*.ipynb",
+    "sub",
+    "sub/*",
+    "?",
+    "a?",
+    "?b",
+    "[ab]",
+    "[!a]b",
+    "[^a]b",
+    "[a-c]*",
+    "a[b-c]",
+    "\\[a]",
+    "[[]a]",
+    "[]]",
+    "a]",
+    "\\!a",
+    "\\#a",
+    "# a",
+    "",
+    "   ",
+    "a   ",
+    "trailing\\ ",
+    "x y",
+    ".*",
+    ".hidden",
+    "a\\*b",
+    "a*b",
+    "foo/*/baz",
+    "foo/**",
+    "*/foo",
+    "foo",
+    "*\n!a.txt",
+    "*.txt\n!a.txt",
+    "a/\n!a/b",
+    "a/*\n!a/b",
+    "!a",
+    "/",
+    "//a",
+    "a//b",
+    "**a",
+    "a**b",
+    "[",
+    "[a",
+    "[]",
+    "[]a]",
+    "[!]",
+    "*/****/b*",
+    "a\\",
+    "ä*",
+    "[a^b]*",
+    "a[-]b",
+    "a[*]b",
+    "/sub/*\n!/sub/a/",
+    "*\r",
+    "a.txt\r\nb.txt",
+]
 
 # Patterns of these pieces, and paths to hold against them, for the comparison with git.
 PIECES = ["*", "**", "/", "**/", "/**", "a", "b", "?", "[ab]", "[!a]", "a*", "!", "\\", "\\*", " ", ".", "c/"]
@@ -77,10 +170,18 @@ def test_random_patterns_mean_what_they_mean_to_git(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "name"),
-    [("*a" * 40 + "b", "a" * 250), ("**/a/" * 20 + "b", "a/" * 2000 + "c"), ("**/*a*/" * 20 + "b", "aa/" * 1000 + "c"),
-     ("?" * 5000, "a" * 5000), ("[" * 4000, "["), ("a/" * 5000, "a"), ("\\" * 5000, "\\"), ("**" * 5000, "a")],
+    [
+        ("*a" * 40 + "b", "a" * 250),
+        ("**/a/" * 20 + "b", "a/" * 2000 + "c"),
+        ("**/*a*/" * 20 + "b", "aa/" * 1000 + "c"),
+        ("?" * 5000, "a" * 5000),
+        ("[" * 4000, "["),
+        ("a/" * 5000, "a"),
+        ("\\" * 5000, "\\"),
+        ("**" * 5000, "a"),
+    ],
     ids=["stars", "folders", "both", "ones", "brackets", "slashes", "backslashes", "many stars"],
-)  # fmt: skip
+)
 def test_no_pattern_takes_long(pattern: str, name: str) -> None:
     began = time.process_time()
     Ignore.of(pattern).matches(name, is_folder=False)
@@ -95,17 +196,35 @@ def test_any_text_is_a_file_of_patterns(text: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [".git/config", "sub/.git/HEAD", ".DS_Store", "a/.DS_Store", "__pycache__/x.pyc", ".venv/bin/python", "poetry.lock",
-     ".cache/huggingface/x", "a/.cache/b", ".cache", "._model.safetensors", ".env"],
-)  # fmt: skip
+    [
+        ".git/config",
+        "sub/.git/HEAD",
+        ".DS_Store",
+        "a/.DS_Store",
+        "__pycache__/x.pyc",
+        ".venv/bin/python",
+        "poetry.lock",
+        ".cache/huggingface/x",
+        "a/.cache/b",
+        ".cache",
+        "._model.safetensors",
+        ".env",
+    ],
+)
 def test_defaults(name: str) -> None:
     assert Ignore.of("").covers(name)
 
 
-@pytest.mark.parametrize(("line", "name", "stays"), [
-    ("!*.lock", "poetry.lock", False), ("!.env", ".env", False), ("!.git", ".git/config", True),
-    ("!.cache/", ".cache/x", True), ("!.git/\n!.git/**", ".git/config", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "name", "stays"),
+    [
+        ("!*.lock", "poetry.lock", False),
+        ("!.env", ".env", False),
+        ("!.git", ".git/config", True),
+        ("!.cache/", ".cache/x", True),
+        ("!.git/\n!.git/**", ".git/config", True),
+    ],
+)
 def test_defaults_can_be_taken_back_but_for_what_the_hub_forbids(line: str, name: str, stays: bool) -> None:
     assert Ignore.of(line).covers(name) is stays
 

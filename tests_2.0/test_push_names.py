@@ -30,10 +30,12 @@ TWINS = {
     "case of a folder": (("Images/a.png", "images/A.png"), "images/A.png", "only in upper and lower case"),
     "other letters": (("Äh.txt", "äh.txt"), "äh.txt", "only in upper and lower case"),
     "form": (
-        (E_WITH_ACUTE, unicodedata.normalize("NFD", E_WITH_ACUTE)), E_WITH_ACUTE, "only in how accents are encoded",
+        (E_WITH_ACUTE, unicodedata.normalize("NFD", E_WITH_ACUTE)),
+        E_WITH_ACUTE,
+        "only in how accents are encoded",
     ),
     "file and folder": (("Docs", "docs/a.txt"), "Docs", "beside docs/a.txt: one would be a file and a folder"),
-}  # fmt: skip
+}
 
 
 def anomalies(pusher: Pusher) -> list[tuple[str, str, str | None]]:

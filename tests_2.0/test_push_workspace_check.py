@@ -101,13 +101,21 @@ DAMAGES: list[tuple[str, Files, str, str | None]] = [
     ("cut weights", chat_model() | {"model.safetensors": weights()[:-1]}, "damaged_weights", "model.safetensors"),
     ("pointer", chat_model() | {"model.safetensors": LFS_POINTER}, "damaged_weights", "model.safetensors"),
     ("no index", without(sharded_model(), "model.safetensors.index.json", SHARDS[1]), "incomplete_weights", None),
-    ("bad index", sharded_model() | {"model.safetensors.index.json": b"{}"}, "incomplete_weights",
-     "model.safetensors.index.json"),
+    (
+        "bad index",
+        sharded_model() | {"model.safetensors.index.json": b"{}"},
+        "incomplete_weights",
+        "model.safetensors.index.json",
+    ),
     ("missing shard", without(sharded_model(), SHARDS[1]), "missing_shard", SHARDS[1]),
-    ("unfinished", chat_model() | {"model.safetensors.incomplete": b"x"}, "unfinished_file",
-     "model.safetensors.incomplete"),
+    (
+        "unfinished",
+        chat_model() | {"model.safetensors.incomplete": b"x"},
+        "unfinished_file",
+        "model.safetensors.incomplete",
+    ),
     ("no tokenizer", without(chat_model(), "tokenizer.json"), "no_tokenizer", None),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("files", "code", "path"), [row[1:] for row in DAMAGES], ids=[row[0] for row in DAMAGES])

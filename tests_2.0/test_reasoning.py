@@ -40,12 +40,18 @@ SAID = {
     "marks of several tokens": (GEMMA, False, ("<|channel>", "thought\nHm.", "<channel|>", "Paris."), "Hm.", "Paris."),
     "several tokens, quoted": (GEMMA, False, ("<|channel>thought x<channel|>",), "", "<|channel>thought x<channel|>"),
     "several thoughts": (
-        THINK, False, ("<think>", "a.", "</think>", "One.\n", "<think>", "\nb.", "</think>", "\nTwo."),
-        "a.b.", "One.\nTwo.",
+        THINK,
+        False,
+        ("<think>", "a.", "</think>", "One.\n", "<think>", "\nb.", "</think>", "\nTwo."),
+        "a.b.",
+        "One.\nTwo.",
     ),
     "a thought after a call": (
-        THINK, False, ("<tool_call>{}</tool_call>\n", "<think>", "Hm.", "</think>", "Hi"),
-        "Hm.", "<tool_call>{}</tool_call>\nHi",
+        THINK,
+        False,
+        ("<tool_call>{}</tool_call>\n", "<think>", "Hm.", "</think>", "Hi"),
+        "Hm.",
+        "<tool_call>{}</tool_call>\nHi",
     ),
     "a thought that does not end": (THINK, False, ("<think>", "Hm. </thi"), "Hm. </thi", ""),
     "opened by the prompt": (THINK, True, ("Hm.", "</think>", "\n\nParis."), "Hm.", "Paris."),
@@ -53,7 +59,11 @@ SAID = {
     "opened by the prompt, never closed": (THINK, True, ("Hm.",), "Hm.", ""),
     "closed by the prompt and again": (THINK, False, ("\n", "</think>", "\n\nParis."), "", "\nParis."),
     "a mark within a thought": (
-        THINK, False, ("<think>", "Use <think>, ", "<think>", ".", "</think>", "x"), "Use <think>, <think>.", "x",
+        THINK,
+        False,
+        ("<think>", "Use <think>, ", "<think>", ".", "</think>", "x"),
+        "Use <think>, <think>.",
+        "x",
     ),
     "closing text within a thought": (THINK, False, ("<think>", "a</think>b", "</think>", "x"), "a</think>b", "x"),
     "spelled": (THINK, False, ("<thi", "nk>Hm.</thin", "k>Paris."), "Hm.", "Paris."),
@@ -66,8 +76,11 @@ SAID = {
     "quoted by a model that knows the marks": (THINK, None, (USE,), "", USE),
     "quoted in tokens": (THINK, None, ("Use ", "<think>", "x", "</think>", " like so."), "", USE),
     "quoted in tokens after a thought": (
-        THINK, None, ("<think>", "Hm.", "</think>", "Use `", "<think>", "` and `", "</think>", "`."),
-        "Hm.", "Use `<think>` and `</think>`.",
+        THINK,
+        None,
+        ("<think>", "Hm.", "</think>", "Use `", "<think>", "` and `", "</think>", "`."),
+        "Hm.",
+        "Use `<think>` and `</think>`.",
     ),
     "quoted at the beginning": (THINK, None, ("`", "</think>", "` ends it."), "", "`</think>` ends it."),
     "closed alone": (THINK, None, ("Let me see.", "</think>", "\n\nParis."), "Let me see.", "Paris."),
@@ -75,9 +88,13 @@ SAID = {
     "closed alone at once": (THINK, None, ("\n", "</think>", "\n\nParis."), "", "Paris."),
     "closed alone and late": (THINK, None, ("x" * 65, "</think>", "y"), "", "x" * 65 + "</think>y"),
     "a special token that separates": (
-        ("<end>", "<|other_thought|>"), False, ("a", "<|other_thought|>", "b", "<pad>"), "", "a<|other_thought|>b",
+        ("<end>", "<|other_thought|>"),
+        False,
+        ("a", "<|other_thought|>", "b", "<pad>"),
+        "",
+        "a<|other_thought|>b",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("marks", "thinking", "said", "reasoning", "answer"), SAID.values(), ids=SAID)

@@ -104,9 +104,13 @@ def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_he
     assert _chat(top_logprobs=0).requests(model, None)[0].max_tokens == 1 << 19
 
 
-@pytest.mark.parametrize("renderer", [
-    ChatRenderer(_chat()), CompletionRenderer(CompletionBody.model_validate({"prompt": "Hi", "logprobs": 0})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "renderer",
+    [
+        ChatRenderer(_chat()),
+        CompletionRenderer(CompletionBody.model_validate({"prompt": "Hi", "logprobs": 0})),
+    ],
+)
 def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(
     renderer: ChatRenderer | CompletionRenderer,
 ) -> None:

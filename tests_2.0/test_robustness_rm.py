@@ -185,9 +185,7 @@ def test_rm_of_an_unfinished_download(cache_dir: CacheDir, mlxk2: Program) -> No
     assert entries(cache_dir.path) == {"models--org--model-2"}
 
 
-def test_freed_bytes_is_what_a_disk_gains(
-    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_freed_bytes_is_what_a_disk_gains(mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mount_tmpfs(tmp_path / "disk", "8m") as disk:
         monkeypatch.setenv("HF_HUB_CACHE", str(disk))
         (disk / SENTINEL).touch()
@@ -280,8 +278,7 @@ REFUSED = ("org/", "demo", "./model", "/tmp", "..", "", "org/../model", "org/mod
 
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("or", "ambiguous_match"), ("nothing", "model_not_found")]
-    + [(word, "ValidationError") for word in REFUSED],
+    [("or", "ambiguous_match"), ("nothing", "model_not_found")] + [(word, "ValidationError") for word in REFUSED],
 )
 def test_what_is_no_model_is_refused(cache_dir: CacheDir, mlxk2: Program, word: str, kind: str) -> None:
     cache_dir.add(NAME, FIRST)

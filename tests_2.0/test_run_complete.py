@@ -90,8 +90,12 @@ def test_the_hint_repairs_what_was_named(mlxk2: Program, cache_dir: CacheDir, tm
 
 def test_a_wrong_name_costs_no_import_of_mlx() -> None:
     assert not imported("run", "nonesuch", "hi", "--json") & {
-        "mlx", "mlx.core", "mlx_lm", "transformers", "prompt_toolkit",
-    }  # fmt: skip
+        "mlx",
+        "mlx.core",
+        "mlx_lm",
+        "transformers",
+        "prompt_toolkit",
+    }
 
 
 @pytest.mark.usefixtures("isolated_cache")
@@ -171,8 +175,13 @@ def stubbed(tmp_path: Path) -> Program:
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(STUBS)}
         return subprocess.run(
             [sys.executable, "-m", "mlxk2", "run", str(folder), *words],
-            env=environment, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=60, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
+        )
 
     return run
 

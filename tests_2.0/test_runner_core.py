@@ -115,10 +115,19 @@ def test_stop_strings_are_looked_for_in_the_answer_alone() -> None:
 
 def test_harmony_channels() -> None:
     said = saying(
-        "<|channel|>", "analysis", "<|message|>", "Hm.", "<|end|>", "<|start|>", "assistant",
-        "<|channel|>", "final", "<|message|>", "Paris.",
+        "<|channel|>",
+        "analysis",
+        "<|message|>",
+        "Hm.",
+        "<|end|>",
+        "<|start|>",
+        "assistant",
+        "<|channel|>",
+        "final",
+        "<|message|>",
+        "Paris.",
         marks=HARMONY,
-    )  # fmt: skip
+    )
     events = generate(said)
     assert (text(events, "reasoning"), text(events)) == ("Hm.", "Paris.")
 
@@ -346,9 +355,13 @@ def test_usage_and_timings_come_with_the_end() -> None:
         clock.now += seconds
         outputs.append(runner.step())
     assert [event for output in outputs for _, event in output] == [
-        PromptProgress(4, 7), PromptProgress(7, 7), TextDelta("answer", "a"), TextDelta("answer", "b"),
-        TextDelta("answer", "c"), Finished("stop", Usage(7, 1, 4), Timings(4.5, 3.5, 6, 1.0, 3, 1.0)),
-    ]  # fmt: skip
+        PromptProgress(4, 7),
+        PromptProgress(7, 7),
+        TextDelta("answer", "a"),
+        TextDelta("answer", "b"),
+        TextDelta("answer", "c"),
+        Finished("stop", Usage(7, 1, 4), Timings(4.5, 3.5, 6, 1.0, 3, 1.0)),
+    ]
     assert {owner for output in outputs for owner, _ in output} == {sequence_id}
 
 

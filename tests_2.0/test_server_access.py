@@ -95,9 +95,16 @@ def test_a_server_with_an_unusual_key_answers_every_request(tmp_path: Path, key:
 
 NAMES = ("my-mac.local", "[fd00::1]", "HOST.docker.internal:8000")
 FORMS = [
-    "my-mac.local", "MY-MAC.local.", "my-mac.local:1", "my-mac.local.:8000", "[fd00::1]:8000", "[FD00:0:0::1]",
-    "host.docker.internal", "localhost.", "[0:0:0:0:0:0:0:1]",
-]  # fmt: skip
+    "my-mac.local",
+    "MY-MAC.local.",
+    "my-mac.local:1",
+    "my-mac.local.:8000",
+    "[fd00::1]:8000",
+    "[FD00:0:0::1]",
+    "host.docker.internal",
+    "localhost.",
+    "[0:0:0:0:0:0:0:1]",
+]
 
 
 @pytest.fixture(scope="module")

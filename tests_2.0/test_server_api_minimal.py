@@ -34,8 +34,13 @@ def client() -> Iterator[Client]:
 def test_health(client: Client) -> None:
     client.ask()
     assert client.get("/health").json() == {
-        "status": "ok", "model": "org/scripted", "loading": None, "active": 0, "queued": 0, "version": __version__,
-    }  # fmt: skip
+        "status": "ok",
+        "model": "org/scripted",
+        "loading": None,
+        "active": 0,
+        "queued": 0,
+        "version": __version__,
+    }
 
 
 def test_a_chat(client: Client) -> None:
@@ -43,16 +48,20 @@ def test_a_chat(client: Client) -> None:
     assert list(answer) == ["id", "created", "model", "object", "choices", "usage"]
     assert answer["id"].startswith("chatcmpl-")
     assert (answer["object"], answer["model"]) == ("chat.completion", "org/scripted")
-    assert answer["choices"] == [{
-        "index": 0,
-        "message": {"role": "assistant", "content": "Hi", "refusal": None},
-        "logprobs": None,
-        "finish_reason": "stop",
-    }]  # fmt: skip
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hi", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
     assert answer["usage"] == {
-        "prompt_tokens": len("user:Hello;"), "completion_tokens": 3, "total_tokens": 14,
+        "prompt_tokens": len("user:Hello;"),
+        "completion_tokens": 3,
+        "total_tokens": 14,
         "prompt_tokens_details": {"cached_tokens": 0},
-    }  # fmt: skip
+    }
 
 
 def test_a_completion(client: Client) -> None:
@@ -81,8 +90,11 @@ def test_null_and_an_unknown_field_mean_nothing(client: Client, path: str) -> No
 
 
 def test_the_description_has_all_the_routes_and_no_others(client: Client) -> None:
-    described = {(path, method.upper()) for path, methods in client.get("/openapi.json").json()["paths"].items()
-                 for method in methods}  # fmt: skip
+    described = {
+        (path, method.upper())
+        for path, methods in client.get("/openapi.json").json()["paths"].items()
+        for method in methods
+    }
     assert isinstance(client.app, FastAPI)
     routes = {
         (route.path.replace(":path", ""), method)
@@ -105,16 +117,19 @@ def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
         assert set(operation["responses"]) == {"200", "400", "403", "404", "405", "413", "415", "431", "500", "503"}
 
 
-@pytest.mark.parametrize(("message", "is_right"), [
-    ({"role": "user", "content": "x"}, True),
-    ({"role": "user", "content": [{"type": "text", "text": "x"}]}, True),
-    ({"role": "assistant", "content": None}, True),
-    ({"role": "assistant"}, True),
-    ({"role": "user", "content": None}, False),
-    ({"role": "system"}, False),
-    ({"role": "user", "content": []}, False),
-    ({"role": "tool", "content": "x"}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "is_right"),
+    [
+        ({"role": "user", "content": "x"}, True),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, True),
+        ({"role": "assistant", "content": None}, True),
+        ({"role": "assistant"}, True),
+        ({"role": "user", "content": None}, False),
+        ({"role": "system"}, False),
+        ({"role": "user", "content": []}, False),
+        ({"role": "tool", "content": "x"}, False),
+    ],
+)
 def test_the_description_tells_which_messages_are_right(client: Client, message: Any, is_right: bool) -> None:
     document = client.get("/openapi.json").json()
     schema = {"$ref": "#/components/schemas/Message", "components": document["components"]}
@@ -130,14 +145,21 @@ def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> No
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     needs = {path: "security" in op for path, methods in document["paths"].items() for op in methods.values()}
     assert needs == {path: path != "/health" for path in document["paths"]}
-    assert all(("401" in op["responses"]) == ("security" in op) for methods in document["paths"].values()
-               for op in methods.values())  # fmt: skip
+    assert all(
+        ("401" in op["responses"]) == ("security" in op)
+        for methods in document["paths"].values()
+        for op in methods.values()
+    )
 
 
 # Said about the request; they change no answer.
 WITHOUT_EFFECT = {
-    "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
-}  # fmt: skip
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+}
 OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
 
@@ -159,12 +181,19 @@ def prompt_of(*messages: Any) -> str:
 
 
 def test_roles_parts_and_names() -> None:
-    assert prompt_of(
-        {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}], "name": "Ann"},
-        {"role": "assistant", "content": None},
-        {"role": "user", "content": ""},
-    ) == "system:Be brief.;Ann user:Hello;assistant:;user:;"  # fmt: skip
+    assert (
+        prompt_of(
+            {"role": "developer", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}],
+                "name": "Ann",
+            },
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": ""},
+        )
+        == "system:Be brief.;Ann user:Hello;assistant:;user:;"
+    )
 
 
 def test_a_text_is_a_prompt_with_what_begins_one() -> None:
@@ -180,9 +209,15 @@ def test_a_text_is_a_prompt_with_what_begins_one() -> None:
 def test_all_sampling_parameters_reach_the_model(path: str) -> None:
     model = saying("Hi")
     asked: dict[str, Any] = {
-        "temperature": 0.25, "top_p": 0.5, "top_k": 3, "min_p": 0.125, "repetition_penalty": 1.5,
-        "presence_penalty": 1.0, "frequency_penalty": -1.0, "seed": 7,
-    }  # fmt: skip
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "top_k": 3,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+        "seed": 7,
+    }
     with serving(model) as client:
         client.ask(path, **asked, logit_bias={"65": -100, "66": 1.5}, stop=["x", "y"], max_tokens=9)
         client.ask(path, stop="x")
@@ -198,8 +233,12 @@ def test_several_answers_have_seeds_of_their_own() -> None:
         client.ask(n=2)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [request.sampling.seed for request in model.requests] == [
-        (1 << 63) - 1, 1 << 63, (1 << 63) + 1, None, None,
-    ]  # fmt: skip
+        (1 << 63) - 1,
+        1 << 63,
+        (1 << 63) + 1,
+        None,
+        None,
+    ]
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (11, 9)
 
 
@@ -229,13 +268,16 @@ def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-@pytest.mark.parametrize(("stop", "text", "reason"), [
-    ("four", "one two three ", "stop"),
-    (["six", "o t"], "one tw", "stop"),
-    ("one", "", "stop"),
-    ("fours", "one two three four", "stop"),
-    ("e two three four!", "one two three four", "stop"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stop", "text", "reason"),
+    [
+        ("four", "one two three ", "stop"),
+        (["six", "o t"], "one tw", "stop"),
+        ("one", "", "stop"),
+        ("fours", "one two three four", "stop"),
+        ("e two three four!", "one two three four", "stop"),
+    ],
+)
 def test_stop_strings(path: str, stop: Any, text: str, reason: str) -> None:
     with serving(saying("one two three four")) as client:
         (choice,) = client.ask(path, stop=stop, logprobs=True if path == CHAT else 0)["choices"]
@@ -253,12 +295,21 @@ def test_stop_strings(path: str, stop: Any, text: str, reason: str) -> None:
 def test_logprobs_of_a_chat() -> None:
     with serving(saying("Hi")) as client:
         (choice,) = client.ask(logprobs=True, top_logprobs=2)["choices"]
-        assert choice["logprobs"] == {"refusal": None, "content": [
-            {"token": token, "logprob": -ord(token) / 8, "bytes": [ord(token)], "top_logprobs": [
-                {"token": "\0", "logprob": 0.0, "bytes": [0]}, {"token": "\1", "logprob": -1 / 8, "bytes": [1]},
-            ]}
-            for token in "Hi"
-        ]}  # fmt: skip
+        assert choice["logprobs"] == {
+            "refusal": None,
+            "content": [
+                {
+                    "token": token,
+                    "logprob": -ord(token) / 8,
+                    "bytes": [ord(token)],
+                    "top_logprobs": [
+                        {"token": "\0", "logprob": 0.0, "bytes": [0]},
+                        {"token": "\1", "logprob": -1 / 8, "bytes": [1]},
+                    ],
+                }
+                for token in "Hi"
+            ],
+        }
         assert client.ask(logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
         assert client.ask(logprobs=False)["choices"][0]["logprobs"] is None
 
@@ -281,18 +332,28 @@ def test_a_character_of_several_tokens() -> None:
         entries = choice["logprobs"]["content"]
         assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == "aé😀b"
         assert [entry["token"] for entry in entries] == [
-            "a", r"\xc3", r"\xa9", r"\xf0", r"\x9f", r"\x98", r"\x80", "b",
-        ]  # fmt: skip
+            "a",
+            r"\xc3",
+            r"\xa9",
+            r"\xf0",
+            r"\x9f",
+            r"\x98",
+            r"\x80",
+            "b",
+        ]
         (choice,) = client.ask(TEXT, logprobs=0)["choices"]
         assert choice["logprobs"]["tokens"][:3] == ["a", r"bytes:\xc3", r"bytes:\xa9"]
         assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 2, 3]
 
 
-@pytest.mark.parametrize("parts", [
-    ("<think>", "Hm, one.", "</think>", "\n\none"),
-    ("on", "<pad>", "e", "<|message|>"),
-    ("<think>", "no answer", "</think>", "one\n", "<think>", "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("<think>", "Hm, one.", "</think>", "\n\none"),
+        ("on", "<pad>", "e", "<|message|>"),
+        ("<think>", "no answer", "</think>", "one\n", "<think>", "x"),
+    ],
+)
 def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> None:
     with serving(saying(*parts, marks=("<end>", "<think>", "</think>", "<|message|>"))) as client:
         (choice,) = client.ask(logprobs=True)["choices"]
@@ -301,13 +362,16 @@ def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> 
     assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == text
 
 
-@pytest.mark.parametrize(("parts", "stop", "text"), [
-    (("😀\n", "<think>", "x"), "\na", "😀\n"),
-    (("a\n", "<think>", "x", "</think>", "\nc"), "\nb", "a\nc"),
-    (("a\n<th", "<think>", "x"), "é", "a\n<th<think>x"),
-    (("a", "</think>", "\nc"), "ab", "c"),
-    (("<think>", "x<th"), None, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parts", "stop", "text"),
+    [
+        (("😀\n", "<think>", "x"), "\na", "😀\n"),
+        (("a\n", "<think>", "x", "</think>", "\nc"), "\nb", "a\nc"),
+        (("a\n<th", "<think>", "x"), "é", "a\n<th<think>x"),
+        (("a", "</think>", "\nc"), "ab", "c"),
+        (("<think>", "x<th"), None, ""),
+    ],
+)
 def test_marks_in_the_midst_of_what_was_held_back(parts: tuple[str, ...], stop: str | None, text: str) -> None:
     with serving(saying(*parts)) as client:
         (choice,) = client.ask(logprobs=True, stop=stop)["choices"]

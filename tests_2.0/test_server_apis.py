@@ -139,17 +139,25 @@ def port(client: TestClient) -> Iterator[int]:
     thread.join()
 
 
-@pytest.mark.parametrize(("line", "is_toy"), [
-    (f"POST {TOYS} HTTP/1.1", True),
-    (f"POST {TOYS}?x=%FF HTTP/1.1", True),
-    ("POST /%74oy/say HTTP/1.1", True),
-    (f"POST {TEXT} HTTP/1.1", False),
-    ("POST /toys HTTP/1.1", False),
-    ("POST * HTTP/1.1", False),
-])  # fmt: skip
-@pytest.mark.parametrize(("field", "status"), [
-    ("Transfer-Encoding: chunked\r\n\r\nno size", 400), (f"X: {'x' * 100_000}", 431), (":", 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "is_toy"),
+    [
+        (f"POST {TOYS} HTTP/1.1", True),
+        (f"POST {TOYS}?x=%FF HTTP/1.1", True),
+        ("POST /%74oy/say HTTP/1.1", True),
+        (f"POST {TEXT} HTTP/1.1", False),
+        ("POST /toys HTTP/1.1", False),
+        ("POST * HTTP/1.1", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        ("Transfer-Encoding: chunked\r\n\r\nno size", 400),
+        (f"X: {'x' * 100_000}", 431),
+        (":", 400),
+    ],
+)
 def test_bytes_that_are_not_http_are_refused_in_the_form_of_the_path(
     port: int, line: str, is_toy: bool, field: str, status: int
 ) -> None:

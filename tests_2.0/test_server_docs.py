@@ -197,9 +197,13 @@ def test_an_example_prints_what_the_page_says(server: Server, number: int) -> No
     program = example.program.replace(HERE, f"127.0.0.1:{server.port}")
     interpreter = [sys.executable] if example.language == "python" else ["bash", "-euo", "pipefail"]
     done = subprocess.run(
-        [*interpreter, "-c", program], env={"PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=60,
-    )  # fmt: skip
+        [*interpreter, "-c", program],
+        env={"PATH": os.environ["PATH"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert comparable(done.stdout) == comparable(example.output)
 

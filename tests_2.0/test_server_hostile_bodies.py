@@ -22,31 +22,53 @@ from mlxk2.server.openai.completions import CompletionBody
 
 SEED = 20_251_123
 RICH: dict[str, Any] = {
-    "model": "org/scripted", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7,
-    "stop": ["x", "yz"], "stream": False, "n": 2, "logit_bias": {"5": -100, "7": 1.5}, "presence_penalty": 0.5,
-    "frequency_penalty": -0.5, "repetition_penalty": 1.1, "user": "me", "response_format": {"type": "text"},
-    "tool_choice": "auto", "parallel_tool_calls": True, "x-unknown": [1, {"a": None}],
-}  # fmt: skip
+    "model": "org/scripted",
+    "max_tokens": 3,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 5,
+    "min_p": 0.1,
+    "seed": 7,
+    "stop": ["x", "yz"],
+    "stream": False,
+    "n": 2,
+    "logit_bias": {"5": -100, "7": 1.5},
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "user": "me",
+    "response_format": {"type": "text"},
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "x-unknown": [1, {"a": None}],
+}
 BODIES = {
-    CHAT: RICH | {
+    CHAT: RICH
+    | {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "Hello"}], "name": "me"},
             {"role": "assistant", "content": None, "tool_calls": [], "refusal": None},
             {"role": "user", "content": "Bye"},
         ],
-        "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2,
+        "max_completion_tokens": 2,
+        "logprobs": True,
+        "top_logprobs": 2,
     },
     TEXT: RICH | {"prompt": [[1, 2], [3]], "logprobs": 1, "echo": False, "best_of": 1, "suffix": ""},
-}  # fmt: skip
+}
 FIELDS = sorted(set(ChatBody.model_fields) | set(CompletionBody.model_fields) | set(RICH))
 KEYS = st.text(max_size=4) | st.sampled_from(["role", "content", "type", "text", "include_usage", "5"])
 ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
     | st.sampled_from(["user", "text", "assistant", "org/scripted", 0, 1, -1, 2**31, 2**63, 2**64, 1e308, 0.0]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=10,
-)  # fmt: skip
+)
 EXAMPLES = settings(
     derandomize=True,
     database=None,
@@ -103,11 +125,23 @@ def test_any_values_for_any_fields(client: Client, path: str, values: dict[str, 
 
 
 @EXAMPLES
-@given(messages=st.lists(st.fixed_dictionaries({}, optional={
-    "role": st.sampled_from(["user", "system", "assistant", "developer", "tool"]) | ANY_JSON,
-    "content": st.text() | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()})) | ANY_JSON,
-    "name": st.text() | ANY_JSON, "tool_calls": ANY_JSON, "refusal": ANY_JSON,
-}), max_size=4))  # fmt: skip
+@given(
+    messages=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "role": st.sampled_from(["user", "system", "assistant", "developer", "tool"]) | ANY_JSON,
+                "content": st.text()
+                | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()}))
+                | ANY_JSON,
+                "name": st.text() | ANY_JSON,
+                "tool_calls": ANY_JSON,
+                "refusal": ANY_JSON,
+            },
+        ),
+        max_size=4,
+    )
+)
 def test_any_messages(client: Client, messages: list[Any]) -> None:
     body = {"messages": messages, "max_tokens": 2}
     assert_survives(client, CHAT, json.dumps(body).encode())

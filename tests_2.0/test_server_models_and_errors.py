@@ -33,122 +33,306 @@ def client() -> Iterator[Client]:
 # ------------------------------------------------------------------------------------------------ OpenAI's own words
 
 WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
-    ({"messages": None}, "messages", "invalid_type",
-     "Invalid type for 'messages': expected an array, but got null instead."),
-    ({"messages": []}, "messages", "empty_array",
-     "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead."),
-    ({"messages": [{"content": "hi"}]}, "messages[0].role", "missing_required_parameter",
-     "Missing required parameter: 'messages[0].role'."),
-    ({"messages": [*MESSAGES, {"role": "user"}]}, "messages[1].content", "missing_required_parameter",
-     "Missing required parameter: 'messages[1].content'."),
-    ({"messages": [{"role": "bogus", "content": "hi"}]}, "messages[0].role", "invalid_value",
-     "Invalid value: 'bogus'. Supported values are: 'system', 'developer', 'user' or 'assistant'."),
-    ({"messages": [{"role": "user", "content": 123}]}, "messages[0].content", "invalid_type",
-     "Invalid type for 'messages[0].content': expected one of a string or an array, but got an integer instead."),
-    ({"messages": ["hi"]}, "messages[0]", "invalid_type",
-     "Invalid type for 'messages[0]': expected an object, but got a string instead."),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}]},
-     "messages[0].content[0].type", "invalid_value", "Invalid value: 'image_url'. Supported values are: 'text'."),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text",
-     "missing_required_parameter", "Missing required parameter: 'messages[0].content[0].text'."),
-    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "empty_array",
-     "Invalid 'messages[0].content': empty array. Expected an array with minimum length 1, "
-     "but got an empty array instead."),
-    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0].tool_calls",
-     "unsupported_parameter", "Unsupported parameter: 'messages[0].tool_calls' is not supported by this server yet."),
-    ({"max_completion_tokens": "abc"}, "max_completion_tokens", "invalid_type",
-     "Invalid type for 'max_completion_tokens': expected an integer, but got a string instead."),
-    ({"max_tokens": 100.0}, "max_tokens", "invalid_type",
-     "Invalid type for 'max_tokens': expected an integer, but got a decimal number instead."),
-    ({"max_tokens": True}, "max_tokens", "invalid_type",
-     "Invalid type for 'max_tokens': expected an integer, but got a boolean instead."),
-    ({"max_tokens": 0}, "max_tokens", "integer_below_min_value",
-     "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead."),
-    ({"n": 129}, "n", "integer_above_max_value",
-     "Invalid 'n': integer above maximum value. Expected a value <= 128, but got 129 instead."),
-    ({"n": 9}, "n", "invalid_value",
-     "The request asks for 9 completions, but this server generates at most 8 at once."),
-    ({"temperature": 2.5}, "temperature", "decimal_above_max_value",
-     "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 2.5 instead."),
-    ({"temperature": -1}, "temperature", "decimal_below_min_value",
-     "Invalid 'temperature': decimal below minimum value. Expected a value >= 0, but got -1 instead."),
-    ({"top_p": "1"}, "top_p", "invalid_type",
-     "Invalid type for 'top_p': expected a decimal, but got a string instead."),
-    ({"seed": 1 << 70}, "seed", "integer_above_max_value",
-     "Invalid 'seed': integer above maximum value. Expected a value <= 9223372036854775807, "
-     "but got 1180591620717411303424 instead."),
-    ({"stop": 5}, "stop", "invalid_type",
-     "Invalid type for 'stop': expected one of a string or an array, but got an integer instead."),
-    ({"stop": ["a", 5]}, "stop[1]", "invalid_type",
-     "Invalid type for 'stop[1]': expected a string, but got an integer instead."),
-    ({"stop": ""}, "stop", "empty_string",
-     "Invalid 'stop': empty string. Expected a string with minimum length 1, but got an empty string instead."),
-    ({"stop": ["a"] * 17}, "stop", "array_above_max_length",
-     "Invalid 'stop': array too long. Expected an array with maximum length 16, "
-     "but got an array with length 17 instead."),
-    ({"stop": "x" * 1001}, "stop", "string_above_max_length",
-     "Invalid 'stop': string too long. Expected a string with maximum length 1000."),
-    ({"logit_bias": {"one": 1}}, "logit_bias", "invalid_value",
-     "Invalid 'logit_bias': 'one' is not the id of a token."),
-    ({"logit_bias": {"1": 101}}, "logit_bias", "decimal_above_max_value",
-     "Invalid 'logit_bias': decimal above maximum value. Expected a value <= 100, but got 101 instead."),
-    ({"logit_bias": {str(token): 1 for token in range(10_001)}}, "logit_bias", "object_above_max_properties",
-     "Invalid 'logit_bias': too many properties. Expected an object with at most 10000 properties."),
-    ({"logit_bias": {"300": 1}}, "logit_bias", "invalid_value",
-     "logit_bias names token 300, but the model has 300 tokens."),
+    (
+        {"messages": None},
+        "messages",
+        "invalid_type",
+        "Invalid type for 'messages': expected an array, but got null instead.",
+    ),
+    (
+        {"messages": []},
+        "messages",
+        "empty_array",
+        "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+    ),
+    (
+        {"messages": [{"content": "hi"}]},
+        "messages[0].role",
+        "missing_required_parameter",
+        "Missing required parameter: 'messages[0].role'.",
+    ),
+    (
+        {"messages": [*MESSAGES, {"role": "user"}]},
+        "messages[1].content",
+        "missing_required_parameter",
+        "Missing required parameter: 'messages[1].content'.",
+    ),
+    (
+        {"messages": [{"role": "bogus", "content": "hi"}]},
+        "messages[0].role",
+        "invalid_value",
+        "Invalid value: 'bogus'. Supported values are: 'system', 'developer', 'user' or 'assistant'.",
+    ),
+    (
+        {"messages": [{"role": "user", "content": 123}]},
+        "messages[0].content",
+        "invalid_type",
+        "Invalid type for 'messages[0].content': expected one of a string or an array, but got an integer instead.",
+    ),
+    (
+        {"messages": ["hi"]},
+        "messages[0]",
+        "invalid_type",
+        "Invalid type for 'messages[0]': expected an object, but got a string instead.",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}
+            ]
+        },
+        "messages[0].content[0].type",
+        "invalid_value",
+        "Invalid value: 'image_url'. Supported values are: 'text'.",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        "missing_required_parameter",
+        "Missing required parameter: 'messages[0].content[0].text'.",
+    ),
+    (
+        {"messages": [{"role": "user", "content": []}]},
+        "messages[0].content",
+        "empty_array",
+        "Invalid 'messages[0].content': empty array. Expected an array with minimum length 1, "
+        "but got an empty array instead.",
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        "messages[0].tool_calls",
+        "unsupported_parameter",
+        "Unsupported parameter: 'messages[0].tool_calls' is not supported by this server yet.",
+    ),
+    (
+        {"max_completion_tokens": "abc"},
+        "max_completion_tokens",
+        "invalid_type",
+        "Invalid type for 'max_completion_tokens': expected an integer, but got a string instead.",
+    ),
+    (
+        {"max_tokens": 100.0},
+        "max_tokens",
+        "invalid_type",
+        "Invalid type for 'max_tokens': expected an integer, but got a decimal number instead.",
+    ),
+    (
+        {"max_tokens": True},
+        "max_tokens",
+        "invalid_type",
+        "Invalid type for 'max_tokens': expected an integer, but got a boolean instead.",
+    ),
+    (
+        {"max_tokens": 0},
+        "max_tokens",
+        "integer_below_min_value",
+        "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead.",
+    ),
+    (
+        {"n": 129},
+        "n",
+        "integer_above_max_value",
+        "Invalid 'n': integer above maximum value. Expected a value <= 128, but got 129 instead.",
+    ),
+    (
+        {"n": 9},
+        "n",
+        "invalid_value",
+        "The request asks for 9 completions, but this server generates at most 8 at once.",
+    ),
+    (
+        {"temperature": 2.5},
+        "temperature",
+        "decimal_above_max_value",
+        "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 2.5 instead.",
+    ),
+    (
+        {"temperature": -1},
+        "temperature",
+        "decimal_below_min_value",
+        "Invalid 'temperature': decimal below minimum value. Expected a value >= 0, but got -1 instead.",
+    ),
+    (
+        {"top_p": "1"},
+        "top_p",
+        "invalid_type",
+        "Invalid type for 'top_p': expected a decimal, but got a string instead.",
+    ),
+    (
+        {"seed": 1 << 70},
+        "seed",
+        "integer_above_max_value",
+        "Invalid 'seed': integer above maximum value. Expected a value <= 9223372036854775807, "
+        "but got 1180591620717411303424 instead.",
+    ),
+    (
+        {"stop": 5},
+        "stop",
+        "invalid_type",
+        "Invalid type for 'stop': expected one of a string or an array, but got an integer instead.",
+    ),
+    (
+        {"stop": ["a", 5]},
+        "stop[1]",
+        "invalid_type",
+        "Invalid type for 'stop[1]': expected a string, but got an integer instead.",
+    ),
+    (
+        {"stop": ""},
+        "stop",
+        "empty_string",
+        "Invalid 'stop': empty string. Expected a string with minimum length 1, but got an empty string instead.",
+    ),
+    (
+        {"stop": ["a"] * 17},
+        "stop",
+        "array_above_max_length",
+        "Invalid 'stop': array too long. Expected an array with maximum length 16, "
+        "but got an array with length 17 instead.",
+    ),
+    (
+        {"stop": "x" * 1001},
+        "stop",
+        "string_above_max_length",
+        "Invalid 'stop': string too long. Expected a string with maximum length 1000.",
+    ),
+    (
+        {"logit_bias": {"one": 1}},
+        "logit_bias",
+        "invalid_value",
+        "Invalid 'logit_bias': 'one' is not the id of a token.",
+    ),
+    (
+        {"logit_bias": {"1": 101}},
+        "logit_bias",
+        "decimal_above_max_value",
+        "Invalid 'logit_bias': decimal above maximum value. Expected a value <= 100, but got 101 instead.",
+    ),
+    (
+        {"logit_bias": {str(token): 1 for token in range(10_001)}},
+        "logit_bias",
+        "object_above_max_properties",
+        "Invalid 'logit_bias': too many properties. Expected an object with at most 10000 properties.",
+    ),
+    (
+        {"logit_bias": {"300": 1}},
+        "logit_bias",
+        "invalid_value",
+        "logit_bias names token 300, but the model has 300 tokens.",
+    ),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "'top_logprobs' is only allowed when 'logprobs' is true."),
-    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "integer_above_max_value",
-     "Invalid 'top_logprobs': integer above maximum value. Expected a value <= 20, but got 21 instead."),
-    ({"stream_options": {}}, "stream_options", "invalid_value",
-     "'stream_options' is only allowed when 'stream' is true."),
-    ({"stream": "yes"}, "stream", "invalid_type",
-     "Invalid type for 'stream': expected a boolean, but got a string instead."),
-    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_type",
-     "Invalid type for 'stream_options.include_usage': expected a boolean, but got an integer instead."),
+    (
+        {"top_logprobs": 21, "logprobs": True},
+        "top_logprobs",
+        "integer_above_max_value",
+        "Invalid 'top_logprobs': integer above maximum value. Expected a value <= 20, but got 21 instead.",
+    ),
+    (
+        {"stream_options": {}},
+        "stream_options",
+        "invalid_value",
+        "'stream_options' is only allowed when 'stream' is true.",
+    ),
+    (
+        {"stream": "yes"},
+        "stream",
+        "invalid_type",
+        "Invalid type for 'stream': expected a boolean, but got a string instead.",
+    ),
+    (
+        {"stream": True, "stream_options": {"include_usage": 1}},
+        "stream_options.include_usage",
+        "invalid_type",
+        "Invalid type for 'stream_options.include_usage': expected a boolean, but got an integer instead.",
+    ),
     ({"user": {}}, "user", "invalid_type", "Invalid type for 'user': expected a string, but got an object instead."),
-    ({"model": ""}, "model", "empty_string",
-     "Invalid 'model': empty string. Expected a string with minimum length 1, but got an empty string instead."),
-    ({"messages": MESSAGES * 2}, "messages", "invalid_value",
-     "The model's chat template refuses this conversation: roles must alternate"),
-]  # fmt: skip
+    (
+        {"model": ""},
+        "model",
+        "empty_string",
+        "Invalid 'model': empty string. Expected a string with minimum length 1, but got an empty string instead.",
+    ),
+    (
+        {"messages": MESSAGES * 2},
+        "messages",
+        "invalid_value",
+        "The model's chat template refuses this conversation: roles must alternate",
+    ),
+]
 
 
 @pytest.mark.parametrize(("body", "param", "code", "message"), WORDS, ids=[json.dumps(case[0])[:60] for case in WORDS])
 def test_a_chat_that_can_not_be_right(client: Client, body: Any, param: str, code: str, message: str) -> None:
     assert client.refused(CHAT, **body) == {
-        "message": message, "type": "invalid_request_error", "param": param, "code": code,
-    }  # fmt: skip
+        "message": message,
+        "type": "invalid_request_error",
+        "param": param,
+        "code": code,
+    }
 
 
 PROMPTS: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"prompt": None}, "prompt", "invalid_type",
-     "Invalid type for 'prompt': expected one of a string or an array, but got null instead."),
-    ({"prompt": []}, "prompt", "empty_array",
-     "Invalid 'prompt': empty array. Expected an array with minimum length 1, but got an empty array instead."),
-    ({"prompt": ["a", 1]}, "prompt[1]", "invalid_type",
-     "Invalid type for 'prompt[1]': expected a string, but got an integer instead."),
-    ({"prompt": [1, -2]}, "prompt[1]", "integer_below_min_value",
-     "Invalid 'prompt[1]': integer below minimum value. Expected a value >= 0, but got -2 instead."),
-    ({"prompt": [[1], []]}, "prompt[1]", "empty_array",
-     "Invalid 'prompt[1]': empty array. Expected an array with minimum length 1, but got an empty array instead."),
-    ({"prompt": [[1], ["a"]]}, "prompt[1][0]", "invalid_type",
-     "Invalid type for 'prompt[1][0]': expected an integer, but got a string instead."),
-    ({"prompt": [300]}, "prompt", "invalid_value",
-     "The prompt has a token that the model does not know (it has 300)."),
-    ({"prompt": ""}, "prompt", "invalid_value",
-     "The prompt is empty, and the model has no token that begins a text."),
-    ({"logprobs": True}, "logprobs", "invalid_type",
-     "Invalid type for 'logprobs': expected an integer, but got a boolean instead."),
-    ({"prompt": ["a", "b", "c"], "n": 3}, "n", "invalid_value",
-     "The request asks for 9 completions, but this server generates at most 8 at once."),
-]  # fmt: skip
+    (
+        {"prompt": None},
+        "prompt",
+        "invalid_type",
+        "Invalid type for 'prompt': expected one of a string or an array, but got null instead.",
+    ),
+    (
+        {"prompt": []},
+        "prompt",
+        "empty_array",
+        "Invalid 'prompt': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+    ),
+    (
+        {"prompt": ["a", 1]},
+        "prompt[1]",
+        "invalid_type",
+        "Invalid type for 'prompt[1]': expected a string, but got an integer instead.",
+    ),
+    (
+        {"prompt": [1, -2]},
+        "prompt[1]",
+        "integer_below_min_value",
+        "Invalid 'prompt[1]': integer below minimum value. Expected a value >= 0, but got -2 instead.",
+    ),
+    (
+        {"prompt": [[1], []]},
+        "prompt[1]",
+        "empty_array",
+        "Invalid 'prompt[1]': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+    ),
+    (
+        {"prompt": [[1], ["a"]]},
+        "prompt[1][0]",
+        "invalid_type",
+        "Invalid type for 'prompt[1][0]': expected an integer, but got a string instead.",
+    ),
+    ({"prompt": [300]}, "prompt", "invalid_value", "The prompt has a token that the model does not know (it has 300)."),
+    ({"prompt": ""}, "prompt", "invalid_value", "The prompt is empty, and the model has no token that begins a text."),
+    (
+        {"logprobs": True},
+        "logprobs",
+        "invalid_type",
+        "Invalid type for 'logprobs': expected an integer, but got a boolean instead.",
+    ),
+    (
+        {"prompt": ["a", "b", "c"], "n": 3},
+        "n",
+        "invalid_value",
+        "The request asks for 9 completions, but this server generates at most 8 at once.",
+    ),
+]
 
 
 @pytest.mark.parametrize(("body", "param", "code", "message"), PROMPTS, ids=[json.dumps(case[0]) for case in PROMPTS])
 def test_a_completion_that_can_not_be_right(client: Client, body: Any, param: str, code: str, message: str) -> None:
     assert client.refused(TEXT, **body) == {
-        "message": message, "type": "invalid_request_error", "param": param, "code": code,
-    }  # fmt: skip
+        "message": message,
+        "type": "invalid_request_error",
+        "param": param,
+        "code": code,
+    }
 
 
 @pytest.mark.parametrize(("path", "field"), [(CHAT, "messages"), (TEXT, "prompt")])
@@ -161,14 +345,17 @@ NOT_PARSED = "We could not parse the JSON body of your request: "
 NAN = '{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}'
 
 
-@pytest.mark.parametrize(("content", "code", "message"), [
-    ("{", "invalid_json", NOT_PARSED + "EOF while parsing an object at line 1 column 1."),
-    ("", "invalid_json", NOT_PARSED + "EOF while parsing a value at line 1 column 0."),
-    ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_json", NOT_PARSED),
-    ("[]", "invalid_type", "Invalid type for the body: expected an object, but got an array instead."),
-    ("5", "invalid_type", "Invalid type for the body: expected an object, but got an integer instead."),
-    (NAN, "invalid_value", "Invalid 'top_p': NaN and Infinity are no JSON."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ("{", "invalid_json", NOT_PARSED + "EOF while parsing an object at line 1 column 1."),
+        ("", "invalid_json", NOT_PARSED + "EOF while parsing a value at line 1 column 0."),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_json", NOT_PARSED),
+        ("[]", "invalid_type", "Invalid type for the body: expected an object, but got an array instead."),
+        ("5", "invalid_type", "Invalid type for the body: expected an object, but got an integer instead."),
+        (NAN, "invalid_value", "Invalid 'top_p': NaN and Infinity are no JSON."),
+    ],
+)
 def test_a_body_that_is_no_json_object(client: Client, content: str, code: str, message: str) -> None:
     error = error_of(client.post(CHAT, content=content), 400)
     assert error["message"].startswith(message)
@@ -183,23 +370,58 @@ def test_a_value_in_a_message_is_cut(client: Client) -> None:
 # ------------------------------------------------------------------------------------------------- what is not there
 
 ASKING: dict[str, Any] = {
-    "audio": {"voice": "alloy"}, "best_of": 2, "echo": True, "function_call": "auto", "functions": [{"name": "f"}],
-    "include_obfuscation": True, "modalities": ["text", "audio"],
-    "moderation": {"model": "omni-moderation-latest"}, "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low", "response_format": {"type": "json_object"}, "service_tier": "flex", "store": True,
-    "suffix": "end", "tool_choice": "required",
-    "chat_template": "x", "documents": [{}], "ebnf": "x", "grammar": "x", "guided_choice": ["a"],
-    "guided_decoding_backend": "x", "guided_grammar": "x", "guided_json": {}, "guided_json_object": True,
-    "guided_regex": "x", "guided_whitespace_pattern": " ", "json_schema": {}, "regex": "x", "structured_outputs": {},
+    "audio": {"voice": "alloy"},
+    "best_of": 2,
+    "echo": True,
+    "function_call": "auto",
+    "functions": [{"name": "f"}],
+    "include_obfuscation": True,
+    "modalities": ["text", "audio"],
+    "moderation": {"model": "omni-moderation-latest"},
+    "prediction": {"type": "content", "content": "x"},
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_object"},
+    "service_tier": "flex",
+    "store": True,
+    "suffix": "end",
+    "tool_choice": "required",
+    "chat_template": "x",
+    "documents": [{}],
+    "ebnf": "x",
+    "grammar": "x",
+    "guided_choice": ["a"],
+    "guided_decoding_backend": "x",
+    "guided_grammar": "x",
+    "guided_json": {},
+    "guided_json_object": True,
+    "guided_regex": "x",
+    "guided_whitespace_pattern": " ",
+    "json_schema": {},
+    "regex": "x",
+    "structured_outputs": {},
     "think": False,
-    "tools": [{"type": "function", "function": {"name": "f"}}], "verbosity": "low", "web_search_options": {},
-}  # fmt: skip
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "verbosity": "low",
+    "web_search_options": {},
+}
 NOTHING_ASKED: dict[str, Any] = {
-    "best_of": 1, "echo": False, "function_call": "none", "functions": [],
-    "include_obfuscation": False, "modalities": ["text"], "parallel_tool_calls": False,
-    "response_format": {"type": "text"}, "service_tier": "auto", "store": False, "suffix": "",
-    "tool_choice": "auto", "tools": [], "verbosity": "medium", "documents": [], "guided_json_object": False,
-}  # fmt: skip
+    "best_of": 1,
+    "echo": False,
+    "function_call": "none",
+    "functions": [],
+    "include_obfuscation": False,
+    "modalities": ["text"],
+    "parallel_tool_calls": False,
+    "response_format": {"type": "text"},
+    "service_tier": "auto",
+    "store": False,
+    "suffix": "",
+    "tool_choice": "auto",
+    "tools": [],
+    "verbosity": "medium",
+    "documents": [],
+    "guided_json_object": False,
+}
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -244,15 +466,18 @@ def test_the_chat_template_gets_what_the_request_sets(fields: dict[str, Any], va
     assert model.tokenizer.variables == variables
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({**OPEN, "add_generation_prompt": True}, "continue_final_message"),
-    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"continue_final_message": True}}, "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, "enable_thinking"),
-    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
-    ({"enable_thinking": "no"}, "enable_thinking"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({**OPEN, "add_generation_prompt": True}, "continue_final_message"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"continue_final_message": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, "enable_thinking"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"enable_thinking": "no"}, "enable_thinking"),
+    ],
+)
 def test_what_the_chat_template_can_not_get_is_refused(client: Client, fields: dict[str, Any], param: str) -> None:
     assert client.refused(**fields)["param"] == param
 
@@ -277,9 +502,12 @@ def test_an_option_of_streams_that_is_not_supported_is_named(client: Client) -> 
 
 def test_notes_to_another_service_change_nothing(client: Client) -> None:
     notes: dict[str, Any] = {
-        "metadata": {"a": "b"}, "safety_identifier": "a", "prompt_cache_key": "a", "prompt_cache_retention": "24h",
+        "metadata": {"a": "b"},
+        "safety_identifier": "a",
+        "prompt_cache_key": "a",
+        "prompt_cache_retention": "24h",
         "prompt_cache_options": {"ttl": "30m"},
-    }  # fmt: skip
+    }
     assert client.ask(**notes, service_tier="default")["choices"] == client.ask()["choices"]
 
 
@@ -298,8 +526,9 @@ def test_models_of_the_cache_and_the_demo(cache_dir: CacheDir) -> None:
         found = client.get("/v1/models").json()
         assert found["object"] == "list"
         assert {entry["id"]: entry["context_length"] for entry in found["data"]} == {
-            "demo": 4096, "mlx-community/Small": 512,
-        }  # fmt: skip
+            "demo": 4096,
+            "mlx-community/Small": 512,
+        }
         for entry in found["data"]:
             assert client.get(f"/v1/models/{entry['id']}").json() == entry
             assert list(entry) == ["id", "object", "created", "owned_by", "context_length"]
@@ -458,10 +687,13 @@ def test_a_name_of_the_start_or_the_full_one_or_none_is_the_same_model() -> None
             assert client.ask(**named)["model"] == "org/scripted"
 
 
-@pytest.mark.parametrize(("failure", "status", "code"), [
-    (InsufficientMemoryError("It needs 9.0GB of memory, but there are only 8.0GB."), 400, "insufficient_memory"),
-    (ModelError("It can't be loaded."), 500, "operation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (InsufficientMemoryError("It needs 9.0GB of memory, but there are only 8.0GB."), 400, "insufficient_memory"),
+        (ModelError("It can't be loaded."), 500, "operation"),
+    ],
+)
 def test_a_model_that_can_not_be_loaded(failure: ModelError, status: int, code: str) -> None:
     with serving(failure=failure) as client:
         error = client.refused(status=status)
@@ -480,13 +712,16 @@ def test_generating_fails_for_one_request_alone() -> None:
 # ------------------------------------------------------------------------------------------------- paths and strangers
 
 
-@pytest.mark.parametrize(("method", "path", "status", "code"), [
-    ("GET", "/v1/nothing", 404, "not_found"),
-    ("POST", "/v1/embeddings", 404, "not_found"),
-    ("GET", CHAT, 405, "method_not_allowed"),
-    ("DELETE", "/v1/models/demo", 405, "method_not_allowed"),
-    ("POST", "/health", 405, "method_not_allowed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models/demo", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
+    ],
+)
 def test_a_path_or_a_method_that_is_not_there(client: Client, method: str, path: str, status: int, code: str) -> None:
     assert error_of(client.request(method, path), status)["code"] == code
 
@@ -506,8 +741,12 @@ def test_a_wrong_key() -> None:
         assert client.get("/health").is_success
 
 
-@pytest.mark.parametrize(("headers", "code"), [
-    ({"Host": "evil.example"}, "invalid_host"), ({"Origin": "http://evil.example"}, "invalid_origin"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "evil.example"}, "invalid_host"),
+        ({"Origin": "http://evil.example"}, "invalid_origin"),
+    ],
+)
 def test_a_strangers_page(client: Client, headers: dict[str, str], code: str) -> None:
     assert error_of(client.get("/v1/models", headers=headers), 403)["code"] == code

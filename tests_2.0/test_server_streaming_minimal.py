@@ -21,9 +21,9 @@ SCRIPTS = [
     ("<think>", "Hm.\n", "</think>", "\n\n", "Hi"),
     ("<think>", "never ends"),
     ("<", "thin", "k of it>"),
-    ("", ),
+    ("",),
     ("half a \N{GRINNING FACE}".encode()[:-1],),
-]  # fmt: skip
+]
 
 
 def folded(events: list[Any], path: str) -> list[dict[str, Any]]:
@@ -84,8 +84,11 @@ PARTS = ["<think>", "</think>", "[THINK]", "[/THINK]", "ab", "<th", "é", "\n", 
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(PARTS), max_size=8),
-       st.sampled_from([None, "b", "ab\n", "é"]), st.sampled_from([CHAT, TEXT]))  # fmt: skip
+@given(
+    st.lists(st.sampled_from(PARTS), max_size=8),
+    st.sampled_from([None, "b", "ab\n", "é"]),
+    st.sampled_from([CHAT, TEXT]),
+)
 def test_whatever_is_said_and_stopped(script: list[str], stop: str | None, path: str) -> None:
     with serving(saying(*script, marks=("<end>", "<think>", "</think>", "[THINK]", "[/THINK]"))) as client:
         logprobs = {"logprobs": True} if path == CHAT else {"logprobs": 1}
@@ -131,9 +134,11 @@ def test_usage_comes_last_where_it_is_asked_for(path: str, prompt_tokens: int) -
     assert all(event["usage"] is None for event in events)
     assert last["choices"] == []
     assert last["usage"] == {
-        "prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 6,
+        "total_tokens": prompt_tokens + 6,
         "prompt_tokens_details": {"cached_tokens": 0},
-    }  # fmt: skip
+    }
     assert last["object"] == events[0]["object"]
     assert all("usage" not in event for event in without)
 

@@ -39,8 +39,11 @@ def test_the_script_has_alpha_commands_when_they_are_enabled(
     for value, expected in (("0", set()), ("1", set(ALPHA_COMMANDS))):
         monkeypatch.setenv(ALPHA_VARIABLE, value)
         script = mlxk2("completion", shell).out
-        assert {name for name in ALPHA_COMMANDS if f"_{name}_options" in script or f"-a {name}" in script
-                or f"_{name}_option_strings" in script} == expected  # fmt: skip
+        assert {
+            name
+            for name in ALPHA_COMMANDS
+            if f"_{name}_options" in script or f"-a {name}" in script or f"_{name}_option_strings" in script
+        } == expected
 
 
 @pytest.mark.parametrize("words", [(), ("tcsh",), ("bash", "zsh")])
@@ -92,10 +95,21 @@ def test_usage_is_short_enough_to_stand_before_an_error(
 # ------------------------------------------------------------------------------------------------------------ names
 
 NAMES = [
-    "org/plain", "组织/模型-chat", "조직/모델", "منظمة/نموذج", "ארגון/מודל", "org/🦜🦙", "org/e\u0301combinin\u0301g",
-    "org/👩\u200d👩\u200d👧", "org/\u202egnp.exe", "org/a\u2066b\u200b\u00ad", "org/\x1b[2Jx\x07\x9b1A",
-    "org/\nnew\rline\ttab", "org/\x85\u2028line", os.fsdecode(b"org/\xff\xfe-bytes"),
-]  # fmt: skip
+    "org/plain",
+    "组织/模型-chat",
+    "조직/모델",
+    "منظمة/نموذج",
+    "ארגון/מודל",
+    "org/🦜🦙",
+    "org/e\u0301combinin\u0301g",
+    "org/👩\u200d👩\u200d👧",
+    "org/\u202egnp.exe",
+    "org/a\u2066b\u200b\u00ad",
+    "org/\x1b[2Jx\x07\x9b1A",
+    "org/\nnew\rline\ttab",
+    "org/\x85\u2028line",
+    os.fsdecode(b"org/\xff\xfe-bytes"),
+]
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ SHAPES = {
     ),
     "drops the system": "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}",
     "writes JSON": "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
-}  # fmt: skip
+}
 
 
 def turn(role: str, content: str) -> Message:
@@ -121,9 +121,13 @@ CONVERSATIONS = {
     "two system messages": [turn("system", SYSTEM), turn("system", MORE), turn("user", USER)],
     "some turns": [turn("system", SYSTEM), turn("user", USER), turn("assistant", ANSWER), turn("user", LAST)],
     "a system message later": [
-        turn("system", SYSTEM), turn("user", USER), turn("assistant", ANSWER), turn("system", MORE), turn("user", LAST),
+        turn("system", SYSTEM),
+        turn("user", USER),
+        turn("assistant", ANSWER),
+        turn("system", MORE),
+        turn("user", LAST),
     ],
-}  # fmt: skip
+}
 
 
 # Makes the texts of prompts for a model in this folder, with this template in its tokenizer's config.
@@ -178,8 +182,10 @@ FILES: dict[str, tuple[str | None, dict[str, str], str | None]] = {
     "chat_template.json": (None, {"chat_template.json": '{"chat_template": "J{{ messages[0].content }}"}'}, "Ja"),
     "several in chat_template.json": (
         None,
-        {"chat_template.json": '{"chat_template": [{"name": "tool_use", "template": "T"}, '
-                               '{"name": "default", "template": "D"}]}'},
+        {
+            "chat_template.json": '{"chat_template": [{"name": "tool_use", "template": "T"}, '
+            '{"name": "default", "template": "D"}]}'
+        },
         "D",
     ),
     "the file wins": ("C", {"chat_template.jinja": "J", "chat_template.json": '{"chat_template": "S"}'}, "J"),
@@ -191,7 +197,7 @@ FILES: dict[str, tuple[str | None, dict[str, str], str | None]] = {
     "a byte order mark": (None, {"chat_template.jinja": "\ufeffJ"}, "J"),
     "none": (None, {}, None),
     "nothing but empty ones": ("", {"chat_template.jinja": " \n", "chat_template.json": '{"chat_template": ""}'}, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("config", "files", "expected"), FILES.values(), ids=FILES)

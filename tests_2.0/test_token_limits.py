@@ -29,9 +29,14 @@ def read(files: Files, cache_dir: CacheDir) -> int | None:
 
 
 NAMES = (
-    "max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "max_seq_len",
-    "model_max_length", "seq_len",
-)  # fmt: skip
+    "max_position_embeddings",
+    "n_positions",
+    "context_length",
+    "max_sequence_length",
+    "max_seq_len",
+    "model_max_length",
+    "seq_len",
+)
 
 
 @pytest.mark.parametrize("key", NAMES)
@@ -90,9 +95,14 @@ def test_the_context_of_gemma_3_includes_its_scaling() -> None:
 
 @pytest.mark.parametrize(
     ("tokenizer", "expected"),
-    [({}, None), ({"model_max_length": 8192}, 8192), ({"model_max_length": 10**30}, None),
-     ({"model_max_length": 1e30}, None), ({"model_max_length": None}, None)],
-)  # fmt: skip
+    [
+        ({}, None),
+        ({"model_max_length": 8192}, 8192),
+        ({"model_max_length": 10**30}, None),
+        ({"model_max_length": 1e30}, None),
+        ({"model_max_length": None}, None),
+    ],
+)
 def test_the_tokenizer_gives_a_hint_where_the_config_is_silent(
     cache_dir: CacheDir, tokenizer: dict[str, object], expected: int | None
 ) -> None:
@@ -145,12 +155,24 @@ def test_a_limit_that_is_no_number_of_tokens_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("top_p", 1.1),
-        ("top_p", -0.1), ("top_k", -1), ("top_k", True), ("min_p", 2), ("repetition_penalty", 0),
-        ("presence_penalty", float("nan")), ("frequency_penalty", 1e9), ("seed", -(2**70)), ("seed", 2**70),
-        ("seed", 1.5), ("logit_bias", ((-1, 1.0),)), ("logit_bias", ((1, float("inf")),)),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 1.1),
+        ("top_p", -0.1),
+        ("top_k", -1),
+        ("top_k", True),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", 1e9),
+        ("seed", -(2**70)),
+        ("seed", 2**70),
+        ("seed", 1.5),
+        ("logit_bias", ((-1, 1.0),)),
+        ("logit_bias", ((1, float("inf")),)),
     ],
-)  # fmt: skip
+)
 def test_values_that_can_not_be_right_are_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=option):
         Sampling(**{option: value})

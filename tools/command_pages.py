@@ -1,7 +1,7 @@
 """Put the help of every command into its page below docs/commands/.
 
-    python tools/command_pages.py --write   renew the pages
-    python tools/command_pages.py --check   exit 1 when a page has another help than the program
+python tools/command_pages.py --write   renew the pages
+python tools/command_pages.py --check   exit 1 when a page has another help than the program
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write docs/json-api-schema.json, the JSON Schema of the API, from the types in mlxk2/spec.py.
 
-    python tools/generate_schema.py           write the file
-    python tools/generate_schema.py --check   write nothing; exit 1 when the file is not what would be written
+python tools/generate_schema.py           write the file
+python tools/generate_schema.py --check   write nothing; exit 1 when the file is not what would be written
 """
 
 from __future__ import annotations

@@ -26,9 +26,14 @@ _CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
 _WRITING_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration")
 _MLX_LIBRARIES = ("mlx", "mlx-lm")
 _CONTEXT_KEYS = (
-    "max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "max_seq_len",
-    "model_max_length", "seq_len",
-)  # fmt: skip
+    "max_position_embeddings",
+    "n_positions",
+    "context_length",
+    "max_sequence_length",
+    "max_seq_len",
+    "model_max_length",
+    "seq_len",
+)
 MAX_CONTEXT = 1 << 30  # Tokens; no model comes near. Configs write larger numbers for "no limit".
 
 

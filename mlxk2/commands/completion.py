@@ -54,8 +54,12 @@ _CACHED = {"bash": "_mlxk2_cached", "zsh": "_mlxk2_cached", "fish": "(_mlxk2_cac
 _FOLDER = {"zsh": "_files -/", "fish": "(__fish_complete_directories)"}
 
 _OF_ARGUMENT = {
-    "model": _MODEL, "pattern": _CACHED, "adapter": _FOLDER, "target_dir": _FOLDER, "local_dir": _FOLDER,
-}  # fmt: skip
+    "model": _MODEL,
+    "pattern": _CACHED,
+    "adapter": _FOLDER,
+    "target_dir": _FOLDER,
+    "local_dir": _FOLDER,
+}
 _CACHE_ONLY = ("pull", "rm", "clone")
 
 # The program has two names, and zsh may be given its script by `source` as well as by `eval` or from its path.

@@ -75,8 +75,10 @@ class Device:
         if wired is not None and wired > self.working_set:
             logging.getLogger(__name__).warning(
                 "%s is %s, but the GPU is to use at most %s; that much is wired.",
-                WIRED_VARIABLE, human_size(wired), human_size(self.working_set),
-            )  # fmt: skip
+                WIRED_VARIABLE,
+                human_size(wired),
+                human_size(self.working_set),
+            )
         needed = weights + prompt_cache + _WORK_BYTES if wired is None else wired
         return MemoryPlan(prompt_cache, min(self.working_set, needed))
 
@@ -102,5 +104,7 @@ class Device:
             )
         logging.getLogger(__name__).warning(
             "%s, and the GPU is to use at most %s: answers may be slow, or fail. %s",
-            needed, human_size(working_set), remedy,
-        )  # fmt: skip
+            needed,
+            human_size(working_set),
+            remedy,
+        )

@@ -15,9 +15,16 @@ from mlxk2.runner.request import GenerationRequest
 
 # What Python code around MLX raises, MLX itself included.
 FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
     ValueError,
-)  # fmt: skip
+)
 # Stands in the place of a token if the model computed no numbers to choose one by.
 NO_TOKEN = -1
 

@@ -171,9 +171,7 @@ class _ListedCache(Cache):
 class _Scan:
     """A scan of all models, in a thread, for all callers that wait for it."""
 
-    def __init__(
-        self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[ServedModel]]
-    ) -> None:
+    def __init__(self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[ServedModel]]) -> None:
         self._cancelled = threading.Event()
         self._callers = 0
         self._job = asyncio.wrap_future(threads.submit(entries, self._cancelled.is_set))

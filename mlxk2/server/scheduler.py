@@ -132,9 +132,7 @@ class Scheduler:
     thread of the event loop.
     """
 
-    def __init__(
-        self, pool: ModelPool, worker: Worker, limits: Limits, *, rest_seconds: float = REST_SECONDS
-    ) -> None:
+    def __init__(self, pool: ModelPool, worker: Worker, limits: Limits, *, rest_seconds: float = REST_SECONDS) -> None:
         self.pool = pool
         self.limits = limits
         self._worker = worker

@@ -23,14 +23,18 @@ ALWAYS = (".git", ".cache")
 _TOKEN_FOLDER = ".huggingface"
 _FOLDER_OF_SECRETS = {folder: f"**/{folder}/*" for folder in litter.SECRET_FOLDERS}
 _SECRETS = (
-    *_FOLDER_OF_SECRETS.values(), f"**/{_TOKEN_FOLDER}/token", *litter.SECRETS,
+    *_FOLDER_OF_SECRETS.values(),
+    f"**/{_TOKEN_FOLDER}/token",
+    *litter.SECRETS,
     *(f"!{pattern}" for pattern in litter.NO_SECRETS),
-)  # fmt: skip
+)
 # What tools and systems leave behind, and what may hold secrets; a `!` can take them back in.
 DEFAULTS = (
-    *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER), f"**/{_TOKEN_FOLDER}/*", *litter.WORK_FILES,
+    *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER),
+    f"**/{_TOKEN_FOLDER}/*",
+    *litter.WORK_FILES,
     *_SECRETS,
-)  # fmt: skip
+)
 
 _TOKEN = re.compile(
     r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, also none

@@ -23,9 +23,14 @@ SLOW_MODEL = Path(__file__).parent.parent / "support" / "slow_model"
 def variables(home: Path) -> dict[str, str]:
     """Return the environment of a user's terminal."""
     return {
-        "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "TERM": "xterm",
-        "XDG_STATE_HOME": str(home / "state"), "PROMPT_TOOLKIT_NO_CPR": "1", "LANG": "C.UTF-8",
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home),
+        "TERM": "xterm",
+        "XDG_STATE_HOME": str(home / "state"),
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "LANG": "C.UTF-8",
+    }
 
 
 class Terminal:
@@ -35,9 +40,13 @@ class Terminal:
         """Start the chat, with a part of it made slow; type a line while the model loads, or wait for the prompt."""
         extra = {"PYTHONPATH": str(SLOW_MODEL), "SLOW": slow} if slow else {}
         self.child = pexpect.spawn(
-            sys.executable, ["-m", "mlxk2", "run", str(model), *words],
-            env={**variables(home), **extra}, encoding="utf-8", timeout=60, dimensions=(50, 200),
-        )  # fmt: skip
+            sys.executable,
+            ["-m", "mlxk2", "run", str(model), *words],
+            env={**variables(home), **extra},
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(50, 200),
+        )
         if typed is None:
             self.child.expect(PROMPT)
         else:
@@ -242,9 +251,12 @@ def test_a_damaged_tokenizer_is_told_and_the_conversation_goes_on(paris: Path, h
 
 def test_chat_is_no_json(paris: Path, home: Path) -> None:
     child = pexpect.spawn(
-        sys.executable, ["-m", "mlxk2", "run", str(paris), "--json"],
-        env={"PATH": os.environ["PATH"], "HOME": str(home)}, encoding="utf-8", timeout=60,
-    )  # fmt: skip
+        sys.executable,
+        ["-m", "mlxk2", "run", str(paris), "--json"],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        encoding="utf-8",
+        timeout=60,
+    )
     child.expect_exact('"CommandError"')
     child.expect(pexpect.EOF)
     child.close()

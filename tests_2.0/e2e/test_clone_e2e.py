@@ -116,9 +116,7 @@ def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str,
 
 
 @pytest.mark.parametrize("is_xet", [False, True])
-def test_uncached_model_is_pulled_aside(
-    hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool
-) -> None:
+def test_uncached_model_is_pulled_aside(hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool) -> None:
     hub_server.add(NAME, MODEL, is_xet=is_xet)
     data = data_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
     assert (data["clone_status"], data["method"] in ("copy", "reflink", "apfs_clonefile")) == ("success", True)

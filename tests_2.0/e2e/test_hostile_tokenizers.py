@@ -116,8 +116,11 @@ def test_ctrl_c_is_heard_while_a_prompt_is_tokenized(tmp_path: Path) -> None:
     folder = write_hostile(tmp_path / "model", backtracks)
     process = subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "run", str(folder), "-"],
-        env=environment_of(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=environment_of(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdin is not None
     process.stdin.write(SLOW_TEXT.encode())
     process.stdin.close()

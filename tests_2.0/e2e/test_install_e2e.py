@@ -19,9 +19,22 @@ ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 240
 # What tests, and those who build on the source, need of the sdist; and what nobody does.
 NEEDED = {
-    "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "TESTING.md", "benchmarks",
-    "docs", "mlxk2", "pyproject.toml", "pytest.ini", "test-multi-python.sh", "tests_2.0", "tools",
-}  # fmt: skip
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "TESTING.md",
+    "benchmarks",
+    "docs",
+    "mlxk2",
+    "pyproject.toml",
+    "pytest.ini",
+    "test-multi-python.sh",
+    "tests_2.0",
+    "tools",
+}
 UNWANTED = re.compile(r"__pycache__|\.py[co]$|\.log$|\.egg-info|_cache/|^\.(ci|venv|git/|hypothesis)|^(build|dist)/")
 
 

@@ -124,13 +124,23 @@ def test_a_late_fault_of_metal_changes_no_limit_and_no_next_answer(
     assert [event for event in metal.events if event != "eval"] == [0, wanted]
 
 
-@pytest.mark.parametrize(("chosen", "working_set", "expected"), [
-    (0, 48 * GB, []), (5 * GB, 48 * GB, [0, 5 * GB]), (50 * GB, 48 * GB, [0, 48 * GB]), (None, GB, [0, GB]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chosen", "working_set", "expected"),
+    [
+        (0, 48 * GB, []),
+        (5 * GB, 48 * GB, [0, 5 * GB]),
+        (50 * GB, 48 * GB, [0, 48 * GB]),
+        (None, GB, [0, GB]),
+    ],
+)
 def test_the_limit_is_what_the_user_chose_within_what_metal_allows(
-    chosen: int | None, working_set: int, expected: list[int], metal: Metal, folder: Path,
+    chosen: int | None,
+    working_set: int,
+    expected: list[int],
+    metal: Metal,
+    folder: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     metal.info["max_recommended_working_set_size"] = working_set
     list(MLXRunner(load(folder, memory=MemoryChoice(wired=chosen))).stream(request()))
     assert [event for event in metal.events if event != "eval"] == expected
@@ -192,13 +202,16 @@ def test_the_limit_comes_from_the_environment(
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize(("info", "weights", "said"), [
-    ((64, 48), 43.0, None),
-    ((64, 48), 43.5, "`sudo sysctl iogpu.wired_limit_mb=50332` lets it use more until the next restart; or choose"),
-    ((64, 48), 60.0, "`sudo sysctl iogpu.wired_limit_mb=57220` lets it use more until the next restart; or choose"),
-    ((64, 60), 58.0, "fail. Choose a smaller"),
-    ((64, None), 63.0, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("info", "weights", "said"),
+    [
+        ((64, 48), 43.0, None),
+        ((64, 48), 43.5, "`sudo sysctl iogpu.wired_limit_mb=50332` lets it use more until the next restart; or choose"),
+        ((64, 48), 60.0, "`sudo sysctl iogpu.wired_limit_mb=57220` lets it use more until the next restart; or choose"),
+        ((64, 60), 58.0, "fail. Choose a smaller"),
+        ((64, None), 63.0, None),
+    ],
+)
 def test_weights_near_the_working_set_are_warned_of_with_the_remedy(
     info: tuple[int, int | None], weights: float, said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,13 +233,16 @@ def test_only_what_the_memory_can_not_hold_is_refused(metal: Metal, folder: Path
     assert metal.events == []
 
 
-@pytest.mark.parametrize(("device", "weights", "expected"), [
-    (Device(64 * GB, 48 * GB), 1 * GB, 8 * GB),
-    (Device(64 * GB, 50 * GB), 35 * GB, 5 * GB),
-    (Device(64 * GB, 48 * GB), 44 * GB, 0),
-    (Device(16 * GB), 1 * GB, 2 * GB),
-    (Device(16 * GB), 14 * GB, GB // 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("device", "weights", "expected"),
+    [
+        (Device(64 * GB, 48 * GB), 1 * GB, 8 * GB),
+        (Device(64 * GB, 50 * GB), 35 * GB, 5 * GB),
+        (Device(64 * GB, 48 * GB), 44 * GB, 0),
+        (Device(16 * GB), 1 * GB, 2 * GB),
+        (Device(16 * GB), 14 * GB, GB // 5),
+    ],
+)
 def test_the_prompt_cache_is_what_the_model_leaves(device: Device, weights: int, expected: int) -> None:
     assert device.plan("org/m", weights).prompt_cache == pytest.approx(expected, abs=10)
 
@@ -294,9 +310,15 @@ def test_a_gpu_reads_a_lone_prompt_in_large_pieces_and_small_ones_beside_answers
     runner.close()
 
 
-@pytest.mark.parametrize(("others", "longest", "expected"), [
-    (False, 100, 2048), (True, 100, 512), (False, 16384, 2048), (False, 16385, 512),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("others", "longest", "expected"),
+    [
+        (False, 100, 2048),
+        (True, 100, 512),
+        (False, 16384, 2048),
+        (False, 16385, 512),
+    ],
+)
 def test_pieces_on_a_gpu_and_on_a_cpu(
     others: bool, longest: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,9 +327,17 @@ def test_pieces_on_a_gpu_and_on_a_cpu(
     assert prefill_budget(others_decode=others, longest=longest) == expected
 
 
-@pytest.mark.parametrize(("told", "most", "is_under_way"), [
-    ([], [], False), ([0], [9], True), ([0], [1], False), ([0], [2], True), ([8], [9], False), ([0, 8], [1, 9], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("told", "most", "is_under_way"),
+    [
+        ([], [], False),
+        ([0], [9], True),
+        ([0], [1], False),
+        ([0], [2], True),
+        ([8], [9], False),
+        ([0, 8], [1, 9], False),
+    ],
+)
 @pytest.mark.usefixtures("on_gpu")
 def test_a_gpu_begins_the_second_token_before_the_first_is_read(
     told: list[int], most: list[int], is_under_way: bool
@@ -364,9 +394,16 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
 
     monkeypatch.setattr(mx, "clear_cache", note)
     chat = Assistant.load(
-        str(folder), name="babble", adapter=None, use_template=True, sampling=Sampling(seed=1), max_tokens=20,
-        starter=Starter(), context=None, converses=True,
-    )  # fmt: skip
+        str(folder),
+        name="babble",
+        adapter=None,
+        use_template=True,
+        sampling=Sampling(seed=1),
+        max_tokens=20,
+        starter=Starter(),
+        context=None,
+        converses=True,
+    )
     messages: list[Message] = [{"role": "user", "content": "x" * 500}]
     first = chat.complete(messages, lambda _: cleared.clear())
     assert cleared
@@ -381,9 +418,15 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
 
 def test_one_answer_keeps_nothing(folder: Path) -> None:
     chat = Assistant.load(
-        str(folder), name="babble", adapter=None, use_template=True, sampling=Sampling(seed=1), max_tokens=5,
-        starter=Starter(), context=None,
-    )  # fmt: skip
+        str(folder),
+        name="babble",
+        adapter=None,
+        use_template=True,
+        sampling=Sampling(seed=1),
+        max_tokens=5,
+        starter=Starter(),
+        context=None,
+    )
     before = mx.get_active_memory()
     chat.complete([{"role": "user", "content": "x" * 2000}], lambda _: None)
     assert mx.get_active_memory() <= before + 1000

@@ -111,8 +111,13 @@ def test_reasoning(client: OpenAI) -> None:
 
 def test_several_answers_differ_and_come_again_with_the_seed(client: OpenAI) -> None:
     asked: dict[str, Any] = {
-        "model": "demo", "messages": COUNT, "n": 4, "seed": 7, "temperature": 2.0, "max_tokens": 12,
-    }  # fmt: skip
+        "model": "demo",
+        "messages": COUNT,
+        "n": 4,
+        "seed": 7,
+        "temperature": 2.0,
+        "max_tokens": 12,
+    }
     texts = [choice.message.content for choice in client.chat.completions.create(**asked).choices]
     assert len(set(texts)) > 1
     assert [choice.message.content for choice in client.chat.completions.create(**asked).choices] == texts
@@ -217,28 +222,92 @@ def test_models(client: OpenAI) -> None:
 Ask = Callable[[OpenAI], Any]
 
 
-@pytest.mark.parametrize(("ask", "error", "status", "code", "param", "message"), [
-    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=0), openai.BadRequestError, 400,
-     "integer_below_min_value", "n", "Expected a value >= 1, but got 0 instead."),
-    (lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x " * 5000}]),
-     openai.BadRequestError, 400, "context_length_exceeded", "messages", "context holds 4096"),
-    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, response_format={"type": "json_object"}),
-     openai.BadRequestError, 400, "unsupported_parameter", "response_format", "not supported"),
-    (lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=9),
-     openai.BadRequestError, 400, "invalid_value", "n", "at most 8 at once"),
-    (lambda c: c.completions.create(model="demo", prompt=""),
-     openai.BadRequestError, 400, "invalid_value", "prompt", "no token that begins a text"),
-    (lambda c: c.with_options(api_key="wrong").models.list(),
-     openai.AuthenticationError, 401, "invalid_api_key", None, "API key"),
-    (lambda c: c.with_options(default_headers={"Host": "evil.example"}).models.list(),
-     openai.PermissionDeniedError, 403, "invalid_host", None, "evil.example"),
-    (lambda c: c.chat.completions.create(model="org/none", messages=FRANCE),
-     openai.NotFoundError, 404, "model_not_found", "model", "org/none"),
-    (lambda c: c.models.retrieve("none"), openai.NotFoundError, 404, "model_not_found", "model", "none"),
-    (lambda c: c.embeddings.create(model="demo", input="x"), openai.NotFoundError, 404, "not_found", None, "Not Found"),
-    (lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x" * (33 << 20)}]),
-     openai.APIStatusError, 413, "body_too_large", None, "32 MB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ask", "error", "status", "code", "param", "message"),
+    [
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=0),
+            openai.BadRequestError,
+            400,
+            "integer_below_min_value",
+            "n",
+            "Expected a value >= 1, but got 0 instead.",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x " * 5000}]),
+            openai.BadRequestError,
+            400,
+            "context_length_exceeded",
+            "messages",
+            "context holds 4096",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=FRANCE, response_format={"type": "json_object"}),
+            openai.BadRequestError,
+            400,
+            "unsupported_parameter",
+            "response_format",
+            "not supported",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=FRANCE, n=9),
+            openai.BadRequestError,
+            400,
+            "invalid_value",
+            "n",
+            "at most 8 at once",
+        ),
+        (
+            lambda c: c.completions.create(model="demo", prompt=""),
+            openai.BadRequestError,
+            400,
+            "invalid_value",
+            "prompt",
+            "no token that begins a text",
+        ),
+        (
+            lambda c: c.with_options(api_key="wrong").models.list(),
+            openai.AuthenticationError,
+            401,
+            "invalid_api_key",
+            None,
+            "API key",
+        ),
+        (
+            lambda c: c.with_options(default_headers={"Host": "evil.example"}).models.list(),
+            openai.PermissionDeniedError,
+            403,
+            "invalid_host",
+            None,
+            "evil.example",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="org/none", messages=FRANCE),
+            openai.NotFoundError,
+            404,
+            "model_not_found",
+            "model",
+            "org/none",
+        ),
+        (lambda c: c.models.retrieve("none"), openai.NotFoundError, 404, "model_not_found", "model", "none"),
+        (
+            lambda c: c.embeddings.create(model="demo", input="x"),
+            openai.NotFoundError,
+            404,
+            "not_found",
+            None,
+            "Not Found",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x" * (33 << 20)}]),
+            openai.APIStatusError,
+            413,
+            "body_too_large",
+            None,
+            "32 MB",
+        ),
+    ],
+)
 def test_errors(
     client: OpenAI, ask: Ask, error: type[openai.APIStatusError], status: int, code: str, param: str, message: str
 ) -> None:
@@ -293,12 +362,14 @@ def test_the_raw_response(client: OpenAI) -> None:
 def test_twenty_at_once(server: Server) -> None:
     async def ask() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
-            return await asyncio.gather(*(
-                client.chat.completions.create(
-                    model="demo", messages=[{"role": "user", "content": f"What is {n} + 4?"}], temperature=0
+            return await asyncio.gather(
+                *(
+                    client.chat.completions.create(
+                        model="demo", messages=[{"role": "user", "content": f"What is {n} + 4?"}], temperature=0
+                    )
+                    for n in range(20)
                 )
-                for n in range(20)
-            ))  # fmt: skip
+            )
 
     answers = asyncio.run(ask())
     assert [answer.choices[0].message.content for answer in answers][3] == "3 + 4 = 7."

@@ -27,9 +27,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with 16 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True
-    ) if sys.platform == "linux" else None  # fmt: skip
+    mount = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True)
+        if sys.platform == "linux"
+        else None
+    )
     if mount is None or mount.returncode:
         pytest.skip("a small file system can't be mounted here")
     yield folder

@@ -150,9 +150,7 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     assert not lock.parent.exists()
 
 
-def test_running_pull_keeps_shared_bytes_that_only_another_model_had(
-    hub_server: HubServer, hub_client: Client
-) -> None:
+def test_running_pull_keeps_shared_bytes_that_only_another_model_had(hub_server: HubServer, hub_client: Client) -> None:
     for name in (NAME, OTHER):
         hub_server.add(name, COMMON, is_xet=True)
     assert hub_client.run("pull", NAME).code == 0

@@ -185,11 +185,15 @@ def test_a_damaged_model_is_not_loaded(environment: dict[str, str], tmp_path: Pa
 DAMAGED: dict[str, dict[str, Any]] = {
     "normalizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
     "model": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["<|im_end|>", -1.0]]}},
-    "post_processor": {"post_processor": {
-        "type": "TemplateProcessing", "special_tokens": {}, "pair": [],
-        "single": [{"SpecialToken": {"id": "[NO]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    }},
-}  # fmt: skip
+    "post_processor": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "special_tokens": {},
+            "pair": [],
+            "single": [{"SpecialToken": {"id": "[NO]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        }
+    },
+}
 
 
 @pytest.mark.parametrize("part", DAMAGED)
@@ -224,8 +228,11 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(environment: dict[str,
     model = str(write_chain(tmp_path / "m", BABBLE, context=100_000))
     with subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "run", model, "hi"],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(5).isalpha()
@@ -253,8 +260,12 @@ def interrupted(environment: dict[str, str], tmp_path: Path, *words: str) -> tup
     model = str(write_chain(tmp_path / "m", BABBLE, context=1_000_000))
     with subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "run", model, "hi", *words],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    ) as process:  # fmt: skip
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
         while not (Path(environment["HOME"]) / "waits-for-ctrl-c").exists():
             time.sleep(0.05)
         time.sleep(0.7)

@@ -33,9 +33,15 @@ def paris(tmp_path: Path) -> Path:
 def variables(home: Path, slow: str, seconds: float = 15) -> dict[str, str]:
     """Return the environment of a user's terminal; `slow` is what takes so many seconds."""
     return {
-        "PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "TERM": "xterm", "LANG": "C.UTF-8",
-        "PYTHONPATH": str(SLOW_MODEL), "SLOW": slow, "SLOW_SECONDS": str(seconds),
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home),
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(SLOW_MODEL),
+        "SLOW": slow,
+        "SLOW_SECONDS": str(seconds),
+    }
 
 
 def command(model: Path, *words: str) -> list[str]:

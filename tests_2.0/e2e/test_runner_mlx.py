@@ -39,6 +39,7 @@ from mlxk2.runner.runner import MLXRunner
 
 pytestmark = pytest.mark.e2e
 
+
 @pytest.fixture(scope="module")
 def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A model that says random letters for ever."""
@@ -113,10 +114,18 @@ def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> N
     assert [session.tokens for session in sessions] == [5, 9, 3, 40]
 
 
-@pytest.mark.parametrize(("told", "most", "is_under_way"), [
-    ([], [], False), ([0], [9], False), ([1], [9], True), ([7], [9], True), ([8], [9], False), ([0, 8], [9, 9], False),
-    ([0, 8, 1], [9, 9, 9], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("told", "most", "is_under_way"),
+    [
+        ([], [], False),
+        ([0], [9], False),
+        ([1], [9], True),
+        ([7], [9], True),
+        ([8], [9], False),
+        ([0, 8], [9, 9], False),
+        ([0, 8, 1], [9, 9, 9], True),
+    ],
+)
 def test_no_row_waits_for_a_step_that_nobody_needs_yet(told: list[int], most: list[int], is_under_way: bool) -> None:
     batch = Decoding.empty(None, min)
     batch._num_tokens, batch.max_tokens = told, most
@@ -258,9 +267,14 @@ def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
     marks = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
     template = CHATML.replace("<|im_start|>assistant\n{% endif", "<|start|>assistant{% endif")
     said = {
-        "t": ["<|channel|>"], "<|channel|>": ["analysis"], "analysis": ["<|message|>"], "<|message|>": ["Hm"],
-        "Hm": ["<|end|>"], "<|end|>": ["<|start|>"], "<|start|>": ["<|return|>"],
-    }  # fmt: skip
+        "t": ["<|channel|>"],
+        "<|channel|>": ["analysis"],
+        "analysis": ["<|message|>"],
+        "<|message|>": ["Hm"],
+        "Hm": ["<|end|>"],
+        "<|end|>": ["<|start|>"],
+        "<|start|>": ["<|return|>"],
+    }
     model = load(write_chain(tmp_path / "m", said, template=template, special=marks))
     chunks = list(MLXRunner(model).stream(GenerationRequest(encode(model, "hello"), 7)))
     assert (text(chunks, "reasoning"), text(chunks)) == ("Hm", "")
@@ -349,10 +363,18 @@ def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
     assert last.timings.reading_seconds > 0
 
 
-@pytest.mark.parametrize(("named", "said"), [
-    (["{a}", "{b}"], "Paris"), ("{b}", "Paris"), (["{b}", -1, 10**6, 10**30], "Paris"),
-    ("{a}", "ParisOver more"), ([], "ParisOver more"), (None, "ParisOver more"), (10**6, "ParisOver more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["{a}", "{b}"], "Paris"),
+        ("{b}", "Paris"),
+        (["{b}", -1, 10**6, 10**30], "Paris"),
+        ("{a}", "ParisOver more"),
+        ([], "ParisOver more"),
+        (None, "ParisOver more"),
+        (10**6, "ParisOver more"),
+    ],
+)
 def test_an_answer_ends_at_the_ends_of_the_config_and_of_generation(tmp_path: Path, named: Any, said: str) -> None:
     folder = write_chain(tmp_path / "m", say("Par", "is", "Over", "Ġmore"))
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]

@@ -293,8 +293,10 @@ def test_a_reader_that_takes_a_byte_at_a_time_is_cut_off_too(impatient: Impatien
 
 
 HALVES = (
-    b"", b"POST /v1/chat/comp", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
-)  # fmt: skip
+    b"",
+    b"POST /v1/chat/comp",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+)
 
 
 @pytest.mark.parametrize("sent", HALVES, ids=["nothing", "a line", "a body"])
@@ -465,11 +467,15 @@ def questions(kind: str) -> list[dict[str, Any]]:
     prompts = ("Hi", shared, shared + "No.", shared[:90], "x" * 17, shared + "Yes?", "Once", shared[:150])
     return [
         {
-            "model": f"org/{kind.replace(' ', '-')}", "prompt": prompt, "seed": number, "temperature": 1.0,
-            "max_tokens": 12 + 7 * number, "repetition_penalty": 1.1 if number % 2 else None,
+            "model": f"org/{kind.replace(' ', '-')}",
+            "prompt": prompt,
+            "seed": number,
+            "temperature": 1.0,
+            "max_tokens": 12 + 7 * number,
+            "repetition_penalty": 1.1 if number % 2 else None,
         }
         for number, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]
 
 
 def whole(server: Server, body: dict[str, Any]) -> str:
@@ -488,9 +494,7 @@ def streamed(server: Server, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_text_is_the_same_alone_together_streamed_and_cached(
-    caching: Server, forgetful: Server, kind: str
-) -> None:
+def test_the_text_is_the_same_alone_together_streamed_and_cached(caching: Server, forgetful: Server, kind: str) -> None:
     asked = questions(kind)
     alone = [whole(forgetful, body) for body in asked]
     assert len(set(alone)) == len(alone)

@@ -15,8 +15,10 @@ from support.tiny_models import NEWLINE, say, write_chain
 pytestmark = pytest.mark.e2e
 
 SPM = [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-]  # fmt: skip
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
 # How the tokenizers of Llama 2, of Gemma and of T5 put tokens together.
 DECODERS: dict[str, Any] = {
     "spm": {"type": "Sequence", "decoders": [*SPM, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
@@ -84,8 +86,16 @@ def test_a_continuation_is_what_its_tokens_say(server: Server, name: str) -> Non
         assert told["text_offset"] == [0, 3, 4, 7, 11]
     else:
         assert told["tokens"] == [
-            " of", " ", " Fr", "ance", r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80", "!",
-        ]  # fmt: skip
+            " of",
+            " ",
+            " Fr",
+            "ance",
+            r"bytes:\xf0",
+            r"bytes:\x9f",
+            r"bytes:\x98",
+            r"bytes:\x80",
+            "!",
+        ]
         assert told["text_offset"] == [0, 3, 4, 7, 11, 11, 11, 11, 12]
     assert ask(server, **asked, stop="ce")["text"] == " of  Fran"
 

@@ -134,12 +134,17 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "300,000 biases": (CHAT, lambda: b"{" + ASK + b',"logit_bias":{' + numbered(b'"%d":[]', 300_000) + b"}}", 400),
     "half a million lists": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"[0],", b"[0]]}", 2 * MB), 400),
     "an unknown field of many lists": (CHAT, lambda: filled(b"{" + ASK + b',"x":[', b"[],", b"0]}", MB), 200),
-    "100,000 messages": (CHAT, lambda: filled(b'{"messages":[', b'{"role":"user","content":"hi"},', b'{"role":"user",'
-                                              b'"content":"x"}]}', 3 * MB), 400),
+    "100,000 messages": (
+        CHAT,
+        lambda: filled(
+            b'{"messages":[', b'{"role":"user","content":"hi"},', b'{"role":"user","content":"x"}]}', 3 * MB
+        ),
+        400,
+    ),
     "depth": (CHAT, lambda: b"{" + ASK + b',"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}", 400),
     "depth of objects": (CHAT, lambda: b"{" + ASK + b',"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", 400),
     "half a depth": (CHAT, lambda: b"[" * 1_000_000, 400),
-}  # fmt: skip
+}
 
 
 @needs_proc
@@ -261,15 +266,21 @@ def test_a_packed_body_is_read_within_the_limits(
     server: Server, coding: str, make: Callable[[], bytes], status: int
 ) -> None:
     packed = make()
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(packed[at : at + 5000]), packed[at : at + 5000])
-                      for at in range(0, len(packed), 5000)) + b"0\r\n\r\n"  # fmt: skip
+    chunks = (
+        b"".join(
+            b"%x\r\n%s\r\n" % (len(packed[at : at + 5000]), packed[at : at + 5000])
+            for at in range(0, len(packed), 5000)
+        )
+        + b"0\r\n\r\n"
+    )
     field = f"Content-Encoding: {coding}"
     with bounded(server, 200, 12), Wire(server.port) as wire:
         answers = [
             wire.send(post(CHAT, packed, field, port=server.port)).response(),
-            wire.send(head(f"POST {CHAT} HTTP/1.1", field, "Transfer-Encoding: chunked", port=server.port), chunks)
-            .response(),
-        ]  # fmt: skip
+            wire.send(
+                head(f"POST {CHAT} HTTP/1.1", field, "Transfer-Encoding: chunked", port=server.port), chunks
+            ).response(),
+        ]
         assert answers_rightly(wire, server)
     for answer in answers:
         assert answer.status == status, answer
@@ -374,10 +385,14 @@ def test_a_client_of_http_1_0_gets_a_whole_answer_and_the_end(server: Server) ->
 def test_a_connection_is_used_again_after_errors_and_streams(server: Server) -> None:
     with Wire(server.port) as wire:
         for path, body, status in [
-            (CHAT, b"{", 400), ("/nothing", b"{}", 404), (CHAT, QUESTION, 200), ("/health", b"x", 405),
-            (CHAT, QUESTION[:-1] + b',"stream":true}', 200), (CHAT, QUESTION[:-1] + b',"model":"x"}', 404),
+            (CHAT, b"{", 400),
+            ("/nothing", b"{}", 404),
             (CHAT, QUESTION, 200),
-        ]:  # fmt: skip
+            ("/health", b"x", 405),
+            (CHAT, QUESTION[:-1] + b',"stream":true}', 200),
+            (CHAT, QUESTION[:-1] + b',"model":"x"}', 404),
+            (CHAT, QUESTION, 200),
+        ]:
             assert wire.send(post(path, body, port=server.port)).response().status == status
 
 

@@ -40,7 +40,7 @@ UPGRADES = {
     "a websocket": ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: eA=="),
     "an unknown one": ("Connection: Upgrade", "Upgrade: nothing/1"),
     "not in Connection": ("Upgrade: h2c",),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])

@@ -118,9 +118,12 @@ def test_a_server_starts_with_a_harmless_line(environment: dict[str, str], tmp_p
 
 
 LONG = [
-    "mlx-community/Qwen3-0.6B-4bit", "mlx-community/Qwen3-0.6B-8bit", "organisation/a-model-of-forty-columns-4bit",
-    "组织/很长的模型名称-八位-8bit", "organisation/" + "long-" * 16 + "x",
-]  # fmt: skip
+    "mlx-community/Qwen3-0.6B-4bit",
+    "mlx-community/Qwen3-0.6B-8bit",
+    "organisation/a-model-of-forty-columns-4bit",
+    "组织/很长的模型名称-八位-8bit",
+    "organisation/" + "long-" * 16 + "x",
+]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
@@ -145,10 +148,20 @@ def test_a_narrow_terminal_keeps_names_and_words_whole(
 
 # What each command line prints on, and its exit code.
 ANSWERS = [
-    "list", "list --json", "show Beta --files --config", "health --deep", "rm org/Beta --dry-run",
-    "clone org/Beta copy", "push . org/x --check-only", "run demo Hi --max-tokens 9", "run demo Hi --json",
-    "completion zsh", "--help", "run --help", "--version",
-]  # fmt: skip
+    "list",
+    "list --json",
+    "show Beta --files --config",
+    "health --deep",
+    "rm org/Beta --dry-run",
+    "clone org/Beta copy",
+    "push . org/x --check-only",
+    "run demo Hi --max-tokens 9",
+    "run demo Hi --json",
+    "completion zsh",
+    "--help",
+    "run --help",
+    "--version",
+]
 FAULTS = {"show nonesuch": 1, "run nonesuch Hi": 1, "list --nonesuch": 2, "nonesuch": 2}
 
 Piped = Callable[..., subprocess.CompletedProcess[str]]

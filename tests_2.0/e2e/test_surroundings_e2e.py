@@ -39,8 +39,9 @@ def test_the_server_has_the_limits_of_its_user(tmp_path: Path) -> None:
         pytest.skip("there is no /proc here")
     with Server("--model", "demo", home=tmp_path) as server:
         mine, its = limits.read_text(), Path(f"/proc/{server.process.pid}/limits").read_text()
-    (of_mine,), (of_its,) = ([line.split()[3:5] for line in text.splitlines() if "open files" in line]
-                             for text in (mine, its))  # fmt: skip
+    (of_mine,), (of_its,) = (
+        [line.split()[3:5] for line in text.splitlines() if "open files" in line] for text in (mine, its)
+    )
     assert of_its[1] == of_mine[1]
     assert int(of_its[0]) >= int(of_mine[0])
 

@@ -132,8 +132,10 @@ def test_the_list_has_every_kind_of_model(program: Run) -> None:
     assert {model["framework"] for model in models} == {"MLX", "GGUF", "Unknown"}
     assert {model["model_type"] for model in models} == {"chat", "embedding", "unknown"}
     assert {(model["health"], model["runtime_compatible"]) for model in models} == {
-        ("healthy", True), ("healthy", False), ("unhealthy", False),
-    }  # fmt: skip
+        ("healthy", True),
+        ("healthy", False),
+        ("unhealthy", False),
+    }
 
 
 def test_an_unreadable_cache(program: Run, problems: Problems, tmp_path: Path) -> None:

@@ -16,9 +16,14 @@ Problems = Callable[[object], list[str]]
 pytestmark = pytest.mark.spec
 
 TYPES = [
-    "CommandError", "dependency_missing", "auth_error", "workspace_not_found", "repo_not_found", "upload_failed",
+    "CommandError",
+    "dependency_missing",
+    "auth_error",
+    "workspace_not_found",
+    "repo_not_found",
+    "upload_failed",
     "push_operation_failed",
-]  # fmt: skip
+]
 
 
 def _failed(type: str) -> dict[str, Any]:
@@ -55,9 +60,7 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("settings", "type"), [({}, "repo_not_found"), ({"HF_TOKEN": ""}, "auth_error"), ({"HF_TOKEN": "no"}, "auth_error")]
 )
-def test_what_a_push_that_fails_prints(
-    pusher: Pusher, problems: Problems, settings: dict[str, str], type: str
-) -> None:
+def test_what_a_push_that_fails_prints(pusher: Pusher, problems: Problems, settings: dict[str, str], type: str) -> None:
     pusher.write({"config.json": b"{}"})
     outcome = pusher.run("--private", "--json", **settings)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, type)

@@ -147,9 +147,7 @@ def test_data(examples: list[Document], problems: Problems, command: str, fault:
 
 
 @pytest.mark.parametrize(("command", "change"), OPEN)
-def test_open_objects_may_gain_keys(
-    examples: list[Document], problems: Problems, command: str, change: Change
-) -> None:
+def test_open_objects_may_gain_keys(examples: list[Document], problems: Problems, command: str, change: Change) -> None:
     document = _example(examples, command)
     change(document["data"])
     assert problems(document) == []

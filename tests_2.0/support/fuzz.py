@@ -13,16 +13,54 @@ EFFORT = int(os.environ.get("MLXK2_FUZZ", "1"))
 
 # What a careless reader of JSON falls over, as text.
 HOSTILE_JSON = (
-    b"null", b"true", b"[]", b"{}", b"0", b"-1", b"1.5", b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b'""',
-    b"9" * 20, b"9" * 4299, b"9" * 5000, b"0." + b"9" * 5000, b"1e-5000", b'"\\ud800"', b'"\\udfff\\ud800"',
-    b'"\\u0000"', b'"\x1b[31m"', b'"' + b"x" * 10_000 + b'"', b"[" * 2000 + b"]" * 2000,
-    b'{"a":' * 2000 + b"1" + b"}" * 2000, b"[1,2,3]", b'["a","b"]', b'{"a":{"b":[{}]}}', b'"../../etc/passwd"', b'"/"',
-    b'"\xff\xfe"', b"nul", b"",
-)  # fmt: skip
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b"0",
+    b"-1",
+    b"1.5",
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e999",
+    b"-0",
+    b'""',
+    b"9" * 20,
+    b"9" * 4299,
+    b"9" * 5000,
+    b"0." + b"9" * 5000,
+    b"1e-5000",
+    b'"\\ud800"',
+    b'"\\udfff\\ud800"',
+    b'"\\u0000"',
+    b'"\x1b[31m"',
+    b'"' + b"x" * 10_000 + b'"',
+    b"[" * 2000 + b"]" * 2000,
+    b'{"a":' * 2000 + b"1" + b"}" * 2000,
+    b"[1,2,3]",
+    b'["a","b"]',
+    b'{"a":{"b":[{}]}}',
+    b'"../../etc/passwd"',
+    b'"/"',
+    b'"\xff\xfe"',
+    b"nul",
+    b"",
+)
 HOSTILE_BYTES = (
-    b"", b"\0", b"\0" * 4096, b"\xff" * 4096, b"{" * 5000, b"[" * 100_000, b'{"a":' * 50_000, b"---\n" * 1000,
-    b"\xef\xbb\xbf{}", '{"model_type": "llama"}'.encode("utf-16"), b"\r\n" * 1000, b"version https://git-lfs",
-)  # fmt: skip
+    b"",
+    b"\0",
+    b"\0" * 4096,
+    b"\xff" * 4096,
+    b"{" * 5000,
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"---\n" * 1000,
+    b"\xef\xbb\xbf{}",
+    '{"model_type": "llama"}'.encode("utf-16"),
+    b"\r\n" * 1000,
+    b"version https://git-lfs",
+)
 
 
 def mutations(source: random.Random, valid: bytes, count: int) -> Iterator[bytes]:

@@ -22,7 +22,5 @@ def living_processes(leader: int) -> dict[int, str]:
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     fields = [line.split(maxsplit=3) for line in output.splitlines()]
     return {
-        int(pid): "".join(args)
-        for pid, of, state, *args in fields
-        if int(of) == leader and not state.startswith("Z")
+        int(pid): "".join(args) for pid, of, state, *args in fields if int(of) == leader and not state.startswith("Z")
     }

@@ -129,8 +129,16 @@ def _header(line: str) -> tuple[str, str]:
 
 def post(path: str, body: bytes, *headers: str, port: int) -> bytes:
     """Return the bytes of a POST request."""
-    return head(f"POST {path} HTTP/1.1", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers,
-                port=port) + body  # fmt: skip
+    return (
+        head(
+            f"POST {path} HTTP/1.1",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *headers,
+            port=port,
+        )
+        + body
+    )
 
 
 def head(line: str, *headers: str, port: int) -> bytes:

@@ -38,9 +38,15 @@ class Librarian:
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """Return all changes in a random order."""
         tasks: list[Callable[[], Awaitable[None]]] = [
-            self._remove_and_pull, self._damage_and_repair, self._renew, self._pull_twice_at_once,
-            self._kill_a_pull, self._kill_a_removal, self._cut_a_pull, self._fill_the_disk,
-        ]  # fmt: skip
+            self._remove_and_pull,
+            self._damage_and_repair,
+            self._renew,
+            self._pull_twice_at_once,
+            self._kill_a_pull,
+            self._kill_a_removal,
+            self._cut_a_pull,
+            self._fill_the_disk,
+        ]
         self._rng.shuffle(tasks)
         return tasks
 

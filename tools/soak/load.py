@@ -53,8 +53,12 @@ class Load:
         doers = [
             *(self._ask(self._rng(f"client {number}")) for number in range(CLIENTS)),
             *(self._vanish(self._rng(f"rude {number}")) for number in range(RUDE_CLIENTS)),
-            self._keep(), self._look(), self._freeze(), self._restart(), self._measure(),
-        ]  # fmt: skip
+            self._keep(),
+            self._look(),
+            self._freeze(),
+            self._restart(),
+            self._measure(),
+        ]
         async with asyncio.TaskGroup() as group:
             for doer in doers:
                 group.create_task(doer)

@@ -65,10 +65,19 @@ class Programs:
         """Start a command."""
         prepare: Callable[[], None] | None = _forbid_large_files if limited else None
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mlxk2", *words, "--json",
-            cwd=self._world.home, env=self._world.environment, start_new_session=True, preexec_fn=prepare,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlxk2",
+            *words,
+            "--json",
+            cwd=self._world.home,
+            env=self._world.environment,
+            start_new_session=True,
+            preexec_fn=prepare,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
 
     async def ended(self, process: asyncio.subprocess.Process) -> Ended | None:
         """Return the end of a command; None if it took too long and was killed."""

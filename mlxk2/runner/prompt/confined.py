@@ -47,9 +47,11 @@ _FOOTPRINT = 9
 # Libraries stay silent, and use one thread.
 _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error", "OPENBLAS_NUM_THREADS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
-}  # fmt: skip
+}
 
 # A JSON object and token ids.
 Result = tuple[dict[str, Any], "array[int]"]

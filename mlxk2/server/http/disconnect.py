@@ -55,9 +55,7 @@ class EventStream(Response):
         try:
             with suppress(ClientDisconnect):
                 async with while_connected(receive):
-                    await send(
-                        {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                    )
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                     async for frame in self._frames:
                         await send({"type": "http.response.body", "body": frame, "more_body": True})
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -45,11 +45,26 @@ from mlxk2.server.preparing import PromptModel
 MAX_MESSAGES = 65_536
 # Arguments of transformers' `apply_chat_template` that are not variables of a template, and variables that have a field
 # of their own.
-RESERVED = frozenset({
-    "add_generation_prompt", "chat_template", "context", "continue_final_message", "conversation", "documents",
-    "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
-    "tokenizer_kwargs", "tools", "truncation",
-})  # fmt: skip
+RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "context",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
 
 
 class TextPart(Fields):
@@ -130,9 +145,10 @@ class ChatBody(GenerationBody):
         given = self.chat_template_kwargs or {}
         if reserved := sorted(RESERVED & given.keys()):
             raise PydanticCustomError(
-                "together", "Invalid 'chat_template_kwargs': {key} is no variable that a request can set there.",
+                "together",
+                "Invalid 'chat_template_kwargs': {key} is no variable that a request can set there.",
                 {"name": "chat_template_kwargs", "key": repr(reserved[0])},
-            )  # fmt: skip
+            )
         if self.enable_thinking not in (None, given.get("enable_thinking", self.enable_thinking)):
             raise PydanticCustomError(
                 "together", "'enable_thinking' is not what 'chat_template_kwargs' says.", {"name": "enable_thinking"}

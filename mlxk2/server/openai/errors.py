@@ -37,8 +37,15 @@ _EXPECTED = {
     "model_type": "an object",
     "string_type": "a string",
 }
-_TYPES = {bool: "a boolean", int: "an integer", float: "a decimal number", str: "a string", list: "an array",
-          dict: "an object", type(None): "null"}  # fmt: skip
+_TYPES = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
 _EMPTY = "Invalid '{param}': empty {what}. Expected {a} {what} with minimum length 1, but got an empty {what} instead."
 _RANGE = "Invalid '{{param}}': {{number}} {0} value. Expected a value {1}, but got {{given}} instead."
 # The message and the code of each other type of fault.

@@ -42,8 +42,15 @@ MAX_BIASES = 10_000
 # The chosen and the likeliest tokens of one request. They take some 200 bytes each, until the response is sent.
 MAX_LOGPROBS_HELD = 1 << 21
 _SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-)  # fmt: skip
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 _SEEDS = 1 << 64
 
 
@@ -163,7 +170,8 @@ class GenerationBody(Fields):
         default=None, description="How many texts to generate for each prompt, at most `--max-concurrent`. Default: 1."
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(
-        default=None, max_length=MAX_BIASES,
+        default=None,
+        max_length=MAX_BIASES,
         description="What to add to the logits of tokens, by token id: -100 bans a token, 100 forces it.",
     )
     presence_penalty: float | None = _number(

@@ -11,6 +11,7 @@ from mlx_lm.models.llama import Model
 MODEL_REMAPPING: dict[str, str] = {}
 MODEL_ARCHITECTURE_REMAPPING: dict[tuple[str, str], str] = {}
 
+
 def load_config(folder: Path) -> dict[str, Any]:
     """Return the config as it is."""
     return dict(json.loads((folder / "config.json").read_bytes()))

@@ -41,10 +41,7 @@ class Log:
 
     def find(self, method: str = "", part: str = "", origin: str = "") -> list[Request]:
         """Return the requests with this method, this part of a path and this origin (`hub` or `cdn`)."""
-        return [
-            r for r in self.requests
-            if method in ("", r.method) and part in r.path and origin in ("", r.origin)
-        ]  # fmt: skip
+        return [r for r in self.requests if method in ("", r.method) and part in r.path and origin in ("", r.origin)]
 
     def count(self, method: str = "", part: str = "", origin: str = "") -> int:
         """Return the number of such requests."""

@@ -125,10 +125,20 @@ def _info(repo: Repo, commit: Commit) -> dict[str, Any]:
         for name, blob in sorted(commit.files.items())
     ]
     return {
-        "_id": "0", "id": repo.repo_id, "modelId": repo.repo_id, "sha": commit.oid, "private": repo.private,
-        "gated": "manual" if repo.gated else False, "disabled": False, "lastModified": DATE, "createdAt": DATE,
-        "downloads": 0, "likes": 0, "tags": [], "siblings": files,
-    }  # fmt: skip
+        "_id": "0",
+        "id": repo.repo_id,
+        "modelId": repo.repo_id,
+        "sha": commit.oid,
+        "private": repo.private,
+        "gated": "manual" if repo.gated else False,
+        "disabled": False,
+        "lastModified": DATE,
+        "createdAt": DATE,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": files,
+    }
 
 
 def _tree(commit: Commit, folder: str) -> list[dict[str, Any]]:

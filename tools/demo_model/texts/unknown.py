@@ -8,55 +8,40 @@ from collections.abc import Callable
 from texts import world
 from texts.wording import expand
 
-NOUNS = [
-    "apple", "bread", "butter", "cheese", "cake", "soup", "salt", "sugar", "tea", "coffee", "water", "milk",
-    "wine", "beer", "rice", "pasta", "pizza", "potato", "tomato", "onion", "dog", "cat", "horse", "cow",
-    "sheep", "lion", "tiger", "elephant", "whale", "shark", "eagle", "owl", "bee", "spider", "snake",
-    "frog", "mouse", "rabbit", "wolf", "bear", "tree", "flower", "rose", "grass", "forest", "river", "lake",
-    "sea", "ocean", "mountain", "island", "desert", "beach", "storm", "snow", "ice", "fire", "smoke",
-    "sand", "stone", "house", "door", "window", "roof", "kitchen", "bed", "table", "chair", "lamp", "clock",
-    "mirror", "garden", "bridge", "road", "tower", "castle", "church", "museum", "car", "train", "plane",
-    "ship", "bicycle", "boat", "engine", "wheel", "rocket", "computer", "phone", "camera", "radio",
-    "television", "printer", "keyboard", "king", "queen", "president", "minister", "soldier", "doctor",
-    "teacher", "lawyer", "farmer", "painter", "singer", "actor", "writer", "poet", "baker", "pilot", "book",
-    "novel", "poem", "song", "film", "opera", "symphony", "painting", "statue", "letter", "newspaper",
-    "story", "joke", "riddle", "recipe", "game", "chess", "football", "tennis", "golf", "swimming",
-    "dancing", "music", "guitar", "piano", "violin", "drum", "trumpet", "flute", "band", "orchestra",
-    "concert", "war", "peace", "battle", "treaty", "empire", "revolution", "election", "law", "court",
-    "police", "prison", "money", "bank", "tax", "market", "price", "gold", "silver", "iron", "copper",
-    "oxygen", "hydrogen", "carbon", "helium", "atom", "molecule", "electron", "gravity", "light", "sound",
-    "energy", "heat", "magnet", "laser", "planet", "moon", "star", "sun", "galaxy", "comet", "universe",
-    "earth", "mars", "venus", "jupiter", "saturn", "telescope", "satellite", "astronaut", "heart", "brain",
-    "blood", "bone", "skin", "eye", "ear", "hand", "foot", "lung", "liver", "fever", "cough", "medicine",
-    "vaccine", "virus", "cell", "gene", "protein", "language", "alphabet", "grammar", "verb", "noun",
-    "word", "sentence", "dictionary", "translation", "accent", "school", "university", "exam", "homework",
-    "number", "triangle", "circle", "square", "prime", "equation", "theorem", "algebra", "geometry",
-    "fraction", "integral", "matrix", "logarithm", "shirt", "shoe", "hat", "coat", "dress", "button",
-    "zipper", "wool", "cotton", "silk", "leather", "diamond", "ring", "watch", "pocket", "umbrella",
-    "suitcase", "birthday", "wedding", "holiday", "christmas", "easter", "summer", "winter", "spring",
-    "autumn", "monday", "morning", "midnight", "century", "calendar", "programming", "software",
-    "algorithm", "database", "compiler", "internet", "email", "password", "website", "video", "photo",
-    "robot", "battery", "dinosaur", "dragon", "unicorn", "ghost", "wizard", "vampire", "fairy", "monster",
-    "pirate", "treasure", "magic", "dream", "love", "happiness", "friendship",
-]  # fmt: skip
-_ADJECTIVES = [
-    "big", "small", "old", "new", "red", "blue", "green", "black", "white", "fast", "slow", "hot", "cold",
-    "heavy", "light", "long", "short", "famous", "rich", "poor", "good", "bad", "deep", "strong", "weak",
-    "tall", "loud", "quiet", "sweet", "bitter", "happy", "sad", "young", "wild", "cheap", "expensive",
-    "dangerous", "beautiful",
-]  # fmt: skip
-_VERBS = [
-    "eat", "drink", "sleep", "run", "walk", "swim", "fly", "sing", "dance", "read", "write", "paint",
-    "build", "break", "buy", "sell", "open", "close", "cook", "bake", "wash", "drive", "ride", "learn",
-    "forget", "win", "lose", "grow", "cut", "fix", "repair", "clean", "grill", "plant", "carry", "throw",
-    "catch", "draw", "translate", "solve",
-]  # fmt: skip
-_NAMES = [
-    "Anna", "Peter", "Maria", "John", "Napoleon", "Caesar", "Einstein", "Newton", "Darwin", "Mozart",
-    "Beethoven", "Shakespeare", "Goethe", "Plato", "Picasso", "Columbus", "Cleopatra", "Gandhi", "Lincoln",
-    "Tesla", "Edison", "Galileo", "Kant", "Homer", "Dante", "Chopin", "Elvis", "Madonna", "Batman", "Zeus",
-    "Thor", "Hercules", "Tom", "Lisa",
-]  # fmt: skip
+NOUNS = """
+    apple bread butter cheese cake soup salt sugar tea coffee water milk wine beer rice pasta pizza potato tomato
+    onion dog cat horse cow sheep lion tiger elephant whale shark eagle owl bee spider snake frog mouse rabbit wolf
+    bear tree flower rose grass forest river lake sea ocean mountain island desert beach storm snow ice fire smoke
+    sand stone house door window roof kitchen bed table chair lamp clock mirror garden bridge road tower castle
+    church museum car train plane ship bicycle boat engine wheel rocket computer phone camera radio television
+    printer keyboard king queen president minister soldier doctor teacher lawyer farmer painter singer actor writer
+    poet baker pilot book novel poem song film opera symphony painting statue letter newspaper story joke riddle
+    recipe game chess football tennis golf swimming dancing music guitar piano violin drum trumpet flute band
+    orchestra concert war peace battle treaty empire revolution election law court police prison money bank tax
+    market price gold silver iron copper oxygen hydrogen carbon helium atom molecule electron gravity light sound
+    energy heat magnet laser planet moon star sun galaxy comet universe earth mars venus jupiter saturn telescope
+    satellite astronaut heart brain blood bone skin eye ear hand foot lung liver fever cough medicine vaccine virus
+    cell gene protein language alphabet grammar verb noun word sentence dictionary translation accent school
+    university exam homework number triangle circle square prime equation theorem algebra geometry fraction integral
+    matrix logarithm shirt shoe hat coat dress button zipper wool cotton silk leather diamond ring watch pocket
+    umbrella suitcase birthday wedding holiday christmas easter summer winter spring autumn monday morning midnight
+    century calendar programming software algorithm database compiler internet email password website video photo
+    robot battery dinosaur dragon unicorn ghost wizard vampire fairy monster pirate treasure magic dream love
+    happiness friendship
+    """.split()
+_ADJECTIVES = """
+    big small old new red blue green black white fast slow hot cold heavy light long short famous rich poor good bad
+    deep strong weak tall loud quiet sweet bitter happy sad young wild cheap expensive dangerous beautiful
+    """.split()
+_VERBS = """
+    eat drink sleep run walk swim fly sing dance read write paint build break buy sell open close cook bake wash
+    drive ride learn forget win lose grow cut fix repair clean grill plant carry throw catch draw translate solve
+    """.split()
+_NAMES = """
+    Anna Peter Maria John Napoleon Caesar Einstein Newton Darwin Mozart Beethoven Shakespeare Goethe Plato Picasso
+    Columbus Cleopatra Gandhi Lincoln Tesla Edison Galileo Kant Homer Dante Chopin Elvis Madonna Batman Zeus Thor
+    Hercules Tom Lisa
+    """.split()
 
 #: "{n}" is a noun, "{j}" an adjective, "{v}" a verb, "{w}" a person, "{g}" an invented word,
 #: "{c}" a known country, "{p}" a known city.
@@ -133,13 +118,11 @@ _OF_PLACES = [
     "How (big|old) is the capital of {c}",
 ]
 
-_SYLLABLES = [
-    "ba", "be", "bo", "ca", "co", "da", "de", "di", "do", "fa", "fe", "ga", "go", "gu", "ha", "hi", "ja",
-    "ka", "ke", "ki", "la", "le", "li", "lo", "lu", "ma", "me", "mi", "mo", "na", "ne", "ni", "no", "nu",
-    "pa", "pe", "pi", "po", "ra", "re", "ri", "ro", "ru", "sa", "se", "si", "so", "ta", "te", "ti", "to",
-    "tu", "va", "ve", "vi", "vo", "wa", "xa", "za", "zo", "zu", "tra", "bri", "glo", "quo", "sta", "pha",
-    "the", "an", "el", "or", "us", "en", "ar", "is", "um", "eth",
-]  # fmt: skip
+_SYLLABLES = """
+    ba be bo ca co da de di do fa fe ga go gu ha hi ja ka ke ki la le li lo lu ma me mi mo na ne ni no nu pa pe pi
+    po ra re ri ro ru sa se si so ta te ti to tu va ve vi vo wa xa za zo zu tra bri glo quo sta pha the an el or us
+    en ar is um eth
+    """.split()
 _ENDINGS = [
     "",
     "n",
@@ -188,9 +171,16 @@ _ARITHMETIC = [
 #: First and last letter of scripts the model can't read: accented Latin, Greek, Cyrillic, Arabic, kana,
 #: Chinese, and signs.
 _SCRIPTS = [
-    (0xBF, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x627, 0x64A), (0x3041, 0x30FA), (0x4E00, 0x9FA5),
-    (0x1F600, 0x1F64F), (0x1F300, 0x1F5FF), (0x2190, 0x22FF),
-]  # fmt: skip
+    (0xBF, 0x17F),
+    (0x391, 0x3C9),
+    (0x410, 0x44F),
+    (0x627, 0x64A),
+    (0x3041, 0x30FA),
+    (0x4E00, 0x9FA5),
+    (0x1F600, 0x1F64F),
+    (0x1F300, 0x1F5FF),
+    (0x2190, 0x22FF),
+]
 
 
 def word(rng: random.Random) -> str:

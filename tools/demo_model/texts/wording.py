@@ -14,10 +14,11 @@ _BEFORE = (
     "Computer,|Oh,|So|Just|Next,)"
 )
 _AFTER = [" please", ", please", ", thanks", " now", " for me", " again", " then", ", my friend"]
-_SMALL = {
-    "a", "an", "the", "is", "are", "do", "does", "you", "me", "to", "can", "could", "please", "would",
-    "tell", "what's", "it", "i", "in", "for", "my", "know", "give", "be", "one",
-}  # fmt: skip
+_SMALL = set(
+    """
+    a an the is are do does you me to can could please would tell what's it i in for my know give be one
+    """.split()
+)
 
 
 def expand(rng: random.Random, wording: str) -> str:
