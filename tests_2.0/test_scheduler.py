@@ -168,16 +168,17 @@ def requests(prompt: str = "hi", count: int = 1, **options: Any) -> Sequence[Gen
 
 
 async def text_of(generation: Generation) -> str:
-    """All text of a generation, which is closed afterwards."""
-    try:
-        return text([event async for events in generation for _, event in events])
-    finally:
-        generation.close()
+    """All text of a generation."""
+    return text([event async for events in generation for _, event in events])
 
 
 async def ask(scheduler: Scheduler, key: ModelKey, prompt: str = "hi", slots: int = 1, client: str = "") -> str:
     """Generate, and return all that comes."""
-    return await text_of(scheduler.submit(key, requests(prompt, slots), client))
+    generation = scheduler.submit(key, requests(prompt, slots), client)
+    try:
+        return await text_of(generation)
+    finally:
+        scheduler.cancel(generation)
 
 
 def later(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
@@ -303,7 +304,7 @@ def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
             await until(lambda: scheduler.active == 1)
             gone = [scheduler.submit(A, requests(), "hasty") for _ in range(50)]
             for generation in gone:
-                generation.close()
+                scheduler.cancel(generation)
             many = [(f"many {number}", "many", 1) for number in range(20)]
             ended = await order_of(scheduler, *many, ("it", "hasty", 1))
             assert ended.index("it") == 1
@@ -590,7 +591,7 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
         shelf = Shelf()
         async with scheduler_on(shelf) as scheduler:
             unread = scheduler.submit(A, requests(ENDLESS))
-            await until(lambda: unread.is_closed)
+            await until(lambda: unread.has_ended)
             with pytest.raises(MlxkError, match="the client does not read it"):
                 await text_of(unread)
             assert shelf.models[0].given < 2 * MAX_WAITING_EVENTS

@@ -126,6 +126,14 @@ class Service:
                     check_tokens(entry, size)
             return self.scheduler.submit(key, requests, client)
 
+    def abandon(self, begun: asyncio.Future[Generation]) -> None:
+        """Stop the generation of a request, in whatever state it is."""
+        if not begun.done():
+            begun.cancel()
+            begun.add_done_callback(self.abandon)
+        elif not begun.cancelled() and begun.exception() is None:
+            self.scheduler.cancel(begun.result())
+
 
 def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI:
     """Return the ASGI application, which speaks these APIs; paths that none of them owns are the first one's."""
@@ -250,7 +258,7 @@ async def respond(request: Request, body: RequestBody, renderer: ResponseRendere
         raise ValidationError(f"{message} at once.", param=renderer.count_field)
     async with while_connected(request.receive), AsyncExitStack() as stack:
         begun = asyncio.ensure_future(service.begin(body, renderer, client_of(request.scope)))
-        stack.callback(_abandon, begun)
+        stack.callback(service.abandon, begun)
         if not body.stream:
             with name_field(renderer.prompt_field, ContextLengthError, ValidationError):
                 return Response(await renderer.whole(await begun), media_type="application/json")
@@ -258,16 +266,7 @@ async def respond(request: Request, body: RequestBody, renderer: ResponseRendere
         name = (await begun).name if done else body.model or ""
         stack.pop_all()
         frames = renderer.frames(begun, name, service.heartbeat)
-        return EventStream(frames, partial(_abandon, begun))
-
-
-def _abandon(begun: asyncio.Future[Generation]) -> None:
-    """Stop the generation of a request, in whatever state it is."""
-    if not begun.done():
-        begun.cancel()
-        begun.add_done_callback(_abandon)
-    elif not begun.cancelled() and begun.exception() is None:
-        begun.result().close()
+        return EventStream(frames, partial(service.abandon, begun))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mlxk2.errors import OperationError
 from mlxk2.runner.events import Event, Failed, Finished, Timings, Usage
@@ -17,13 +17,10 @@ class Generation:
     """The sequences of one request: an asynchronous iterator over lists of events, each with its sequence's number.
 
     Iterating raises the error of a sequence that fails. `name` is the name of the model, `count` the number of
-    sequences. `close` gives back what the request holds, at any time. `timings` are those of the sequence once it has
-    finished, if it is the only one.
+    sequences. `timings` are those of the sequence once it has finished, if it is the only one.
     """
 
-    def __init__(
-        self, number: int, name: str, requests: Sequence[GenerationRequest], on_close: Callable[[int], None]
-    ) -> None:
+    def __init__(self, number: int, name: str, requests: Sequence[GenerationRequest]) -> None:
         self.id = number
         self.name = name
         self.count = len(requests)
@@ -36,10 +33,9 @@ class Generation:
         self._events: list[tuple[int, Event]] = []
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
-        self._on_close: Callable[[int], None] | None = on_close
 
     def put(self, number: int, event: Event) -> None:
-        """Add the next event of a sequence; the last event of all sequences closes the generation."""
+        """Add the next event of a sequence."""
         if isinstance(event, Failed):
             self.fail(event.error)
         elif len(self._events) < MAX_WAITING_EVENTS * self.count:
@@ -51,25 +47,16 @@ class Generation:
             self._usages[number] = event.usage
             self.timings = event.timings if self.count == 1 else None
             self._unfinished -= 1
-            if not self._unfinished:
-                self.close()
 
     def fail(self, error: Exception) -> None:
-        """End all sequences with an error, which is raised after the events that came before."""
+        """End with an error, which is raised after the events that came before."""
         self._error = self._error or error
         self._arrived.set()
-        self.close()
-
-    def close(self) -> None:
-        """Stop the sequences and give back their slots; calling it again has no effect."""
-        if self._on_close is not None:
-            on_close, self._on_close = self._on_close, None
-            on_close(self.id)
 
     @property
-    def is_closed(self) -> bool:
-        """Whether the sequences have ended or were stopped."""
-        return self._on_close is None
+    def has_ended(self) -> bool:
+        """Whether all sequences have finished, or an error has ended them."""
+        return self._error is not None or not self._unfinished
 
     def __aiter__(self) -> Generation:
         return self

@@ -169,13 +169,14 @@ class Scheduler:
         """Queue the requests of a client for a model; return the generation, which begins in its turn.
 
         Raise ServerBusyError if the queue is full, ServerStoppingError if the server is stopping. The generation
-        raises the errors of loading the model and of `MLXRunner.submit`. The caller must close it.
+        raises the errors of loading the model and of `MLXRunner.submit`. The caller must cancel it if it does not wait
+        for the end.
         """
         self._count += 1
-        generation = Generation(self._count, key.name, requests, self._release)
+        generation = Generation(self._count, key.name, requests)
         command = Submit(self._count, key, tuple(replace(request, client=client) for request in requests))
         start = partial(self._worker.send, command)
-        queued = QueuedRequest(key, len(requests), start, generation.fail, client)
+        queued = QueuedRequest(key, len(requests), start, partial(self._fail, generation), client)
         self._requests[generation.id] = (generation, queued)
         try:
             self._enqueue(queued)
@@ -184,15 +185,22 @@ class Scheduler:
             raise
         return generation
 
+    def cancel(self, generation: Generation) -> None:
+        """Stop a generation and give back its slots, unless it has ended."""
+        if generation.id in self._requests:
+            self._release(generation.id)
+
     def receive(self, reports: Sequence[Report]) -> None:
         """Take the worker's reports in their order."""
         for report in reports:
             if not isinstance(report, SequenceEvent):
                 self._end_loading(report)
             elif entry := self._requests.get(report.id):
-                # Others were closed while the step that gave this event was under way.
+                # Others were cancelled while the step that gave this event was under way.
                 generation, _ = entry
                 generation.put(report.number, report.event)
+                if generation.has_ended:
+                    self._release(generation.id)
 
     def stop(self) -> None:
         """Accept no more requests, and end those that wait or are being generated with an error."""
@@ -201,7 +209,7 @@ class Scheduler:
         while self._queue:
             self._queue.pop().refuse(error)
         for generation, _ in list(self._requests.values()):
-            generation.fail(error)
+            self._fail(generation, error)
 
     def close(self) -> None:
         """Let the worker's thread end after its current step."""
@@ -261,8 +269,12 @@ class Scheduler:
             self._rest_at = max(loop.time(), self._rest_at + self._rest_seconds)
             self._rest = loop.call_at(self._rest_at, self._worker.send, Rest())
 
+    def _fail(self, generation: Generation, error: MlxkError) -> None:
+        generation.fail(error)
+        self._release(generation.id)
+
     def _release(self, request_id: int) -> None:
-        """Give back the slots of a generation that is closed, or remove its request from the queue."""
+        """Give back the slots of a generation that has ended or is cancelled, or remove its request from the queue."""
         _, request = self._requests.pop(request_id)
         if request.is_started:
             self._worker.send(Cancel(request_id))
