@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -214,3 +216,15 @@ def test_no_test_patches_the_package() -> None:
     patches = ("patch(" + '"mlxk2', "patch(" + "'mlxk2", "setattr(" + '"mlxk2', "setattr(" + "mlxk2")
     guilty = [str(path) for path in tests.rglob("*.py") if any(word in path.read_text() for word in patches)]
     assert not guilty
+
+
+@pytest.mark.e2e
+def test_the_documents_list_the_files_of_a_chat_request() -> None:
+    root = PACKAGE.parent
+    tool = [sys.executable, str(root / "tools" / "request_path.py")]
+    output = subprocess.run(tool, check=True, capture_output=True, text=True).stdout
+    recorded = re.findall(r"^[> ] (\S+)\.py:", output, re.M)
+    page = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+)[.`]", page.partition("## The life of a chat request")[2])
+    assert len(recorded) > 20
+    assert [file for file in recorded if not any(f"/{file}".endswith(f"/{name}") for name in named)] == []
