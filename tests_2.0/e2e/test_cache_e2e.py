@@ -42,19 +42,19 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "fastapi", "pydanti
 
 
 class Run(Protocol):
-    """Runs the program to its end; a change that is None removes a variable."""
+    """Run the program to its end; a change that is None removes a variable."""
 
     def __call__(self, *words: str, **changes: str | None) -> subprocess.CompletedProcess[bytes]: ...
 
 
 class EnvelopeOf(Protocol):
-    """Runs the program with `--json` and returns its one document, after its shape was checked."""
+    """Run the program with `--json`, check the form of its one document and return it."""
 
     def __call__(self, command: str, *words: str, **options: Any) -> dict[str, Any]: ...
 
 
 class Terminal(Protocol):
-    """Runs the program on a terminal of a width and returns the lines that are seen there."""
+    """Run the program on a terminal with a given width and return the lines that it shows."""
 
     def __call__(self, *words: str, columns: int = 80, **changes: str) -> list[str]: ...
 
@@ -88,7 +88,7 @@ def envelope(run: Run) -> EnvelopeOf:
 
 
 def fill(cache_dir: CacheDir) -> None:
-    """A sound model of each framework."""
+    """Add a sound model of each framework."""
     cache_dir.add("mlx-community/chat", chat_model())
     cache_dir.add("mlx-community/sharded", sharded_model())
     cache_dir.add("org/base", base_model())
@@ -99,7 +99,9 @@ def fill(cache_dir: CacheDir) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_command_on_every_layout(isolated_cache: Path, run: Run, envelope: EnvelopeOf, layout: Layout) -> None:
+def test_every_command_works_on_every_layout(
+    isolated_cache: Path, run: Run, envelope: EnvelopeOf, layout: Layout
+) -> None:
     fill(CacheDir(isolated_cache, layout))
     models = envelope("list", "list")["data"]["models"]
     assert [(m["name"], m["framework"], m["health"]) for m in models] == [
@@ -141,12 +143,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("layout", ["links", "shared"])
-def test_every_kind_of_damage_is_found_and_named(
+def test_health_names_every_kind_of_damage(
     isolated_cache: Path, envelope: EnvelopeOf, run: Run, layout: Layout
 ) -> None:
     cache_dir = CacheDir(isolated_cache, layout)
     for number, (name, (harm, _)) in enumerate(DAMAGE.items()):
-        # In the shared store the same bytes are one blob: each model has a shard of its own to be harmed.
+        # The shared store keeps equal bytes as one blob, so each model gets a shard with different bytes to damage.
         harm(cache_dir.add(f"org/{name}", sharded_model() | {SHARDS[1]: weights(shape=(3, 5 + number))}))
     cache_dir.add("org/sound", chat_model())
     data = envelope("health", "health", "--deep")["data"]
@@ -183,14 +185,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "command"), WRONG)
-def test_wrong_usage_is_one_document(envelope: EnvelopeOf, words: list[str], command: str) -> None:
+def test_wrong_usage_with_json_prints_one_error_envelope(envelope: EnvelopeOf, words: list[str], command: str) -> None:
     error = envelope(command, *words, status="error", code=2)["error"]
     assert error["type"] == "CommandError"
     assert "usage:" not in error["message"].lower()
 
 
 @pytest.mark.parametrize("words", [["list", "--frobnicate"], ["frobnicate"], ["show"]])
-def test_wrong_usage_tells_people_on_stderr(run: Run, words: list[str]) -> None:
+def test_wrong_usage_prints_the_usage_on_stderr(run: Run, words: list[str]) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"usage: mlxk2" in done.stderr
@@ -199,27 +201,27 @@ def test_wrong_usage_tells_people_on_stderr(run: Run, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["push", "clone"])
-def test_alpha_commands_are_behind_their_variable(envelope: EnvelopeOf, run: Run, command: str) -> None:
+def test_alpha_commands_need_their_environment_variable(envelope: EnvelopeOf, run: Run, command: str) -> None:
     error = envelope(command, command, "a", "b/c", status="error", code=2)["error"]
     assert "MLXK2_ENABLE_ALPHA_FEATURES" in error["message"]
     assert f" {command} ".encode() not in run("--help").stdout
     assert f" {command} ".encode() in run("--help", MLXK2_ENABLE_ALPHA_FEATURES="1").stdout
 
 
-def test_version_is_known_before_anything_else(envelope: EnvelopeOf, run: Run) -> None:
+def test_version_works_without_a_cache(envelope: EnvelopeOf, run: Run) -> None:
     data = envelope("version", "--version", HF_HUB_CACHE="/dev/null")["data"]
     assert run("--version").stdout.decode() == f"mlxk2 {data['cli_version']}\n"
 
 
 @pytest.mark.parametrize("place", [("--json", "list"), ("list", "--json")])
-def test_the_flag_may_stand_before_or_after_the_command(run: Run, place: tuple[str, ...]) -> None:
+def test_json_flag_works_before_and_after_the_command(run: Run, place: tuple[str, ...]) -> None:
     assert_envelope(json.loads(run(*place).stdout), "list")
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
-def test_errors_have_their_type_and_exit_code(isolated_cache: Path, envelope: EnvelopeOf) -> None:
+def test_each_error_has_its_type_and_exit_code(isolated_cache: Path, envelope: EnvelopeOf) -> None:
     cache_dir = CacheDir(isolated_cache)
     fill(cache_dir)
     cache_dir.add("org/chat-2", chat_model(), OTHER_COMMIT)
@@ -240,7 +242,7 @@ def test_errors_have_their_type_and_exit_code(isolated_cache: Path, envelope: En
 
 
 @pytest.mark.parametrize("command", ["list", "health"])
-def test_an_unreadable_hub_is_an_error(envelope: EnvelopeOf, tmp_path: Path, command: str) -> None:
+def test_a_cache_path_that_is_a_file_is_an_error(envelope: EnvelopeOf, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     error = envelope(command, command, status="error", HF_HUB_CACHE=str(tmp_path / "file"))["error"]
     assert error["type"] == "OperationError"
@@ -248,7 +250,7 @@ def test_an_unreadable_hub_is_an_error(envelope: EnvelopeOf, tmp_path: Path, com
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_hub_without_permission_is_an_error(isolated_cache: Path, envelope: EnvelopeOf) -> None:
+def test_a_cache_without_read_permission_is_an_error(isolated_cache: Path, envelope: EnvelopeOf) -> None:
     isolated_cache.chmod(0)
     try:
         assert "denied" in envelope("list", "list", status="error")["error"]["message"]
@@ -256,7 +258,7 @@ def test_a_hub_without_permission_is_an_error(isolated_cache: Path, envelope: En
         isolated_cache.chmod(0o755)
 
 
-def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelope: EnvelopeOf) -> None:
+def test_cache_variables_have_the_precedence_of_huggingface_hub(tmp_path: Path, envelope: EnvelopeOf) -> None:
     for name in ("home/hub", "new", "old"):
         (tmp_path / name).mkdir(parents=True)
         CacheDir(tmp_path / name).add(f"org/{name[:4]}", chat_model())
@@ -278,7 +280,7 @@ def test_the_variables_take_precedence_as_in_the_library(tmp_path: Path, envelop
 
 
 @pytest.mark.parametrize("words", ["list --json", "list --all", "--help", "--version", "health"])
-def test_a_closed_pipe_ends_quietly(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
+def test_a_closed_pipe_ends_the_program_quietly(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
     cache_dir = CacheDir(isolated_cache)
     for number in range(20):
         cache_dir.add(f"org/model-{number:03}-{'x' * 60}", chat_model())
@@ -287,7 +289,7 @@ def test_a_closed_pipe_ends_quietly(isolated_cache: Path, environment: dict[str,
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
-def test_the_first_line_is_whole(isolated_cache: Path, environment: dict[str, str]) -> None:
+def test_head_prints_the_whole_first_line(isolated_cache: Path, environment: dict[str, str]) -> None:
     fill(CacheDir(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 list --all | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
@@ -297,7 +299,7 @@ def test_the_first_line_is_whole(isolated_cache: Path, environment: dict[str, st
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 @pytest.mark.parametrize("words", ["list --json", "--version"])
-def test_closed_streams_are_no_fault(
+def test_closed_standard_streams_cause_no_error(
     isolated_cache: Path, environment: dict[str, str], words: str, redirection: str
 ) -> None:
     fill(CacheDir(isolated_cache))
@@ -307,14 +309,14 @@ def test_closed_streams_are_no_fault(
 
 
 @pytest.mark.usefixtures("isolated_cache")
-def test_a_closed_stdin_is_an_empty_prompt(environment: dict[str, str]) -> None:
+def test_a_closed_stdin_counts_as_an_empty_prompt(environment: dict[str, str]) -> None:
     line = f"'{sys.executable}' -m mlxk2 run demo --json <&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (json.loads(done.stdout)["error"]["message"], done.returncode) == ("The prompt is empty.", 1)
 
 
 @pytest.mark.usefixtures("isolated_cache")
-def test_a_closed_stderr_leaves_stdout_to_the_document(environment: dict[str, str]) -> None:
+def test_with_stderr_closed_an_error_does_not_go_to_stdout(environment: dict[str, str]) -> None:
     line = f"'{sys.executable}' -m mlxk2 show nonesuch 2>&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 1)
@@ -322,7 +324,9 @@ def test_a_closed_stderr_leaves_stdout_to_the_document(environment: dict[str, st
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
 @pytest.mark.parametrize("words", ["list --json", "--version"])
-def test_a_full_disk_is_one_line(isolated_cache: Path, environment: dict[str, str], words: str) -> None:
+def test_output_to_a_full_disk_is_a_one_line_error(
+    isolated_cache: Path, environment: dict[str, str], words: str
+) -> None:
     fill(CacheDir(isolated_cache))
     line = f"'{sys.executable}' -m mlxk2 {words} > /dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
@@ -337,7 +341,7 @@ def test_an_interrupted_deep_check_exits_with_130(
     snapshot = CacheDir(isolated_cache).add("org/model", chat_model())
     blob = (snapshot / "tokenizer.json").resolve()
     with blob.open("r+b") as file:
-        file.truncate(60_000_000_000)  # a hole, which still takes a minute to hash
+        file.truncate(60_000_000_000)  # a hole takes no space but a minute to hash
     command = [*MLXK2, "health", "--deep", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     _wait_until_open(process, blob)
@@ -352,7 +356,7 @@ def test_an_interrupted_deep_check_exits_with_130(
 
 
 def _wait_until_open(process: subprocess.Popen[bytes], path: Path) -> None:
-    """Wait until a process reads a file; where that can't be seen, long enough."""
+    """Wait until a process reads a file; without /proc, sleep long enough."""
     folder = f"/proc/{process.pid}/fd"
     for _ in range(400):
         time.sleep(0.05)
@@ -369,7 +373,7 @@ def _open_files(folder: str) -> list[str]:
         try:
             files.append(os.readlink(os.path.join(folder, name)))
         except FileNotFoundError:
-            continue  # closed meanwhile
+            continue  # the file was closed
     return files
 
 
@@ -402,7 +406,9 @@ def terminal(isolated_cache: Path, environment: dict[str, str]) -> Terminal:
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 @pytest.mark.parametrize("words", [("list", "--all", "--health", "--verbose"), ("health",), ("show", "chat")])
-def test_a_terminal_gets_colours_and_tables_that_fit(terminal: Terminal, columns: int, words: tuple[str, ...]) -> None:
+def test_terminal_output_has_colours_and_fits_the_width(
+    terminal: Terminal, columns: int, words: tuple[str, ...]
+) -> None:
     lines = terminal(*words, columns=columns)
     assert any(COLOUR.search(line) for line in lines)
     assert max(len(COLOUR.sub("", line)) for line in lines) <= columns
@@ -410,18 +416,18 @@ def test_a_terminal_gets_colours_and_tables_that_fit(terminal: Terminal, columns
     assert "healthy" in shown or columns == 40
 
 
-def test_no_color_takes_the_colours_away(terminal: Terminal) -> None:
+def test_no_color_removes_colours(terminal: Terminal) -> None:
     lines = terminal("list", "--all", "--health", NO_COLOR="1")
     assert not any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in lines)
     assert any(re.search(r"\x1b\[[0-9;]*3[0-9]", line) for line in terminal("list", "--all", "--health"))
 
 
-def test_a_dumb_terminal_gets_no_codes(terminal: Terminal) -> None:
+def test_a_dumb_terminal_gets_no_escape_codes(terminal: Terminal) -> None:
     assert not any("\x1b" in line for line in terminal("list", "--all", "--health", TERM="dumb"))
 
 
 @pytest.mark.parametrize("forced", ["FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"])
-def test_a_pipe_gets_no_codes(isolated_cache: Path, run: Run, forced: str) -> None:
+def test_a_pipe_gets_no_escape_codes(isolated_cache: Path, run: Run, forced: str) -> None:
     fill(CacheDir(isolated_cache))
     for words in (("list", "--all", "--health"), ("show", "chat"), ("health", "--deep")):
         done = run(*words, **{forced: "1"})
@@ -449,7 +455,9 @@ def test_names_in_any_script_print_in_any_locale(
 @pytest.mark.parametrize(
     "words", [["list", "--json"], ["health", "--json"], ["show", "mlx-community/chat", "--json"], ["--version"]]
 )
-def test_nothing_heavy_is_imported(isolated_cache: Path, environment: dict[str, str], words: list[str]) -> None:
+def test_light_commands_import_no_heavy_library(
+    isolated_cache: Path, environment: dict[str, str], words: list[str]
+) -> None:
     fill(CacheDir(isolated_cache))
     command = [sys.executable, "-X", "importtime", "-m", "mlxk2", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)

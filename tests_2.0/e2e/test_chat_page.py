@@ -30,7 +30,7 @@ FLAGS = (
     "--disable-sync",
 )
 PARIS = "The capital of France is Paris."
-# Of a machine that is busy with other tests, in milliseconds.
+# In milliseconds; the machine may be busy with other tests.
 expect.set_options(timeout=20_000)
 KEY = "schlüssel-ключ-🔑"
 MARKDOWN = """Look:
@@ -74,7 +74,7 @@ HOSTILE_NAME = "<img src=x onerror=alert(1)>"
 
 
 class Chat:
-    """The page as its user sees it; `troubles` are complaints, requests to others, and what else should not be."""
+    """The page as its user sees it; `troubles` lists errors, requests to other hosts and other unwanted events."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -112,19 +112,19 @@ class Chat:
         self.page.get_by_role("link", name="New conversation").click()
 
     def expect_answer(self, text: str | re.Pattern[str]) -> None:
-        """Wait until the last answer is whole, and reads so."""
+        """Wait until the last answer is complete and has this text."""
         expect(self.answers.last).to_have_attribute("data-state", "done")
         expect(self.answers.last.locator("> .prose")).to_have_text(text)
 
     def expect_growth(self) -> None:
-        """Wait until the last answer has text, and more of it later."""
+        """Wait until the last answer has text and grows."""
         prose = self.answers.last.locator("> .prose")
         expect(prose).to_have_text(re.compile("."))
         expect(prose).to_have_text(re.compile(f".{{{len(prose.inner_text()) + 20}}}"))
 
     def _watch(self, url: str) -> None:
         def on_console(message: ConsoleMessage) -> None:
-            # The browser logs every status of 400 and more, wanted or not.
+            # The browser logs every status from 400 on, also an expected one.
             if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
                 self.troubles.append(message.text)
 
@@ -143,7 +143,7 @@ Open = Callable[..., Chat]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium, without a window."""
+    """Yield a real Chromium, without a window."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with sync_playwright() as playwright:
@@ -154,7 +154,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Opens the page of a server, each with a browser profile of its own; at the end none may have had troubles."""
+    """Yield a function that opens the page of a server in a new browser profile; fail if a page had troubles."""
     chats: list[Chat] = []
 
     def open_page(server: Server, **options: Any) -> Chat:
@@ -176,13 +176,13 @@ def add_chain(home: Path, name: str, follows: Mapping[str, Any], context: int = 
 
 
 def says(text: str) -> dict[str, Any]:
-    """The chain that says this text, as one token."""
+    """Return the chain that writes this text as one token."""
     return dict(say(text.replace(" ", "Ġ").replace("\n", "Ċ")))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo model, and with models that say what the tests need."""
+    """Yield a server with the demo model and with models that write what the tests need."""
     home = tmp_path_factory.mktemp("home")
     add_chain(home, "test/babble", BABBLE, context=1 << 20)
     add_chain(home, "test/deep", says("Look:\n\n" + ">" * 50_000))
@@ -194,7 +194,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def chat(visit: Open, server: Server) -> Chat:
-    """The page of a new visitor, with greedy sampling."""
+    """Return the page of a new visitor, with greedy sampling."""
     chat = visit(server)
     chat.use("demo")
     chat.set(Temperature="0")
@@ -209,7 +209,7 @@ def wait_until_idle(server: Server) -> None:
         time.sleep(0.02)
 
 
-def test_answers_with_its_figures(chat: Chat) -> None:
+def test_the_answer_is_shown_with_its_token_counts(chat: Chat) -> None:
     chat.ask("What is the capital of France?")
     chat.expect_answer(PARIS)
     figures = re.compile(r"^\d+ tokens · ([\d.]+ tokens/s · )?prompt \d+")
@@ -217,7 +217,7 @@ def test_answers_with_its_figures(chat: Chat) -> None:
     expect(chat.page).to_have_title("What is the capital of France? · mlxk2")
 
 
-def test_lists_the_models_with_their_context(chat: Chat) -> None:
+def test_the_model_list_shows_context_lengths(chat: Chat) -> None:
     models = ["demo · 4k", "test/babble · 1024k", "test/deep · 512", "test/markdown · 512", "test/short · 64"]
     options = chat.page.get_by_label("Model").locator("option")
     expect(options).to_have_text([f"{model} context" for model in models])
@@ -225,7 +225,7 @@ def test_lists_the_models_with_their_context(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("by", ["button", "Escape"])
-def test_text_grows_until_it_is_stopped(chat: Chat, server: Server, by: str) -> None:
+def test_button_and_escape_stop_a_growing_answer(chat: Chat, server: Server, by: str) -> None:
     chat.use("test/babble")
     chat.ask("Go")
     chat.expect_growth()
@@ -239,7 +239,7 @@ def test_text_grows_until_it_is_stopped(chat: Chat, server: Server, by: str) -> 
     wait_until_idle(server)
 
 
-def test_a_reload_keeps_what_came(chat: Chat, server: Server) -> None:
+def test_a_reload_keeps_the_partial_answer(chat: Chat, server: Server) -> None:
     chat.ask("What is the capital of France?")
     chat.expect_answer(PARIS)
     chat.use("test/babble")
@@ -254,7 +254,7 @@ def test_a_reload_keeps_what_came(chat: Chat, server: Server) -> None:
     wait_until_idle(server)
 
 
-def test_conversations_are_listed_switched_and_deleted(chat: Chat) -> None:
+def test_conversations_can_be_listed_switched_and_deleted(chat: Chat) -> None:
     chat.ask("Hello")
     chat.expect_answer("Hello! How can I help you?")
     chat.new()
@@ -299,7 +299,7 @@ def test_another_tab_sees_the_conversation(chat: Chat, server: Server) -> None:
     assert other.troubles == []
 
 
-def test_the_last_question_is_edited_and_answered_anew(chat: Chat) -> None:
+def test_the_last_question_can_be_edited_and_asked_again(chat: Chat) -> None:
     chat.ask("Hello")
     chat.expect_answer("Hello! How can I help you?")
     chat.ask("What is 3 + 4?")
@@ -316,7 +316,7 @@ def test_the_last_question_is_edited_and_answered_anew(chat: Chat) -> None:
     expect(chat.questions).to_have_text(["Hello", "What is 2 + 4?"])
 
 
-def test_settings_limit_the_answer_which_tells_its_speed(chat: Chat) -> None:
+def test_the_token_limit_setting_cuts_the_answer(chat: Chat) -> None:
     chat.use("test/babble")
     chat.set(Most_tokens_of_an_answer="400")
     chat.ask("Go")
@@ -325,7 +325,7 @@ def test_settings_limit_the_answer_which_tells_its_speed(chat: Chat) -> None:
     expect(chat.answers.last.locator(".figures")).to_have_text(figures)
 
 
-def test_reasoning_is_folded_apart_from_the_answer(chat: Chat) -> None:
+def test_reasoning_is_shown_folded_above_the_answer(chat: Chat) -> None:
     chat.set(System_prompt="Think before you answer.")
     chat.ask("What is 8 + 5?")
     chat.expect_answer("8 + 5 = 13.")
@@ -341,7 +341,7 @@ def test_reasoning_is_folded_apart_from_the_answer(chat: Chat) -> None:
     expect(thoughts.last).to_be_hidden()
 
 
-def test_markdown_is_shown_and_code_copied(visit: Open, server: Server) -> None:
+def test_markdown_is_rendered_and_code_can_be_copied(visit: Open, server: Server) -> None:
     chat = visit(server, permissions=["clipboard-read", "clipboard-write"])
     chat.use("test/markdown")
     chat.ask("Go")
@@ -358,7 +358,7 @@ def test_markdown_is_shown_and_code_copied(visit: Open, server: Server) -> None:
     assert chat.page.evaluate("navigator.clipboard.readText()") == 'if 1 < 2:\n    print("<b>")'
 
 
-def test_nothing_a_model_says_is_run_or_fetched(visit: Open, tmp_path: Path) -> None:
+def test_model_output_never_runs_scripts_or_loads_files(visit: Open, tmp_path: Path) -> None:
     folder = write_chain(tmp_path / HOSTILE_NAME, says(HOSTILE), context=8192)
     with Server("--model", str(folder), home=tmp_path) as server:
         chat = visit(server)
@@ -373,13 +373,13 @@ def test_nothing_a_model_says_is_run_or_fetched(visit: Open, tmp_path: Path) -> 
         assert chat.page.title() != "owned"
 
 
-def test_markdown_too_deep_to_be_parsed_is_shown_as_written(chat: Chat) -> None:
+def test_markdown_nested_too_deeply_is_shown_as_plain_text(chat: Chat) -> None:
     chat.use("test/deep")
     chat.ask("Go")
     chat.expect_answer(re.compile(r"^Look:\s+>{50000}$"))
 
 
-def test_asks_for_the_key_until_it_is_right(visit: Open, tmp_path: Path) -> None:
+def test_the_page_asks_for_the_key_until_it_is_right(visit: Open, tmp_path: Path) -> None:
     with Server("--model", "demo", home=tmp_path, environment={"MLXK2_API_KEY": KEY}) as server:
         chat = visit(server)
         field = chat.page.get_by_label("This server asks for its key")
@@ -400,7 +400,7 @@ def test_asks_for_the_key_until_it_is_right(visit: Open, tmp_path: Path) -> None
         expect(field).to_be_hidden()
 
 
-def test_a_loading_a_busy_and_a_vanished_server_are_borne(visit: Open, tmp_path: Path) -> None:
+def test_the_page_handles_a_loading_busy_or_stopped_server(visit: Open, tmp_path: Path) -> None:
     add_chain(tmp_path, "test/babble", BABBLE, context=1 << 20)
     limits = ("--max-concurrent", "1", "--max-queue", "0")
     with Server("--model", "test/babble", *limits, home=tmp_path, ready=False) as server:
@@ -421,14 +421,14 @@ def test_a_loading_a_busy_and_a_vanished_server_are_borne(visit: Open, tmp_path:
         expect(other.answers.last.locator(".note")).to_contain_text("The server can't be reached.")
 
 
-def test_a_conversation_that_does_not_fit_is_told(chat: Chat) -> None:
+def test_a_question_past_the_context_suggests_a_new_conversation(chat: Chat) -> None:
     chat.use("test/short")
     chat.ask("word " * 100)
     expect(chat.answers.last.locator(".note")).to_contain_text("64")
     expect(chat.answers.last.locator(".note")).to_contain_text("Start a new conversation")
 
 
-def test_full_storage_is_told_and_the_chat_goes_on(chat: Chat) -> None:
+def test_full_browser_storage_shows_a_notice_and_the_chat_works(chat: Chat) -> None:
     chat.page.evaluate(
         """() => { for (let size = 1 << 23; size; size >>= 1)
             for (let n = 0; n < 2; n++) try { localStorage.setItem(`x${size}-${n}`, "x".repeat(size)) } catch {} }"""
@@ -441,10 +441,12 @@ def test_full_storage_is_told_and_the_chat_goes_on(chat: Chat) -> None:
     chat.expect_answer(PARIS)
 
 
-def test_a_browser_that_keeps_nothing_is_told_and_chats(browser: Browser, server: Server, tmp_path: Path) -> None:
+def test_a_browser_without_storage_shows_a_notice_and_the_chat_works(
+    browser: Browser, server: Server, tmp_path: Path
+) -> None:
     preferences = tmp_path / "Default" / "Preferences"
     preferences.parent.mkdir()
-    # What "block all cookies" in the settings does.
+    # This is what "block all cookies" in the settings does.
     preferences.write_text('{"profile": {"default_content_setting_values": {"cookies": 2}}}')
     chromium = browser.browser_type
     with chromium.launch_persistent_context(tmp_path, executable_path=CHROMIUM, args=FLAGS) as context:
@@ -459,13 +461,13 @@ def test_a_browser_that_keeps_nothing_is_told_and_chats(browser: Browser, server
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_follows_the_scheme_of_the_system(visit: Open, server: Server, scheme: str, is_dark: bool) -> None:
+def test_the_page_follows_the_dark_mode_of_the_system(visit: Open, server: Server, scheme: str, is_dark: bool) -> None:
     chat = visit(server, color_scheme=scheme)
     colour = chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 128) is is_dark
 
 
-def test_fits_a_phone(visit: Open, server: Server) -> None:
+def test_the_page_fits_a_phone(visit: Open, server: Server) -> None:
     chat = visit(server, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     chat.use("test/markdown")
     chat.message.fill("x" * 200)
@@ -489,7 +491,7 @@ def test_fits_a_phone(visit: Open, server: Server) -> None:
     expect(new).to_be_hidden()
 
 
-def test_leaves_a_reader_where_they_scrolled_to(visit: Open, server: Server) -> None:
+def test_new_text_keeps_the_scroll_position(visit: Open, server: Server) -> None:
     chat = visit(server, viewport={"width": 360, "height": 400})
     chat.use("test/babble")
     chat.ask("Go")
@@ -508,7 +510,7 @@ def test_leaves_a_reader_where_they_scrolled_to(visit: Open, server: Server) -> 
     chat.press("Stop")
 
 
-def test_is_used_by_keyboard_alone(chat: Chat) -> None:
+def test_the_page_works_with_the_keyboard_alone(chat: Chat) -> None:
     expect(chat.page.locator("#settings-open")).to_be_focused()
     chat.message.focus()
     chat.page.keyboard.type("Hello")
@@ -520,13 +522,13 @@ def test_is_used_by_keyboard_alone(chat: Chat) -> None:
     expect(chat.page.locator("#announcement")).to_have_text(re.compile("[.!?]$"))
 
 
-def test_says_to_screen_readers_what_it_answers(chat: Chat) -> None:
+def test_screen_readers_get_the_answer(chat: Chat) -> None:
     chat.ask("What is the capital of France?")
     expect(chat.page.get_by_role("status").filter(has_text=PARIS)).to_have_count(1)
     expect(chat.answers.last).to_have_attribute("aria-busy", "false")
 
 
-def test_the_page_is_small_and_may_load_nothing_else(server: Server) -> None:
+def test_the_page_may_load_only_its_own_files(server: Server) -> None:
     page = httpx.get(server.url)
     files = {"page/chat.js", *re.findall(r'(?:src|href)="(page/[^"]+)"', page.text)}
     for path in list(files):
@@ -540,14 +542,14 @@ def test_the_page_is_small_and_may_load_nothing_else(server: Server) -> None:
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_the_browser_lets_no_text_become_html(browser: Browser, server: Server) -> None:
+def test_the_browser_refuses_to_turn_text_into_html(browser: Browser, server: Server) -> None:
     with browser.new_page() as page:
         page.goto(server.url)
         with pytest.raises(PlaywrightError, match="TrustedHTML"):
             page.evaluate("document.body.innerHTML = '<b>bold</b>'")
 
 
-def test_weighs_less_than_a_picture(visit: Open, server: Server) -> None:
+def test_the_page_takes_less_than_150_kilobytes(visit: Open, server: Server) -> None:
     chat = visit(server)
     sizes = chat.page.evaluate("performance.getEntriesByType('resource').map(entry => entry.decodedBodySize)")
     assert sum(sizes) < 150_000

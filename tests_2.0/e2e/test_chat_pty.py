@@ -14,7 +14,7 @@ from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 
-# How prompt_toolkit leaves the cursor behind its prompt.
+# The escape code with which prompt_toolkit moves the cursor behind its prompt.
 PROMPT = r"\x1b\[2C"
 LEFT = "[Generation interrupted by user]"
 SLOW_MODEL = Path(__file__).parent.parent / "support" / "slow_model"
@@ -64,7 +64,7 @@ class Terminal:
         self.child.expect(PROMPT)
 
     def end(self) -> int | None:
-        """Wait for the end of the program; its exit code, None if a signal killed it."""
+        """Wait for the end of the program; return its exit code, None if a signal killed it."""
         self.child.expect(pexpect.EOF)
         self.child.close()
         assert self.child.signalstatus is None
@@ -74,7 +74,7 @@ class Terminal:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The home of a user with no files in it."""
+    """Return the home of a user with no files in it."""
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
@@ -82,17 +82,17 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def babble(tmp_path: Path) -> Path:
-    """A model that never stops."""
+    """Return a model that never stops."""
     return write_chain(tmp_path / "babble", BABBLE, context=1_000_000)
 
 
 @pytest.fixture
 def paris(tmp_path: Path) -> Path:
-    """A model that always says Paris."""
+    """Return a model that always writes Paris."""
     return write_chain(tmp_path / "paris", say("Par", "is", "!"))
 
 
-def test_a_conversation_with_its_commands(paris: Path, home: Path) -> None:
+def test_chat_commands_work_in_a_conversation(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.ask("France?", "Paris!\r\n")
     terminal.ask("/help", "/save FILE")
@@ -120,7 +120,7 @@ def test_a_conversation_with_its_commands(paris: Path, home: Path) -> None:
     assert "## User\n\na block\n" in said
 
 
-def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(babble: Path, home: Path) -> None:
+def test_ctrl_c_ends_the_answer_but_not_the_chat(babble: Path, home: Path) -> None:
     terminal = Terminal(babble, home)
     for _ in range(2):
         terminal.type("talk")
@@ -134,9 +134,9 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(babble: Path, home: 
 
 
 @pytest.mark.parametrize("slow", ["tokenize", "prefill"])
-def test_ctrl_c_while_a_prompt_is_read_returns_to_the_prompt(tmp_path: Path, home: Path, slow: str) -> None:
+def test_ctrl_c_while_a_prompt_is_read_returns_to_the_input_line(tmp_path: Path, home: Path, slow: str) -> None:
     model = write_chain(tmp_path / "paris", say("Par", "is", "!"), context=1_000_000)
-    # The line is too long to be typed.
+    # The text is too long to type, so it is the system prompt.
     terminal = Terminal(model, home, "--system", "x" * 100_000, slow=slow)
     for _ in range(2):
         terminal.type("hi")
@@ -149,14 +149,14 @@ def test_ctrl_c_while_a_prompt_is_read_returns_to_the_prompt(tmp_path: Path, hom
     assert terminal.end() == 0
 
 
-def test_what_is_typed_while_the_model_loads_and_answers_is_there_at_the_prompt(tmp_path: Path, home: Path) -> None:
+def test_text_typed_while_the_model_works_appears_on_the_next_input_line(tmp_path: Path, home: Path) -> None:
     terminal = Terminal(write_chain(tmp_path / "babble", BABBLE, context=2_000), home, typed="first line")
     terminal.child.expect_exact("exit to leave.\r\n")
     assert "first" not in terminal.child.before
     terminal.child.expect_exact("first line")
     terminal.child.expect("[a-z]{100}")
     terminal.type("2nd")
-    # Nothing else stands in the answer.
+    # The answer contains nothing else.
     terminal.child.expect(r"^[a-z]+\r\n\[The answer was cut")
     terminal.child.expect_exact("2nd")
     terminal.child.expect(PROMPT)
@@ -164,7 +164,7 @@ def test_what_is_typed_while_the_model_loads_and_answers_is_there_at_the_prompt(
     assert terminal.end() == 0
 
 
-def test_sigterm_gives_the_terminal_back(babble: Path, home: Path) -> None:
+def test_sigterm_restores_the_terminal(babble: Path, home: Path) -> None:
     for typed in (None, "talk"):
         terminal = Terminal(babble, home)
         if typed:
@@ -177,7 +177,7 @@ def test_sigterm_gives_the_terminal_back(babble: Path, home: Path) -> None:
         assert terminal.child.signalstatus == signal.SIGTERM
 
 
-def test_answers_that_are_not_streamed_with_their_statistics(paris: Path, home: Path) -> None:
+def test_without_streaming_the_answer_and_its_statistics_are_printed(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home, "--no-stream", "--verbose")
     for _ in range(2):
         terminal.type("France?")
@@ -187,14 +187,14 @@ def test_answers_that_are_not_streamed_with_their_statistics(paris: Path, home: 
     assert terminal.end() == 0
 
 
-def test_ctrl_d_leaves(paris: Path, home: Path) -> None:
+def test_ctrl_d_ends_the_chat(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.child.sendeof()
     assert terminal.end() == 0
 
 
 def test_ctrl_z_suspends_the_chat(paris: Path, home: Path) -> None:
-    # In a shell with job control: a program that no shell could wake is not suspended.
+    # The shell needs job control: without a shell that can resume it, the program is not suspended.
     shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=variables(home), encoding="utf-8", timeout=60)
     shell.sendline(f"{sys.executable} -m mlxk2 run {paris}")
     shell.expect_exact("exit to leave")
@@ -211,7 +211,7 @@ def test_ctrl_z_suspends_the_chat(paris: Path, home: Path) -> None:
     shell.close()
 
 
-def test_what_was_typed_is_there_the_next_time(paris: Path, home: Path) -> None:
+def test_input_history_is_kept_for_the_next_chat(paris: Path, home: Path) -> None:
     first = Terminal(paris, home)
     first.ask("remember me", "Paris!\r\n")
     first.type("quit")
@@ -227,7 +227,7 @@ def test_what_was_typed_is_there_the_next_time(paris: Path, home: Path) -> None:
     assert second.end() == 0
 
 
-def test_a_full_context_is_told_and_loses_nothing(tmp_path: Path, home: Path) -> None:
+def test_a_full_context_is_reported_and_keeps_the_conversation(tmp_path: Path, home: Path) -> None:
     model = write_chain(tmp_path / "small", say("Par", "is", "!"), context=100)
     terminal = Terminal(model, home)
     terminal.ask("a", "Paris!\r\n")
@@ -237,7 +237,7 @@ def test_a_full_context_is_told_and_loses_nothing(tmp_path: Path, home: Path) ->
     assert terminal.end() == 0
 
 
-def test_a_damaged_tokenizer_is_told_and_the_conversation_goes_on(paris: Path, home: Path) -> None:
+def test_a_damaged_tokenizer_is_reported_and_the_chat_continues(paris: Path, home: Path) -> None:
     path = paris / "tokenizer.json"
     begin = [{"SpecialToken": {"id": "[NO]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     undefined = {"type": "TemplateProcessing", "single": begin, "pair": [], "special_tokens": {}}
@@ -249,7 +249,7 @@ def test_a_damaged_tokenizer_is_told_and_the_conversation_goes_on(paris: Path, h
     assert terminal.end() == 0
 
 
-def test_chat_is_no_json(paris: Path, home: Path) -> None:
+def test_an_interactive_chat_refuses_json(paris: Path, home: Path) -> None:
     child = pexpect.spawn(
         sys.executable,
         ["-m", "mlxk2", "run", str(paris), "--json"],

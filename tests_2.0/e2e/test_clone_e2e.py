@@ -1,4 +1,4 @@
-"""`clone` as a process: killed before each change, interrupted, from the cache and from the hub; what it makes runs."""
+"""`clone` as a process: killed before each change, interrupted, from the cache and from the hub; its clones run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODEL = chat_model() | {f"file-{i}.txt": b"%d" % i for i in range(50)} | {"big.b
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """The files of a folder."""
+    """Return the files of a folder."""
     return {name: value for name, value in read_tree(folder).items() if value is not None}
 
 
@@ -50,7 +50,7 @@ def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """An empty folder in which the clones are made."""
+    """Return an empty folder in which the clones are made."""
     folder = tmp_path / "work"
     folder.mkdir()
     return folder
@@ -58,7 +58,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the model in its cache, in each layout."""
+    """Return a home with the model in its cache, in each layout."""
     home = tmp_path_factory.mktemp(request.param)
     (home / "hub").mkdir()
     (home / "hub" / SENTINEL).touch()
@@ -75,7 +75,9 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_killed_before_each_change_and_called_again(layout: Layout, environment: dict[str, str], work: Path) -> None:
+def test_a_clone_killed_at_any_step_succeeds_when_repeated(
+    layout: Layout, environment: dict[str, str], work: Path
+) -> None:
     model = chat_model() | {"sub/notes.txt": b"notes"}
     cache_dir = Path(environment["HF_HUB_CACHE"])
     CacheDir(cache_dir, layout).add(NAME, model)
@@ -85,7 +87,7 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
             assert read_tree(cache_dir) == before
             assert all(path.name == "mine" or path.name.startswith(".mlxk2-clone-") for path in work.iterdir())
             again = program.run("clone", NAME, str(target), "--json")
-            if again.code:  # it was killed when all was done
+            if again.code:  # it was killed after its last change
                 assert error_of(again, "clone")["type"] == "InvalidTargetError"
             else:
                 assert list(work.iterdir()) == [target]
@@ -95,7 +97,7 @@ def test_killed_before_each_change_and_called_again(layout: Layout, environment:
     assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
-def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str, str], work: Path) -> None:
+def test_a_killed_clone_keeps_files_of_macos_in_the_target(environment: dict[str, str], work: Path) -> None:
     model, target = chat_model(), work / "mine"
     CacheDir(Path(environment["HF_HUB_CACHE"])).add(NAME, model)
 
@@ -107,7 +109,7 @@ def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str,
     with killable(environment | OFFLINE) as program:
         for _ in program.kills("clone", NAME, str(target), prepare=prepare):
             again = program.run("clone", NAME, str(target), "--json")
-            if again.code:  # it was killed when the model was in its place
+            if again.code:  # it was killed after the model was moved into place
                 assert error_of(again, "clone")["type"] == "InvalidTargetError"
                 assert [path.read_bytes() for path in work.rglob(".DS_Store")] == [b"of the user"]
                 continue
@@ -116,7 +118,9 @@ def test_killed_clones_keep_what_macos_laid_in_the_target(environment: dict[str,
 
 
 @pytest.mark.parametrize("is_xet", [False, True])
-def test_uncached_model_is_pulled_aside(hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool) -> None:
+def test_an_uncached_model_is_cloned_without_entering_the_cache(
+    hub_server: HubServer, hub_client: Client, work: Path, is_xet: bool
+) -> None:
     hub_server.add(NAME, MODEL, is_xet=is_xet)
     data = data_of(hub_client.run("clone", NAME, str(work / "mine"), "--json"), "clone")
     assert (data["clone_status"], data["method"] in ("copy", "reflink", "apfs_clonefile")) == ("success", True)
@@ -126,7 +130,9 @@ def test_uncached_model_is_pulled_aside(hub_server: HubServer, hub_client: Clien
     assert not hub_client.cache_dir.exists()
 
 
-def test_uncached_revision_of_a_cached_model(hub_server: HubServer, hub_client: Client, work: Path) -> None:
+def test_an_uncached_revision_is_cloned_without_changing_the_cache(
+    hub_server: HubServer, hub_client: Client, work: Path
+) -> None:
     hub_server.add(NAME, MODEL)
     hub_server.add(NAME, {"new.txt": b"new"}, branch="dev")
     assert hub_client.run("pull", NAME).code == 0
@@ -136,7 +142,7 @@ def test_uncached_revision_of_a_cached_model(hub_server: HubServer, hub_client: 
     assert read_tree(hub_client.cache_dir) == before
 
 
-def test_unhealthy_on_the_hub(hub_server: HubServer, hub_client: Client, work: Path) -> None:
+def test_an_unhealthy_model_on_the_hub_is_refused(hub_server: HubServer, hub_client: Client, work: Path) -> None:
     hub_server.add(NAME, MODEL | {"config.json": b"{"})
     error = error_of(hub_client.run("clone", NAME, str(work / "a" / "b"), "--json"), "clone")
     assert (error["type"], error["data"]["clone_status"]) == ("ModelUnhealthyError", "health_check_failed")
@@ -152,7 +158,7 @@ def test_unhealthy_on_the_hub(hub_server: HubServer, hub_client: Client, work: P
         (Fault("", cut_after=1000, dies=True), "NetworkError", "pull_failed"),
     ],
 )
-def test_what_cannot_be_pulled_leaves_nothing(
+def test_a_failed_pull_leaves_no_files(
     hub_server: HubServer, hub_client: Client, work: Path, fault: Fault | None, kind: str, status: str
 ) -> None:
     if fault is not None:
@@ -165,7 +171,7 @@ def test_what_cannot_be_pulled_leaves_nothing(
 
 
 @pytest.mark.parametrize("moment", range(3))
-def test_killed_while_pulling_and_called_again(
+def test_a_clone_killed_while_pulling_succeeds_when_repeated(
     hub_server: HubServer, hub_client: Client, work: Path, moment: int
 ) -> None:
     hub_server.add(NAME, MODEL)
@@ -184,7 +190,9 @@ def test_killed_while_pulling_and_called_again(
 
 
 @pytest.mark.parametrize("source", ["hub", "cache"])
-def test_interrupted_clone_leaves_nothing(hub_server: HubServer, hub_client: Client, work: Path, source: str) -> None:
+def test_an_interrupted_clone_leaves_no_files(
+    hub_server: HubServer, hub_client: Client, work: Path, source: str
+) -> None:
     if source == "hub":
         hub_server.add(NAME, MODEL)
         hub_server.faults.add(Fault("", rate=LARGE // 20, times=99))
@@ -200,7 +208,7 @@ def test_interrupted_clone_leaves_nothing(hub_server: HubServer, hub_client: Cli
     assert list(work.iterdir()) == []
 
 
-def test_many_clones_to_one_target(cached: Path, work: Path) -> None:
+def test_one_of_several_clones_to_one_target_succeeds(cached: Path, work: Path) -> None:
     results = [outcome_of(process) for process in [start(cached, NAME, str(work / "mine")) for _ in range(3)]]
     assert sorted(result.code for result in results) == [0, 1, 1]
     assert {error_of(result, "clone")["type"] for result in results if result.code} == {"InvalidTargetError"}
@@ -208,7 +216,7 @@ def test_many_clones_to_one_target(cached: Path, work: Path) -> None:
     assert list(work.iterdir()) == [work / "mine"]
 
 
-def test_clone_runs(
+def test_a_cloned_model_runs(
     cache_dir: CacheDir, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Program
 ) -> None:
     folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))

@@ -14,9 +14,9 @@ from mlxk2.cli.parser import ALPHA_VARIABLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
-# How each shell starts without anybody's settings.
+# The commands that start each shell without the user's settings.
 SHELLS = {"bash": "bash --norc --noprofile -i", "zsh": "zsh -f -i", "fish": "fish --no-config -i"}
-# The ways in which each of them is given a script.
+# The ways to load the completion script into each shell.
 READ = {
     "bash": "source <(mlxk2 completion bash)",
     "bash, eval": 'eval "$(mlxk2 completion bash)"',
@@ -42,7 +42,7 @@ TYPED = {
     "mlxk2 pu": "mlxk2 pull",
 }
 SECOND_NAME = {"mlxk-json hea": "mlxk-json health", "mlxk-json show Al": "mlxk-json show Alpha-4bit"}
-# What would be run if it were put into a command line as it is, or taken for one while candidates are looked for.
+# Names that a shell would run as a command if the completion did not quote them.
 HOSTILE = ("$(touch${IFS}bad)", "`touch${IFS}bad`", "x;touch${IFS}bad", "x'\"&|<>*?~ y")
 
 
@@ -68,8 +68,8 @@ class Shell:
         self.child.expect_exact("READY>")
 
     def complete(self, line: str) -> str:
-        """What a line is after TAB was pressed at its end, without quotes and the slash of a folder."""
-        # Ctrl-A goes to the beginning of the line, Ctrl-E to its end: its words become arguments, and are not run.
+        """Press TAB at the end of a line; return the completed line without quotes and the slash of a folder."""
+        # Ctrl-A goes to the beginning of the line and Ctrl-E to its end: `printf` then prints its words.
         self.child.send(f"{line}\t\x01printf '[%s]' BEGIN \x05 END\r")
         self.child.expect(r"\[BEGIN\](.*?)\[END\]")
         return " ".join(re.findall(r"\[(.*?)/?\]", str(self.child.match[1])))
@@ -77,7 +77,7 @@ class Shell:
 
 @pytest.fixture
 def models(isolated_cache: Path) -> CacheDir:
-    """A cache of two models, and of folders that nobody should have made."""
+    """Return a cache with two models and with folders of hostile names."""
     cache_dir = CacheDir(isolated_cache)
     for name in ("mlx-community/Alpha-4bit", "org/Beta", *HOSTILE):
         cache_dir.add(name, chat_model())
@@ -107,7 +107,7 @@ def test_tab_completes_alpha_commands_when_they_are_enabled(
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_tab_knows_no_alpha_command_otherwise(environment: dict[str, str], tmp_path: Path, name: str) -> None:
+def test_tab_hides_alpha_commands_by_default(environment: dict[str, str], tmp_path: Path, name: str) -> None:
     shell = Shell(name, tmp_path / "work", environment)
     shell.run(READ[name])
     assert shell.complete("mlxk2 pus") == "mlxk2 pus"

@@ -27,7 +27,7 @@ DAYS = 2 * 24 * 60 * 60
 
 @pytest.fixture
 def cache(hub_client: Client) -> CacheDir:
-    """A cache with a model of two revisions, for programs that find the stub on their path."""
+    """Return a cache with a model of two revisions, for programs that find the stub on their path."""
     hub_client.environment["PYTHONPATH"] = STUB
     hub_client.cache_dir.mkdir(parents=True)
     (hub_client.cache_dir / SENTINEL).touch()
@@ -37,13 +37,13 @@ def cache(hub_client: Client) -> CacheDir:
     return cache_dir
 
 
-def left(folder: Path) -> set[str]:
-    """What is left in a folder, without the marker of tests."""
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder, without the sentinel file of the tests."""
     return {path.name for path in folder.iterdir()} - {SENTINEL}
 
 
 @pytest.mark.parametrize("flock", LOCKLESS)
-def test_commands_end_and_leave_nothing_where_locks_mean_nothing(
+def test_commands_work_and_clean_up_on_disks_without_locks(
     hub_server: HubServer, hub_client: Client, cache: CacheDir, tmp_path: Path, flock: str
 ) -> None:
     def run(*words: str) -> object:
@@ -51,14 +51,14 @@ def test_commands_end_and_leave_nothing_where_locks_mean_nothing(
 
     hub_server.add("org/new", chat_model())
     run("rm", f"{NAME}@dev")
-    assert left(cache.path) - {".locks"} == {"models--org--model"}
+    assert names_in(cache.path) - {".locks"} == {"models--org--model"}
     run("clone", NAME, str(tmp_path / "work" / "cached"))
     run("clone", "org/new", str(tmp_path / "work" / "new"))
-    assert left(tmp_path / "work") == {"cached", "new"}
+    assert names_in(tmp_path / "work") == {"cached", "new"}
     run("pull", "org/new")
     run("rm", "org/new")
     run("rm", NAME)
-    assert left(cache.path) <= {".locks"}
+    assert names_in(cache.path) <= {".locks"}
     assert not [path for path in cache.path.rglob("*") if not path.is_dir() and path.name != SENTINEL]
 
 
@@ -92,7 +92,7 @@ def working(hub_client: Client) -> Iterator[Callable[[Path, str, str], Path]]:
 
 
 @pytest.mark.parametrize("flock", LOCKLESS)
-def test_a_living_process_keeps_its_folder(
+def test_the_folder_of_a_living_process_is_kept(
     hub_client: Client, cache: CacheDir, working: Callable[[Path, str, str], Path], flock: str
 ) -> None:
     living = working(cache.path, ".trash-model-", flock)
@@ -101,7 +101,7 @@ def test_a_living_process_keeps_its_folder(
 
 
 @pytest.mark.parametrize(("flock", "goes"), [(flock, not flock.endswith("all")) for flock in LOCKLESS])
-def test_folders_of_dead_processes_go_when_that_is_certain(
+def test_folders_of_dead_processes_are_removed_only_when_certain(
     hub_client: Client, cache: CacheDir, flock: str, goes: bool
 ) -> None:
     for name in (".trash-model-new", ".trash-model-old"):
@@ -111,21 +111,21 @@ def test_folders_of_dead_processes_go_when_that_is_certain(
     for path in (cache.path / ".trash-model-old", cache.path / ".trash-model-old" / ".lock"):
         os.utime(path, (before, before))
     data_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
-    assert left(cache.path) - {".locks"} == (set() if goes else {".trash-model-new"})
+    assert names_in(cache.path) - {".locks"} == (set() if goes else {".trash-model-new"})
 
 
 @pytest.mark.parametrize("flock", ["EWOULDBLOCK all", "EACCES all"])
-def test_a_disk_that_grants_no_lock_at_all_ends_the_command(hub_client: Client, cache: CacheDir, flock: str) -> None:
+def test_a_disk_that_refuses_every_lock_is_an_error(hub_client: Client, cache: CacheDir, flock: str) -> None:
     error = error_of(hub_client.run("rm", NAME, "--json", FLOCK=flock), "rm")
     assert error["type"] in ("OperationError", "PermissionError")
-    assert left(cache.path) - {".locks"} == {"models--org--model"}
+    assert names_in(cache.path) - {".locks"} == {"models--org--model"}
 
 
 # -------------------------------------------------------------------------------------------------------- companions
 
 
 def litter(folder: Path) -> None:
-    """Lay companions beside all that is below a folder, and a file of the Finder into each folder."""
+    """Add a companion beside every file below a folder, and a file of the Finder to each folder."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir() and not path.is_symlink():
             (path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
@@ -135,7 +135,7 @@ def litter(folder: Path) -> None:
 
 @pytest.fixture
 def littered(cache: CacheDir) -> CacheDir:
-    """A cache on such a disk, with what killed downloads and removals left there."""
+    """Return a cache on such a disk, with leftovers of killed downloads and removals."""
     (cache.path / ".locks" / "models--org--model").mkdir(parents=True)
     (cache.path / ".locks" / "models--org--model" / "stale.lock").touch()
     CacheDir(cache.path / ".trash-model-0").add("org/gone", chat_model())
@@ -149,35 +149,39 @@ def littered(cache: CacheDir) -> CacheDir:
 
 
 def of_user(folder: Path) -> dict[str, object]:
-    """What a folder holds but for what macOS lays there."""
+    """Return the content of a folder without the files that macOS adds."""
     return {name: value for name, value in read_tree(folder).items() if not Path(name).name.startswith(("._", ".DS_S"))}
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
-def test_rm_of_a_model_with_companions(hub_client: Client, littered: CacheDir, companions: dict[str, str]) -> None:
+def test_rm_removes_a_model_with_companion_files(
+    hub_client: Client, littered: CacheDir, companions: dict[str, str]
+) -> None:
     data = data_of(hub_client.run("rm", NAME, "--json", **companions), "rm")
     assert (data["action"], data["lock_files_cleaned"]) == ("deleted", 1)
-    rest = {name for name in left(littered.path) if "--model" in name or "trash" in name}
+    rest = {name for name in names_in(littered.path) if "--model" in name or "trash" in name}
     assert rest <= {"._.trash-model-0"}
     assert not (littered.path / ".locks" / "models--org--model").exists()
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
-def test_rm_of_a_revision_with_companions(hub_client: Client, littered: CacheDir, companions: dict[str, str]) -> None:
-    # A companion is no ref, whatever it says.
+def test_rm_removes_a_revision_with_companion_files(
+    hub_client: Client, littered: CacheDir, companions: dict[str, str]
+) -> None:
+    # A companion is never read as a ref.
     (littered.folder(NAME) / "refs" / "._dev").write_text(COMMIT)
     data = data_of(hub_client.run("rm", f"{NAME}@{COMMIT}", "--json", **companions), "rm")
     assert data["action"] == "deleted"
     folder = littered.folder(NAME)
-    assert {name for name in left(folder / "snapshots") if not name.startswith(".")} == {OTHER_COMMIT}
+    assert {name for name in names_in(folder / "snapshots") if not name.startswith(".")} == {OTHER_COMMIT}
     assert {path.name for path in (folder / "refs").iterdir()} == {"dev", "._dev", ".DS_Store"}
-    assert not [name for name in left(littered.path) if name.startswith(".trash")]
+    assert not [name for name in names_in(littered.path) if name.startswith(".trash")]
     health = hub_client.run("health", NAME, "--json").json["data"]["summary"]
     assert health["healthy_count"] == 1
 
 
 @pytest.mark.parametrize("companions", [{}, {"COMPANIONS": "1"}])
-def test_clone_and_pull_with_companions(
+def test_clone_and_pull_ignore_companion_files(
     hub_server: HubServer,
     hub_client: Client,
     littered: CacheDir,

@@ -27,7 +27,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 1024
 FILLER = "filler"
 COMMON = chat_model()
-# Of each revision a small file, a large one, and a large one that another model has too.
+# Each revision has a small file, a large one, and a large one that it shares with another model.
 OWN: dict[str, Files] = {
     commit: {"own": commit.encode(), "own.bin": commit.encode() * 2000, f"{commit[0]}.gguf": gguf(alignment=alignment)}
     for commit, alignment in ((COMMIT, 64), (OTHER_COMMIT, 128))
@@ -36,7 +36,7 @@ OWN: dict[str, Files] = {
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk whose blocks can be counted."""
+    """Yield a small disk whose blocks can be counted."""
     make = shutil.which("mkfs.ext4")
     if make is None:
         pytest.skip("mkfs.ext4 is not installed")
@@ -50,14 +50,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def two_models(folder: Path, layout: Layout) -> Path:
-    """A cache with two models, one of them with two revisions."""
+    """Return a cache with two models, one of them with two revisions."""
     cache_dir = CacheDir(folder, layout)
     cache_dir.path.mkdir()
     (cache_dir.path / SENTINEL).touch()
     cache_dir.add(NAME, COMMON | OWN[OTHER_COMMIT], OTHER_COMMIT, ref="dev")
     cache_dir.add(NAME, COMMON | OWN[COMMIT], COMMIT)
     cache_dir.add(OTHER, COMMON | {"0.gguf": OWN[COMMIT]["0.gguf"]})
-    # The library makes them anew, if the disk has room.
+    # The library creates its lock files again if the disk has room.
     for lock in cache_dir.path.glob("blobs/*/*.lock"):
         lock.unlink()
     return folder
@@ -78,7 +78,7 @@ def fill(folder: Path) -> None:
 
 
 def room_for(write: Any) -> bool:
-    """Write; whether there was room for it."""
+    """Write; return whether there was room for it."""
     try:
         write()
     except OSError as error:
@@ -88,8 +88,8 @@ def room_for(write: Any) -> bool:
     return True
 
 
-def refilled(template: Path, disk: Path) -> Path:
-    """The template's cache on a disk that is full with it."""
+def copy_and_fill(template: Path, disk: Path) -> Path:
+    """Copy the template's cache to a disk and fill the disk."""
     for filler in disk.glob(f"{FILLER}*"):
         filler.unlink()
     copy_tree(template, disk / "hub")
@@ -98,7 +98,7 @@ def refilled(template: Path, disk: Path) -> Path:
 
 
 def outcome(cache_dir: Path) -> dict[str, Any]:
-    """What is in a cache, without what fills its folder, the lock files of the library, and a folder for our own."""
+    """Return the content of a cache without the filler files, the library's lock files and our lock folder."""
     left = read_tree(cache_dir).items()
     return {name: value for name, value in left if name[0] != "x" and name != ".locks" and not name.endswith(".lock")}
 
@@ -107,11 +107,11 @@ def outcome(cache_dir: Path) -> dict[str, Any]:
     ("layout", "argument"),
     [("links", NAME), ("shared", NAME), ("shared", f"{NAME}@{COMMIT}"), ("copies", f"{NAME}@{COMMIT}")],
 )
-def test_killed_before_each_change_on_a_full_disk(
+def test_rm_killed_on_a_full_disk_succeeds_when_repeated(
     disk: Path, environment: dict[str, str], tmp_path: Path, layout: Layout, argument: str
 ) -> None:
     template = two_models(tmp_path / "template", layout)
-    cache_dir = refilled(template, disk)
+    cache_dir = copy_and_fill(template, disk)
     with pytest.raises(OSError, match="No space left"):
         (cache_dir / "folder").mkdir()
     with killable(environment | {"HF_HUB_CACHE": str(cache_dir)}) as program:
@@ -120,23 +120,23 @@ def test_killed_before_each_change_on_a_full_disk(
         assert os.statvfs(disk).f_bfree * BLOCK_BYTES > freed - 8 * BLOCK_BYTES
         after = outcome(cache_dir)
         assert_removed(after, argument)
-        for _ in program.kills("rm", argument, prepare=lambda: refilled(template, disk)):
+        for _ in program.kills("rm", argument, prepare=lambda: copy_and_fill(template, disk)):
             assert_whole_or_gone(cache_dir, program, argument)
             again = program.run("rm", argument, "--json")
-            if again.code:  # it was killed when all was done
+            if again.code:  # it was killed after its last change
                 assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
             assert outcome(cache_dir) == after
 
 
 def assert_removed(after: dict[str, Any], argument: str) -> None:
-    """Nothing is left of what was named, and no trash."""
+    """Fail if anything of the named model or revision, or any trash, is left."""
     rest = {name for name in after if name.split("/")[0] not in (SENTINEL, "blobs", ".locks", "models--org--other")}
     assert not [name for name in rest if COMMIT in name or "removed" in name or "trash" in name]
     assert bool(rest) == (argument != NAME)
 
 
 def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> None:
-    """All that is listed is healthy, and each of its revisions is complete."""
+    """Fail unless every listed model is healthy and each of its revisions is complete."""
     models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
     assert models.keys() - {NAME} == {OTHER}
     assert argument == NAME or NAME in models
@@ -148,7 +148,7 @@ def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> N
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("words", [[NAME], [NAME, "--force"], [f"{NAME}@{COMMIT}"]])
-def test_a_disk_that_holds_no_more_files(
+def test_rm_works_on_a_disk_that_holds_no_more_files(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, words: list[str]
 ) -> None:
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs") as place:
@@ -166,7 +166,7 @@ def test_a_disk_that_holds_no_more_files(
 @pytest.mark.parametrize("answer", ["ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
-def test_a_disk_that_never_has_room_for_a_folder(
+def test_rm_works_where_no_folder_can_be_created(
     hub_client: Client, tmp_path: Path, answer: str, layout: Layout, argument: str
 ) -> None:
     cache_dir = two_models(tmp_path / "hub", layout)
@@ -179,7 +179,7 @@ def test_a_disk_that_never_has_room_for_a_folder(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
-def test_a_full_disk_with_companions_at_every_level(
+def test_rm_works_on_a_full_disk_with_companion_files(
     hub_client: Client, tmp_path: Path, layout: Layout, argument: str
 ) -> None:
     cache_dir = two_models(tmp_path / "hub", layout)
@@ -192,8 +192,8 @@ def test_a_full_disk_with_companions_at_every_level(
     assert_removed(outcome(cache_dir), argument)
 
 
-def test_a_pull_after_a_killed_removal_keeps_its_model(cache_dir: CacheDir, mlxk2: Program) -> None:
-    # As a removal in place leaves a model that was killed at once, and then pulled again at another revision.
+def test_a_later_rm_keeps_a_model_pulled_after_a_killed_removal(cache_dir: CacheDir, mlxk2: Program) -> None:
+    # The state after a removal in place was killed at its start and the model was pulled again at another revision.
     cache_dir.add(NAME, COMMON | OWN[COMMIT], COMMIT)
     (cache_dir.folder(NAME) / "snapshots").rename(cache_dir.folder(NAME) / ".removed")
     assert error_of(mlxk2("show", NAME, "--json"), "show")["type"] == "model_not_found"

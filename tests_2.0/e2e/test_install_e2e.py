@@ -1,4 +1,4 @@
-"""The package as it is delivered: a wheel and an sdist that have all they need, installed where nothing else is."""
+"""The package as it is released: complete wheel and sdist, installed in an empty environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 240
-# What tests, and those who build on the source, need of the sdist; and what nobody does.
+# Files that tests and packagers need in the sdist, and files that must not be in it.
 NEEDED = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -39,7 +39,7 @@ UNWANTED = re.compile(r"__pycache__|\.py[co]$|\.log$|\.egg-info|_cache/|^\.(ci|v
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """What a command prints that succeeds."""
+    """Run a command that must succeed and return its output."""
     own = ("PYTEST_", "PYTHON", "HF_", "MLXK2_", "COV_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(
@@ -51,7 +51,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution, built from this tree."""
+    """Return the source distribution, built from this tree."""
     place = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", place, cwd=ROOT)
     return next(place.glob("*.tar.gz"))
@@ -59,7 +59,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(sdist: Path) -> Path:
-    """The unpacked source distribution."""
+    """Return the unpacked source distribution."""
     with tarfile.open(sdist) as archive:
         archive.extractall(sdist.parent, filter="data")
     return sdist.parent / sdist.name.removesuffix(".tar.gz")
@@ -67,14 +67,14 @@ def source(sdist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path) -> Path:
-    """The wheel, built from nothing but the source distribution."""
+    """Return the wheel, built only from the source distribution."""
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", source.parent, cwd=source)
     return next(source.parent.glob("*.whl"))
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """A new virtual environment, which has what the package depends on and not the package."""
+    """Return a new virtual environment with the dependencies of the package but without the package."""
     place = tmp_path / "environment"
     run(sys.executable, "-m", "venv", place, cwd=tmp_path)
     shared = sysconfig.get_paths()
@@ -84,19 +84,19 @@ def environment(tmp_path: Path) -> Path:
 
 
 def files(root: Path, folder: str) -> set[str]:
-    """The names of the files of a folder, and of those in it, but for compiled ones."""
+    """Return the names of all files below a folder, without compiled ones."""
     found = (path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file())
     return {str(path) for path in found if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_has_the_whole_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == files(ROOT, "mlxk2")
     assert "mlxk2/demo/model.safetensors" in names
 
 
-def test_the_sdist_has_what_it_needs_and_nothing_else(source: Path) -> None:
+def test_the_sdist_contains_exactly_what_it_needs(source: Path) -> None:
     assert {path.name for path in source.iterdir()} == NEEDED | {".gitignore", "PKG-INFO"}
     names = (str(path.relative_to(source)) for path in source.rglob("*"))
     assert [name for name in names if UNWANTED.search(name)] == []
@@ -104,7 +104,9 @@ def test_the_sdist_has_what_it_needs_and_nothing_else(source: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_what_is_installed_works(kind: str, environment: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_installed_package_works(
+    kind: str, environment: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     programs = environment / "bin"
     pip = (programs / "python", "-m", "pip", "--disable-pip-version-check")
     delivered: Path = request.getfixturevalue(kind)
@@ -120,6 +122,6 @@ def test_what_is_installed_works(kind: str, environment: Path, tmp_path: Path, r
 
 
 def test_the_tests_run_from_the_sdist(source: Path) -> None:
-    # All are collected, and so imported, but not compiled for messages of failures; these few are run.
+    # All test files are collected, and so imported, without assertion rewriting to save time; only these few are run.
     chosen = ("--assert=plain", "-k", "test_model_naming or test_cli_version_output")
     assert " passed" in run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, cwd=source)

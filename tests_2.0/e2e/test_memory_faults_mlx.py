@@ -29,13 +29,13 @@ _METAL = RuntimeError("[METAL] Command buffer execution failed: Insufficient Mem
 
 @pytest.fixture(scope="module")
 def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model that says random letters for ever."""
+    """Return a model that writes random letters without end."""
     return load(write_chain(tmp_path_factory.mktemp("models") / "babble", BABBLE))
 
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """Nothing is freed because the collector of cycles happens to run."""
+    """Turn the garbage collector off, so that it frees nothing by chance."""
     gc.collect()
     gc.disable()
     yield
@@ -43,7 +43,7 @@ def uncollected() -> Iterator[None]:
 
 
 class Failing:
-    """A model that fails once, in its fifth step of several sequences, over another fault; it notes what it held."""
+    """A model that fails once, in its fifth step with several sequences, and records what it held."""
 
     def __init__(self, model: Any, fail: Callable[[], object]) -> None:
         self._model, self._fail = model, fail
@@ -67,7 +67,7 @@ class Failing:
 
 
 class Watched:
-    """A backend that notes at each new batch how many caches were cleared, what is kept, and which batches live."""
+    """A backend that records for each new batch the cleared caches, the cached bytes and the living batches."""
 
     def __init__(self, model: LoadedModel, cleared: list[None]) -> None:
         self._model, self._cleared = model, cleared
@@ -78,7 +78,7 @@ class Watched:
         return getattr(self._model, name)
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
-        """A batch of the model."""
+        """Return a batch of the model."""
         self.noted.append((len(self._cleared), len(prompts), [batch() is not None for batch in self._batches]))
         batch = self._model.batch(max_sequences, prompts)
         self._batches.append(weakref.ref(batch))
@@ -89,13 +89,13 @@ def _raise(fault: Exception) -> None:
     raise fault
 
 
-def asked(model: LoadedModel, text: str) -> GenerationRequest:
-    """A request with a prompt that is worth keeping."""
+def make_request(model: LoadedModel, text: str) -> GenerationRequest:
+    """Return a request with a prompt long enough for the cache."""
     return GenerationRequest(tuple(model.tokenizer.encode(text * 100)), 12, Sampling(seed=1))
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_a_failed_batch_is_freed_before_its_rows_are_tried(
+def test_a_failed_batch_is_freed_before_its_sequences_are_retried(
     babble: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleared: list[None] = []
@@ -103,8 +103,8 @@ def test_a_failed_batch_is_freed_before_its_rows_are_tried(
     model = Failing(babble.model, lambda: _raise(KeyError("behind it")))
     backend = Watched(dataclasses.replace(babble, model=model), cleared)
     runner = FollowedRunner(backend, prompt_cache_bytes=1 << 20)
-    before = list(runner.stream(asked(babble, "z")))
-    sessions = [runner.submit(asked(babble, text)) for text in "abc"]
+    before = list(runner.stream(make_request(babble, "z")))
+    sessions = [runner.submit(make_request(babble, text)) for text in "abc"]
 
     def note() -> None:
         cleared.append(None)
@@ -120,12 +120,12 @@ def test_a_failed_batch_is_freed_before_its_rows_are_tried(
     count, kept, living = backend.noted[1]
     assert (count >= 1, kept, living) == (True, 0, [False])
     assert [layer() for layer in model.held] == [None] * len(model.held)
-    # All went well alone, so it was the crowd that was too much, and the newest ends.
+    # Each sequence succeeded alone, so there were too many of them, and the newest ends.
     assert [(session.error, session.tokens) for session in sessions[:2]] == [(None, 12)] * 2
     assert "Insufficient Memory" in str(sessions[2].error)
 
 
-def test_a_fault_of_a_request_leaves_what_was_kept_for_others(babble: LoadedModel) -> None:
+def test_a_failing_request_keeps_the_prompt_cache(babble: LoadedModel) -> None:
     class Poisoned(Failing):
         def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
             if mx.any(inputs == poison):
@@ -136,18 +136,18 @@ def test_a_fault_of_a_request_leaves_what_was_kept_for_others(babble: LoadedMode
     poison = babble.tokenizer.convert_tokens_to_ids("~")
     model = dataclasses.replace(babble, model=Poisoned(babble.model, gc.collect))
     runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
-    list(runner.stream(asked(babble, "z")))
-    bad = runner.submit(asked(babble, "~"))
+    list(runner.stream(make_request(babble, "z")))
+    bad = runner.submit(make_request(babble, "~"))
     while not bad.ended:
         runner.step()
-    again = runner.submit(asked(babble, "z"))
+    again = runner.submit(make_request(babble, "z"))
     runner.step()
     assert bad.error is not None and again.cached_tokens == 99
     runner.close()
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_a_model_that_could_not_be_loaded_does_not_stay_with_its_error(tmp_path: Path) -> None:
+def test_a_load_error_does_not_keep_the_model_in_memory(tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", BABBLE)
     held: list[weakref.ref[Any]] = []
 

@@ -1,4 +1,4 @@
-"""What mlxk2 does with a GPU of a Mac, with a pretended one: MLX is real, but for what it says of its device."""
+"""The use of a Mac's GPU, with a simulated device: MLX is real except for its description of the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAC = {"memory_size": 64 * GB, "max_recommended_working_set_size": 48 * GB, "res
 
 
 class Metal:
-    """The pretended device; it notes what becomes of the wired limit, and when weights are read, in `events`."""
+    """The simulated device; `events` records changes of the wired limit and when weights are read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.info: dict[str, int] = dict(MAC)
@@ -61,29 +61,29 @@ class Metal:
 
 @pytest.fixture
 def metal(monkeypatch: pytest.MonkeyPatch) -> Metal:
-    """A Mac with 64 GB."""
+    """Return a Mac with 64 GB."""
     return Metal(monkeypatch)
 
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What asks for the device takes it for a GPU; what MLX computes stays where it is."""
+    """Report the default device as a GPU; MLX still computes on the real one."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says random letters for ever."""
+    """Return a model that writes random letters without end."""
     return write_chain(tmp_path_factory.mktemp("models") / "babble", BABBLE, context=30_000)
 
 
 def size_of(model: LoadedModel) -> int:
-    """The bytes of the weights."""
+    """Return the bytes of the weights."""
     return sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
 
 
 def request(count: int = 5, max_tokens: int = 6) -> GenerationRequest:
-    """A seeded request."""
+    """Return a seeded request."""
     return GenerationRequest((3,) * count, max_tokens, Sampling(seed=1))
 
 
@@ -91,7 +91,7 @@ def request(count: int = 5, max_tokens: int = 6) -> GenerationRequest:
 
 
 @pytest.mark.parametrize("name", ["llama", "chunked attention"])
-def test_the_wired_limit_is_set_once_before_the_weights_are_read(name: str, metal: Metal, tmp_path: Path) -> None:
+def test_the_wired_limit_is_set_once_before_the_weights_are_loaded(name: str, metal: Metal, tmp_path: Path) -> None:
     model = load(write_random(tmp_path / "m", ARCHITECTURES[name]), memory=MemoryChoice(prompt_cache=3 * GB))
     wanted = size_of(model) + 7 * GB
     assert metal.events[:3] == [0, wanted, "eval"]
@@ -105,7 +105,7 @@ def test_the_wired_limit_is_set_once_before_the_weights_are_read(name: str, meta
 
 
 @pytest.mark.parametrize("name", ["llama", "chunked attention"])
-def test_a_late_fault_of_metal_changes_no_limit_and_no_next_answer(
+def test_a_metal_error_while_generating_keeps_the_limit_and_the_next_answer(
     name: str, metal: Metal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -133,7 +133,7 @@ def test_a_late_fault_of_metal_changes_no_limit_and_no_next_answer(
         (None, GB, [0, GB]),
     ],
 )
-def test_the_limit_is_what_the_user_chose_within_what_metal_allows(
+def test_the_wired_limit_is_the_users_choice_capped_by_metal(
     chosen: int | None,
     working_set: int,
     expected: list[int],
@@ -151,9 +151,7 @@ def test_the_limit_is_what_the_user_chose_within_what_metal_allows(
     )
 
 
-def test_a_model_that_takes_the_place_of_another_gets_a_limit_of_its_own(
-    metal: Metal, folder: Path, tmp_path: Path
-) -> None:
+def test_replacing_a_model_sets_a_new_wired_limit(metal: Metal, folder: Path, tmp_path: Path) -> None:
     load(folder)
     first = metal.wired
     load(write_random(tmp_path / "m", ARCHITECTURES["llama"]), unload=lambda: metal.events.append("unload"))
@@ -162,9 +160,7 @@ def test_a_model_that_takes_the_place_of_another_gets_a_limit_of_its_own(
     assert 0 < metal.wired != first
 
 
-def test_nothing_stays_wired_for_weights_that_can_not_be_read(
-    metal: Metal, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_load_resets_the_wired_limit(metal: Metal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("[metal::malloc] Unable to allocate")
 
@@ -176,7 +172,7 @@ def test_nothing_stays_wired_for_weights_that_can_not_be_read(
 
 @pytest.mark.parametrize("given", ["much", "-1", "8 apples", "1" * 30])
 @pytest.mark.parametrize("words", [("run", "demo", "hi"), ("serve", "--model", "demo")])
-def test_a_limit_that_is_no_size_is_an_error_that_names_it(
+def test_an_invalid_wired_limit_is_an_error_that_names_the_variable(
     given: str, words: tuple[str, ...], mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXK2_WIRED_LIMIT", given)
@@ -186,13 +182,13 @@ def test_a_limit_that_is_no_size_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize(("given", "limits"), [("0", []), ("5.5gb", [0, 5_500_000_000]), ("", None)])
-def test_the_limit_comes_from_the_environment(
+def test_the_wired_limit_is_read_from_the_environment(
     given: str, limits: list[int] | None, metal: Metal, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXK2_WIRED_LIMIT", given)
     assert mlxk2("run", "demo", "Hello", "--json").code == 0
     seen = [event for event in metal.events if event != "eval"]
-    # One answer keeps nothing for another one.
+    # A single answer fills no prompt cache.
     if limits is not None:
         assert seen == limits
     else:
@@ -212,7 +208,7 @@ def test_the_limit_comes_from_the_environment(
         ((64, None), 63.0, None),
     ],
 )
-def test_weights_near_the_working_set_are_warned_of_with_the_remedy(
+def test_weights_near_the_working_set_log_a_warning_with_advice(
     info: tuple[int, int | None], weights: float, said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory, working_set = info
@@ -226,7 +222,7 @@ def test_weights_near_the_working_set_are_warned_of_with_the_remedy(
         assert f"at most {working_set}.0GB" in record.message and said in record.message
 
 
-def test_only_what_the_memory_can_not_hold_is_refused(metal: Metal, folder: Path) -> None:
+def test_weights_larger_than_the_memory_are_refused_before_loading(metal: Metal, folder: Path) -> None:
     metal.info |= {"memory_size": 20_000, "max_recommended_working_set_size": 15_000}
     with pytest.raises(InsufficientMemoryError, match=r"need .*MB of .* only 20.0KB \(15.0KB of it for the GPU"):
         load(folder)
@@ -243,20 +239,18 @@ def test_only_what_the_memory_can_not_hold_is_refused(metal: Metal, folder: Path
         (Device(16 * GB), 14 * GB, GB // 5),
     ],
 )
-def test_the_prompt_cache_is_what_the_model_leaves(device: Device, weights: int, expected: int) -> None:
+def test_the_prompt_cache_uses_memory_that_the_weights_leave(device: Device, weights: int, expected: int) -> None:
     assert device.plan("org/m", weights).prompt_cache == pytest.approx(expected, abs=10)
 
 
 @pytest.mark.usefixtures("metal")
-def test_the_prompt_cache_of_a_loaded_model(folder: Path) -> None:
+def test_a_loaded_model_has_the_limits_of_its_prompt_cache(folder: Path) -> None:
     model = load(folder)
     assert (model.prompt_cache_bytes, model.max_cached_arrays) == (8 * GB, 499_000 // 4)
     assert load(folder, memory=MemoryChoice(prompt_cache=5)).prompt_cache_bytes == 5
 
 
-def test_a_machine_whose_gpu_can_not_be_reached_is_an_error_with_the_cause(
-    mlxk2: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_gpu_is_an_error_with_its_cause(mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("[metal::Device] No Metal device available.")
 
@@ -270,7 +264,7 @@ def test_a_machine_whose_gpu_can_not_be_reached_is_an_error_with_the_cause(
 
 
 class Counting:
-    """A model that notes how many tokens it is given at a time."""
+    """A model that records how many tokens it gets in each call."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -286,16 +280,16 @@ class Counting:
         return getattr(self._model, name)
 
 
-def counted(folder: Path) -> tuple[LoadedModel, Counting]:
-    """A model of this folder, and what counts."""
+def load_with_counter(folder: Path) -> tuple[LoadedModel, Counting]:
+    """Return a model of this folder and its counter."""
     model = load(folder)
     counting = Counting(model.model)
     return dataclasses.replace(model, model=counting), counting
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_a_gpu_reads_a_lone_prompt_in_large_pieces_and_small_ones_beside_answers(folder: Path) -> None:
-    model, counting = counted(folder)
+def test_a_gpu_reads_prompts_in_large_pieces_unless_others_generate(folder: Path) -> None:
+    model, counting = load_with_counter(folder)
     letters = tuple(model.tokenizer.encode("x" * 5000))
     runner = FollowedRunner(model)
     alone = runner.submit(GenerationRequest(letters, 20_000))
@@ -319,7 +313,7 @@ def test_a_gpu_reads_a_lone_prompt_in_large_pieces_and_small_ones_beside_answers
         (False, 16385, 512),
     ],
 )
-def test_pieces_on_a_gpu_and_on_a_cpu(
+def test_pieces_of_a_prompt_are_larger_on_a_gpu_than_on_a_cpu(
     others: bool, longest: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prefill_budget(others_decode=others, longest=longest) == 256
@@ -328,7 +322,7 @@ def test_pieces_on_a_gpu_and_on_a_cpu(
 
 
 @pytest.mark.parametrize(
-    ("told", "most", "is_under_way"),
+    ("counts", "limits", "is_under_way"),
     [
         ([], [], False),
         ([0], [9], True),
@@ -339,11 +333,11 @@ def test_pieces_on_a_gpu_and_on_a_cpu(
     ],
 )
 @pytest.mark.usefixtures("on_gpu")
-def test_a_gpu_begins_the_second_token_before_the_first_is_read(
-    told: list[int], most: list[int], is_under_way: bool
+def test_a_gpu_starts_the_second_token_before_the_first_is_read(
+    counts: list[int], limits: list[int], is_under_way: bool
 ) -> None:
     batch = Decoding.empty(None, min)
-    batch._num_tokens, batch.max_tokens = told, most
+    batch._num_tokens, batch.max_tokens = counts, limits
     assert batch._is_under_way() is is_under_way
 
 
@@ -351,7 +345,7 @@ def test_a_gpu_begins_the_second_token_before_the_first_is_read(
 def test_a_gpu_is_warmed_up_with_a_prompt_and_a_token(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, counting = counted(write_random(tmp_path / "m", ARCHITECTURES[name]))
+    model, counting = load_with_counter(write_random(tmp_path / "m", ARCHITECTURES[name]))
     model.warm_up()
     assert counting.lengths == []
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
@@ -360,7 +354,7 @@ def test_a_gpu_is_warmed_up_with_a_prompt_and_a_token(
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_what_fails_when_a_gpu_is_warmed_up_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_warm_up_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Counting):
         def __call__(self, *_: Any, **__: Any) -> mx.array:
             raise RuntimeError("[METAL] no such kernel")
@@ -375,7 +369,7 @@ def test_what_fails_when_a_gpu_is_warmed_up_is_logged(folder: Path, caplog: pyte
 # --------------------------------------------------------------------------------------------------------------- chat
 
 
-def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_turn_of_a_chat_computes_only_new_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     call = llama.Model.__call__
 
@@ -407,7 +401,7 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
     messages: list[Message] = [{"role": "user", "content": "x" * 500}]
     first = chat.complete(messages, lambda _: cleared.clear())
     assert cleared
-    # The end token that the limit cut off, and the next question.
+    # The end token that the limit cut off and the tokens of the next question.
     messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "y"}]
     computed.clear()
     second = chat.complete(messages, lambda _: None)
@@ -416,7 +410,7 @@ def test_the_next_turn_of_a_chat_computes_only_what_is_new(folder: Path, monkeyp
     assert sum(length for length in computed if length > 1) <= new + 1
 
 
-def test_one_answer_keeps_nothing(folder: Path) -> None:
+def test_a_single_answer_fills_no_prompt_cache(folder: Path) -> None:
     chat = Assistant.load(
         str(folder),
         name="babble",

@@ -1,4 +1,4 @@
-"""The server on a pretended GPU of a Mac: what it wires, when it is warm, and what it gives back at rest."""
+"""The server on a simulated Mac GPU: wired memory, warm-up, and memory that is freed when it is idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAKE_GPU = Path(__file__).parents[1] / "support" / "fake_gpu"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens soon."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
@@ -25,7 +25,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, 2), ({"MLXK2_WIRED_LIMIT": "0"}, 0)], ids=["default", "never"])
-def test_the_server_wires_once_is_warm_and_gives_memory_back(
+def test_the_server_wires_once_warms_up_and_frees_memory_when_idle(
     chosen: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     log = tmp_path / "metal.log"
@@ -33,7 +33,7 @@ def test_the_server_wires_once_is_warm_and_gives_memory_back(
     environment = {"METAL_LOG": str(log), "PYTHONPATH": path, **chosen}
     with Server("--model", "demo", home=tmp_path, environment=environment) as server:
         before = log.read_text().splitlines()
-        # The first token was generated before anyone asked.
+        # The warm-up generated a token before the first request.
         assert "step" in before
         wired = [line for line in before if line.startswith("wired")]
         assert len(wired) == expected

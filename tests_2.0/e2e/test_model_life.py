@@ -1,4 +1,4 @@
-"""The life of a model, told once from end to end: pulled, run, cloned, edited, pushed, pulled elsewhere, removed."""
+"""The life of a model from end to end: pulled, run, cloned, edited, pushed, pulled elsewhere, removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Mlxk2 = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def model(hub_server: HubServer, tmp_path: Path) -> dict[str, bytes]:
-    """A real model on the hub, which says what the test wants."""
+    """Add a real model to the hub that writes a known text; return its files."""
     folder = write_chain(tmp_path / "model", say(*ANSWER))
     (folder / "README.md").write_text("---\ntags: [mlx]\n---\n# Tiny\n")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -35,7 +35,7 @@ def model(hub_server: HubServer, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def user(hub_server: HubServer, hub_client: Client) -> Mlxk2:
-    """Runs the program as the owner of the pushed model, in either cache; the data of a command that succeeds."""
+    """Return a function that runs a command as the owner of the pushed model, in either cache, and returns its data."""
     validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     token = hub_server.token("user")
 
@@ -51,7 +51,9 @@ def user(hub_server: HubServer, hub_client: Client) -> Mlxk2:
     return run
 
 
-def test_the_life_of_a_model(user: Mlxk2, hub_server: HubServer, model: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_model_is_pulled_run_cloned_pushed_and_removed(
+    user: Mlxk2, hub_server: HubServer, model: dict[str, bytes], tmp_path: Path
+) -> None:
     elsewhere = Client(hub_server, tmp_path / "elsewhere")
     copy = tmp_path / "copy"
 

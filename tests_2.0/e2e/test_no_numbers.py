@@ -1,4 +1,4 @@
-"""A model that computes NaN says so, and only the requests that it concerns fail."""
+"""A model that computes NaN gives an error, and only the affected requests fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAYS = {
 
 
 def load(folder: Path, *damaged: str) -> LoadedModel:
-    """A model that says "abc", and computes no numbers after one of the damaged tokens."""
+    """Return a model that writes "abc", and computes NaN after one of the damaged tokens."""
     write_chain(folder, say("a", "b", "c"))
     file = folder / "model.safetensors"
     weights = mx.load(str(file))
@@ -43,7 +43,7 @@ def request(model: LoadedModel, text: str, sampling: Sampling) -> GenerationRequ
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_model_without_numbers_is_an_error(tmp_path: Path, way: Sampling) -> None:
+def test_a_model_that_computes_nan_is_an_error(tmp_path: Path, way: Sampling) -> None:
     model = load(tmp_path / "model", NEWLINE)
     with pytest.raises(ModelError, match="computes no numbers"):
         list(MLXRunner(model).stream(request(model, "x\n", way)))
@@ -51,7 +51,7 @@ def test_a_model_without_numbers_is_an_error(tmp_path: Path, way: Sampling) -> N
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_only_the_requests_without_numbers_fail(tmp_path: Path, way: Sampling) -> None:
+def test_only_the_requests_with_nan_fail(tmp_path: Path, way: Sampling) -> None:
     model = load(tmp_path / "model", "q")
     runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
     sessions = [runner.submit(request(model, text, way)) for text in ("x\n", "q\n", "y\n")]
@@ -61,7 +61,7 @@ def test_only_the_requests_without_numbers_fail(tmp_path: Path, way: Sampling) -
     model.tokenizer.close()
 
 
-def test_numbers_that_end_in_the_middle_end_the_answer(tmp_path: Path) -> None:
+def test_nan_in_the_middle_ends_the_answer_with_an_error(tmp_path: Path) -> None:
     model = load(tmp_path / "model", "b")
     with pytest.raises(ModelError, match="computes no numbers"):
         list(MLXRunner(model).stream(request(model, "x\n", WAYS["greedy"])))

@@ -1,4 +1,4 @@
-"""The official client of OpenAI's API, as it is, against the real server."""
+"""The official, unchanged client of OpenAI's API against the real server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 
 def demo_vocabulary() -> dict[str, int]:
-    """The ids of the demo model's tokens."""
+    """Return the ids of the demo model's tokens."""
     path = Path(mlxk2.__file__).parent / "demo" / "tokenizer.json"
     return dict(json.loads(path.read_bytes())["model"]["vocab"])
 
@@ -50,7 +50,7 @@ def demo_vocabulary() -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------------- chats
 
 
-def test_a_chat(client: OpenAI) -> None:
+def test_a_chat_completion_has_the_documented_fields(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="demo", messages=FRANCE, temperature=0)
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", PARIS, "stop")
@@ -61,7 +61,7 @@ def test_a_chat(client: OpenAI) -> None:
     assert answer.usage.prompt_tokens_details is not None
 
 
-def test_a_stream(client: OpenAI) -> None:
+def test_a_chat_stream_joins_to_the_whole_answer(client: OpenAI) -> None:
     with client.chat.completions.create(model="demo", messages=FRANCE, temperature=0, stream=True) as stream:
         chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == PARIS
@@ -70,7 +70,7 @@ def test_a_stream(client: OpenAI) -> None:
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
 
 
-def test_the_clients_own_helper_for_streams(client: OpenAI) -> None:
+def test_the_stream_helper_of_the_client_works(client: OpenAI) -> None:
     with client.chat.completions.stream(model="demo", messages=FRANCE, temperature=0) as stream:
         for _ in stream:
             pass
@@ -79,7 +79,7 @@ def test_the_clients_own_helper_for_streams(client: OpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_usage_at_the_end_of_a_stream(client: OpenAI) -> None:
+def test_a_stream_ends_with_usage_if_asked(client: OpenAI) -> None:
     whole = client.chat.completions.create(model="demo", messages=FRANCE, temperature=0)
     *chunks, last = client.chat.completions.create(
         model="demo", messages=FRANCE, temperature=0, stream=True, stream_options={"include_usage": True}
@@ -88,7 +88,7 @@ def test_usage_at_the_end_of_a_stream(client: OpenAI) -> None:
     assert last.usage is not None and whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks)
-    # An extension, which the client keeps; other responses have none.
+    # The client keeps this extension of the API; other responses do not have it.
     timings = (last.model_extra or {})["timings"]
     assert timings["predicted_n"] == last.usage.completion_tokens - 1
     assert timings["predicted_per_second"] > 0
@@ -96,7 +96,7 @@ def test_usage_at_the_end_of_a_stream(client: OpenAI) -> None:
     assert not any("timings" in (other.model_extra or {}) for other in (whole, *chunks))
 
 
-def test_reasoning(client: OpenAI) -> None:
+def test_reasoning_has_a_field_of_its_own(client: OpenAI) -> None:
     message = client.chat.completions.create(model="demo", messages=THINK, temperature=0).choices[0].message
     assert message.content == "3 + 4 = 7."
     reasoning = message.model_extra["reasoning_content"] if message.model_extra else ""
@@ -109,7 +109,7 @@ def test_reasoning(client: OpenAI) -> None:
     assert (streamed, "".join(delta.content or "" for delta in deltas)) == (reasoning, "3 + 4 = 7.")
 
 
-def test_several_answers_differ_and_come_again_with_the_seed(client: OpenAI) -> None:
+def test_several_answers_differ_and_repeat_with_the_same_seed(client: OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "demo",
         "messages": COUNT,
@@ -130,7 +130,7 @@ def test_several_answers_differ_and_come_again_with_the_seed(client: OpenAI) -> 
 
 
 @pytest.mark.parametrize("stop", ["of Fra", ["Paris", "capital of"], "l"])
-def test_stop_strings_across_tokens(client: OpenAI, stop: Any) -> None:
+def test_stop_strings_work_across_tokens(client: OpenAI, stop: Any) -> None:
     asked: dict[str, Any] = {"model": "demo", "messages": FRANCE, "temperature": 0, "stop": stop}
     expected = min((PARIS.split(text)[0] for text in ([stop] if isinstance(stop, str) else stop)), key=len)
     (choice,) = client.chat.completions.create(**asked).choices
@@ -139,13 +139,13 @@ def test_stop_strings_across_tokens(client: OpenAI, stop: Any) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
 
 
-def test_the_length_is_told(client: OpenAI) -> None:
+def test_the_token_limit_gives_finish_reason_length(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="demo", messages=COUNT, temperature=0, max_completion_tokens=5)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None and answer.usage.completion_tokens == 5
 
 
-def test_logprobs(client: OpenAI) -> None:
+def test_logprobs_join_to_the_answer(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "messages": THINK, "temperature": 0, "logprobs": True, "top_logprobs": 3}
     (choice,) = client.chat.completions.create(**asked).choices
     assert choice.logprobs is not None and choice.logprobs.content is not None
@@ -159,13 +159,13 @@ def test_logprobs(client: OpenAI) -> None:
         assert (entry.top_logprobs[0].token, values[0]) == (entry.token, entry.logprob)
         assert len(values) == 3 and all(value <= 0 for value in values)
     chunks = list(client.chat.completions.create(**asked, stream=True))
-    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
-    streamed = [entry for part in told for entry in part.content or []]
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    streamed = [entry for part in parts for entry in part.content or []]
     assert [entry.token for entry in streamed] == [entry.token for entry in entries]
     assert [entry.logprob for entry in streamed] == pytest.approx([entry.logprob for entry in entries])
 
 
-def test_a_bias_bans_a_token(client: OpenAI) -> None:
+def test_logit_bias_can_ban_a_token(client: OpenAI) -> None:
     vocabulary = demo_vocabulary()
     asked: dict[str, Any] = {"model": "demo", "prompt": "The capital", "temperature": 0, "max_tokens": 1}
     assert client.completions.create(**asked).choices[0].text == " of"
@@ -180,25 +180,28 @@ def test_a_completion_continues_its_prompt(client: OpenAI) -> None:
     answer = client.completions.create(model="demo", prompt=prompt, temperature=0, logprobs=2)
     (choice,) = answer.choices
     assert (choice.text, choice.finish_reason) == (" of France is Paris.", "stop")
-    told = choice.logprobs
-    assert told is not None and told.tokens and told.text_offset and told.top_logprobs and told.token_logprobs
-    assert "".join(told.tokens) == choice.text
-    starts = zip(told.text_offset, told.tokens, strict=True)
+    logprobs = choice.logprobs
+    assert logprobs is not None and logprobs.tokens and logprobs.text_offset
+    assert logprobs.top_logprobs and logprobs.token_logprobs
+    assert "".join(logprobs.tokens) == choice.text
+    starts = zip(logprobs.text_offset, logprobs.tokens, strict=True)
     assert all(choice.text[start:].startswith(token) for start, token in starts)
-    assert [top[token] for top, token in zip(told.top_logprobs, told.tokens, strict=True)] == told.token_logprobs
+    assert [
+        top[token] for top, token in zip(logprobs.top_logprobs, logprobs.tokens, strict=True)
+    ] == logprobs.token_logprobs
     asked: dict[str, Any] = {"model": "demo", "prompt": prompt, "temperature": 0, "logprobs": 0}
     stopped = client.completions.create(**asked, stop="nce is").choices[0]
     assert stopped.text == " of Fra"
     assert stopped.logprobs is not None and stopped.logprobs.tokens == [" of", " ", "France"]
 
 
-def test_a_stream_of_a_completion(client: OpenAI) -> None:
+def test_a_completion_stream_joins_to_the_whole_text(client: OpenAI) -> None:
     whole = client.completions.create(model="demo", prompt="The capital", temperature=0, max_tokens=8)
     stream = client.completions.create(model="demo", prompt="The capital", temperature=0, max_tokens=8, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
-def test_prompts_in_tokens_and_several_of_them(client: OpenAI) -> None:
+def test_prompts_can_be_token_ids_and_several(client: OpenAI) -> None:
     vocabulary = demo_vocabulary()
     tokens = [vocabulary["The"], vocabulary["Ġcapital"]]
     asked: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 1}
@@ -210,7 +213,7 @@ def test_prompts_in_tokens_and_several_of_them(client: OpenAI) -> None:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def test_models(client: OpenAI) -> None:
+def test_models_can_be_listed_and_retrieved(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("demo", "model", "mlxk2")
     assert model.model_extra == {"context_length": 4096}
@@ -308,7 +311,7 @@ Ask = Callable[[OpenAI], Any]
         ),
     ],
 )
-def test_errors(
+def test_errors_have_the_class_status_code_and_param_that_clients_expect(
     client: OpenAI, ask: Ask, error: type[openai.APIStatusError], status: int, code: str, param: str, message: str
 ) -> None:
     with pytest.raises(error) as raised:
@@ -319,7 +322,7 @@ def test_errors(
     assert fault.type == "invalid_request_error"
 
 
-def test_a_server_without_room_is_asked_again(tmp_path: Path) -> None:
+def test_the_client_retries_when_the_server_is_full(tmp_path: Path) -> None:
     write_chain(tmp_path / "babble", BABBLE, context=4096)
     options = ("--model", str(tmp_path / "babble"), "--max-concurrent", "1", "--max-queue", "0")
     with Server(*options, home=tmp_path) as server, OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
@@ -330,11 +333,11 @@ def test_a_server_without_room_is_asked_again(tmp_path: Path) -> None:
                 client.with_options(max_retries=0).chat.completions.create(**asked)
             assert (raised.value.status_code, raised.value.code) == (503, "server_busy")
             assert raised.value.response.headers["retry-after"] == "1"
-        # The stream was given up; who asks again, as the client does by itself, gets an answer.
+        # The stream is closed, so a retry, which the client does by default, gets an answer.
         assert client.chat.completions.create(**asked, max_tokens=2).choices[0].message.content
 
 
-def test_a_timeout_of_the_client_frees_its_place(tmp_path: Path) -> None:
+def test_a_client_that_times_out_frees_its_slot(tmp_path: Path) -> None:
     write_chain(tmp_path / "babble", BABBLE, context=1 << 20)
     options = ("--model", str(tmp_path / "babble"), "--max-concurrent", "1")
     with Server(*options, home=tmp_path) as server:
@@ -346,10 +349,10 @@ def test_a_timeout_of_the_client_frees_its_place(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/health").json()["active"] == 0
 
 
-# --------------------------------------------------------------------------------------------- the client's other ways
+# -------------------------------------------------------------------------------------------- other uses of the client
 
 
-def test_the_raw_response(client: OpenAI) -> None:
+def test_raw_responses_have_the_right_content_types(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="demo", messages=FRANCE, temperature=0)
     assert raw.headers["content-type"] == "application/json"
     assert raw.parse().choices[0].message.content == PARIS
@@ -359,7 +362,7 @@ def test_the_raw_response(client: OpenAI) -> None:
     assert lines[-1] == "data: [DONE]"
 
 
-def test_twenty_at_once(server: Server) -> None:
+def test_twenty_concurrent_requests_succeed(server: Server) -> None:
     async def ask() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
             return await asyncio.gather(
@@ -376,7 +379,7 @@ def test_twenty_at_once(server: Server) -> None:
     assert len({answer.id for answer in answers}) == 20
 
 
-def test_what_the_client_does_not_show(server: Server) -> None:
+def test_the_bytes_of_a_stream_are_well_formed_events(server: Server) -> None:
     asked = {"messages": FRANCE, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     headers = {"Authorization": f"Bearer {KEY}"}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=asked, headers=headers) as response:
@@ -396,10 +399,10 @@ def test_what_the_client_does_not_show(server: Server) -> None:
     assert len(head) == 1
 
 
-# ----------------------------------------------------------------------------------- what the demo's vocabulary lacks
+# --------------------------------------------------------------------------------- tokens that the demo does not have
 
 
-def test_a_character_in_several_tokens_and_a_stop_string_inside_of_tokens(tmp_path: Path) -> None:
+def test_characters_of_several_tokens_and_stop_strings_inside_tokens_work(tmp_path: Path) -> None:
     write_chain(tmp_path / "says", say("Ġa", "ðŁ", "ĺ", "Ģ", "Ġbcd", "ef"))
     with (
         Server("--model", str(tmp_path / "says"), home=tmp_path) as server,
@@ -410,6 +413,6 @@ def test_a_character_in_several_tokens_and_a_stop_string_inside_of_tokens(tmp_pa
             (choice,) = client.chat.completions.create(**asked, stop=stop).choices
             assert choice.message.content == text
             assert choice.logprobs is not None and choice.logprobs.content is not None
-            told = b"".join(bytes(entry.bytes or []) for entry in choice.logprobs.content).decode()
-            # mlx-lm leaves out the space that a text begins with; the token in which a stop string begins is whole.
-            assert told == {"a😀 bc": " a😀 bcd"}.get(text, f" {text}")
+            written = b"".join(bytes(entry.bytes or []) for entry in choice.logprobs.content).decode()
+            # mlx-lm omits the first space of a text; the token in which a stop string begins is reported whole.
+            assert written == {"a😀 bc": " a😀 bcd"}.get(text, f" {text}")

@@ -1,4 +1,4 @@
-"""Prompts of several clients: none waits for the long work of another, or for tokenizers that load for ever."""
+"""Prompts of several clients: none waits for slow prompts of another or for tokenizers that load without end."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def paris(tmp_path_factory: pytest.TempPathFactory) -> ModelKey:
-    """A model."""
+    """Return a model."""
     folder = write_chain(tmp_path_factory.mktemp("models") / "paris", say("Par", "is", "!"))
     return ModelKey("paris", str(folder))
 
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """What slow prompts wait for; it is opened in the end."""
+    """Yield the event that slow prompts wait for; set it at the end."""
     made = threading.Event()
     yield made
     made.set()
 
 
-def quickly(_: Any) -> Sequence[GenerationRequest]:
-    """Make a prompt at once."""
+def make_at_once(_: Any) -> Sequence[GenerationRequest]:
+    """Return a prompt at once."""
     return [GenerationRequest((1, 2), 1)]
 
 
-async def begun(
+async def prepare_slowly(
     preparing: PreparingPool, key: ModelKey, client: str, gate: threading.Event, names: list[str]
 ) -> Prepared:
-    """Prepare a prompt that is ready when the gate is open; its client is noted when it begins."""
+    """Prepare a prompt that is ready once the gate is open; record its client at the start."""
 
     def make(_: Any) -> Sequence[GenerationRequest]:
         names.append(client)
         assert gate.wait(60)
-        return quickly(None)
+        return make_at_once(None)
 
     return await preparing.prepare(key, make, client)
 
@@ -59,15 +59,15 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
 
 
-def test_slow_prompts_of_one_client_keep_no_other_waiting(paris: ModelKey, gate: threading.Event) -> None:
+def test_slow_prompts_of_one_client_do_not_delay_others(paris: ModelKey, gate: threading.Event) -> None:
     async def test() -> None:
         preparing = PreparingPool(Starter(), 100)
         names: list[str] = []
-        slow = [asyncio.ensure_future(begun(preparing, paris, "many", gate, names)) for _ in range(20)]
+        slow = [asyncio.ensure_future(prepare_slowly(preparing, paris, "many", gate, names)) for _ in range(20)]
         while not names:
             await asyncio.sleep(0.01)
         for _ in range(5):
-            await preparing.prepare(paris, quickly, "one")
+            await preparing.prepare(paris, make_at_once, "one")
         assert not any(task.done() for task in slow)
         gate.set()
         await asyncio.gather(*slow)
@@ -76,14 +76,14 @@ def test_slow_prompts_of_one_client_keep_no_other_waiting(paris: ModelKey, gate:
     run(test())
 
 
-def test_where_too_many_wait_the_client_with_the_most_is_refused(paris: ModelKey, gate: threading.Event) -> None:
+def test_a_full_queue_refuses_the_client_with_the_most_prompts(paris: ModelKey, gate: threading.Event) -> None:
     async def test() -> None:
         preparing = PreparingPool(Starter(), 5)
         names: list[str] = []
-        slow = [asyncio.ensure_future(begun(preparing, paris, "many", gate, names)) for _ in range(5)]
+        slow = [asyncio.ensure_future(prepare_slowly(preparing, paris, "many", gate, names)) for _ in range(5)]
         while not names:
             await asyncio.sleep(0.01)
-        await preparing.prepare(paris, quickly, "one")
+        await preparing.prepare(paris, make_at_once, "one")
         refused = [task for task in slow if task.done()]
         assert refused == slow[-1:]
         with pytest.raises(ServerBusyError):
@@ -95,20 +95,20 @@ def test_where_too_many_wait_the_client_with_the_most_is_refused(paris: ModelKey
     run(test())
 
 
-def test_clients_that_leave_while_a_tokenizer_loads_hold_up_nobody(paris: ModelKey, tmp_path: Path) -> None:
+def test_clients_that_leave_while_a_tokenizer_loads_do_not_block_others(paris: ModelKey, tmp_path: Path) -> None:
     async def test() -> None:
         folder = write_chain(tmp_path / "endless", say("Par", "is", "!"))
         (folder / "tokenizer.json").unlink()
-        # Whoever reads it waits.
+        # Reading this file blocks.
         os.mkfifo(folder / "tokenizer.json")
         endless = ModelKey("endless", str(folder))
         preparing = PreparingPool(Starter(), 100)
-        first = asyncio.ensure_future(preparing.prepare(endless, quickly, "first"))
+        first = asyncio.ensure_future(preparing.prepare(endless, make_at_once, "first"))
         for number in range(50):
-            gone = asyncio.ensure_future(preparing.prepare(endless, quickly, f"{number}"))
+            gone = asyncio.ensure_future(preparing.prepare(endless, make_at_once, f"{number}"))
             await asyncio.sleep(0.01)
             gone.cancel()
-        await preparing.prepare(paris, quickly, "one")
+        await preparing.prepare(paris, make_at_once, "one")
         assert not first.done()
         first.cancel()
         preparing.close()

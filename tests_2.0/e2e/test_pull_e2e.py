@@ -1,4 +1,4 @@
-"""Pulling under fire: killed, cut off, lied to, without room, two at once; the real client over real HTTP and Xet."""
+"""Pulls with faults: kills, lost connections, wrong data, two at once; the real client over real HTTP and Xet."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mlxk2.formatting import human_size
 
 pytestmark = pytest.mark.e2e
 
-LOST_BYTES = 10 * MIB  # what a kill may cost of each file
+LOST_BYTES = 10 * MIB  # a kill may lose this much of each file
 
 
 # ------------------------------------------------------------------------------------------------------------- kills
 
 
-def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_killed_pull_resumes_near_where_it_stopped(hub_server: HubServer, hub_client: Client) -> None:
     files = big_model(48 * MIB, 24 * MIB)
     commit = hub_server.add(MODEL, files)
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=40 * MIB))
@@ -55,14 +55,16 @@ def test_ten_kills_cost_little_each(hub_server: HubServer, hub_client: Client) -
 
 
 def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
-    """Each file went on from where the last attempt stopped; `reached` is where, and is brought up to date."""
+    """Fail unless each file resumed where the last attempt stopped; update these positions in `reached`."""
     for request in server.log.find("GET", "/objects/"):
         assert request.start >= reached.get(request.path, 0) - LOST_BYTES
         reached[request.path] = request.start + request.sent
 
 
 @pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
-def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_client: Client, is_update: bool) -> None:
+def test_a_pull_killed_at_any_step_succeeds_when_repeated(
+    hub_server: HubServer, hub_client: Client, is_update: bool
+) -> None:
     allowed: list[list[tuple[str, str]]] = [[]]
     cache_dir, template = hub_client.cache_dir, hub_client.home.with_name("template")
     template.mkdir()
@@ -82,17 +84,17 @@ def test_killed_before_each_change_and_called_again(hub_server: HubServer, hub_c
             assert program.run("pull", MODEL).code == 0
             assert _files(cache_dir / FOLDER) == after
             assert program.run("rm", MODEL).code == 0
-            # The library leaves its lock files and, killed, half a list of a few bytes.
+            # The library leaves its lock files and, if killed, a half-written list of a few bytes.
             left = [name for name in _files(cache_dir) if not name.endswith((".lock", ".tmp"))]
             assert left in ([], ["blobs/.huggingface-shared-blobs"])
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, also behind links."""
+    """Return all files below a folder, also behind links."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_killed_update_keeps_the_old_revision(hub_server: HubServer, hub_client: Client) -> None:
     old = hub_server.add(MODEL, big_model(2 * MIB))
     assert hub_client.run("pull", MODEL).code == 0
     new = hub_server.add(MODEL, big_model(20 * MIB))
@@ -109,7 +111,7 @@ def test_a_killed_update_leaves_the_old_revision(hub_server: HubServer, hub_clie
     assert_healthy(hub_client, new)
 
 
-def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_client: Client) -> None:
+def test_ctrl_c_ends_at_once_and_keeps_downloaded_bytes(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, big_model(8 * MIB))
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=2 * MIB))
     process = hub_client.start("pull", MODEL, "--json")
@@ -126,7 +128,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_came(hub_server: HubServer, hub_clie
     assert_healthy(hub_client, commit)
 
 
-def test_a_killed_xet_download_goes_on(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_killed_xet_download_resumes(hub_server: HubServer, hub_client: Client) -> None:
     files = big_model(150 * MIB)
     commit = hub_server.add(MODEL, files, is_xet=True)
     partial = _partial(hub_client, files[WEIGHTS])
@@ -148,18 +150,18 @@ def _partial(client: Client, data: bytes) -> Path:
 
 
 REMAINS: dict[str, tuple[Callable[[bytes], bytes], int | None]] = {
-    "a beginning": (lambda data: data[:MIB], MIB),
-    "all of it": (lambda data: data, None),
-    "nothing": (lambda data: data[:0], 0),
-    "a wrong beginning": (lambda data: b"x" * (len(data) // 2), 0),
-    "wrong, all of it": (lambda data: b"x" * len(data), 0),
-    "more than all": (lambda data: data + b"x", 0),
+    "first part": (lambda data: data[:MIB], MIB),
+    "whole file": (lambda data: data, None),
+    "empty file": (lambda data: data[:0], 0),
+    "wrong first half": (lambda data: b"x" * (len(data) // 2), 0),
+    "wrong whole file": (lambda data: b"x" * len(data), 0),
+    "one byte too many": (lambda data: data + b"x", 0),
 }
 
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
 @pytest.mark.parametrize("remains", REMAINS)
-def test_whatever_an_earlier_attempt_left(
+def test_a_pull_succeeds_whatever_an_earlier_attempt_left(
     hub_server: HubServer, hub_client: Client, remains: str, is_xet: bool
 ) -> None:
     files = big_model(2 * MIB)
@@ -179,7 +181,7 @@ def test_whatever_an_earlier_attempt_left(
 
 
 class Case(NamedTuple):
-    """A fault, and the type of error that it becomes; none where the download ends well all the same."""
+    """A fault and the type of the resulting error, None if the download succeeds in spite of it."""
 
     fault: Fault
     error: str | None
@@ -210,7 +212,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_faults(hub_server: HubServer, hub_client: Client, case: Case) -> None:
+def test_transfer_faults_are_survived_or_reported(hub_server: HubServer, hub_client: Client, case: Case) -> None:
     commit = hub_server.add(MODEL, big_model(8 * MIB))
     hub_server.faults.add(case.fault)
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_DOWNLOAD_TIMEOUT="1")
@@ -228,7 +230,7 @@ def test_faults(hub_server: HubServer, hub_client: Client, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["dies half-way", "a byte too many", "wrong bytes"])
-def test_after_a_fault_the_next_pull_ends_well(hub_server: HubServer, hub_client: Client, name: str) -> None:
+def test_the_next_pull_after_a_fault_succeeds(hub_server: HubServer, hub_client: Client, name: str) -> None:
     commit = hub_server.add(MODEL, big_model(8 * MIB))
     fault = CASES[name].fault
     hub_server.faults.add(Fault(**{**vars(fault), "times": ALWAYS}))
@@ -241,7 +243,7 @@ def test_after_a_fault_the_next_pull_ends_well(hub_server: HubServer, hub_client
 
 
 @pytest.mark.parametrize("fault", ["no token", "no content"])
-def test_xet_that_is_offered_but_not_there(
+def test_missing_xet_content_is_downloaded_over_http(
     hub_server: HubServer, hub_client: Client, tmp_path: Path, fault: str
 ) -> None:
     commit = hub_server.add(MODEL, big_model(2 * MIB), is_xet=True)
@@ -271,7 +273,7 @@ def test_two_pulls_of_one_model_both_succeed(hub_server: HubServer, hub_client: 
     assert_healthy(hub_client, commit)
 
 
-def test_list_beside_a_pull_shows_it_whole_or_not_at_all(hub_server: HubServer, hub_client: Client) -> None:
+def test_list_shows_a_model_only_after_its_pull_is_complete(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, big_model(16 * MIB))
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=6 * MIB))
     process = hub_client.start("pull", MODEL, "--json")

@@ -1,4 +1,4 @@
-"""Pulling without room, into a cache that may not be written, and on a terminal."""
+"""Pulls without enough disk space, into a read-only cache, and on a terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from support.pulling import ALWAYS, FOLDER, MIB, MODEL, WEIGHTS, big_model, wait
 pytestmark = pytest.mark.e2e
 
 
-# -------------------------------------------------------------------------------------------------------------- room
+# -------------------------------------------------------------------------------------------------------- free space
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with 16 MiB."""
+    """Yield a file system with 16 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = (
@@ -38,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_room_is_checked_before_a_byte_is_fetched(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
+def test_free_space_is_checked_before_the_download(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
     hub_server.add(MODEL, big_model(30 * MIB))
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_CACHE=str(small_disk / "hub"))
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "OperationError")
@@ -47,21 +47,23 @@ def test_room_is_checked_before_a_byte_is_fetched(hub_server: HubServer, hub_cli
     assert hub_server.log.count("GET", "/resolve/") == 0
 
 
-def test_only_what_is_missing_needs_room(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
+def test_only_missing_files_need_free_space(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
     cache = {"HF_HUB_CACHE": str(small_disk / "hub")}
     files = big_model(11 * MIB)
     hub_server.add(MODEL, files)
     assert hub_client.run("pull", MODEL, **cache).code == 0
     commit = hub_server.add(MODEL, {"notes.txt": b"new"})
     assert hub_client.run("pull", MODEL, **cache).code == 0
-    # A damaged file makes room for the sound one.
+    # The space of a damaged file counts as free for its replacement.
     weights = small_disk / "hub" / FOLDER / "snapshots" / commit / WEIGHTS
     weights.resolve().write_bytes(b"x" * len(files[WEIGHTS]))
     outcome = hub_client.run("pull", MODEL, **cache)
     assert (outcome.code, weights.read_bytes() == files[WEIGHTS]) == (0, True)
 
 
-def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Client, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_during_a_pull_is_an_error(
+    hub_server: HubServer, hub_client: Client, small_disk: Path
+) -> None:
     cache = {"HF_HUB_CACHE": str(small_disk / "hub")}
     hub_server.add(MODEL, big_model(12 * MIB))
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=12 * MIB))
@@ -79,7 +81,7 @@ def test_a_disk_that_fills_up_meanwhile(hub_server: HubServer, hub_client: Clien
     assert any(request.start for request in hub_server.log.find("GET", "/objects/"))
 
 
-def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_file_size_limit_is_an_error_that_names_ulimit(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, big_model(8 * MIB))
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({4 * MIB}, {resource.RLIM_INFINITY}));"
     code = f"{limit} import sys; from mlxk2.cli.main import main; sys.exit(main(['pull', '{MODEL}', '--json']))"
@@ -90,7 +92,7 @@ def test_a_limit_of_file_sizes(hub_server: HubServer, hub_client: Client) -> Non
 
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a folder that even root can't write to")
-def test_a_cache_that_may_not_be_written(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_read_only_cache_is_a_permission_error(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_CACHE="/sys/kernel/hub")
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "PermissionError")
@@ -100,7 +102,7 @@ def test_a_cache_that_may_not_be_written(hub_server: HubServer, hub_client: Clie
 # ----------------------------------------------------------------------------------------------------------- progress
 
 
-def test_people_see_how_far_it_is(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_terminal_shows_the_progress_of_a_download(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, big_model(8 * MIB))
     hub_server.faults.add(Fault("/objects/", times=ALWAYS, rate=4 * MIB))
     environment = hub_client.environment | {"TERM": "xterm", "COLUMNS": "120"}

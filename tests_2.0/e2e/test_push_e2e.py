@@ -1,4 +1,4 @@
-"""`push` under kills, Ctrl-C and a hub that breaks off: a branch is at its old commit or at the whole new one."""
+"""`push` with kills, Ctrl-C and hub failures: a branch is at its old commit or at the whole new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW = 1.5
 
 @pytest.fixture
 def new(pusher: Pusher) -> dict[str, bytes]:
-    """What is to replace `OLD` on the hub: small files and a few megabytes in large ones."""
+    """Write and return the files that replace `OLD` on the hub: small ones and a few megabytes in large ones."""
     files = {f"model-{number}.safetensors": os.urandom(2_000_000 + number) for number in range(4)}
     files |= {"config.json": b"new", "tokenizer.json": b"{}"}
     pusher.add(OLD)
@@ -35,7 +35,7 @@ def new(pusher: Pusher) -> dict[str, bytes]:
 
 
 def wait_for(pusher: Pusher, process: subprocess.Popen[str], part: str) -> None:
-    """Wait until the hub is asked for something."""
+    """Wait until the hub receives a request for a path that contains `part`."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not pusher.server.log.count(part=part) and process.poll() is None:
         assert time.monotonic() < deadline
@@ -74,7 +74,7 @@ def test_a_killed_push_leaves_the_old_commit_or_the_whole_new_one(
 
 
 @pytest.mark.parametrize("settings", [PLAIN_HTTP, {}], ids=["http", "xet"])
-def test_ctrl_c_ends_it_and_nothing_has_changed(
+def test_ctrl_c_ends_a_push_and_changes_nothing(
     pusher: Pusher, new: dict[str, bytes], settings: Mapping[str, str]
 ) -> None:
     assert new
@@ -91,7 +91,9 @@ def test_ctrl_c_ends_it_and_nothing_has_changed(
 
 
 @pytest.mark.parametrize("settings", [PLAIN_HTTP, {}], ids=["http", "xet"])
-def test_a_file_that_vanishes_meanwhile(pusher: Pusher, new: dict[str, bytes], settings: Mapping[str, str]) -> None:
+def test_a_file_deleted_during_a_push_is_an_error(
+    pusher: Pusher, new: dict[str, bytes], settings: Mapping[str, str]
+) -> None:
     pusher.server.faults.add(Fault("/preupload/", "POST", after=SLOW))
     process = pusher.start("--private", "--json", **settings)
     wait_for(pusher, process, "/preupload/")
@@ -104,14 +106,14 @@ def test_a_file_that_vanishes_meanwhile(pusher: Pusher, new: dict[str, bytes], s
     assert pusher.remote_files() == OLD
 
 
-def test_an_answer_that_is_lost_can_be_asked_for_again(pusher: Pusher, new: dict[str, bytes]) -> None:
+def test_a_push_whose_response_was_lost_can_be_repeated(pusher: Pusher, new: dict[str, bytes]) -> None:
     pusher.server.faults.add(Fault("/commit/", "POST", cut_after=1))
     assert pusher.error("--private")["type"] == "upload_failed"
     assert pusher.remote_files() == new
     assert pusher.data("--private")["no_changes"]
 
 
-def test_a_hub_that_dies_in_the_middle(pusher: Pusher, new: dict[str, bytes]) -> None:
+def test_a_hub_that_stops_during_a_push_is_an_error(pusher: Pusher, new: dict[str, bytes]) -> None:
     pusher.server.faults.add(Fault("/commit/", "POST", after=SLOW * 4))
     process = pusher.start("--private", "--json")
     wait_for(pusher, process, "/commit/")
@@ -144,7 +146,7 @@ def test_a_hub_that_dies_in_the_middle(pusher: Pusher, new: dict[str, bytes]) ->
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.part}{value.status}",
 )
-def test_faults_of_the_hub(pusher: Pusher, fault: Fault, type: str) -> None:
+def test_errors_of_the_hub_have_their_type_and_change_nothing(pusher: Pusher, fault: Fault, type: str) -> None:
     pusher.add(OLD)
     pusher.write({"README.md": b"# A model", "a": b"1"})
     pusher.server.faults.add(replace(fault))
@@ -154,7 +156,7 @@ def test_faults_of_the_hub(pusher: Pusher, fault: Fault, type: str) -> None:
     assert pusher.remote_files() == OLD
 
 
-def test_a_dry_run_meets_the_same_faults(pusher: Pusher) -> None:
+def test_a_dry_run_reports_errors_of_the_hub(pusher: Pusher) -> None:
     pusher.add(OLD)
     pusher.write({"a": b"1"})
     pusher.server.faults.add(Fault("/tree/", status=403))
@@ -166,7 +168,7 @@ def test_two_pushes_at_once_do_not_mix(pusher: Pusher, new: dict[str, bytes]) ->
     processes = [pusher.start("--private", "--json", "--commit", f"push {number}") for number in range(2)]
     outs = [process.communicate(timeout=WAIT_SECONDS)[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
-    # The second is refused, or comes so late that nothing is left to be done.
+    # The second push is refused, or starts so late that it finds no changes.
     assert codes in ([0, 1], [0, 0])
     assert sum('"no_changes": false' in out for out in outs) == 1
     assert pusher.remote_files() == new

@@ -1,4 +1,4 @@
-"""`rm` as a process: killed before each change, asked on a terminal, beside other processes; what stays still runs."""
+"""`rm` as a process: killed before each change, confirmed on a terminal, beside other processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND = (sys.executable, "-m", "mlxk2", "rm")
 WAIT_SECONDS = 60
 
 COMMON = gguf_model("model.gguf")
-# Of each revision a small file, a large one, and a large one that another model has too.
+# Each revision has a small file, a large one, and a large one that it shares with another model.
 OWN: dict[str, Files] = {
     commit: {"own": commit.encode(), "own.bin": commit.encode() * 99, f"{commit[0]}.gguf": gguf(alignment=alignment)}
     for commit, alignment in ((COMMIT, 64), (OTHER_COMMIT, 128))
@@ -43,20 +43,20 @@ def start(cache_dir: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*COMMAND, *words, "--json"], env=environment, text=True, **streams)
 
 
-def ended(process: subprocess.Popen[str]) -> Result:
-    """How a started `rm` ended."""
+def wait_for_result(process: subprocess.Popen[str]) -> Result:
+    """Wait for a started `rm` and return its result."""
     out, err = process.communicate(timeout=WAIT_SECONDS)
     return Result(process.returncode, out, err)
 
 
 def outcome(cache_dir: Path) -> dict[str, Any]:
-    """What is in a cache, without the lock files that the library leaves in its store."""
+    """Return the content of a cache without the lock files that the library leaves in its store."""
     return {name: value for name, value in read_tree(cache_dir).items() if not name.endswith(".lock")}
 
 
 @pytest.fixture(params=LAYOUTS)
 def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A cache that is copied for every kill: of two models, one with two revisions."""
+    """Return a cache to copy for every kill: two models, one of them with two revisions."""
     cache_dir = CacheDir(tmp_path / "template", request.param)
     cache_dir.path.mkdir()
     (cache_dir.path / "TEST_SENTINEL").touch()
@@ -69,7 +69,7 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
-def test_killed_before_each_change_and_called_again(
+def test_rm_killed_at_any_step_succeeds_when_repeated(
     template: Path, environment: dict[str, str], argument: str, tmp_path: Path
 ) -> None:
     cache_dir = copy_tree(template, tmp_path / "hub")
@@ -81,13 +81,13 @@ def test_killed_before_each_change_and_called_again(
             again = program.run("rm", argument, "--json")
             if again.code == 0:
                 assert data_of(again, "rm")["action"] == "deleted"
-            else:  # it was killed when all was done
+            else:  # it was killed after its last change
                 assert again.json["error"]["type"] in ("model_not_found", "hash_not_found")
             assert outcome(cache_dir) == after
 
 
 def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> None:
-    """All that is listed is healthy, and each of its revisions is complete."""
+    """Fail unless every listed model is healthy and each of its revisions is complete."""
     models = {model["name"]: model for model in program.run("list", "--json").json["data"]["models"]}
     assert models.keys() - {NAME} == {OTHER}
     if argument != NAME:
@@ -99,7 +99,7 @@ def assert_whole_or_gone(cache_dir: Path, program: Killable, argument: str) -> N
         assert content == COMMON | OWN[snapshot.name]
 
 
-def test_other_revision_still_runs(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
+def test_the_other_revision_still_runs_after_rm(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
     folder = write_chain(tmp_path / "chain", say("Par", "is", "!"))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     cache_dir.add(NAME, files)
@@ -111,7 +111,7 @@ def test_other_revision_still_runs(cache_dir: CacheDir, tmp_path: Path, mlxk2: P
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
-def test_asks_on_a_terminal(cache_dir: CacheDir, answer: str, code: int) -> None:
+def test_rm_asks_for_confirmation_on_a_terminal(cache_dir: CacheDir, answer: str, code: int) -> None:
     cache_dir.add(NAME, chat_model())
     child = pexpect.spawn(sys.executable, ["-m", "mlxk2", "rm", "mod"], encoding="utf-8", timeout=WAIT_SECONDS)
     child.expect_exact("[y/N] ")
@@ -122,16 +122,16 @@ def test_asks_on_a_terminal(cache_dir: CacheDir, answer: str, code: int) -> None
     assert (child.exitstatus, cache_dir.folder(NAME).exists()) == (code, code == 1)
 
 
-def test_many_at_once_remove_once(cache_dir: CacheDir) -> None:
+def test_concurrent_removals_delete_a_model_once(cache_dir: CacheDir) -> None:
     CacheDir(cache_dir.path, "shared").add(NAME, COMMON | OWN[COMMIT])
-    results = [ended(process) for process in [start(cache_dir.path, NAME) for _ in range(4)]]
+    results = [wait_for_result(process) for process in [start(cache_dir.path, NAME) for _ in range(4)]]
     kinds = sorted("deleted" if result.code == 0 else result.json["error"]["type"] for result in results)
     assert kinds.count("deleted") == 1, results
     assert set(kinds) <= {"deleted", "model_not_found", "locks_present"}
     assert {entry.name for entry in cache_dir.path.iterdir()} <= {"TEST_SENTINEL", "blobs", ".locks"}
 
 
-def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client) -> None:
+def test_rm_refuses_a_model_that_is_being_pulled(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(NAME, COMMON)
     assert hub_client.run("pull", NAME).code == 0
     hub_server.add(NAME, {"big.bin": b"x" * 1_000_000})
@@ -150,7 +150,7 @@ def test_running_pull_keeps_its_model(hub_server: HubServer, hub_client: Client)
     assert not lock.parent.exists()
 
 
-def test_running_pull_keeps_shared_bytes_that_only_another_model_had(hub_server: HubServer, hub_client: Client) -> None:
+def test_rm_keeps_shared_bytes_that_a_running_pull_needs(hub_server: HubServer, hub_client: Client) -> None:
     for name in (NAME, OTHER):
         hub_server.add(name, COMMON, is_xet=True)
     assert hub_client.run("pull", NAME).code == 0

@@ -1,4 +1,4 @@
-"""`rm` where the operating system refuses: the message has its words, and says what was removed and what was not."""
+"""`rm` where the operating system refuses: the message quotes it and says what was removed and what was not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = chat_model() | {"a.bin": b"a" * 100_000}
 
 
 def as_user(*words: str, uid: int = 12345) -> Result:
-    """Run the program as another user, who may not do what root may."""
+    """Run the program as another user without the rights of root."""
     setpriv = shutil.which("setpriv")
     if setpriv is None or os.getuid() != 0:
         pytest.skip("needs root and setpriv, to become another user")
@@ -39,7 +39,7 @@ def as_user(*words: str, uid: int = 12345) -> Result:
 
 @pytest.fixture
 def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheDir]:
-    """A cache with a model of two revisions, in a place that every user can reach."""
+    """Yield a cache with a model of two revisions, in a place that every user can reach."""
     place = Path("/tmp") / f"mlxk2-test-{os.getpid()}"
     place.mkdir()
     cache_dir = CacheDir(place / "hub")
@@ -52,8 +52,8 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheDir]:
     shutil.rmtree(place)
 
 
-def refused(result: Result, cache_dir: CacheDir, before: dict[str, Any], words: str) -> None:
-    """Nothing was removed, and the error says so, and why."""
+def assert_refused(result: Result, cache_dir: CacheDir, before: dict[str, Any], words: str) -> None:
+    """Fail unless nothing was removed and the error says so and why."""
     error = error_of(result, "rm")
     assert error["type"] == "PermissionError"
     assert words in error["message"]
@@ -63,13 +63,13 @@ def refused(result: Result, cache_dir: CacheDir, before: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
-def test_a_cache_of_another_user(open_hub: CacheDir, argument: str) -> None:
-    refused(as_user("rm", argument, "--json"), open_hub, read_tree(open_hub.path), "Permission denied")
+def test_rm_in_the_cache_of_another_user_is_refused(open_hub: CacheDir, argument: str) -> None:
+    assert_refused(as_user("rm", argument, "--json"), open_hub, read_tree(open_hub.path), "Permission denied")
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}", f"{NAME}@dev"])
 @pytest.mark.parametrize("part", ["", "snapshots"])
-def test_a_model_that_another_user_closed(open_hub: CacheDir, argument: str, part: str) -> None:
+def test_rm_of_a_model_without_access_is_refused(open_hub: CacheDir, argument: str, part: str) -> None:
     open_hub.add("org/other", FILES)
     before = read_tree(open_hub.path)
     for folder in (open_hub.path, *(path for path in open_hub.path.rglob("*") if path.is_dir())):
@@ -77,12 +77,12 @@ def test_a_model_that_another_user_closed(open_hub: CacheDir, argument: str, par
     closed = open_hub.folder(NAME) / part
     os.chown(closed, 0, 0)
     closed.chmod(0o700)
-    refused(as_user("rm", argument, "--json"), open_hub, before, "Permission denied")
+    assert_refused(as_user("rm", argument, "--json"), open_hub, before, "Permission denied")
     assert data_of(as_user("rm", "org/other", "--json"), "rm")["action"] == "deleted"
 
 
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
-def test_a_file_system_that_is_read_only(
+def test_rm_on_a_read_only_file_system_is_refused(
     tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch, argument: str
 ) -> None:
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
@@ -94,12 +94,12 @@ def test_a_file_system_that_is_read_only(
         monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir.path))
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         data_of(mlxk2("rm", argument, "--dry-run", "--json"), "rm")
-        refused(mlxk2("rm", argument, "--json"), cache_dir, read_tree(cache_dir.path), "Read-only file system")
+        assert_refused(mlxk2("rm", argument, "--json"), cache_dir, read_tree(cache_dir.path), "Read-only file system")
 
 
 @pytest.fixture
 def immutable() -> Iterator[Any]:
-    """Makes files immutable until the test ends."""
+    """Yield a function that makes files immutable until the test ends."""
     made: list[Path] = []
 
     def make(path: Path) -> None:
@@ -113,13 +113,13 @@ def immutable() -> Iterator[Any]:
             subprocess.run(["chattr", "-i", place], capture_output=True)
 
 
-def test_an_immutable_model(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
+def test_rm_of_an_immutable_model_is_refused(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
     cache_dir.add(NAME, FILES)
     immutable(cache_dir.folder(NAME))
-    refused(mlxk2("rm", NAME, "--json"), cache_dir, read_tree(cache_dir.path), "Operation not permitted")
+    assert_refused(mlxk2("rm", NAME, "--json"), cache_dir, read_tree(cache_dir.path), "Operation not permitted")
 
 
-def test_an_immutable_file_of_a_model(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
+def test_an_immutable_file_is_named_and_the_rest_removed(cache_dir: CacheDir, mlxk2: Program, immutable: Any) -> None:
     snapshot = cache_dir.add(NAME, FILES)
     blob = (snapshot / "config.json").resolve()
     immutable(blob)
@@ -128,17 +128,17 @@ def test_an_immutable_file_of_a_model(cache_dir: CacheDir, mlxk2: Program, immut
     assert error["message"].startswith(f"{NAME} is removed, but not all of its files could be deleted: {blob.name}: ")
     assert "next `mlxk2 rm`" in error["hint"]
     assert mlxk2("list", "--json").json["data"]["models"] == []
-    # All that could be deleted is gone.
+    # Everything that could be deleted is gone.
     assert {path.name for path in cache_dir.path.rglob("*") if path.is_file()} == {SENTINEL, ".lock", blob.name}
     (left,) = cache_dir.path.glob(".trash-*/*/blobs/*")
     subprocess.run(["chattr", "-i", left], check=True)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["action"] == "deleted"
 
 
-# ---------------------------------------------------------------------------------------------- what the library left
+# ------------------------------------------------------------------------------------------- leftovers of the library
 
 
-def test_half_written_lists_of_the_store_go(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_half_written_reference_lists_are_removed(cache_dir: CacheDir, mlxk2: Program) -> None:
     shared = CacheDir(cache_dir.path, "shared")
     for name in (NAME, "org/other"):
         shared.add(name, FILES)

@@ -17,7 +17,7 @@ from support.tiny_models import BABBLE, NEWLINE, say, write_chain
 
 pytestmark = pytest.mark.e2e
 
-# In the child, any use of the network is a fault, and a file tells when Ctrl-C is waited for.
+# In the child, any use of the network is an error, and a file appears once the handler for Ctrl-C is installed.
 SITE = """
 import os, signal, sys
 def audit(event, arguments):
@@ -36,7 +36,7 @@ signal.signal = note
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user with an empty cache, in whose process the network is a fault."""
+    """Return the environment of a user with an empty cache, where any use of the network is an error."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SITE)
@@ -59,7 +59,7 @@ def run(environment: dict[str, str], *words: str, stdin: str | None = None) -> s
 
 
 def data(environment: dict[str, str], *words: str, stdin: str | None = None) -> dict[str, Any]:
-    """The data of a successful run with --json."""
+    """Return the data of a successful run with --json."""
     done = run(environment, *words, "--json", stdin=stdin)
     assert (done.returncode, done.stderr) == (0, "")
     envelope = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def data(environment: dict[str, str], *words: str, stdin: str | None = None) -> 
     return dict(envelope["data"])
 
 
-def test_the_demo_answers(environment: dict[str, str]) -> None:
+def test_the_demo_answers_a_question(environment: dict[str, str]) -> None:
     done = run(environment, "demo", "What is the capital of France?")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.strip()) > 5
@@ -86,7 +86,7 @@ def test_text_is_the_same_streamed_collected_and_in_json(environment: dict[str, 
     assert answer["generation_time_s"] > 0
 
 
-def test_a_seed_decides(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_text(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "babble", BABBLE))
     asked = (model, "hi", "--max-tokens", "30", "--seed")
     said = [data(environment, *asked, seed)["response"] for seed in ("1", "1", "2")]
@@ -94,7 +94,7 @@ def test_a_seed_decides(environment: dict[str, str], tmp_path: Path) -> None:
     assert len(said[0]) == 30
 
 
-def test_reasoning_is_apart(environment: dict[str, str], tmp_path: Path) -> None:
+def test_reasoning_is_printed_before_the_answer(environment: dict[str, str], tmp_path: Path) -> None:
     chain = say("<think>", NEWLINE + "x", "Hm", "</think>", NEWLINE * 2, "Paris", ".")
     model = str(write_chain(tmp_path / "thinker", chain))
     for words in ((), ("--no-stream",)):
@@ -105,7 +105,7 @@ def test_reasoning_is_apart(environment: dict[str, str], tmp_path: Path) -> None
     assert answer["tokens_generated"] == 8
 
 
-def test_the_limit_and_the_statistics(environment: dict[str, str], tmp_path: Path) -> None:
+def test_json_has_the_finish_reason_and_statistics(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "babble", BABBLE, context=64))
     answer = data(environment, model, "hi", "--max-tokens", "5")
     assert (answer["finish_reason"], answer["tokens_generated"], len(answer["response"])) == ("length", 5, 5)
@@ -114,27 +114,27 @@ def test_the_limit_and_the_statistics(environment: dict[str, str], tmp_path: Pat
     assert answer["generation_time_s"] > answer["time_to_first_token_s"] > 0
     assert answer["tokens_per_second"] > 0
     assert answer["prompt_tokens_per_second"] > 0
-    told = run(environment, model, "hi", "--max-tokens", "5", "--verbose").stderr
-    assert "answer: 5 tokens" in told
-    assert re.search(r"the first after \d+\.\d\d s, prompt \d+\.\d tokens/s, answer \d+\.\d tokens/s", told)
+    printed = run(environment, model, "hi", "--max-tokens", "5", "--verbose").stderr
+    assert "answer: 5 tokens" in printed
+    assert re.search(r"the first after \d+\.\d\d s, prompt \d+\.\d tokens/s, answer \d+\.\d tokens/s", printed)
     alone = data(environment, model, "hi", "--max-tokens", "1")
     assert (alone["tokens_generated"], alone["tokens_per_second"]) == (1, 0)
 
 
 @pytest.mark.parametrize("words", [(), ("-",)])
-def test_the_prompt_from_stdin(environment: dict[str, str], tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_the_prompt_can_come_from_stdin(environment: dict[str, str], tmp_path: Path, words: tuple[str, ...]) -> None:
     model = str(write_chain(tmp_path / "m", say("Paris")))
     assert data(environment, model, *words, stdin="Where?\nThere?\n")["prompt"] == "Where?\nThere?"
 
 
-def test_without_the_chat_template_the_prompt_is_continued(environment: dict[str, str], tmp_path: Path) -> None:
+def test_no_chat_template_continues_the_prompt(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "m", say("Paris", after="?")))
     answer = data(environment, model, "Where?", "--no-chat-template")
     assert (answer["response"], answer["prompt_tokens"]) == ("Paris", 6)
     assert data(environment, model, "Where?")["response"] == ""
 
 
-def test_a_system_prompt_is_in_the_prompt(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_system_prompt_is_part_of_the_prompt(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "m", say("Paris")))
     plain, system = (data(environment, model, "hi", *words) for words in ((), ("--system", "Be brief.")))
     assert system["prompt_tokens"] > plain["prompt_tokens"] + len("Be brief.")
@@ -152,7 +152,7 @@ def test_a_system_prompt_is_in_the_prompt(environment: dict[str, str], tmp_path:
         (("demo", "hi", "--adapter", "/nonesuch"), None, "ValidationError", "adapter"),
     ],
 )
-def test_faults_are_envelopes_and_lines(
+def test_errors_are_envelopes_with_json_and_one_line_without(
     environment: dict[str, str], words: tuple[str, ...], stdin: str | None, kind: str, said: str
 ) -> None:
     done = run(environment, *words, "--json", stdin=stdin)
@@ -166,14 +166,14 @@ def test_faults_are_envelopes_and_lines(
     assert "Traceback" not in plain.stderr
 
 
-def test_a_prompt_past_the_context_names_both_numbers(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_prompt_past_the_context_is_an_error_with_both_lengths(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "m", BABBLE, context=64))
     error = run(environment, model, "x" * 100).stderr
     assert "119 tokens" in error
     assert "64" in error
 
 
-def test_a_damaged_model_is_not_loaded(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", BABBLE)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -181,7 +181,7 @@ def test_a_damaged_model_is_not_loaded(environment: dict[str, str], tmp_path: Pa
     assert json.loads(done.stdout)["error"]["type"] == "ModelUnhealthyError"
 
 
-# The first can't be loaded, the second can't encode anything, the third no prompt that begins a text.
+# The first can't be loaded, the second can encode no text, the third no text that begins with special tokens.
 DAMAGED: dict[str, dict[str, Any]] = {
     "normalizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
     "model": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["<|im_end|>", -1.0]]}},
@@ -197,7 +197,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("part", DAMAGED)
-def test_a_damaged_tokenizer_is_told(environment: dict[str, str], tmp_path: Path, part: str) -> None:
+def test_a_damaged_tokenizer_is_reported(environment: dict[str, str], tmp_path: Path, part: str) -> None:
     folder = write_chain(tmp_path / "m", BABBLE)
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | DAMAGED[part]))
@@ -210,12 +210,12 @@ def test_a_damaged_tokenizer_is_told(environment: dict[str, str], tmp_path: Path
     assert str(tmp_path) not in error["message"]
     plain = run(environment, str(folder), "hi", "--no-chat-template")
     assert (plain.returncode, plain.stdout) == (1, "")
-    # Rust tells of its panics on stderr by itself.
+    # Rust itself prints its panics on stderr.
     assert plain.stderr.splitlines()[-1] == f"Error: {error['message']}"
     assert "Traceback" not in plain.stderr
 
 
-def test_an_unknown_architecture_is_told(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", BABBLE)
     (folder / "config.json").write_text('{"model_type": "nonesuch"}')
     done = run(environment, str(folder), "hi", "--json")
@@ -224,7 +224,7 @@ def test_an_unknown_architecture_is_told(environment: dict[str, str], tmp_path: 
     assert "nonesuch" in error["message"]
 
 
-def test_a_reader_that_goes_away_ends_the_program_quietly(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_generation_quietly(environment: dict[str, str], tmp_path: Path) -> None:
     model = str(write_chain(tmp_path / "m", BABBLE, context=100_000))
     with subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "run", model, "hi"],
@@ -243,20 +243,20 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(environment: dict[str,
 
 @pytest.mark.parametrize("words", [(), ("--no-stream",)])
 def test_ctrl_c_ends_the_answer(environment: dict[str, str], tmp_path: Path, words: tuple[str, ...]) -> None:
-    out, err, code = interrupted(environment, tmp_path, *words)
+    out, err, code = run_interrupted(environment, tmp_path, *words)
     text, _, mark = out.rstrip("\n").rpartition("\n")
     assert (text.isalpha(), mark, err, code) == (True, "[Generation interrupted by user]", "", 130)
 
 
-def test_ctrl_c_in_json(environment: dict[str, str], tmp_path: Path) -> None:
-    out, err, code = interrupted(environment, tmp_path, "--json")
+def test_ctrl_c_with_json_prints_the_partial_answer(environment: dict[str, str], tmp_path: Path) -> None:
+    out, err, code = run_interrupted(environment, tmp_path, "--json")
     answer = json.loads(out)["data"]
     assert (answer["finish_reason"], err, code) == ("interrupted", "", 130)
     assert len(answer["response"]) == answer["tokens_generated"] > 0
 
 
-def interrupted(environment: dict[str, str], tmp_path: Path, *words: str) -> tuple[str, str, int]:
-    """Press Ctrl-C while an endless answer is generated; stdout, stderr and the exit code."""
+def run_interrupted(environment: dict[str, str], tmp_path: Path, *words: str) -> tuple[str, str, int]:
+    """Press Ctrl-C while an endless answer is generated; return stdout, stderr and the exit code."""
     model = str(write_chain(tmp_path / "m", BABBLE, context=1_000_000))
     with subprocess.Popen(
         [sys.executable, "-m", "mlxk2", "run", model, "hi", *words],

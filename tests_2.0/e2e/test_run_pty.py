@@ -1,4 +1,4 @@
-"""`run PROMPT` on a pseudo-terminal: what it shows while it works, and what it does with signals and typed text."""
+"""`run PROMPT` on a pseudo-terminal: progress lines, signals and text that the user types early."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LONG = "x" * 100_000
 
 @pytest.fixture
 def paris(tmp_path: Path) -> Path:
-    """A model that always says Paris."""
+    """Return a model that always writes Paris."""
     return write_chain(tmp_path / "paris", say("Par", "is", "!"), context=1_000_000)
 
 
 def variables(home: Path, slow: str, seconds: float = 15) -> dict[str, str]:
-    """Return the environment of a user's terminal; `slow` is what takes so many seconds."""
+    """Return the environment of a user's terminal; the part named by `slow` takes that many seconds."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -71,19 +71,19 @@ def wait_for_quiet(child: pexpect.spawn) -> None:
     assert child.waitnoecho(60)
 
 
-def test_the_line_goes_when_the_answer_comes(paris: Path, tmp_path: Path) -> None:
+def test_the_progress_line_is_erased_when_the_answer_begins(paris: Path, tmp_path: Path) -> None:
     child = start(command(paris, "hi"), variables(tmp_path, "load", 1))
     child.expect_exact(LOADING)
     written = rest(child)
     shown, _, after = written.rpartition(ERASED)
     assert (after, child.exitstatus) == ("Paris!\r\n", 0)
-    # Each line replaces the one before, and none is left.
+    # Each progress line replaces the one before, and the last one is erased.
     assert "\n" not in shown
     assert ERASED not in shown
 
 
 @pytest.mark.parametrize("words", [("--no-stream",), ("--hide-reasoning",)])
-def test_the_line_stays_until_text_is_shown(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_the_progress_line_stays_until_text_is_shown(tmp_path: Path, words: tuple[str, ...]) -> None:
     chain = say("<think>", "x", "</think>", "Paris", ".")
     model = write_chain(tmp_path / "thinker", chain)
     written = rest(start(command(model, "hi", *words), variables(tmp_path, "load", 1)))
@@ -91,7 +91,7 @@ def test_the_line_stays_until_text_is_shown(tmp_path: Path, words: tuple[str, ..
     assert LOADING in written
 
 
-def test_a_long_prompt_and_a_redirected_answer(paris: Path, tmp_path: Path) -> None:
+def test_progress_is_shown_while_the_answer_goes_to_a_file(paris: Path, tmp_path: Path) -> None:
     file = tmp_path / "answer"
     line = shlex.join(command(paris, LONG[:5_000])) + f" > {file}"
     child = start(["sh", "-c", line], variables(tmp_path, "prefill"))
@@ -100,7 +100,7 @@ def test_a_long_prompt_and_a_redirected_answer(paris: Path, tmp_path: Path) -> N
     assert file.read_text() == "Paris!\n"
 
 
-def test_nothing_is_shown_where_nobody_looks(paris: Path, tmp_path: Path) -> None:
+def test_progress_is_shown_only_on_a_capable_terminal(paris: Path, tmp_path: Path) -> None:
     slow = variables(tmp_path, "load", 1)
     assert rest(start(command(paris, "hi", "--json"), slow)).lstrip().startswith("{")
     assert rest(start(command(paris, "hi"), {**slow, "TERM": "dumb"})) == "Paris!\r\n"
@@ -117,7 +117,7 @@ INTERRUPTED = "[Generation interrupted by user]"
     ("slow", "shown", "said"),
     [("load", LOADING, "Error: Interrupted."), ("tokenize", READING, INTERRUPTED), ("prefill", READING, INTERRUPTED)],
 )
-def test_ctrl_c_ends_what_comes_before_the_answer(
+def test_ctrl_c_ends_loading_and_reading_of_the_prompt(
     paris: Path, tmp_path: Path, slow: str, shown: str, said: str
 ) -> None:
     child = start(command(paris, LONG), variables(tmp_path, slow))
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_what_comes_before_the_answer(
     assert (child.exitstatus, "Paris" in written) == (130, False)
 
 
-def test_ctrl_c_before_the_prompt_is_read_in_json(paris: Path, tmp_path: Path) -> None:
+def test_ctrl_c_before_the_answer_prints_an_envelope_with_json(paris: Path, tmp_path: Path) -> None:
     child = start(command(paris, "hi", "--json"), variables(tmp_path, "tokenize"))
     wait_for_quiet(child)
     child.sendintr()
@@ -138,7 +138,7 @@ def test_ctrl_c_before_the_prompt_is_read_in_json(paris: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("slow", ["load", "tokenize", "prefill"])
-def test_sigterm_gives_the_terminal_back(paris: Path, tmp_path: Path, slow: str) -> None:
+def test_sigterm_restores_the_terminal(paris: Path, tmp_path: Path, slow: str) -> None:
     child = start(command(paris, LONG), variables(tmp_path, slow))
     child.expect_exact(LOADING if slow == "load" else READING)
     wait_for_quiet(child)
@@ -147,7 +147,7 @@ def test_sigterm_gives_the_terminal_back(paris: Path, tmp_path: Path, slow: str)
     assert child.signalstatus == signal.SIGTERM
 
 
-def test_an_error_gives_the_terminal_back(paris: Path, tmp_path: Path) -> None:
+def test_an_error_restores_the_terminal(paris: Path, tmp_path: Path) -> None:
     tokenizer = json.loads((paris / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}
     (paris / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -156,7 +156,7 @@ def test_an_error_gives_the_terminal_back(paris: Path, tmp_path: Path) -> None:
     assert "Error: " in written.rpartition(ERASED)[2]
 
 
-def test_what_is_typed_is_for_the_shell(tmp_path: Path) -> None:
+def test_text_typed_during_run_goes_to_the_shell(tmp_path: Path) -> None:
     model = write_chain(tmp_path / "babble", BABBLE, context=300)
     shell = start(["bash", "--norc", "--noprofile", "-i"], {**variables(tmp_path, "load", 2), "PS1": "$ "})
     shell.sendline(shlex.join(command(model, "hi")))
@@ -171,8 +171,8 @@ def test_what_is_typed_is_for_the_shell(tmp_path: Path) -> None:
     assert "\r42\r\n" in after.replace("\n42", "\r42")
 
 
-def test_ctrl_z_gives_the_terminal_to_the_shell_and_takes_it_again(paris: Path, tmp_path: Path) -> None:
-    # A shell that leaves the terminal's modes as they are.
+def test_ctrl_z_returns_the_terminal_and_fg_takes_it_back(paris: Path, tmp_path: Path) -> None:
+    # `sh` does not change the modes of the terminal.
     line = f"set -m; {shlex.join(command(paris, 'hi'))}; stty -a; read go; fg; stty -a; echo the end"
     shell = start(["sh", "-c", line], variables(tmp_path, "load", 3))
     shell.expect_exact(LOADING)

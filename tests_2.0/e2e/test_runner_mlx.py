@@ -42,29 +42,29 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def babble(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model that says random letters for ever."""
+    """Return a model that writes random letters without end."""
     return load(write_chain(tmp_path_factory.mktemp("models") / "babble", BABBLE))
 
 
 def encode(model: LoadedModel, text: str) -> tuple[int, ...]:
-    """The prompt for a user's message."""
+    """Return the prompt for a user's message."""
     return prompter(model).chat([{"role": "user", "content": text}]).tokens
 
 
 def prompter(model: LoadedModel) -> Prompter:
-    """The prompter of a model."""
+    """Return the prompter of a model."""
     return Prompter(model.tokenizer, model.vocabulary)
 
 
 def answer(model: LoadedModel, **options: Any) -> tuple[str, Finished]:
-    """The text of the answer to one prompt, and its end."""
+    """Return the text of the answer to one prompt and its last event."""
     prompt = prompter(model).chat([{"role": "user", "content": "hello"}])
     events = list(MLXRunner(model).stream(GenerationRequest(prompt.tokens, thinking=prompt.thinking, **options)))
     return text(events), finished(events)
 
 
 def together(runner: FollowedRunner, sessions: list[Followed]) -> list[str]:
-    """The texts of sequences that run in one batch."""
+    """Return the texts of sequences that run in one batch."""
     runner.finish(sessions)
     return [session.text for session in sessions]
 
@@ -84,7 +84,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(babble: LoadedModel) ->
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-40, 1e-300])
-def test_next_to_nothing_of_the_probability_is_the_likeliest_token(babble: LoadedModel, top_p: float) -> None:
+def test_a_tiny_top_p_gives_the_likeliest_token(babble: LoadedModel, top_p: float) -> None:
     greedy, narrow = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=top_p)
     prompt = encode(babble, "hello")
     runner = FollowedRunner(babble)
@@ -96,7 +96,7 @@ def test_without_a_seed_texts_differ(babble: LoadedModel) -> None:
     assert answer(babble, max_tokens=30)[0] != answer(babble, max_tokens=30)[0]
 
 
-def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> None:
+def test_every_sequence_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> None:
     runner = FollowedRunner(babble)
     prompt = encode(babble, "hello")
     only_a = tuple((token, -100.0) for token in babble.tokenizer.encode(LETTERS[1:]))
@@ -109,13 +109,13 @@ def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> N
     texts = together(runner, sessions)
     assert len(texts[0]) == 5
     assert texts[1:3] == ["a" * 9, ""]
-    # Every letter once, before any comes again.
+    # Every letter comes once before any letter comes again.
     assert set(texts[3][:26]) == set(LETTERS)
     assert [session.tokens for session in sessions] == [5, 9, 3, 40]
 
 
 @pytest.mark.parametrize(
-    ("told", "most", "is_under_way"),
+    ("counts", "limits", "is_under_way"),
     [
         ([], [], False),
         ([0], [9], False),
@@ -126,13 +126,15 @@ def test_every_session_of_a_batch_keeps_its_own_limits(babble: LoadedModel) -> N
         ([0, 8, 1], [9, 9, 9], True),
     ],
 )
-def test_no_row_waits_for_a_step_that_nobody_needs_yet(told: list[int], most: list[int], is_under_way: bool) -> None:
+def test_the_next_step_starts_early_only_if_a_sequence_needs_it(
+    counts: list[int], limits: list[int], is_under_way: bool
+) -> None:
     batch = Decoding.empty(None, min)
-    batch._num_tokens, batch.max_tokens = told, most
+    batch._num_tokens, batch.max_tokens = counts, limits
     assert batch._is_under_way() is is_under_way
 
 
-def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: LoadedModel) -> None:
+def test_a_frequency_penalty_counts_the_answer_but_not_the_prompt(babble: LoadedModel) -> None:
     sampling = Sampling(frequency_penalty=5, temperature=0)
     prompt = encode(babble, "aaaaaaaaaa")
     said = text(MLXRunner(babble).stream(GenerationRequest(prompt, 78, sampling)), None)
@@ -141,22 +143,22 @@ def test_a_frequency_penalty_counts_the_whole_answer_and_not_the_prompt(babble: 
 
 
 @pytest.mark.parametrize("name", ["llama", "chunked attention"])
-def test_logprobs_are_those_of_the_chosen_tokens(name: str, tmp_path: Path) -> None:
+def test_logprobs_belong_to_the_chosen_tokens(name: str, tmp_path: Path) -> None:
     model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
     asked = GenerationRequest(encode(model, "hello"), 12, Sampling(seed=1), logprobs=5)
     chunks = list(MLXRunner(model).stream(asked))
-    told = logprobs(chunks)
-    assert len(told) == finished(chunks).usage.completion_tokens == 12
-    for entry in told:
+    entries = logprobs(chunks)
+    assert len(entries) == finished(chunks).usage.completion_tokens == 12
+    for entry in entries:
         assert len(entry.top) == 5
         assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
         assert entry.logprob <= entry.top[0][1] < 0
         assert entry.logprob == dict(entry.top).get(entry.token, entry.logprob)
     first = model.model(mx.array([asked.prompt]))[0, -1]
-    assert told[0].logprob == pytest.approx((first - mx.logsumexp(first))[told[0].token].item(), abs=1e-4)
+    assert entries[0].logprob == pytest.approx((first - mx.logsumexp(first))[entries[0].token].item(), abs=1e-4)
 
 
-def test_each_row_of_a_batch_reports_what_it_was_asked_for(babble: LoadedModel) -> None:
+def test_each_sequence_of_a_batch_reports_the_logprobs_it_was_asked_for(babble: LoadedModel) -> None:
     prompt = encode(babble, "hello")
     asked = [GenerationRequest(prompt, 6, Sampling(seed=1), logprobs=count) for count in (0, None, 3, 20)]
     runner = FollowedRunner(babble)
@@ -172,7 +174,7 @@ def test_each_row_of_a_batch_reports_what_it_was_asked_for(babble: LoadedModel) 
             assert len(one.top) == request.logprobs
 
 
-def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
+def test_greedy_text_equals_that_of_mlx_lm(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
     mine = load(folder)
     prompt = encode(mine, "hello")
@@ -183,7 +185,7 @@ def test_greedy_text_is_that_of_mlx_lm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures_give_the_same_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
+def test_every_architecture_writes_the_same_text_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
     model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
     asked = [
         GenerationRequest(encode(model, text), 24, Sampling(temperature=0.8, seed=number))
@@ -194,7 +196,7 @@ def test_architectures_give_the_same_alone_and_in_a_batch(name: str, tmp_path: P
     assert together(runner, [runner.submit(request) for request in asked]) == alone
 
 
-def test_a_cancelled_session_leaves_the_others(babble: LoadedModel) -> None:
+def test_a_cancelled_sequence_does_not_affect_the_others(babble: LoadedModel) -> None:
     runner = FollowedRunner(babble)
     asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
     expected = text(runner.stream(asked), None)
@@ -209,15 +211,15 @@ def test_a_cancelled_session_leaves_the_others(babble: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_stop_string_that_the_limit_completes_is_the_reason_for_the_end(plain: bool, tmp_path: Path) -> None:
-    # The detokenizer keeps a single space back until the next token, or the end.
+def test_a_stop_string_completed_at_the_token_limit_gives_reason_stop(plain: bool, tmp_path: Path) -> None:
+    # The detokenizer holds back a single space until the next token or the end.
     model = load(write_chain(tmp_path / "m", say("a", SPACE, "b")))
     asked = GenerationRequest(encode(model, "hello"), 2, Sampling(temperature=0), ("a ",), plain=plain)
     chunks = list(MLXRunner(model).stream(asked))
     assert (text(chunks, None), finished(chunks).reason) == ("", "stop")
 
 
-def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
+def test_an_unused_token_id_has_no_bytes(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "m", ARCHITECTURES["llama"])
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -230,8 +232,8 @@ def test_a_number_that_stands_for_no_token_has_no_bytes(tmp_path: Path) -> None:
     assert [model.vocabulary.bytes_of(token) for token in (letter, gap)] == [b"a", b""]
 
 
-def test_cancelling_an_answer_whose_rest_is_no_character_troubles_no_other(tmp_path: Path) -> None:
-    # The detokenizer waits for what could complete this character, over which mlx-lm's own fails at the end.
+def test_cancelling_an_incomplete_character_does_not_affect_the_others(tmp_path: Path) -> None:
+    # The detokenizer waits for the rest of this character; mlx-lm's own detokenizer fails at the end of such a text.
     endless = {NEWLINE: ["\ufffd"], "\ufffd": ["\ufffd"], "x": ["y"], "y": ["z"]}
     model = load(write_chain(tmp_path / "m", endless))
     runner = FollowedRunner(model)
@@ -244,7 +246,7 @@ def test_cancelling_an_answer_whose_rest_is_no_character_troubles_no_other(tmp_p
     assert together(runner, [sound])[0].endswith("z")
 
 
-def test_stop_strings_reasoning_and_characters_on_a_real_tokenizer(tmp_path: Path) -> None:
+def test_stop_strings_reasoning_and_emoji_work_on_a_real_tokenizer(tmp_path: Path) -> None:
     emoji = ("ð", "Ł", "ĺ", "Ģ")
     chain = say("<think>", NEWLINE + "x", "Hm", "</think>", NEWLINE * 2, "Par", "is", *emoji, "!", "Ġmore")
     model = load(write_chain(tmp_path / "m", chain))
@@ -255,7 +257,7 @@ def test_stop_strings_reasoning_and_characters_on_a_real_tokenizer(tmp_path: Pat
     assert answer(model, max_tokens=9)[1].reason == "length"
 
 
-def test_a_template_that_opens_the_reasoning(tmp_path: Path) -> None:
+def test_a_chat_template_may_open_the_reasoning(tmp_path: Path) -> None:
     template = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
     chain = say("Hm", "</think>", NEWLINE * 2, "Paris", after="<think>")
     model = load(write_chain(tmp_path / "m", chain, template=template))
@@ -263,7 +265,7 @@ def test_a_template_that_opens_the_reasoning(tmp_path: Path) -> None:
     assert answer(model)[0] == "Paris"
 
 
-def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
+def test_harmony_channels_work_on_a_real_tokenizer(tmp_path: Path) -> None:
     marks = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
     template = CHATML.replace("<|im_start|>assistant\n{% endif", "<|start|>assistant{% endif")
     said = {
@@ -281,7 +283,7 @@ def test_harmony_on_a_real_tokenizer(tmp_path: Path) -> None:
 
 
 class Faulty:
-    """A model that fails where it is given a token, or more rows than it can hold."""
+    """A model that fails at a given token, or with more sequences than it can hold."""
 
     def __init__(self, model: Any, poison: int = 10**6, most_rows: int = 100) -> None:
         self._model, self._poison, self._most_rows = model, poison, most_rows
@@ -298,7 +300,7 @@ class Faulty:
         return logits
 
 
-def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -> None:
+def test_a_fault_of_one_sequence_leaves_the_text_of_the_others(babble: LoadedModel) -> None:
     poison = babble.tokenizer.get_vocab()["~"]
     model = dataclasses.replace(babble, model=Faulty(babble.model, poison))
     asked = [
@@ -306,7 +308,7 @@ def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -
         for number in range(1, 8)
     ]
     alone = [text(MLXRunner(babble).stream(request), None) for request in asked]
-    # One is poisoned by the first token of its answer, one by its prompt.
+    # One sequence fails at the first token of its answer, one at its prompt.
     sure = Sampling(logit_bias=((poison, 100.0),), seed=1)
     runner = FollowedRunner(model, prompt_cache_bytes=1 << 20)
     sessions = [runner.submit(request) for request in asked]
@@ -320,7 +322,7 @@ def test_a_fault_of_one_row_leaves_the_text_of_the_others(babble: LoadedModel) -
     assert text(runner.stream(asked[0]), None) == alone[0]
 
 
-def test_a_fault_that_only_the_batch_has_ends_the_newest(babble: LoadedModel) -> None:
+def test_a_batch_that_is_too_large_ends_the_newest_sequences(babble: LoadedModel) -> None:
     runner = FollowedRunner(dataclasses.replace(babble, model=Faulty(babble.model, most_rows=2)))
     asked = GenerationRequest(encode(babble, "hello"), 20, Sampling(seed=1))
     sessions = [runner.submit(asked) for _ in range(4)]
@@ -329,12 +331,12 @@ def test_a_fault_that_only_the_batch_has_ends_the_newest(babble: LoadedModel) ->
     assert [session.error is None for session in sessions] == [True, True, False, False]
 
 
-def test_a_sampler_that_fails_is_its_own_request_s(babble: LoadedModel) -> None:
+def test_a_failing_sampler_fails_only_its_own_request(babble: LoadedModel) -> None:
     runner = FollowedRunner(babble)
     prompt = encode(babble, "hello")
 
     class Broken(Sampling):
-        """Passes every check, then can't be used."""
+        """Parameters that pass every check and then can't be used."""
 
         @property
         def greedy(self) -> bool:
@@ -351,7 +353,7 @@ def test_a_sampler_that_fails_is_its_own_request_s(babble: LoadedModel) -> None:
     assert (good.error, good.tokens) == (None, 30)
 
 
-def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
+def test_a_long_prompt_reports_progress_and_can_be_cancelled(tmp_path: Path) -> None:
     model = load(write_chain(tmp_path / "m", BABBLE, context=20000))
     runner = FollowedRunner(model)
     session = runner.submit(GenerationRequest(encode(model, "x" * 9000), 5))
@@ -375,7 +377,7 @@ def test_a_long_prompt_is_read_and_can_be_cancelled(tmp_path: Path) -> None:
         (10**6, "ParisOver more"),
     ],
 )
-def test_an_answer_ends_at_the_ends_of_the_config_and_of_generation(tmp_path: Path, named: Any, said: str) -> None:
+def test_end_tokens_come_from_both_config_files(tmp_path: Path, named: Any, said: str) -> None:
     folder = write_chain(tmp_path / "m", say("Par", "is", "Over", "Ġmore"))
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     a, b = json.loads((folder / "config.json").read_text())["eos_token_id"], tokens["Over"]
@@ -387,14 +389,14 @@ def test_an_answer_ends_at_the_ends_of_the_config_and_of_generation(tmp_path: Pa
     assert last.usage.completion_tokens == (3 if said == "Paris" else 5)
 
 
-def test_prompts(tmp_path: Path) -> None:
+def test_prompts_have_one_bos_token_and_keep_end_tokens_of_the_user(tmp_path: Path) -> None:
     model = load(write_chain(tmp_path / "m", BABBLE, special=("<s>",), config={"bos_token": "<s>"}))
     bos = model.tokenizer.convert_tokens_to_ids("<s>")
     assert prompter(model).completion("<s>hi").tokens.count(bos) == 1
     assert prompter(model).completion("hi").tokens[-2:] == tuple(model.tokenizer.encode("hi", add_special_tokens=False))
     (end,) = model.tokenizer.eos_token_ids
     turn = "hi" + model.tokenizer.decode([end])
-    # An end of the author's own: the text goes on after it.
+    # The user's text may contain the end token; the prompt keeps it.
     assert prompter(model).completion(turn).tokens[-1] == end
     plain = load(write_chain(tmp_path / "plain", BABBLE, template=None))
     messages: list[Message] = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
@@ -410,13 +412,13 @@ def test_prompts(tmp_path: Path) -> None:
         "{{ 1 | xmlattr }}",
     ],
 )
-def test_a_template_that_fails_is_an_error_of_the_model(tmp_path: Path, template: str) -> None:
+def test_a_failing_chat_template_is_a_validation_error(tmp_path: Path, template: str) -> None:
     model = load(write_chain(tmp_path / "m", BABBLE, template=template))
     with pytest.raises(ValidationError, match=r"chat template refuses this conversation: \S"):
         prompter(model).chat([{"role": "user", "content": "hi"}])
 
 
-def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
+def test_the_message_of_raise_exception_is_reported(tmp_path: Path) -> None:
     template = "{{ raise_exception('Conversation roles must alternate') }}"
     model = load(write_chain(tmp_path / "m", BABBLE, template=template))
     with pytest.raises(ValidationError, match="roles must alternate"):
@@ -435,11 +437,11 @@ def edit(folder: Path, name: str, change: Mapping[str, Any]) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """A small sound model, to be damaged."""
+    """Return a small sound model that a test can damage."""
     return write_chain(tmp_path / "sound", BABBLE)
 
 
-def test_code_of_a_repo_is_never_run(model_folder: Path) -> None:
+def test_python_code_of_a_model_is_never_run(model_folder: Path) -> None:
     trap = model_folder / "trap.py"
     trap.write_text(f"open({str(model_folder / 'sprung')!r}, 'w')\nModel = ModelArgs = Tok = Config = object\n")
     auto = {"auto_map": {"AutoTokenizer": ["trap.Tok", "trap.Tok"], "AutoConfig": "trap.Config"}}
@@ -453,7 +455,7 @@ def test_code_of_a_repo_is_never_run(model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
-def test_damaged_files_are_told_in_a_sentence(model_folder: Path, name: str) -> None:
+def test_damaged_files_are_reported_in_one_sentence(model_folder: Path, name: str) -> None:
     (model_folder / name).write_bytes(b'{"broken": [')
     with pytest.raises((ModelUnhealthyError, ModelNotRunnableError)) as caught:
         load(model_folder)
@@ -463,19 +465,19 @@ def test_damaged_files_are_told_in_a_sentence(model_folder: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 1000)], ids=["gone", "truncated"])
-def test_weights_that_were_damaged_since_they_were_checked(model_folder: Path, damage: Callable[[Path], None]) -> None:
+def test_weights_damaged_after_the_check_are_reported(model_folder: Path, damage: Callable[[Path], None]) -> None:
     damage(model_folder / "model.safetensors")
     with pytest.raises(ModelUnhealthyError, match="sound is damaged: "):
         load(model_folder)
 
 
-def test_weights_that_do_not_fit_the_config(model_folder: Path) -> None:
+def test_weights_that_do_not_fit_the_config_are_an_error(model_folder: Path) -> None:
     edit(model_folder, "config.json", {"num_hidden_layers": 3})
     with pytest.raises(ModelNotRunnableError, match="sound"):
         load(model_folder)
 
 
-def test_weights_larger_than_the_memory_are_an_error_with_both_numbers(model_folder: Path) -> None:
+def test_weights_larger_than_the_memory_are_an_error_with_both_sizes(model_folder: Path) -> None:
     needed = (model_folder / "model.safetensors").stat().st_size
     with pytest.raises(InsufficientMemoryError, match=r"need .*MB .* only 2.0KB"):
         load(model_folder, device=Device(memory=2000))
@@ -508,7 +510,7 @@ def test_quantized_weights_stay_packed_and_their_scales_are_widened_on_the_cpu(t
     assert answer(loaded, max_tokens=4)[1].usage.completion_tokens > 0
 
 
-def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:
+def test_an_adapter_is_applied_to_the_model(tmp_path: Path) -> None:
     folder = write_chain(tmp_path / "m", say("Paris"))
     plain = load(folder)
     loaded = load(folder, write_adapter(tmp_path / "adapter", plain.vocabulary_size))
@@ -526,7 +528,7 @@ def test_an_adapter_is_laid_over_the_model(tmp_path: Path) -> None:
         ({"adapter_config.json": "[", "adapters.safetensors": ""}, r"is not valid JSON \(Expecting value"),
     ],
 )
-def test_a_folder_that_is_no_adapter_is_told(
+def test_a_folder_without_an_adapter_is_an_error(
     model_folder: Path, tmp_path: Path, files: dict[str, str], reason: str
 ) -> None:
     for name, content in files.items():
@@ -535,7 +537,7 @@ def test_a_folder_that_is_no_adapter_is_told(
         load(model_folder, tmp_path)
 
 
-def test_a_model_that_was_removed_meanwhile_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_removed_model_is_reported_as_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="org/m is no longer there"):
         load(tmp_path / "gone", name="org/m")
     (tmp_path / "empty").mkdir()
@@ -544,7 +546,7 @@ def test_a_model_that_was_removed_meanwhile_is_not_called_damaged(tmp_path: Path
 
 
 @pytest.mark.parametrize("settings", ["{}", '{"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1}}'])
-def test_an_adapter_that_can_not_be_loaded_is_not_blamed_on_the_model(
+def test_the_error_for_an_unloadable_adapter_names_the_adapter(
     model_folder: Path, tmp_path: Path, settings: str
 ) -> None:
     adapter = tmp_path / "mine"
@@ -555,12 +557,12 @@ def test_an_adapter_that_can_not_be_loaded_is_not_blamed_on_the_model(
         load(model_folder, adapter)
 
 
-def test_for_batches_on_the_cpu_matrices_are_laid_out_by_columns_and_say_the_same(tmp_path: Path) -> None:
+def test_for_batches_on_the_cpu_matrices_are_column_major_with_equal_results(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "model", ARCHITECTURES["llama"])
     model = load(folder, for_batches=True).model
     plain, _ = load_model(folder)
     matrices = [module.weight for _, module in model.named_modules() if isinstance(module, nn.Linear)]
-    # A view by rows of bytes that stand by columns: numpy tells the strides.
+    # The arrays are column-major, which numpy shows as Fortran order.
     assert matrices and all(np.array(matrix, copy=False).flags.f_contiguous for matrix in matrices)
     tokens = mx.arange(12)[None]
     assert mx.allclose(model(tokens), plain(tokens), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Many clients of one server: together, each with its own text, while clients come, go, stall or are in a hurry."""
+"""Many clients of one server: each gets its own text while others connect, disconnect or stall."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 CHAT = "/v1/chat/completions"
 CAPITAL = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 PARIS = "The capital of France is Paris."
-# How many seconds the server may take to notice that a client has gone.
+# The server may take this many seconds to notice a disconnect.
 SOON = 1.0
 
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose answers take a minute."""
+    """Return a model whose answers take a minute."""
     return str(write_chain(tmp_path_factory.mktemp("endless") / "babble", BABBLE, context=1 << 17))
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the demo model."""
+    """Yield a server of the demo model."""
     with Server("--model", "demo", home=tmp_path_factory.mktemp("demo")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, endless: str) -> Iterator[Server]:
-    """A server that gives one endless answer at a time."""
+    """Yield a server that generates one endless answer at a time."""
     home = tmp_path_factory.mktemp("narrow")
     with Server("--model", endless, "--max-concurrent", "1", "--max-queue", "3", home=home) as server:
         yield server
 
 
 def health(server: Server | Impatient) -> dict[str, Any]:
-    """What /health says."""
+    """Return the body of /health."""
     return dict(httpx.get(f"{server.url}/health", timeout=30).json())
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for something that happens soon."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
@@ -66,7 +66,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 def connect(port: int, body: dict[str, Any], *, window: int = 0) -> socket.socket:
-    """A connection on which a chat request has been sent; `window` is how many bytes its client takes unread."""
+    """Send a chat request on a new connection and return it; `window` is the size of its receive buffer."""
     connection = socket.socket()
     connection.settimeout(60)
     if window:
@@ -79,7 +79,7 @@ def connect(port: int, body: dict[str, Any], *, window: int = 0) -> socket.socke
 
 
 def read_until(connection: socket.socket, mark: bytes) -> bytes:
-    """What comes up to a mark."""
+    """Return everything up to a mark."""
     said = b""
     while mark not in said:
         part = connection.recv(1 << 16)
@@ -88,10 +88,10 @@ def read_until(connection: socket.socket, mark: bytes) -> bytes:
     return said
 
 
-# ------------------------------------------------------------------------------------------------------------ crowds
+# ------------------------------------------------------------------------------------------------------ many clients
 
 
-def test_sixty_four_at_once_and_none_is_refused(demo: Server) -> None:
+def test_sixty_four_concurrent_requests_are_all_served(demo: Server) -> None:
     barrier = threading.Barrier(64)
 
     def ask(number: int) -> str:
@@ -108,7 +108,7 @@ def test_sixty_four_at_once_and_none_is_refused(demo: Server) -> None:
     wait_for(lambda: health(demo)["active"] == 0, SOON)
 
 
-def test_too_many_are_told_to_come_again(narrow: Server) -> None:
+def test_a_full_queue_responds_503_with_retry_after(narrow: Server) -> None:
     connections = [connect(narrow.port, {**CAPITAL, "stream": True}) for _ in range(4)]
     try:
         wait_for(lambda: health(narrow)["queued"] == 3)
@@ -135,18 +135,18 @@ def test_a_short_question_does_not_wait_for_long_answers(endless: str, tmp_path:
             stream.close()
 
 
-# -------------------------------------------------------------------------------------------------- those who go away
+# -------------------------------------------------------------------------------------------------------- disconnects
 
 
 def assert_freed(server: Server) -> None:
-    """The server holds nothing for anyone, within a moment, and answers."""
+    """Fail unless the server soon has no requests and answers a new one."""
     wait_for(lambda: health(server)["active"] == health(server)["queued"] == 0, SOON)
     assert httpx.post(f"{server.url}{CHAT}", json={**CAPITAL, "max_tokens": 2}, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 @pytest.mark.parametrize("way", ["close", "reset", "half"])
-def test_a_client_that_goes_frees_its_slot(narrow: Server, stream: bool, way: str) -> None:
+def test_a_disconnect_frees_the_slot(narrow: Server, stream: bool, way: str) -> None:
     connection = connect(narrow.port, {**CAPITAL, "stream": stream})
     wait_for(lambda: health(narrow)["active"] == 1)
     leave(connection, way)
@@ -155,7 +155,7 @@ def test_a_client_that_goes_frees_its_slot(narrow: Server, stream: bool, way: st
 
 
 def leave(connection: socket.socket, way: str) -> None:
-    """Close a connection: politely, at once, or only the half that sends, which to a server looks the same."""
+    """Close a connection: in the normal way, by a reset, or only its sending half, which a server can't distinguish."""
     if way == "half":
         connection.shutdown(socket.SHUT_WR)
         return
@@ -164,7 +164,7 @@ def leave(connection: socket.socket, way: str) -> None:
     connection.close()
 
 
-def test_a_client_that_goes_while_it_waits_in_the_queue(narrow: Server) -> None:
+def test_a_disconnect_removes_the_request_from_the_queue(narrow: Server) -> None:
     first = connect(narrow.port, {**CAPITAL, "stream": True})
     read_until(first, b"data: ")
     waiting = [connect(narrow.port, {**CAPITAL, "stream": stream}) for stream in (True, False)]
@@ -177,7 +177,7 @@ def test_a_client_that_goes_while_it_waits_in_the_queue(narrow: Server) -> None:
     assert_freed(narrow)
 
 
-def test_a_client_that_goes_while_its_model_is_loaded(tmp_path: Path) -> None:
+def test_a_disconnect_while_the_model_loads_frees_the_request(tmp_path: Path) -> None:
     deep = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
     with Server("--model", str(write_random(tmp_path / "deep", deep)), home=tmp_path, ready=False) as server:
         connections = [connect(server.port, {**CAPITAL, "stream": stream}) for stream in (True, False)]
@@ -189,7 +189,7 @@ def test_a_client_that_goes_while_its_model_is_loaded(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_a_hundred_who_go_leave_nothing_behind(endless: str, tmp_path: Path) -> None:
+def test_a_hundred_disconnects_leak_no_files_or_memory(endless: str, tmp_path: Path) -> None:
     with Server("--model", endless, "--max-concurrent", "8", home=tmp_path) as server:
 
         def come_and_go(count: int) -> None:
@@ -215,7 +215,7 @@ def test_a_hundred_who_go_leave_nothing_behind(endless: str, tmp_path: Path) -> 
         assert server.err == ""
 
 
-# ----------------------------------------------------------------------------------------------- those who stand still
+# ----------------------------------------------------------------------------------------------------- stalled clients
 
 IMPATIENT = """
 import sys
@@ -234,7 +234,7 @@ serving.serve(settings, listener, lambda: print(listener.getsockname()[1], flush
 
 
 class Impatient:
-    """A server that loses patience with a connection after a second."""
+    """A server whose timeout for connections is one second."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
@@ -244,7 +244,7 @@ class Impatient:
 
 @pytest.fixture(scope="module")
 def impatient(endless: str) -> Iterator[Impatient]:
-    """A server of endless answers without patience."""
+    """Yield a server of endless answers with short timeouts."""
     command = [sys.executable, "-c", IMPATIENT, endless, "1.0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -256,8 +256,8 @@ def impatient(endless: str) -> Iterator[Impatient]:
             process.kill()
 
 
-def ended(connection: socket.socket, seconds: float) -> bool:
-    """Whether the server ends a connection within that time, without a byte read before."""
+def is_closed(connection: socket.socket, seconds: float) -> bool:
+    """Return whether the server closes a connection within that time without sending a byte."""
     connection.settimeout(seconds)
     try:
         return not connection.recv(1 << 16)
@@ -270,17 +270,17 @@ def ended(connection: socket.socket, seconds: float) -> bool:
 LOGPROBS = {**CAPITAL, "stream": True, "logprobs": True, "top_logprobs": 20, "n": 16}
 
 
-def test_a_reader_that_stops_is_cut_off(impatient: Impatient) -> None:
+def test_a_client_that_stops_reading_is_cut_off(impatient: Impatient) -> None:
     connection = connect(impatient.port, LOGPROBS, window=4096)
     wait_for(lambda: health(impatient)["active"] == 16)
-    # First the system's buffers fill, which may be megabytes.
+    # The buffers of the system fill first, which may be megabytes.
     wait_for(lambda: health(impatient)["active"] == 0, 60)
     connection.close()
     short = httpx.post(f"{impatient.url}{CHAT}", json={**CAPITAL, "max_tokens": 2}, timeout=60)
     assert short.status_code == 200
 
 
-def test_a_reader_that_takes_a_byte_at_a_time_is_cut_off_too(impatient: Impatient) -> None:
+def test_a_client_that_reads_single_bytes_is_cut_off(impatient: Impatient) -> None:
     connection = connect(impatient.port, LOGPROBS, window=4096)
     wait_for(lambda: health(impatient)["active"] == 16)
     deadline = time.monotonic() + 60
@@ -300,13 +300,13 @@ HALVES = (
 
 
 @pytest.mark.parametrize("sent", HALVES, ids=["nothing", "a line", "a body"])
-def test_half_a_request_is_not_waited_for(impatient: Impatient, sent: bytes) -> None:
+def test_an_incomplete_request_times_out(impatient: Impatient, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
         connection.sendall(sent)
-        assert ended(connection, 10)
+        assert is_closed(connection, 10)
 
 
-def test_a_head_that_comes_byte_by_byte_is_not_waited_for(impatient: Impatient) -> None:
+def test_a_head_sent_byte_by_byte_times_out(impatient: Impatient) -> None:
     with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
         connection.settimeout(0.2)
         deadline = time.monotonic() + 10
@@ -318,7 +318,7 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(impatient: Impatient) 
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_comes_too_slowly_is_not_waited_for(impatient: Impatient, chunked: bool) -> None:
+def test_a_slow_body_times_out(impatient: Impatient, chunked: bool) -> None:
     kind = "Transfer-Encoding: chunked" if chunked else "Content-Length: 3000000"
     unit = b"1\r\nx\r\n" if chunked else b"x"
     begin = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n"
@@ -333,7 +333,7 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(impatient: Impatient, ch
             pytest.fail("it is still waited for")
 
 
-def test_a_body_that_comes_fast_enough_is_waited_for(impatient: Impatient) -> None:
+def test_a_body_sent_fast_enough_is_read(impatient: Impatient) -> None:
     body = json.dumps({**CAPITAL, "max_tokens": 2, "unknown": "x" * 1_000_000}).encode()
     begin = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", impatient.port), timeout=30) as connection:
@@ -344,13 +344,13 @@ def test_a_body_that_comes_fast_enough_is_waited_for(impatient: Impatient) -> No
         assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_request_behind_another_is_not_waited_for_either(impatient: Impatient) -> None:
+def test_an_incomplete_second_request_times_out(impatient: Impatient) -> None:
     first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     half = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
     with socket.create_connection(("127.0.0.1", impatient.port)) as connection:
         connection.sendall(first + half)
         assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
-        assert ended(connection, 10)
+        assert is_closed(connection, 10)
 
 
 AHEAD = {
@@ -360,7 +360,7 @@ AHEAD = {
 
 
 @pytest.mark.parametrize("sent", AHEAD.values(), ids=AHEAD)
-def test_what_comes_in_the_middle_of_an_answer_does_not_end_it(impatient: Impatient, sent: bytes) -> None:
+def test_bytes_sent_during_a_stream_do_not_end_it(impatient: Impatient, sent: bytes) -> None:
     connection = connect(impatient.port, {**CAPITAL, "stream": True})
     read_until(connection, b"data: ")
     connection.sendall(sent)
@@ -372,9 +372,7 @@ def test_what_comes_in_the_middle_of_an_answer_does_not_end_it(impatient: Impati
 
 @pytest.mark.parametrize("ahead", [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea"], ids=["whole", "a part"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_goes_after_sending_the_next_request_ahead_is_missed(
-    impatient: Impatient, stream: bool, ahead: bytes
-) -> None:
+def test_a_disconnect_after_a_pipelined_request_is_noticed(impatient: Impatient, stream: bool, ahead: bytes) -> None:
     connection = connect(impatient.port, {**CAPITAL, "stream": stream})
     wait_for(lambda: health(impatient)["active"] == 1)
     connection.sendall(ahead)
@@ -383,7 +381,7 @@ def test_who_goes_after_sending_the_next_request_ahead_is_missed(
     wait_for(lambda: health(impatient)["active"] == 0, SOON)
 
 
-def test_a_line_end_after_an_answer_keeps_no_connection(impatient: Impatient) -> None:
+def test_a_line_end_after_a_response_does_not_keep_the_connection_open(impatient: Impatient) -> None:
     with contextlib.closing(connect(impatient.port, {**CAPITAL, "max_tokens": 1})) as connection:
         read_until(connection, b'"usage"')
         connection.sendall(b"\r\n")
@@ -392,7 +390,7 @@ def test_a_line_end_after_an_answer_keeps_no_connection(impatient: Impatient) ->
             assert time.monotonic() < deadline
 
 
-def test_a_slow_reader_that_goes_on_gets_the_whole_answer(impatient: Impatient) -> None:
+def test_a_slow_but_steady_reader_gets_the_whole_response(impatient: Impatient) -> None:
     many = {**CAPITAL, "n": 16, "max_tokens": 300, "logprobs": True, "top_logprobs": 20}
     with contextlib.closing(connect(impatient.port, many, window=1 << 16)) as connection:
         said = read_until(connection, b"\r\n\r\n")
@@ -404,12 +402,12 @@ def test_a_slow_reader_that_goes_on_gets_the_whole_answer(impatient: Impatient) 
             part = connection.recv(1 << 16)
             assert part, f"cut off after {len(body)} of {length} bytes"
             body += part
-            # Two megabytes a second.
+            # This reads two megabytes a second.
             time.sleep(max(0.0, len(body) / 2_000_000 - (time.monotonic() - started)))
     assert len(json.loads(body)["choices"]) == 16
 
 
-def test_an_idle_connection_is_kept(impatient: Impatient) -> None:
+def test_an_idle_connection_is_kept_open(impatient: Impatient) -> None:
     events: list[str] = []
     trace = {"trace": lambda event, _: events.append(event)}
     with httpx.Client(base_url=impatient.url, timeout=30) as client:
@@ -420,7 +418,7 @@ def test_an_idle_connection_is_kept(impatient: Impatient) -> None:
     assert events.count("http11.receive_response_headers.complete") == 2
 
 
-def test_one_slow_reader_slows_nobody(impatient: Impatient) -> None:
+def test_a_slow_reader_does_not_slow_others(impatient: Impatient) -> None:
     slow = connect(impatient.port, {**LOGPROBS, "n": 8}, window=4096)
     wait_for(lambda: health(impatient)["active"] == 8)
     for _ in range(3):
@@ -438,7 +436,7 @@ KINDS = ("llama", "sliding window", "recurrent")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of servers with a model of each kind of memory."""
+    """Return the home of servers with a model of each kind of state."""
     home = tmp_path_factory.mktemp("kinds")
     for kind in KINDS:
         folder = write_random(home / "written" / kind.replace(" ", "-"), ARCHITECTURES[kind])
@@ -449,20 +447,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def caching(home: Path) -> Iterator[Server]:
-    """A server that keeps prompts."""
+    """Yield a server with a prompt cache."""
     with Server(home=home) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def forgetful(home: Path) -> Iterator[Server]:
-    """A server that keeps none."""
+    """Yield a server without a prompt cache."""
     with Server("--prompt-cache-bytes", "0", home=home) as server:
         yield server
 
 
 def questions(kind: str) -> list[dict[str, Any]]:
-    """Eight requests: prompts shorter and longer than a window of 16, of different lengths and seeds."""
+    """Return eight requests with different seeds; their prompts are shorter and longer than a window of 16."""
     shared = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 2
     prompts = ("Hi", shared, shared + "No.", shared[:90], "x" * 17, shared + "Yes?", "Once", shared[:150])
     return [
@@ -479,14 +477,14 @@ def questions(kind: str) -> list[dict[str, Any]]:
 
 
 def whole(server: Server, body: dict[str, Any]) -> str:
-    """The text of an answer in one piece."""
+    """Return the text of a whole response."""
     answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["text"])
 
 
 def streamed(server: Server, body: dict[str, Any]) -> str:
-    """The text of an answer that comes in pieces."""
+    """Return the text of a stream."""
     said = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": True}, timeout=120).text
     *events, done = (line[6:] for line in said.splitlines() if line.startswith("data: "))
     assert done == "[DONE]"
@@ -501,7 +499,7 @@ def test_the_text_is_the_same_alone_together_streamed_and_cached(caching: Server
     assert [streamed(forgetful, body) for body in asked] == alone
     for server in (forgetful, caching, caching):
         with ThreadPoolExecutor(8) as pool:
-            # They leave at different lengths, and each comes a little later than the one before.
+            # The answers differ in length, and each request starts a little later than the one before.
             late = [pool.submit(_later, number * 0.02, server, body) for number, body in enumerate(asked)]
             assert [task.result() for task in late] == alone
     assert [whole(caching, body) for body in asked] == alone

@@ -19,13 +19,13 @@ SPM = [
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
-# How the tokenizers of Llama 2, of Gemma and of T5 put tokens together.
+# The decoders of the tokenizers of Llama 2, Gemma and T5.
 DECODERS: dict[str, Any] = {
     "spm": {"type": "Sequence", "decoders": [*SPM, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
     "spm-without-strip": {"type": "Sequence", "decoders": SPM},
     "metaspace": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
 }
-# Bytes are written as names here, which become `<0xF0>` and so on.
+# Names of byte tokens, which become `<0xF0>` and so on.
 BYTES = {f"byte{byte:02X}": f"<0x{byte:02X}>" for byte in "😀".encode()}
 TOKENS = ("▁of", "▁", "▁Fr", "ance", *BYTES, "!")
 TEXT = " of  France😀!"
@@ -60,7 +60,7 @@ MLX = {"README.md": b"---\ntags: [mlx]\n---\n"}
 
 
 def ask(server: Server, **body: Any) -> Any:
-    """The choice that answers a completion."""
+    """Return the only choice of a completion."""
     response = httpx.post(f"{server.url}/v1/completions", json={"temperature": 0, **body}, timeout=60)
     assert response.status_code == 200, response.text
     (choice,) = response.json()["choices"]
@@ -68,24 +68,24 @@ def ask(server: Server, **body: Any) -> Any:
 
 
 def streamed(server: Server, **body: Any) -> str:
-    """The text of a stream."""
+    """Return the text of a stream."""
     response = httpx.post(f"{server.url}/v1/completions", json={"temperature": 0, "stream": True, **body}, timeout=60)
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line][:-1]
     return "".join(json.loads(event)["choices"][0]["text"] for event in events)
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_continuation_is_what_its_tokens_say(server: Server, name: str) -> None:
+def test_the_text_of_a_completion_is_that_of_its_tokens(server: Server, name: str) -> None:
     text = TEXT if name != "metaspace" else TEXT.replace("😀", "")
     asked = {"model": f"org/{name}", "prompt": "The x"}
     choice = ask(server, **asked, logprobs=0)
     assert choice["text"] == text == streamed(server, **asked)
-    told = choice["logprobs"]
+    logprobs = choice["logprobs"]
     if name == "metaspace":
-        assert "".join(told["tokens"]) == text
-        assert told["text_offset"] == [0, 3, 4, 7, 11]
+        assert "".join(logprobs["tokens"]) == text
+        assert logprobs["text_offset"] == [0, 3, 4, 7, 11]
     else:
-        assert told["tokens"] == [
+        assert logprobs["tokens"] == [
             " of",
             " ",
             " Fr",
@@ -96,11 +96,11 @@ def test_a_continuation_is_what_its_tokens_say(server: Server, name: str) -> Non
             r"bytes:\x80",
             "!",
         ]
-        assert told["text_offset"] == [0, 3, 4, 7, 11, 11, 11, 11, 12]
+        assert logprobs["text_offset"] == [0, 3, 4, 7, 11, 11, 11, 11, 12]
     assert ask(server, **asked, stop="ce")["text"] == " of  Fran"
 
 
-def test_a_continuation_of_lines_keeps_them(tmp_path: Path) -> None:
+def test_a_completion_keeps_its_first_line_end(tmp_path: Path) -> None:
     write_chain(tmp_path / "lines", say(NEWLINE, "Ġ", "b", after="x"))
     with Server("--model", str(tmp_path / "lines"), home=tmp_path) as server:
         assert ask(server, prompt="x")["text"] == "\n b"

@@ -1,4 +1,4 @@
-"""Clients that break HTTP, stop half-way, or send what costs much more than its bytes: others do not notice."""
+"""Clients that break HTTP, stop half-way or send expensive bodies: other clients are not affected."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ BABBLING = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":100000,"st
 
 
 def files_of(folder: Path) -> Files:
-    """The files of a model, to be added to a cache."""
+    """Return the files of a model, to add to a cache."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo, and in its cache a model that never ends."""
+    """Yield a server with the demo and with a model that never ends in its cache."""
     home = tmp_path_factory.mktemp("server")
     with Server("--model", "demo", home=home) as server:
         server.cache_dir.add("org/babble", files_of(write_chain(home / "babble", BABBLE, context=1_000_000)))
@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
-    """The server, which must still be the same process after the test, and work, with nothing left of the test."""
+    """Yield the server; fail unless it is the same idle, working process after the test."""
     yield shared
     assert shared.process.poll() is None
     with Wire(shared.port) as wire:
@@ -56,26 +56,26 @@ def server(shared: Server) -> Iterator[Server]:
 
 
 def health(server: Server) -> dict[str, Any]:
-    """The state of the server."""
+    """Return the body of /health."""
     state: dict[str, Any] = httpx.get(f"{server.url}/health", timeout=30).json()
     return state
 
 
 def answers_rightly(wire: Wire, server: Server) -> bool:
-    """Whether a connection is good for a request, here and now."""
+    """Return whether a request on this connection gets the right response."""
     answer = wire.send(post(CHAT, QUESTION, port=server.port)).response()
     return bool(answer.json["choices"][0]["message"]["content"] == "3 + 4 = 7.")
 
 
 def memory(server: Server, what: str = "VmRSS") -> int:
-    """The resident bytes of the server, now or (VmHWM) at most."""
+    """Return the resident bytes of the server, now or (VmHWM) at their peak."""
     lines = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
 @contextmanager
 def bounded(server: Server, megabytes: int, seconds: float) -> Iterator[None]:
-    """What happens inside takes at most that much more memory, and no more processor time of the server."""
+    """Fail if the server needs more additional memory or processor time than this during the block."""
     with open(f"/proc/{server.process.pid}/clear_refs", "w", encoding="ascii") as file:
         file.write("5")  # forget the peak
     before, began = memory(server), processor_time(server)
@@ -85,24 +85,24 @@ def bounded(server: Server, megabytes: int, seconds: float) -> Iterator[None]:
 
 
 def processor_time(server: Server) -> float:
-    """The seconds of processor time that the server has used."""
+    """Return the seconds of processor time that the server has used."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-# -------------------------------------------------------------------------------------------------- bodies like bombs
+# --------------------------------------------------------------------------------------------------- expensive bodies
 
 
 ASK = b'"messages":[{"role":"user","content":"x"}]'
 
 
 def filled(begin: bytes, unit: bytes, end: bytes, size: int = 31 * MB) -> bytes:
-    """A body of that size, of one unit again and again."""
+    """Return a body of that size that repeats one unit."""
     return begin + unit * ((size - len(begin) - len(end)) // len(unit)) + end
 
 
 def numbered(form: bytes, count: int) -> bytes:
-    """A list of different entries, without its brackets."""
+    """Return a list of different entries, without its brackets."""
     return b",".join(form % number for number in range(count))
 
 
@@ -117,7 +117,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "a long integer": (CHAT, lambda: filled(b"{" + ASK + b',"seed":', b"9", b"}"), 400),
     "a long fraction": (CHAT, lambda: filled(b"{" + ASK + b',"temperature":0.', b"9", b"}"), 200),
     "messages": (CHAT, lambda: filled(b'{"messages":[', b'{"role":"user","content":""},', b"0]}"), 413),
-    "messages that are none": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}"), 413),
+    "numbers as messages": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}"), 413),
     "parts": (CHAT, lambda: filled(b'{"messages":[{"role":"user","content":[', b"{},", b"{}]}]}"), 413),
     "token ids": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"0,", b"0]}"), 413),
     "prompts": (COMPLETIONS, lambda: filled(b'{"prompt":[', b'"",', b'""]}'), 413),
@@ -128,7 +128,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
     "fields": (CHAT, lambda: b"{" + ASK + b"," + numbered(b'"k%d":1', 1_500_000) + b"}", 413),
     "the same field": (CHAT, lambda: filled(b"{", b'"n":1,', ASK + b"}"), 413),
     "an unknown field full of lists": (CHAT, lambda: filled(b"{" + ASK + b',"x":[', b"[],", b"0]}"), 413),
-    "a million messages that are none": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}", 2 * MB), 400),
+    "a million numbers as messages": (CHAT, lambda: filled(b'{"messages":[', b"0,", b"0]}", 2 * MB), 400),
     "a million token ids": (COMPLETIONS, lambda: filled(b'{"prompt":[', b"0,", b"0]}", 2 * MB), 400),
     "a million stop strings": (CHAT, lambda: filled(b"{" + ASK + b',"stop":[', b'"",', b'""]}', 3 * MB), 400),
     "300,000 biases": (CHAT, lambda: b"{" + ASK + b',"logit_bias":{' + numbered(b'"%d":[]', 300_000) + b"}}", 400),
@@ -149,7 +149,9 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], int]] = {
 
 @needs_proc
 @pytest.mark.parametrize(("path", "make", "status"), BOMBS.values(), ids=BOMBS)
-def test_a_body_costs_what_it_is_worth(server: Server, path: str, make: Callable[[], bytes], status: int) -> None:
+def test_a_huge_body_takes_bounded_memory_and_time(
+    server: Server, path: str, make: Callable[[], bytes], status: int
+) -> None:
     body = make()
     with bounded(server, 1000, 12), Wire(server.port, timeout=100) as wire:
         answer = wire.send(post(path, body.replace(b"{", b'{"max_tokens":2,', 1), port=server.port)).response()
@@ -158,7 +160,7 @@ def test_a_body_costs_what_it_is_worth(server: Server, path: str, make: Callable
         assert_is_error(answer)
 
 
-def test_others_are_answered_while_a_body_like_a_bomb_is_read(server: Server) -> None:
+def test_others_are_served_while_a_huge_body_is_read(server: Server) -> None:
     bomb = post(COMPLETIONS, BOMBS["a million token ids"][1](), port=server.port)
     waits = []
     with Wire(server.port, timeout=60) as wire:
@@ -173,7 +175,7 @@ def test_others_are_answered_while_a_body_like_a_bomb_is_read(server: Server) ->
     assert sorted(waits)[15] < 2, waits
 
 
-def test_bodies_of_many_clients_share_a_limit_and_lock_nobody_out(server: Server) -> None:
+def test_bodies_of_many_clients_share_a_limit_and_do_not_block_others(server: Server) -> None:
     part = b"x" * (31 * MB)
     large = post(CHAT, QUESTION + b" " * MB, port=server.port)
     wires = [Wire(server.port, timeout=0.2) for _ in range(10)]
@@ -187,7 +189,7 @@ def test_bodies_of_many_clients_share_a_limit_and_lock_nobody_out(server: Server
                 if number > 6:
                     with Wire(server.port) as other:
                         assert answers_rightly(other, server)
-            # Those that stand still make room for one that comes.
+            # Stalled connections make room for a new one.
             time.sleep(1.5)
             with Wire(server.port) as other:
                 assert other.send(large).response().status == 200
@@ -204,7 +206,7 @@ def test_bodies_of_many_clients_share_a_limit_and_lock_nobody_out(server: Server
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_is_refused_and_the_connection_is_good_for_more(server: Server, chunked: bool) -> None:
+def test_a_too_large_body_is_refused_and_the_connection_can_be_reused(server: Server, chunked: bool) -> None:
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {40 * MB}"
     with Wire(server.port, timeout=60) as wire:
         wire.send(head(f"POST {CHAT} HTTP/1.1", length, port=server.port))
@@ -215,7 +217,7 @@ def test_a_body_that_is_too_large_is_refused_and_the_connection_is_good_for_more
         assert answers_rightly(wire, server)
 
 
-def test_a_body_that_is_announced_as_too_large_is_not_waited_for(server: Server) -> None:
+def test_a_too_large_content_length_is_refused_at_once(server: Server) -> None:
     for length in (33 * MB, 10**18):
         with Wire(server.port) as wire:
             announced = (f"Content-Length: {length}", "Expect: 100-continue")
@@ -224,7 +226,7 @@ def test_a_body_that_is_announced_as_too_large_is_not_waited_for(server: Server)
 
 
 def deflated(body: bytes, wbits: int) -> bytes:
-    """The body in a form of deflate."""
+    """Return the body compressed with a form of deflate."""
     packer = zlib.compressobj(wbits=wbits)
     return packer.compress(body) + packer.flush()
 
@@ -262,7 +264,7 @@ PACKED: dict[str, tuple[str, Callable[[], bytes], int]] = {
 
 @needs_proc
 @pytest.mark.parametrize(("coding", "make", "status"), PACKED.values(), ids=PACKED)
-def test_a_packed_body_is_read_within_the_limits(
+def test_a_compressed_body_is_read_within_the_limits(
     server: Server, coding: str, make: Callable[[], bytes], status: int
 ) -> None:
     packed = make()
@@ -301,7 +303,7 @@ def test_a_chunked_body_is_read(server: Server) -> None:
         assert answers_rightly(wire, server)
 
 
-def test_a_client_that_waits_for_the_go_ahead_gets_it(server: Server) -> None:
+def test_expect_100_continue_is_answered(server: Server) -> None:
     with Wire(server.port) as wire:
         length = f"Content-Length: {len(QUESTION)}"
         wire.send(head(f"POST {CHAT} HTTP/1.1", length, "Expect: 100-continue", port=server.port))
@@ -316,8 +318,8 @@ SMUGGLING = {
     "a negative length": ("Content-Length: -1",),
     "a length with a sign": ("Content-Length: +4",),
     "a length in hexadecimal": ("Content-Length: 0x4",),
-    "a length past all": ("Content-Length: 99999999999999999999999999",),
-    "an encoding nobody knows": ("Transfer-Encoding: xchunked",),
+    "a huge length": ("Content-Length: 99999999999999999999999999",),
+    "an unknown encoding": ("Transfer-Encoding: xchunked",),
     "an encoding that is not the last": ("Transfer-Encoding: chunked, identity",),
     "a name with a space": ("Transfer-Encoding : chunked",),
     "a folded line": ("X: y", " Transfer-Encoding: chunked"),
@@ -327,7 +329,7 @@ SMUGGLING = {
 
 
 @pytest.mark.parametrize("headers", SMUGGLING.values(), ids=SMUGGLING)
-def test_a_request_of_two_meanings_smuggles_none(server: Server, headers: tuple[str, ...]) -> None:
+def test_an_ambiguous_request_cannot_smuggle_another(server: Server, headers: tuple[str, ...]) -> None:
     hidden = head("GET /v1/models HTTP/1.1", port=server.port)
     with Wire(server.port) as wire:
         wire.send(head(f"POST {CHAT} HTTP/1.1", *headers, port=server.port), b"0\r\n\r\n", hidden)
@@ -352,13 +354,13 @@ NONSENSE = {
     "a path with spaces": b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "no path": b"GET  HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a chunk that is none": CHUNKED + b"xyz\r\n",
-    "a chunk past all": CHUNKED + b"f" * 40 + b"\r\n",
+    "a chunk without a size": CHUNKED + b"xyz\r\n",
+    "a huge chunk": CHUNKED + b"f" * 40 + b"\r\n",
 }
 
 
 @pytest.mark.parametrize("data", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_ends_its_own_connection_alone(server: Server, data: bytes) -> None:
+def test_malformed_http_ends_only_its_own_connection(server: Server, data: bytes) -> None:
     with Wire(server.port) as wire:
         wire.send(data)
         wire.half_close()
@@ -367,7 +369,7 @@ def test_nonsense_ends_its_own_connection_alone(server: Server, data: bytes) -> 
     assert rest[:12] != b"HTTP/1.1 400" or b'{"error":{"message":' in rest
 
 
-def test_a_websocket_is_not_spoken(server: Server) -> None:
+def test_a_websocket_upgrade_is_ignored(server: Server) -> None:
     upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
     for path in ("/", CHAT, "/nothing"):
         with Wire(server.port) as wire:
@@ -375,14 +377,14 @@ def test_a_websocket_is_not_spoken(server: Server) -> None:
             assert answer.status in (200, 404, 405)
 
 
-def test_a_client_of_http_1_0_gets_a_whole_answer_and_the_end(server: Server) -> None:
+def test_an_http_1_0_client_gets_a_whole_response_and_a_closed_connection(server: Server) -> None:
     request = post(CHAT, QUESTION, port=server.port).replace(b"HTTP/1.1", b"HTTP/1.0")
     with Wire(server.port) as wire:
         assert wire.send(request).response().status == 200
         assert wire.is_over()
 
 
-def test_a_connection_is_used_again_after_errors_and_streams(server: Server) -> None:
+def test_a_connection_can_be_reused_after_errors_and_streams(server: Server) -> None:
     with Wire(server.port) as wire:
         for path, body, status in [
             (CHAT, b"{", 400),
@@ -396,7 +398,7 @@ def test_a_connection_is_used_again_after_errors_and_streams(server: Server) -> 
             assert wire.send(post(path, body, port=server.port)).response().status == status
 
 
-def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: Server) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     asked = [post(CHAT, body, port=server.port) for body in (QUESTION, b"{")]
     asked += [head(f"GET {path} HTTP/1.1", port=server.port) for path in ("/v1/models/demo", "/no")]
     with Wire(server.port) as wire:
@@ -417,11 +419,11 @@ AHEAD = {
 @needs_proc
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("unit", AHEAD.values(), ids=AHEAD)
-def test_requests_without_end_take_no_memory(server: Server, unit: bytes, reads: bool) -> None:
+def test_endless_pipelined_requests_take_bounded_memory(server: Server, unit: bytes, reads: bool) -> None:
     with Wire(server.port) as slow:
         slow.send(post(CHAT, BABBLING, port=server.port))
         slow.until(b"data: ")
-        with bounded(server, 60, 60), flooding(server, unit, 3, reads=reads):
+        with bounded(server, 60, 60), flood(server, unit, 3, reads=reads):
             for _ in range(5):
                 began = time.monotonic()
                 health(server)
@@ -429,8 +431,8 @@ def test_requests_without_end_take_no_memory(server: Server, unit: bytes, reads:
 
 
 @contextmanager
-def flooding(server: Server, unit: bytes, clients: int, *, reads: bool) -> Iterator[None]:
-    """Clients that send the same again and again while the block runs, some megabytes of it at most."""
+def flood(server: Server, unit: bytes, clients: int, *, reads: bool) -> Iterator[None]:
+    """Let clients repeat the same bytes, some megabytes at most, while the block runs."""
     block = unit * (64_000 // len(unit))
     wires = [Wire(server.port) for _ in range(clients)]
     threads = [threading.Thread(target=send_all, args=[wire, [block] * 40], daemon=True) for wire in wires]
@@ -453,13 +455,13 @@ def send_all(wire: Wire, parts: list[bytes]) -> None:
 
 
 def read_all(wire: Wire) -> None:
-    """Read what comes until either end closes the connection, and keep nothing of it."""
+    """Read until either end closes the connection, and discard it."""
     with suppress(OSError):
         while wire.receive():
             pass
 
 
-def test_many_requests_that_are_sent_ahead_are_all_answered(server: Server) -> None:
+def test_many_pipelined_requests_are_all_answered(server: Server) -> None:
     with Wire(server.port) as wire:
         thread = threading.Thread(target=wire.send, args=[TINY.replace(b"Host: a", b"Host: localhost") * 20_000])
         thread.start()
@@ -468,7 +470,7 @@ def test_many_requests_that_are_sent_ahead_are_all_answered(server: Server) -> N
         assert answers_rightly(wire, server)
 
 
-def test_what_is_no_http_behind_a_request_is_refused_after_its_answer(server: Server) -> None:
+def test_garbage_after_a_request_is_refused_after_its_response(server: Server) -> None:
     for body in (QUESTION, QUESTION[:-1] + b',"stream":true}'):
         with Wire(server.port) as wire:
             wire.send(post(CHAT, body, port=server.port), b"garbage\r\n\r\n")
@@ -478,7 +480,7 @@ def test_what_is_no_http_behind_a_request_is_refused_after_its_answer(server: Se
 
 
 @needs_proc
-def test_heads_of_many_small_fields_take_no_memory(server: Server) -> None:
+def test_heads_of_many_small_fields_take_bounded_memory(server: Server) -> None:
     begin = head("GET /health HTTP/1.1", port=server.port)[:-2]
     wires = []
     try:
@@ -497,7 +499,7 @@ def test_heads_of_many_small_fields_take_no_memory(server: Server) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("part", [b"X: " + b"y" * 1000 + b"\r\n", b"y" * 1000], ids=["many headers", "one header"])
-def test_a_head_without_end_takes_no_memory(server: Server, part: bytes) -> None:
+def test_an_endless_head_takes_bounded_memory(server: Server, part: bytes) -> None:
     with bounded(server, 100, 5), Wire(server.port) as wire:
         wire.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
         for _ in range(300):
@@ -509,7 +511,7 @@ def test_a_head_without_end_takes_no_memory(server: Server, part: bytes) -> None
 @pytest.mark.parametrize(
     "part", [b"X: y\r\n" * 160, b"y" * 1000, b";" + b"x" * 1000], ids=["many trailers", "one trailer", "no size"]
 )
-def test_what_follows_a_body_without_end_takes_no_memory(server: Server, part: bytes) -> None:
+def test_an_endless_trailer_takes_bounded_memory(server: Server, part: bytes) -> None:
     end = b"1\r\nx\r\n1" if part.startswith(b";") else b"1\r\nx\r\n0\r\nX: "
     with bounded(server, 100, 5), Wire(server.port) as wire:
         wire.send(head(f"POST {CHAT} HTTP/1.1", "Transfer-Encoding: chunked", port=server.port) + end)
@@ -518,7 +520,7 @@ def test_what_follows_a_body_without_end_takes_no_memory(server: Server, part: b
         assert b"HTTP/1.1 431" in (rest := wire.rest()) or not rest
 
 
-def test_a_large_body_is_no_part_of_the_head(server: Server) -> None:
+def test_a_large_body_does_not_count_as_head(server: Server) -> None:
     body = QUESTION[:-1] + b',"x":"' + b"y" * 300_000 + b'"}'
     request = post(CHAT, body, port=server.port)
     with Wire(server.port) as wire:
@@ -531,7 +533,7 @@ def test_a_large_body_is_no_part_of_the_head(server: Server) -> None:
             assert [wire.response().status for _ in range(2)] == [200, 200]
 
 
-def test_a_very_long_path_is_answered(server: Server) -> None:
+def test_a_very_long_path_is_refused_or_not_found(server: Server) -> None:
     for size in (10_000, 60_000, MB):
         with Wire(server.port) as wire:
             wire.send(head(f"GET /{'a' * size} HTTP/1.1", port=server.port))
@@ -539,10 +541,10 @@ def test_a_very_long_path_is_answered(server: Server) -> None:
             assert wire.rest()[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 400", b"HTTP/1.1 431", b"HTTP/1.1 414", b"")
 
 
-# ----------------------------------------------------------------------------------------------------- slow and absent
+# --------------------------------------------------------------------------------------- slow and disconnected clients
 
 
-def test_slow_clients_hold_up_nobody(server: Server) -> None:
+def test_slow_clients_do_not_delay_others(server: Server) -> None:
     request = post(CHAT, QUESTION, port=server.port)
     wires = [Wire(server.port) for _ in range(100)]
     try:
@@ -559,7 +561,7 @@ def test_slow_clients_hold_up_nobody(server: Server) -> None:
 
 
 @pytest.mark.parametrize("part", [20, 0.5, 0.99], ids=["the head", "half of the body", "most of the body"])
-def test_a_client_that_goes_away_in_the_middle_of_its_request(server: Server, part: float) -> None:
+def test_a_disconnect_in_the_middle_of_a_request_is_harmless(server: Server, part: float) -> None:
     request = post(CHAT, QUESTION, port=server.port)
     cut = int(part if part > 1 else len(request) * part)
     for end in (Wire.reset, Wire.half_close):
@@ -570,7 +572,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_request(server: Server, pa
                 assert wire.rest() == b""
 
 
-def test_a_client_that_is_done_with_sending_gets_its_answer_or_the_end(server: Server) -> None:
+def test_a_half_closed_client_gets_its_response_or_the_end(server: Server) -> None:
     with Wire(server.port) as wire:
         wire.send(post(CHAT, QUESTION, port=server.port))
         wire.half_close()
@@ -595,31 +597,31 @@ def _half_close(wire: Wire) -> None:
 
 
 def ways_to_leave() -> dict[str, Callable[[Wire], object]]:
-    """Return what readers of a stream do."""
+    """Return the ways in which clients read a stream, by name."""
     return {
         "reads nothing": lambda _: time.sleep(1),
         "reads a byte at a time": _read_slowly,
         "leaves in the middle": lambda wire: wire.until(b"data: "),
-        "breaks off in the middle": _break_off,
+        "resets in the middle": _break_off,
         "leaves at once": lambda _: None,
-        "says that it is done": _half_close,
+        "closes its sending half": _half_close,
         "sends more": lambda wire: wire.until(b"data: ") and wire.send(b"x" * 100_000),
     }
 
 
 @pytest.mark.parametrize("leave", ways_to_leave().values(), ids=ways_to_leave())
-def test_a_reader_of_a_stream_holds_up_nobody(server: Server, leave: Callable[[Wire], object]) -> None:
+def test_an_unusual_reader_of_a_stream_does_not_delay_others(server: Server, leave: Callable[[Wire], object]) -> None:
     with Wire(server.port) as wire:
         wire.send(post(CHAT, BABBLING, port=server.port))
         leave(wire)
-        # Of the same model, so that it is generated beside the stream.
+        # The request is for the same model, so that it runs beside the stream.
         short = BABBLING.replace(b"100000", b"5").replace(b"true", b"false")
         with Wire(server.port, timeout=20) as other:
             assert other.send(post(CHAT, short, port=server.port)).response().json["usage"]["completion_tokens"] == 5
 
 
 @needs_proc
-def test_readers_that_come_and_go_leave_nothing_behind(server: Server) -> None:
+def test_readers_that_disconnect_leak_no_files_or_memory(server: Server) -> None:
     def come_and_go(times: int) -> None:
         for number in range(times):
             with Wire(server.port) as wire:
@@ -650,7 +652,7 @@ GREEDY = "{{ 'x' * 10 ** 10 }}"
 
 @needs_proc
 @pytest.mark.parametrize("template", [LOOPING, GREEDY], ids=["looping", "greedy"])
-def test_a_models_chat_template_stops_nothing(shared: Server, server: Server, template: str) -> None:
+def test_a_hostile_chat_template_does_not_stop_the_server(shared: Server, server: Server, template: str) -> None:
     name = f"org/hostile-{len(template)}"
     template = "{% if messages[0].content == 'x' %}" + template + "{% endif %}" + CHATML
     folder = write_chain(shared.home / f"m{len(template)}", BABBLE, template=template)

@@ -1,4 +1,4 @@
-"""Plain HTTP in all the forms that clients and proxies write it, each of which gets the answer it asks for."""
+"""Plain HTTP in all the forms that clients and proxies send: each gets the right response."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ANSWER = "3 + 4 = 7."
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo."""
+    """Yield a server with the demo."""
     with Server("--model", "demo", home=tmp_path_factory.mktemp("server")) as server:
         yield server
         assert "Traceback" not in server.err and "WebSocket" not in server.err, server.err
 
 
 def text_of(answer: Response) -> str:
-    """The answer to a chat."""
+    """Return the text of a chat response."""
     assert answer.status == 200, answer
     return str(answer.json["choices"][0]["message"]["content"])
 
@@ -70,7 +70,7 @@ def test_an_offer_to_upgrade_is_ignored(server: Server, fields: tuple[str, ...],
         assert wire.response().json["status"] == "ok"
 
 
-def test_an_offer_to_upgrade_that_ends_the_connection(server: Server) -> None:
+def test_an_offer_to_upgrade_with_connection_close_is_answered_and_closed(server: Server) -> None:
     with Wire(server.port) as wire:
         fields = ("Connection: close, Upgrade", "Upgrade: h2c")
         assert text_of(wire.send(post(CHAT, QUESTION, *fields, port=server.port)).response()) == ANSWER
@@ -82,7 +82,7 @@ def test_an_offer_to_upgrade_that_ends_the_connection(server: Server) -> None:
 
 @pytest.mark.parametrize("fields", [(), ("Connection: keep-alive",), ("Expect: 100-continue",)], ids=str)
 @pytest.mark.parametrize("body", [QUESTION, STREAM, b"{"], ids=["whole", "stream", "error"])
-def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
+def test_an_http_1_0_response_has_no_chunks_and_closes_the_connection(
     server: Server, body: bytes, fields: tuple[str, ...]
 ) -> None:
     with Wire(server.port) as wire:
@@ -95,7 +95,7 @@ def test_an_answer_to_http_1_0_has_no_chunks_and_ends_the_connection(
         assert answer.body.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_request_of_http_1_0_needs_no_host(server: Server) -> None:
+def test_an_http_1_0_request_needs_no_host(server: Server) -> None:
     for version, status in (("1.0", 200), ("1.1", 400)):
         with Wire(server.port) as wire:
             answer = wire.send(f"GET /v1/models HTTP/{version}\r\n\r\n".encode()).response()
@@ -111,7 +111,7 @@ GETS = ("/", "/health", "/v1/models", "/models", "/v1/models/demo", "/models/dem
 
 
 @pytest.mark.parametrize("path", GETS)
-def test_head_answers_as_get_does_without_the_body(server: Server, path: str) -> None:
+def test_head_responds_like_get_without_the_body(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
         whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response()
         only = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).response(of_head=True)
@@ -122,7 +122,7 @@ def test_head_answers_as_get_does_without_the_body(server: Server, path: str) ->
 
 @pytest.mark.parametrize("form", ["{}/", "{}//", "/{}", "{}?", "{}/?x=1"])
 @pytest.mark.parametrize("path", GETS[1:])
-def test_slashes_at_the_end_or_in_a_row_mean_nothing(server: Server, path: str, form: str) -> None:
+def test_extra_slashes_in_a_path_are_ignored(server: Server, path: str, form: str) -> None:
     with Wire(server.port) as wire:
         whole = wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response()
         other = wire.send(head(f"GET {form.format(path)} HTTP/1.1", port=server.port)).response()
@@ -130,7 +130,7 @@ def test_slashes_at_the_end_or_in_a_row_mean_nothing(server: Server, path: str, 
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/chat/completions/", f"{CHAT}/", "/v1//chat/completions"])
-def test_a_chat_by_another_form_of_its_path(server: Server, path: str) -> None:
+def test_a_chat_works_under_other_forms_of_its_path(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
         assert text_of(wire.send(post(path, QUESTION, port=server.port)).response()) == ANSWER
         short = post("/completions/", b'{"prompt":"x","max_tokens":1}', port=server.port)

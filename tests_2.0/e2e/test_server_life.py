@@ -1,4 +1,4 @@
-"""The life of `mlxk2 serve` as a process: its start, its port, its end by every signal at every moment."""
+"""The life of `mlxk2 serve` as a process: its start, its port, and its end by each signal at any moment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import mlxk2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
-# Seconds that the end of a server may take.
+# The shutdown of a server may take this many seconds.
 MOST = 5.0
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 0}
 both_signals = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -41,20 +41,20 @@ STREAM = {**LONG, "stream": True}
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose answers take a minute."""
+    """Return a model whose answers take a minute."""
     return str(write_chain(tmp_path_factory.mktemp("endless") / "babble", BABBLE, context=1 << 17))
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that takes seconds to load, and whose prompts take seconds to read."""
+    """Return a model that takes seconds to load and seconds to read a prompt."""
     shape = {"num_hidden_layers": 600, "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 1 << 16}
     folder = tmp_path_factory.mktemp("slow") / "deep"
     return str(write_random(folder, {**ARCHITECTURES["llama"], **shape}))
 
 
-def timed_end(server: Server, number: signal.Signals) -> int:
-    """The exit code after a signal, which may take five seconds; nothing is left of the server then."""
+def stop_in_time(server: Server, number: signal.Signals) -> int:
+    """Send a signal and return the exit code; fail if it takes more than five seconds or a process is left."""
     start = time.monotonic()
     code = server.stop(number)
     assert time.monotonic() - start < MOST, server.err
@@ -63,8 +63,8 @@ def timed_end(server: Server, number: signal.Signals) -> int:
 
 
 def assert_gone(server: Server) -> None:
-    """No process of the server is there, and its port is free."""
-    # What multiprocessing starts for itself notices a moment later.
+    """Fail unless all processes of the server have ended and its port is free."""
+    # The helper process of multiprocessing ends a moment later.
     wait_for(lambda: not living_processes(server.process.pid), 2)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,7 +72,7 @@ def assert_gone(server: Server) -> None:
 
 
 def wait_for(condition: Any, seconds: float = 30.0) -> None:
-    """Wait for something that happens soon."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
@@ -80,12 +80,12 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
 
 
 def health(server: Server) -> dict[str, Any]:
-    """What /health says."""
+    """Return the body of /health."""
     return dict(httpx.get(f"{server.url}/health", timeout=30).json())
 
 
 def post(server: Server, body: dict[str, Any]) -> socket.socket:
-    """A connection on which a chat request has been sent."""
+    """Send a chat request on a new connection and return it."""
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
@@ -94,7 +94,7 @@ def post(server: Server, body: dict[str, Any]) -> socket.socket:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All that still comes on a connection, up to its end."""
+    """Return everything up to the end of a connection."""
     parts = []
     with connection:
         while part := connection.recv(1 << 16):
@@ -103,18 +103,18 @@ def rest(connection: socket.socket) -> bytes:
 
 
 def program(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a `serve` that can't begin to serve."""
+    """Run a `serve` that fails at its start."""
     cache_dir_of(home)
     command = [sys.executable, "-m", "mlxk2", *words]
     variables = environment_of(home) | environment
     return subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)
 
 
-# ---------------------------------------------------------------------------------------------------------- the start
+# -------------------------------------------------------------------------------------------------------------- start
 
 
 @pytest.mark.parametrize("words", [("serve", "--json"), ("--json", "server")], ids=" ".join)
-def test_the_envelope_comes_first_and_when_the_port_answers(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_the_envelope_is_printed_first_and_once_the_port_answers(tmp_path: Path, words: tuple[str, ...]) -> None:
     with Server("--model", "demo", home=tmp_path, command=words, ready=False) as server:
         assert httpx.get(f"{server.url}/health", timeout=30).status_code in (200, 503)
         result = SimpleNamespace(code=0, json=server.envelope)
@@ -125,15 +125,15 @@ def test_the_envelope_comes_first_and_when_the_port_answers(tmp_path: Path, word
         assert server.process.stdout.read() == b""
 
 
-def test_people_are_told_where(tmp_path: Path) -> None:
+def test_the_start_line_shows_the_address(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-m", "mlxk2", "serve", "--model", "demo", "--port", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment_of(tmp_path), stdout=pipe, stderr=pipe, text=True) as process:
         try:
             assert process.stdout is not None
-            told = re.match(r"Serving with demo on (http://127\.0\.0\.1:\d+) .*Ctrl-C", process.stdout.readline())
-            assert told is not None
-            assert httpx.get(f"{told[1]}/health", timeout=30).json()["status"] in ("ok", "loading")
+            line = re.match(r"Serving with demo on (http://127\.0\.0\.1:\d+) .*Ctrl-C", process.stdout.readline())
+            assert line is not None
+            assert httpx.get(f"{line[1]}/health", timeout=30).json()["status"] in ("ok", "loading")
             process.send_signal(signal.SIGINT)
             assert process.communicate(timeout=20) == ("", "")
             assert process.returncode == 130
@@ -141,7 +141,7 @@ def test_people_are_told_where(tmp_path: Path) -> None:
             process.kill()
 
 
-def test_health_tells_when_the_model_is_loaded(tmp_path: Path, slow: str) -> None:
+def test_health_is_503_until_the_model_is_loaded(tmp_path: Path, slow: str) -> None:
     with Server("--model", slow, home=tmp_path, ready=False) as server:
         answer = httpx.get(f"{server.url}/health", timeout=30)
         assert (answer.status_code, answer.json()["status"], answer.json()["loading"]) == (503, "loading", "deep")
@@ -163,7 +163,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_wrong_at_the_start_is_one_error(tmp_path: Path, case: str) -> None:
+def test_wrong_options_at_the_start_give_one_error(tmp_path: Path, case: str) -> None:
     words, reason = REFUSED[case]
     done = program("serve", "--port", "0", *words, home=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -175,7 +175,7 @@ def test_what_is_wrong_at_the_start_is_one_error(tmp_path: Path, case: str) -> N
 
 
 @pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
-def test_a_port_in_use(tmp_path: Path, reload: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_an_error_with_advice(tmp_path: Path, reload: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = program("serve", "--port", port, *reload, home=tmp_path)
@@ -186,22 +186,22 @@ def test_a_port_in_use(tmp_path: Path, reload: tuple[str, ...]) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may use every port")
-def test_a_port_that_needs_a_right(tmp_path: Path) -> None:
+def test_a_privileged_port_is_a_permission_error(tmp_path: Path) -> None:
     done = program("serve", "--port", "1", home=tmp_path)
     assert done.returncode == 1
     assert "Permission denied" in done.stderr and "--port" in done.stderr
 
 
 @pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
-def test_a_model_that_fails_only_when_it_is_loaded(tmp_path: Path, reload: tuple[str, ...]) -> None:
+def test_a_start_model_that_fails_to_load_is_reported(tmp_path: Path, reload: tuple[str, ...]) -> None:
     folder = write_chain(tmp_path / "odd", say("x"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
     with Server("--model", str(folder), *reload, home=tmp_path, ready=False) as server:
         if reload:
-            # Its files may be mended: the supervisor waits for a change.
+            # The user may repair the model's files, so the supervisor waits for a change.
             wait_for(lambda: "odd can't be loaded" in server.err)
-            assert timed_end(server, signal.SIGINT) == 130
+            assert stop_in_time(server, signal.SIGINT) == 130
         else:
             assert server.process.wait(30) == 1
         assert "odd can't be loaded" in server.err
@@ -210,16 +210,16 @@ def test_a_model_that_fails_only_when_it_is_loaded(tmp_path: Path, reload: tuple
         assert server.process.stdout.read() == b""
 
 
-def test_every_address_is_served_with_a_warning(tmp_path: Path) -> None:
+def test_serving_every_address_without_a_key_prints_a_warning(tmp_path: Path) -> None:
     with Server("--host", "0.0.0.0", "--model", "demo", home=tmp_path) as server:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert server.envelope["data"]["host"] == "0.0.0.0"
         assert "anyone who reaches 0.0.0.0" in server.err and "MLXK2_API_KEY" in server.err
     with Server("--host", "0.0.0.0", home=tmp_path, environment={"MLXK2_API_KEY": "secret"}) as server:
-        assert "whoever" not in server.err
+        assert "anyone who reaches" not in server.err
 
 
-def test_the_loopback_of_ipv6(tmp_path: Path) -> None:
+def test_the_ipv6_loopback_can_be_served(tmp_path: Path) -> None:
     with Server("--host", "::1", "--model", "demo", home=tmp_path) as server:
         assert server.url == f"http://[::1]:{server.port}"
         assert httpx.post(f"{server.url}/v1/chat/completions", json=SHORT, timeout=60).status_code == 200
@@ -228,18 +228,18 @@ def test_the_loopback_of_ipv6(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- keys and logs
 
 
-def test_the_key_stands_in_no_process_list_and_no_log(tmp_path: Path) -> None:
+def test_the_key_is_in_no_process_list_and_no_log(tmp_path: Path) -> None:
     arguments = ("--model", "demo", "--verbose", "--log-level", "debug", "--reload")
-    with Server(*arguments, home=tmp_path, environment={"MLXK2_API_KEY": "tell-nobody"}) as server:
+    with Server(*arguments, home=tmp_path, environment={"MLXK2_API_KEY": "top-secret"}) as server:
         lines = living_processes(server.process.pid).values()
-        assert len(lines) >= 2 and not any("tell-nobody" in line for line in lines)
+        assert len(lines) >= 2 and not any("top-secret" in line for line in lines)
         url = f"{server.url}/v1/chat/completions"
         assert httpx.post(url, json=SHORT, timeout=60).status_code == 401
-        headers = {"Authorization": "Bearer tell-nobody"}
+        headers = {"Authorization": "Bearer top-secret"}
         assert httpx.post(url, json=SHORT, headers=headers, timeout=60).status_code == 200
-        assert timed_end(server, signal.SIGTERM) == 0
+        assert stop_in_time(server, signal.SIGTERM) == 0
         assert "POST /v1/chat/completions" in server.err
-        assert "tell-nobody" not in server.err and "3 + 4" not in server.err
+        assert "top-secret" not in server.err and "3 + 4" not in server.err
         assert server.process.stdout is not None
         assert server.process.stdout.read() == b""
 
@@ -253,19 +253,19 @@ LOGS = [
 
 
 @pytest.mark.parametrize(("words", "expected"), LOGS, ids=[" ".join(words) or "nothing" for words, _ in LOGS])
-def test_requests_are_logged_on_demand(tmp_path: Path, words: tuple[str, ...], expected: bool) -> None:
+def test_requests_are_logged_only_on_demand(tmp_path: Path, words: tuple[str, ...], expected: bool) -> None:
     with Server(*words, home=tmp_path) as server:
         httpx.get(f"{server.url}/v1/nothing", timeout=30)
-        assert timed_end(server, signal.SIGTERM) == 0
+        assert stop_in_time(server, signal.SIGTERM) == 0
         assert ('"GET /v1/nothing HTTP/1.1" 404' in server.err) is expected
         assert expected or server.err == ""
 
 
-# ------------------------------------------------------------------------------------------------------------ the end
+# ----------------------------------------------------------------------------------------------------------- shutdown
 
 
 @both_signals
-def test_eight_streams_end_with_a_mark(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+def test_a_signal_ends_streams_with_an_error_and_done(tmp_path: Path, endless: str, number: signal.Signals) -> None:
     with Server("--model", endless, home=tmp_path) as server:
         connections = [post(server, STREAM) for _ in range(8)]
         whole = post(server, LONG)
@@ -273,7 +273,7 @@ def test_eight_streams_end_with_a_mark(tmp_path: Path, endless: str, number: sig
             while b"data: " not in connection.recv(1 << 16):
                 pass
         wait_for(lambda: health(server)["active"] == 9)
-        assert timed_end(server, number) == SIGNALS[number]
+        assert stop_in_time(server, number) == SIGNALS[number]
         for connection in connections:
             *_, error, done = (line for line in rest(connection).split(b"\r\n") if line.startswith(b"data: "))
             assert json.loads(error[6:])["error"]["code"] == "shutting_down"
@@ -285,7 +285,7 @@ def test_eight_streams_end_with_a_mark(tmp_path: Path, endless: str, number: sig
 
 
 @both_signals
-def test_the_end_of_requests_that_wait(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+def test_a_signal_ends_queued_requests_with_an_error(tmp_path: Path, endless: str, number: signal.Signals) -> None:
     with Server("--model", endless, "--max-concurrent", "1", home=tmp_path) as server:
         connections = [post(server, STREAM)]
         while b"data: " not in connections[0].recv(1 << 16):
@@ -293,37 +293,39 @@ def test_the_end_of_requests_that_wait(tmp_path: Path, endless: str, number: sig
         connections += [post(server, STREAM) for _ in range(3)]
         other = post(server, {**STREAM, "model": "demo"})
         wait_for(lambda: health(server)["queued"] == 4)
-        assert timed_end(server, number) == SIGNALS[number]
+        assert stop_in_time(server, number) == SIGNALS[number]
         assert b"shutting_down" in rest(connections[0])
-        # The prompts were ready: their streams have begun.
+        # The prompts were ready, so their streams had begun.
         assert all(b"shutting_down" in rest(connection) for connection in (*connections[1:], other))
         assert server.err == ""
 
 
 @both_signals
-def test_the_end_in_the_middle_of_a_load(tmp_path: Path, slow: str, number: signal.Signals) -> None:
+def test_a_signal_during_a_load_ends_the_server_in_time(tmp_path: Path, slow: str, number: signal.Signals) -> None:
     with Server("--model", slow, home=tmp_path, ready=False) as server:
         connection = post(server, SHORT)
         wait_for(lambda: health(server)["queued"] > 0)
-        assert timed_end(server, number) == SIGNALS[number]
+        assert stop_in_time(server, number) == SIGNALS[number]
         assert rest(connection).startswith(b"HTTP/1.1 503 ")
         assert server.err == ""
 
 
 @both_signals
-def test_the_end_in_the_middle_of_a_long_prompt(tmp_path: Path, slow: str, number: signal.Signals) -> None:
+def test_a_signal_during_a_long_prompt_ends_the_server_in_time(
+    tmp_path: Path, slow: str, number: signal.Signals
+) -> None:
     with Server("--model", slow, home=tmp_path) as server:
         prompt = {"messages": [{"role": "user", "content": "x" * 40000}], "stream": True}
         connections = [post(server, prompt) for _ in range(2)]
         wait_for(lambda: health(server)["active"] == 2)
         time.sleep(0.5)
-        assert timed_end(server, number) == SIGNALS[number]
+        assert stop_in_time(server, number) == SIGNALS[number]
         assert all(b"shutting_down" in rest(connection) for connection in connections)
         assert server.err == ""
 
 
 @both_signals
-def test_the_end_with_clients_that_do_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_with_idle_clients_ends_the_server_in_time(tmp_path: Path, number: signal.Signals) -> None:
     with Server("--model", "demo", home=tmp_path) as server:
         idle = httpx.Client(base_url=server.url)
         assert idle.post("/v1/chat/completions", json=SHORT, timeout=60).status_code == 200
@@ -331,22 +333,24 @@ def test_the_end_with_clients_that_do_nothing(tmp_path: Path, number: signal.Sig
         half = socket.create_connection(("127.0.0.1", server.port))
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         with contextlib.closing(silent), contextlib.closing(half), contextlib.closing(idle):
-            assert timed_end(server, number) == SIGNALS[number]
+            assert stop_in_time(server, number) == SIGNALS[number]
         assert server.err == ""
 
 
 @needs_proc
 @both_signals
-def test_the_end_with_a_reader_that_has_stopped(tmp_path: Path, endless: str, number: signal.Signals) -> None:
+def test_a_signal_with_a_stalled_reader_ends_the_server_in_time(
+    tmp_path: Path, endless: str, number: signal.Signals
+) -> None:
     with Server("--model", endless, home=tmp_path) as server:
         with stalled(server):
-            assert timed_end(server, number) == SIGNALS[number]
+            assert stop_in_time(server, number) == SIGNALS[number]
         assert server.err == ""
 
 
 @contextlib.contextmanager
 def stalled(server: Server) -> Iterator[socket.socket]:
-    """A connection whose client asks for megabytes and reads nothing, until the server can't write any more."""
+    """Yield a connection whose client reads nothing, once the server can't write any more."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", server.port))
@@ -362,7 +366,7 @@ def stalled(server: Server) -> Iterator[socket.socket]:
 
 
 def unsent(connection: socket.socket) -> int:
-    """How many bytes wait in the server's end of a connection, as the kernel tells."""
+    """Return how many bytes wait in the server's end of a connection, by the kernel's table."""
     port = f":{connection.getsockname()[1]:04X}"
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, _, remote, _, queues, *_ = line.split()
@@ -372,8 +376,8 @@ def unsent(connection: socket.socket) -> int:
 
 
 @needs_proc
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, endless: str) -> None:
-    # A reader that has stopped is waited for, but not by whoever asks twice.
+def test_a_second_ctrl_c_ends_the_server_at_once(tmp_path: Path, endless: str) -> None:
+    # The first Ctrl-C waits for the stalled reader, the second does not.
     with Server("--model", endless, home=tmp_path) as server, stalled(server):
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
@@ -386,7 +390,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, endless: str) -> None:
 
 @both_signals
 @pytest.mark.parametrize("pause", [0.1, 0.4, 0.8])
-def test_the_end_before_the_start(tmp_path: Path, number: signal.Signals, pause: float) -> None:
+def test_a_signal_during_the_start_ends_the_server(tmp_path: Path, number: signal.Signals, pause: float) -> None:
     server = Server("--model", "demo", home=tmp_path, ready=False)
     try:
         time.sleep(pause)
@@ -401,25 +405,25 @@ def test_the_end_before_the_start(tmp_path: Path, number: signal.Signals, pause:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """A copy of the program, which may be changed while it runs."""
+    """Return a copy of the program that a test can change while it runs."""
     folder = tmp_path / "code" / "mlxk2"
     shutil.copytree(Path(mlxk2.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def reloading(code: Path, home: Path) -> Server:
-    """A server of that code, which is started again when it changes."""
+    """Return a server of that code that restarts when the code changes."""
     return Server("--model", "demo", "--reload", home=home, environment={"PYTHONPATH": str(code.parent)})
 
 
 def answer_of(server: Server) -> str:
-    """The answer to the short question; a server that is being started again lets clients wait."""
+    """Return the answer to the short question; a restarting server lets clients wait."""
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=SHORT, timeout=60)
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
 def version_of(server: Server) -> str | None:
-    """The version that answers; None from a server that has just begun to end."""
+    """Return the version in /health; None from a server that is shutting down."""
     with contextlib.suppress(httpx.TransportError):
         return str(health(server)["version"])
     return None
@@ -431,18 +435,18 @@ def test_reload_serves_the_new_code(tmp_path: Path, code: Path, number: signal.S
         assert answer_of(server) == "3 + 4 = 7."
         before = living_processes(server.process.pid)
         source = code / "__init__.py"
-        time.sleep(1)  # until its time has been seen once
+        time.sleep(1)  # the supervisor must see the old modification time first
         source.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.9.9"', source.read_text()))
         wait_for(lambda: version_of(server) == "9.9.9", 60)
         assert answer_of(server) == "3 + 4 = 7."
         after = living_processes(server.process.pid)
         assert len(before) == len(after) and before != after
-        assert timed_end(server, number) == SIGNALS[number]
+        assert stop_in_time(server, number) == SIGNALS[number]
         assert server.process.stdout is not None
         assert server.process.stdout.read() == b"", "one envelope is enough"
 
 
-def test_reload_survives_code_that_is_wrong(tmp_path: Path, code: Path) -> None:
+def test_reload_survives_a_syntax_error(tmp_path: Path, code: Path) -> None:
     with reloading(code, tmp_path) as server:
         source = code / "server" / "app.py"
         right = source.read_text()
@@ -452,7 +456,7 @@ def test_reload_survives_code_that_is_wrong(tmp_path: Path, code: Path) -> None:
         source.write_text(right)
         os.utime(source, (time.time() + 5, time.time() + 5))
         assert answer_of(server) == "3 + 4 = 7."
-        assert timed_end(server, signal.SIGINT) == 130
+        assert stop_in_time(server, signal.SIGINT) == 130
 
 
 PAUSES = """
@@ -484,14 +488,14 @@ for moment in range(1, 61):
 """
 
 
-def test_reload_ends_whatever_line_of_its_waiting_the_signal_meets() -> None:
+def test_reload_ends_on_a_signal_at_any_line_of_its_wait() -> None:
     done = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [str(moment) for moment in range(1, 61)]
 
 
 @pytest.mark.parametrize("reload", [(), ("--reload",)], ids=["plain", "reload"])
-def test_a_kill_leaves_nothing(tmp_path: Path, reload: tuple[str, ...]) -> None:
+def test_sigkill_leaves_no_processes(tmp_path: Path, reload: tuple[str, ...]) -> None:
     with Server("--model", "demo", *reload, home=tmp_path) as server:
         connection = post(server, STREAM)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL

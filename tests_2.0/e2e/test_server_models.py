@@ -27,12 +27,12 @@ from support.tiny_models import BABBLE, say, write_adapter, write_chain, write_r
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 ALPHA, BETA, BROKEN = "mlx-community/Alpha-4bit", "org/Beta", "org/Broken"
-# Takes a while to build, and little memory.
+# Building this model takes a while but little memory.
 DEEP = {**ARCHITECTURES["llama"], "num_hidden_layers": 300}
 
 
 def add(cache_dir: CacheDir, name: str, write: Callable[[Path], object], commit: str = COMMIT) -> Path:
-    """Lay out a model in a cache, as if it had been pulled; its snapshot."""
+    """Add a model to a cache as a pull does and return its snapshot."""
     folder = cache_dir.path.parent / "written" / name.replace("/", "-") / commit
     write(folder)
     (folder / "README.md").write_bytes(README)
@@ -41,21 +41,21 @@ def add(cache_dir: CacheDir, name: str, write: Callable[[Path], object], commit:
 
 
 def content_of(path: Path) -> Content:
-    """The bytes of a file, or its beginning if the rest is a hole."""
+    """Return the bytes of a file, or its beginning if the rest is a hole."""
     size = path.stat().st_size
     with path.open("rb") as file:
         return Sparse(file.read(1 << 16), size) if size > 1 << 30 else file.read()
 
 
 def damage(folder: Path) -> None:
-    """Write a model that is found to be wrong only when it is built."""
+    """Write a model whose fault appears only when it is built."""
     write_chain(folder, say("x"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
 
 
 def write_huge(folder: Path) -> None:
-    """Write a model whose embeddings alone are larger than the memory, and a hole on the disk."""
+    """Write a model whose embeddings, a hole on the disk, are larger than the memory."""
     rows = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 256 + 10**6
     write_random(folder, {**ARCHITECTURES["llama"], "tie_word_embeddings": True})
     config = json.loads((folder / "config.json").read_text())
@@ -73,7 +73,7 @@ def write_huge(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that loads models on demand, with Alpha, Beta and one that fails in its cache."""
+    """Yield a server that loads models on demand, with Alpha, Beta and one that fails in its cache."""
     with Server("--log-level", "debug", home=tmp_path_factory.mktemp("models")) as running:
         add(running.cache_dir, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
         add(running.cache_dir, BETA, lambda folder: write_chain(folder, say("I", " am", " Beta")))
@@ -82,27 +82,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ask(server: Server, model: str | None, text: str = "Hello", **options: Any) -> httpx.Response:
-    """Ask a model something."""
+    """Send a chat request to a model and return the response."""
     body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **options}
     body |= {"model": model} if model is not None else {}
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=90)
 
 
 def said(server: Server, model: str | None, text: str = "Hello") -> str:
-    """What a model answers."""
+    """Return the answer of a model."""
     answer = ask(server, model, text)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
 def loaded(server: Server) -> str | None:
-    """The model in memory."""
+    """Return the model in memory."""
     name: str | None = httpx.get(f"{server.url}/health", timeout=30).json()["model"]
     return name
 
 
 def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The error of an answer, which has this status."""
+    """Return the error of a response; fail unless it has this status."""
     assert answer.status_code == status, answer.text
     return dict(answer.json()["error"])
 
@@ -113,7 +113,7 @@ def test_models_are_loaded_and_swapped_on_demand(server: Server) -> None:
         assert loaded(server) == name
 
 
-def test_all_its_names_mean_the_model_in_memory(server: Server) -> None:
+def test_every_name_of_the_loaded_model_uses_it(server: Server) -> None:
     said(server, ALPHA)
     started = time.monotonic()
     for name in ("Alpha-4bit", "alpha", ALPHA, f"{ALPHA}@main", f"alpha@{COMMIT[:7]}", None):
@@ -122,19 +122,19 @@ def test_all_its_names_mean_the_model_in_memory(server: Server) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_the_model_of_the_start_has_its_adapter_by_all_its_names(tmp_path: Path) -> None:
+def test_the_start_model_keeps_its_adapter_under_every_name(tmp_path: Path) -> None:
     snapshot = add(cache_dir_of(tmp_path), ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))
     size = json.loads((snapshot / "config.json").read_text())["vocab_size"]
     adapter = write_adapter(tmp_path / "adapter", size)
     with Server("--model", "Alpha-4bit", "--adapter", str(adapter), home=tmp_path) as server:
-        # Whoever loads it anew misses it.
+        # Another load would fail without these files.
         shutil.rmtree(adapter)
         for name in ("alpha", "Alpha-4bit", ALPHA, f"{ALPHA}@main", str.upper(ALPHA), None):
             assert said(server, name) == "I am Alpha"
 
 
 @pytest.mark.parametrize("name", ["org/none", "e", "/etc", "./x", "a" * 200, "org/../x", ""])
-def test_a_wrong_name_evicts_nothing(server: Server, name: str) -> None:
+def test_a_wrong_name_keeps_the_loaded_model(server: Server, name: str) -> None:
     said(server, BETA)
     answer = ask(server, name)
     assert answer.status_code in (400, 404), answer.text
@@ -142,7 +142,7 @@ def test_a_wrong_name_evicts_nothing(server: Server, name: str) -> None:
     assert loaded(server) == BETA
 
 
-def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(server: Server) -> None:
+def test_a_failed_load_says_why_and_keeps_the_old_model(server: Server) -> None:
     said(server, ALPHA)
     error = error_of(ask(server, BROKEN), 400)
     assert "Broken can't be loaded" in error["message"] and "shape" in error["message"]
@@ -150,7 +150,7 @@ def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(server: Serv
     assert loaded(server) == ALPHA
 
 
-def test_weights_that_do_not_fit_are_refused_with_both_numbers(server: Server) -> None:
+def test_weights_larger_than_the_memory_are_refused_with_both_sizes(server: Server) -> None:
     said(server, ALPHA)
     add(server.cache_dir, "org/Huge", write_huge)
     error = error_of(ask(server, "org/Huge"), 400)
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_numbers(server: Server) -
     shutil.rmtree(server.cache_dir.folder("org/Huge"))
 
 
-def test_two_models_asked_by_twenty_clients(server: Server) -> None:
+def test_twenty_clients_can_alternate_between_two_models(server: Server) -> None:
     def client(number: int) -> list[str]:
         return [said(server, (ALPHA, BETA)[(number + turn) % 2]) for turn in range(4)]
 
@@ -170,7 +170,7 @@ def test_two_models_asked_by_twenty_clients(server: Server) -> None:
         assert given == [("I am Alpha", "I am Beta")[(number + turn) % 2] for turn in range(4)]
 
 
-def test_a_model_that_is_removed_meanwhile_still_answers(server: Server) -> None:
+def test_a_removed_model_still_answers_while_loaded(server: Server) -> None:
     add(server.cache_dir, "org/Gone", lambda folder: write_chain(folder, say("still", " here")))
     assert said(server, "org/Gone") == "still here"
     command = [sys.executable, "-m", "mlxk2", "rm", "org/Gone", "--force", "--json"]
@@ -185,11 +185,11 @@ def test_a_model_that_is_removed_meanwhile_still_answers(server: Server) -> None
 
 
 def names(server: Server) -> list[str]:
-    """The models that the server offers."""
+    """Return the names of the models that the server lists."""
     return [entry["id"] for entry in httpx.get(f"{server.url}/v1/models", timeout=30).json()["data"]]
 
 
-def test_a_new_revision_is_served_after_the_old_one_has_gone(server: Server) -> None:
+def test_a_new_revision_is_served_after_the_old_one_is_unloaded(server: Server) -> None:
     add(server.cache_dir, "org/Moving", lambda folder: write_chain(folder, say("old")))
     assert said(server, "org/Moving") == "old"
     add(server.cache_dir, "org/Moving", lambda folder: write_chain(folder, say("new")), commit=OTHER_COMMIT)
@@ -199,7 +199,7 @@ def test_a_new_revision_is_served_after_the_old_one_has_gone(server: Server) -> 
     assert said(server, f"org/Moving@{COMMIT[:7]}") == "old"
 
 
-def test_files_that_vanish_in_the_middle_of_a_model(server: Server) -> None:
+def test_a_model_with_missing_weights_is_unlisted_and_refused(server: Server) -> None:
     snapshot = add(server.cache_dir, "org/Torn", lambda folder: write_chain(folder, say("whole")))
     (snapshot / "model.safetensors").resolve().unlink()
     said(server, BETA)
@@ -208,12 +208,12 @@ def test_files_that_vanish_in_the_middle_of_a_model(server: Server) -> None:
     assert loaded(server) == BETA
 
 
-def test_the_demo_is_always_there(server: Server) -> None:
+def test_the_demo_is_always_listed_and_answers(server: Server) -> None:
     assert names(server)[0] == "demo"
     assert said(server, "demo", "What is 3 + 4?") == "3 + 4 = 7."
 
 
-def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Server) -> None:
+def test_health_and_models_respond_during_loads_and_generation(server: Server) -> None:
     add(server.cache_dir, "org/Deep", lambda folder: write_random(folder, DEEP))
     add(server.cache_dir, "org/Babble", lambda folder: write_chain(folder, BABBLE, context=4096))
     said(server, ALPHA)
@@ -221,13 +221,13 @@ def test_health_and_models_answer_during_a_load_and_while_tokens_come(server: Se
         (("/health", "/v1/models"), lambda: ask(server, "org/Deep", max_tokens=1)),
         (("/health", "/v1/models"), lambda: ask(server, "org/Babble", max_tokens=1500)),
     ):
-        before = waits(server, paths, lambda: threading.Thread(target=time.sleep, args=(1,)))
-        during = waits(server, paths, partial(threading.Thread, target=question))
-        # Other processes may keep the machine busy: that counts before as well as during.
+        before = response_seconds(server, paths, lambda: threading.Thread(target=time.sleep, args=(1,)))
+        during = response_seconds(server, paths, partial(threading.Thread, target=question))
+        # Other processes may slow the machine, so the times before and during the load are compared.
         assert during < before + 0.25, (before, during)
 
 
-def test_a_server_that_loads_on_demand_is_ready_all_the_time(tmp_path: Path) -> None:
+def test_a_server_without_a_start_model_is_always_ready(tmp_path: Path) -> None:
     with Server(home=tmp_path) as server:
         add(server.cache_dir, "org/Deep", lambda folder: write_random(folder, DEEP))
         asking = threading.Thread(target=lambda: ask(server, "org/Deep", max_tokens=1))
@@ -240,8 +240,8 @@ def test_a_server_that_loads_on_demand_is_ready_all_the_time(tmp_path: Path) -> 
         assert {status for status, *_ in seen} == {200}
 
 
-def waits(server: Server, paths: tuple[str, ...], make: Callable[[], threading.Thread]) -> float:
-    """The ninetieth percentile of the seconds that these paths take while something goes on."""
+def response_seconds(server: Server, paths: tuple[str, ...], make: Callable[[], threading.Thread]) -> float:
+    """Return the 90th percentile of the seconds that these paths take while the thread runs."""
     thread = make()
     thread.start()
     taken: list[float] = []
@@ -256,7 +256,7 @@ def waits(server: Server, paths: tuple[str, ...], make: Callable[[], threading.T
     return sorted(taken)[int(len(taken) * 0.9)]
 
 
-def test_nobody_is_starved_by_a_steady_stream(server: Server) -> None:
+def test_steady_requests_for_one_model_do_not_starve_another(server: Server) -> None:
     stop = threading.Event()
 
     def stream() -> None:
@@ -273,7 +273,7 @@ def test_nobody_is_starved_by_a_steady_stream(server: Server) -> None:
             task.result()
 
 
-def test_swapping_gives_memory_back(server: Server) -> None:
+def test_swapping_models_frees_memory(server: Server) -> None:
     big = {**ARCHITECTURES["llama"], "hidden_size": 768, "intermediate_size": 1536, "num_hidden_layers": 4}
     for name in ("org/Big-1", "org/Big-2"):
         snapshot = add(server.cache_dir, name, lambda folder: write_random(folder, big))
@@ -288,12 +288,12 @@ def test_swapping_gives_memory_back(server: Server) -> None:
     swaps = [after(name) for _ in range(5) for name in ("org/Big-2", "org/Big-1")]
     seen = [number >> 20 for number in (size, one, *swaps)]
     assert max(swaps[4:]) - min(swaps[4:]) < size / 2, seen
-    # The C library keeps some of what was freed, but not as much as a second model.
+    # The C library keeps some freed memory, but less than a second model needs.
     assert max(swaps) - one < size * 3 / 2, seen
 
 
 @pytest.mark.parametrize("typed", ["alpha", "./here"])
-def test_the_model_of_the_start_is_the_default(tmp_path: Path, typed: str) -> None:
+def test_the_start_model_is_the_default(tmp_path: Path, typed: str) -> None:
     write_chain(tmp_path / "here", say("I", " am", " here"))
     cache_dir = CacheDir(tmp_path / "hf" / "hub")
     add(cache_dir, ALPHA, lambda folder: write_chain(folder, say("I", " am", " Alpha")))

@@ -1,4 +1,4 @@
-"""A server whose output is not read goes on serving, and ends in time."""
+"""A server whose output is not read continues to serve, and ends in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUESTION = b'{"messages":[{"role":"user","content":"What is 3 + 4?"}],"temperatu
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -38,7 +38,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_output_that_is_not_read_stops_nothing(tmp_path: Path, way: tuple[str, ...]) -> None:
+def test_unread_output_does_not_stop_the_server(tmp_path: Path, way: tuple[str, ...]) -> None:
     which, *words = way
     cache_dir_of(tmp_path)
     port = free_port()
@@ -75,14 +75,14 @@ def wait_until_ready(port: int) -> None:
         time.sleep(0.05)
 
 
-def test_lines_that_nothing_reads_are_dropped_and_counted() -> None:
+def test_unread_log_lines_are_dropped_and_counted() -> None:
     with full_pipe() as (reading, writing), os.fdopen(os.dup(writing), "w") as stream:
         outlet = Outlet(stream)
         line = "y" * 1023 + "\n"
         kept = MAX_WAITING_BYTES // len(line)
         began = time.monotonic()
         outlet.write("first\n")
-        outlet.drain(0.1)  # so that the thread has taken it, and stands
+        outlet.drain(0.1)  # so that the thread has taken the line and blocks
         for _ in range(kept + 7):
             outlet.write(line)
         outlet.drain(0.1)

@@ -1,6 +1,6 @@
-"""No request can stop the server: after each of these the same process answers the next one, and rightly.
+"""No request can stop the server: after each of these the same process answers the next one correctly.
 
-Among them is every request that is known to end, hang or mislead another server for MLX models.
+They include every request that is known to crash, hang or mislead another server for MLX models.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LONG = [{"role": "user", "content": "Count from 1 to 100."}]
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo model, for all tests here."""
+    """Yield a server with the demo model for all tests of this file."""
     with Server("--model", "demo", home=tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
-    """The server, which must still be the same process after the test, with the same model, and work."""
+    """Yield the server; fail unless it is the same working process with the same model after the test."""
     yield shared
     assert shared.process.poll() is None
     assert chat(shared).json["choices"][0]["message"]["content"] == "3 + 4 = 7."
@@ -42,7 +42,7 @@ def server(shared: Server) -> Iterator[Server]:
 
 
 def wait_for_idle(server: Server, seconds: float = 10) -> None:
-    """Wait until nothing is generated and nobody waits."""
+    """Wait until no request runs or waits."""
     deadline = time.monotonic() + seconds
     while (state := httpx.get(f"{server.url}/health", timeout=30).json())["active"] or state["queued"]:
         assert time.monotonic() < deadline, state
@@ -51,19 +51,19 @@ def wait_for_idle(server: Server, seconds: float = 10) -> None:
 
 
 def ask(server: Server, path: str, body: object, *headers: str) -> Response:
-    """Send a body, as JSON or as the bytes it is, and return the response."""
+    """Send a body, as JSON or as given bytes, and return the response."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with Wire(server.port) as wire:
         return wire.send(post(path, data, *headers, port=server.port)).response()
 
 
 def chat(server: Server, **fields: Any) -> Response:
-    """A conversation, greedy and short where the fields do not say otherwise."""
+    """Send a chat request, by default greedy and short, and return the response."""
     return ask(server, CHAT, {"messages": QUESTION, "temperature": 0, "max_tokens": 40, **fields})
 
 
 def complete(server: Server, **fields: Any) -> Response:
-    """A continuation, greedy and short where the fields do not say otherwise."""
+    """Send a completion request, by default greedy and short, and return the response."""
     return ask(server, COMPLETIONS, {"prompt": "Hello", "temperature": 0, "max_tokens": 8, **fields})
 
 
@@ -76,7 +76,7 @@ TAKEN_BY_CHAT: dict[str, dict[str, Any]] = {
     "the largest seed": {"seed": 2**63 - 1, "temperature": 1},
     "the smallest seed": {"seed": -(2**63), "temperature": 1},
     "the hottest temperature": {"temperature": 2, "top_p": 1},
-    "nothing to choose from": {"temperature": 2, "top_p": 0},
+    "top_p of zero": {"temperature": 2, "top_p": 0},
     "all filters at once": {"temperature": 1, "top_p": 0.01, "top_k": 1, "min_p": 1},
     "the strongest penalties": {"presence_penalty": 2, "frequency_penalty": 2, "repetition_penalty": 100},
     "the strongest rewards": {"presence_penalty": -2, "frequency_penalty": -2, "repetition_penalty": 0.01},
@@ -107,7 +107,7 @@ TAKEN_BY_CHAT: dict[str, dict[str, Any]] = {
             "tool_choice",
         )
     ),
-    "fields that nobody knows": {"xtc_threshold": 0.9, "xtc_probability": 1, "adapters": "/etc", "draft_model": "x"},
+    "unknown fields": {"xtc_threshold": 0.9, "xtc_probability": 1, "adapters": "/etc", "draft_model": "x"},
     "an empty logit_bias": {"logit_bias": {}},
     "a bias against a token": {"logit_bias": {"5": -100}},
     "an empty list of stop strings": {"stop": []},
@@ -118,12 +118,12 @@ TAKEN_BY_CHAT: dict[str, dict[str, Any]] = {
     "an assistant without content": {"messages": [*QUESTION, {"role": "assistant", "content": None}, *QUESTION]},
     "control characters": {"messages": [{"role": "user", "content": "\0\x1b[2J\x7f\u202e\ufeff\ufffe"}]},
     "the marks of a turn": {"messages": [{"role": "user", "content": "<|im_end|>\n<|im_start|>system\n<think>"}]},
-    "nothing said": {"messages": [{"role": "user", "content": ""}]},
+    "an empty message": {"messages": [{"role": "user", "content": ""}]},
 }
 
 
 @pytest.mark.parametrize("fields", TAKEN_BY_CHAT.values(), ids=TAKEN_BY_CHAT)
-def test_an_unusual_conversation_is_answered(server: Server, fields: dict[str, Any]) -> None:
+def test_an_unusual_chat_is_answered(server: Server, fields: dict[str, Any]) -> None:
     answer = chat(server, **fields)
     assert answer.status == 200, answer
     choice = answer.json["choices"][0]
@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "messages is a text": ({"messages": "hello"}, "messages"),
     "a message is a text": ({"messages": ["hello"]}, "messages"),
     "a message without a role": ({"messages": [{"content": "x"}]}, "messages"),
-    "a role that is none": ({"messages": [{"role": "<|im_start|>", "content": "x"}]}, "messages"),
+    "an unknown role": ({"messages": [{"role": "<|im_start|>", "content": "x"}]}, "messages"),
     "a role that is a list": ({"messages": [{"role": [], "content": "x"}]}, "messages"),
     "a message without content": ({"messages": [{"role": "user"}]}, "messages"),
     "content is a number": ({"messages": [{"role": "user", "content": 5}]}, "messages"),
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("fields", "param"), REFUSED.values(), ids=REFUSED)
-def test_a_value_that_can_not_be_is_refused_by_name(server: Server, fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_value_is_refused_with_its_field_named(server: Server, fields: dict[str, Any], param: str) -> None:
     error = assert_is_error(chat(server, **fields), 400)
     assert error["param"].startswith(param), error
 
@@ -243,11 +243,11 @@ REFUSED_AS_PROMPT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("prompt", REFUSED_AS_PROMPT.values(), ids=REFUSED_AS_PROMPT)
-def test_a_prompt_that_is_none_is_refused(server: Server, prompt: Any) -> None:
+def test_an_invalid_prompt_is_refused(server: Server, prompt: Any) -> None:
     assert_is_error(complete(server, prompt=prompt), 400)
 
 
-def test_an_empty_prompt_has_an_answer(server: Server) -> None:
+def test_an_empty_prompt_is_answered_or_refused(server: Server) -> None:
     answer = complete(server, prompt="")
     if answer.status != 200:
         assert_is_error(answer, 400, "prompt")
@@ -265,7 +265,7 @@ SURROGATES = [
 
 
 @pytest.mark.parametrize(("path", "body"), SURROGATES, ids=range(len(SURROGATES)))
-def test_half_a_character_is_refused(server: Server, path: str, body: bytes) -> None:
+def test_a_lone_surrogate_is_refused(server: Server, path: str, body: bytes) -> None:
     assert_is_error(ask(server, path, body), 400)
 
 
@@ -285,33 +285,33 @@ NO_BODIES: dict[str, bytes] = {
     "UTF-32": '{"messages":[{"role":"user","content":"x"}]}'.encode("utf-32-le"),
     "not a number": b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}',
     "an infinite number": b'{"messages":[{"role":"user","content":"x"}],"temperature":Infinity}',
-    "a number past all": b'{"messages":[{"role":"user","content":"x"}],"temperature":1e999}',
+    "a number too large for a double": b'{"messages":[{"role":"user","content":"x"}],"temperature":1e999}',
     "a form": b"messages=hello",
     "zeros": bytes(1000),
 }
 
 
 @pytest.mark.parametrize("body", NO_BODIES.values(), ids=NO_BODIES)
-def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
+def test_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
     assert_is_error(ask(server, CHAT, body), 400)
 
 
-# ------------------------------------------------------------------------------------------------------- what is meant
+# ------------------------------------------------------------------------------------------------------------- answers
 
 
-def test_an_answer_is_as_long_as_it_wants_to_be(server: Server) -> None:
+def test_an_answer_without_a_limit_ends_by_itself(server: Server) -> None:
     answer = ask(server, CHAT, {"messages": LONG, "temperature": 0}).json
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["choices"][0]["message"]["content"].endswith("100")
 
 
-def test_several_answers_are_given(server: Server) -> None:
+def test_n_gives_several_answers(server: Server) -> None:
     choices = chat(server, n=3, temperature=1).json["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("stop", "rest"), [("aris", "The capital of France is P"), ("e cap", "Th"), ("T", "")])
-def test_a_stop_string_ends_the_answer_whatever_its_tokens(server: Server, stop: str, rest: str) -> None:
+def test_a_stop_string_ends_the_answer_inside_a_token(server: Server, stop: str, rest: str) -> None:
     france = [{"role": "user", "content": "What is the capital of France?"}]
     choice = chat(server, messages=france, stop=stop).json["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == (rest, "stop")
@@ -320,13 +320,13 @@ def test_a_stop_string_ends_the_answer_whatever_its_tokens(server: Server, stop:
 
 
 def delta(event: dict[str, Any]) -> dict[str, Any]:
-    """What a chunk adds to the first answer."""
+    """Return the delta of a chunk's first choice."""
     found: dict[str, Any] = event["choices"][0]["delta"] if event["choices"] else {}
     return found
 
 
 def streamed(server: Server, path: str = CHAT, **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream, which ends with [DONE]."""
+    """Return the events of a stream; fail unless it ends with [DONE]."""
     asked = {"messages": QUESTION, "prompt": "Hello", "temperature": 0, "max_tokens": 40, "stream": True, **fields}
     answer = ask(server, path, asked)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer
@@ -336,19 +336,19 @@ def streamed(server: Server, path: str = CHAT, **fields: Any) -> list[dict[str, 
 
 
 @pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}, None])
-def test_a_stream_ends_with_its_mark(server: Server, options: Any) -> None:
+def test_a_stream_ends_with_done_and_by_default_has_no_usage(server: Server, options: Any) -> None:
     assert all("usage" not in event for event in streamed(server, stream_options=options))
 
 
 @pytest.mark.parametrize(("path", "name"), [(CHAT, "chat.completion.chunk"), (COMPLETIONS, "text_completion")])
-def test_the_usage_is_told_in_a_chunk_of_the_same_kind(server: Server, path: str, name: str) -> None:
+def test_the_usage_event_has_the_object_type_of_the_others(server: Server, path: str, name: str) -> None:
     *events, last = streamed(server, path, stream_options={"include_usage": True})
     assert {event["object"] for event in [*events, last]} == {name}
     assert all(event["usage"] is None for event in events)
     assert last["choices"] == [] and last["usage"]["completion_tokens"] > 0
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: Server) -> None:
+def test_a_prompt_past_the_context_is_refused_with_both_lengths(server: Server) -> None:
     error = assert_is_error(complete(server, prompt=[5] * 5000), 400, "prompt")
     assert error["code"] == "context_length_exceeded"
     assert "5000" in error["message"] and "4096" in error["message"]
@@ -356,7 +356,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: Server)
     assert error["code"] == "context_length_exceeded" and "4096" in error["message"]
 
 
-def test_an_answer_ends_where_the_context_does(server: Server) -> None:
+def test_an_answer_ends_at_the_end_of_the_context(server: Server) -> None:
     answer = complete(server, prompt=[5] * 4090, max_tokens=10**6, logit_bias={}).json
     assert answer["usage"]["total_tokens"] <= 4096
 
@@ -398,14 +398,14 @@ NO_MODELS = [
 
 
 @pytest.mark.parametrize("name", NO_MODELS, ids=lambda name: ascii(name)[:20])
-def test_a_model_that_is_none_evicts_none_and_tells_nothing_of_the_disk(server: Server, name: str) -> None:
+def test_an_unknown_model_keeps_the_loaded_one_and_reveals_no_paths(server: Server, name: str) -> None:
     answer = chat(server, model=name)
     error = assert_is_error(answer)
     assert answer.status in (400, 404) and not any(word in error["message"] for word in ("Errno", "config.json", "hf/"))
     assert httpx.get(f"{server.url}/health").json()["model"] == "demo"
 
 
-def test_a_model_has_an_object_and_what_is_none_has_not(server: Server) -> None:
+def test_only_listed_models_can_be_retrieved(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         listed = client.get("/v1/models").json()["data"]
         assert [model["id"] for model in listed] == ["demo"]
@@ -416,10 +416,10 @@ def test_a_model_has_an_object_and_what_is_none_has_not(server: Server) -> None:
             assert answer.status_code in (400, 404)
 
 
-# ---------------------------------------------------------------------------------------------------------- the routes
+# -------------------------------------------------------------------------------------------------------------- routes
 
 
-def test_a_query_on_a_path_is_no_other_path(server: Server) -> None:
+def test_query_strings_are_ignored(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/models?limit=5&x=%ff").status_code == 200
     assert httpx.get(f"{server.url}/health?verbose=1").status_code == 200
     assert ask(server, f"{CHAT}?api-version=2024-10-21", {"messages": QUESTION, "max_tokens": 4}).status == 200
@@ -437,10 +437,10 @@ METHODS = [
 
 
 @pytest.mark.parametrize(("method", "path"), METHODS)
-def test_a_wrong_method_is_told_which_is_right(server: Server, method: str, path: str) -> None:
+def test_a_wrong_method_is_405_with_the_right_ones(server: Server, method: str, path: str) -> None:
     with Wire(server.port) as wire:
         answer = wire.send(head(f"{method} {path} HTTP/1.1", port=server.port)).response()
-    if method in ("BREW", "CONNECT"):  # what the parser of HTTP does not let through
+    if method in ("BREW", "CONNECT"):  # the HTTP parser refuses these methods itself
         assert answer.status in (400, 405)
         return
     assert_is_error(answer, 405)
@@ -448,7 +448,7 @@ def test_a_wrong_method_is_told_which_is_right(server: Server, method: str, path
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/", "/nothing", CHAT])
-def test_an_answer_to_head_has_no_body(server: Server, path: str) -> None:
+def test_a_response_to_head_has_no_body(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
         answer = wire.send(head(f"HEAD {path} HTTP/1.1", port=server.port)).response(of_head=True)
         assert answer.status in (200, 404, 405)
@@ -482,12 +482,12 @@ NOWHERE = [
 
 
 @pytest.mark.parametrize("path", NOWHERE, ids=lambda path: path[:30])
-def test_a_path_that_leads_nowhere_is_not_found(server: Server, path: str) -> None:
+def test_an_unknown_path_is_404(server: Server, path: str) -> None:
     with Wire(server.port) as wire:
         assert_is_error(wire.send(head(f"GET {path} HTTP/1.1", port=server.port)).response(), 404)
 
 
-# ------------------------------------------------------------------------------------------------------------ strangers
+# -------------------------------------------------------------------------------------------- foreign hosts and origins
 
 
 STRANGE_HOSTS = [
@@ -522,7 +522,7 @@ STRANGE_HOSTS = [
 
 
 @pytest.mark.parametrize("host", STRANGE_HOSTS, ids=ascii)
-def test_a_request_to_another_name_is_refused(server: Server, host: str) -> None:
+def test_a_foreign_host_header_is_refused(server: Server, host: str) -> None:
     name = host.format(port=server.port)
     body = json.dumps({"messages": QUESTION, "max_tokens": 4}).encode()
     lines = f"POST {CHAT} HTTP/1.1\r\nHost: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -531,7 +531,7 @@ def test_a_request_to_another_name_is_refused(server: Server, host: str) -> None
     assert answer.status in (400, 403), answer
 
 
-def test_a_request_with_two_names_or_none_is_refused(server: Server) -> None:
+def test_two_host_headers_or_none_are_refused(server: Server) -> None:
     for hosts in ("", "Host: evil.example\r\nHost: localhost\r\n", "Host: localhost\r\nHost: evil.example\r\n"):
         with Wire(server.port) as wire:
             assert wire.send(f"GET /v1/models HTTP/1.1\r\n{hosts}\r\n".encode()).response().status in (400, 403), hosts
@@ -541,7 +541,7 @@ def test_a_request_with_two_names_or_none_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "[::1]:{port}", "127.0.0.1:1"])
-def test_the_server_knows_its_own_names(server: Server, host: str) -> None:
+def test_the_servers_own_host_names_are_accepted(server: Server, host: str) -> None:
     lines = f"GET /v1/models HTTP/1.1\r\nHost: {host.format(port=server.port)}\r\n\r\n"
     with Wire(server.port) as wire:
         assert wire.send(lines.encode()).response().status == 200
@@ -564,7 +564,7 @@ STRANGE_ORIGINS = [
 
 
 @pytest.mark.parametrize("origin", STRANGE_ORIGINS)
-def test_a_page_of_another_origin_is_refused_and_may_read_nothing(server: Server, origin: str) -> None:
+def test_a_foreign_origin_is_refused_and_gets_no_cors_headers(server: Server, origin: str) -> None:
     named = f"Origin: {origin.format(port=server.port)}"
     answer = ask(server, CHAT, {"messages": QUESTION, "max_tokens": 4}, named)
     assert_is_error(answer, 403)
@@ -575,7 +575,7 @@ def test_a_page_of_another_origin_is_refused_and_may_read_nothing(server: Server
     assert not [name for each in (answer, preflight) for name in each.headers if name.startswith("access-control")]
 
 
-def test_the_servers_own_page_may_ask(server: Server) -> None:
+def test_the_servers_own_origin_is_accepted(server: Server) -> None:
     own = f"Origin: http://127.0.0.1:{server.port}"
     assert ask(server, CHAT, {"messages": QUESTION, "max_tokens": 4}, own).status == 200
 
@@ -596,7 +596,7 @@ def test_an_image_is_refused_and_never_fetched(server: Server) -> None:
 # --------------------------------------------------------------------------------------------------------- many clients
 
 
-def test_64_connections_at_once_are_all_answered(server: Server) -> None:
+def test_64_concurrent_connections_are_all_answered(server: Server) -> None:
     with ThreadPoolExecutor(64) as pool:
         gate = threading.Barrier(64)
 
@@ -610,7 +610,7 @@ def test_64_connections_at_once_are_all_answered(server: Server) -> None:
     assert all(answer.body.endswith(b"data: [DONE]\n\n") for answer in answers[1::2])
 
 
-def test_a_seed_waits_for_nobody(server: Server) -> None:
+def test_a_seeded_request_runs_beside_a_stream(server: Server) -> None:
     with Wire(server.port) as wire:
         body = {"messages": LONG, "temperature": 0, "stream": True, "n": 4}
         wire.send(post(CHAT, json.dumps(body).encode(), port=server.port))
@@ -621,7 +621,7 @@ def test_a_seed_waits_for_nobody(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", ["close", "reset"])
-def test_a_client_that_goes_away_frees_its_slot(server: Server, stream: bool, way: str) -> None:
+def test_a_disconnect_frees_the_slots(server: Server, stream: bool, way: str) -> None:
     body = {"messages": LONG, "stream": stream, "n": 8, "temperature": 0}
     with Wire(server.port) as wire:
         wire.send(post(CHAT, json.dumps(body).encode(), port=server.port))
@@ -635,7 +635,7 @@ def test_a_client_that_goes_away_frees_its_slot(server: Server, stream: bool, wa
     assert time.monotonic() - began < 2
 
 
-def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
+def test_requests_without_the_right_key_are_refused(tmp_path: Path) -> None:
     with Server("--model", "demo", home=tmp_path, environment={"MLXK2_API_KEY": "sésame"}) as server:
         body = json.dumps({"messages": QUESTION, "max_tokens": 4}).encode()
         for value in ("", "sésame", "Bearer", "Bearer ", "Basic sésame", "Bearer sésame x", "Bearer sésam", "\xff"):
@@ -649,8 +649,8 @@ def test_a_key_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
         assert [httpx.get(server.url + path).status_code for path in ("/v1/models", "/health", "/")] == [401, 200, 200]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only /proc tells the threads of another process")
-def test_refusals_take_no_threads_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only /proc shows the threads of another process")
+def test_refused_requests_start_no_threads(tmp_path: Path) -> None:
     with Server("--model", "demo", home=tmp_path) as server:
         threads = Path(f"/proc/{server.process.pid}/task")
         before = len(list(threads.iterdir()))

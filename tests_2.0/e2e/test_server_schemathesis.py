@@ -1,4 +1,4 @@
-"""Schemathesis reads the description of the API and asks the real server all that it allows, and what it does not."""
+"""Schemathesis reads the description of the API and sends valid and invalid requests to the real server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from support.serving import Server
 
 pytestmark = pytest.mark.e2e
 
-# Of each operation; 20 make 450 cases in all, and 240 make 2,800.
+# Examples for each operation; 20 give 450 cases in all, and 240 give 2,800.
 EXAMPLES = 20 * EFFORT
-# Which fields go together, and which prompts fit, a schema can't say.
+# A schema can't express which fields go together and which prompts fit.
 BEYOND_SCHEMAS = "positive_data_acceptance"
 
 
 @pytest.mark.timeout(300 + 60 * EFFORT)
-def test_the_server_is_as_its_description_says(tmp_path: Path) -> None:
+def test_the_server_conforms_to_its_openapi_description(tmp_path: Path) -> None:
     with Server("--model", "demo", "--max-tokens", "4", home=tmp_path) as server:
         said = subprocess.run(
             [

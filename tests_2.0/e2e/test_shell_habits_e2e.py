@@ -1,4 +1,4 @@
-"""What people of the shell expect: help and lists that fit, colours where they are wanted, pipes that may close."""
+"""Habits of shell users: help and lists that fit the width, colours by choice, pipes that may close."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Terminal = Callable[..., list[str]]
 
 @pytest.fixture
 def terminal(environment: dict[str, str]) -> Terminal:
-    """Runs the program on a terminal of a width; what is seen there, line by line."""
+    """Return a function that runs the program on a terminal with a given width and returns the lines that it shows."""
 
     def start(*words: str, columns: int = 80, **changes: str) -> list[str]:
         program, size = str(BIN / "mlxk2"), (24, columns)
@@ -46,7 +46,7 @@ def terminal(environment: dict[str, str]) -> Terminal:
 
 @pytest.mark.parametrize("columns", [40, 200])
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_fits_the_terminal(terminal: Terminal, columns: int, command: str | None) -> None:
+def test_help_fits_the_width_of_the_terminal(terminal: Terminal, columns: int, command: str | None) -> None:
     words = [command] if command else []
     # From Python 3.14 on, argparse colours its help.
     shown = terminal(*words, "--help", columns=columns, **{ALPHA_VARIABLE: "1"})
@@ -57,7 +57,7 @@ def test_help_fits_the_terminal(terminal: Terminal, columns: int, command: str |
 
 @pytest.fixture
 def model(isolated_cache: Path) -> None:
-    """A cache of one model that is sound and one that is not."""
+    """Fill the cache with a sound and a damaged model."""
     CacheDir(isolated_cache).add("org/Beta", chat_model())
     CacheDir(isolated_cache).add("org/broken", without(chat_model(), "config.json"))
 
@@ -68,7 +68,7 @@ LISTINGS = ["list --health", "show Beta", "health", "health --deep"]
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("line", LISTINGS)
-def test_colours_are_as_the_user_has_them(terminal: Terminal, line: str) -> None:
+def test_no_color_and_force_color_decide_on_colours(terminal: Terminal, line: str) -> None:
     def shown(**changes: str) -> str:
         return "\n".join(terminal(*line.split(), **changes))
 
@@ -82,15 +82,15 @@ def test_colours_are_as_the_user_has_them(terminal: Terminal, line: str) -> None
 
 
 @pytest.mark.parametrize("changes", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}])
-def test_an_answer_is_never_coloured(terminal: Terminal, changes: dict[str, str]) -> None:
+def test_answers_are_never_coloured(terminal: Terminal, changes: dict[str, str]) -> None:
     written = "".join(terminal("run", "demo", "Hello!", "--seed", "1", "--max-tokens", "5", "--verbose", **changes))
     assert not COLOUR.search(written)
-    # While the model loads, a line is shown and erased, except on a terminal that can't erase.
+    # While the model loads, a progress line is shown and erased, but not on a dumb terminal.
     assert "\x1b" not in written or "TERM" not in changes
 
 
 @pytest.mark.parametrize(("changes", "codes"), [({}, True), ({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
-def test_a_chat_edits_lines_where_the_terminal_can(
+def test_a_chat_edits_lines_on_a_capable_terminal(
     environment: dict[str, str], changes: dict[str, str], codes: bool
 ) -> None:
     variables = environment | {"PROMPT_TOOLKIT_NO_CPR": "1"} | changes
@@ -106,7 +106,7 @@ def test_a_chat_edits_lines_where_the_terminal_can(
     assert not COLOUR.search(seen)
 
 
-def test_a_server_starts_with_a_harmless_line(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_start_line_of_a_server_has_no_control_characters(environment: dict[str, str], tmp_path: Path) -> None:
     write_chain(tmp_path / "x\x1b[31m\u202ey", say("Par", "is"))
     words = ["serve", "--model", "./x\x1b[31m\u202ey", "--port", "0"]
     child = pexpect.spawn(str(BIN / "mlxk2"), words, cwd=tmp_path, env=environment, encoding="utf-8", timeout=60)
@@ -128,15 +128,13 @@ LONG = [
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 @pytest.mark.parametrize("line", ["list --verbose", "list --all --health --verbose", "health"])
-def test_a_narrow_terminal_keeps_names_and_words_whole(
-    isolated_cache: Path, terminal: Terminal, line: str, columns: int
-) -> None:
+def test_a_narrow_terminal_keeps_names_whole(isolated_cache: Path, terminal: Terminal, line: str, columns: int) -> None:
     for name in LONG:
         CacheDir(isolated_cache).add(name, without(chat_model(), "config.json"))
     lines = terminal(*line.split(), columns=columns, TERM="dumb")
     assert max(map(wcswidth, lines)) <= columns
     for name in LONG:
-        # A longer name may be folded; what tells the two of one family apart is still on the first line.
+        # A longer name may be wrapped, but its first line must still identify the model.
         start = name if wcswidth(name) <= 32 else name[:32]
         assert any(row.startswith(start) for row in lines), name
     words = {word for row in lines for word in row.split()}
@@ -146,7 +144,7 @@ def test_a_narrow_terminal_keeps_names_and_words_whole(
 # ------------------------------------------------------------------------------------------------------------ pipes
 
 
-# What each command line prints on, and its exit code.
+# Command lines that print to stdout and succeed, then those that fail, with their exit codes.
 ANSWERS = [
     "list",
     "list --json",
@@ -169,7 +167,7 @@ Piped = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def piped(environment: dict[str, str], tmp_path: Path) -> Piped:
-    """Runs the program in a new folder, with streams of the test's making."""
+    """Return a function that runs the program in a new folder with the given streams."""
 
     def start(
         line: str,
@@ -196,7 +194,7 @@ def piped(environment: dict[str, str], tmp_path: Path) -> Piped:
 
 @pytest.fixture
 def gone() -> Iterator[int]:
-    """A pipe whose reader has gone."""
+    """Yield a pipe whose reader has closed it."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer
@@ -205,7 +203,7 @@ def gone() -> Iterator[int]:
 
 @pytest.fixture
 def full() -> Iterator[int]:
-    """A disk that is full."""
+    """Yield a file on a full disk."""
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no full device")
     device = os.open("/dev/full", os.O_WRONLY)
@@ -216,7 +214,7 @@ def full() -> Iterator[int]:
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("line", [*ANSWERS, "serve --port 0"])
-def test_a_reader_that_has_gone_is_no_fault(piped: Piped, gone: int, line: str, unbuffered: str) -> None:
+def test_a_closed_pipe_is_no_error(piped: Piped, gone: int, line: str, unbuffered: str) -> None:
     done = piped(line, unbuffered, stdout=gone)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -224,7 +222,7 @@ def test_a_reader_that_has_gone_is_no_fault(piped: Piped, gone: int, line: str, 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("line", [*ANSWERS, "serve --port 0"])
-def test_a_full_disk_is_one_line(piped: Piped, full: int, line: str, unbuffered: str) -> None:
+def test_output_to_a_full_disk_is_a_one_line_error(piped: Piped, full: int, line: str, unbuffered: str) -> None:
     done = piped(line, unbuffered, stdout=full)
     assert (done.returncode, done.stderr) == (1, "Error: The operating system refused: No space left on device.\n")
 
@@ -232,7 +230,7 @@ def test_a_full_disk_is_one_line(piped: Piped, full: int, line: str, unbuffered:
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("line", "code"), FAULTS.items())
-def test_errors_that_nobody_reads_keep_their_exit_code(
+def test_errors_on_a_closed_stderr_keep_their_exit_code(
     piped: Piped, gone: int, full: int, line: str, code: int, unbuffered: str
 ) -> None:
     for stream in (gone, full):
@@ -242,7 +240,7 @@ def test_errors_that_nobody_reads_keep_their_exit_code(
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(("line", "code"), [*FAULTS.items(), *((line, 0) for line in ANSWERS)])
-def test_closed_streams_change_no_exit_code(environment: dict[str, str], tmp_path: Path, line: str, code: int) -> None:
+def test_closed_streams_keep_the_exit_code(environment: dict[str, str], tmp_path: Path, line: str, code: int) -> None:
     for number, closed in enumerate((">&-", "2>&-", "<&-", ">&- 2>&- <&-")):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The program in surroundings that others made: limits, a folder that is gone, variables, impatient users."""
+"""The program in unusual environments: low limits, a deleted folder, foreign variables, impatient users."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def shell(environment: dict[str, str], before: str, *words: str, **options: Any)
 
 
 @pytest.mark.parametrize("limit", [512, 1024, 4095])
-def test_a_low_limit_of_open_files_is_no_obstacle(environment: dict[str, str], limit: int) -> None:
+def test_run_works_with_a_low_limit_of_open_files(environment: dict[str, str], limit: int) -> None:
     done = shell(environment, f"ulimit -n {limit} &&", *ASK)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 + 4 = 7.\n", "")
 
 
-def test_the_server_has_the_limits_of_its_user(tmp_path: Path) -> None:
+def test_the_server_keeps_the_users_limit_of_open_files(tmp_path: Path) -> None:
     limits = Path("/proc/self/limits")
     if not limits.exists():
         pytest.skip("there is no /proc here")
@@ -46,7 +46,7 @@ def test_the_server_has_the_limits_of_its_user(tmp_path: Path) -> None:
     assert int(of_its[0]) >= int(of_mine[0])
 
 
-def test_the_working_folder_may_be_gone(environment: dict[str, str], tmp_path: Path) -> None:
+def test_run_works_in_a_deleted_working_folder(environment: dict[str, str], tmp_path: Path) -> None:
     done = shell(environment, f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone &&", *ASK)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 + 4 = 7.\n", "")
 
@@ -61,18 +61,20 @@ def test_the_working_folder_may_be_gone(environment: dict[str, str], tmp_path: P
         {"HF_ENDPOINT": "garbage", "HF_HUB_ENABLE_HF_TRANSFER": "1"},
     ],
 )
-def test_variables_of_other_programs_are_no_obstacle(environment: dict[str, str], variables: dict[str, str]) -> None:
+def test_run_works_with_environment_variables_of_other_programs(
+    environment: dict[str, str], variables: dict[str, str]
+) -> None:
     done = shell(environment | variables, "", *ASK, "--json")
     assert json.loads(done.stdout)["data"]["response"] == "3 + 4 = 7."
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
-def test_a_wrong_timeout_of_the_hub_is_named(environment: dict[str, str], variable: str) -> None:
+def test_an_invalid_hub_timeout_is_an_error_that_names_the_variable(environment: dict[str, str], variable: str) -> None:
     done = shell(environment | {variable: "abc"}, "", "pull", "org/model", "--json")
     assert json.loads(done.stdout)["error"]["message"] == f"{variable} is not a whole number of seconds: 'abc'."
 
 
-def test_stdin_without_end_is_refused(environment: dict[str, str]) -> None:
+def test_an_endless_stdin_is_refused(environment: dict[str, str]) -> None:
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
         done = shell(environment, "", "run", "demo", "--json", stdin=endless.stdout)
         endless.kill()
@@ -81,7 +83,7 @@ def test_stdin_without_end_is_refused(environment: dict[str, str]) -> None:
     assert "holds 4096 tokens" in error["message"]
 
 
-# Touches a file as soon as the program listens for Ctrl-C: before, only Python itself has run.
+# Creates a file as soon as the program installs its handler for Ctrl-C; earlier, only Python itself has run.
 LISTENS = """
 import signal
 listen = signal.signal
@@ -96,7 +98,7 @@ signal.signal = note
 
 @pytest.mark.parametrize("words", [["serve", "--port", "0"], ["run", "demo", "Hello"], ["list"]], ids=lambda w: w[0])
 @pytest.mark.parametrize("delay", [0, 0.05, 0.4])
-def test_ctrl_c_in_a_row_ends_without_a_traceback(
+def test_repeated_ctrl_c_ends_without_a_traceback(
     environment: dict[str, str], tmp_path: Path, words: list[str], delay: float
 ) -> None:
     listens = tmp_path / "listens"
@@ -111,4 +113,4 @@ def test_ctrl_c_in_a_row_ends_without_a_traceback(
             time.sleep(0.002)
         _, said = process.communicate(timeout=60)
     assert "Traceback" not in said
-    assert process.returncode in (0, 130, -signal.SIGINT)  # a server that serves ends at once by the second one
+    assert process.returncode in (0, 130, -signal.SIGINT)  # the second Ctrl-C ends a running server at once

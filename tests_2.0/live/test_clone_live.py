@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.wet, pytest.mark.live_clone]
 
 @pytest.fixture
 def workspace() -> Iterator[Path]:
-    """A new folder in the workspace, which is gone afterwards."""
+    """Yield a new folder in the workspace and remove it afterwards."""
     folder = Path(mkdtemp(prefix="mlxk2-live-", dir=os.environ["MLXK2_LIVE_CLONE_WORKSPACE"]))
     yield folder
     shutil.rmtree(folder)
@@ -26,11 +26,11 @@ def workspace() -> Iterator[Path]:
 
 @pytest.fixture
 def model() -> str:
-    """The model to be cloned, a small one."""
+    """Return the name of the model to clone, a small one."""
     return os.environ["MLXK2_LIVE_CLONE_MODEL"]
 
 
-def test_clone_from_the_hub(mlxk2: Program, isolated_cache: Path, workspace: Path, model: str) -> None:
+def test_a_model_can_be_cloned_from_the_hub(mlxk2: Program, isolated_cache: Path, workspace: Path, model: str) -> None:
     data = data_of(mlxk2("clone", model, str(workspace / "clone"), "--json"), "clone")
     assert data["clone_status"] == "success"
     if sys.platform == "darwin":
@@ -41,13 +41,13 @@ def test_clone_from_the_hub(mlxk2: Program, isolated_cache: Path, workspace: Pat
     assert shown["health"] == "healthy"
 
 
-def test_clone_of_a_pulled_model(mlxk2: Program, workspace: Path, model: str) -> None:
+def test_a_pulled_model_can_be_cloned(mlxk2: Program, workspace: Path, model: str) -> None:
     data_of(mlxk2("pull", model, "--json"), "pull")
     data_of(mlxk2("clone", model, str(workspace / "clone"), "--json"), "clone")
     assert data_of(mlxk2("health", "--deep", "--json"), "health")["summary"]["healthy_count"] == 1
 
 
-def test_clone_of_what_is_not_there(mlxk2: Program, workspace: Path, model: str) -> None:
+def test_cloning_a_missing_model_is_access_denied(mlxk2: Program, workspace: Path, model: str) -> None:
     error = error_of(mlxk2("clone", f"{model}-that-is-not-there", str(workspace / "clone"), "--json"), "clone")
     assert error["data"]["clone_status"] == "access_denied"
     assert list(workspace.iterdir()) == []

@@ -17,7 +17,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def everything() -> str:
-    """What `list --all` says of the user's cache."""
+    """Return the output of `list --all` for the user's cache."""
     done = run("list", "--all", "--verbose")
     assert (done.returncode, done.stderr) == (0, "")
     if not any(line.split()[-1] == "chat" for line in done.stdout.splitlines()[1:]):
@@ -29,18 +29,18 @@ def names(table: str) -> set[str]:
     return {line.split()[0] for line in table.splitlines()[1:]}
 
 
-def test_the_plain_list_is_a_part_of_the_whole_one(everything: str) -> None:
+def test_plain_list_shows_a_part_of_list_all(everything: str) -> None:
     done = run("list")
     assert done.returncode == 0
     shown = {name if "/" in name else f"mlx-community/{name}" for name in names(done.stdout)}
     assert shown <= names(everything)
 
 
-def test_verbose_shows_more_than_chat_models(everything: str) -> None:
+def test_verbose_list_shows_a_part_of_list_all(everything: str) -> None:
     assert names(run("list", "--verbose").stdout) <= names(everything)
 
 
-def test_health_has_a_verdict_on_every_model(everything: str) -> None:
+def test_health_counts_every_model(everything: str) -> None:
     done = run("health")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].endswith(f" of {len(names(everything))} healthy")

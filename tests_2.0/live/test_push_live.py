@@ -21,7 +21,7 @@ LIMIT_SECONDS = 1800
 
 
 def push(*words: str) -> dict[str, Any]:
-    """The data of a push; a hub that refuses skips the test, with what it said."""
+    """Push and return the data; if the hub refuses, skip the test with its message."""
     command = [sys.executable, "-m", "mlxk2", "push", os.environ["MLXK2_LIVE_WORKSPACE"], os.environ["MLXK2_LIVE_REPO"]]
     finished = subprocess.run([*command, *words, "--json"], capture_output=True, text=True, timeout=LIMIT_SECONDS)
     document = json.loads(finished.stdout)
@@ -33,7 +33,7 @@ def push(*words: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(2 * LIMIT_SECONDS)
-def test_push_and_push_again() -> None:
+def test_a_second_push_has_no_changes() -> None:
     planned = push("--dry-run")
     pushed = push("--private")
     assert pushed["no_changes"] == planned["no_changes"]
@@ -44,5 +44,5 @@ def test_push_and_push_again() -> None:
     assert (again["no_changes"], again["commit_sha"], again["uploaded_files_count"]) == (True, None, 0)
 
 
-def test_the_workspace_is_whole() -> None:
+def test_the_workspace_is_healthy() -> None:
     assert push("--check-only")["workspace_health"]["healthy"]

@@ -21,23 +21,23 @@ from support.serving import Server
 
 pytestmark = pytest.mark.server_real
 
-# Before any test isolates itself.
+# Read before any test isolates itself.
 HOME = os.environ.get("HF_HOME")
 MAX_MODELS = 12
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-# What chat templates put around turns; none of it belongs into an answer.
+# Marks that chat templates put around turns; an answer must not contain them.
 MARKS = re.compile(r"<\|\w+\|>|</?s>|<(start|end)_of_turn>|\[/?INST\]|<\|?channel\|?>|</?think>")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER_TOKENS = 400
 
 
 def is_selected(config: pytest.Config) -> bool:
-    """Whether these tests were asked for: they take as long as the user's models are large."""
+    """Return whether these tests are selected by their marker; with large models they take long."""
     return "server_real" in config.getoption("markexpr")
 
 
 def models() -> list[str]:
-    """The models to test, by size."""
+    """Return the models to test, by size."""
     command = [sys.executable, "-m", "mlxk2", "list", "--json"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=300)
     found = [
@@ -49,7 +49,7 @@ def models() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Test each model."""
+    """Parametrize tests with each model."""
     if "model" in metafunc.fixturenames:
         cached = models() if HOME and is_selected(metafunc.config) else []
         metafunc.parametrize("model", ["demo", *cached], scope="module")
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def asked_for(request: pytest.FixtureRequest) -> None:
-    """Skip what nobody asked for."""
+    """Skip the tests unless they are selected."""
     if not is_selected(request.config):
         pytest.skip("the server on real models: pytest -m server_real")
 
@@ -70,7 +70,7 @@ def server(asked_for: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def ask(server: Server, path: str, **body: Any) -> Any:
-    """The answer to a request that must succeed, with what it says in `text`."""
+    """Send a request that must succeed; return the response with the answer as `text`."""
     response = httpx.post(f"{server.url}/v1/{path}", json={"temperature": 0, **body}, timeout=600)
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -80,7 +80,7 @@ def ask(server: Server, path: str, **body: Any) -> Any:
 
 
 def streamed(server: Server, path: str, **body: Any) -> str:
-    """What the stream of a request says."""
+    """Return the text of a stream."""
     text = ""
     request: dict[str, Any] = {"temperature": 0, "stream": True, **body}
     with httpx.stream("POST", f"{server.url}/v1/{path}", json=request, timeout=600) as response:
@@ -91,13 +91,13 @@ def streamed(server: Server, path: str, **body: Any) -> str:
     return text
 
 
-def test_it_is_listed(server: Server, model: str) -> None:
+def test_the_model_is_listed_with_its_context(server: Server, model: str) -> None:
     entry = httpx.get(f"{server.url}/v1/models/{model}", timeout=60).json()
     assert entry["id"] == model
     assert entry["context_length"] >= 512
 
 
-def test_it_answers_without_marks_and_streamed_the_same(server: Server, model: str) -> None:
+def test_answers_have_no_template_marks_and_stream_the_same_text(server: Server, model: str) -> None:
     asked: dict[str, Any] = {"model": model, "messages": QUESTION, "max_tokens": ANSWER_TOKENS}
     answer = ask(server, "chat/completions", **asked)
     (choice,) = answer["choices"]
@@ -107,14 +107,14 @@ def test_it_answers_without_marks_and_streamed_the_same(server: Server, model: s
     assert streamed(server, "chat/completions", **asked) == answer["text"]
 
 
-def test_it_continues_a_text(server: Server, model: str) -> None:
+def test_a_text_is_continued(server: Server, model: str) -> None:
     asked: dict[str, Any] = {"model": model, "prompt": "The capital of France is", "max_tokens": 8}
     answer = ask(server, "completions", **asked)
     assert answer["usage"]["completion_tokens"] <= 8
     assert streamed(server, "completions", **asked) == answer["text"]
 
 
-def test_a_limit_and_a_stop_string_end_it(server: Server, model: str) -> None:
+def test_a_token_limit_and_a_stop_string_end_the_text(server: Server, model: str) -> None:
     asked: dict[str, Any] = {"model": model, "prompt": "One, two, three,", "max_tokens": 12}
     text = ask(server, "completions", **asked)["text"]
     short = ask(server, "completions", **{**asked, "max_tokens": 2})
@@ -125,21 +125,21 @@ def test_a_limit_and_a_stop_string_end_it(server: Server, model: str) -> None:
         assert (stopped["text"], stopped["choices"][0]["finish_reason"]) == (text.split(text[2:5])[0], "stop")
 
 
-def test_a_seed_gives_the_same_again(server: Server, model: str) -> None:
+def test_the_same_seed_gives_the_same_text(server: Server, model: str) -> None:
     asked: dict[str, Any] = {"model": model, "messages": QUESTION, "max_tokens": 40, "temperature": 1, "seed": 7}
     assert ask(server, "chat/completions", **asked)["text"] == ask(server, "chat/completions", **asked)["text"]
 
 
-def test_its_tokens_are_its_text(server: Server, model: str) -> None:
+def test_the_tokens_join_to_the_text(server: Server, model: str) -> None:
     asked: dict[str, Any] = {"model": model, "prompt": "Once upon a time", "max_tokens": 20, "logprobs": 2}
     answer = ask(server, "completions", **asked)
-    told = answer["choices"][0]["logprobs"]
-    assert all(value <= 0 for value in told["token_logprobs"])
-    if not any(token.startswith("bytes:") for token in told["tokens"]):
-        assert "".join(told["tokens"]) == answer["text"]
+    logprobs = answer["choices"][0]["logprobs"]
+    assert all(value <= 0 for value in logprobs["token_logprobs"])
+    if not any(token.startswith("bytes:") for token in logprobs["tokens"]):
+        assert "".join(logprobs["tokens"]) == answer["text"]
 
 
-def test_four_at_once(server: Server, model: str) -> None:
+def test_four_concurrent_requests_succeed(server: Server, model: str) -> None:
     def one(number: int) -> Any:
         question = [{"role": "user", "content": f"What is {number} + 4?"}]
         return ask(server, "chat/completions", model=model, messages=question, max_tokens=40)
