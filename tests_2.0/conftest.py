@@ -18,7 +18,7 @@ from support.pushing import pusher  # noqa: F401 - a fixture
 
 from mlxk2.cli.main import main
 
-# Taken before any test isolates itself: where the user's own cache is.
+# The user's own cache; read before any test isolates itself.
 _USER_HF_HOME = os.environ.get("MLXK2_USER_HF_HOME") or os.environ.get("HF_HOME") or ""
 _NEEDED = {
     "live_list": ("HF_HOME",),
@@ -49,7 +49,7 @@ def pytest_configure() -> None:
     """Make Ctrl-C work in programs under test, and give property tests the time they need."""
     # A shell starts background jobs with SIGINT ignored, and programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A busy machine is no fault of the code.
+    # The machine may be busy with other tests, so there is no deadline.
     settings.register_profile("patient", deadline=None)
     settings.load_profile("patient")
 

@@ -284,7 +284,7 @@ def streams(stdin: str = "") -> Streams:
 
 
 class OneProcess(Starter):
-    """Returns the same process while it lives, because starting one takes a second."""
+    """A starter that returns the same process while it lives, because starting one takes a second."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     err: str
 
 
-def documented() -> list[Document]:
+def read_examples() -> list[Document]:
     """Return every example of the specification."""
     return [json.loads(text) for text in _EXAMPLE.findall(SPECIFICATION.read_text(encoding="utf-8"))]
 
@@ -40,7 +40,7 @@ def documented() -> list[Document]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test with an argument `example` once for every example of the specification."""
     if "example" in metafunc.fixturenames:
-        examples = documented()
+        examples = read_examples()
         ids = [f"{number}-{example['command']}-{example['status']}" for number, example in enumerate(examples)]
         metafunc.parametrize("example", examples, ids=ids)
 
@@ -48,7 +48,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def examples() -> list[Document]:
     """Return every example of the specification."""
-    return documented()
+    return read_examples()
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def filled(cache_dir: CacheDir) -> CacheDir:
     cache_dir.add("mlx-community/Sharded-broken", without(sharded_model(), "model-00002-of-00003.safetensors"))
     cache_dir.add("mlx-community/embed-small", chat_model(architectures=["BertModel"]))
     cache_dir.add("org/model-gguf", gguf_model())
-    cache_dir.add("org/unknown-architecture", chat_model(model_type="nobody-knows"))
+    cache_dir.add("org/unknown-architecture", chat_model(model_type="unknown-type"))
     cache_dir.add("org/f\u00fcr-alle", chat_model())
     (cache_dir.path / "models--org--x---never").mkdir()
     return cache_dir

@@ -1,4 +1,4 @@
-"""`--json` belongs to every command: one envelope on stdout, whatever the command line."""
+"""Every command accepts `--json`: it prints one envelope on stdout, also for a wrong command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.spec
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_wrong_usage_of_any_command_is_an_envelope_of_that_command(
+def test_wrong_usage_of_a_command_is_an_envelope_of_that_command(
     mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
@@ -29,7 +29,9 @@ def test_wrong_usage_of_any_command_is_an_envelope_of_that_command(
 
 
 @pytest.mark.parametrize("command", ["show", "pull", "rm", "clone", "push", "run", "completion"])
-def test_a_missing_argument_is_named(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_missing_argument_is_reported_as_required(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     result = mlxk2(command, "--json")
     assert result.code == 2
@@ -39,27 +41,27 @@ def test_a_missing_argument_is_named(mlxk2: Program, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "words", [("--json", "list"), ("list", "--json"), ("list", "--json", "--all"), ("list", "x", "--json")]
 )
-def test_the_flag_may_stand_anywhere(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_the_json_flag_works_at_any_place(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*words)
     assert result.code == 0
     assert result.json == {"status": "success", "command": "list", "data": {"models": [], "count": 0}, "error": None}
 
 
 @pytest.mark.parametrize("words", [("list", "--help", "--json"), ("--json", "list", "--help"), ("--json", "--help")])
-def test_help_is_text_as_the_specification_says(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_help_is_text_even_with_json(mlxk2: Program, words: tuple[str, ...]) -> None:
     code, out, err = mlxk2(*words)
     assert (code, out[:13], err) == (0, "usage: mlxk2 ", "")
     assert "`--help` is the one exception to `--json`" in SPECIFICATION.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [("--json",), ("no-such-command", "--json"), ("--no-such-flag", "--json")])
-def test_without_a_command_the_program_itself_answers(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_without_a_command_the_envelope_is_that_of_version(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*words)
     assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "version", "CommandError")
 
 
 @pytest.mark.parametrize("command", ALPHA_COMMANDS)
-def test_an_alpha_command_names_the_variable_that_enables_it(
+def test_a_disabled_alpha_command_names_its_variable(
     mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.delenv(ALPHA_VARIABLE, raising=False)
@@ -68,7 +70,7 @@ def test_an_alpha_command_names_the_variable_that_enables_it(
     assert ALPHA_VARIABLE in result.json["error"]["message"]
 
 
-def test_an_error_has_one_line_for_people_and_one_document_for_programs(mlxk2: Program) -> None:
+def test_an_error_is_one_line_on_stderr_or_one_envelope_with_json(mlxk2: Program) -> None:
     for_people = mlxk2("show", "org/none")
     for_programs = mlxk2("show", "org/none", "--json")
     assert (for_people.out, for_programs.err) == ("", "")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.spec
 
 
 @pytest.mark.parametrize("words", [("--version", "--json"), ("--json", "--version")])
-def test_json_has_both_versions_and_nothing_else(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_json_has_exactly_both_versions(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*words)
     assert (result.code, result.err) == (0, "")
     assert result.json == {
@@ -24,7 +24,7 @@ def test_json_has_both_versions_and_nothing_else(mlxk2: Program, words: tuple[st
     }
 
 
-def test_people_see_one_line(mlxk2: Program) -> None:
+def test_plain_output_is_one_line(mlxk2: Program) -> None:
     assert mlxk2("--version") == (0, f"mlxk2 {version('mlxk2')}\n", "")
 
 

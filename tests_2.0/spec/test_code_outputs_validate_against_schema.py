@@ -1,4 +1,4 @@
-"""What the real program prints is what the schema says, and what scripts for the API 0.1.5 expect."""
+"""The output of the real program conforms to the schema and to what scripts for the API 0.1.5 expect."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("words", SUCCESSES, ids=" ".join)
 @pytest.mark.usefixtures("filled")
-def test_results(program: Run, problems: Problems, words: tuple[str, ...]) -> None:
+def test_results_conform_to_the_schema(program: Run, problems: Problems, words: tuple[str, ...]) -> None:
     code, document, err = program(*words)
     assert (code, document["status"], err) == (0, "success", "")
     assert problems(document) == []
@@ -75,7 +75,7 @@ def test_results(program: Run, problems: Problems, words: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize(("words", "command", "type", "code"), ERRORS)
 @pytest.mark.usefixtures("filled")
-def test_errors(
+def test_errors_conform_to_the_schema(
     program: Run, problems: Problems, words: tuple[str, ...], command: str, type: str | None, code: int
 ) -> None:
     outcome = program(*words)
@@ -85,14 +85,16 @@ def test_errors(
     assert is_as_before(outcome.document)
 
 
-def test_an_answer_of_the_demo(program: Run, problems: Problems) -> None:
+def test_an_answer_of_the_demo_conforms_to_the_schema(program: Run, problems: Problems) -> None:
     code, document, _ = program("run", "demo", "Hello!", "--max-tokens", "8", "--seed", "1")
     assert (code, document["status"]) == (0, "success")
     assert problems(document) == []
     assert is_as_before(document)
 
 
-def test_models_from_the_hub(hub_server: HubServer, hub_client: Client, problems: Problems, tmp_path: Path) -> None:
+def test_results_of_pull_and_clone_conform_to_the_schema(
+    hub_server: HubServer, hub_client: Client, problems: Problems, tmp_path: Path
+) -> None:
     hub_server.add("org/model", chat_model())
     hub_server.add("org/secret", chat_model(), private=True)
     expected = [
@@ -112,7 +114,9 @@ def test_models_from_the_hub(hub_server: HubServer, hub_client: Client, problems
         assert ended in outcome.json["data"].values()
 
 
-def test_a_folder_by_path(program: Run, problems: Problems, filled: CacheDir, tmp_path: Path) -> None:
+def test_results_for_a_folder_conform_to_the_schema(
+    program: Run, problems: Problems, filled: CacheDir, tmp_path: Path
+) -> None:
     shutil.copytree(filled.folder("mlx-community/Sound-4bit") / "snapshots" / COMMIT, tmp_path / "copy")
     for words in (("show", "./copy", "--files"), ("health", "./copy")):
         code, document, _ = program(*words)
@@ -120,7 +124,7 @@ def test_a_folder_by_path(program: Run, problems: Problems, filled: CacheDir, tm
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_document_is_ascii(mlxk2: Program) -> None:
+def test_json_output_is_ascii(mlxk2: Program) -> None:
     result = mlxk2("list", "--json")
     assert "org/f\u00fcr-alle" in [model["name"] for model in result.json["data"]["models"]]
     assert result.out.isascii()
@@ -138,7 +142,9 @@ def test_the_list_has_every_kind_of_model(program: Run) -> None:
     }
 
 
-def test_an_unreadable_cache(program: Run, problems: Problems, tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_cache_conforms_to_the_schema(
+    program: Run, problems: Problems, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("no folder")
     code, document, _ = program("list", HF_HUB_CACHE=str(tmp_path / "file"))
     assert (code, document["error"]["type"]) == (1, "OperationError")
@@ -147,7 +153,7 @@ def test_an_unreadable_cache(program: Run, problems: Problems, tmp_path: Path) -
 
 
 def _samples(value: dict[str, Any]) -> list[object]:
-    """Values that a schema allows; none for those that have a pattern or are described elsewhere."""
+    """Return values that a schema allows; none for schemas with a pattern or a reference."""
     if "anyOf" in value:
         return [sample for choice in value["anyOf"] for sample in _samples(choice)]
     if "pattern" in value or "$ref" in value:
@@ -160,7 +166,7 @@ def _samples(value: dict[str, Any]) -> list[object]:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_types_imply_those_of_0_1_5(schema: dict[str, Any], name: str) -> None:
+def test_the_types_are_compatible_with_those_of_0_1_5(schema: dict[str, Any], name: str) -> None:
     today, before = schema["$defs"][name], SHAPES[name]
     required_before = before.kinds.keys() - before.optional
     assert required_before <= set(today["required"])

@@ -1,4 +1,4 @@
-"""The errors of `push`: each is a document of the schema, and described in the specification."""
+"""The errors of `push`: each conforms to the schema and is described in the specification."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _failed(type: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_each_error_is_a_document(problems: Problems, specification: str, type: str) -> None:
+def test_each_error_conforms_to_the_schema_and_is_specified(problems: Problems, specification: str, type: str) -> None:
     assert problems(_failed(type)) == []
     assert f"| `{type}` |" in specification
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_an_error_may_not_look_like_a_success(problems: Problems, type: str) -> None:
+def test_an_error_with_the_keys_of_a_success_is_refused(problems: Problems, type: str) -> None:
     assert problems(_failed(type) | {"status": "success"})
     assert problems(_failed(type) | {"error": None})
     assert problems(_failed(type) | {"error": {"type": type}})
@@ -48,7 +48,7 @@ def test_an_error_may_not_look_like_a_success(problems: Problems, type: str) -> 
     ("words", "enabled"),
     [(("push",), "1"), (("push", "."), "1"), (("push", ".", "org/model", "--no-such-flag"), "1"), (("push", "."), "")],
 )
-def test_wrong_usage(
+def test_wrong_usage_conforms_to_the_schema(
     mlxk2: Program, monkeypatch: pytest.MonkeyPatch, problems: Problems, words: tuple[str, ...], enabled: str
 ) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, enabled)
@@ -60,7 +60,9 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("settings", "type"), [({}, "repo_not_found"), ({"HF_TOKEN": ""}, "auth_error"), ({"HF_TOKEN": "no"}, "auth_error")]
 )
-def test_what_a_push_that_fails_prints(pusher: Pusher, problems: Problems, settings: dict[str, str], type: str) -> None:
+def test_the_output_of_a_failed_push_conforms_to_the_schema(
+    pusher: Pusher, problems: Problems, settings: dict[str, str], type: str
+) -> None:
     pusher.write({"config.json": b"{}"})
     outcome = pusher.run("--private", "--json", **settings)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, type)

@@ -1,4 +1,4 @@
-"""The documents of `push`, which scripts of continuous integration read: right ones pass, wrong ones don't."""
+"""The documents of `push`, which scripts of continuous integration read: the schema accepts only right ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _push(data: Document) -> Document:
 
 
 def _paths(value: object, start: Path = ()) -> Iterator[Path]:
-    """The place of every key, at any depth."""
+    """Yield the path of every key at any depth."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield (*start, key)
@@ -84,39 +84,39 @@ DATA_PATHS = [("data", *path) for path in _paths(ALL["data"])]
 
 
 @pytest.mark.parametrize("optional", [{}, *({key: value} for key, value in OPTIONAL.items())], ids=" ".join)
-def test_optional_keys_come_and_go(problems: Problems, optional: Document) -> None:
+def test_optional_keys_may_be_missing(problems: Problems, optional: Document) -> None:
     assert problems(_push(COMMITTED | optional)) == []
 
 
 @pytest.mark.parametrize("key", NULLABLE)
-def test_what_is_not_known_is_null(problems: Problems, key: str) -> None:
+def test_unknown_values_may_be_null(problems: Problems, key: str) -> None:
     assert problems(_push(COMMITTED | {key: None})) == []
 
 
-def test_changes_that_are_not_known_are_null(problems: Problems) -> None:
+def test_an_unknown_number_of_changes_may_be_null(problems: Problems) -> None:
     assert problems(_push(COMMITTED | {"dry_run_summary": SUMMARY | {"modified": None}})) == []
 
 
 @pytest.mark.parametrize("path", [p for p in DATA_PATHS if p[1:] != (p[1],) or p[1] not in OPTIONAL], ids=str)
-def test_a_key_that_is_missing_is_refused(problems: Problems, path: Path) -> None:
+def test_a_missing_key_is_refused(problems: Problems, path: Path) -> None:
     document = copy.deepcopy(ALL)
     del _parent(document, path)[path[-1]]
     assert problems(document)
 
 
 @pytest.mark.parametrize("path", DATA_PATHS, ids=str)
-def test_a_value_of_another_kind_is_refused(problems: Problems, path: Path) -> None:
+def test_a_value_of_a_wrong_type_is_refused(problems: Problems, path: Path) -> None:
     document = copy.deepcopy(ALL)
     _parent(document, path)[path[-1]] = [[]]
     assert problems(document)
 
 
 @pytest.mark.parametrize("key", ["uploaded_files_count", "local_files_count"])
-def test_a_count_below_zero_is_refused(problems: Problems, key: str) -> None:
+def test_a_negative_count_is_refused(problems: Problems, key: str) -> None:
     assert problems(_push(COMMITTED | {key: -1}))
 
 
-def test_what_a_push_prints(pusher: Pusher, problems: Problems) -> None:
+def test_the_output_of_push_conforms_to_the_schema(pusher: Pusher, problems: Problems) -> None:
     pusher.write(chat_model())
     expected = [
         (("--check-only",), {"workspace_health"}),

@@ -1,4 +1,4 @@
-"""A schema that takes anything promises nothing: wrong documents are refused, one fault at a time."""
+"""The schema refuses wrong documents, each with one fault."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _example(examples: list[Document], command: str, status: str = "success") ->
 
 @pytest.mark.parametrize(("fault", "change"), ENVELOPE)
 @pytest.mark.parametrize("command", ["list", "push"])
-def test_envelopes(examples: list[Document], problems: Problems, command: str, fault: str, change: Change) -> None:
+def test_wrong_envelopes_are_refused(
+    examples: list[Document], problems: Problems, command: str, fault: str, change: Change
+) -> None:
     document = _example(examples, command)
     assert problems(document) == []
     change(document)
@@ -115,14 +117,18 @@ def test_envelopes(examples: list[Document], problems: Problems, command: str, f
 
 
 @pytest.mark.parametrize(("fault", "change"), ERROR)
-def test_error_envelopes(examples: list[Document], problems: Problems, fault: str, change: Change) -> None:
+def test_wrong_error_envelopes_are_refused(
+    examples: list[Document], problems: Problems, fault: str, change: Change
+) -> None:
     document = _example(examples, "show", "error")
     change(document)
     assert problems(document), fault
 
 
 @pytest.mark.parametrize(("fault", "change"), MODEL)
-def test_model_objects(examples: list[Document], problems: Problems, fault: str, change: Change) -> None:
+def test_wrong_model_objects_are_refused(
+    examples: list[Document], problems: Problems, fault: str, change: Change
+) -> None:
     listed, shown = _example(examples, "list"), _example(examples, "show")
     change(listed["data"]["models"][0])
     change(shown["data"]["model"])
@@ -131,7 +137,7 @@ def test_model_objects(examples: list[Document], problems: Problems, fault: str,
         assert not is_as_before(document), fault
 
 
-def test_a_model_object_needs_each_of_its_keys(examples: list[Document], problems: Problems) -> None:
+def test_a_model_object_needs_all_its_keys(examples: list[Document], problems: Problems) -> None:
     for key in _example(examples, "list")["data"]["models"][0]:
         document = _example(examples, "list")
         del document["data"]["models"][0][key]
@@ -139,7 +145,9 @@ def test_a_model_object_needs_each_of_its_keys(examples: list[Document], problem
 
 
 @pytest.mark.parametrize(("command", "fault", "change"), DATA)
-def test_data(examples: list[Document], problems: Problems, command: str, fault: str, change: Change) -> None:
+def test_wrong_data_is_refused(
+    examples: list[Document], problems: Problems, command: str, fault: str, change: Change
+) -> None:
     document = _example(examples, command)
     assert problems(document) == []
     change(document["data"])

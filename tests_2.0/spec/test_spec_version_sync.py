@@ -1,4 +1,4 @@
-"""The code, the schema and the specification say the same: one version, the same fields, the same errors."""
+"""The code, the schema and the specification agree: one version, the same fields, the same errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.spec
 
 
 class Field(NamedTuple):
-    """What is said of one field: whether it is always there, its basic type, its words if they are given, and null."""
+    """The description of a field: whether it is always present, its basic type, its words, whether it may be null."""
 
     always: bool
     type: str
@@ -31,13 +31,13 @@ class Field(NamedTuple):
 
 
 def _sections(text: str) -> dict[str, str]:
-    """The text under each heading, up to the next one."""
+    """Return the text under each heading, up to the next one."""
     parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _described(section: str) -> dict[str, Field]:
-    """The fields in a section's table."""
+    """Return the fields in a section's table."""
     rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| (.+?) \| .+ \|$", section, re.MULTILINE)
     return {path: Field(present == "always", *_said(type)) for path, type, present in rows}
 
@@ -50,7 +50,7 @@ def _said(type: str) -> tuple[str, frozenset[str], bool]:
 
 
 def _fields(schema: Schema, shape: Schema, start: str = "") -> Iterator[tuple[str, Field]]:
-    """The fields of an object and of the objects in it; a model object has a table of its own."""
+    """Yield the fields of an object and of the objects in it, but not of a model object, which has its own table."""
     for name, value in shape["properties"].items():
         inner, nullable = _without_null(value)
         item, ending = (inner["items"], "[]") if inner.get("type") == "array" else (inner, "")
@@ -76,13 +76,13 @@ def _error_types() -> Iterator[type[errors.MlxkError]]:
     return (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MlxkError))
 
 
-def test_the_schema_is_what_the_types_generate() -> None:
+def test_the_schema_is_up_to_date_with_the_types() -> None:
     command = [sys.executable, "tools/generate_schema.py", "--check"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
-def test_a_schema_that_is_out_of_date_is_noticed(tmp_path: Path) -> None:
+def test_the_check_finds_an_outdated_schema(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     (tmp_path / "docs").mkdir()
     tool = tmp_path / "tools" / "generate_schema.py"
@@ -93,7 +93,9 @@ def test_a_schema_that_is_out_of_date_is_noticed(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, tool, "--check"], stderr=subprocess.PIPE).returncode == 1
 
 
-def test_one_version(schema: Schema, specification: str, examples: list[Schema]) -> None:
+def test_code_schema_and_specification_have_the_same_version(
+    schema: Schema, specification: str, examples: list[Schema]
+) -> None:
     assert schema["title"] == f"mlxk2 JSON API {JSON_API_SPEC_VERSION}"
     assert specification.startswith(f"# JSON API {JSON_API_SPEC_VERSION}\n")
     (version,) = (e["data"] for e in examples if (e["command"], e["status"]) == ("version", "success"))
@@ -102,35 +104,35 @@ def test_one_version(schema: Schema, specification: str, examples: list[Schema])
 
 
 @pytest.mark.parametrize("command", DATA_OF_COMMAND)
-def test_every_field_of_a_command_is_described_as_it_is(schema: Schema, specification: str, command: Command) -> None:
+def test_every_field_of_a_command_is_documented_correctly(schema: Schema, specification: str, command: Command) -> None:
     shape = schema["$defs"][DATA_OF_COMMAND[command].__name__]
     assert _described(_sections(specification)[command]) == dict(_fields(schema, shape))
 
 
 @pytest.mark.parametrize(("heading", "name"), [("The model object", "ModelObject"), ("Errors", "Error")])
-def test_every_field_of_a_shared_object_is_described_as_it_is(
+def test_every_field_of_a_shared_object_is_documented_correctly(
     schema: Schema, specification: str, heading: str, name: str
 ) -> None:
     assert _described(_sections(specification)[heading]) == dict(_fields(schema, schema["$defs"][name]))
 
 
-def test_every_field_of_the_envelope_is_described_as_it_is(schema: Schema, specification: str) -> None:
+def test_every_field_of_the_envelope_is_documented_correctly(schema: Schema, specification: str) -> None:
     assert _described(_sections(specification)["The envelope"]) == dict(_fields(schema, schema))
 
 
-def test_every_error_is_described_with_its_exit_code(specification: str) -> None:
+def test_every_error_is_documented_with_its_exit_code(specification: str) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .+ \|$", specification, re.MULTILINE)
     described = {type: int(code) for type, code in rows}
     assert len(described) == len(rows)
     assert {kind.type: kind.exit_code for kind in _error_types()}.items() <= described.items()
 
 
-def test_each_exit_code_is_described(specification: str) -> None:
+def test_each_exit_code_is_documented(specification: str) -> None:
     described = set(re.findall(r"^\| (\d+) \|", _sections(specification)["Exit codes"], re.MULTILINE))
     assert described == {"0", *(str(kind.exit_code) for kind in _error_types())}
 
 
-def test_every_closed_object_is_closed(schema: Schema) -> None:
+def test_closed_objects_allow_no_further_keys(schema: Schema) -> None:
     closed = {name for name, shape in schema["$defs"].items() if not shape["additionalProperties"]}
     entries = {"HealthEntry", "HealthSummary", "FileEntry"}
     assert closed == {"ModelObject", "VersionData", "ListData", "HealthData"} | entries

@@ -87,6 +87,6 @@ class IgnoringCase(Operations):  # type: ignore[misc] # it ships no types
 
 
 if __name__ == "__main__":
-    # A name in the kernel's cache would hide that another spelling means the same file.
+    # With names in the kernel's cache, another spelling would not find the same file.
     never = dict.fromkeys(("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout"), 0)
     FUSE(IgnoringCase(os.path.realpath(sys.argv[1])), sys.argv[2], foreground=True, nothreads=True, **never)

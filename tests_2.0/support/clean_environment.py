@@ -4,7 +4,7 @@ import os
 
 for name in ("HF_HUB_OFFLINE", "MLXK2_DEBUG", "COLUMNS", "FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
-# The program is started a thousand times: it is compiled once, as an installed one is.
+# The tests start the program a thousand times, so Python may cache its compiled files.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# hf_xet begins a log when it is imported, in the cache that HF_HOME names: the user's.
+# hf_xet starts a log file when it is imported, by default in the user's cache.
 os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)

@@ -1,4 +1,4 @@
-"""A runner whose sequences can be watched: each sequence's tokens, as the batch gives them, and its events."""
+"""A runner with observable sequences: the tokens of each sequence, as the batch returns them, and its events."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ class Followed:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has."""
+        """Return how many tokens it has."""
         return len(self.completion)
 
     @property
     def text(self) -> str:
-        """Its text, reasoning included."""
+        """Return its text, reasoning included."""
         return text(self.events, None)
 
     @property
     def logprobs(self) -> list[TokenLogprob]:
-        """The logprobs of its tokens."""
+        """Return the logprobs of its tokens."""
         return logprobs(self.events)
 
     @property
     def ended(self) -> bool:
-        """Whether it has had its last event, or was dropped."""
+        """Return whether it has had its last event or was dropped."""
         return self.is_dropped or any(isinstance(event, Finished | Failed) for event in self.events)
 
     @property
     def error(self) -> MlxkError | None:
-        """Why it failed."""
+        """Return the error with which it failed, if any."""
         return next((event.error for event in self.events if isinstance(event, Failed)), None)
 
 
 class FollowedRunner:
-    """MLXRunner, with Followed in the place of ids."""
+    """MLXRunner with Followed sequences in place of ids."""
 
     def __init__(self, backend: Any, **options: Any) -> None:
         self.runner = MLXRunner(_Watched(backend, self._note), **options)
@@ -104,7 +104,7 @@ class FollowedRunner:
 
 
 class _Watched:
-    """A backend whose batches tell what they give."""
+    """A backend whose batches report their results."""
 
     def __init__(self, backend: Backend, note: Callable[[Step | Reading], None]) -> None:
         self._backend, self._note = backend, note
@@ -113,7 +113,7 @@ class _Watched:
         return getattr(self._backend, name)
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
-        """A batch of the backend."""
+        """Return a batch of the backend."""
         return _WatchedBatch(self._backend.batch(max_sequences, prompts), self._note)
 
 

@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# How many times the usual number of cases is tried; the suite is content with one.
+# Multiplies the number of cases; the suite uses 1.
 EFFORT = int(os.environ.get("MLXK2_FUZZ", "1"))
 
-# What a careless reader of JSON falls over, as text.
+# JSON texts on which a careless reader fails.
 HOSTILE_JSON = (
     b"null",
     b"true",

@@ -27,7 +27,7 @@ OTHER_COMMIT = "abcdefabcdefabcdefabcdefabcdefabcdefabcd"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123456789\n"
 SENTINEL = "TEST_SENTINEL"
 
-# Of the format's tensor types, the bits of one element.
+# The bits of one element, for each tensor type of the format.
 BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -275,7 +275,7 @@ def sharded_model(count: int = 3) -> Files:
     """Return a sound MLX chat model in several shards, with an index."""
     files = chat_model()
     del files["model.safetensors"]
-    # Each shard differs, or all would be one blob.
+    # Each shard differs, since equal ones would be one blob.
     files |= {name: weights(shape=(2, 4 + i)) for i, name in enumerate(shard_names(count))}
     return files | {"model.safetensors.index.json": index_of(shard_names(count))}
 

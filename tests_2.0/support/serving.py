@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from support.layouts import SENTINEL, CacheDir
 
-# Seconds: importing MLX on a machine that is busy with other tests takes long.
+# In seconds; importing MLX takes long on a machine that is busy with other tests.
 START = 60.0
 END = 15.0
 

@@ -1,4 +1,4 @@
-"""A second API: it has paths, bodies, events and errors of its own, and uses nothing of OpenAI's."""
+"""A second API with its own paths, bodies, events and errors; it uses no part of OpenAI's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ToyBody(BaseModel):
 
     @property
     def count(self) -> int:
-        """How many sequences to generate."""
+        """Return how many sequences to generate."""
         return 1
 
     def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:

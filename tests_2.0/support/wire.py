@@ -56,7 +56,7 @@ class Wire:
 
     def half_close(self) -> None:
         """Close the sending direction of the connection."""
-        with contextlib.suppress(OSError):  # the server has ended it
+        with contextlib.suppress(OSError):  # the server has closed it
             self._socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:

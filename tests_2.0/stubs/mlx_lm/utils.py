@@ -28,5 +28,5 @@ def _get_classes(config: dict[str, Any]) -> Any:
 
 
 def load_adapters(model: Model, folder: str) -> Model:
-    """Return the model: the echo has nothing to adapt."""
+    """Return the model unchanged: the echo has nothing to adapt."""
     return model

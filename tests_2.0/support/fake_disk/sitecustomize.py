@@ -17,7 +17,7 @@ from typing import Any
 _unlink, _rmdir, _flock = os.unlink, os.rmdir, fcntl.flock
 
 
-def _flock_as_told(handle: Any, operation: int) -> None:
+def _fake_flock(handle: Any, operation: int) -> None:
     answer, things = os.environ["FLOCK"].split()
     number = handle if isinstance(handle, int) else handle.fileno()
     if things == "folders" and not stat.S_ISDIR(os.fstat(number).st_mode):
@@ -50,7 +50,7 @@ def _no_mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> Non
 if "MKDIR" in os.environ:
     os.mkdir = _no_mkdir
 if "FLOCK" in os.environ:
-    fcntl.flock = _flock_as_told
+    fcntl.flock = _fake_flock
 if "COMPANIONS" in os.environ:
     # shutil asks whether these functions take a dir_fd.
     os.supports_dir_fd |= {_unlink_both, _rmdir_both}

@@ -36,7 +36,7 @@ def _pretend() -> None:
     mx.set_wired_limit = set_limit
     mx.clear_cache = noting("clear", mx.clear_cache)
     mx.async_eval = noting("step", mx.async_eval)
-    # mlx-lm's streams must be on the device that is there.
+    # mlx-lm's streams must be on the real device.
     mx.default_device = lambda: mx.Device(mx.gpu) if _is_ours(sys._getframe(1).f_globals) else device()
 
 

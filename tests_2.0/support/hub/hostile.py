@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request; `send` sends its response."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits 40 ms
+    disable_nagle_algorithm = True  # otherwise each response waits 40 ms
     body = b""
 
     def send(self, body: bytes | str | object, status: int = 200, **headers: str) -> None:

@@ -129,7 +129,7 @@ class HubServer:
         await running
         for server in self._servers:
             for connection in list(server.server_state.connections):
-                # Otherwise a connection whose client has stopped reading stays open until it is collected.
+                # Without this, a connection whose client has stopped reading stays open until it is garbage collected.
                 connection.transport.abort()
         # The loop's next round closes them.
         await asyncio.sleep(0)

@@ -16,7 +16,7 @@ SECONDS = float(os.environ.get("SLOW_SECONDS", "15"))
 
 
 class _SlowImport:
-    """A finder of modules that finds none, and takes its time for mlx_lm."""
+    """A finder of modules that finds nothing and delays the import of mlx_lm."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
