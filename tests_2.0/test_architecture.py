@@ -1,4 +1,4 @@
-"""The shape of the package, read from its imports: they point downward only, and heavy parts have one room each."""
+"""The structure of the package, read from its imports: they point downward, and only one room imports each library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import mlxk2
 PACKAGE = Path(mlxk2.__file__).parent
 FOUNDATION = {"errors", "formatting", "names", "fence", "sleep"}
 
-# What each room may import of the others, lowest first; every room may import itself.
+# The other rooms that each room may import, lowest first; every room may import itself.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "formatting": {"errors"},
@@ -65,42 +65,42 @@ MAY_TALK = {
 
 
 def modules() -> Iterator[tuple[str, str]]:
-    """Every module of the package with its text."""
+    """Yield the name and the source of every module of the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        # A package speaks for the room of its folder; the root's own `__init__` is a room.
+        # An `__init__` belongs to the room of its folder; that of the root is a room by itself.
         name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
         yield name, path.read_text(encoding="utf-8")
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """The full names of what a module imports, wherever in it, `import_module` with a text included."""
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the full names that a module imports anywhere in its source, also by `import_module`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or "")
-            # `from mlxk2 import cache` names a room only by its alias.
+            # In `from mlxk2 import cache`, only the alias names the room.
             yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "mlxk2")
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            yield _beginning(node.args[0])
+            yield _constant_prefix(node.args[0])
 
 
-def _beginning(argument: ast.expr) -> str:
-    """The constant beginning of a text: a dispatch by name says at least which room it goes to."""
+def _constant_prefix(argument: ast.expr) -> str:
+    """Return the constant beginning of a string, which for a computed module name contains the room."""
     first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
     return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else ""
 
 
 def room_of(name: str) -> str:
-    """`mlxk2.cache.store` → `cache`."""
+    """Return the room of a module: `mlxk2.cache.store` → `cache`."""
     return name.split(".")[1]
 
 
 def faults(name: str, source: str) -> list[str]:
-    """What a module does against the architecture."""
+    """Return the violations of the architecture in a module."""
     tree = ast.parse(source)
-    found = [fault for target in imported(tree) if (fault := _fault_of_import(room_of(name), target))]
+    found = [fault for target in imported_names(tree) if (fault := _fault_of_import(room_of(name), target))]
     return found if name in MAY_TALK else found + list(_talk(tree))
 
 
@@ -127,13 +127,13 @@ def _talk(tree: ast.Module) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("name", "source"), [pytest.param(*module, id=module[0]) for module in modules()])
-def test_a_module_keeps_to_the_architecture(name: str, source: str) -> None:
-    assert room_of(name) in BELOW, f"{room_of(name)} is no room that is known here"
+def test_each_module_follows_the_architecture(name: str, source: str) -> None:
+    assert room_of(name) in BELOW, f"{room_of(name)} is not in the table of rooms"
     assert not faults(name, source)
 
 
 def circle(sources: Mapping[str, str]) -> list[str]:
-    """Return the modules of one circle of imports, or none; an import for a type counts, too."""
+    """Return the modules of one circle of imports, or none; imports for types count, too."""
     imports = {
         name: {target for target in _modules_named(ast.parse(source)) if target in sources and target != name}
         for name, source in sources.items()
@@ -155,11 +155,11 @@ def _modules_named(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_the_package_has_no_circular_imports() -> None:
     assert not circle(dict(modules()))
 
 
-def test_a_circle_is_found() -> None:
+def test_the_check_finds_a_circle() -> None:
     sources = {
         "mlxk2.cache.a": "def f():\n    from mlxk2.cache import b",
         "mlxk2.cache.b": "if TYPE_CHECKING:\n    from mlxk2.cache.c import x",
@@ -169,17 +169,17 @@ def test_a_circle_is_found() -> None:
     assert set(circle(sources)) == {"mlxk2.cache.a", "mlxk2.cache.b", "mlxk2.cache.c"}
 
 
-def test_only_commands_are_imported_by_a_name_that_is_put_together() -> None:
+def test_only_commands_are_imported_by_a_computed_name() -> None:
     named = [name for name, source in modules() if re.search(r"import_module\(f?[\"']mlxk2", source)]
     assert named == ["mlxk2.cli.main"]
 
 
-def test_the_table_has_no_way_up() -> None:
+def test_the_table_of_rooms_has_no_upward_import() -> None:
     for room, below in BELOW.items():
         assert not [lower for lower in below if room in BELOW[lower]]
 
 
-def test_the_rooms_that_are_spoken_of_are_there() -> None:
+def test_the_rooms_of_the_architecture_exist() -> None:
     there = {room_of(name) for name, _ in modules()}
     assert {"cli", "commands", "checkpoint", "cache", "runner", "errors", "spec"} <= there
 
@@ -207,7 +207,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "source", "fault"), WRONG)
-def test_a_wrong_module_is_found(name: str, source: str, fault: str) -> None:
+def test_the_check_finds_a_wrong_module(name: str, source: str, fault: str) -> None:
     assert fault in faults(name, source)
 
 

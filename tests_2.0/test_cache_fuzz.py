@@ -1,6 +1,6 @@
-"""Whatever stands on the disk, the answer is a verdict: no traceback, no hang, no read outside, no hidden neighbour.
+"""Any content of a cache gives a verdict: no traceback, no hang, no read outside, and other models stay listed.
 
-MLXK2_FUZZ tries so many times as many cases.
+MLXK2_FUZZ multiplies the number of cases.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ pytestmark = pytest.mark.timeout(90 * EFFORT)
 
 @contextmanager
 def deadline() -> Iterator[None]:
-    """Fails a case that computes for longer than CPU_SECONDS; one that waits is ended by pytest's own timeout."""
+    """Fail a case that computes for longer than CPU_SECONDS; pytest's timeout ends one that waits."""
 
     def expire(*_: object) -> None:
         raise AssertionError(f"no verdict after {CPU_SECONDS} seconds")
@@ -80,7 +80,7 @@ def deadline() -> Iterator[None]:
 
 
 def verdict(cache_dir: CacheDir, name: str = "org/model") -> Model:
-    """The model object, after it was seen to be one, and strict JSON with all that `show` says beside it."""
+    """Return the model object; fail unless it and the metadata conform and all of it is strict JSON."""
     with deadline():
         snapshot = Cache(cache_dir.path).find(name).snapshot()
         model = spec.model_object(describe(snapshot))
@@ -93,7 +93,7 @@ def verdict(cache_dir: CacheDir, name: str = "org/model") -> Model:
 
 
 class Victim:
-    """A sound model one file of which is replaced, again and again."""
+    """A sound model in which one file after the other is replaced."""
 
     def __init__(self, cache_dir: CacheDir, files: Files) -> None:
         self.cache_dir = cache_dir
@@ -110,14 +110,14 @@ Victims = dict[str, tuple[Victim, Files]]
 
 @pytest.fixture(scope="module")
 def victims(tmp_path_factory: pytest.TempPathFactory) -> Victims:
-    """One victim of each kind, shared by all tests here: each test puts back what it replaced."""
+    """Return one victim of each kind, shared by all tests of this file; each test restores what it replaces."""
     kinds = {"chat": chat_model(), "sharded": sharded_model(), "gguf": gguf_model()}
     return {kind: (Victim(CacheDir(tmp_path_factory.mktemp(kind)), files), files) for kind, files in kinds.items()}
 
 
 @pytest.fixture
 def attack(victims: Victims) -> Attack:
-    """Puts every content into one file of a victim, and the sound content back; the verdicts."""
+    """Return a function that puts each content into a file of a victim, restores the file and returns the verdicts."""
 
     def run(kind: str, name: str, contents: Iterable[bytes]) -> list[Model]:
         victim, files = victims[kind]
@@ -141,12 +141,12 @@ FILES = [
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_hostile_bytes(attack: Attack, kind: str, name: str) -> None:
+def test_hostile_bytes_in_any_file_give_a_verdict(attack: Attack, kind: str, name: str) -> None:
     attack(kind, name, (*HOSTILE_BYTES, *HOSTILE_JSON))
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_random_mutations_of_sound_files(attack: Attack, victims: Victims, kind: str, name: str) -> None:
+def test_random_mutations_of_sound_files_give_a_verdict(attack: Attack, victims: Victims, kind: str, name: str) -> None:
     sound = victims[kind][1][name]
     verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120 * EFFORT))
     if name.endswith((".safetensors", ".gguf", INDEX)):
@@ -170,7 +170,7 @@ RICH_CONFIG = CONFIG | {
 
 
 def rich_configs() -> Iterator[dict[str, Any]]:
-    """Configs that lead into each branch of what is asked of them."""
+    """Yield configs that reach each branch of the code that reads them."""
     yield RICH_CONFIG
     for method in ("compressed-tensors", "modelopt", "awq", "gptq", "fp8"):
         settings = RICH_CONFIG["quantization_config"] | {"quant_method": method}
@@ -179,16 +179,16 @@ def rich_configs() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("config", list(rich_configs()))
-def test_hostile_values_in_a_config(attack: Attack, config: dict[str, Any]) -> None:
+def test_hostile_values_in_a_config_give_a_verdict(attack: Attack, config: dict[str, Any]) -> None:
     attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120 * EFFORT))
 
 
-def test_hostile_values_in_an_index(attack: Attack) -> None:
+def test_hostile_values_in_an_index_give_a_verdict(attack: Attack) -> None:
     index = json.loads(index_of(shard_names(3)))
     attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150 * EFFORT))
 
 
-def test_hostile_values_in_a_tokenizer_config(attack: Attack) -> None:
+def test_hostile_values_in_a_tokenizer_config_give_a_verdict(attack: Attack) -> None:
     config = {"chat_template": "{{ messages }}", "added_tokens": [{"content": "<s>"}], "model_max_length": 10**30}
     attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100 * EFFORT))
 
@@ -201,27 +201,27 @@ HEADER = {
 }
 
 
-def test_a_hostile_header_is_healthy_only_where_the_library_reads_it(attack: Attack) -> None:
+def test_a_hostile_header_is_healthy_only_if_the_library_reads_it(attack: Attack) -> None:
     contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400 * EFFORT)]
     judged = list(zip(contents, attack("chat", "model.safetensors", contents), strict=True))
     accepted = [content for content, model in judged if model["health"] == "healthy"]
     assert 0 < len(accepted) < len(judged) / 2
     for content in accepted:
-        assert library_takes(content), content
+        assert library_accepts(content), content
 
 
-def library_takes(content: bytes) -> bool:
-    """Whether the format's own library reads the file, its types aside, which may be newer."""
+def library_accepts(content: bytes) -> bool:
+    """Return whether the format's own library reads the file, with types that it may not know replaced."""
     header = json.loads(content[8:-20])
-    tensors = {name: entry if name == "__metadata__" else _of_today(entry) for name, entry in header.items()}
+    tensors = {name: entry if name == "__metadata__" else _with_known_type(entry) for name, entry in header.items()}
     with suppress(safetensors.SafetensorError):
         safetensors.deserialize(raw_safetensors(tensors, content[-20:]))
         return True
     return False
 
 
-def _of_today(entry: dict[str, Any]) -> dict[str, Any]:
-    """A tensor of the same place, with a type that the installed library knows."""
+def _with_known_type(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry with a type of the same size that the installed library knows."""
     begin, end = entry["data_offsets"]
     return entry if entry["dtype"] in BITS else tensor("U8", [end - begin], begin, end)
 
@@ -242,26 +242,26 @@ EXAMPLES = settings(
 
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(sorted(RICH_CONFIG)), ANY_JSON, max_size=6))
-def test_any_json_for_a_config(victims: Victims, values: dict[str, Any]) -> None:
+def test_any_json_as_config_gives_a_verdict(victims: Victims, values: dict[str, Any]) -> None:
     victims["chat"][0].with_file("config.json", json.dumps(CONFIG | values).encode("utf-8", "surrogatepass"))
 
 
 @EXAMPLES
 @given(value=st.dictionaries(st.text(max_size=20) | st.just("weight_map"), ANY_JSON, max_size=4))
-def test_any_json_for_an_index(victims: Victims, value: dict[str, Any]) -> None:
+def test_any_json_as_index_is_unhealthy(victims: Victims, value: dict[str, Any]) -> None:
     model = victims["sharded"][0].with_file(INDEX, json.dumps(value).encode("utf-8", "surrogatepass"))
     assert model["health"] == "unhealthy"
 
 
 @EXAMPLES
 @given(content=st.binary(max_size=300))
-def test_any_bytes_for_the_front_matter(victims: Victims, content: bytes) -> None:
+def test_any_bytes_as_front_matter_give_a_verdict(victims: Victims, content: bytes) -> None:
     victims["chat"][0].with_file("README.md", b"---\nmlx: &mlx feature-extraction\n" + content + b"\n---\n")
 
 
 @EXAMPLES
 @given(content=st.binary(max_size=200))
-def test_any_bytes_for_weights(victims: Victims, content: bytes) -> None:
+def test_any_bytes_as_weights_are_unhealthy(victims: Victims, content: bytes) -> None:
     assert victims["chat"][0].with_file("model.safetensors", content)["health"] == "unhealthy"
     assert victims["gguf"][0].with_file("model-Q4_0.gguf", b"GGUF\3\0\0\0" + content)["reason"]
 
@@ -273,13 +273,13 @@ def test_every_truncation_of_weights_makes_a_model_unhealthy(attack: Attack) -> 
 
 
 @pytest.mark.parametrize("main", [*HOSTILE_BYTES, b"../" * 90, b"x/../../..", b"." * 40, b"\n" + COMMIT.encode()])
-def test_hostile_refs(cache_dir: CacheDir, main: bytes) -> None:
+def test_a_hostile_ref_is_ignored(cache_dir: CacheDir, main: bytes) -> None:
     snapshot = cache_dir.add("org/model", chat_model())
     (snapshot.parent.parent / "refs" / "main").write_bytes(main)
     assert verdict(cache_dir)["hash"] == COMMIT
 
 
-def test_gguf_headers_of_every_kind_and_count(tmp_path: Path) -> None:
+def test_gguf_headers_with_any_kinds_and_counts_give_a_verdict(tmp_path: Path) -> None:
     source = random.Random(SEED)
     path = tmp_path / "x.gguf"
     for _ in range(400 * EFFORT):
@@ -296,12 +296,12 @@ def test_gguf_headers_of_every_kind_and_count(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- links, pipes, sockets, names
 
 
-SECRET = "a secret of somebody else"
+SECRET = "a secret outside the cache"
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder outside the cache, with files that must never be read."""
+    """Return a folder outside the cache with files that must never be read."""
     folder = tmp_path / "outside"
     folder.mkdir()
     for name, content in chat_model().items():
@@ -351,7 +351,9 @@ REPLACED = ["config.json", "README.md", "tokenizer_config.json", "model.safetens
 
 @pytest.mark.parametrize("name", REPLACED)
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_a_link_or_a_pipe_for_a_file(cache_dir: CacheDir, outside: Path, make: Make, name: str) -> None:
+def test_a_link_or_a_pipe_in_place_of_a_file_reveals_nothing(
+    cache_dir: CacheDir, outside: Path, make: Make, name: str
+) -> None:
     snapshot = cache_dir.add("org/model", chat_model())
     cache_dir.add("org/neighbour", chat_model())
     (snapshot / name).unlink()
@@ -363,7 +365,7 @@ def test_a_link_or_a_pipe_for_a_file(cache_dir: CacheDir, outside: Path, make: M
     assert verdict(cache_dir, "org/neighbour")["health"] == "healthy"
 
 
-def test_a_link_to_another_models_blob_stays_inside(cache_dir: CacheDir) -> None:
+def test_a_link_to_a_blob_of_another_model_is_followed(cache_dir: CacheDir) -> None:
     other = cache_dir.add("org/other", chat_model())
     snapshot = cache_dir.add("org/model", chat_model())
     (snapshot / "model.safetensors").unlink()
@@ -373,7 +375,9 @@ def test_a_link_to_another_models_blob_stays_inside(cache_dir: CacheDir) -> None
 
 @pytest.mark.parametrize("folder", ["", "snapshots", f"snapshots/{COMMIT}", "refs", "blobs"])
 @pytest.mark.parametrize("target", ["outside", "/", "/proc/self", "..", "itself", "nowhere"])
-def test_a_link_for_a_folder(cache_dir: CacheDir, outside: Path, tmp_path: Path, folder: str, target: str) -> None:
+def test_a_link_in_place_of_a_folder_reveals_nothing(
+    cache_dir: CacheDir, outside: Path, tmp_path: Path, folder: str, target: str
+) -> None:
     cache_dir.add("org/model", chat_model())
     cache_dir.add("org/neighbour", chat_model())
     path = cache_dir.folder("org/model") / folder if folder else cache_dir.folder("org/model")
@@ -429,14 +433,14 @@ NO_UTF8 = [] if os.uname().sysname == "Darwin" else ["\udcff", "a\udc80b.txt", "
 
 
 @pytest.mark.parametrize("name", NAMES + NO_UTF8)
-def test_a_file_of_any_name(cache_dir: CacheDir, name: str) -> None:
+def test_a_file_with_any_name_is_accepted(cache_dir: CacheDir, name: str) -> None:
     cache_dir.add("org/model", chat_model() | {name: b"x", f"folder/{name}": b"y"})
     assert verdict(cache_dir)["health"] == "healthy"
 
 
 @pytest.fixture
 def dig(cache_dir: CacheDir) -> Iterator[Dig]:
-    """Adds a sound model with a file as many folders deep as told, and removes them: Python's rmtree recurses."""
+    """Yield a function that adds a model with deeply nested folders; remove them step by step, as rmtree recurses."""
     snapshot = cache_dir.add("org/model", chat_model())
 
     def make(name: str, depth: int) -> None:
@@ -453,17 +457,17 @@ def dig(cache_dir: CacheDir) -> Iterator[Dig]:
     subprocess.run(["rm", "-rf", str(snapshot)], check=True)
 
 
-def test_folders_a_thousand_deep(cache_dir: CacheDir, dig: Dig) -> None:
+def test_a_thousand_nested_folders_are_read(cache_dir: CacheDir, dig: Dig) -> None:
     dig("d", 1000)
     assert verdict(cache_dir)["health"] == "healthy"
 
 
-def test_folders_deeper_than_any_path(cache_dir: CacheDir, dig: Dig) -> None:
+def test_folders_nested_past_the_longest_path_are_reported(cache_dir: CacheDir, dig: Dig) -> None:
     dig("d" * 200, 40)
     assert "can't be read" in (verdict(cache_dir)["reason"] or "")
 
 
-# ----------------------------------------------------------------------------------------------- nothing read outside
+# -------------------------------------------------------------------------------------------- reads outside the cache
 
 
 WATCH = """
@@ -485,7 +489,7 @@ sys.stderr.write("\\n".join(seen))
 
 
 @pytest.mark.parametrize("mode", ["real", "control"])
-def test_no_file_outside_the_cache_is_ever_opened(
+def test_files_outside_the_cache_are_never_opened(
     cache_dir: CacheDir, outside: Path, tmp_path: Path, mode: str
 ) -> None:
     names = []
@@ -513,7 +517,7 @@ def test_no_file_outside_the_cache_is_ever_opened(
     assert "Traceback" not in done.stderr
 
 
-def test_one_broken_model_hides_no_other(cache_dir: CacheDir, mlxk2: Program, outside: Path) -> None:
+def test_broken_models_do_not_hide_a_sound_one(cache_dir: CacheDir, mlxk2: Program, outside: Path) -> None:
     for number, (make, name) in enumerate((make, name) for make in LINKS.values() for name in REPLACED):
         snapshot = cache_dir.add(f"broken/{number:03}", chat_model())
         (snapshot / name).unlink()

@@ -23,14 +23,14 @@ DTYPES = sorted(layouts.BITS)
 
 
 class Write(Protocol):
-    """Writes bytes to a file and returns it as the cache sees it."""
+    """Write bytes to a file and return it as the cache sees it."""
 
     def __call__(self, content: Content, name: str = "file") -> File: ...
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Puts bytes into a file and returns it as the cache sees it."""
+    """Return a function that writes bytes to a file and returns it as the cache sees it."""
 
     def put(content: Content, name: str = "file") -> File:
         layouts.write(tmp_path / name, content)
@@ -50,8 +50,8 @@ def is_whole(check: Callable[[File], object], file: File) -> bool:
     return True
 
 
-def library_takes(content: bytes) -> bool:
-    """Whether the format's own library reads these bytes."""
+def library_accepts(content: bytes) -> bool:
+    """Return whether the format's own library reads these bytes."""
     try:
         safetensors.deserialize(content)
     except safetensors.SafetensorError:
@@ -63,38 +63,38 @@ def library_takes(content: bytes) -> bool:
 
 
 SHAPES = [(4, 8), (0,), (3, 0, 2), (), (1,) * 8]
-# One element of the smallest types is a part of a byte, which no file can have.
+# An element of the smallest types is less than a byte, so only shapes that fill whole bytes are possible.
 WHOLE_BYTES = [(d, s) for d in DTYPES for s in SHAPES if math.prod(s) * layouts.BITS[d] % 8 == 0]
 
 
 @pytest.mark.parametrize(("dtype", "shape"), WHOLE_BYTES)
-def test_every_type_and_shape_is_whole(write: Write, dtype: str, shape: tuple[int, ...]) -> None:
+def test_every_type_and_shape_is_accepted(write: Write, dtype: str, shape: tuple[int, ...]) -> None:
     content = layouts.weights(dtype, shape)
-    assert library_takes(content)
+    assert library_accepts(content)
     assert is_whole(read_metadata, write(content))
 
 
-def test_the_metadata_is_what_the_file_says(write: Write) -> None:
+def test_the_metadata_of_the_file_is_returned(write: Write) -> None:
     assert read_metadata(write(layouts.weights(mlx=True))) == {"format": "mlx"}
     assert read_metadata(write(layouts.weights(mlx=False))) == {"format": "pt"}
     assert read_metadata(write(raw_safetensors({}))) == {}
 
 
 @pytest.mark.parametrize("pad", [1, 7, 8, 4096, 100_000])
-def test_a_header_padded_with_spaces_is_whole(write: Write, pad: int) -> None:
+def test_a_header_padded_with_spaces_is_accepted(write: Write, pad: int) -> None:
     content = raw_safetensors({"a": tensor("U8", [4], 0, 4)}, bytes(4), pad)
-    assert library_takes(content)
+    assert library_accepts(content)
     assert is_whole(read_metadata, write(content))
 
 
 def test_the_order_of_the_tensors_does_not_matter(write: Write) -> None:
     header = {"b": tensor("U8", [4], 4, 8), "empty": tensor("U8", [0], 4, 4), "a": tensor("U8", [4], 0, 4)}
     content = raw_safetensors(header, bytes(8))
-    assert library_takes(content)
+    assert library_accepts(content)
     assert is_whole(read_metadata, write(content))
 
 
-def test_a_type_of_tomorrow_is_no_damage(write: Write) -> None:
+def test_an_unknown_tensor_type_is_accepted(write: Write) -> None:
     assert is_whole(read_metadata, write(raw_safetensors({"a": tensor("F2_E1", [9, 9], 0, 4)}, bytes(4))))
 
 
@@ -158,12 +158,12 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_damage_is_found(write: Write, content: bytes) -> None:
-    assert not library_takes(content), "the damage is none"
+def test_every_kind_of_damage_is_found(write: Write, content: bytes) -> None:
+    assert not library_accepts(content), "the library accepts this file"
     assert not is_whole(read_metadata, write(content))
 
 
-def test_a_shape_of_ten_thousand_huge_numbers_takes_no_time(write: Write) -> None:
+def test_a_shape_of_huge_numbers_is_checked_quickly(write: Write) -> None:
     digits = b"9" * 4000
     header = b'{"a":{"dtype":"U8","data_offsets":[0,4],"shape":[' + b",".join([digits] * 2000) + b"]}}"
     began = time.process_time()
@@ -171,7 +171,7 @@ def test_a_shape_of_ten_thousand_huge_numbers_takes_no_time(write: Write) -> Non
     assert time.process_time() - began < 2
 
 
-def test_a_flipped_bit_of_the_header_is_judged_as_the_library_judges_it(write: Write) -> None:
+def test_a_flipped_bit_in_the_header_is_judged_like_the_library_does(write: Write) -> None:
     content = layouts.weights("U8", (4,))
     length = 8 + int.from_bytes(content[:8], "little")
     for position in range(length):
@@ -179,10 +179,10 @@ def test_a_flipped_bit_of_the_header_is_judged_as_the_library_judges_it(write: W
             flipped = bytearray(content)
             flipped[position] ^= bit
             if is_whole(read_metadata, write(bytes(flipped), "flipped")):
-                assert library_takes(bytes(flipped)) or _has_a_type_of_tomorrow(flipped[8:length]), (position, bit)
+                assert library_accepts(bytes(flipped)) or _has_unknown_type(flipped[8:length]), (position, bit)
 
 
-def _has_a_type_of_tomorrow(header: bytes | bytearray) -> bool:
+def _has_unknown_type(header: bytes | bytearray) -> bool:
     tensors = json.loads(bytes(header))
     return bool({entry["dtype"] for name, entry in tensors.items() if name != "__metadata__"} - set(DTYPES))
 
@@ -208,7 +208,7 @@ SOUND_GGUF = {
 
 
 @pytest.mark.parametrize("content", SOUND_GGUF.values(), ids=SOUND_GGUF)
-def test_a_sound_gguf_is_whole(write: Write, content: bytes) -> None:
+def test_a_sound_gguf_is_accepted(write: Write, content: bytes) -> None:
     assert is_whole(gguf.check, write(content))
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_gguf_is_found(write: Write, content: bytes) -> None:
     assert not is_whole(gguf.check, write(content))
 
 
-def test_millions_of_empty_arrays_take_no_time(write: Write) -> None:
+def test_millions_of_empty_arrays_are_checked_quickly(write: Write) -> None:
     inner = struct.pack("<IQ", GGUF_ARRAY, 100_000) + bytes(12 * 100_000)
     nested = struct.pack("<IQ", GGUF_ARRAY, 40) + inner * 40
     content = layouts.gguf(pairs=(layouts.gguf_pair("nested", GGUF_ARRAY, nested),))

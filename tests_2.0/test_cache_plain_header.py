@@ -1,4 +1,4 @@
-"""The quick judgement of a usual safetensors header never says more than the parser does."""
+"""The quick check of a usual safetensors header accepts nothing that the parser refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MUTATIONS = 6
 
 
 def _header(rng: random.Random, of_mlx: bool) -> tuple[bytes, int]:
-    """A header in the order of keys of MLX or of the format's own library, and the size of its data."""
+    """Return a header with the key order of MLX or of the format's own library, and the size of its data."""
     tensors, end = {}, 0
     for number in range(rng.randint(1, 12)):
         shape = [rng.randint(1, 9) for _ in range(rng.randint(0, 3))]
@@ -51,7 +51,7 @@ def _mutated(rng: random.Random, text: bytes) -> bytes:
 
 
 def _parsed(tmp_path: Path, text: bytes, size: int) -> dict[str, str] | None:
-    """What the parser says: the first character is a space, so that only the parser can judge."""
+    """Return the result of the parser; a leading space keeps the quick check from accepting the header."""
     path = tmp_path / "x.safetensors"
     path.write_bytes((len(text) + 1).to_bytes(8, "little") + b" " + text + b"\0" * size)
     try:
@@ -61,7 +61,7 @@ def _parsed(tmp_path: Path, text: bytes, size: int) -> dict[str, str] | None:
 
 
 @pytest.mark.parametrize("of_mlx", [False, True])
-def test_usual_headers_are_judged_without_the_parser(of_mlx: bool) -> None:
+def test_usual_headers_are_checked_without_the_parser(of_mlx: bool) -> None:
     rng = random.Random(1)
     for _ in range(CASES):
         text, size = _header(rng, of_mlx)
@@ -71,7 +71,7 @@ def test_usual_headers_are_judged_without_the_parser(of_mlx: bool) -> None:
 
 
 @pytest.mark.parametrize("of_mlx", [False, True])
-def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx: bool) -> None:
+def test_the_parser_agrees_with_the_quick_check(tmp_path: Path, of_mlx: bool) -> None:
     rng = random.Random(2)
     agreed = 0
     for _ in range(CASES):
@@ -82,7 +82,7 @@ def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx:
             if found is not None:
                 agreed += 1
                 assert found == _parsed(tmp_path, changed, size), changed
-    assert agreed > 8  # else the mutations never reach a header that is still whole
+    assert agreed > 8  # otherwise no mutation leaves a header valid, and nothing is compared
 
 
 @pytest.mark.parametrize(
@@ -101,5 +101,5 @@ def test_what_is_judged_whole_the_parser_calls_whole_too(tmp_path: Path, of_mlx:
         b'[{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     ],
 )
-def test_the_unusual_is_left_to_the_parser(text: bytes) -> None:
+def test_unusual_headers_are_left_to_the_parser(text: bytes) -> None:
     assert judge_usual_header(text, 1) is None

@@ -1,4 +1,4 @@
-"""What we say of mlx-lm without importing it, against what its own sources say, read by Python's parser."""
+"""The facts about mlx-lm that are found without importing it, compared with its sources as Python parses them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def installed() -> Installation:
 
 
 def bound_names(tree: ast.Module) -> Iterator[str]:
-    """The names that a module binds at its top level."""
+    """Yield the names that a module binds at its top level."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             yield node.name
@@ -48,7 +48,7 @@ def bound_names(tree: ast.Module) -> Iterator[str]:
 
 
 def table(name: str) -> dict[Any, str]:
-    """A dictionary that mlx-lm's utils.py binds at its top level."""
+    """Return a dictionary that mlx-lm's utils.py binds at its top level."""
     tree = ast.parse((MLX_LM / "utils.py").read_text())
     values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name]
     found: dict[Any, str] = ast.literal_eval(values[0])
@@ -61,30 +61,32 @@ def test_an_architecture_is_a_module_that_binds_model_and_its_arguments(installe
     assert installed.has(module) == ({"Model", "ModelArgs"} <= bound)
 
 
-def test_both_kinds_of_module_are_there(installed: Installation) -> None:
+def test_some_modules_are_architectures_and_some_are_not(installed: Installation) -> None:
     verdicts = {installed.has(module) for module in MODULES}
     assert verdicts == {True, False}
 
 
 @pytest.mark.parametrize(("model_type", "module"), table("MODEL_REMAPPING").items())
-def test_the_table_of_types_is_mlx_lms(installed: Installation, model_type: str, module: str) -> None:
+def test_the_table_of_model_types_equals_that_of_mlx_lm(installed: Installation, model_type: str, module: str) -> None:
     assert installed.module_of({"model_type": model_type}) == module
 
 
 @pytest.mark.parametrize(("key", "module"), table("MODEL_ARCHITECTURE_REMAPPING").items())
-def test_the_table_of_architectures_is_mlx_lms(installed: Installation, key: tuple[str, str], module: str) -> None:
+def test_the_table_of_architectures_equals_that_of_mlx_lm(
+    installed: Installation, key: tuple[str, str], module: str
+) -> None:
     model_type, architecture = key
     assert installed.module_of({"model_type": model_type, "architectures": ["X", architecture]}) == module
     assert installed.module_of({"model_type": model_type, "architectures": ["X"]}) != module
 
 
-def test_the_version_is_that_of_the_package(installed: Installation) -> None:
+def test_the_version_is_that_of_mlx_lm(installed: Installation) -> None:
     assert installed.version in (MLX_LM / "_version.py").read_text()
     assert installed.version.count(".") == 2
 
 
 @pytest.mark.parametrize("model_type", ["x", "", None, 7, [], {}, "../utils", "Llama", "llama\0", "base"])
-def test_a_type_that_is_none_is_named(installed: Installation, model_type: object) -> None:
+def test_an_unknown_model_type_is_named(installed: Installation, model_type: object) -> None:
     said = problem_of_config({"model_type": model_type}, installed)
     assert said == f"Model architecture {model_type or 'unknown'!r} not supported by mlx-lm {installed.version}"
 
@@ -94,7 +96,7 @@ def test_without_mlx_lm_nothing_runs() -> None:
 
 
 class EditableFinder:
-    """Finds mlx-lm as the import hook of an editable installation does."""
+    """Finds mlx-lm in the way of an editable installation's import hook."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG004 - the signature of import hooks
@@ -104,7 +106,9 @@ class EditableFinder:
 
 
 @pytest.mark.parametrize("hooks", [[], [EditableFinder]])
-def test_an_editable_installation_is_found(monkeypatch: pytest.MonkeyPatch, hooks: list[type[EditableFinder]]) -> None:
+def test_an_editable_installation_of_mlx_lm_is_found(
+    monkeypatch: pytest.MonkeyPatch, hooks: list[type[EditableFinder]]
+) -> None:
     monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != MLX_LM.parent])
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, *hooks])
     monkeypatch.delitem(sys.modules, "mlx_lm", raising=False)
@@ -113,7 +117,7 @@ def test_an_editable_installation_is_found(monkeypatch: pytest.MonkeyPatch, hook
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_a_folder_that_is_no_mlx_lm_has_no_architecture(tmp_path: Path, folder: str) -> None:
+def test_a_folder_without_mlx_lm_supports_no_architecture(tmp_path: Path, folder: str) -> None:
     empty = Installation(str(tmp_path / folder))
     assert problem_of_config(CONFIG, empty) == "Model architecture 'llama' not supported by mlx-lm "
 
@@ -127,11 +131,11 @@ def test_auto_map_is_ignored(installed: Installation) -> None:
     assert problem_of_config(CONFIG | {"auto_map": {"AutoModel": "modeling.Model"}}, installed) is None
 
 
-# -------------------------------------------------------------------------------------------------------- quantisation
+# -------------------------------------------------------------------------------------------------------- quantization
 
 
 def compared_methods() -> Iterator[object]:
-    """The quantisation methods that mlx-lm's `load_model` asks for by name."""
+    """Yield the quantization methods that mlx-lm's `load_model` compares by name."""
     tree = ast.parse((MLX_LM / "utils.py").read_text())
     load = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "load_model")
     for node in ast.walk(load):
@@ -139,7 +143,7 @@ def compared_methods() -> Iterator[object]:
             yield from (n.value for n in ast.walk(node.comparators[0]) if isinstance(n, ast.Constant))
 
 
-def test_the_methods_are_those_that_mlx_lm_asks_for() -> None:
+def test_the_quantization_methods_are_those_of_mlx_lm() -> None:
     assert set(compared_methods()) == set(METHODS)
 
 
@@ -171,28 +175,28 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("settings", KNOWN)
-def test_a_known_quantisation_runs(installed: Installation, settings: dict[str, Any]) -> None:
+def test_a_known_quantization_runs(installed: Installation, settings: dict[str, Any]) -> None:
     inside = {"quantization_config": settings}
     assert problem_of_config(CONFIG | inside, installed) is None
     assert problem_of_config(CONFIG | {"text_config": inside}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN)
-def test_an_unknown_quantisation_is_named(installed: Installation, settings: dict[str, Any], shown: str) -> None:
+def test_an_unknown_quantization_is_named(installed: Installation, settings: dict[str, Any], shown: str) -> None:
     said = problem_of_config(CONFIG | {"quantization_config": settings | {"more": 1}}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
-def test_an_empty_quantisation_is_none(installed: Installation) -> None:
+def test_an_empty_quantization_is_ignored(installed: Installation) -> None:
     assert problem_of_config(CONFIG | {"quantization_config": {}}, installed) is None
 
 
-def test_mlxs_own_quantisation_comes_first(installed: Installation) -> None:
+def test_the_quantization_of_mlx_comes_first(installed: Installation) -> None:
     settings = {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"quant_method": "hqq"}}
     assert problem_of_config(CONFIG | settings, installed) is None
 
 
-def test_the_modes_are_those_that_mlx_knows(installed: Installation) -> None:
+def test_the_quantization_modes_are_those_of_mlx(installed: Installation) -> None:
     source = Path(folder_of("mlx"), "nn", "layers", "quantized.py").read_text()
     assigned = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign))
     known = next(ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "mode_defaults")
@@ -214,24 +218,24 @@ UNKNOWN_OWN = [
 
 
 @pytest.mark.parametrize("more", SOUND_OWN)
-def test_mlxs_own_quantisation_runs(installed: Installation, more: dict[str, Any]) -> None:
+def test_a_quantization_of_mlx_runs(installed: Installation, more: dict[str, Any]) -> None:
     assert problem_of_config(CONFIG | {"quantization": OWN | more}, installed) is None
 
 
 @pytest.mark.parametrize(("settings", "shown"), UNKNOWN_OWN)
-def test_what_mlx_refuses_of_its_own_quantisation_is_named(
+def test_a_quantization_mode_unknown_to_mlx_is_named(
     installed: Installation, settings: dict[str, Any], shown: str
 ) -> None:
     said = problem_of_config(CONFIG | {"quantization": settings}, installed)
     assert said == f"Quantization {shown!r} not supported by mlx-lm {installed.version}"
 
 
-def test_an_architecture_that_unpacks_fp8_itself_may_have_it(installed: Installation) -> None:
+def test_fp8_runs_on_an_architecture_that_unpacks_it(installed: Installation) -> None:
     config = {"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}
     assert problem_of_config(config, installed) is None
 
 
-# ---------------------------------------------------------------------------------------------------- through the door
+# -------------------------------------------------------------------------------------------- through the command line
 
 
 def runnable(cache_dir: CacheDir, mlxk2: Program, files: Files) -> str | None:
@@ -247,9 +251,7 @@ def test_a_sound_mlx_model_runs(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert runnable(cache_dir, mlxk2, chat_model()) is None
 
 
-def test_a_quantisation_in_a_file_of_its_own_counts(
-    cache_dir: CacheDir, mlxk2: Program, installed: Installation
-) -> None:
+def test_a_quantization_in_a_separate_file_counts(cache_dir: CacheDir, mlxk2: Program, installed: Installation) -> None:
     files = chat_model() | {"hf_quant_config.json": as_json({"quantization": {"quant_algo": "FP8"}})}
     assert runnable(cache_dir, mlxk2, files) == f"Quantization 'None' not supported by mlx-lm {installed.version}"
 
@@ -264,24 +266,24 @@ NOT_CLOSED = "Expecting property name enclosed in double quotes: line 1 column 2
         (b"{", f"hf_quant_config.json is not valid JSON ({NOT_CLOSED})"),
     ],
 )
-def test_a_quantisation_in_a_file_of_its_own_is_read(
+def test_a_quantization_in_a_separate_file_is_read(
     cache_dir: CacheDir, mlxk2: Program, sidecar: bytes, reason: str | None
 ) -> None:
     assert runnable(cache_dir, mlxk2, chat_model() | {"hf_quant_config.json": sidecar}) == reason
 
 
-def test_a_quantisation_in_the_config_comes_first(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_quantization_in_the_config_comes_first(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model(quantization_config={"quant_method": "mxfp4"}) | {"hf_quant_config.json": b"{"}
     assert runnable(cache_dir, mlxk2, files) is None
 
 
-def test_weights_that_mlx_lm_does_not_look_for_do_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_weights_with_a_name_that_mlx_lm_ignores_do_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = without(chat_model(), "model.safetensors") | {"weights.safetensors": chat_model()["model.safetensors"]}
     assert runnable(cache_dir, mlxk2, files) == "No model*.safetensors, the only weights that mlx-lm loads"
 
 
 @pytest.mark.parametrize("config", [{"architectures": ["LlamaDraftModel"]}, {"architectures": ["Qwen3EmbeddingModel"]}])
-def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(
+def test_a_supported_architecture_needs_a_tokenizer_to_run(
     cache_dir: CacheDir, mlxk2: Program, config: dict[str, Any]
 ) -> None:
     files = without(chat_model(**config), "tokenizer.json", "tokenizer_config.json")
@@ -289,11 +291,11 @@ def test_what_mlx_lm_has_a_module_for_needs_a_tokenizer_to_run(
     assert runnable(cache_dir, mlxk2, files | {"tokenizer.json": b"{}"}) is None
 
 
-def test_a_tokenizer_config_that_is_too_large_to_be_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_model_with_a_too_large_tokenizer_config_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model(architectures=["Qwen3EmbeddingModel"]) | {"tokenizer_config.json": b" " * ((1 << 24) + 1)}
     assert (runnable(cache_dir, mlxk2, files) or "").startswith("tokenizer_config.json is too large")
 
 
-def test_a_config_that_mlx_lm_cannot_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_model_whose_config_mlx_lm_cannot_read_does_not_run(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model() | {"config.json": b"\xef\xbb\xbf" + as_json(CONFIG)}
     assert runnable(cache_dir, mlxk2, files) == "config.json begins with a byte order mark, which mlx-lm can't read"

@@ -1,7 +1,7 @@
-"""Caches of a random generator: any files of any bytes and names anywhere, and links to anything.
+"""Randomly generated caches: files with any bytes and names anywhere, and links to anything.
 
-Every command has an answer that conforms, reads nothing outside, and leaves what is not its own alone. MLXK2_FUZZ tries
-so many times as many trees.
+Every command prints a conforming document, reads nothing outside and changes nothing outside its model. MLXK2_FUZZ
+multiplies the number of trees.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ NAMES = (
 NO_UTF8 = () if os.uname().sysname == "Darwin" else ("\udcff", "models--\udcff--x", "models--org--\udc80")
 TARGETS = ("/etc/passwd", "/", ".", "..", "../..", "nowhere", "/dev/zero", "/proc/self/environ", "x", "../" * 30, "")
 SOUND: Sequence[Callable[[], Any]] = (chat_model, sharded_model, gguf_model)
-SECRET = b"a secret of somebody else"
+SECRET = b"a secret outside the cache"
 
 
 def grow(source: random.Random, cache_dir: CacheDir, outside: Path) -> None:
-    """Let a cache grow wild: some sound models, then things at random places, and some of what is there damaged."""
+    """Fill a cache with some sound models, then with random entries at random places, then damage some files."""
     for name in source.sample(("org/model", "org/other", "solo", "a/b"), k=source.randrange(3)):
         cache_dir.add(name, source.choice(SOUND)())
     for _ in range(source.randrange(1, 25)):
@@ -85,7 +85,7 @@ def grow(source: random.Random, cache_dir: CacheDir, outside: Path) -> None:
 
 
 def put(source: random.Random, path: Path, outside: Path) -> None:
-    """Put something where there is nothing yet."""
+    """Create a random entry at a free path."""
     if os.path.lexists(path) or path.name == SENTINEL:
         return
     kind = source.randrange(8)
@@ -102,7 +102,9 @@ def put(source: random.Random, path: Path, outside: Path) -> None:
 
 
 @pytest.mark.timeout(300 + 30 * EFFORT)
-def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Any) -> None:
+def test_every_random_cache_gives_consistent_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlxk2: Any
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "config.json").write_bytes(SECRET)
@@ -125,17 +127,17 @@ def test_every_tree_has_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def assert_is_answered(mlxk2: Any, cache_dir: Path) -> None:
-    """List, health and show agree about a cache; rm removes what it says and nothing else."""
+    """Fail unless list, health and show agree about a cache, and rm removes exactly what it reports."""
     listed = data_of(mlxk2("list", "--json"), "list")["models"]
     health = data_of(mlxk2("health", "--deep", "--json"), "health")
     assert health["summary"]["total"] == len(listed) == len(health["healthy"]) + len(health["unhealthy"])
     unhealthy = {model["name"] for model in listed if model["health"] == "unhealthy"}
-    # Only the deep look finds bytes that changed; what the quick one finds, both do.
+    # Only the deep check finds changed bytes; it also finds everything that the quick check finds.
     assert unhealthy <= {entry["name"] for entry in health["unhealthy"]}
     for words in (["list"], ["list", "--all", "--health", "--verbose"], ["health"]):
         result = mlxk2(*words)
         assert result.code == 0 and "\x1b" not in result.out and SECRET.decode() not in result.out
-    # One that a broken folder name gives may be a path, of the disk's root even.
+    # A broken folder name may convert to a path, even to the root of the disk.
     named = [model for model in listed if not model["name"].startswith(("/", "."))]
     for model in named:
         for word in ("show", "rm"):

@@ -1,4 +1,4 @@
-"""A cache that changes while it is read: pulls, sharings and removals at work beside, at the worst moment."""
+"""A cache that changes while it is read: pulls, shared blobs and removals at the worst moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.layouts import COMMIT, OTHER_COMMIT, CacheDir, chat_model, sharded_
 
 NAME = "org/model"
 
-# Does something once, exactly before the process opens or lists a file or a folder of this name for the nth time.
+# Runs an action once, right before the process opens a file or lists a folder of this name for the n-th time.
 BETWEEN = """
 import os, shutil, sys
 event, name, count, action, *words = sys.argv[1:]
@@ -35,7 +35,7 @@ sys.exit(code)
 
 
 class Between(Protocol):
-    """Runs the program, and an action exactly before it opens or lists a name for the `count`-th time."""
+    """Run the program, and an action right before it opens or lists a name for the `count`-th time."""
 
     def __call__(
         self, event: str, name: str, action: str, *words: str, count: int = 1
@@ -56,7 +56,7 @@ def between(isolated_cache: Path) -> Between:  # noqa: ARG001 - isolates
 
 
 def share(blob: Path, cache_dir: Path) -> str:
-    """The code that makes a blob a link into the store that all repos share, as the library does."""
+    """Return code that replaces a blob by a link into the shared store, as the library does."""
     payload = cache_dir / "blobs" / "aa" / blob.name
     payload.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(payload, blob.parent)
@@ -64,7 +64,7 @@ def share(blob: Path, cache_dir: Path) -> str:
 
 
 def verdicts(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """How healthy the models are of which a command speaks."""
+    """Return the health of the models in the output of a command."""
     data = json.loads(done.stdout)["data"]
     entries = data.get("models") or [data["model"]] if "healthy" not in data else data["healthy"] + data["unhealthy"]
     return [entry.get("health") or entry["status"] for entry in entries]
@@ -76,7 +76,7 @@ COMMANDS = [("list",), ("health",), ("show", NAME), ("health", "--deep")]
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("name", FILES)
-def test_a_blob_that_becomes_a_link_is_sound(
+def test_a_blob_replaced_by_a_link_stays_healthy(
     cache_dir: CacheDir, between: Between, words: tuple[str, ...], name: str
 ) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / name).resolve()
@@ -87,7 +87,7 @@ def test_a_blob_that_becomes_a_link_is_sound(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(
+def test_a_blob_replaced_by_a_link_while_hashing_stays_healthy(
     cache_dir: CacheDir, between: Between, count: int
 ) -> None:
     blob = (cache_dir.add(NAME, sharded_model()) / "model-00002-of-00003.safetensors").resolve()
@@ -96,10 +96,8 @@ def test_a_blob_that_becomes_a_link_while_all_is_hashed_is_sound(
 
 
 @pytest.mark.parametrize("command", ["list", "health", "show"])
-def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(
-    cache_dir: CacheDir, between: Between, command: str
-) -> None:
-    """Of another size too: a pull repairs by renaming."""
+def test_a_replaced_file_is_read_in_its_new_state(cache_dir: CacheDir, between: Between, command: str) -> None:
+    """A pull repairs a file by renaming another one over it, which may differ in size."""
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     new = cache_dir.path.parent / "new"
     new.write_bytes(blob.read_bytes() + b" " * 4096)
@@ -108,7 +106,7 @@ def test_a_file_that_another_takes_the_place_of_is_read_as_it_is_then(
     assert verdicts(done) == ["healthy"], done.stdout
 
 
-def test_a_file_that_changes_at_each_look_is_said_to(cache_dir: CacheDir, between: Between) -> None:
+def test_a_file_that_keeps_changing_is_reported(cache_dir: CacheDir, between: Between) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     replace = (
         f"left, blob = 99, {str(blob)!r}; new = f'{{blob}}.{{len(os.listdir(os.path.dirname(blob)))}}';"
@@ -129,10 +127,10 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_removed_before(
+def test_a_model_removed_while_it_is_read_is_not_listed(
     cache_dir: CacheDir, between: Between, words: tuple[str, ...], moment: str
 ) -> None:
-    """It is not listed, and the others are."""
+    """The other models are listed."""
     snapshot = cache_dir.add(NAME, chat_model())
     cache_dir.add("org/other", chat_model(model_type="qwen3"))
     event, name = MOMENTS[moment]
@@ -145,13 +143,13 @@ def test_a_model_that_is_removed_before(
 
 
 def removal(cache_dir: CacheDir) -> str:
-    """The code that removes the model as `rm` does: away first, then piece by piece."""
+    """Return code that removes the model as `rm` does: rename it away, then delete it step by step."""
     trash = str(cache_dir.path / ".trash")
     return f"os.rename({str(cache_dir.folder(NAME))!r}, {trash!r}); shutil.rmtree({trash!r})"
 
 
 @pytest.mark.parametrize("command", ["show", "run"])
-def test_a_model_that_is_removed_beside_is_not_found(cache_dir: CacheDir, between: Between, command: str) -> None:
+def test_a_model_removed_during_show_or_run_is_not_found(cache_dir: CacheDir, between: Between, command: str) -> None:
     blob = (cache_dir.add(NAME, chat_model()) / "config.json").resolve()
     done = between(
         "open", blob.name, removal(cache_dir), command, NAME, *(["hi"] if command == "run" else []), "--json"
@@ -166,7 +164,7 @@ def test_a_model_removed_while_it_is_hashed_is_not_listed(cache_dir: CacheDir, b
 
 
 @pytest.mark.parametrize("words", [("list",), ("health",), ("health", "--deep")], ids=" ".join)
-def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(
+def test_a_model_updated_while_it_is_read_is_judged_in_its_new_state(
     cache_dir: CacheDir, between: Between, words: tuple[str, ...]
 ) -> None:
     cache_dir.add(NAME, chat_model())
@@ -182,7 +180,7 @@ def test_a_model_that_is_updated_beside_is_judged_as_it_is_then(
     assert verdicts(done) == ["healthy"], done.stdout
 
 
-def test_a_blob_that_becomes_a_link_is_cloned(
+def test_a_blob_replaced_by_a_link_is_cloned(
     cache_dir: CacheDir, between: Between, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
@@ -194,7 +192,7 @@ def test_a_blob_that_becomes_a_link_is_cloned(
 
 
 def test_hashing_opens_each_file_once(cache_dir: CacheDir, between: Between) -> None:
-    """It has many pieces, and is opened for nothing else."""
+    """The file is larger than the buffer, and only hashing opens it."""
     blob = (cache_dir.add(NAME, chat_model() | {"notes.bin": os.urandom(5 << 20)}) / "notes.bin").resolve()
     opens = cache_dir.path.parent / "opens"
     note = f"left = 1; os.write(os.open({str(opens)!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY), b'.')"

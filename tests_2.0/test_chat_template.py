@@ -1,4 +1,4 @@
-"""Chat templates are programs of strangers: they say what transformers has them say, and can't take time or memory."""
+"""Chat templates are untrusted programs: they render as in transformers, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ SOUND = {
 
 
 class Confined:
-    """One process, which is given one chat template after the other; all tokens of a text are its bytes."""
+    """A process that gets one chat template after the other; its tokens are bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.starter = OneProcess()
 
     def ask(self, source: str, messages: Any = MESSAGES, /, **options: Any) -> str:
-        """The text of a conversation."""
+        """Return the rendered text of a conversation."""
         tokenizer = self.open(source)
         return tokenizer.decode(tokenizer.apply_chat_template(messages, **options))
 
     def open(self, source: str) -> Tokenizer:
-        """A tokenizer with this template."""
+        """Return a tokenizer with this template."""
         write_tokenizer(self.folder, template=source, config={"bos_token": "<|im_start|>"})
         return load_tokenizer(self.folder, {}, self.starter, "damaged")
 
 
 @pytest.fixture(scope="module")
 def confined(tmp_path_factory: pytest.TempPathFactory) -> Confined:
-    """A process for this file's templates."""
+    """Return a process for the templates of this file."""
     return Confined(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize("source", SOUND.values(), ids=SOUND)
-def test_a_template_says_what_transformers_has_it_say(confined: Confined, source: str) -> None:
+def test_templates_render_as_in_transformers(confined: Confined, source: str) -> None:
     options = {"add_generation_prompt": True, "enable_thinking": True}
     tokenizer = confined.open(source)
     theirs = AutoTokenizer.from_pretrained(confined.folder)
@@ -84,7 +84,7 @@ def test_a_template_says_what_transformers_has_it_say(confined: Confined, source
 
 
 @pytest.mark.parametrize("name", ["self", "args", "kwargs", "template", "values", "variables", "__class__", "a b", ""])
-def test_a_variable_may_have_any_name(confined: Confined, name: str) -> None:
+def test_a_template_variable_may_have_any_name(confined: Confined, name: str) -> None:
     source = "{{ messages[-1].content }}"
     assert confined.ask(source, **{name: 1}) == MESSAGES[-1]["content"]
     last = [{"role": "assistant", "content": "yes"}]
@@ -95,7 +95,7 @@ REFUSING = {
     "refuses": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     "refuses at length": ("{{ raise_exception('x' * 10000) }}", "x" * 300),
     "is no template": ("{% for %}", "Expected an expression"),
-    "names what is not there": ("{{ messages.x.y }}", "has no"),
+    "uses an undefined name": ("{{ messages.x.y }}", "has no"),
     "fails": ("{{ 1 / 0 }}", "division by zero"),
     "looks into Python": ("{{ ''.__class__.__mro__ }}", "unsafe"),
     "looks into Python by a name": ("{{ ''['__cla' ~ 'ss__'].__mro__ }}", "unsafe"),
@@ -120,13 +120,13 @@ REFUSING = {
     "formats a number": ("{{ '%10000000000d' | format(1) }}", "3072 MB"),
     "formats a text": ("{{ '{:>10000000000}'.format(1) }}", "3072 MB"),
     "indents JSON": ("{{ messages | tojson(indent=10 ** 10) }}", "3072 MB"),
-    "says too much": ("{{ 'x' * 100_000_000 }}", "a prompt of 100000000 characters"),
+    "renders a huge text": ("{{ 'x' * 100_000_000 }}", "a prompt of 100000000 characters"),
 }
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSING.values(), ids=REFUSING)
-def test_a_template_that_refuses_or_goes_astray_says_why(confined: Confined, source: str, reason: str) -> None:
-    # Without a limit of the kernel, its process is ended for what it takes.
+def test_a_failing_template_gives_an_error_with_the_reason(confined: Confined, source: str, reason: str) -> None:
+    # Where the kernel has no limit, the process is ended because of the memory that it uses.
     limited = (RefusedError,) if hasattr(resource, "prlimit") else (RefusedError, ModelNotRunnableError)
     with pytest.raises(limited, match=reason):
         confined.ask(source)
@@ -134,22 +134,22 @@ def test_a_template_that_refuses_or_goes_astray_says_why(confined: Confined, sou
 
 ENDLESS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "computes, deaf to all signals that Python handles": "{{ (messages | length + 6) ** (10 ** 8) }}",
+    "computes without handling signals": "{{ (messages | length + 6) ** (10 ** 8) }}",
 }
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
-def test_a_template_that_does_not_end_is_ended(confined: Confined, source: str) -> None:
+def test_an_endless_template_is_stopped(confined: Confined, source: str) -> None:
     tokenizer = confined.open("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with pytest.raises(ModelNotRunnableError, match="ran for more than 2 seconds"):
         tokenizer.apply_chat_template([{"role": "user"}])
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6
-    # The next conversation finds a template that works.
+    # The next conversation works.
     assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "system"}])) == "fine"
 
 
-def test_a_process_that_somebody_ends_is_replaced_and_leaves_nothing_open(confined: Confined) -> None:
+def test_a_killed_process_is_replaced_and_leaks_no_files(confined: Confined) -> None:
     tokenizer = confined.open("fine")
     open_before = len(os.listdir("/dev/fd"))
     for _ in range(3):
@@ -161,23 +161,21 @@ def test_a_process_that_somebody_ends_is_replaced_and_leaves_nothing_open(confin
 
 
 def processes() -> set[int]:
-    """The living processes of tokenizers that this process has started."""
+    """Return the ids of the living tokenizer processes that this process has started."""
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = (line.split(maxsplit=2) for line in told.splitlines())
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = (line.split(maxsplit=2) for line in listed.splitlines())
     is_ours = "mlxk2.runner.prompt.process"
     return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and is_ours in args}
 
 
 @pytest.mark.parametrize(("count", "said"), [(700, "has 700 tokens"), (10_000, "has more than 100 tokens")])
-def test_a_prompt_far_beyond_the_context_is_refused_before_it_is_handed_over(
-    confined: Confined, count: int, said: str
-) -> None:
+def test_a_prompt_far_past_the_context_is_refused_by_the_process(confined: Confined, count: int, said: str) -> None:
     with pytest.raises(ContextLengthError, match=said):
         confined.open(f"{{{{ 'x' * {count} }}}}").apply_chat_template(MESSAGES, context=100)
 
 
-def test_other_threads_go_on_while_a_template_loops(confined: Confined) -> None:
+def test_other_threads_run_while_a_template_loops(confined: Confined) -> None:
     steps = []
     tokenizer = confined.open(ENDLESS["loops"])
     ask = tokenizer.apply_chat_template
@@ -204,7 +202,7 @@ CONTINUED = {
 
 
 @pytest.mark.parametrize(("source", "begun", "expected"), CONTINUED.values(), ids=CONTINUED)
-def test_a_last_message_is_continued_as_transformers_does(
+def test_the_last_message_is_continued_as_in_transformers(
     confined: Confined, source: str, begun: str, expected: str
 ) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": begun}]
@@ -214,14 +212,14 @@ def test_a_last_message_is_continued_as_transformers_does(
     assert theirs.apply_chat_template(messages, tokenize=False, **options) == expected
 
 
-def test_a_template_that_leaves_out_the_message_to_continue_refuses(confined: Confined) -> None:
+def test_continuing_a_message_that_the_template_omits_is_refused(confined: Confined) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Pa"}]
     with pytest.raises(RefusedError, match="leaves out the last message"):
         confined.ask("{{ messages[0].content }}", messages, continue_final_message=True)
 
 
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="the system does not tell that a process was stopped")
-def test_a_process_that_was_stopped_is_replaced_before_it_is_asked(confined: Confined) -> None:
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="the system does not report stopped processes")
+def test_a_stopped_process_is_replaced_before_it_is_used(confined: Confined) -> None:
     tokenizer = confined.open("fine")
     (pid,) = processes()
     os.kill(pid, signal.SIGSTOP)
@@ -229,7 +227,7 @@ def test_a_process_that_was_stopped_is_replaced_before_it_is_asked(confined: Con
     assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
 
 
-def test_a_process_that_is_stopped_while_it_works_is_replaced(confined: Confined) -> None:
+def test_a_process_stopped_while_it_works_is_replaced(confined: Confined) -> None:
     tokenizer = confined.open("{% if messages %}" + ENDLESS["loops"] + "{% endif %}fine")
     (pid,) = processes()
     threading.Timer(0.3, os.kill, [pid, signal.SIGSTOP]).start()
@@ -238,7 +236,7 @@ def test_a_process_that_is_stopped_while_it_works_is_replaced(confined: Confined
     assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
 
 
-def test_a_process_has_no_more_than_its_time(confined: Confined) -> None:
+def test_a_process_that_exceeds_its_time_is_replaced(confined: Confined) -> None:
     confined.open(ENDLESS["loops"])
     question: dict[str, Any] = {"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0}
     with pytest.raises(ModelError, match="does not answer"):
@@ -246,8 +244,8 @@ def test_a_process_has_no_more_than_its_time(confined: Confined) -> None:
     assert confined.ask("fine") == "fine"
 
 
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this Python does not see which processes are stopped")
-def test_processes_that_were_stopped_before_are_not_asked(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this Python does not report stopped processes")
+def test_stopped_spare_processes_are_not_used(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, template="fine")
     others = processes()
     starter = Starter(keeps_spare=True)
@@ -263,15 +261,15 @@ def test_processes_that_were_stopped_before_are_not_asked(tmp_path: Path) -> Non
     starter.stop()
 
 
-def test_a_process_ends_when_its_question_is_cancelled(confined: Confined) -> None:
+def test_cancelling_a_request_ends_its_process(confined: Confined) -> None:
     tokenizer = confined.open(ENDLESS["loops"]).cancellable(lambda: True)
     with pytest.raises(InterruptedByUser):
         tokenizer.apply_chat_template(MESSAGES)
     assert not processes()
 
 
-def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) -> None:
-    # What fills memory takes its time, and the kernel's limit is not reached within it.
+def test_memory_is_watched_if_the_kernel_does_not_limit_it(tmp_path: Path) -> None:
+    # The template takes long enough to be measured and stays below the kernel's limit.
     write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
     process = ConfinedProcess(watches_memory=True, max_memory=500 << 20)
     opening: dict[str, Any] = {"ask": "open", "folder": str(tmp_path), "options": {}, "ends": None, "defaults": None}
@@ -280,7 +278,7 @@ def test_memory_is_watched_where_the_kernel_does_not_limit_it(tmp_path: Path) ->
         process.ask({"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0})
 
 
-# As libraries do where there are many processors, or PyTorch for CUDA: it is mapped, and never touched.
+# Libraries map memory that they never touch, with many processors for example, and so does PyTorch for CUDA.
 MAPPED = """
 import mmap
 mapped = mmap.mmap(-1, 8 << 30, mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, mmap.PROT_READ)
@@ -288,7 +286,7 @@ mapped = mmap.mmap(-1, 8 << 30, mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, mmap.PROT
 FORBIDDEN_TORCH = "raise RuntimeError('PyTorch was imported')"
 
 
-def test_what_libraries_map_is_not_counted_as_the_models(
+def test_memory_mapped_by_libraries_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: Confined
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(MAPPED)
@@ -329,7 +327,7 @@ except ModelNotRunnableError as error:
 
 @pytest.mark.parametrize("error", ["ValueError('invalid')", "OSError(errno.EINVAL, 'invalid')"])
 @pytest.mark.parametrize("is_gone", [False, True], ids=["refused", "not there"])
-def test_memory_is_limited_where_the_kernel_refuses_to(tmp_path: Path, error: str, is_gone: bool) -> None:
+def test_memory_is_limited_if_the_kernel_refuses_limits(tmp_path: Path, error: str, is_gone: bool) -> None:
     write_tokenizer(tmp_path, template="{% set much = 'x' * 900000000 %}" + ENDLESS["loops"])
     (tmp_path / "sitecustomize.py").write_text(REFUSING_LIMITS.format(error=error, is_gone=is_gone))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}

@@ -1,4 +1,4 @@
-"""The command line of `push`: what is wrong usage, what is a wrong argument, and what each error is called."""
+"""The command line of `push`: wrong usage, wrong arguments, and the type of each error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GATE = ("push", FOLDER, MODEL)
 
 @pytest.fixture
 def alpha(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder to push in the current one, with alpha features on."""
+    """Return a folder to push in the current folder, with alpha features on."""
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     monkeypatch.chdir(tmp_path)
     folder = Path(FOLDER)
@@ -27,7 +27,7 @@ def alpha(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("words", [("push",), ("push", FOLDER), (*GATE, "more"), (*GATE, "--branch"), (*GATE, "--no")])
 @pytest.mark.usefixtures("alpha")
-def test_wrong_usage_is_an_envelope(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_wrong_usage_gives_an_error_envelope(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*words, "--json")
     assert (result.code, result.err) == (2, "")
     assert_push_document(result.json, "error")
@@ -36,7 +36,7 @@ def test_wrong_usage_is_an_envelope(mlxk2: Program, words: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("words", [(), ("--create",), ("--verbose", "--branch", "dev"), ("--commit", "message")])
 @pytest.mark.usefixtures("alpha")
-def test_nothing_is_uploaded_without_the_gate(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_push_without_private_is_refused(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2(*GATE, *words, "--json")
     assert result.code == 2
     assert_push_document(result.json, "error")
@@ -45,12 +45,12 @@ def test_nothing_is_uploaded_without_the_gate(mlxk2: Program, words: tuple[str, 
 
 
 @pytest.mark.usefixtures("alpha")
-def test_the_gate_comes_before_the_folder(mlxk2: Program) -> None:
+def test_private_is_required_before_the_folder_is_checked(mlxk2: Program) -> None:
     assert mlxk2("push", "./nowhere", MODEL, "--json").json["error"]["type"] == "CommandError"
 
 
 @pytest.mark.usefixtures("alpha")
-def test_a_check_needs_no_gate(mlxk2: Program) -> None:
+def test_check_only_works_without_private(mlxk2: Program) -> None:
     assert mlxk2(*GATE, "--check-only", "--json").code == 0
     assert mlxk2(*GATE, "--check-only", "--dry-run", "--json").code == 0
 
@@ -59,7 +59,7 @@ def test_a_check_needs_no_gate(mlxk2: Program) -> None:
     "repo", ["", "model", "org/", "/model", "org/m/more", "org/../m", "org/model@dev", "o\\m/x", "org/" + "m" * 96]
 )
 @pytest.mark.usefixtures("alpha")
-def test_a_repo_that_can_not_be(mlxk2: Program, repo: str) -> None:
+def test_an_invalid_repo_name_is_refused(mlxk2: Program, repo: str) -> None:
     result = mlxk2("push", FOLDER, repo, "--check-only", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
     assert_push_document(result.json, "error")
@@ -67,13 +67,13 @@ def test_a_repo_that_can_not_be(mlxk2: Program, repo: str) -> None:
 
 @pytest.mark.parametrize("words", [("--branch", ""), ("--branch", "a..b"), ("--branch", "a\nb"), ("--commit", " ")])
 @pytest.mark.usefixtures("alpha")
-def test_a_branch_or_a_message_that_can_not_be(mlxk2: Program, words: tuple[str, str]) -> None:
+def test_an_invalid_branch_or_message_is_refused(mlxk2: Program, words: tuple[str, str]) -> None:
     result = mlxk2(*GATE, "--private", *words, "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
 
 
 @pytest.mark.parametrize("mode", ["--check-only", "--dry-run", "--private"])
-def test_a_missing_folder(mlxk2: Program, alpha: Path, mode: str) -> None:
+def test_a_missing_folder_is_an_error(mlxk2: Program, alpha: Path, mode: str) -> None:
     for name in ("./nowhere", str(alpha / "config.json"), ""):
         result = mlxk2("push", name, MODEL, mode, "--json")
         assert (result.code, result.json["error"]["type"]) == (1, "workspace_not_found")
@@ -81,7 +81,7 @@ def test_a_missing_folder(mlxk2: Program, alpha: Path, mode: str) -> None:
 
 
 @pytest.mark.usefixtures("alpha")
-def test_people_see_one_line(mlxk2: Program) -> None:
+def test_plain_output_is_one_line(mlxk2: Program) -> None:
     result = mlxk2("push", "./nowhere", MODEL, "--private")
     assert (result.code, result.out, result.err) == (1, "", "Error: The folder './nowhere' does not exist.\n")
 
@@ -89,7 +89,7 @@ def test_people_see_one_line(mlxk2: Program) -> None:
 # --------------------------------------------------------------------------------------------------------------- tokens
 
 
-def test_without_a_token_nothing_is_asked(pusher: Pusher) -> None:
+def test_without_a_token_the_hub_is_not_contacted(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     error = push_error(pusher.spawn("--dry-run", "--json", HF_TOKEN=""))
     assert error["type"] == "auth_error"
@@ -97,7 +97,7 @@ def test_without_a_token_nothing_is_asked(pusher: Pusher) -> None:
     assert pusher.server.log.requests == []
 
 
-def test_the_token_of_a_login_counts(pusher: Pusher) -> None:
+def test_the_token_of_a_login_is_used(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     pusher.add({"a": b"1"})
     pusher.client.home.mkdir()
@@ -106,13 +106,13 @@ def test_the_token_of_a_login_counts(pusher: Pusher) -> None:
     assert {request.token for request in pusher.server.log.requests} == {pusher.token}
 
 
-def test_a_token_that_the_hub_does_not_know(pusher: Pusher) -> None:
+def test_an_unknown_token_is_an_auth_error(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     pusher.add({})
     assert pusher.error("--private", HF_TOKEN="hf_wrong")["type"] == "auth_error"
 
 
-def test_a_token_that_may_only_read(pusher: Pusher) -> None:
+def test_a_read_only_token_cannot_upload(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     pusher.server.add(MODEL, {"b": b"2"})
     error = pusher.error("--private", HF_TOKEN=pusher.server.token("stranger"))
@@ -124,7 +124,7 @@ def test_a_token_that_may_only_read(pusher: Pusher) -> None:
 # --------------------------------------------------------------------------------------------------------- other errors
 
 
-def test_without_the_client_library(pusher: Pusher, tmp_path: Path) -> None:
+def test_a_missing_client_library_is_an_error_except_for_check_only(pusher: Pusher, tmp_path: Path) -> None:
     package = tmp_path / "shadow" / "huggingface_hub"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError('no', name='huggingface_hub')\n")
@@ -134,7 +134,7 @@ def test_without_the_client_library(pusher: Pusher, tmp_path: Path) -> None:
     assert "workspace_health" in push_data(pusher.spawn("--check-only", "--json", PYTHONPATH=shadow))
 
 
-def test_a_repo_that_is_not_there(pusher: Pusher) -> None:
+def test_a_missing_repo_is_an_error_that_suggests_create(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     error = pusher.error("--private")
     assert error["type"] == "repo_not_found"
@@ -143,7 +143,7 @@ def test_a_repo_that_is_not_there(pusher: Pusher) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 409, 412, 500])
-def test_a_commit_that_the_hub_refuses(pusher: Pusher, status: int) -> None:
+def test_a_refused_commit_is_upload_failed(pusher: Pusher, status: int) -> None:
     pusher.write({"a": b"1"})
     pusher.add({"b": b"2"})
     pusher.server.faults.add(Fault("/commit/", "POST", status=status))
@@ -152,12 +152,12 @@ def test_a_commit_that_the_hub_refuses(pusher: Pusher, status: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
-def test_a_hub_out_of_reach(pusher: Pusher, settings: dict[str, str]) -> None:
+def test_an_unreachable_hub_is_upload_failed(pusher: Pusher, settings: dict[str, str]) -> None:
     pusher.write({"a": b"1"})
     assert push_error(pusher.spawn("--private", "--json", **settings))["type"] == "upload_failed"
 
 
-def test_an_answer_that_makes_no_sense(pusher: Pusher) -> None:
+def test_a_malformed_response_to_the_commit_is_upload_failed(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     pusher.add({})
     pusher.server.faults.add(Fault("/commit/", "POST", status=200))

@@ -1,4 +1,4 @@
-"""`clone`: a whole, editable folder or nothing at all; the cache stays as it was."""
+"""`clone`: a complete, editable folder or nothing at all; the cache is unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHOD = "apfs_clonefile" if sys.platform == "darwin" else "copy"
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, with alpha commands on and no hub within reach."""
+    """Return an empty current folder, with alpha commands on and without a hub."""
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     place = tmp_path / "work"
@@ -32,17 +32,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request: pytest.FixtureRequest, cache_dir: CacheDir) -> CacheDir:
-    """A cache of each layout."""
+    """Return a cache of each layout."""
     kind: Layout = request.param
     return CacheDir(cache_dir.path, kind)
 
 
 def content(folder: Path) -> dict[str, bytes | str]:
-    """The files of a folder, and the targets of the links that should not be there."""
+    """Return the files of a folder, and the targets of links, which a clone must not have."""
     return {name: value for name, value in read_tree(folder).items() if value is not None}
 
 
-def test_clone_is_self_contained_editable_and_healthy(layout: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_clone_is_self_contained_editable_and_healthy(layout: CacheDir, mlxk2: Program, workplace: Path) -> None:
     layout.add(NAME, MODEL)
     before = read_tree(layout.path)
     data = data_of(mlxk2("clone", NAME, "./mine", "--json"), "clone")
@@ -68,7 +68,7 @@ def test_short_names_are_expanded(cache_dir: CacheDir, mlxk2: Program, word: str
     assert (data["model"], data["expanded_name"]) == (word, full)
 
 
-def test_full_name_never_means_a_longer_one(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_full_name_never_matches_a_longer_one(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     for ending in ("-4bit", "-8bit"):
         cache_dir.add(NAME + ending, MODEL)
         error = error_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
@@ -76,7 +76,7 @@ def test_full_name_never_means_a_longer_one(cache_dir: CacheDir, mlxk2: Program,
     assert list(workplace.iterdir()) == []
 
 
-def test_revisions_and_branches(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_revision_or_a_branch_can_be_cloned(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     cache_dir.add(NAME, MODEL)
     cache_dir.add(NAME, MODEL | {"twin.txt": b"other"}, OTHER_COMMIT, ref="dev")
     for number, (words, twin) in enumerate(
@@ -91,11 +91,11 @@ def test_revisions_and_branches(cache_dir: CacheDir, mlxk2: Program, workplace: 
         assert (workplace / f"mine-{number}" / "twin.txt").read_bytes() == twin
     both = error_of(mlxk2("clone", f"{NAME}@dev", "x", "--branch", "main", "--json"), "clone")
     assert both["type"] == "ValidationError"
-    # A revision that is not cached would have to be pulled.
+    # An uncached revision needs a pull, which has no hub here.
     assert error_of(mlxk2("clone", NAME, "x", "--branch", "new", "--json"), "clone")["type"] == "NetworkError"
 
 
-def test_existing_empty_folder_is_filled(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_an_existing_empty_folder_is_filled(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     cache_dir.add(NAME, MODEL)
     (workplace / "mine").mkdir(mode=0o700)
     data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
@@ -103,14 +103,16 @@ def test_existing_empty_folder_is_filled(cache_dir: CacheDir, mlxk2: Program, wo
     assert (workplace / "mine").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_macos_lays_in_a_folder_does_not_fill_it(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_folder_with_only_files_of_macos_counts_as_empty(
+    cache_dir: CacheDir, mlxk2: Program, workplace: Path
+) -> None:
     cache_dir.add(NAME, MODEL | {".DS_Store": b"of the model"})
     (workplace / "mine").mkdir()
     litter = {".DS_Store": b"of the user", ".localized": b"", "._notes": b"attributes"}
     for name, data in litter.items():
         (workplace / "mine" / name).write_bytes(data)
     before = read_tree(workplace)
-    # What fails leaves it as it was.
+    # A failed clone leaves the folder unchanged.
     error_of(mlxk2("clone", "org/none", "mine", "--json"), "clone")
     assert read_tree(workplace) == before
     data_of(mlxk2("clone", NAME, "mine", "--json"), "clone")
@@ -118,10 +120,10 @@ def test_what_macos_lays_in_a_folder_does_not_fill_it(cache_dir: CacheDir, mlxk2
     assert [path.name for path in workplace.iterdir()] == ["mine"]
 
 
-def test_the_cache_under_another_name_is_no_target(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+def test_the_cache_under_another_path_is_refused_as_target(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
     cache_dir.add(NAME, MODEL)
     before = read_tree(cache_dir.path)
-    # A disk that ignores case has many names for the cache, and a bind mount has two.
+    # The cache has several paths on a disk that ignores case, and with a bind mount.
     with mount(tmp_path / "again", "--bind", str(cache_dir.path)) as again:
         for target in (again / "mine", again / "models--org--model" / "new" / "mine"):
             error = error_of(mlxk2("clone", NAME, str(target), "--json"), "clone")
@@ -129,7 +131,9 @@ def test_the_cache_under_another_name_is_no_target(cache_dir: CacheDir, mlxk2: P
     assert read_tree(cache_dir.path) == before
 
 
-def test_link_to_an_empty_folder_stays_a_link(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(
+    cache_dir: CacheDir, mlxk2: Program, workplace: Path
+) -> None:
     cache_dir.add(NAME, MODEL)
     (workplace / "disk" / "there").mkdir(parents=True)
     (workplace / "mine").symlink_to("disk/there")
@@ -139,7 +143,7 @@ def test_link_to_an_empty_folder_stays_a_link(cache_dir: CacheDir, mlxk2: Progra
 
 
 @pytest.mark.parametrize("target", ["full", "file", ".", "", "full/file/x", "x" * 300, "hub"])
-def test_targets_that_are_none(cache_dir: CacheDir, mlxk2: Program, workplace: Path, target: str) -> None:
+def test_an_invalid_target_is_refused(cache_dir: CacheDir, mlxk2: Program, workplace: Path, target: str) -> None:
     cache_dir.add(NAME, MODEL)
     (workplace / "full").mkdir()
     (workplace / "full" / "file").write_bytes(b"x")
@@ -153,7 +157,7 @@ def test_targets_that_are_none(cache_dir: CacheDir, mlxk2: Program, workplace: P
 
 
 @pytest.mark.parametrize("source", ["./full", "/tmp", "..", "a//b", "a\\b", ""])
-def test_sources_that_are_no_names(mlxk2: Program, workplace: Path, source: str) -> None:
+def test_an_invalid_source_is_refused(mlxk2: Program, workplace: Path, source: str) -> None:
     error = error_of(mlxk2("clone", source, "mine", "--json"), "clone")
     assert (error["type"], error["data"]["clone_status"]) == ("ValidationError", "error")
     assert list(workplace.iterdir()) == []
@@ -170,7 +174,7 @@ def test_damaged_models_are_cloned_only_on_request(layout: CacheDir, mlxk2: Prog
     assert content(workplace / "deep" / "mine") == without(MODEL, "model-00002-of-00003.safetensors")
 
 
-def test_of_many_files_that_are_left_out_the_first_are_named(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_the_first_of_many_omitted_files_are_named(cache_dir: CacheDir, mlxk2: Program) -> None:
     snapshot = cache_dir.add(NAME, MODEL)
     for number in range(7):
         (snapshot / f"{number}.txt").symlink_to("../../blobs/none")
@@ -178,7 +182,7 @@ def test_of_many_files_that_are_left_out_the_first_are_named(cache_dir: CacheDir
     assert "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more" in data["message"]
 
 
-def test_damage_is_told_with_the_pull_that_repairs_it(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_damaged_model_is_reported_with_the_pull_that_repairs_it(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, without(MODEL, "config.json"), ref="dev")
     cache_dir.folder("org/unfinished").mkdir()
     for words, repair in {
@@ -203,21 +207,21 @@ def test_links_out_of_the_cache_are_not_cloned(
     assert content(workplace / "mine") == MODEL
 
 
-def test_nothing_to_clone(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
+def test_a_model_without_files_is_refused(cache_dir: CacheDir, mlxk2: Program, workplace: Path) -> None:
     (cache_dir.folder(NAME) / "snapshots").mkdir(parents=True)
     error = error_of(mlxk2("clone", NAME, "mine", "--no-health-check", "--json"), "clone")
     assert error["type"] == "ModelUnhealthyError"
     assert list(workplace.iterdir()) == []
 
 
-def test_for_people(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_plain_output_is_one_line(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, MODEL)
     assert mlxk2("clone", "mod", "mine")[:2] == (0, f"Cloned {NAME} into mine.\n")
     failed = mlxk2("clone", NAME, "mine", "--quiet")
     assert failed == (1, "", "Error: mine exists and is not empty; name a new or an empty folder.\n")
 
 
-def test_clone_is_hidden_without_its_variable(
+def test_clone_is_disabled_without_its_variable(
     cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_dir.add(NAME, MODEL)
@@ -250,7 +254,7 @@ with clone.build(sys.argv[1]) as folder:
 # ------------------------------------------------------------------------------------------------------------- disks
 
 
-def test_room_is_checked_before_a_byte_is_written(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+def test_free_space_is_checked_before_writing(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
     cache_dir.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
     with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "mine"), "--json"), "clone")
@@ -259,9 +263,9 @@ def test_room_is_checked_before_a_byte_is_written(cache_dir: CacheDir, mlxk2: Pr
         assert list(disk.iterdir()) == []
 
 
-def test_full_disk_leaves_nothing(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_files(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
     cache_dir.add(NAME, MODEL)
-    # Bytes would be free, but the disk can hold no more files, which no check foresees.
+    # The disk has free bytes but no free inodes, which the check of free space does not cover.
     with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m,nr_inodes=8", "tmpfs") as disk:
         error = error_of(mlxk2("clone", NAME, str(disk / "a" / "mine"), "--json"), "clone")
         assert (error["type"], error["data"]["clone_status"]) == ("OperationError", "filesystem_error")
@@ -269,7 +273,7 @@ def test_full_disk_leaves_nothing(cache_dir: CacheDir, mlxk2: Program, tmp_path:
         assert list(disk.iterdir()) == []
 
 
-def test_limit_of_file_sizes_leaves_nothing(cache_dir: CacheDir, workplace: Path) -> None:
+def test_a_file_size_limit_leaves_no_files(cache_dir: CacheDir, workplace: Path) -> None:
     cache_dir.add(NAME, MODEL | {"big.bin": b"x" * 3_000_000})
     command = f"ulimit -f 100; exec {sys.executable} -m mlxk2 clone {NAME} mine"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -278,7 +282,7 @@ def test_limit_of_file_sizes_leaves_nothing(cache_dir: CacheDir, workplace: Path
     assert list(workplace.iterdir()) == []
 
 
-def test_mount_points_are_no_targets(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
+def test_a_mount_point_is_refused_as_target(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
     cache_dir.add(NAME, MODEL)
     with mount_tmpfs(tmp_path / "disk", "2m") as disk:
         assert error_of(mlxk2("clone", NAME, str(disk), "--json"), "clone")["type"] == "InvalidTargetError"
@@ -286,7 +290,7 @@ def test_mount_points_are_no_targets(cache_dir: CacheDir, mlxk2: Program, tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reflinks are Linux's; elsewhere every clone tries clonefile")
 @pytest.mark.parametrize("system", ["btrfs", "xfs"])
-def test_copy_on_write(
+def test_clones_on_btrfs_and_xfs_are_reflinks(
     system: str, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
     make = shutil.which(f"mkfs.{system}")
@@ -309,7 +313,7 @@ def test_copy_on_write(
         assert before - shutil.disk_usage(disk).free < 5_000_000
         (disk / "mine" / "big.bin").write_bytes(b"edited")
         assert data_of(mlxk2("health", "--deep", "--json"), "health")["summary"]["healthy_count"] == 1
-        # To another file system the same model is copied.
+        # A clone to another file system is a copy.
         data = data_of(mlxk2("clone", NAME, str(workplace / "mine"), "--json"), "clone")
         assert data["method"] == "copy"
         assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] > 30_000_000

@@ -1,4 +1,4 @@
-"""Ctrl-C while generating ends the answer in good order, and nothing else."""
+"""Ctrl-C during generation ends the answer cleanly, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 
 def ctrl_c() -> None:
-    """What the terminal does on Ctrl-C."""
+    """Send SIGINT to this process, as a terminal does on Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def ctrl_c_after(characters: int, seen: list[Event]) -> Callable[[Event], None]:
-    """A reader of events that presses Ctrl-C after so many."""
+    """Return a reader of events that presses Ctrl-C after this many characters."""
 
     def show(event: Event) -> None:
         seen.append(event)
@@ -35,25 +35,25 @@ def ctrl_c_after(characters: int, seen: list[Event]) -> Callable[[Event], None]:
     return show
 
 
-def test_ctrl_c_ends_the_answer_and_keeps_what_was_said() -> None:
+def test_ctrl_c_ends_the_answer_and_keeps_its_text() -> None:
     seen: list[Event] = []
     answer = assistant(saying("Hello, world.", marks=("<end>",))).complete(HELLO, ctrl_c_after(5, seen))
     assert (answer.text, answer.finish_reason, answer.usage.completion_tokens) == ("Hello", "interrupted", 5)
     assert text(seen) == "Hello"
 
 
-def test_ctrl_c_leaves_no_row_behind() -> None:
+def test_ctrl_c_removes_the_sequence_from_the_batch() -> None:
     backend = saying("Hello, world.")
     assistant(backend).complete(HELLO, ctrl_c_after(5, []))
     assert len(backend.batches[0]) == 0
 
 
-def test_held_back_text_is_said_when_interrupted() -> None:
+def test_an_interruption_prints_text_that_was_held_back() -> None:
     answer = assistant(saying("<think>", "Hm", "</think>", "Paris")).complete(HELLO, ctrl_c_after(3, []))
     assert (answer.reasoning, answer.text) == ("Hm", "P")
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_raises() -> None:
+def test_the_first_ctrl_c_is_recorded_and_the_second_raises() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupted:
         assert not interrupted()
         ctrl_c()
@@ -61,7 +61,7 @@ def test_the_first_ctrl_c_is_noted_and_the_second_raises() -> None:
         ctrl_c()
 
 
-def test_ctrl_c_is_what_it_was_after_an_answer() -> None:
+def test_the_handler_of_ctrl_c_is_restored_after_an_answer() -> None:
     before = signal.getsignal(signal.SIGINT)
     assistant(saying("Hello")).complete(HELLO, lambda _: None)
     assert signal.getsignal(signal.SIGINT) is before
@@ -69,7 +69,7 @@ def test_ctrl_c_is_what_it_was_after_an_answer() -> None:
         ctrl_c()
 
 
-def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
+def test_the_handler_of_ctrl_c_is_restored_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def fail(_: Event) -> None:
@@ -81,7 +81,7 @@ def test_ctrl_c_is_what_it_was_after_a_fault() -> None:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_ctrl_c_is_no_other_error_where_a_library_makes_one_of_it(error: type[BaseException] | None) -> None:
+def test_ctrl_c_stays_an_interruption_if_a_library_wraps_it(error: type[BaseException] | None) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible():
         try:
@@ -94,7 +94,7 @@ def test_ctrl_c_is_no_other_error_where_a_library_makes_one_of_it(error: type[Ba
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
+def test_an_interruption_is_reported_on_its_own_line() -> None:
     out = streams().stdout
     printer = Printer(out, hide_reasoning=False)
     printer.show(TextDelta("answer", "Hel"))
@@ -102,7 +102,7 @@ def test_the_interruption_is_told_on_a_line_of_its_own() -> None:
     assert out.getvalue() == f"Hel\n{INTERRUPTED}\n"
 
 
-def test_in_a_chat_ctrl_c_returns_to_the_prompt() -> None:
+def test_ctrl_c_in_a_chat_returns_to_the_input_line() -> None:
     class Pressing(io.StringIO):
         def write(self, written: str, /) -> int:
             if written == "e":

@@ -1,4 +1,4 @@
-"""What a model is: its framework by org, card and weights; its type by config, card, template and name."""
+"""Detection of a model's framework by org, card and weights, and of its type by config, card, template and name."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def config(**changes: object) -> Files:
 
 
 class Describe(Protocol):
-    """Adds a model and returns what `show` says of it."""
+    """Add a model and return its model object from `show`."""
 
     def __call__(self, files: Files, name: str = "org/model") -> dict[str, Any]: ...
 
 
 @pytest.fixture
 def described(cache_dir: CacheDir, mlxk2: Program) -> Describe:
-    """Return a function that adds a model and says what it is."""
+    """Return a function that adds a model and returns its model object from `show`."""
 
     def describe(files: Files, name: str = "org/model") -> dict[str, Any]:
         cache_dir.add(name, files)
@@ -80,7 +80,7 @@ LONG_CARDS = {
     "below": card("library_name: mlx\n" + RESULTS.rstrip()),
     "between": card(RESULTS + "tags: [\ntext,\nmlx\n]\nother:\n- name: tags"),
     "with comments, quoted": card(RESULTS + "# why: so\n'tags' :\n# because: of it\n\n- mlx"),
-    "after what is broken": card(RESULTS + "broken: [x\nlibrary_name: mlx"),
+    "after broken lines": card(RESULTS + "broken: [x\nlibrary_name: mlx"),
 }
 OTHER_CARDS = {
     "no front matter": PLAIN_CARD,
@@ -101,18 +101,18 @@ OTHER_CARDS = {
 
 @pytest.mark.parametrize("readme", LONG_CARDS.values(), ids=LONG_CARDS)
 @pytest.mark.timeout(5)
-def test_a_card_can_hold_the_results_of_many_benchmarks(described: Describe, readme: bytes) -> None:
+def test_a_card_with_many_benchmark_results_is_read(described: Describe, readme: bytes) -> None:
     assert len(readme) > 500_000
     assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
 
 
 @pytest.mark.parametrize("readme", MLX_CARDS.values(), ids=MLX_CARDS)
-def test_a_card_can_say_mlx(described: Describe, readme: bytes) -> None:
+def test_a_card_that_names_mlx_makes_the_framework_mlx(described: Describe, readme: bytes) -> None:
     assert described(base_model() | {"README.md": readme})["framework"] == "MLX"
 
 
 @pytest.mark.parametrize("readme", OTHER_CARDS.values(), ids=OTHER_CARDS)
-def test_a_card_that_does_not_say_mlx(described: Describe, readme: bytes) -> None:
+def test_a_card_that_does_not_name_mlx_leaves_the_framework_pytorch(described: Describe, readme: bytes) -> None:
     model = described(base_model() | {"README.md": readme})
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
 
@@ -137,7 +137,7 @@ def test_a_card_that_does_not_say_mlx(described: Describe, readme: bytes) -> Non
         ("org/x", {"README.md": PLAIN_CARD}, "Unknown"),
     ],
 )
-def test_the_framework_follows_org_card_and_weights(
+def test_the_framework_depends_on_org_card_and_weights(
     described: Describe, name: str, files: Files, framework: str
 ) -> None:
     model = described(files, name)
@@ -154,7 +154,7 @@ LOADED_AS_THEY_ARE = {
     "shards": without(sharded_model(), "README.md", "config.json")
     | {name: weights(mlx=False) for name in shard_names(3)},
     "no architecture named": config(architectures=None),
-    "a model that also sees": config(architectures=["LlavaForConditionalGeneration"], model_type="llava"),
+    "a vision model": config(architectures=["LlavaForConditionalGeneration"], model_type="llava"),
     "AWQ": config(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128}),
     "GPTQ without an order of its groups": config(**GPTQ),
     "beside GGUF": without(gguf_model(), "README.md", "config.json"),
@@ -179,20 +179,20 @@ OTHER_WEIGHTS = {
 
 
 @pytest.mark.parametrize("files", LOADED_AS_THEY_ARE.values(), ids=LOADED_AS_THEY_ARE)
-def test_weights_that_mlx_lm_loads_as_they_are_need_no_label(described: Describe, files: Files) -> None:
+def test_weights_that_mlx_lm_can_load_are_mlx_without_a_label(described: Describe, files: Files) -> None:
     whole = base_model() | config() | files
     model = described(without(whole, "model.safetensors") if SHARDS_INDEX in files else whole)
     assert (model["framework"], model["runtime_compatible"], model["reason"]) == ("MLX", True, None)
 
 
 @pytest.mark.parametrize("files", NOT_LOADED.values(), ids=NOT_LOADED)
-def test_weights_that_mlx_lm_does_not_load_stay_those_of_pytorch(described: Describe, files: Files) -> None:
+def test_weights_that_mlx_lm_cannot_load_are_pytorch(described: Describe, files: Files) -> None:
     model = described(base_model() | config() | files)
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")
 
 
 @pytest.mark.parametrize("name", OTHER_WEIGHTS.values(), ids=OTHER_WEIGHTS)
-def test_weights_that_mlx_lm_does_not_read_stay_those_of_pytorch(described: Describe, name: str) -> None:
+def test_weights_with_other_file_names_are_pytorch(described: Describe, name: str) -> None:
     files = without(base_model() | config(), "model.safetensors") | {name: weights(mlx=False)}
     assert described(files)["framework"] == "PyTorch"
 
@@ -236,7 +236,7 @@ CAPABILITIES = {
 
 
 @pytest.mark.parametrize(("name", "files", "model_type"), TYPES)
-def test_the_type_follows_config_card_template_and_name(
+def test_the_model_type_depends_on_config_card_template_and_name(
     described: Describe, name: str, files: Files, model_type: str
 ) -> None:
     model = described(files, name)
@@ -244,13 +244,13 @@ def test_the_type_follows_config_card_template_and_name(
     assert model["capabilities"] == CAPABILITIES[model_type]
 
 
-def test_the_tokenizer_itself_is_never_read(described: Describe) -> None:
+def test_the_tokenizer_file_is_never_parsed(described: Describe) -> None:
     broken = b'{"model": {"vocab": ' + b"[" * 100_000
     assert described(chat_model() | {"tokenizer.json": broken})["health"] == "healthy"
 
 
 @pytest.mark.parametrize("padding", [0, 5_000_000])
-def test_a_template_is_found_however_large_the_file_is(described: Describe, padding: int) -> None:
+def test_a_template_is_found_in_a_large_tokenizer_config(described: Describe, padding: int) -> None:
     large = as_json({"added": "x" * padding}).rstrip(b"}") + b"," + TOKENIZER_CONFIG.lstrip(b"{")
     assert described(base_model() | {"tokenizer_config.json": large})["model_type"] == "chat"
 
@@ -274,15 +274,15 @@ HOSTILE_CARDS = {
     "one long line": card("tags: mlx" + "x" * 70_000),
     "many anchors": card("tags: [" + ", ".join(f"&a{i} mlx{i}" for i in range(5_000)) + "]"),
     "binary": bytes(range(256)) * 200,
-    "more tags than anyone has": card("tags:\n" + "- mlx\n" * 100_000),
+    "100,000 tags": card("tags:\n" + "- mlx\n" * 100_000),
     "long lines of blanks": card(("tags" + " " * 99_000 + "\n") * 10),
     "keys without end": card("mlx:\n" * 190_000),
-    "more than is read": card("x: y\n" * 300_000 + "tags: mlx"),
+    "past the limit": card("x: y\n" * 300_000 + "tags: mlx"),
 }
 
 
 @pytest.mark.parametrize("readme", HOSTILE_CARDS.values(), ids=HOSTILE_CARDS)
 @pytest.mark.timeout(20)
-def test_a_hostile_card_says_nothing(described: Describe, readme: bytes) -> None:
+def test_a_hostile_card_is_ignored(described: Describe, readme: bytes) -> None:
     model = described(base_model() | {"README.md": b"---\nmlx: feature-extraction\n" + readme.removeprefix(b"---\n")})
     assert (model["framework"], model["health"]) == ("PyTorch", "healthy")

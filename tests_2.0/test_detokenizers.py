@@ -1,4 +1,4 @@
-"""A stream shows the text that the tokenizer itself decodes from the same tokens, whatever the vocabulary holds."""
+"""A stream shows the text that the tokenizer decodes from the same tokens, with any vocabulary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ODD_PIECES = ["<0x", "<0x10", "<0xG1>", "<0x1>", "<0x41>>", "<0xAB", "<0x\u2581>
 
 
 def write_pieces(folder: Path) -> Fast:
-    """Write a tokenizer of SentencePiece's kind whose pieces look like bytes and are none."""
+    """Write a tokenizer of SentencePiece's kind with text pieces that look like byte pieces."""
     vocabulary = {name: number for number, name in enumerate([*PIECES, *ODD_PIECES])}
     fast = Fast(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     replace, strip = decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)
@@ -31,7 +31,7 @@ def write_pieces(folder: Path) -> Fast:
 
 
 def stream(folder: Path, tokens: Sequence[int]) -> tuple[str, bytes]:
-    """The text of an answer of these tokens, and the bytes of each by itself."""
+    """Return the text of an answer with these tokens, and the joined bytes of the single tokens."""
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     tokenizer, vocabulary = load_vocabulary(folder, "model", {}, Starter())
     text = TextStream(vocabulary)
@@ -52,7 +52,7 @@ def test_pieces_that_only_look_like_bytes_are_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("added", ["\u00e9 b", "\uff5ctool\u2581begin\uff5c", "a b", "\u0100 c", "\u4f60"])
-def test_zero_bytes_and_added_tokens_are_shown_as_they_are(tmp_path: Path, added: str) -> None:
+def test_zero_bytes_and_added_tokens_are_shown_unchanged(tmp_path: Path, added: str) -> None:
     write_tokenizer(tmp_path)
     fast = Fast.from_file(str(tmp_path / "tokenizer.json"))
     fast.add_tokens([AddedToken(added, special=False)])
@@ -73,7 +73,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("config", ENDS.values(), ids=ENDS)
-def test_end_tokens_are_found_wherever_the_config_names_them(tmp_path: Path, config: dict[str, object]) -> None:
+def test_end_tokens_are_found_at_every_place_in_the_config(tmp_path: Path, config: dict[str, object]) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     tokenizer, vocabulary = load_vocabulary(tmp_path, "model", config, Starter())

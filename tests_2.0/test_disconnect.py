@@ -1,4 +1,4 @@
-"""A client that disconnects at any moment of its request: nothing of it is left, and the server goes on."""
+"""A client that disconnects at any moment of its request: nothing of the request is left, and the server works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER = "Paris, and nothing else. "
 
 
 class Request:
-    """A request of a client that goes when `gone` is set; `sent` is what the server answers."""
+    """A request whose client disconnects when `gone` is set; `sent` has the messages of the server."""
 
     def __init__(self, *, stream: bool) -> None:
         content = {"messages": [{"role": "user", "content": "Where?"}], "stream": stream}
@@ -35,7 +35,7 @@ class Request:
         self._is_read = False
 
     async def receive(self) -> dict[str, Any]:
-        """The body, then, when that is so, that the client has gone."""
+        """Return the body, then the disconnect once `gone` is set."""
         if not self._is_read:
             self._is_read = True
             return {"type": "http.request", "body": self._body, "more_body": False}
@@ -43,14 +43,14 @@ class Request:
         return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Take a part of the answer; as with a server, the whole answer is an end as well."""
+        """Record a message of the response; the end of the response is also a disconnect, as in a server."""
         self.sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.gone.set()
 
     @property
     def scope(self) -> dict[str, Any]:
-        """The request as ASGI tells it."""
+        """Return the ASGI scope of the request."""
         path = "/v1/chat/completions"
         return {
             "type": "http",
@@ -70,7 +70,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """All that came in the body."""
+        """Return the whole body of the response."""
         return b"".join(message.get("body", b"") for message in self.sent).decode()
 
 
@@ -80,8 +80,8 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def _goes_after(app: Any, steps: int, request: Request) -> None:
-    """Let the client go after so many steps of the loop; the request ends properly, and is not cancelled itself."""
+async def _disconnect_after(app: Any, steps: int, request: Request) -> None:
+    """Disconnect the client after this many steps of the loop; fail unless the request then ends by itself."""
     task = asyncio.create_task(app(request.scope, request.receive, request.send))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -92,7 +92,7 @@ async def _goes_after(app: Any, steps: int, request: Request) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
+def test_a_disconnect_at_any_step_of_the_event_loop_is_cleaned_up(stream: bool) -> None:
     async def test() -> None:
         models: list[ScriptedBackend] = []
 
@@ -108,7 +108,7 @@ def test_a_client_may_go_at_every_step_of_the_loop(stream: bool) -> None:
         try:
             for steps in [*range(80), *range(80, 2000, 60)]:
                 request = Request(stream=stream)
-                await _goes_after(app, steps, request)
+                await _disconnect_after(app, steps, request)
                 await _until(lambda: scheduler.active == scheduler.queued == 0)
                 await _until(lambda: not any(len(rows) for model in models for rows in model.batches))
                 last = Request(stream=stream)

@@ -1,7 +1,7 @@
-"""The documents' examples of the shell run as they stand, and print what the documents say.
+"""The shell examples in the documents run unchanged and print what the documents show.
 
-A `bash` block is run as a script; in a `console` block, what follows a `$ ` line is what the command prints. They run
-in a world of their own: a local hub, and a cache with two copies of the demo model, one of them cut short.
+A `bash` block runs as a script; in a `console` block, a command follows `$ ` and its output comes next. They run with a
+local hub and with a cache that holds two copies of the demo model, one of them truncated.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent
 DEMO = Path(package.__file__).parent / "demo"
-# All but docs/server.md, whose examples need a server that runs meanwhile.
+# All documents except docs/server.md, whose examples need a running server.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     if path.name != "server.md"
 }
 LIMIT_SECONDS = 240
-# What is not run here, and why.
+# Commands that are not run here, with the reason.
 ELSEWHERE = {
     r"make ": "makes a virtual environment and installs into it: continuous integration does",
     r"(\S+ -m )?pip |pipx |uv |\S+ -m venv ": "installs from an index; e2e/test_install_e2e.py installs the package",
@@ -44,7 +44,7 @@ ELSEWHERE = {
     r"ruff |mypy|python tools/": "continuous integration does",
     r"\./test-multi-python\.sh|tools/in_debian\.sh": "needs other Pythons: test_guide.py runs it on stand-ins",
     r"mlxk2 run demo *(#.*)?$": "a chat needs a terminal: e2e/test_chat_pty.py",
-    r"mlxk2 serve|curl ": "needs a server that runs meanwhile",
+    r"mlxk2 serve|curl ": "needs a running server",
 }
 
 _BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -53,14 +53,14 @@ _AGE = re.compile(r"just now|\d+[smhdwy] ago")
 
 
 class Example(NamedTuple):
-    """A script, and what it prints if the document says so."""
+    """A script and its output, if the document shows it."""
 
     script: str
     output: str | None
 
 
 def examples(text: str) -> Iterator[Example]:
-    """The examples of a document that are run here."""
+    """Yield the examples of a document that are run here."""
     for kind, block in _BLOCK.findall(text):
         if kind == "bash":
             lines = block.replace("\\\n", "").splitlines()
@@ -73,18 +73,18 @@ def examples(text: str) -> Iterator[Example]:
 
 
 def is_elsewhere(command: str) -> bool:
-    """Whether there is a reason not to run this here."""
+    """Return whether a command is among those that are not run here."""
     return any(re.match(pattern, command) for pattern in ELSEWHERE)
 
 
 def timeless(output: str) -> str:
-    """An output without what differs from run to run, and without the ends of lines that no one sees."""
+    """Return an output without parts that differ from run to run and without trailing spaces."""
     return re.sub(r" +$", "", _AGE.sub("now", re.sub(r" +", " ", output)), flags=re.MULTILINE)
 
 
 @pytest.fixture
 def world(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> Client:
-    """What the examples find: models on the hub, models in the cache, the program on the path."""
+    """Return a client with models on the hub and in the cache and with the program on the path."""
     cache_dir = CacheDir(hub_client.cache_dir)
     demo = {path.name: path.read_bytes() for path in DEMO.iterdir() if path.is_file()}
     short = demo | {"model.safetensors": demo["model.safetensors"][:1_000_000]}
@@ -105,7 +105,7 @@ def world(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> Client:
 
 
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if list(examples(text))])
-def test_the_examples_do_what_they_say(name: str, world: Client, tmp_path: Path) -> None:
+def test_the_examples_print_what_the_documents_show(name: str, world: Client, tmp_path: Path) -> None:
     without_jq = shutil.which("jq") is None
     for script, output in examples(DOCUMENTS[name]):
         if "jq " in script and without_jq:
@@ -126,13 +126,13 @@ def test_the_examples_do_what_they_say(name: str, world: Client, tmp_path: Path)
         pytest.skip("jq is not installed; the examples that don't need it were right")
 
 
-def test_the_readme_has_examples_of_both_kinds() -> None:
+def test_the_readme_has_examples_with_and_without_output() -> None:
     found = list(examples(DOCUMENTS["README.md"]))
     assert any("mlxk2 run demo" in example.script for example in found)
     assert any(example.output for example in found)
 
 
-def test_a_wrong_example_would_be_found() -> None:
+def test_examples_are_extracted_from_console_and_bash_blocks() -> None:
     console = "```console\n$ mlxk2 list\nName   Modified\nx      2d ago\n$ echo b\n```\n"
     script = "```bash\nmake demo\nfalse \\\n  # x\n```\n"
     assert list(examples(console + script)) == [
@@ -144,7 +144,7 @@ def test_a_wrong_example_would_be_found() -> None:
     assert timeless("4.1MB 2d ago") != timeless("4.4MB 2d ago")
 
 
-def test_the_picture_shows_what_is_printed(world: Client) -> None:
+def test_the_picture_shows_the_real_output(world: Client) -> None:
     picture = (ROOT / "docs" / "session.svg").read_text(encoding="utf-8")
     shown = "".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", "", picture, flags=re.DOTALL)).split())
     question = ["run", "demo", "What is the capital of France?", "--temperature", "0"]
@@ -153,7 +153,7 @@ def test_the_picture_shows_what_is_printed(world: Client) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if _INLINE.search(text)])
-def test_options_that_are_spoken_of_are_there(name: str, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_named_in_documents_exist(name: str, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
     for command, words in _INLINE.findall(DOCUMENTS[name]):
         wanted = set(re.findall(r"--[a-z][a-z-]+", words))

@@ -1,4 +1,4 @@
-"""What documents say by themselves is what the program says: help, figures, versions."""
+"""Texts that documents copy from the program are up to date: help, figures, versions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_every_page_has_the_help_of_its_command() -> None:
+def test_every_command_page_has_the_current_help() -> None:
     done = run("tools/command_pages.py", "--check")
     assert done.returncode == 0, done.stdout
 
 
-def test_every_command_has_a_page_that_the_readme_links() -> None:
+def test_every_command_has_a_page_linked_from_the_readme() -> None:
     help_text = run("-m", "mlxk2", "--help").stdout
     commands = {path.stem for path in PAGES.glob("*.md")}
     listed = {line.split()[0] for line in help_text.splitlines() if line.startswith("    ") and line[4] != " "}
@@ -36,10 +36,10 @@ def test_every_command_has_a_page_that_the_readme_links() -> None:
     assert all(f"(docs/commands/{command}.md)" in readme for command in commands)
 
 
-def test_the_readme_has_the_figures_of_the_page_on_performance() -> None:
+def test_the_readme_has_the_figures_of_the_performance_page() -> None:
     assert run("benchmarks/report.py", "--check").returncode == 0
 
 
 @pytest.mark.parametrize(("words", "code"), [((f"v{mlxk2.__version__}",), 0), (("v0.0.1",), 1), ((), 2)])
-def test_a_tag_must_be_the_version(words: tuple[str, ...], code: int) -> None:
+def test_a_tag_must_match_the_version(words: tuple[str, ...], code: int) -> None:
     assert run("tools/check_tag.py", *words).returncode == code

@@ -1,4 +1,4 @@
-"""Edge cases where a name meets the disk: strange folders, near-equal names, half-made models."""
+"""Edge cases of names on the disk: odd folders, similar names, incomplete models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def health_of(mlxk2: Program, name: str) -> list[tuple[str, str]]:
         ("models--org--with.dots_and-dashes", "org/with.dots_and-dashes"),
     ],
 )
-def test_a_strange_folder_is_found_by_the_name_it_is_shown_with(
+def test_a_model_in_an_odd_folder_is_found_by_its_shown_name(
     cache_dir: CacheDir, mlxk2: Program, folder: str, name: str
 ) -> None:
     sound = cache_dir.add("org/sound", chat_model())
@@ -45,34 +45,34 @@ def test_a_strange_folder_is_found_by_the_name_it_is_shown_with(
     assert health_of(mlxk2, name) == [(name, "healthy")]
 
 
-def test_a_name_that_is_a_part_of_another_is_taken_exactly(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_an_exact_name_does_not_match_longer_names(cache_dir: CacheDir, mlxk2: Program) -> None:
     for name in ("org/model", "org/model-2", "my-org/model"):
         cache_dir.add(name, chat_model())
     assert health_of(mlxk2, "org/model") == [("org/model", "healthy")]
     assert mlxk2("health", "model-", "--json").json["data"]["summary"]["total"] == 1
 
 
-def test_case_decides_only_where_nothing_is_exact(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_case_is_ignored_only_if_no_name_matches_exactly(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/Model", chat_model())
     cache_dir.add("org/model", chat_model())
     assert health_of(mlxk2, "org/model") == [("org/model", "healthy")]
     assert mlxk2("show", "ORG/MODEL", "--json").json["error"]["matches"] == ["org/Model", "org/model"]
 
 
-def test_pattern_characters_mean_themselves(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_pattern_characters_are_literal(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", chat_model())
     for pattern in ("org*", "m.del", "[om]", "^org", "org/model?", "(", "%"):
         assert health_of(mlxk2, pattern) == []
         assert mlxk2("list", pattern, "--json").json["data"]["count"] == 0
 
 
-def test_datasets_of_the_same_name_are_no_rivals(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_datasets_of_the_same_name_are_ignored(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/name", chat_model())
     (cache_dir.path / "datasets--org--name" / "snapshots" / COMMIT).mkdir(parents=True)
     assert health_of(mlxk2, "name") == [("org/name", "healthy")]
 
 
-def test_the_demo_is_never_matched_by_a_part_of_a_name(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_demo_always_means_the_demo_model(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/demo", chat_model())
     assert mlxk2("show", "demo", "--json").json["data"]["model"]["name"] == "demo"
     assert mlxk2("show", "org/demo", "--json").json["data"]["model"]["name"] == "org/demo"
@@ -88,34 +88,34 @@ def test_the_demo_has_no_revisions(cache_dir: CacheDir, mlxk2: Program, command:
 
 
 @pytest.mark.parametrize("made", [[], ["refs"], ["snapshots"], ["blobs"], ["refs", "blobs", "snapshots"]])
-def test_a_half_made_model_is_unhealthy(cache_dir: CacheDir, mlxk2: Program, made: list[str]) -> None:
+def test_an_incomplete_model_folder_is_unhealthy(cache_dir: CacheDir, mlxk2: Program, made: list[str]) -> None:
     for folder in ("", *made):
         (cache_dir.folder("org/half") / folder).mkdir(exist_ok=True)
     assert health_of(mlxk2, "org/half") == [("org/half", "unhealthy")]
 
 
-def test_a_file_among_the_snapshots_is_none(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_file_among_the_snapshots_is_ignored(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", chat_model())
     (cache_dir.folder("org/model") / "snapshots" / ".DS_Store").write_bytes(b"\0")
     (cache_dir.folder("org/model") / "refs" / "main").unlink()
     assert mlxk2("show", "org/model", "--json").json["data"]["model"]["hash"] == COMMIT
 
 
-def test_a_snapshot_that_is_no_commit_has_no_hash(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_snapshot_not_named_after_a_commit_has_no_hash(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", chat_model(), commit="local-copy", ref=None)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert (model["hash"], model["health"]) == (None, "healthy")
     assert health_of(mlxk2, "org/model@local-copy") == [("org/model", "healthy")]
 
 
-def test_a_damaged_new_revision_does_not_touch_the_old_one(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_damaged_new_revision_does_not_affect_the_old_one(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", sharded_model(), OTHER_COMMIT)
     cache_dir.add("org/model", chat_model() | {"config.json": b"{"}, COMMIT)
     assert health_of(mlxk2, "org/model") == [("org/model", "unhealthy")]
     assert health_of(mlxk2, f"org/model@{OTHER_COMMIT[:8]}") == [("org/model", "healthy")]
 
 
-def test_weights_may_change_their_kind_between_revisions(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_the_framework_may_differ_between_revisions(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", gguf_model(), OTHER_COMMIT)
     cache_dir.add("org/model", chat_model() | {"config.json": as_json({"model_type": "llama"})}, COMMIT)
     shown = [mlxk2("show", f"org/model@{c}", "--json").json["data"]["model"] for c in (COMMIT, OTHER_COMMIT)]

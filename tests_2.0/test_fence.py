@@ -1,4 +1,4 @@
-"""Libraries that are imported change nothing of the process, whatever they try, and say why they fail."""
+"""Imported libraries can't change the process, and a failed import gives its cause."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mlxk2.runner.offline import offline
 
 
 def import_offline(library: str) -> None:
-    """Import a library as commands import what runs models."""
+    """Import a library in the way in which commands import the runner."""
     with offline():
         import_module(library)
 
 
 def import_from_hub(library: str) -> None:
-    """Import a library as commands import the rooms of the hub."""
+    """Import a library in the way in which commands import the hub."""
     with hub_imports():
         import_module(library)
 
@@ -43,7 +43,7 @@ def of(code: str) -> pytest.MarkDecorator:
 
 
 @of("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\nresource.setrlimit(0, (-5, 3))")
-def test_limits_stay_as_they_were(library: str) -> None:
+def test_an_import_cannot_lower_limits(library: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     import_offline(library)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == before[1]
@@ -51,7 +51,7 @@ def test_limits_stay_as_they_were(library: str) -> None:
 
 
 @of("print('[ERROR] not documented')")
-def test_what_is_printed_is_logged(
+def test_output_of_an_import_is_logged(
     library: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     import_offline(library)
@@ -60,7 +60,7 @@ def test_what_is_printed_is_logged(
 
 
 @of("import os\nassert os.getcwd()")
-def test_a_working_folder_that_is_gone_is_no_obstacle(
+def test_an_import_works_in_a_deleted_working_folder(
     library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gone").mkdir()
@@ -72,7 +72,7 @@ def test_a_working_folder_that_is_gone_is_no_obstacle(
 
 
 @of("import os\nos.environ['HF_ENDPOINT'] = 'x'\nassert 'MLXLM_USE_MODELSCOPE' not in os.environ")
-def test_variables_stay_as_they_were(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_cannot_change_environment_variables(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setenv("MLXLM_USE_MODELSCOPE", "True")
     import_offline(library)
@@ -93,7 +93,7 @@ FAILURES = {
 @pytest.mark.parametrize(
     ("enter", "kind"), [(import_offline, ModelNotRunnableError), (import_from_hub, OperationError)]
 )
-def test_a_failure_is_an_error_with_its_cause(
+def test_a_failed_import_is_an_error_with_its_cause(
     enter: Callable[[str], object], kind: type[MlxkError], library: str, reason: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -102,7 +102,7 @@ def test_a_failure_is_an_error_with_its_cause(
     assert caught.value.details["hint"]
 
 
-def test_the_fence_ends_with_an_error_inside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_is_restored_after_an_error_inside_the_fence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="mine"), fence():
         raise ValueError("mine")
     sys.stdout.write("back\n")
@@ -110,8 +110,8 @@ def test_the_fence_ends_with_an_error_inside(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(("soft", "wanted", "after"), [(256, 2048, 2048), (256, 10**9, 4096), (3000, 2048, 3000)])
-def test_open_files_are_raised_within_the_hard_limit(soft: int, wanted: int, after: int) -> None:
-    # In a process of its own: a hard limit can't be raised again.
+def test_the_limit_of_open_files_is_raised_up_to_the_hard_limit(soft: int, wanted: int, after: int) -> None:
+    # This runs in a separate process, because a hard limit can't be raised again.
     pid = os.fork()
     if not pid:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 4096))

@@ -1,4 +1,4 @@
-"""What tools and systems leave in a folder is no part of the model: not for its verdict, its size or a push of it."""
+"""Files that tools and systems leave in a folder do not belong to the model: not to its verdict, size or push."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ LEFT_BY: dict[str, dict[str, bytes]] = {
     },
     "secrets": {".env": LFS_POINTER, ".ssh/x.tmp": b"x", "key.pem": b"x", ".aws/model.gguf": b""},
 }
-# What only a folder named by its path has; a repo may well have such files, which count in the cache.
+# Ignored only in a folder that is named by its path; in the cache such files may come from the repo and count.
 OF_A_FOLDER = {"model.safetensors.lock", "downloading_other.gguf.part", "~/a.swp", ".mypy_cache/x.tmp"}
 SILENT = {"config.json": as_json({"model_type": "llama"}), "model.safetensors": weights(), "README.md": b"# x\n"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -96,14 +96,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a missing shard by its number": without(sharded_model(), "model.safetensors.index.json", SHARDS[1]),
     "unfinished": chat_model() | {"model.safetensors.incomplete": b"x"},
     "no tokenizer": without(chat_model(), "tokenizer.json"),
-    "no tokenizer, and nothing says that it is one for text": SILENT,
+    "no tokenizer, and no sign that the model writes text": SILENT,
     "damaged further down": chat_model() | {"sub/model.safetensors": b"x"},
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in the current one."""
+    """Return an empty folder in the current folder."""
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / FOLDER).mkdir()
@@ -118,14 +118,14 @@ def put(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def shown(mlxk2: Program, model: str = FOLDER) -> dict[str, Any]:
-    """What `show` says of a model and its files, but for the time."""
+    """Return the output of `show` for a model and its files, without the time."""
     data = mlxk2("show", model, "--files", "--json").json["data"]
     del data["model"]["last_modified"]
     return dict(data)
 
 
 def assert_one_verdict(mlxk2: Program) -> dict[str, Any]:
-    """`show`, `health` and `push --check-only` agree on the folder; what `show` says of it."""
+    """Fail unless `show`, `health` and `push --check-only` agree on the folder; return the output of `show`."""
     data = shown(mlxk2)
     model = data["model"]
     checked = mlxk2("push", FOLDER, MODEL, "--check-only", "--json").json["data"]
@@ -140,18 +140,18 @@ def assert_one_verdict(mlxk2: Program) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_show_and_the_check_agree_whatever_tools_left(mlxk2: Program, folder: Path, shape: str) -> None:
+def test_files_of_tools_do_not_change_the_verdict(mlxk2: Program, folder: Path, shape: str) -> None:
     put(folder, SHAPES[shape])
     clean = assert_one_verdict(mlxk2)
     assert (clean["model"]["health"] == "healthy") is (shape in ("chat", "base", "sharded", "gguf"))
     for tool, files in LEFT_BY.items():
-        if tool != "git worktree":  # its `.git` is a file where a clone has a folder
+        if tool != "git worktree":  # its `.git` is a file, that of a clone a folder
             put(folder, files)
     assert assert_one_verdict(mlxk2) == clean
 
 
 @pytest.mark.parametrize("kind", ["pipe", "dangling link", "endless link"])
-def test_they_agree_on_what_is_no_file(mlxk2: Program, folder: Path, kind: str) -> None:
+def test_show_and_check_only_agree_on_special_files(mlxk2: Program, folder: Path, kind: str) -> None:
     put(folder, chat_model())
     if kind == "pipe":
         os.mkfifo(folder / "x")
@@ -164,7 +164,7 @@ def test_they_agree_on_what_is_no_file(mlxk2: Program, folder: Path, kind: str) 
 
 
 @pytest.mark.parametrize("tool", [tool for tool in LEFT_BY if tool != "secrets"])
-def test_a_snapshot_in_the_cache_with_such_files(mlxk2: Program, cache_dir: CacheDir, tool: str) -> None:
+def test_files_of_tools_in_a_snapshot_are_ignored(mlxk2: Program, cache_dir: CacheDir, tool: str) -> None:
     cache_dir.add("org/model", chat_model())
     clean = shown(mlxk2, "org/model")
     snapshot = next((cache_dir.folder("org/model") / "snapshots").iterdir())
@@ -174,14 +174,14 @@ def test_a_snapshot_in_the_cache_with_such_files(mlxk2: Program, cache_dir: Cach
     assert mlxk2("list", "--all", "--json").json["data"]["models"][0]["health"] == "healthy"
 
 
-def test_a_file_of_the_repo_that_looks_like_a_secret_counts_in_the_cache(mlxk2: Program, cache_dir: CacheDir) -> None:
+def test_a_repo_file_that_looks_like_a_secret_counts_in_the_cache(mlxk2: Program, cache_dir: CacheDir) -> None:
     cache_dir.add("org/model", chat_model() | {"uv.lock": b"x", "ca.pem": b"x"})
     names = [file["name"] for file in shown(mlxk2, "org/model")["files"]]
     assert {"uv.lock", "ca.pem"} <= set(names)
 
 
 @pytest.mark.parametrize("tool", LEFT_BY)
-def test_a_push_uploads_none_of_it(pusher: Pusher, tool: str) -> None:
+def test_push_uploads_no_files_of_tools(pusher: Pusher, tool: str) -> None:
     files = {"config.json": b"{}", "a/notes.txt": b"x"}
     pusher.add({"config.json": b"{}", ".vscode/settings.json": b"of others"})
     pusher.write(files | LEFT_BY[tool])
@@ -190,7 +190,7 @@ def test_a_push_uploads_none_of_it(pusher: Pusher, tool: str) -> None:
     assert pusher.remote_files() == files | {".vscode/settings.json": b"of others"}
 
 
-def test_such_a_folder_runs(mlxk2: Program, folder: Path) -> None:
+def test_a_folder_with_files_of_tools_runs(mlxk2: Program, folder: Path) -> None:
     shutil.copytree(DEMO, folder, dirs_exist_ok=True)
     for tool in ("hf", "git", "macOS", "Python"):
         put(folder, LEFT_BY[tool])

@@ -1,4 +1,4 @@
-"""What TESTING.md promises to those who run these tests: commands, opt-in tests, counts, several Pythons."""
+"""The promises of TESTING.md: commands, opt-in tests, counts, several Pythons."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ INDEX = "model.safetensors.index.json"
 
 
 class Run(NamedTuple):
-    """How a run of pytest ended."""
+    """The exit code and the output of a run of pytest."""
 
     code: int
     out: str
 
     def count(self, outcome: str) -> int:
-        """How many tests ended so, by pytest's last line."""
+        """Return how many tests had this outcome, by pytest's last line."""
         found = re.search(rf"(\d+) {outcome}", self.out.splitlines()[-1])
         return int(found[1]) if found else 0
 
 
 def run_pytest(*words: str, **environment: str) -> Run:
-    """Run pytest in the project's folder, with none of this run's settings but with these variables."""
+    """Run pytest in the project's folder, with these variables and without the settings of this run."""
     own = ("PYTEST_", "MLXK2_", "HF_", "HUGGINGFACE_", "COV_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *words]
@@ -47,19 +47,19 @@ def run_pytest(*words: str, **environment: str) -> Run:
 
 
 def assert_all_passed(run: Run, count: int) -> None:
-    """So many tests passed, and not one was skipped."""
+    """Fail unless this many tests passed and none was skipped."""
     assert (run.code, run.count("passed"), run.count("skipped")) == (0, count, 0), run.out
 
 
 @pytest.mark.e2e
-def test_the_numbers_files_and_commands_of_the_page_are_true() -> None:
+def test_the_counts_files_and_commands_of_testing_md_are_right() -> None:
     command = [sys.executable, "tools/count_tests.py", "--check"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
 @pytest.mark.e2e
-def test_in_parallel_with_a_limit_and_with_coverage(tmp_path: Path) -> None:
+def test_the_suite_runs_in_parallel_with_a_timeout_and_coverage(tmp_path: Path) -> None:
     options = ("-n", "2", "--timeout=60", "--durations=10", "--cov=mlxk2", f"--cov-report=html:{tmp_path / 'html'}")
     run = run_pytest(*options, "tests_2.0/test_model_naming.py", COVERAGE_FILE=str(tmp_path / "coverage"))
     assert run.code == 0, run.out
@@ -82,11 +82,11 @@ def test_opt_in_tests_say_what_they_need() -> None:
         assert reason in run.out
 
 
-# ------------------------------------------------------------------- the opt-in tests, on a local hub and a made cache
+# -------------------------------------------------------------------- opt-in tests on a local hub and a prepared cache
 
 
 def model_of(folder: Path) -> Mapping[str, bytes]:
-    """A model that runs, as a hub keeps it."""
+    """Return the files of a model that runs."""
     write_chain(folder, say("H", "i"))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -134,7 +134,7 @@ def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pat
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A cache as a user may have one: models of several kinds, one of them damaged."""
+    """Return a typical user's cache: models of several kinds, one of them damaged."""
     cache_dir = CacheDir(tmp_path / "cache" / "hub")
     cache_dir.add("mlx-community/Small-4bit", chat_model())
     cache_dir.add("mlx-community/Base-4bit", without(chat_model(), "tokenizer_config.json"))
@@ -189,7 +189,7 @@ def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hu
         ({"MLXK2_ISSUE27_MODEL": "org/not-there"}, 0, "User model not found: org/not-there"),
     ],
 )
-def test_issue27_skips_what_it_can_not_do(home: Path, setting: dict[str, str], passed: int, reason: str) -> None:
+def test_issue27_skips_tests_that_cannot_run(home: Path, setting: dict[str, str], passed: int, reason: str) -> None:
     run = run_pytest("-m", "issue27", "tests_2.0/test_issue_27.py", HF_HOME=str(home), **setting)
     assert (run.code, run.count("passed"), run.count("skipped")) == (0, passed, 7 - passed), run.out
     assert reason in run.out
@@ -209,12 +209,12 @@ esac
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """The script in a folder of its own, to which it keeps."""
+    """Return a copy of the script in a new folder, where it writes its files."""
     return Path(shutil.copy(ROOT / "test-multi-python.sh", tmp_path))
 
 
 def python(folder: Path, release: str, counts: str = "3 passed, 1 skipped", code: int = 0) -> str:
-    """A program that answers as a Python of some release would."""
+    """Write a program that imitates a Python of this release."""
     folder.mkdir(exist_ok=True)
     path = folder / f"python{release}"
     path.write_text(STAND_IN.format(release=release, counts=counts, code=code))
@@ -223,7 +223,7 @@ def python(folder: Path, release: str, counts: str = "3 passed, 1 skipped", code
 
 
 def run_script(script: Path, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the script where only these Pythons are to be found."""
+    """Run the script where it finds only these Pythons."""
     environment = {"HOME": str(script.parent), "PATH": f"{path}:{script.parent / 'tools'}"}
     tools = script.parent / "tools"
     tools.mkdir(exist_ok=True)
@@ -236,11 +236,11 @@ def run_script(script: Path, *words: str, path: str = "") -> subprocess.Complete
 
 
 def summary(finished: subprocess.CompletedProcess[str]) -> list[list[str]]:
-    """Release and result of each line of the summary."""
+    """Return the release and the result in each line of the summary."""
     return [line.split()[:2] for line in finished.stdout.splitlines()[2:]]
 
 
-def test_every_python_is_tested_that_is_found(script: Path, tmp_path: Path) -> None:
+def test_every_python_that_is_found_is_tested(script: Path, tmp_path: Path) -> None:
     python(tmp_path / "bin", "3.12")
     pyenv = tmp_path / ".pyenv" / "versions" / "3.14.2" / "bin"
     pyenv.mkdir(parents=True)
@@ -253,7 +253,7 @@ def test_every_python_is_tested_that_is_found(script: Path, tmp_path: Path) -> N
     assert (tmp_path / "test_results_3_14.log").is_file()
 
 
-def test_one_failure_is_the_result_and_the_others_are_still_tested(script: Path, tmp_path: Path) -> None:
+def test_a_failing_python_fails_the_run_but_the_others_are_tested(script: Path, tmp_path: Path) -> None:
     bad = python(tmp_path / "bin", "3.12", "1 failed, 2 passed", code=1)
     good = python(tmp_path / "bin", "3.13")
     finished = run_script(script, bad, good, "--", "-n", "2", "-k", "rm and not push")
@@ -271,7 +271,7 @@ def test_one_failure_is_the_result_and_the_others_are_still_tested(script: Path,
         (("/nowhere/python3.12",), "no Python /nowhere/python3.12 was found"),
     ],
 )
-def test_a_python_that_is_not_there_is_a_failure(script: Path, words: tuple[str, ...], complaint: str) -> None:
+def test_a_missing_python_is_an_error(script: Path, words: tuple[str, ...], complaint: str) -> None:
     finished = run_script(script, *words)
     assert finished.returncode == 1
     assert complaint in finished.stderr

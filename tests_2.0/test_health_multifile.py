@@ -1,4 +1,4 @@
-"""The rules of health: every kind of damage is found and named, and no sound layout is called damaged."""
+"""The rules of health: every kind of damage is found and named, and every sound layout is healthy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BIN_INDEX = "pytorch_model.bin.index.json"
 
 
 def verdict(mlxk2: Program, name: str = "org/model") -> tuple[str, str]:
-    """The health entry of the model, after `show` was seen to agree with it."""
+    """Return the health entry of the model; fail unless `show` agrees with it."""
     data = mlxk2("health", name, "--json").json["data"]
     (entry,) = data["healthy"] + data["unhealthy"]
     model = mlxk2("show", name, "--json").json["data"]["model"]
@@ -101,9 +101,9 @@ SOUND = {
         "onnx/model.onnx": b"\x08\x07",
         "onnx/model_quantized.onnx": b"\x08\x08",
     },
-    "no tokenizer where no text is written": plain(**{"model.safetensors": weights()})
+    "no tokenizer of a model that writes no text": plain(**{"model.safetensors": weights()})
     | {"config.json": as_json({"model_type": "vit", "architectures": ["ViTForImageClassification"]})},
-    "no tokenizer where nothing tells of text": plain(**{"model.safetensors": weights()})
+    "no tokenizer without a sign of text": plain(**{"model.safetensors": weights()})
     | {"config.json": b'{"model_type": "snac"}'},
     "no tokenizer of a part of another model": plain(**{"model.safetensors": weights()})
     | {"config.json": as_json({"model_type": "llama", "architectures": ["LlamaDraftModel"]})},
@@ -180,7 +180,7 @@ def test_a_single_numbered_file_needs_no_index(cache_dir: CacheDir, mlxk2: Progr
     assert mlxk2("health", "org/model", "--json").err == ""
 
 
-def test_what_the_hub_library_adds_is_no_damage(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_files_of_the_hub_library_are_no_damage(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", chat_model())
     folder = cache_dir.folder("org/model")
     for path in (".no_exist/0123/adapter_config.json", "trees/0123.json", "blobs/abc.1234.incomplete", "refs/v1.0"):
@@ -307,7 +307,7 @@ DAMAGED: dict[str, tuple[Mapping[str, Content], str]] = {
     # Rule 7: the tokenizer.
     "no tokenizer": (without(chat_model(), "tokenizer.json"), "No tokenizer"),
     "no tokenizer of a base model": (without(base_model(), "tokenizer.json"), "No tokenizer"),
-    "no tokenizer where nothing but mlx-lm tells that text is written": (
+    "no tokenizer of an architecture that mlx-lm knows": (
         plain(**{"model.safetensors": weights(), "config.json": b'{"model_type": "llama"}'}),
         "No tokenizer",
     ),
@@ -336,7 +336,9 @@ def test_the_first_problem_is_the_reason(cache_dir: CacheDir, mlxk2: Program) ->
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lost", [*SHARDS, "config.json", "tokenizer.json"])
-def test_no_subset_is_healthy(isolated_cache: Path, mlxk2: Program, layout: Layout, lost: str) -> None:
+def test_a_model_with_a_missing_file_is_unhealthy(
+    isolated_cache: Path, mlxk2: Program, layout: Layout, lost: str
+) -> None:
     snapshot = CacheDir(isolated_cache, layout).add("org/model", sharded_model())
     (snapshot / lost).unlink()
     assert verdict(mlxk2)[0] == "unhealthy"
@@ -360,13 +362,13 @@ def test_an_empty_snapshot_is_unhealthy(cache_dir: CacheDir, mlxk2: Program) -> 
     assert verdict(mlxk2) == ("unhealthy", "The snapshot is empty")
 
 
-def test_a_folder_for_the_config_is_no_config(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_folder_in_place_of_the_config_counts_as_missing(cache_dir: CacheDir, mlxk2: Program) -> None:
     snapshot = cache_dir.add("org/model", without(chat_model(), "config.json"))
     (snapshot / "config.json").mkdir()
     assert verdict(mlxk2) == ("unhealthy", "config.json is missing")
 
 
-def test_one_broken_model_hides_no_other(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_broken_models_do_not_hide_a_sound_one(cache_dir: CacheDir, mlxk2: Program) -> None:
     for number, (files, _) in enumerate(DAMAGED.values()):
         cache_dir.add(f"broken/model-{number:03}", files)
     cache_dir.add("org/sound", chat_model())
@@ -417,7 +419,7 @@ def test_deep_keeps_the_first_problem(cache_dir: CacheDir, mlxk2: Program) -> No
     assert entry["reason"].endswith("; corrupt content: model.safetensors")
 
 
-def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_deep_names_every_corrupt_file_of_an_unhealthy_model(cache_dir: CacheDir, mlxk2: Program) -> None:
     snapshot = cache_dir.add("org/model", sharded_model())
     os.truncate((snapshot / SHARDS[0]).resolve(), 50)
     flip(snapshot / SHARDS[2])
@@ -427,7 +429,7 @@ def test_deep_names_every_corrupt_file_of_what_is_unhealthy_anyway(cache_dir: Ca
     assert entry["reason"] == f"{said}; corrupt content: {SHARDS[0]}, {SHARDS[2]}"
 
 
-def test_deep_goes_on_after_what_it_cannot_read(cache_dir: CacheDir) -> None:
+def test_deep_continues_after_an_unreadable_file(cache_dir: CacheDir) -> None:
     folder = cache_dir.add("org/model", sharded_model())
     snapshot = Cache(cache_dir.path).resolve(Repo("org/model"))
     assert snapshot.files
@@ -438,7 +440,7 @@ def test_deep_goes_on_after_what_it_cannot_read(cache_dir: CacheDir) -> None:
     assert [problem.partition(" can't be read")[0] for problem in findings.unreadable] == ["README.md"]
 
 
-def test_deep_passes_over_what_has_no_hash(isolated_cache: Path, mlxk2: Program) -> None:
+def test_deep_skips_files_without_a_hash_and_says_so(isolated_cache: Path, mlxk2: Program) -> None:
     files = chat_model() | {"tokenizer.json": TOKENIZER}
     CacheDir(isolated_cache, "copies").add("org/model", files)
     note = f"Note: {len(files)} files have no hash to compare with; the content was not checked.\n"
@@ -447,7 +449,7 @@ def test_deep_passes_over_what_has_no_hash(isolated_cache: Path, mlxk2: Program)
     assert (result.json["data"]["summary"]["healthy_count"], result.err) == (1, "")
 
 
-def test_deep_tells_of_a_single_file_without_a_hash(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_deep_mentions_a_single_file_without_a_hash(cache_dir: CacheDir, mlxk2: Program) -> None:
     snapshot = cache_dir.add("org/model", chat_model())
     assert mlxk2("health", "--deep").err == ""
     (snapshot / "notes.txt").write_text("mine")

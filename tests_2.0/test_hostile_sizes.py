@@ -1,4 +1,4 @@
-"""Files of a cache that are large: real ones are read, hostile ones take neither the memory nor the time of others."""
+"""Large files in a cache: real ones are read, hostile ones take little memory and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.layouts import (
 )
 
 MIB = 1 << 20
-BOUND = 250 * MIB  # the program alone takes 22
+BOUND = 250 * MIB  # the program itself takes 22 MiB
 INDEX = "model.safetensors.index.json"
 
 MEASURE = """
@@ -36,43 +36,43 @@ sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * un
 """
 
 
-def measured(*words: str) -> tuple[Any, int]:
-    """The data of a command, and the bytes of memory that it took at its peak."""
+def measure(*words: str) -> tuple[Any, int]:
+    """Run a command; return its data and its peak memory in bytes."""
     command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "mlxk2", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=True)
     return json.loads(done.stdout)["data"], int(done.stderr.rpartition("\n")[2])
 
 
 def lists(size: int) -> bytes:
-    """JSON of which a parser makes thirty times as much memory."""
+    """Return JSON that takes thirty times its size in memory once it is parsed."""
     return b'{"a":[' + b"[]," * (size // 3) + b"1]}"
 
 
 def strings(size: int) -> bytes:
-    """An index that names a file for every 18 bytes."""
+    """Return an index that names a file for every 18 bytes."""
     pairs = b",".join(b'"%06x":"%06x"' % (number, number) for number in range(size // 18))
     return b'{"weight_map":{' + pairs + b"}}"
 
 
 def wide(size: int) -> bytes:
-    """One character that makes all of a text take four bytes for each."""
+    """Return a text in which one character makes Python store four bytes for each."""
     return '{"weight_map":{"😀":"'.encode() + b"x" * size + b'"}}'
 
 
 def header(text: bytes) -> bytes:
-    """A safetensors file of nothing but this header."""
+    """Return a safetensors file with only this header."""
     return struct.pack("<Q", len(text)) + text
 
 
 def tensors(count: int) -> bytes:
-    """A safetensors file of so many tensors of one byte, in the form that writers write."""
+    """Return a safetensors file of `count` tensors of one byte, in the usual form."""
     entry = b'"%06x":{"dtype":"U8","shape":[1],"data_offsets":[%d,%d]}'
     entries = (entry % (number, number, number + 1) for number in range(count))
     return header(b"{" + b",".join(entries) + b"}") + bytes(count)
 
 
 def gguf_of(value: bytes) -> bytes:
-    """A GGUF file with one text."""
+    """Return a GGUF file with one string."""
     return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + gguf_pair("k", 8, gguf_text(value))
 
 
@@ -96,10 +96,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("command", ["health", "list"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_file_takes_little_memory_and_is_named(cache_dir: CacheDir, kind: str, command: str) -> None:
+def test_a_hostile_large_file_takes_little_memory_and_is_named(cache_dir: CacheDir, kind: str, command: str) -> None:
     name, content, reason = HOSTILE[kind]
     cache_dir.add("org/model", chat_model() | {name: content})
-    data, peak = measured(command)
+    data, peak = measure(command)
     (entry,) = data["unhealthy"] if command == "health" else data["models"]
     assert entry["reason"].startswith(f"{name} ") and reason in entry["reason"]
     assert peak < BOUND
@@ -107,7 +107,7 @@ def test_a_hostile_file_takes_little_memory_and_is_named(cache_dir: CacheDir, ki
 
 def test_a_hostile_model_card_takes_little_memory(cache_dir: CacheDir) -> None:
     cache_dir.add("org/model", chat_model() | {"README.md": b"---\ntags:\n" + b"- mlx\n" * 10 * MIB})
-    data, peak = measured("health")
+    data, peak = measure("health")
     assert len(data["healthy"]) == 1
     assert peak < BOUND
 
@@ -122,27 +122,27 @@ def many_texts() -> bytes:
 
 @pytest.mark.parametrize("command", ["health", "list"])
 @pytest.mark.parametrize("config", [many_values, many_texts])
-def test_what_was_read_of_a_model_is_let_go(cache_dir: CacheDir, command: str, config: Any) -> None:
-    """Also where it is broken: an error remembers what was read when it was raised."""
+def test_the_configs_of_many_models_are_not_kept_in_memory(cache_dir: CacheDir, command: str, config: Any) -> None:
+    """Broken configs are included because an error can keep what was read alive."""
     content = config()
     for number in range(24):
         cache_dir.add(f"org/model-{number}", chat_model() | {"config.json": content})
-    data, peak = measured(command)
+    data, peak = measure(command)
     assert len(data["models"] if command == "list" else data["healthy"] + data["unhealthy"]) == 24
     assert peak < 130 * MIB
 
 
-def test_the_metadata_of_weights_is_let_go(cache_dir: CacheDir) -> None:
+def test_the_metadata_of_weights_is_not_kept_in_memory(cache_dir: CacheDir) -> None:
     names = shard_names(12)
     files: Files = {name: weights() for name in names}
     for number, name in enumerate(names):
         files[name] = raw_safetensors({"__metadata__": {"format": "mlx", "x": str(number) + "x" * (20 * MIB)}})
     cache_dir.add("org/model", chat_model() | files)
-    _, peak = measured("health")
+    _, peak = measure("health")
     assert peak < 150 * MIB
 
 
-def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(cache_dir: CacheDir) -> None:
+def test_a_real_index_of_200000_tensors_is_read(cache_dir: CacheDir) -> None:
     shards = shard_names(61)
     parts = ("weight", "scales", "biases")
     experts = [f"mlp.experts.{number}.{which}_proj" for number in range(384) for which in ("up", "gate", "down")]
@@ -156,6 +156,6 @@ def test_the_index_and_the_headers_of_a_model_of_a_trillion_weights_are_read(cac
     files = dict.fromkeys(shards, weights()) | {INDEX: as_json({"weight_map": index})}
     first = {shards[0]: Sparse(all_in_one, len(all_in_one) + 4 * len(index))}
     cache_dir.add("org/model", {**chat_model(), **files, **first})
-    data, peak = measured("health")
+    data, peak = measure("health")
     assert len(data["healthy"]) == 1, data
     assert peak < 2 * BOUND

@@ -1,4 +1,4 @@
-"""A hub that never ends, drips, or sends bombs: each question to it ends in one clear error, within limits."""
+"""A hub that sends endless, slow or huge responses: each request ends in one clear error, within limits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Ask = Callable[[Question, Responder, str], str]
 
 
 def _asker(limits: Limits, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Ask:
-    """Ask a question of a hub that answers one route badly; the message of the error that it ends in."""
+    """Return a function that asks a hub with one bad route and returns the message of the resulting error."""
 
     def asked(question: Question, answer: Responder, route: str) -> str:
         with hostile_hub({route: answer}) as hub:
@@ -62,36 +62,36 @@ def _asker(limits: Limits, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Ask
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
-    """Ask with so little patience that a test sees its end."""
+    """Return a function that asks with limits short enough for a test."""
     return _asker(SHORT, monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def ask_patiently(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
-    """Ask as the program does, of a hub that answers at once."""
+    """Return a function that asks with the limits of the program."""
     return _asker(Limits(), monkeypatch, tmp_path)
 
 
 def find(connection: Connection, _: Path) -> object:
-    """Ask which revision it is."""
+    """Request the commit of the main branch."""
     return repos.find(connection, REPO, "main")
 
 
 def listing(connection: Connection, _: Path) -> object:
-    """Ask for the files."""
+    """Request the list of files."""
     return repos.list_files(connection, repos.Revision(REPO, COMMIT, "main"))
 
 
 def file(connection: Connection, folder: Path) -> object:
-    """Ask for the bytes of a file."""
+    """Request the bytes of a file."""
     revision = repos.Revision(REPO, COMMIT, "main")
     [wanted] = repos.list_files(connection, revision)
     with translate_download(REPO):
         return fetch_file(repos.Source(connection, revision), wanted, folder / "partial", lambda _: None, Event())
 
 
-def standing(connection: Connection, _: Path) -> object:
-    """Ask how a branch stands, as a push does."""
+def branch_state(connection: Connection, _: Path) -> object:
+    """Request the state of a branch, as a push does."""
     return Branch(connection, REPO, "main", ["hf_secret"]).read()
 
 
@@ -240,31 +240,31 @@ ANY_ANSWER = [
 
 
 @pytest.mark.parametrize(("answer", "said"), ANY_ANSWER, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_answer_is_read_or_waited_for_without_end(ask: Ask, answer: Responder, said: str) -> None:
+def test_an_endless_or_slow_response_is_an_error(ask: Ask, answer: Responder, said: str) -> None:
     began = time.monotonic()
-    for question, route in ((find, INFO_ROUTE), (standing, TREE_ROUTE)):
+    for question, route in ((find, INFO_ROUTE), (branch_state, TREE_ROUTE)):
         assert re.search(said, ask(question, answer, route)), question
     assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("answer", [pages, same_page])
-@pytest.mark.parametrize("question", [listing, standing])
-def test_no_listing_is_followed_without_end(ask: Ask, question: Question, answer: Responder) -> None:
+@pytest.mark.parametrize("question", [listing, branch_state])
+def test_a_listing_of_endless_pages_is_an_error(ask: Ask, question: Question, answer: Responder) -> None:
     assert "does not end: it comes in more than 30 parts" in ask(question, answer, TREE_ROUTE)
 
 
-@pytest.mark.parametrize("question", [listing, standing])
-def test_no_listing_is_read_without_end(ask: Ask, question: Question) -> None:
+@pytest.mark.parametrize("question", [listing, branch_state])
+def test_a_listing_of_too_many_files_is_an_error(ask: Ask, question: Question) -> None:
     folders = [{"type": "directory", "path": "d", "oid": "0"}] * 1500
     assert "lists more than 5,000 files" in ask(question, lambda r: next_page(r, folders, address(r)), TREE_ROUTE)
 
 
-def test_the_parts_of_a_listing_are_counted_together(ask: Ask) -> None:
+def test_the_size_limit_counts_all_pages_of_a_listing(ask: Ask) -> None:
     said = ask(listing, lambda r: next_page(r, b"[]".ljust(90_000), address(r)), TREE_ROUTE)
     assert "is larger than 1.0MB in all its parts" in said
 
 
-def test_the_commits_of_a_repo_end(ask: Ask) -> None:
+def test_an_endless_list_of_commits_is_an_error(ask: Ask) -> None:
     def by_its_start(connection: Connection, _: Path) -> object:
         return repos.find(connection, REPO, "abc")
 
@@ -298,11 +298,11 @@ FILE_ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "said"), FILE_ANSWERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_no_file_is_received_without_end(ask: Ask, answer: Responder, said: str) -> None:
+def test_an_endless_or_slow_file_is_an_error(ask: Ask, answer: Responder, said: str) -> None:
     assert re.search(said, ask(file, answer, FILE_ROUTE))
 
 
-def test_no_file_begins_anew_without_end(ask: Ask) -> None:
+def test_a_download_that_keeps_restarting_is_an_error(ask: Ask) -> None:
     def cut(request: Handler) -> None:
         request.send_head(content_length="3000000")
         request.wfile.write(bytes(1_500_000))
@@ -318,10 +318,10 @@ def test_no_file_begins_anew_without_end(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("answer", [endless_body, drip, broken_gzip, gzip_bomb])
-def test_the_status_of_an_error_counts_whatever_its_text(ask: Ask, answer: Responder) -> None:
+def test_the_status_of_an_error_counts_despite_a_bad_body(ask: Ask, answer: Responder) -> None:
     def refuse(request: Handler) -> None:
         begin = request.send_head
-        # Whatever the answer sends, it begins as a refusal.
+        # The response begins as a refusal; its body is that of `answer`.
         request.send_head = lambda _=0, **headers: begin(404, x_error_code="RepoNotFound", **headers)  # type: ignore[method-assign]
         answer(request)
 
@@ -343,8 +343,8 @@ ERROR_TEXTS = {
 
 
 @pytest.mark.parametrize("text", ERROR_TEXTS.values(), ids=ERROR_TEXTS.keys())
-@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (standing, TREE_ROUTE)])
-def test_the_status_of_an_error_counts_whatever_form_its_text_has(
+@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (branch_state, TREE_ROUTE)])
+def test_the_status_of_an_error_counts_despite_malformed_json(
     ask_patiently: Ask, question: Question, route: str, text: bytes
 ) -> None:
     assert "418" in ask_patiently(
@@ -353,14 +353,14 @@ def test_the_status_of_an_error_counts_whatever_form_its_text_has(
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "zlib"])
-def test_the_status_of_an_error_counts_whatever_its_charset(ask_patiently: Ask, charset: str) -> None:
+def test_the_status_of_an_error_counts_despite_an_odd_charset(ask_patiently: Ask, charset: str) -> None:
     def refuse(request: Handler) -> None:
         request.send(b"x", 418, content_type=f"text/plain; charset={charset}")
 
     assert "418" in ask_patiently(file, refuse, FILE_ROUTE)
 
 
-def test_a_page_for_people_is_no_reason(ask_patiently: Ask) -> None:
+def test_an_html_error_page_is_not_quoted(ask_patiently: Ask) -> None:
     page = "<html>Out of order</html>"
     assert "html" not in ask_patiently(
         file, lambda request: request.send(page, 418, content_type="text/html"), FILE_ROUTE
@@ -378,8 +378,8 @@ HEADERS = {
 
 
 @pytest.mark.parametrize(("status", "headers"), HEADERS.values(), ids=HEADERS.keys())
-@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (standing, TREE_ROUTE)])
-def test_headers_that_can_not_be(
+@pytest.mark.parametrize(("question", "route"), [(find, INFO_ROUTE), (file, FILE_ROUTE), (branch_state, TREE_ROUTE)])
+def test_impossible_headers_give_an_error(
     ask_patiently: Ask,
     question: Question,
     route: str,
@@ -413,7 +413,7 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
     assert [file.name for file in found] == names
 
 
-def test_a_slow_honest_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_but_steady_connection_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: Handler) -> None:
         data = json.dumps([ENTRY]).encode().ljust(20_000)
         request.send_head(content_length=str(len(data)))
@@ -426,7 +426,7 @@ def test_a_slow_honest_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(repos.list_files(connection, repos.Revision(REPO, COMMIT, "main"))) == 1
 
 
-def test_pull_and_push_say_it(hub_client: Client, pusher: Pusher) -> None:
+def test_pull_and_push_report_an_endless_listing(hub_client: Client, pusher: Pusher) -> None:
     pusher.write({"config.json": b"{}"})
     with hostile_hub({TREE_ROUTE: same_page}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)

@@ -1,4 +1,4 @@
-"""A hub that lists what can't be: one clear error, before anything is written; and why a hub is not reached."""
+"""A hub with impossible listings gives one clear error before anything is written; so does an unreachable hub."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ INFOS: list[object] = [
 
 
 @contextmanager
-def connected(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Responder]) -> Iterator[Connection]:
-    """A connection to a hub that answers some routes as a test says."""
+def connect_to_hub(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Responder]) -> Iterator[Connection]:
+    """Yield a connection to a hub whose responses on some routes come from the test."""
     with hostile_hub(routes) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -103,9 +103,9 @@ def connected(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Responder]) -> 
 def refusals(
     monkeypatch: pytest.MonkeyPatch, route: str, bodies: list[object], ask: Ask
 ) -> Iterator[tuple[object, str]]:
-    """Each answer with the message of the one error that it ends in; none where it ends in none."""
+    """Yield each response body with the message of the resulting error, or an empty text without an error."""
     body: object = None
-    with connected(monkeypatch, {route: lambda request: request.send(body)}) as connection:
+    with connect_to_hub(monkeypatch, {route: lambda request: request.send(body)}) as connection:
         for body in bodies:
             try:
                 ask(connection)
@@ -125,7 +125,7 @@ def find(connection: Connection) -> object:
     return repos.find(connection, REPO, None)
 
 
-def look(connection: Connection) -> object:
+def branch_state(connection: Connection) -> object:
     found = Branch(connection, REPO, "main", []).read().files
     assert all(isinstance(path, str) and isinstance(file.size, int) for path, file in found.items())
     return found
@@ -133,33 +133,35 @@ def look(connection: Connection) -> object:
 
 @pytest.mark.parametrize(
     ("route", "bodies", "ask"),
-    [(TREE_ROUTE, TREES, files), (API, INFOS, find), (API, INFOS, look)],
+    [(TREE_ROUTE, TREES, files), (API, INFOS, find), (API, INFOS, branch_state)],
     ids=["tree for pull", "repo for pull", "repo for push"],
 )
-def test_what_cant_be_is_refused(monkeypatch: pytest.MonkeyPatch, route: str, bodies: list[object], ask: Ask) -> None:
+def test_impossible_listings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, route: str, bodies: list[object], ask: Ask
+) -> None:
     taken = [ascii(body) for body, message in refusals(monkeypatch, route, bodies, ask) if not message]
     assert taken == []
 
 
-def test_push_takes_the_names_of_other_disks_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = [body for body, message in refusals(monkeypatch, TREE_ROUTE, TREES, look) if not message]
+def test_push_accepts_odd_file_names_but_no_other_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [body for body, message in refusals(monkeypatch, TREE_ROUTE, TREES, branch_state) if not message]
     names = [entry["path"] for tree in taken if isinstance(tree, list) for entry in tree]
     assert all(isinstance(name, str) for name in names)
     assert [tree for tree in TREES if not isinstance(tree, list) and tree in taken] == []
 
 
 @pytest.mark.parametrize("commit", ["abc", "abc/../../x" + "a" * 29, 5, None, "abc" + "A" * 37])
-def test_pull_refuses_a_commit_that_cant_be(monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
+def test_pull_refuses_an_impossible_commit(monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
     item = {"id": commit, "title": "", "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
     routes: dict[str, Responder] = {
         COMMITS_ROUTE: lambda request: request.send([item]),
         API: lambda request: request.send({}, 404, x_error_code="RevisionNotFound"),
     }
-    with connected(monkeypatch, routes) as connection, pytest.raises(MlxkError, match="makes no sense"):
+    with connect_to_hub(monkeypatch, routes) as connection, pytest.raises(MlxkError, match="makes no sense"):
         repos.find(connection, REPO, "abc")
 
 
-def test_nothing_is_written(hub_client: Client) -> None:
+def test_an_impossible_listing_leaves_the_cache_untouched(hub_client: Client) -> None:
     with hostile_hub({TREE_ROUTE: lambda request: request.send([ENTRY, ENTRY | {"path": "b", "size": None}])}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert outcome.json["error"]["type"] == "download_failed"
@@ -167,7 +169,7 @@ def test_nothing_is_written(hub_client: Client) -> None:
     assert not hub_client.cache_dir.exists()
 
 
-# ------------------------------------------------------------------------------------------------ why it is not reached
+# ----------------------------------------------------------------------------------------------------- unreachable hubs
 
 
 def closed_port() -> int:
@@ -184,7 +186,7 @@ def closed_port() -> int:
         ("https://127.0.0.1:{open}", "SSL"),
     ],
 )
-def test_an_error_says_why_the_hub_is_not_reached(pusher: Pusher, address: str, why: str) -> None:
+def test_an_error_says_why_the_hub_cannot_be_reached(pusher: Pusher, address: str, why: str) -> None:
     pusher.write({"config.json": b"{}"})
     with hostile_hub({}) as hub:
         address = address.format(port=closed_port(), open=hub.url.rpartition(":")[2])
@@ -196,7 +198,7 @@ def test_an_error_says_why_the_hub_is_not_reached(pusher: Pusher, address: str, 
         assert re.search(why, said) and "secret" not in said, said
 
 
-def test_an_error_has_the_words_of_the_hub(hub_client: Client) -> None:
+def test_an_error_quotes_the_message_of_the_hub(hub_client: Client) -> None:
     with hostile_hub({API: lambda request: request.send({"error": "closed for today"}, 418)}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert "The hub failed with 418 for org/model: closed for today." in outcome.json["error"]["message"]

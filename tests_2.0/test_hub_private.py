@@ -1,4 +1,4 @@
-"""What mlxk2 uses of huggingface_hub beyond its documentation is still there, and as it was."""
+"""The undocumented parts of huggingface_hub that mlxk2 uses are unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARAMETERS: list[tuple[Callable[..., Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("function", "parameters"), PARAMETERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_functions_take_what_we_give_them(function: Callable[..., Any], parameters: set[str]) -> None:
+def test_private_functions_take_the_expected_parameters(function: Callable[..., Any], parameters: set[str]) -> None:
     assert parameters <= set(inspect.signature(function).parameters)
 
 
@@ -60,18 +60,18 @@ def test_functions_take_what_we_give_them(function: Callable[..., Any], paramete
         "MAX_HTTP_DOWNLOAD_SIZE",
     ],
 )
-def test_constants_are_where_we_look_for_them(name: str) -> None:
+def test_private_constants_exist(name: str) -> None:
     assert hasattr(private.constants, name)
 
 
-def test_settings_are_read_when_they_are_used() -> None:
+def test_http_get_reads_its_chunk_size_at_call_time() -> None:
     source = inspect.getsource(private.http_get)
     assert "constants.DOWNLOAD_CHUNK_SIZE" in source
-    # What `Partial` offers of a file.
+    # `Partial` has these methods of a file.
     assert set(re.findall(r"temp_file\.(\w+)\(", source)) == {"write", "tell", "seek", "truncate"}
 
 
-def test_xet_streams_begin_where_they_are_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xet_streams_begin_at_the_given_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "cache"))
     data = bytes(range(256)) * 1000
     session = XetSession()

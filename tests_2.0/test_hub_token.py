@@ -1,4 +1,4 @@
-"""The user's token goes to the hub and to no other address; one that can't be sent is named."""
+"""The user's token goes only to the hub; a token that can't be sent gives a clear error."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ TOKEN = "hf_secret"
 
 @pytest.fixture
 def other() -> Iterator[HostileHub]:
-    """Another origin, which answers whatever it is asked as a hub would."""
+    """Yield another origin that responds like a hub."""
     ok: dict[str, Responder] = {part: lambda request: request.send({}) for part in ("/upload", "/verify")}
-    # Xet repeats its question for minutes when the answer has no sense.
+    # Xet repeats its request for minutes after a malformed response.
     with hostile_hub(ok | {"/xet-read-token/": lambda request: request.send({}, 404)}) as hub:
         yield hub
 
 
-def assert_clean(other: HostileHub) -> None:
-    """Requests came, and none of them had anything of the user's."""
+def assert_no_credentials(other: HostileHub) -> None:
+    """Fail unless requests came and none of them had the user's token or cookies."""
     assert other.seen
     assert {(seen.authorization, seen.cookie) for seen in other.seen} == {(None, None)}
 
 
-def to(other: HostileHub, status: int) -> Callable[[Handler], None]:
-    """An answer that sends the client to the same path on the other origin."""
+def redirect_to(other: HostileHub, status: int) -> Callable[[Handler], None]:
+    """Return a response that sends the client to the same path on the other origin."""
 
     def answer(request: Handler) -> None:
         link = f'<{other.url}{request.path}>; rel="next"'
@@ -60,35 +60,35 @@ def to(other: HostileHub, status: int) -> Callable[[Handler], None]:
     ("route", "status"), [(TREE_ROUTE, 200), (TREE_ROUTE, 307), (INFO_ROUTE, 302), (FILE_ROUTE, 302)]
 )
 @pytest.mark.parametrize("command", ["pull", "clone"])
-def test_no_other_origin_gets_it_from_a_pull(
+def test_pull_and_clone_send_the_token_to_no_other_origin(
     hub_client: Client, tmp_path: Path, other: HostileHub, command: str, route: str, status: int
 ) -> None:
     target = [str(tmp_path / "folder"), "--no-health-check"] if command == "clone" else []
-    with hostile_hub({route: to(other, status)}) as hub:
+    with hostile_hub({route: redirect_to(other, status)}) as hub:
         outcome = hub_client.run(command, f"{REPO}@main", *target, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert outcome.code == 0, outcome
     assert {seen.authorization for seen in hub.seen} == {f"Bearer {TOKEN}"}
-    assert_clean(other)
+    assert_no_credentials(other)
 
 
-def test_credentials_of_the_address_stay_there(hub_client: Client, other: HostileHub) -> None:
-    with hostile_hub({TREE_ROUTE: to(other, 200)}) as hub:
+def test_credentials_in_the_hub_address_go_to_no_other_origin(hub_client: Client, other: HostileHub) -> None:
+    with hostile_hub({TREE_ROUTE: redirect_to(other, 200)}) as hub:
         address = hub.url.replace("//", "//user:pass@")
         outcome = hub_client.run("pull", REPO, HF_ENDPOINT=address)
     assert outcome.code == 0, outcome
     assert all((seen.authorization or "").startswith("Basic ") for seen in hub.seen)
-    assert_clean(other)
+    assert_no_credentials(other)
 
 
 @pytest.mark.parametrize(("route", "status"), [(TREE_ROUTE, 200), (INFO_ROUTE, 307)])
-def test_no_other_origin_gets_it_from_a_push(pusher: Pusher, other: HostileHub, route: str, status: int) -> None:
+def test_push_sends_the_token_to_no_other_origin(pusher: Pusher, other: HostileHub, route: str, status: int) -> None:
     pusher.write({"config.json": DATA})
-    with hostile_hub({route: to(other, status)}) as hub:
+    with hostile_hub({route: redirect_to(other, status)}) as hub:
         pusher.data("--dry-run", HF_ENDPOINT=hub.url)
-    assert_clean(other)
+    assert_no_credentials(other)
 
 
-def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHub) -> None:
+def test_uploads_send_the_token_to_no_other_origin(pusher: Pusher, other: HostileHub) -> None:
     """The hub names two addresses of the other origin for a large file: one to upload to, one to report to."""
     pusher.write({"config.json": DATA, "model.safetensors": b"weights"})
 
@@ -117,20 +117,20 @@ def test_no_other_origin_gets_it_from_an_upload(pusher: Pusher, other: HostileHu
         outcome = pusher.run("--private", HF_ENDPOINT=hub.url)
     assert outcome.code == 0, (outcome, hub.seen, other.seen)
     assert other.count("/upload") and other.count("/verify")
-    assert_clean(other)
+    assert_no_credentials(other)
 
 
 def xet_token(store: str, seconds: int) -> dict[str, Any]:
     return {"x_xet_cas_url": store, "x_xet_access_token": "xet", "x_xet_token_expiration": str(seconds)}
 
 
-def test_no_other_origin_gets_it_over_xet(hub_client: Client, other: HostileHub) -> None:
-    """The hub names the other origin as the store, with a token that is over, and sends all who ask again there, too.
+def test_xet_sends_the_token_to_no_other_origin(hub_client: Client, other: HostileHub) -> None:
+    """The hub names the other origin as the store, with an expired token, and redirects requests for a new token there.
 
-    The first to ask is the library, the second the client of Xet, which is another program's.
+    The library asks first, then the client of Xet, which has an HTTP client of its own.
     """
     answers = iter([lambda request: request.send({}, **xet_token(other.url, 1))])
-    elsewhere = to(other, 302)
+    elsewhere = redirect_to(other, 302)
     lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
     routes: dict[str, Responder] = {
         TREE_ROUTE: lambda request: request.send([ENTRY | lfs]),
@@ -140,11 +140,11 @@ def test_no_other_origin_gets_it_over_xet(hub_client: Client, other: HostileHub)
         outcome = hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert outcome.code == 1
     assert hub.count("/xet-read-token/") > 1
-    assert_clean(other)
+    assert_no_credentials(other)
 
 
-def test_no_hub_chooses_a_folder_for_the_store_of_xet(hub_client: Client, tmp_path: Path) -> None:
-    """The Xet client makes a folder for a store that is one of this machine."""
+def test_a_hub_cannot_choose_a_local_folder_as_xet_store(hub_client: Client, tmp_path: Path) -> None:
+    """The Xet client creates a folder for a store with a local address."""
     chosen = tmp_path / "chosen"
     lfs = {"lfs": {"oid": "b" * 64, "size": 9, "pointerSize": 130}, "xetHash": "c" * 64}
     routes: dict[str, Responder] = {
@@ -152,13 +152,13 @@ def test_no_hub_chooses_a_folder_for_the_store_of_xet(hub_client: Client, tmp_pa
         "/xet-read-token/": lambda request: request.send({}, **xet_token(f"local://{chosen}", 1 << 40)),
     }
     with hostile_hub(routes) as hub:
-        # An address of this machine that does not look like one.
+        # A local address in an unusual form.
         outcome = hub_client.run("pull", REPO, HF_ENDPOINT=hub.url.replace("127.0.0.1", "0.0.0.0"))
     assert outcome.code == 1 and hub.count("/xet-read-token/")
     assert not chosen.exists()
 
 
-# ---------------------------------------------------------------------------------------------- what can't be sent
+# -------------------------------------------------------------------------------------------------- invalid tokens
 
 LOOK_ALIKE, QUOTED = "hf_\N{CYRILLIC SMALL LETTER A}bc", '"hf_abc"'
 UNSENDABLE = [
@@ -178,7 +178,7 @@ SENT = ["hf_abc\n", "hf_abc\r\n", "  hf_abc ", "\thf_abc\t\n"]
 
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
-def test_a_token_that_cant_be_sent_is_named(pusher: Pusher, variable: str) -> None:
+def test_an_invalid_token_is_an_error_that_names_its_variable(pusher: Pusher, variable: str) -> None:
     pusher.write({"config.json": DATA})
     for token, why in UNSENDABLE:
         error = pusher.error("--dry-run", **{"HF_TOKEN": "", variable: token})
@@ -189,7 +189,7 @@ def test_a_token_that_cant_be_sent_is_named(pusher: Pusher, variable: str) -> No
     assert pusher.server.log.requests == []
 
 
-def test_pull_names_it_as_well(hub_server: HubServer, hub_client: Client) -> None:
+def test_pull_reports_an_invalid_token(hub_server: HubServer, hub_client: Client) -> None:
     outcome = hub_client.run("pull", REPO, "--json", HF_TOKEN=LOOK_ALIKE)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "auth_error")
     assert "HF_TOKEN" in outcome.json["error"]["message"] and LOOK_ALIKE not in outcome.out + outcome.err
@@ -205,7 +205,7 @@ def test_pull_names_it_as_well(hub_server: HubServer, hub_client: Client) -> Non
         (QUOTED.encode(), "quotation"),
     ],
 )
-def test_a_token_file_that_holds_none_is_named(
+def test_a_token_file_without_a_valid_token_is_reported(
     hub_server: HubServer, hub_client: Client, data: bytes, why: str
 ) -> None:
     hub_client.home.mkdir()
@@ -220,7 +220,7 @@ def test_a_token_file_that_holds_none_is_named(
     assert hub_server.log.requests == []
 
 
-def test_a_token_file_that_is_a_folder_is_named(hub_client: Client) -> None:
+def test_a_token_file_that_is_a_folder_is_reported(hub_client: Client) -> None:
     (hub_client.home / "token").mkdir(parents=True)
     error = hub_client.run("pull", REPO, "--json").json["error"]
     assert (error["type"], "can't be read (Is a directory)" in error["message"]) == ("auth_error", True)
@@ -235,14 +235,14 @@ def test_white_space_around_a_token_is_removed(hub_client: Client, variable: str
 
 
 @pytest.mark.parametrize("token", ["", "\n", "  "], ids=ascii)
-def test_white_space_alone_is_no_token(hub_client: Client, token: str) -> None:
+def test_white_space_alone_counts_as_no_token(hub_client: Client, token: str) -> None:
     with hostile_hub({}) as hub:
         assert hub_client.run("pull", REPO, HF_ENDPOINT=hub.url, HF_TOKEN=token, HUGGINGFACE_HUB_TOKEN=token).code == 0
     assert {seen.authorization for seen in hub.seen} == {None}
 
 
 @pytest.mark.parametrize("before", [0, 280, 400])
-def test_a_long_message_is_cut_only_after_the_token_is_gone(before: int) -> None:
+def test_the_token_is_removed_before_a_long_message_is_cut(before: int) -> None:
     fault = httpx2.ReadError("y" * before + "hf_" + "x" * 40 + "z" * 400)
     message = as_push_error(fault, REPO, ["hf_" + "x" * 40]).message
     assert ("hf_" in message, message.endswith("…")) == (False, True)

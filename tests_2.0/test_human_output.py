@@ -1,4 +1,4 @@
-"""What people see: tables from the same data that `--json` prints."""
+"""Output without `--json`: tables from the same data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ESCAPES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 @pytest.fixture
 def filled(cache_dir: CacheDir) -> CacheDir:
-    """A model of every kind, as `list` tells them apart."""
+    """Return a cache with a model of every kind that `list` distinguishes."""
     cache_dir.add("mlx-community/chat-4bit", chat_model())
     cache_dir.add("org/chat", chat_model())
     cache_dir.add("mlx-community/base", base_model())
@@ -37,7 +37,7 @@ def filled(cache_dir: CacheDir) -> CacheDir:
 
 
 def rows(result: Result) -> tuple[list[str], dict[str, list[str]]]:
-    """The lines of a table by their first word, the heading apart."""
+    """Return the heading of a table and its other lines by their first word."""
     assert result.code == 0
     heading, *lines = (re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip())
     return heading, {line[0]: line for line in lines}
@@ -51,7 +51,7 @@ def test_list_shows_mlx_chat_models(filled: CacheDir, mlxk2: Program) -> None:
     assert lines["org/chat"][1:] == ["0123456", "729B", "just now", "chat"]
 
 
-def test_list_verbose_shows_all_mlx_models_in_full(filled: CacheDir, mlxk2: Program) -> None:
+def test_list_verbose_shows_all_mlx_models_with_full_names(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--verbose"))
     assert "Framework" in heading
@@ -82,7 +82,7 @@ def test_list_health_adds_one_column(filled: CacheDir, mlxk2: Program) -> None:
     ]
 
 
-def test_list_health_verbose_adds_three(filled: CacheDir, mlxk2: Program) -> None:
+def test_list_health_verbose_adds_three_columns(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     heading, lines = rows(mlxk2("list", "--health", "--verbose"))
     assert heading[-3:] == ["Integrity", "Runtime", "Reason"]
@@ -93,7 +93,7 @@ def test_list_health_verbose_adds_three(filled: CacheDir, mlxk2: Program) -> Non
     assert lines["mlx-community/damaged-chat"][-1].startswith("tokenizer.json is a Git LFS pointer")
 
 
-def test_an_empty_list_says_what_to_do(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_an_empty_list_suggests_what_to_do(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert "mlxk2 pull" in mlxk2("list").out
     cache_dir.add("org/gguf", gguf_model())
     assert mlxk2("list").out == "No MLX chat models. To see the other model: mlxk2 list --all\n"
@@ -102,7 +102,7 @@ def test_an_empty_list_says_what_to_do(cache_dir: CacheDir, mlxk2: Program) -> N
     assert mlxk2("list", "--verbose").out == "No MLX models. To see all 2 models: mlxk2 list --all\n"
 
 
-def test_an_empty_list_tells_of_its_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_an_empty_list_names_the_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert mlxk2("list", "nosuch").out == "No model's name contains 'nosuch'.\n"
     cache_dir.add("org/a gguf", gguf_model())
     assert mlxk2("list", "nosuch\x1b").out == "No model's name contains 'nosuch\ufffd'.\n"
@@ -110,12 +110,12 @@ def test_an_empty_list_tells_of_its_pattern(cache_dir: CacheDir, mlxk2: Program)
     assert mlxk2("list", "a g").out == f"No MLX chat models named 'a g'. {advice}\n"
 
 
-def test_health_of_nothing_tells_of_its_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_health_without_a_match_names_the_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", chat_model())
     assert mlxk2("health", "nosuch").out == "No model's name contains 'nosuch'.\n"
 
 
-def test_show_tells_the_facts_in_words(filled: CacheDir, mlxk2: Program) -> None:
+def test_show_prints_the_facts_of_a_model(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("show", "org/strange").out
     facts = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in out.splitlines())
@@ -133,7 +133,7 @@ def test_show_lists_files_and_prints_the_config(filled: CacheDir, mlxk2: Program
     assert '"num_hidden_layers": 2' in out
 
 
-def test_health_counts_and_gives_reasons(filled: CacheDir, mlxk2: Program) -> None:
+def test_health_prints_counts_and_reasons(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
     out = mlxk2("health").out
     assert out.splitlines()[-1] == "5 of 6 healthy"
@@ -144,13 +144,15 @@ def test_version_is_one_line(mlxk2: Program) -> None:
     assert re.fullmatch(r"mlxk2 \d+\.\d+\.\S+\n", mlxk2("--version").out)
 
 
-# ------------------------------------------------------------------------------------------------------ plain and safe
+# --------------------------------------------------------------------------------------------------------- safe output
 
 
 @pytest.mark.parametrize(
     "words", [("list",), ("list", "--all", "--health", "--verbose"), ("show", "org/chat", "--files"), ("health",)]
 )
-def test_no_line_has_codes_or_trailing_spaces(filled: CacheDir, mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_lines_have_no_escape_codes_or_trailing_spaces(
+    filled: CacheDir, mlxk2: Program, words: tuple[str, ...]
+) -> None:
     assert filled.path.is_dir()
     result = mlxk2(*words)
     assert result.err == ""
@@ -162,7 +164,7 @@ HOSTILE_NAMES = ["org/a\x1b[31mred", "org/a\rb", "org/a\nb", "org/a\x9b5m", "org
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_no_name_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program, name: str) -> None:
+def test_hostile_names_are_made_safe_for_the_terminal(cache_dir: CacheDir, mlxk2: Program, name: str) -> None:
     cache_dir.add(name, chat_model() | {name.replace("/", "-"): b"x"})
     for words in (("list", "--all", "--health"), ("health",), ("show", "org", "--files")):
         out = mlxk2(*words).out
@@ -172,14 +174,14 @@ def test_no_name_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: P
     assert ("[red]x" in mlxk2("list", "--all").out) == (name == "org/[red]x")
 
 
-def test_no_config_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_hostile_configs_are_made_safe_for_the_terminal(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/evil", chat_model(model_type="\x1b]0;evil\x07", title="[bold]a\x1b[31m\u202e\ud800"))
     out = mlxk2("show", "org/evil", "--config", "--files").out
     assert not ESCAPES.search(out)
     assert "[bold]a" in out
 
 
-def test_no_error_reaches_the_terminal_as_a_command(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_hostile_text_in_errors_is_made_safe_for_the_terminal(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/a\x1b[31mred", chat_model())
     cache_dir.add("org/a\x9b5m", chat_model())
     cache_dir.add("org/evil", chat_model(model_type="\x1b]0;evil\x07"))
@@ -197,7 +199,7 @@ def test_wide_tables_are_not_cut_outside_a_terminal(cache_dir: CacheDir, mlxk2: 
     assert "x" * 200 in mlxk2("show", name, "--files").out
 
 
-def test_a_long_value_of_a_config_is_one_line(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_long_config_value_stays_on_one_line(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/long", chat_model() | {"config.json": as_json({"model_type": "x", "words": "word " * 50_000})})
     assert '"words": "' + "word " * 50_000 in mlxk2("show", "org/long", "--config").out
 

@@ -1,4 +1,4 @@
-"""From a name to a verdict: which model and which revision an argument means, on all layouts of a cache."""
+"""From a name to a verdict: the model and the revision that an argument means, on all layouts of a cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shown(result: Result) -> dict[str, Any]:
 
 @pytest.fixture
 def filled(cache_dir: CacheDir) -> CacheDir:
-    """A cache of models whose names have parts in common."""
+    """Return a cache of models whose names have parts in common."""
     for name in ("mlx-community/Phi-3", "other/Phi-3", "mlx-community/Qwen3-0.6B", "gpt2", "org/Mistral"):
         cache_dir.add(name, chat_model())
     return cache_dir
@@ -55,13 +55,13 @@ def filled(cache_dir: CacheDir) -> CacheDir:
     ],
 )
 @pytest.mark.usefixtures("filled")
-def test_a_name_finds_its_model(mlxk2: Program, argument: str, name: str) -> None:
+def test_a_full_or_partial_name_finds_its_model(mlxk2: Program, argument: str, name: str) -> None:
     assert shown(mlxk2("show", argument, "--json"))["name"] == name
 
 
 @pytest.mark.parametrize("command", ["show", "health"])
 @pytest.mark.usefixtures("filled")
-def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2: Program, command: str) -> None:
+def test_an_ambiguous_name_is_an_error_with_all_matches(mlxk2: Program, command: str) -> None:
     result = mlxk2(command, "phi", "--json")
     assert result.code == 1
     assert result.json["error"]["type"] == "ambiguous_match"
@@ -69,21 +69,21 @@ def test_an_ambiguous_name_lists_all_that_it_may_mean(mlxk2: Program, command: s
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_ambiguous_name_tells_people_the_matches(mlxk2: Program) -> None:
+def test_an_ambiguous_name_prints_the_matches(mlxk2: Program) -> None:
     result = mlxk2("show", "phi")
     assert result.out == ""
     assert "  mlx-community/Phi-3\n  other/Phi-3\n" in result.err
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_unknown_name_is_not_found_by_show(mlxk2: Program) -> None:
+def test_show_of_an_unknown_name_is_model_not_found(mlxk2: Program) -> None:
     result = mlxk2("show", "nowhere", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "model_not_found")
     assert "mlxk2 pull mlx-community/nowhere" in result.json["error"]["message"]
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_unknown_name_is_a_success_of_health(mlxk2: Program) -> None:
+def test_health_of_an_unknown_name_is_an_empty_success(mlxk2: Program) -> None:
     result = mlxk2("health", "nowhere", "--json")
     assert result.code == 0
     assert result.json["data"] == {
@@ -103,7 +103,7 @@ def test_list_takes_a_pattern_in_any_case(mlxk2: Program) -> None:
 
 @pytest.fixture
 def two_revisions(cache_dir: CacheDir) -> Path:
-    """A model at two commits, `main` at the older one."""
+    """Add a model at two commits, with `main` at the older one; return its folder."""
     old = cache_dir.add("org/model", chat_model(), COMMIT)
     new = cache_dir.add("org/model", sharded_model(), OTHER_COMMIT, ref=None)
     os.utime(old, (1_000_000_000, 1_000_000_000))
@@ -112,13 +112,15 @@ def two_revisions(cache_dir: CacheDir) -> Path:
 
 
 @pytest.mark.usefixtures("two_revisions")
-def test_main_names_the_chosen_snapshot(mlxk2: Program) -> None:
+def test_the_snapshot_of_main_is_chosen(mlxk2: Program) -> None:
     model = shown(mlxk2("show", "org/model", "--json"))
     assert (model["hash"], model["last_modified"]) == (COMMIT, "2001-09-09T01:46:40Z")
 
 
 @pytest.mark.parametrize("main", [None, b"", b"\xff\xfe", b"../../../etc", b"f" * 40, b"x" * 5000])
-def test_without_a_usable_main_the_newest_is_chosen(two_revisions: Path, mlxk2: Program, main: bytes | None) -> None:
+def test_without_a_usable_main_the_newest_snapshot_is_chosen(
+    two_revisions: Path, mlxk2: Program, main: bytes | None
+) -> None:
     ref = two_revisions / "refs" / "main"
     ref.unlink() if main is None else ref.write_bytes(main)
     assert shown(mlxk2("show", "org/model", "--json"))["hash"] == OTHER_COMMIT
@@ -135,7 +137,9 @@ def test_without_a_usable_main_the_newest_is_chosen(two_revisions: Path, mlxk2: 
         ("refs/pr", OTHER_COMMIT),
     ],
 )
-def test_a_revision_is_a_prefix_or_a_ref(two_revisions: Path, mlxk2: Program, revision: str, commit: str) -> None:
+def test_a_revision_can_be_a_commit_prefix_or_a_ref(
+    two_revisions: Path, mlxk2: Program, revision: str, commit: str
+) -> None:
     (two_revisions / "refs" / "refs").mkdir()
     (two_revisions / "refs" / "refs" / "pr").write_text(OTHER_COMMIT)
     assert shown(mlxk2("show", f"model@{revision}", "--json"))["hash"] == commit
@@ -145,7 +149,7 @@ def test_a_revision_is_a_prefix_or_a_ref(two_revisions: Path, mlxk2: Program, re
 
 @pytest.mark.parametrize("revision", ["ab", "0", "fff", "develop", COMMIT[:-1] + "9"])
 @pytest.mark.usefixtures("two_revisions")
-def test_an_unknown_revision_names_those_there_are(mlxk2: Program, revision: str) -> None:
+def test_an_unknown_revision_is_an_error_with_the_available_ones(mlxk2: Program, revision: str) -> None:
     result = mlxk2("show", f"org/model@{revision}", "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "hash_not_found")
     assert sorted(result.json["error"]["available_hashes"]) == [COMMIT, OTHER_COMMIT]
@@ -154,9 +158,7 @@ def test_an_unknown_revision_names_those_there_are(mlxk2: Program, revision: str
 
 @pytest.mark.parametrize(("word", "full"), [("org/new", "org/new"), ("new", "mlx-community/new")])
 @pytest.mark.parametrize("revision", ["", "@dev", "@0123abc"])
-def test_a_missing_model_is_told_with_the_pull_that_brings_it(
-    mlxk2: Program, word: str, full: str, revision: str
-) -> None:
+def test_a_missing_model_is_an_error_with_the_pull_command(mlxk2: Program, word: str, full: str, revision: str) -> None:
     error = mlxk2("show", word + revision, "--json").json["error"]
     assert (error["type"], error["message"].rpartition("download it: ")[2]) == (
         "model_not_found",
@@ -173,7 +175,7 @@ def test_a_prefix_of_two_commits_is_ambiguous(cache_dir: CacheDir, mlxk2: Progra
     assert result.json["error"]["matches"] == [f"org/model@{commit}" for commit in commits]
 
 
-# ------------------------------------------------------------------------------------------------------ what is a model
+# --------------------------------------------------------------------------------------------- which folders are models
 
 
 def test_only_models_are_listed(filled: CacheDir, mlxk2: Program) -> None:
@@ -185,13 +187,13 @@ def test_only_models_are_listed(filled: CacheDir, mlxk2: Program) -> None:
     assert mlxk2("health", "--json").json["data"]["summary"]["total"] == 5
 
 
-def test_an_absent_cache_is_an_empty_one(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_cache_counts_as_empty(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
     assert mlxk2("list", "--json").json["data"] == {"models": [], "count": 0}
     assert mlxk2("health").out == "No models found.\n"
 
 
-def test_the_demo_is_no_part_of_list_and_health(filled: CacheDir, mlxk2: Program) -> None:
+def test_the_demo_is_not_part_of_list_and_health(filled: CacheDir, mlxk2: Program) -> None:
     filled.add("org/demo-model", chat_model())
     assert mlxk2("health", "demo", "--json").json["data"]["summary"]["total"] == 0
     assert shown(mlxk2("show", "demo", "--json"))["name"] == "demo"
@@ -201,7 +203,7 @@ def test_the_demo_is_no_part_of_list_and_health(filled: CacheDir, mlxk2: Program
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_layouts_are_those_of_the_library(isolated_cache: Path, layout: Layout) -> None:
+def test_the_layouts_of_the_tests_are_those_of_huggingface_hub(isolated_cache: Path, layout: Layout) -> None:
     cache_dir = CacheDir(isolated_cache, layout)
     cache_dir.add("org/chat", chat_model())
     cache_dir.add("org/sharded", sharded_model())
@@ -213,7 +215,7 @@ def test_the_layouts_are_those_of_the_library(isolated_cache: Path, layout: Layo
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_model_is_the_same_on_every_layout(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
+def test_a_model_is_described_the_same_on_every_layout(isolated_cache: Path, mlxk2: Program, layout: Layout) -> None:
     CacheDir(isolated_cache, layout).add("org/chat", files := chat_model())
     model = shown(mlxk2("show", "org/chat", "--json"))
     assert model["size_bytes"] == sum(map(len, files.values()))
@@ -228,7 +230,7 @@ def test_a_blob_that_two_files_share_counts_once(isolated_cache: Path, mlxk2: Pr
     assert model["size_bytes"] == len(files["a.gguf"]) + len(files["README.md"])
 
 
-def test_a_model_without_a_snapshot_has_the_size_of_its_folder(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_without_a_snapshot_the_size_is_that_of_the_folder(cache_dir: CacheDir, mlxk2: Program) -> None:
     blobs = cache_dir.folder("org/broken") / "blobs"
     blobs.mkdir(parents=True)
     (blobs / ("a" * 64 + ".1234abcd.incomplete")).write_bytes(bytes(5000))
@@ -238,10 +240,10 @@ def test_a_model_without_a_snapshot_has_the_size_of_its_folder(cache_dir: CacheD
     assert (model["health"], model["hash"], model["size_bytes"]) == ("unhealthy", None, 5040)
 
 
-def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(
+def test_the_size_includes_the_bytes_of_an_interrupted_pull(
     cache_dir: CacheDir, mlxk2: Program, tmp_path: Path
 ) -> None:
-    """Also in a model's folder that is kept on another disk, of which nothing else is counted."""
+    """The model's folder may be a link to another disk, where nothing else is counted."""
     real = tmp_path / "other-disk"
     waiting = real / ".incomplete" / "blobs"
     waiting.mkdir(parents=True)
@@ -255,16 +257,14 @@ def test_the_bytes_of_an_interrupted_pull_are_of_the_models_size(
         assert shown(mlxk2("show", name, "--json"))["size_bytes"] == 5000
 
 
-def test_a_link_to_a_large_folder_is_not_measured_as_a_model(
-    cache_dir: CacheDir, mlxk2: Program, tmp_path: Path
-) -> None:
+def test_a_model_folder_that_is_a_link_is_not_measured(cache_dir: CacheDir, mlxk2: Program, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "huge").write_bytes(bytes(4096))
     cache_dir.folder("org/link").symlink_to(tmp_path / "elsewhere")
     assert shown(mlxk2("show", "org/link", "--json"))["size_bytes"] == 0
 
 
-# ----------------------------------------------------------------------------------------------------------- the edge
+# ------------------------------------------------------------------------------------------------------ system errors
 
 
 class BrokenStream:
@@ -281,7 +281,7 @@ class BrokenStream:
         raise self._fault
 
 
-def test_a_broken_pipe_that_is_not_stdout_is_an_error(
+def test_a_broken_pipe_on_stdin_is_an_error(
     cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_dir.add("org/model", chat_model())
@@ -291,7 +291,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error(
     assert "Broken pipe" in result.json["error"]["message"]
 
 
-def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(
+def test_a_system_error_names_the_file_without_its_path(
     cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_dir.add("org/model", chat_model())
@@ -306,7 +306,9 @@ def test_an_error_of_the_system_names_its_thing_and_not_where_it_is(
 
 
 @pytest.mark.parametrize("form", ["{}", "./my-model", "../work/my-model", "./my-model/", "./my-model/."])
-def test_a_folder_by_path(mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+def test_a_folder_can_be_named_by_its_path(
+    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     folder = tmp_path / "work" / "my-model"
     folder.mkdir(parents=True)
     for name, content in base_model().items():
@@ -320,7 +322,7 @@ def test_a_folder_by_path(mlxk2: Program, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("command", ["show", "health"])
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "./file"])
-def test_a_path_to_no_folder_is_not_found(
+def test_a_path_that_is_no_folder_is_model_not_found(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The conversation: its commands, its input of several lines, what it remembers."""
+"""The interactive chat: its commands, input of several lines, and the conversation that it keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def chat(
     max_tokens: int | None = None,
     **flags: bool,
 ) -> tuple[Streams, ScriptedBackend]:
-    """Hold a conversation with these lines; at their end Ctrl-D is pressed."""
+    """Run a chat with these input lines, then press Ctrl-D; return the output and the backend."""
     backend = backend or saying("Paris.")
     given = iter(lines)
 
@@ -36,12 +36,12 @@ def chat(
 
 
 @pytest.mark.parametrize("leave", ["exit", "quit", EOFError(), KeyboardInterrupt()])
-def test_ways_to_leave(leave: Any) -> None:
+def test_exit_quit_ctrl_d_and_ctrl_c_end_the_chat(leave: Any) -> None:
     _, backend = chat([leave, "never asked"])
     assert backend.requests == []
 
 
-def test_a_conversation_remembers() -> None:
+def test_a_chat_sends_the_earlier_turns() -> None:
     shown, backend = chat(["France?", "Sure?"])
     assert backend.prompts == ["user:France?;", "user:France?;assistant:Paris.;user:Sure?;"]
     assert shown.stdout.getvalue().count("Paris.\n") == 2
@@ -54,12 +54,12 @@ def test_the_system_prompt_comes_first_and_can_be_changed() -> None:
     assert "The system prompt is: be brief" in shown.stdout.getvalue()
 
 
-def test_clear_forgets_all_but_the_system_prompt() -> None:
+def test_clear_keeps_only_the_system_prompt() -> None:
     _, backend = chat(["a", "/clear", "b"], system="be kind")
     assert backend.prompts[1] == "system:be kind;user:b;"
 
 
-def test_reasoning_is_shown_and_not_remembered() -> None:
+def test_reasoning_is_shown_but_not_kept_in_the_conversation() -> None:
     thinking = saying("<think>", "Hm.", "</think>", "\n\nParis.")
     shown, backend = chat(["a", "b"], thinking)
     assert "[Reasoning]\nHm.\n\n[Answer]\nParis.\n" in shown.stdout.getvalue()
@@ -72,19 +72,19 @@ def test_reasoning_can_be_hidden() -> None:
     assert "Paris.\n" in shown.stdout.getvalue()
 
 
-def test_statistics_follow_every_answer_where_they_are_asked_for() -> None:
+def test_verbose_prints_statistics_after_every_answer() -> None:
     shown, _ = chat(["a", "b"], verbose=True)
-    told = shown.stderr.getvalue().splitlines()
-    assert [line.split(" in ")[0] for line in told] == [
+    printed = shown.stderr.getvalue().splitlines()
+    assert [line.split(" in ")[0] for line in printed] == [
         "prompt: 7 tokens, answer: 7 tokens",
         "prompt: 31 tokens, answer: 7 tokens",
     ]
-    assert all(line.endswith("end: stop") for line in told)
+    assert all(line.endswith("end: stop") for line in printed)
     assert chat(["a"])[0].stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize("no_stream", [True, False])
-def test_an_answer_is_shown_at_once_where_that_is_asked_for(no_stream: bool) -> None:
+def test_no_stream_prints_an_answer_only_when_it_is_whole(no_stream: bool) -> None:
     halves = ScriptedBackend(lambda _: [*tokens_of("Par"), RuntimeError("no")], marks=("<end>",))
     shown, _ = chat(["a"], halves, no_stream=no_stream)
     assert ("Par" in shown.stdout.getvalue()) is not no_stream
@@ -97,16 +97,16 @@ def test_a_backslash_joins_lines() -> None:
     assert chat(["one\\", "two\\", "three"])[1].prompts == ["user:one\ntwo\nthree;"]
 
 
-def test_a_block_of_lines() -> None:
+def test_triple_quotes_enclose_several_lines() -> None:
     assert chat(['"""one', "", "  two", 'three"""'])[1].prompts == ["user:one\n\n  two\nthree;"]
     assert chat(['"""one"""'])[1].prompts == ["user:one;"]
 
 
-def test_an_empty_line_asks_nothing() -> None:
+def test_an_empty_line_is_ignored() -> None:
     assert chat(["", "   "])[1].requests == []
 
 
-def test_the_prompt_shows_where_a_turn_goes_on() -> None:
+def test_the_input_prompt_marks_continuation_lines() -> None:
     shown: list[str] = []
     lines = iter(["a\\", "b"])
 
@@ -118,20 +118,20 @@ def test_the_prompt_shows_where_a_turn_goes_on() -> None:
     assert shown == ["> ", ". "]
 
 
-def test_save_writes_the_conversation_and_overwrites_nothing(tmp_path: Path) -> None:
+def test_save_writes_the_conversation_to_a_new_file_only(tmp_path: Path) -> None:
     file = tmp_path / "talk.md"
     shown, _ = chat(["France?", f"/save {file}", "Sure?", f"/save {file}"], system="be kind")
     assert file.read_text() == "## System\n\nbe kind\n\n## User\n\nFrance?\n\n## Assistant\n\nParis.\n"
     assert f"{file} exists and stays as it is" in shown.stdout.getvalue()
 
 
-def test_save_says_what_went_wrong(tmp_path: Path) -> None:
+def test_errors_of_save_are_printed(tmp_path: Path) -> None:
     shown, _ = chat(["/save", f"/save {tmp_path}/none/talk.md"])
     assert "needs the name of a file" in shown.stdout.getvalue()
     assert "No such file or directory" in shown.stdout.getvalue()
 
 
-def test_stats_and_help_and_unknown_commands() -> None:
+def test_stats_help_and_unknown_commands_print_text() -> None:
     shown, backend = chat(["/stats", "a", "/stats", "/help", "/sing"])
     said = shown.stdout.getvalue()
     assert "Nothing was said yet." in said
@@ -142,17 +142,17 @@ def test_stats_and_help_and_unknown_commands() -> None:
 
 
 @pytest.mark.parametrize("line", ["caf\udce9", "/system caf\udce9"])
-def test_text_that_is_not_utf8_is_refused_and_does_no_harm(line: str) -> None:
+def test_text_that_is_not_utf8_is_refused(line: str) -> None:
     shown, backend = chat([line, "b"])
     assert "not UTF-8" in shown.stdout.getvalue()
     assert backend.prompts == ["user:b;"]
 
 
-def test_a_path_is_a_question_and_no_command() -> None:
+def test_a_line_that_begins_with_a_path_is_a_question() -> None:
     assert chat(["/etc/passwd is what?"])[1].prompts == ["user:/etc/passwd is what?;"]
 
 
-def test_a_conversation_past_the_context_loses_nothing() -> None:
+def test_a_question_past_the_context_keeps_the_conversation() -> None:
     backend = saying("Paris.", context_length=60)
     shown, _ = chat(["a", "x" * 80, "b"], backend)
     assert "context holds 60" in shown.stderr.getvalue()
@@ -160,12 +160,12 @@ def test_a_conversation_past_the_context_loses_nothing() -> None:
     assert backend.prompts[-1] == "user:a;assistant:Paris.;user:b;"
 
 
-def test_an_answer_that_is_cut_is_told() -> None:
+def test_an_answer_cut_by_the_limit_is_marked() -> None:
     shown, _ = chat(["a"], max_tokens=3)
     assert "Par\n[The answer was cut" in shown.stdout.getvalue()
 
 
-def test_a_fault_of_the_model_does_not_end_the_conversation() -> None:
+def test_a_model_error_does_not_end_the_chat() -> None:
     scripts: Iterator[Sequence[int | Exception]] = iter([[RuntimeError("out of memory\x1b[2J")], tokens_of("Paris.")])
     shown, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
     assert "out of memory\ufffd[2J" in shown.stderr.getvalue()
@@ -173,7 +173,7 @@ def test_a_fault_of_the_model_does_not_end_the_conversation() -> None:
     assert "Paris." in shown.stdout.getvalue()
 
 
-def test_a_question_without_an_answer_is_not_remembered() -> None:
+def test_a_question_without_an_answer_is_not_kept() -> None:
     scripts = iter([tokens_of("<end>"), tokens_of("Paris.")])
     _, backend = chat(["a", "b"], ScriptedBackend(lambda _: next(scripts)))
     assert backend.prompts[-1] == "user:b;"

@@ -1,4 +1,4 @@
-"""An interrupted answer never stands in the way of the next one."""
+"""An interrupted answer does not affect the next one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxk2.runner.events import Event, TextDelta
 from mlxk2.runner.output.reasoning import MAX_BEGINNING
 from mlxk2.runner.prompt.prompter import Message
 
-LONG = "Hello. " + "What can I do for you? " * 4  # longer than what is held back until the model is known not to think
+LONG = "Hello. " + "What can I do for you? " * 4  # longer than the text that is held back while it may be reasoning
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 
@@ -23,28 +23,28 @@ def interrupt(event: Event) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_next_answer_is_whole() -> None:
+def test_the_answer_after_an_interruption_is_whole() -> None:
     model = assistant(saying(LONG))
     assert model.complete(HELLO, interrupt).finish_reason == "interrupted"
     again = model.complete(HELLO, lambda _: None)
     assert (again.text, again.finish_reason) == (LONG, "stop")
 
 
-def test_many_interruptions_in_a_row() -> None:
+def test_several_interruptions_in_a_row_do_no_harm() -> None:
     model = assistant(saying(LONG))
     answers = [model.complete(HELLO, interrupt) for _ in range(5)]
     assert [answer.text for answer in answers] == [LONG[: MAX_BEGINNING + 1]] * 5
     assert model.complete(HELLO, lambda _: None).text == LONG
 
 
-def test_an_interruption_of_one_request_is_none_of_the_next() -> None:
+def test_an_interruption_does_not_affect_the_next_request() -> None:
     runner = FollowedRunner(saying("Hello."))
     first = list(runner.stream(request(), lambda: True))
     assert (text(first), finished(first).reason) == ("", "interrupted")
     assert text(list(runner.stream(request(), lambda: False))) == "Hello."
 
 
-def test_other_sessions_go_on_when_one_is_cancelled() -> None:
+def test_other_sequences_continue_after_a_cancellation() -> None:
     runner = FollowedRunner(ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode())))
     kept, cancelled = runner.submit(request("kept")), runner.submit(request("cancelled"))
     runner.step()
@@ -53,7 +53,7 @@ def test_other_sessions_go_on_when_one_is_cancelled() -> None:
     assert kept.text == "kept"
 
 
-def test_after_a_fault_an_interruption_still_works() -> None:
+def test_an_interruption_works_after_an_error() -> None:
     scripts: Iterator[Sequence[int | Exception]] = iter([[ValueError("broken")], tokens_of("Hello.")])
     runner = FollowedRunner(ScriptedBackend(lambda _: next(scripts)))
     session = runner.submit(request())

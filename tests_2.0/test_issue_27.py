@@ -1,7 +1,7 @@
 """The rules of health on real models: a part of one is copied out of the user's cache and then damaged.
 
 `MLXK2_USER_HF_HOME` or `HF_HOME` names the user's cache, which is only read. `MLXK2_ISSUE27_MODEL` is a model there,
-`MLXK2_ISSUE27_INDEX_MODEL` one with an index; without them the first that fits is taken. `MLXK2_SUBSET_COUNT` shards
+`MLXK2_ISSUE27_INDEX_MODEL` one with an index; by default they are the first suitable ones. `MLXK2_SUBSET_COUNT` shards
 (1; 0 copies the index alone) are copied if `MLXK2_MIN_FREE_MB` (512) stay free. With `MLXK2_BOOTSTRAP_INDEX=1` a
 missing index is downloaded.
 """
@@ -36,7 +36,7 @@ def user_hub() -> Path:
 
 
 def wanted_or_first(variable: str, fits: Callable[[Path], bool]) -> Path:
-    """The snapshot of the model that a variable names, else of the first one that fits."""
+    """Return the snapshot of the model that a variable names, or of the first suitable one."""
     cache, name = Cache(user_hub()), os.environ.get(variable)
     models = [model for model in cache.scan() if name in (None, "", model.name)]
     snapshots = (Path(model.snapshot().path) for model in models if not model.snapshot().is_missing)
@@ -52,7 +52,7 @@ def index_in(snapshot: Path) -> Path | None:
 
 @pytest.fixture
 def real_model(user_cache_is_known: bool) -> Path:
-    """The snapshot of a real model."""
+    """Return the snapshot of a real model."""
     assert user_cache_is_known
     return wanted_or_first("MLXK2_ISSUE27_MODEL", lambda path: (path / "config.json").is_file())
 
@@ -66,7 +66,7 @@ def user_cache_is_known() -> bool:
 
 @pytest.fixture
 def part(user_cache_is_known: bool, isolated_cache: Path) -> Part:
-    """A part of a real model with an index in the isolated cache: config, index and the smallest shards."""
+    """Copy config, index and the smallest shards of a real model into the isolated cache."""
     assert user_cache_is_known
     variable = "MLXK2_ISSUE27_INDEX_MODEL" if os.environ.get("MLXK2_ISSUE27_INDEX_MODEL") else "MLXK2_ISSUE27_MODEL"
     source = wanted_or_first(variable, lambda path: index_in(path) is not None)
@@ -85,7 +85,7 @@ def part(user_cache_is_known: bool, isolated_cache: Path) -> Part:
 
 @pytest.fixture
 def whole_part(part: Part) -> Part:
-    """The part of a real model, with an index of its shards alone: a whole."""
+    """Return the part of a real model with its index reduced to the copied shards, so that it is complete."""
     snapshot, index, shards = part
     if not shards:
         pytest.skip("no shard of the model is there" if subset_count() else "MLXK2_SUBSET_COUNT=0 copies no shard")
@@ -116,7 +116,7 @@ def need_room(folder: Path, files: Sequence[Path]) -> None:
 
 
 def restrict_to(index: Path, shards: Sequence[Path]) -> None:
-    """Make the index one of these shards alone, so that the part is a whole."""
+    """Reduce the index to these shards, so that the model is complete."""
     content = json.loads(index.read_text())
     names = {shard.name for shard in shards}
     content["weight_map"] = {key: name for key, name in content["weight_map"].items() if name in names}
@@ -133,14 +133,14 @@ def test_a_real_model_is_healthy(real_model: Path, mlxk2: Program) -> None:
     assert entry["summary"]["healthy_count"] == 1, entry
 
 
-def test_a_subset_is_never_healthy(part: Part, mlxk2: Program) -> None:
+def test_a_model_with_missing_shards_is_unhealthy(part: Part, mlxk2: Program) -> None:
     _, index, shards = part
     if len(set(json.loads(index.read_text())["weight_map"].values())) == len(shards):
         pytest.skip("all shards of this model were copied")
     assert reason(mlxk2).startswith("Missing shard")
 
 
-def test_all_that_the_index_names_is_healthy(whole_part: Part, mlxk2: Program) -> None:
+def test_a_model_with_all_shards_of_its_index_is_healthy(whole_part: Part, mlxk2: Program) -> None:
     assert whole_part
     assert reason(mlxk2) == "Model is healthy"
 
@@ -154,13 +154,13 @@ def test_a_deleted_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
 def test_a_truncated_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
     _, _, shards = whole_part
     if shards[0].suffix != ".safetensors":
-        pytest.skip("only safetensors files tell their length")
+        pytest.skip("only safetensors files contain their length")
     with shards[0].open("r+b") as file:
         file.truncate(size_of(shards[0]) - 1)
     assert reason(mlxk2) == f"{shards[0].name} is truncated: 1 bytes are missing"
 
 
-def test_a_pointer_for_a_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
+def test_a_git_lfs_pointer_in_place_of_a_shard_is_found(whole_part: Part, mlxk2: Program) -> None:
     _, _, shards = whole_part
     shards[0].write_bytes(LFS_POINTER)
     assert "Git LFS pointer" in reason(mlxk2)

@@ -1,4 +1,4 @@
-"""What may not be downloaded is refused before anything is written to the cache."""
+"""A model that the user may not download is refused before anything is written to the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODEL = "org/model"
 
 
 def assert_denied(outcome: Outcome, cache: Path) -> None:
-    """The answer is `access_denied`, with a hint to set HF_TOKEN, and the cache was not touched."""
+    """Fail unless the error is `access_denied` with a hint to set HF_TOKEN, and the cache is untouched."""
     assert outcome.code == 1
     assert_envelope(outcome.json, "pull", "error")
     error, data = outcome.json["error"], outcome.json["data"]
@@ -33,7 +33,7 @@ def test_preflight_private_model_without_token(hub_server: HubServer, hub_client
 def test_preflight_nonexistent_model(hub_server: HubServer, hub_client: Client) -> None:
     outcome = hub_client.run("pull", "model", "--json")
     assert_denied(outcome, hub_client.cache_dir)
-    # A name without an org is tried as mlx-community's, then as itself, and never by substring.
+    # A name without an org is tried with mlx-community, then as it is, and never as a substring.
     assert [request.path for request in hub_server.log.requests] == [
         "/api/models/mlx-community/model",
         "/api/models/model",
@@ -80,11 +80,11 @@ def test_the_token_may_come_from_a_login_or_an_older_variable(hub_server: HubSer
     hub_server.log.clear()
     assert hub_client.run("pull", MODEL, HUGGINGFACE_HUB_TOKEN=bad).code == 0
     assert {request.token for request in hub_server.log.requests} == {good}
-    # HF_TOKEN comes before the login.
+    # HF_TOKEN takes precedence over the login.
     assert hub_client.run("pull", MODEL, HF_TOKEN=bad).code == 1
 
 
-def test_the_token_goes_to_no_other_host_and_into_no_output(hub_server: HubServer, hub_client: Client) -> None:
+def test_the_token_reaches_no_other_host_and_no_output(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model(), private=True, readers=["reader"])
     token = hub_server.token("reader")
     hub_server.faults.add(Fault("/objects/", status=500))
@@ -97,7 +97,7 @@ def test_the_token_goes_to_no_other_host_and_into_no_output(hub_server: HubServe
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 418])
-def test_an_unclear_answer_is_a_warning_and_the_download_decides(
+def test_an_unclear_preflight_is_a_warning_and_the_pull_continues(
     hub_server: HubServer, hub_client: Client, status: int
 ) -> None:
     hub_server.add(MODEL, chat_model())
@@ -107,7 +107,7 @@ def test_an_unclear_answer_is_a_warning_and_the_download_decides(
     assert outcome.err.startswith("Warning: ") and str(status) in outcome.err
 
 
-def test_a_slow_answer_is_a_warning_and_the_download_decides(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_slow_preflight_is_a_warning_and_the_pull_continues(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.faults.add(Fault("/api/models/", after=2))
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_ETAG_TIMEOUT="1")
@@ -115,7 +115,7 @@ def test_a_slow_answer_is_a_warning_and_the_download_decides(hub_server: HubServ
     assert "could not be reached" in outcome.err
 
 
-def test_nothing_unasked_is_sent(hub_server: HubServer, hub_client: Client) -> None:
+def test_pull_sends_only_the_requests_it_needs(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     assert hub_client.run("pull", MODEL, AI_AGENT="something").code == 0
     known = (f"/api/models/{MODEL}", f"/{MODEL}/resolve/")
