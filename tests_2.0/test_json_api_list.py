@@ -1,4 +1,4 @@
-"""`list --json`: its shape, its order, and that flags for people do not change it."""
+"""`list --json`: its form, its order, and that flags for plain output do not change it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlxk2 import spec
 
 @pytest.fixture
 def filled(cache_dir: CacheDir) -> CacheDir:
-    """A model of every kind."""
+    """Return a cache with a model of every kind."""
     cache_dir.add("mlx-community/chat", chat_model())
     cache_dir.add("Zeta/base", base_model())
     cache_dir.add("alpha/gguf", gguf_model())
@@ -33,7 +33,7 @@ def filled(cache_dir: CacheDir) -> CacheDir:
     return cache_dir
 
 
-def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
+def list_data(mlxk2: Program, *words: str) -> dict[str, Any]:
     result = mlxk2("list", *words, "--json")
     assert result.code == 0
     assert_envelope(result.json, "list")
@@ -41,16 +41,16 @@ def listed(mlxk2: Program, *words: str) -> dict[str, Any]:
     return data
 
 
-def test_the_list_is_what_the_contract_says(filled: CacheDir, mlxk2: Program) -> None:
-    data = listed(mlxk2)
+def test_the_list_is_sorted_and_counts_all_models(filled: CacheDir, mlxk2: Program) -> None:
+    data = list_data(mlxk2)
     names = [model["name"] for model in data["models"]]
     assert names == sorted(names)
     assert data["count"] == len(names) == len(list(filled.path.glob("models--*")))
 
 
-def test_every_key_of_a_model_is_there_and_no_other(filled: CacheDir, mlxk2: Program) -> None:
+def test_a_model_has_exactly_the_documented_keys(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
-    for model in listed(mlxk2)["models"]:
+    for model in list_data(mlxk2)["models"]:
         assert list(model) == [
             "name",
             "hash",
@@ -67,11 +67,11 @@ def test_every_key_of_a_model_is_there_and_no_other(filled: CacheDir, mlxk2: Pro
         assert model["cached"] is True
 
 
-def test_a_model_in_full(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_model_object_has_the_expected_values(cache_dir: CacheDir, mlxk2: Program) -> None:
     files = chat_model()
     snapshot = cache_dir.add("mlx-community/chat", files)
     os.utime(snapshot, (1_700_000_000, 1_700_000_000))
-    assert listed(mlxk2)["models"] == [
+    assert list_data(mlxk2)["models"] == [
         {
             "name": "mlx-community/chat",
             "hash": COMMIT,
@@ -90,7 +90,7 @@ def test_a_model_in_full(cache_dir: CacheDir, mlxk2: Program) -> None:
 
 def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
-    models = {model["name"]: model for model in listed(mlxk2)["models"]}
+    models = {model["name"]: model for model in list_data(mlxk2)["models"]}
     for model in models.values():
         assert model["runtime_compatible"] == (model["reason"] is None)
         assert model["health"] == "healthy" or not model["runtime_compatible"]
@@ -99,43 +99,43 @@ def test_an_unhealthy_model_never_runs_and_has_a_reason(filled: CacheDir, mlxk2:
 
 
 @pytest.mark.parametrize("flags", [["--all"], ["--health"], ["--verbose"], ["--all", "--health", "--verbose"]])
-def test_flags_for_people_do_not_change_it(filled: CacheDir, mlxk2: Program, flags: list[str]) -> None:
+def test_flags_for_plain_output_do_not_change_json(filled: CacheDir, mlxk2: Program, flags: list[str]) -> None:
     assert filled.path.is_dir()
-    assert listed(mlxk2, *flags) == listed(mlxk2)
+    assert list_data(mlxk2, *flags) == list_data(mlxk2)
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("", 6), ("mlx", 2), ("MLX-Community/", 2), ("zeta", 1), ("none", 0)])
-def test_a_pattern_selects(filled: CacheDir, mlxk2: Program, pattern: str, count: int) -> None:
+def test_a_pattern_selects_models_by_name(filled: CacheDir, mlxk2: Program, pattern: str, count: int) -> None:
     assert filled.path.is_dir()
-    assert listed(mlxk2, pattern)["count"] == count
+    assert list_data(mlxk2, pattern)["count"] == count
 
 
-def test_time_is_utc_whatever_the_zone(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_utc_in_any_time_zone(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(cache_dir.add("org/model", chat_model()), (0, 0))
     monkeypatch.setenv("TZ", "America/New_York")
-    assert listed(mlxk2)["models"][0]["last_modified"] == "1970-01-01T00:00:00Z"
+    assert list_data(mlxk2)["models"][0]["last_modified"] == "1970-01-01T00:00:00Z"
 
 
 @pytest.mark.parametrize("seconds", [-(10**9), 2**31, 2**33, 253_402_300_800])
-def test_times_beyond_the_calendar_are_times(cache_dir: CacheDir, mlxk2: Program, seconds: int) -> None:
+def test_times_outside_the_usual_range_are_valid(cache_dir: CacheDir, mlxk2: Program, seconds: int) -> None:
     snapshot = cache_dir.add("org/model", chat_model())
     os.utime(snapshot, (0, seconds))
     if os.stat(snapshot).st_mtime != seconds:
         pytest.skip("this file system does not keep such a time")
-    listed(mlxk2)
+    list_data(mlxk2)
 
 
-def test_names_in_any_script_survive(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_names_in_any_script_are_unchanged(cache_dir: CacheDir, mlxk2: Program) -> None:
     names = ["组织/模型", "org/Ünïcode", "org/🤗"]
     for name in names:
         cache_dir.add(name, chat_model())
-    assert [model["name"] for model in listed(mlxk2)["models"]] == sorted(names)
+    assert [model["name"] for model in list_data(mlxk2)["models"]] == sorted(names)
 
 
 @pytest.mark.skipif(os.uname().sysname == "Darwin", reason="this system has no names that are not UTF-8")
-def test_names_that_are_no_utf8_are_shown(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_names_that_are_not_utf8_are_shown(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/caf\udce9", chat_model() | {"caf\udce9.txt": b"x"})
-    (model,) = listed(mlxk2)["models"]
+    (model,) = list_data(mlxk2)["models"]
     assert (model["name"], model["health"]) == ("org/caf\N{REPLACEMENT CHARACTER}", "healthy")
     assert "caf\N{REPLACEMENT CHARACTER}.txt" in mlxk2("show", "org/caf", "--files", "--json").out.encode().decode(
         "unicode_escape"
@@ -146,12 +146,12 @@ def test_names_that_are_no_utf8_are_shown(cache_dir: CacheDir, mlxk2: Program) -
 def test_broken_folder_names_are_listed(cache_dir: CacheDir, mlxk2: Program, folder: str) -> None:
     (cache_dir.path / folder).mkdir()
     cache_dir.add("org/sound", chat_model())
-    assert listed(mlxk2)["count"] == 2
+    assert list_data(mlxk2)["count"] == 2
 
 
-def test_the_check_of_shapes_finds_what_is_wrong(filled: CacheDir, mlxk2: Program) -> None:
+def test_the_conformance_check_finds_wrong_values(filled: CacheDir, mlxk2: Program) -> None:
     assert filled.path.is_dir()
-    model = listed(mlxk2)["models"][0]
+    model = list_data(mlxk2)["models"][0]
     wrong = [
         model | {"extra": 1},
         model | {"hash": "x"},

@@ -25,7 +25,7 @@ from support.layouts import (
 
 
 class Show(Protocol):
-    """Adds a model and returns the data that `show` prints of it."""
+    """Add a model and return the data that `show` prints for it."""
 
     def __call__(self, files: Files, *flags: str) -> dict[str, Any]: ...
 
@@ -45,14 +45,14 @@ def show(cache_dir: CacheDir, mlxk2: Program) -> Show:
     return run
 
 
-def test_files_and_config_come_only_when_asked_for(show: Show) -> None:
+def test_files_and_config_are_shown_only_on_request(show: Show) -> None:
     assert set(show(chat_model())) == {"model", "metadata"}
     assert set(show(chat_model(), "--files")) == {"model", "metadata", "files"}
     assert set(show(chat_model(), "--config")) == {"model", "metadata", "config"}
     assert set(show(chat_model(), "--config", "--files")) == {"model", "metadata", "config", "files"}
 
 
-def test_it_is_the_model_of_the_list(show: Show, mlxk2: Program) -> None:
+def test_show_and_list_have_the_same_model_object(show: Show, mlxk2: Program) -> None:
     model = show(chat_model())["model"]
     assert mlxk2("list", "--json").json["data"]["models"] == [model]
 
@@ -60,7 +60,7 @@ def test_it_is_the_model_of_the_list(show: Show, mlxk2: Program) -> None:
 # ------------------------------------------------------------------------------------------------------------ metadata
 
 
-def test_metadata_says_what_the_config_says(show: Show) -> None:
+def test_metadata_comes_from_the_config(show: Show) -> None:
     assert show(chat_model(quantization={"group_size": 64, "bits": 4}))["metadata"] == {
         "architecture": "llama",
         "context_length": 2048,
@@ -77,18 +77,18 @@ CONTEXT_KEYS = ["max_position_embeddings", "n_positions", "context_length", "max
 
 @pytest.mark.parametrize("key", CONTEXT_KEYS)
 @pytest.mark.parametrize("inner", [False, True])
-def test_the_context_has_several_names_and_places(show: Show, key: str, inner: bool) -> None:
+def test_the_context_length_is_read_from_every_known_key(show: Show, key: str, inner: bool) -> None:
     config = {"model_type": "x", **({"text_config": {key: 77}} if inner else {key: 77})}
     assert show(chat_model() | {"config.json": as_json(config)})["metadata"]["context_length"] == 77
 
 
-def test_a_context_without_limit_is_left_out(show: Show) -> None:
+def test_an_unlimited_context_is_omitted(show: Show) -> None:
     assert "context_length" not in show(chat_model(max_position_embeddings=10**30))["metadata"]
     assert show(chat_model(max_position_embeddings=10**30, seq_len=7))["metadata"]["context_length"] == 7
 
 
 @pytest.mark.parametrize("value", [None, "2048", -1, 0, True, 1.5, [], {}, "Infinity"])
-def test_what_is_no_count_is_left_out(show: Show, value: object) -> None:
+def test_invalid_counts_are_omitted(show: Show, value: object) -> None:
     files = chat_model(**dict.fromkeys(CONFIG, value))
     assert set(show(files)["metadata"] or {}) <= {"architecture"}
 
@@ -104,7 +104,7 @@ def test_what_is_no_count_is_left_out(show: Show, value: object) -> None:
         ({}, None),
     ],
 )
-def test_the_quantisation_in_words(show: Show, settings: dict[str, Any], shown: str | None) -> None:
+def test_the_quantization_is_described_in_words(show: Show, settings: dict[str, Any], shown: str | None) -> None:
     assert show(chat_model(**settings))["metadata"].get("quantization") == shown
 
 
@@ -138,7 +138,7 @@ TYPES = {
 }
 
 
-def test_every_file_has_its_type(show: Show) -> None:
+def test_every_file_has_the_right_type(show: Show) -> None:
     data = show(dict.fromkeys(TYPES, b"content"), "--files")
     assert {file["name"]: file["type"] for file in data["files"]} == TYPES
 
@@ -155,7 +155,7 @@ def test_files_have_their_own_size_and_name_on_every_layout(
     assert list(sizes) == sorted(sizes)
 
 
-def test_files_of_a_damaged_model_are_shown(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_files_of_a_damaged_model_are_listed(cache_dir: CacheDir, mlxk2: Program) -> None:
     snapshot = cache_dir.add("org/model", sharded_model())
     lost = shard_names(3)[0]
     (snapshot / lost).resolve().unlink()
@@ -167,7 +167,7 @@ def test_files_of_a_damaged_model_are_shown(cache_dir: CacheDir, mlxk2: Program)
 # -------------------------------------------------------------------------------------------------------------- config
 
 
-def test_the_config_is_shown_as_it_is(show: Show) -> None:
+def test_the_config_is_shown_unchanged(show: Show) -> None:
     config = CONFIG | {"nested": {"list": [1, 2.5, None, True, "text"]}, "unicode": "é模", "empty": {}}
     assert show(chat_model() | {"config.json": as_json(config)}, "--config")["config"] == config
 
@@ -176,23 +176,23 @@ def test_the_config_is_shown_as_it_is(show: Show) -> None:
     ("text", "value"),
     [("Infinity", "Infinity"), ("-Infinity", "-Infinity"), ("NaN", "NaN"), ("1e999", "1e999"), ("-1E999", "-1E999")],
 )
-def test_what_json_cannot_say_becomes_text(show: Show, text: str, value: str) -> None:
+def test_numbers_that_json_cannot_hold_become_text(show: Show, text: str, value: str) -> None:
     config = b'{"model_type": "mamba2", "limit": [0.0, ' + text.encode() + b"]}"
     assert show(chat_model() | {"config.json": config}, "--config")["config"]["limit"] == [0.0, value]
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\udcff x", "\\u0000", "\\u001b[31m", "\\u202e"])
-def test_strange_characters_stay_what_they_are(show: Show, text: str) -> None:
+def test_control_characters_in_a_config_are_unchanged(show: Show, text: str) -> None:
     config = b'{"model_type": "' + text.encode() + b'"}'
     assert show(chat_model() | {"config.json": config}, "--config")["config"] == json.loads(config)
 
 
-def test_a_broken_config_is_none(show: Show) -> None:
+def test_a_broken_config_is_shown_as_null(show: Show) -> None:
     data = show(chat_model() | {"config.json": b"{"}, "--config")
     assert (data["config"], data["metadata"], data["model"]["health"]) == (None, None, "unhealthy")
 
 
-def test_a_config_nested_too_deeply_is_none(show: Show) -> None:
+def test_a_config_nested_too_deeply_is_shown_as_null(show: Show) -> None:
     config = b'{"a":' * 3000 + b"1" + b"}" * 3000
     assert show(chat_model() | {"config.json": config}, "--config")["config"] is None
 

@@ -1,4 +1,4 @@
-"""`list` remembers what it found out, and notices every change."""
+"""`list` remembers its findings and notices every change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FROM_MEMORY = "remembered/not-looked-at"
 
 
 def settle() -> None:
-    """Let the cache grow older than what a file system's clock could confuse."""
+    """Wait until the files are old enough for `list` to remember them."""
     time.sleep(SETTLED_NS / 1e9 + 0.1)
 
 
@@ -43,7 +43,7 @@ def verdicts(mlxk2: Program) -> dict[str, str]:
 
 @pytest.fixture
 def known(cache_dir: CacheDir, mlxk2: Program) -> Path:
-    """A cache that `list` has seen; in its memory, every model has another name."""
+    """Return a cache that `list` remembers; in its memory, every model has another name."""
     snapshot = cache_dir.add("org/chat", chat_model())
     cache_dir.add("org/gguf", gguf_model())
     settle()
@@ -53,7 +53,7 @@ def known(cache_dir: CacheDir, mlxk2: Program) -> Path:
 
 
 def rename_remembered(cache_dir: CacheDir) -> None:
-    """Give every model in the memory another name, by which recalling shows."""
+    """Give every model in the memory another name, which shows when `list` uses its memory."""
     file = remembered(cache_dir)
     content = json.loads(file.read_text())
     for _, model in content["snapshots"].values():
@@ -62,7 +62,7 @@ def rename_remembered(cache_dir: CacheDir) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_what_has_not_changed_is_remembered(mlxk2: Program) -> None:
+def test_an_unchanged_model_is_remembered(mlxk2: Program) -> None:
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
@@ -103,7 +103,7 @@ def test_a_change_is_seen_at_once(known: Path, mlxk2: Program, change: Change) -
     assert found == {"org/chat": "unhealthy", FROM_MEMORY: "healthy"}
 
 
-# A disk such as FAT keeps no ctime: in its place it shows the time that any program may set.
+# A disk such as FAT keeps no ctime and reports in its place the mtime, which any program can set.
 WITHOUT_CTIME = """
 import os, sys, types
 def stat(path, *args, real=os.stat, **named):
@@ -117,7 +117,7 @@ sys.exit(main(["list", "--json"]))
 
 
 @pytest.mark.parametrize("change", [None, _rewrite_with_its_old_time])
-def test_a_change_is_seen_where_the_disk_keeps_no_ctime(cache_dir: CacheDir, change: Change | None) -> None:
+def test_a_change_is_seen_on_a_disk_without_ctime(cache_dir: CacheDir, change: Change | None) -> None:
     def listed() -> list[str]:
         command = [sys.executable, "-c", WITHOUT_CTIME]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -145,7 +145,7 @@ def test_another_revision_is_seen_at_once(known: Path, cache_dir: CacheDir, mlxk
 def test_a_change_of_mlx_lm_is_seen_at_once(
     cache_dir: CacheDir, mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where mlx-lm is installed as editable: an import hook knows where it is, no folder of `sys.path`."""
+    """An editable installation is included: an import hook finds mlx-lm, not a folder of `sys.path`."""
     installed = tmp_path / "src" / "mlx_lm"
     (installed / "models").mkdir(parents=True)
     (installed / "utils.py").touch()
@@ -162,20 +162,20 @@ def test_a_change_of_mlx_lm_is_seen_at_once(
 
 
 @pytest.mark.usefixtures("known")
-def test_health_and_show_always_look(mlxk2: Program) -> None:
+def test_health_and_show_always_read_the_files(mlxk2: Program) -> None:
     assert [entry["name"] for entry in mlxk2("health", "--json").json["data"]["healthy"]] == ["org/chat", "org/gguf"]
     assert mlxk2("show", "org/chat", "--json").json["data"]["model"]["name"] == "org/chat"
 
 
 @pytest.mark.usefixtures("known")
-def test_a_pattern_forgets_nothing(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_listing_with_a_pattern_keeps_the_whole_memory(cache_dir: CacheDir, mlxk2: Program) -> None:
     before = remembered(cache_dir).read_bytes()
     assert mlxk2("list", "chat", "--json").code == 0
     assert remembered(cache_dir).read_bytes() == before
 
 
 def test_a_folder_under_two_names_is_remembered_under_both(cache_dir: CacheDir, mlxk2: Program) -> None:
-    """One of the names makes it an embedding model, which is told by the name alone."""
+    """The name alone makes one of them an embedding model."""
     cache_dir.add("org/chat", chat_model())
     cache_dir.folder("other/embed").symlink_to(cache_dir.folder("org/chat"))
     settle()
@@ -189,13 +189,13 @@ def test_a_folder_under_two_names_is_remembered_under_both(cache_dir: CacheDir, 
     assert names(mlxk2) == [FROM_MEMORY, FROM_MEMORY]
 
 
-def test_what_is_gone_is_forgotten(known: Path, cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_removed_model_is_forgotten(known: Path, cache_dir: CacheDir, mlxk2: Program) -> None:
     shutil.rmtree(known.parent.parent)
     names(mlxk2)
     assert str(known) not in remembered(cache_dir).read_text()
 
 
-def test_what_has_just_changed_is_not_remembered(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_model_changed_just_now_is_not_remembered(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/chat", chat_model())
     names(mlxk2)
     assert not remembered(cache_dir).exists()
@@ -205,7 +205,7 @@ def test_what_has_just_changed_is_not_remembered(cache_dir: CacheDir, mlxk2: Pro
     "content",
     [b"", b"{", b"[]", b"null", b'{"stamp": 1}', b'{"stamp": "other", "snapshots": {}}', b"\xff\xfe", b"[" * 99_999],
 )
-def test_a_damaged_memory_is_none(cache_dir: CacheDir, mlxk2: Program, content: bytes) -> None:
+def test_a_damaged_memory_is_ignored(cache_dir: CacheDir, mlxk2: Program, content: bytes) -> None:
     cache_dir.add("org/chat", chat_model())
     remembered(cache_dir).parent.mkdir(parents=True)
     remembered(cache_dir).write_bytes(content)
@@ -220,13 +220,13 @@ OF_AN_OLDER_VERSION = {"name": FROM_MEMORY, "hash": None, "health": "healthy", "
     [[], 5, {"x": 5}, {"x": ["a"]}, {"x": ["a", 5]}, {"x": None}, {"x": ["a", OF_AN_OLDER_VERSION]}],
 )
 @pytest.mark.usefixtures("known")
-def test_a_memory_of_another_shape_is_none(cache_dir: CacheDir, mlxk2: Program, snapshots: object) -> None:
+def test_a_memory_of_another_shape_is_ignored(cache_dir: CacheDir, mlxk2: Program, snapshots: object) -> None:
     content = json.loads(remembered(cache_dir).read_text())
     remembered(cache_dir).write_text(json.dumps({**content, "snapshots": snapshots}))
     assert names(mlxk2) == ["org/chat", "org/gguf"]
 
 
-def test_where_nothing_can_be_written_list_works_all_the_same(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_list_works_if_its_memory_cannot_be_written(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/chat", chat_model())
     settle()
     remembered(cache_dir).parent.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The local hub speaks the real one's protocol: the real client reads from it and writes to it."""
+"""The local hub has the protocol of the real one: the real client reads from it and writes to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory, set_client_factory
 from support.hub import Fault, HubServer
 
-# The library's own, of how it calls its HTTP client.
+# The library itself causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 MODEL = "owner/model"
@@ -27,27 +27,27 @@ FILES = {"config.json": b"{}", "sub/notes.txt": b"notes", "model.safetensors": b
 
 @pytest.fixture(autouse=True)
 def _unguarded() -> None:
-    """The library's client as it is by default, not the one for another hub that a test before this one set up."""
+    """Reset the library's HTTP client, which an earlier test may have set up for another hub."""
     set_client_factory(default_client_factory)
 
 
 @pytest.fixture
 def api(hub_server: HubServer) -> HfApi:
-    """The real client, as the owner of the repos."""
+    """Return the real client with the token of the owner of the repos."""
     return HfApi(endpoint=hub_server.url, token=hub_server.token("owner"))
 
 
-def added(name: str, data: bytes) -> CommitOperationAdd:
-    """An upload over Git LFS, not over Xet: the client takes that way for what it can't reopen."""
+def lfs_upload(name: str, data: bytes) -> CommitOperationAdd:
+    """Return an upload over Git LFS, which the client uses instead of Xet for data that it can't reopen."""
     return CommitOperationAdd(name, io.BytesIO(data))
 
 
 def read(server: HubServer, name: str, revision: str = "main") -> bytes:
-    """A file's bytes, redirects followed."""
+    """Return the bytes of a file, with redirects followed."""
     return httpx.get(f"{server.url}/{MODEL}/resolve/{revision}/{name}", follow_redirects=True).content
 
 
-def test_reading(hub_server: HubServer, api: HfApi) -> None:
+def test_the_client_reads_repos_files_and_commits(hub_server: HubServer, api: HfApi) -> None:
     hub_server.hub.page_size = 2
     commit = hub_server.add(MODEL, FILES)
     hub_server.add(MODEL, {"more.txt": b"more"}, branch="dev/x")
@@ -60,7 +60,7 @@ def test_reading(hub_server: HubServer, api: HfApi) -> None:
     assert all(read(hub_server, name) == data for name, data in FILES.items())
 
 
-def test_refusals(hub_server: HubServer) -> None:
+def test_missing_private_and_gated_repos_are_refused(hub_server: HubServer) -> None:
     hub_server.add("owner/private", FILES, private=True, readers=["owner"])
     hub_server.add("owner/gated", FILES, gated=True)
     hub_server.add(MODEL, FILES)
@@ -78,12 +78,12 @@ def test_refusals(hub_server: HubServer) -> None:
         stranger.create_branch(MODEL, branch="mine")
 
 
-def test_writing(hub_server: HubServer, api: HfApi) -> None:
+def test_the_client_creates_repos_branches_and_commits(hub_server: HubServer, api: HfApi) -> None:
     assert api.create_repo(MODEL, private=True).repo_id == MODEL
     api.create_repo(MODEL, exist_ok=True)
     api.create_branch(MODEL, branch="dev")
     hub_server.hub.repos[MODEL].private = False
-    operations = [added(name, data) for name, data in FILES.items()]
+    operations = [lfs_upload(name, data) for name, data in FILES.items()]
     info = api.create_commit(MODEL, operations, commit_message="first", revision="dev")
     assert info.oid == hub_server.hub.repos[MODEL].branches["dev"]
     assert all(read(hub_server, name, "dev") == data for name, data in FILES.items())
@@ -93,13 +93,13 @@ def test_writing(hub_server: HubServer, api: HfApi) -> None:
     with pytest.raises(HfHubHTTPError):
         api.create_branch(MODEL, branch="dev")
     with pytest.raises(HfHubHTTPError):
-        api.create_commit(MODEL, [added("late.txt", b"late")], commit_message="late", parent_commit="0" * 40)
+        api.create_commit(MODEL, [lfs_upload("late.txt", b"late")], commit_message="late", parent_commit="0" * 40)
 
 
 def test_large_files_are_uploaded_once_and_checked(hub_server: HubServer, api: HfApi) -> None:
     api.create_repo(MODEL)
     for _ in range(2):
-        api.create_commit(MODEL, [added("model.safetensors", b"weights")], commit_message="weights")
+        api.create_commit(MODEL, [lfs_upload("model.safetensors", b"weights")], commit_message="weights")
     assert hub_server.log.count("PUT", origin="cdn") == 1
     assert hub_server.log.count("POST", "/verify") == 1
     assert len(hub_server.hub.repos[MODEL].commits) == 2  # the first one and the repo's own
@@ -110,11 +110,11 @@ def test_large_files_are_uploaded_once_and_checked(hub_server: HubServer, api: H
 def test_bad_cards_are_refused(hub_server: HubServer, api: HfApi) -> None:
     api.create_repo(MODEL)
     with pytest.raises((BadRequestError, ValueError)):
-        api.create_commit(MODEL, [added("README.md", b"---\n!invalid\n---\n")], commit_message="card")
+        api.create_commit(MODEL, [lfs_upload("README.md", b"---\n!invalid\n---\n")], commit_message="card")
     assert hub_server.log.count("POST", "/commit/") == 0
 
 
-def test_ranges(hub_server: HubServer) -> None:
+def test_ranges_of_a_file_are_served(hub_server: HubServer) -> None:
     hub_server.add(MODEL, FILES)
     url = f"{hub_server.url}/{MODEL}/resolve/main/model.safetensors"
     answer = httpx.get(url, headers={"range": "bytes=6990-"}, follow_redirects=True)
@@ -124,7 +124,7 @@ def test_ranges(hub_server: HubServer) -> None:
     assert hub_server.log.find("GET", origin="cdn")[0].start == 6990
 
 
-def test_faults(hub_server: HubServer) -> None:
+def test_each_planned_fault_affects_the_response(hub_server: HubServer) -> None:
     hub_server.add(MODEL, FILES)
     for fault in (
         Fault("config", status=503),

@@ -1,4 +1,4 @@
-"""What `make` checks before pip runs, with stand-ins for the Python of other machines."""
+"""The checks of `make` before pip runs, with stand-ins for the Python of other machines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ exec(sys.argv[1])' "$2"
 
 
 def check(folder: Path, *, version: tuple[int, ...], system: str, machine: str, release: str = "") -> tuple[str, str]:
-    """What `make` says with a Python of another machine, and what it goes on with."""
+    """Run `make` with a Python of another machine; return its error and the commands that it runs next."""
     python, log = folder / "python", folder / "log"
     python.write_text(
         STAND_IN.format(
@@ -59,7 +59,7 @@ def check(folder: Path, *, version: tuple[int, ...], system: str, machine: str, 
     ],
     ids=["old Python", "Intel or Rosetta", "old macOS"],
 )
-def test_what_can_not_run_mlx_is_said_before_anything_is_installed(
+def test_an_unsuitable_machine_is_reported_before_anything_is_installed(
     machine: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     error, went_on = check(tmp_path, **machine)
@@ -74,6 +74,6 @@ def test_what_can_not_run_mlx_is_said_before_anything_is_installed(
         {"version": (3, 11, 0), "system": "linux", "machine": "x86_64"},
     ],
 )
-def test_others_go_on_and_tell_the_real_version_of_macos(machine: dict[str, Any], tmp_path: Path) -> None:
+def test_suitable_machines_continue_with_the_real_macos_version(machine: dict[str, Any], tmp_path: Path) -> None:
     _, went_on = check(tmp_path, **machine)
     assert went_on == f"0: -m venv {tmp_path}/venv\n"

@@ -1,4 +1,4 @@
-"""What the runner takes from mlx-lm that its documentation does not promise: when this fails, a name has moved."""
+"""The undocumented names of mlx-lm that the runner uses: when this fails, a name has moved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_lm.models import cache
 
 from mlxk2.runner.mlx.decoding import Decoding
 
-# The package binds the name to a function.
+# The package has a function of the same name, so the module must be imported by name.
 generate = import_module("mlx_lm.generate")
 
 
@@ -67,7 +67,7 @@ generate = import_module("mlx_lm.generate")
         (sample_utils.make_frequency_penalty, ["penalty", "context_size"]),
     ],
 )
-def test_functions_take_what_they_are_given(function: Callable[..., Any], arguments: list[str]) -> None:
+def test_functions_take_the_expected_arguments(function: Callable[..., Any], arguments: list[str]) -> None:
     assert set(arguments) <= set(inspect.signature(function).parameters)
 
 
@@ -84,26 +84,26 @@ def test_functions_take_what_they_are_given(function: Callable[..., Any], argume
         "response_initial_state",
     ],
 )
-def test_the_tokenizer_wrapper_knows(name: str) -> None:
+def test_the_tokenizer_wrapper_has_the_expected_properties(name: str) -> None:
     assert isinstance(getattr(tokenizer_utils.TokenizerWrapper, name), property)
 
 
-def test_a_config_with_a_byte_order_mark_is_not_read(tmp_path: Path) -> None:
+def test_a_config_with_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(BOM_UTF8 + b'{"model_type": "llama"}')
     with pytest.raises(ValueError, match="BOM"):
         utils.load_config(tmp_path)
 
 
-def test_the_responses_of_a_batch() -> None:
+def test_the_responses_of_a_batch_have_the_expected_fields() -> None:
     fields = set(inspect.signature(generate.GenerationBatch.Response).parameters)
     assert {"uid", "token", "logprobs", "finish_reason", "prompt_cache", "all_tokens"} <= fields
     assert "prompt_cache" in vars(generate.PromptProcessingBatch.empty(_NoModel(), min))
 
 
-def test_the_batch_whose_step_is_our_own() -> None:
+def test_our_batch_step_uses_the_same_fields_as_theirs() -> None:
     ours = _fields(Decoding._step) | _fields(Decoding._process) | _fields(Decoding._report)
     ahead = _fields(Decoding._is_under_way)
-    # Every row has a sampler, and there are as many samplers as rows.
+    # Our batch always has one sampler for each sequence, so it needs neither of these fields.
     theirs = _fields(generate.GenerationBatch._step) - {"fallback_sampler", "uids"}
     assert ours - {"_process", "_report", "_is_under_way", "_num_tokens"} == theirs
     assert ahead <= vars(generate.GenerationBatch.empty(_NoModel(), min)).keys()
@@ -115,5 +115,5 @@ class _NoModel:
 
 
 def _fields(method: Callable[..., Any]) -> set[str]:
-    """What a method names of its object."""
+    """Return the attributes of its object that a method uses."""
     return set(re.findall(r"\bself\.(\w+)", inspect.getsource(method)))

@@ -46,7 +46,7 @@ def test_conversion_is_a_bijection_on_names_without_double_dashes(name: str) -> 
         ("models--org--caf\udce9", "org/caf\N{REPLACEMENT CHARACTER}"),
     ],
 )
-def test_a_broken_folder_name_is_shown_as_it_converts(folder: str, name: str) -> None:
+def test_a_malformed_folder_name_still_converts(folder: str, name: str) -> None:
     assert repo_id_of(folder) == name
 
 
@@ -91,20 +91,22 @@ BAD_REVISIONS = ["org/model@", "org/model@ ", "org/model@../x", "org/model@/main
 
 
 @pytest.mark.parametrize("argument", BAD_NAMES + BAD_REVISIONS)
-def test_arguments_that_cannot_be_right_are_refused(argument: str) -> None:
+def test_invalid_arguments_are_refused(argument: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse_repo(argument)
     assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("argument", [word for word in BAD_NAMES + BAD_REVISIONS if not word.startswith(("/", "../"))])
-def test_a_refused_argument_is_an_envelope(mlxk2: Program, argument: str) -> None:
+def test_an_invalid_argument_is_a_validation_error(mlxk2: Program, argument: str) -> None:
     result = mlxk2("show", argument, "--json")
     assert (result.code, result.json["error"]["type"]) == (1, "ValidationError")
     assert result.json["command"] == "show"
 
 
-def test_refusal_comes_before_the_disk(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_argument_is_refused_before_the_cache_is_read(
+    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     unreadable = tmp_path / "file"
     unreadable.touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(unreadable))
@@ -113,13 +115,13 @@ def test_refusal_comes_before_the_disk(mlxk2: Program, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("path", [".", "..", "./x", "../x", "/x/y", "./"])
-def test_paths_are_told_from_names(path: str) -> None:
+def test_paths_are_parsed_as_folders(path: str) -> None:
     assert isinstance(parse(path), Folder)
     assert parse(path) == Folder(path)
 
 
 @pytest.mark.parametrize("name", ["x", "org/x", ".x", "org/.x", "x/.."])
-def test_names_are_told_from_paths(name: str) -> None:
+def test_names_are_parsed_as_repos(name: str) -> None:
     if ".." in name:
         with pytest.raises(ValidationError):
             parse(name)
@@ -127,7 +129,7 @@ def test_names_are_told_from_paths(name: str) -> None:
         assert isinstance(parse(name), Repo)
 
 
-def test_demo_is_told_from_names() -> None:
+def test_demo_is_parsed_as_the_demo() -> None:
     assert isinstance(parse("demo"), Demo)
     with pytest.raises(ValidationError, match="has no revisions"):
         parse("demo@main")

@@ -1,4 +1,4 @@
-"""HF_ENDPOINT leads to something that is no hub: pull and push say so, and nothing is written."""
+"""HF_ENDPOINT is not the address of a hub: pull and push say so, and nothing is written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support.pushing import Pusher
 
 QUESTION = "is HF_ENDPOINT the address of a hub?"
 ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""]
-NO_URLS = ["http://[::1", "http://localhost:port"]  # the library fails over these while it is imported
+NO_URLS = ["http://[::1", "http://localhost:port"]  # with these addresses the import of the library fails
 NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://", *NO_URLS]
 
 
 @contextmanager
 def web_server(answer: str) -> Iterator[str]:
-    """The address of a server that answers everything alike."""
+    """Yield the address of a server that gives the same response to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -40,7 +40,7 @@ def web_server(answer: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_pull_asks_whether_it_is_a_hub(hub_client: Client, answer: str) -> None:
+def test_pull_says_that_the_address_may_be_no_hub(hub_client: Client, answer: str) -> None:
     with web_server(answer) as address:
         outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address)
     assert outcome.code == 1
@@ -52,7 +52,7 @@ def test_pull_asks_whether_it_is_a_hub(hub_client: Client, answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_push_asks_whether_it_is_a_hub(pusher: Pusher, answer: str) -> None:
+def test_push_says_that_the_address_may_be_no_hub(pusher: Pusher, answer: str) -> None:
     pusher.write({"config.json": b"{}"})
     with web_server(answer) as address:
         error = pusher.error("--dry-run", HF_ENDPOINT=address)
@@ -61,7 +61,7 @@ def test_push_asks_whether_it_is_a_hub(pusher: Pusher, answer: str) -> None:
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_pull_refuses_what_is_no_address(hub_client: Client, address: str) -> None:
+def test_pull_refuses_an_invalid_hub_address(hub_client: Client, address: str) -> None:
     outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address)
     assert (outcome.code, outcome.json["error"]["type"]) == (1, "ValidationError")
     assert "HF_ENDPOINT" in outcome.json["error"]["message"]
@@ -70,13 +70,13 @@ def test_pull_refuses_what_is_no_address(hub_client: Client, address: str) -> No
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("address", NO_URLS)
-def test_run_needs_no_address(hub_client: Client, address: str) -> None:
+def test_run_works_with_an_invalid_hub_address(hub_client: Client, address: str) -> None:
     outcome = hub_client.run("run", "demo", "Hi", "--max-tokens", "1", "--json", HF_ENDPOINT=address)
     assert (outcome.code, outcome.json["data"]["tokens_generated"]) == (0, 1), outcome
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_push_refuses_what_is_no_address(pusher: Pusher, address: str) -> None:
+def test_push_refuses_an_invalid_hub_address(pusher: Pusher, address: str) -> None:
     pusher.write({"config.json": b"{}"})
     error = pusher.error("--dry-run", HF_ENDPOINT=address)
     assert (error["type"], "HF_ENDPOINT" in error["message"]) == ("ValidationError", True)

@@ -1,4 +1,4 @@
-"""Numbers on the command line: what is none, or past all limits, is one clear error in every option that takes one."""
+"""Numbers on the command line: an invalid or too large one is one clear error in every option that takes a number."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ NO_NUMBERS = ("", " ", "nan", "inf", "-Infinity", "٣", "１", "1_0", "0x1", "on
 
 
 def cases(options: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Every option with its command."""
+    """Return every option with its command."""
     return [(command, option) for command, names in options.items() for option in names]
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, "1.5", "1e3"], ids=lambda value: ascii(value)[:12])
 @pytest.mark.parametrize(("command", "option"), cases(WHOLE))
-def test_what_is_no_whole_number_is_wrong_usage(mlxk2: Program, command: str, option: str, value: str) -> None:
+def test_an_invalid_whole_number_is_wrong_usage(mlxk2: Program, command: str, option: str, value: str) -> None:
     assert_is_named(mlxk2, command, option, value)
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, "1e", ".", "-1e999"], ids=lambda value: ascii(value)[:12])
 @pytest.mark.parametrize(("command", "option"), cases(DECIMAL))
-def test_what_is_no_number_is_wrong_usage(mlxk2: Program, command: str, option: str, value: str) -> None:
+def test_an_invalid_number_is_wrong_usage(mlxk2: Program, command: str, option: str, value: str) -> None:
     assert_is_named(mlxk2, command, option, value)
 
 
 def assert_is_named(mlxk2: Program, command: str, option: str, value: str) -> None:
-    """The error is one of wrong usage, names the option, and is short."""
+    """Fail unless the error is one of wrong usage, names the option and is short."""
     words = ["run", "demo", "Hi"] if command == "run" else [command]
     error = error_of(mlxk2(*words, f"{option}={value}", "--json"), "run" if command == "run" else "server", code=2)
     assert error["type"] == "CommandError"
@@ -44,7 +44,7 @@ SIZES = ("", "much", "1.5.5GB", "٣GB", "-1", "inf", "nan", "1e400", "9" * 400, 
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: ascii(size)[:12])
-def test_a_size_that_is_none_is_one_error(mlxk2: Program, size: str) -> None:
+def test_an_invalid_size_is_one_error(mlxk2: Program, size: str) -> None:
     error = error_of(mlxk2("serve", f"--prompt-cache-bytes={size}", "--json"), "server")
     assert error["type"] == "ValidationError"
     assert "--prompt-cache-bytes" in error["message"] and len(error["message"]) < 200
@@ -65,12 +65,12 @@ LIMITS = (
 
 
 @pytest.mark.parametrize(("option", "value"), LIMITS)
-def test_a_number_past_the_limits_of_the_server_is_one_error(mlxk2: Program, option: str, value: int) -> None:
+def test_a_number_outside_the_limits_of_the_server_is_one_error(mlxk2: Program, option: str, value: int) -> None:
     error = error_of(mlxk2("serve", f"{option}={value}", "--json"), "server")
     assert option.strip("-").replace("-", "_") in error["message"].replace("-", "_") and str(value) in error["message"]
 
 
-def test_people_read_the_first_of_many_matches_and_json_has_them_all(mlxk2: Program, cache_dir: CacheDir) -> None:
+def test_plain_output_shows_the_first_matches_and_json_all(mlxk2: Program, cache_dir: CacheDir) -> None:
     for number in range(33):
         cache_dir.add(f"org/hi-{number:02}", chat_model())
     result = mlxk2("run", "hi", "Hello")

@@ -1,4 +1,4 @@
-"""The prompt cache: what it finds, what it keeps, and in how many bytes."""
+"""The prompt cache: which prefixes it finds, which entries it keeps, and its limit in bytes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _PLENTY = 1 << 30
 
 
 def trimmable(tokens: tuple[int, ...]) -> ModelState:
-    """The state of a model with plain attention: each token's key is the token itself."""
+    """Return the state of a model with plain attention, in which each token's key is the token itself."""
     cache = KVCache()
     keys = mx.array(tokens, dtype=mx.float32).reshape(1, 1, -1, 1)
     cache.update_and_fetch(keys, keys)
-    # As it comes out of a batch, without room for more tokens.
+    # A state from a batch has no spare room for more tokens.
     cache.keys, cache.values = cache.keys_and_values()
     return ModelState([cache])
 
 
 def recurrent(tokens: tuple[int, ...]) -> ModelState:
-    """The state of a recurrent model: one number that stands for all tokens."""
+    """Return the state of a recurrent model: one number that represents all tokens."""
     cache = ArraysCache(1)
     cache[0] = mx.array([float(sum(tokens))])
     return ModelState([cache])
 
 
-def seen(state: State) -> list[float]:
-    """The tokens that a trimmable state has seen."""
+def tokens_in(state: State) -> list[float]:
+    """Return the tokens that a trimmable state contains."""
     assert isinstance(state, ModelState)
     keys, _ = state[0].keys_and_values()
     tokens: list[float] = keys.flatten().tolist()
     return tokens
 
 
-def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens they share, counted the plain way."""
+def common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Return the length of the common prefix."""
     count = 0
     while count < min(len(one), len(other)) and one[count] == other[count]:
         count += 1
@@ -57,28 +57,28 @@ def test_the_longest_common_prefix_of_any_entry_is_found(kept: list[tuple[int, .
     for tokens in kept:
         cache.keep(tokens, trimmable(tokens))
     prefix = cache.find(prompt)
-    assert prefix.length == max((common(tokens, prompt[:-1]) for tokens in kept), default=0)
-    assert (seen(prefix.state) if prefix.state else []) == list(prompt[: prefix.length])
+    assert prefix.length == max((common_length(tokens, prompt[:-1]) for tokens in kept), default=0)
+    assert (tokens_in(prefix.state) if prefix.state else []) == list(prompt[: prefix.length])
 
 
 @given(st.lists(_SENTENCES, max_size=12), _SENTENCES)
-def test_a_state_that_can_not_be_cut_serves_only_as_a_whole(
+def test_a_state_that_cannot_be_trimmed_is_reused_only_whole(
     kept: list[tuple[int, ...]], prompt: tuple[int, ...]
 ) -> None:
     cache = PromptCache(_PLENTY)
     for tokens in kept:
         cache.keep(tokens, recurrent(tokens))
     prefix = cache.find(prompt)
-    whole = [tokens for tokens in kept if common(tokens, prompt[:-1]) == len(tokens)]
+    whole = [tokens for tokens in kept if common_length(tokens, prompt[:-1]) == len(tokens)]
     assert prefix.length == max(map(len, whole), default=0)
-    assert prefix.shared == max((common(tokens, prompt[:-1]) for tokens in kept), default=0)
+    assert prefix.shared == max((common_length(tokens, prompt[:-1]) for tokens in kept), default=0)
     if isinstance(prefix.state, ModelState):
         assert prefix.state[0][0].item() == sum(prompt[: prefix.length])
     assert len(cache) == len(set(kept))
 
 
 @given(st.lists(_SENTENCES, max_size=12))
-def test_no_entry_is_the_beginning_of_another_where_one_serves_both(kept: list[tuple[int, ...]]) -> None:
+def test_a_trimmable_entry_replaces_its_prefixes(kept: list[tuple[int, ...]]) -> None:
     cache = PromptCache(_PLENTY)
     for tokens in kept:
         cache.keep(tokens, trimmable(tokens))
@@ -88,7 +88,7 @@ def test_no_entry_is_the_beginning_of_another_where_one_serves_both(kept: list[t
 
 
 @given(st.lists(_SENTENCES, max_size=20), st.integers(0, 80))
-def test_the_limit_in_bytes_holds_always(kept: list[tuple[int, ...]], limit: int) -> None:
+def test_the_limit_in_bytes_is_never_exceeded(kept: list[tuple[int, ...]], limit: int) -> None:
     cache = PromptCache(limit)
     for tokens in kept:
         cache.keep(tokens, trimmable(tokens))
@@ -97,7 +97,7 @@ def test_the_limit_in_bytes_holds_always(kept: list[tuple[int, ...]], limit: int
             assert cache.find((*tokens, 9)).length == len(tokens)
 
 
-def test_the_least_recently_used_goes_first_and_a_hit_is_a_use() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     cache = PromptCache(3 * 16)
     for first in (1, 2, 3):
         cache.keep((first, 0), trimmable((first, 0)))
@@ -106,7 +106,7 @@ def test_the_least_recently_used_goes_first_and_a_hit_is_a_use() -> None:
     assert [cache.find((first, 0, 5)).length for first in (1, 2, 3, 4)] == [2, 0, 2, 2]
 
 
-def test_a_state_that_was_found_is_the_finders_own() -> None:
+def test_a_found_state_is_a_copy() -> None:
     cache = PromptCache(_PLENTY)
     cache.keep((1, 2, 3), trimmable((1, 2, 3)))
     state = cache.find((1, 2, 9)).state
@@ -114,7 +114,7 @@ def test_a_state_that_was_found_is_the_finders_own() -> None:
     more = mx.full((1, 1, 4, 1), 7.0)
     state[0].update_and_fetch(more, more)
     again = cache.find((1, 2, 3, 4)).state
-    assert again is not None and seen(again) == [1, 2, 3]
+    assert again is not None and tokens_in(again) == [1, 2, 3]
 
 
 def test_the_last_token_of_a_prompt_is_always_computed() -> None:
@@ -125,7 +125,7 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
 
 
 class Tiny:
-    """The state of a layer, whose arrays take next to nothing."""
+    """The state of a layer with tiny arrays."""
 
     nbytes = 8
 
@@ -133,11 +133,11 @@ class Tiny:
         self.state = (mx.array(0), mx.array(0), None)
 
     def is_trimmable(self) -> bool:
-        """It serves only as a whole."""
+        """Return False: the state can be reused only whole."""
         return False
 
 
-def test_the_number_of_arrays_is_bounded_where_the_device_has_room_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_arrays_is_bounded_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"resource_limit": 499})
     limit = current_device().max_cached_arrays
     cache = PromptCache(_PLENTY, limit)
@@ -151,7 +151,7 @@ def test_the_number_of_arrays_is_bounded_where_the_device_has_room_for_few(monke
     assert cache.arrays == 0
 
 
-def test_the_runner_bounds_the_arrays_it_keeps() -> None:
+def test_the_runner_limits_the_cached_arrays() -> None:
     bounds: list[PromptCache] = []
 
     class Noting(ScriptedBackend):
@@ -168,7 +168,7 @@ def test_the_runner_bounds_the_arrays_it_keeps() -> None:
     assert len(bounds[0]) == 1
 
 
-def test_clear_forgets_everything() -> None:
+def test_clear_empties_the_cache() -> None:
     cache = PromptCache(_PLENTY)
     cache.keep((1, 2), trimmable((1, 2)))
     cache.clear()
@@ -176,7 +176,7 @@ def test_clear_forgets_everything() -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_an_entry_does_not_hold_the_memory_of_the_batch_it_comes_from(heads: int) -> None:
+def test_an_entry_does_not_keep_the_memory_of_its_batch(heads: int) -> None:
     batch = BatchKVCache([0] * 64)
     keys = mx.zeros((64, heads, 256, 32))
     batch.update_and_fetch(keys, keys)

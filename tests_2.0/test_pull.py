@@ -1,4 +1,4 @@
-"""`pull`: names, revisions, updates, repairs, and what it says; the program as a process against a local hub."""
+"""`pull`: names, revisions, updates, repairs and messages; the program as a process against a local hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ OTHER_FOLDER = "models--org--other"
 
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
-def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_client: Client, is_xet: bool) -> None:
+def test_a_pulled_model_has_the_layout_of_huggingface_hub(
+    hub_server: HubServer, hub_client: Client, is_xet: bool
+) -> None:
     hub_server.hub.page_size = 2
     commit = hub_server.add(MODEL, chat_model() | {"sub/deep/notes.txt": b"notes"}, is_xet=is_xet)
     data = pull(hub_client)
@@ -28,7 +30,7 @@ def test_a_model_is_laid_out_as_the_library_does_it(hub_server: HubServer, hub_c
     assert deep_health(hub_client) == "Model is healthy"
     assert hub_server.log.count("HEAD") == 0
     theirs = hub_client.home.with_name("theirs")
-    # With several workers the library's first files race for making the shared store, and some stay out of it.
+    # The library has one worker here: its first files would race to create the shared store, and some would miss it.
     library = "from huggingface_hub import snapshot_download; snapshot_download('org/model', max_workers=1)"
     hub_client.python(library, HF_HOME=str(theirs))
     kept = (f"{FOLDER}/blobs", f"{FOLDER}/refs", f"{FOLDER}/snapshots", "blobs")
@@ -51,7 +53,7 @@ def test_a_second_pull_downloads_nothing(hub_server: HubServer, hub_client: Clie
     assert read_files(hub_client.cache_dir) == before
 
 
-def test_people_read_one_sentence(hub_server: HubServer, hub_client: Client) -> None:
+def test_plain_output_is_one_sentence(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     outcome = hub_client.run("pull", MODEL)
     assert (outcome.code, outcome.out, outcome.err) == (0, f"Downloaded org/model ({commit[:7]}).\n", "")
@@ -59,7 +61,7 @@ def test_people_read_one_sentence(hub_server: HubServer, hub_client: Client) -> 
     assert (outcome.code, outcome.out, outcome.err) == (0, f"org/model is up to date ({commit[:7]}).\n", "")
 
 
-def test_nothing_of_the_hub_reaches_the_terminal_as_a_command(hub_server: HubServer, hub_client: Client) -> None:
+def test_text_from_the_hub_is_made_safe_for_the_terminal(hub_server: HubServer, hub_client: Client) -> None:
     index = {"weight_map": {"x": "\x1b]0;evil\x07.safetensors"}}
     hub_server.add(MODEL, chat_model() | {"model.safetensors.index.json": json.dumps(index).encode()})
     outcome = hub_client.run("pull", MODEL)
@@ -68,7 +70,7 @@ def test_nothing_of_the_hub_reaches_the_terminal_as_a_command(hub_server: HubSer
     assert "\x1b" not in outcome.out
 
 
-def test_what_the_hub_has_unsound_is_downloaded_and_said(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_model_unhealthy_on_the_hub_is_downloaded_and_reported(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, {"README.md": b"nothing yet"})
     data = pull(hub_client)
     assert data["download_status"] == "success"
@@ -90,9 +92,7 @@ def test_repos_that_share_a_large_file_keep_it_once(hub_server: HubServer, hub_c
     assert manifests and all(FOLDER in text and OTHER_FOLDER in text for text in manifests)
 
 
-def test_a_model_on_another_disk_keeps_its_files_for_itself(
-    hub_server: HubServer, hub_client: Client, tmp_path: Path
-) -> None:
+def test_a_model_on_another_disk_shares_no_files(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     for name in (MODEL, "org/other"):
         hub_server.add(name, chat_model(), is_xet=True)
     with mount_tmpfs(tmp_path / "disk", "16m") as disk:
@@ -108,7 +108,7 @@ def test_a_model_on_another_disk_keeps_its_files_for_itself(
 # -------------------------------------------------------------------------------------------------- names, revisions
 
 
-def test_names_are_taken_exactly(hub_server: HubServer, hub_client: Client) -> None:
+def test_names_must_match_exactly(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add("mlx-community/model-4bit", chat_model())
     data = pull(hub_client, "model-4bit")
     assert data["expanded_name"] == "mlx-community/model-4bit"
@@ -118,13 +118,13 @@ def test_names_are_taken_exactly(hub_server: HubServer, hub_client: Client) -> N
 @pytest.mark.parametrize(
     "name", ["", "org/../model", "org//model", "a/b/c", "org/mo del", "./model", "demo", "x" * 97, "org/model@"]
 )
-def test_impossible_names_ask_nobody(hub_server: HubServer, hub_client: Client, name: str) -> None:
+def test_invalid_names_are_refused_without_a_request(hub_server: HubServer, hub_client: Client, name: str) -> None:
     assert pull_error(hub_client, name)["type"] == "ValidationError"
     assert not hub_server.log.requests
     assert not hub_client.cache_dir.exists()
 
 
-def test_revisions_are_a_branch_or_a_hash_or_its_beginning(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_revision_can_be_a_branch_a_hash_or_its_prefix(hub_server: HubServer, hub_client: Client) -> None:
     first = hub_server.add(MODEL, chat_model())
     hub_server.add(MODEL, {"notes.txt": b"new"})
     other = hub_server.add(MODEL, {"notes.txt": b"other"}, branch="dev/x")
@@ -138,9 +138,7 @@ def test_revisions_are_a_branch_or_a_hash_or_its_beginning(hub_server: HubServer
     assert (error["type"], "nowhere" in error["message"]) == ("download_failed", True)
 
 
-def test_a_branch_that_moves_to_a_revision_that_is_there_is_an_update(
-    hub_server: HubServer, hub_client: Client
-) -> None:
+def test_moving_a_branch_to_a_cached_revision_is_an_update(hub_server: HubServer, hub_client: Client) -> None:
     first = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     second = hub_server.add(MODEL, {"notes.txt": b"new"})
@@ -162,7 +160,7 @@ def test_a_renamed_repo_is_found_by_its_old_name(hub_server: HubServer, hub_clie
 # ---------------------------------------------------------------------------------------------------------- updates
 
 
-def test_an_update_fetches_only_what_changed(hub_server: HubServer, hub_client: Client) -> None:
+def test_an_update_downloads_only_changed_files(hub_server: HubServer, hub_client: Client) -> None:
     old = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     new = hub_server.add(MODEL, {"notes.txt": b"new", "README.md": b"changed"}, removed=["tokenizer_config.json"])
@@ -177,7 +175,7 @@ def test_an_update_fetches_only_what_changed(hub_server: HubServer, hub_client: 
     assert not (snapshots / new / "tokenizer_config.json").exists()
 
 
-def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubServer, hub_client: Client) -> None:
+def test_returning_to_a_cached_revision_downloads_nothing(hub_server: HubServer, hub_client: Client) -> None:
     old = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     hub_server.add(MODEL, {"notes.txt": b"new"})
@@ -189,10 +187,10 @@ def test_going_back_to_a_revision_that_is_there_fetches_nothing(hub_server: HubS
     assert (hub_client.cache_dir / FOLDER / "refs" / "main").read_text() == old
 
 
-# ------------------------------------------------------------------------------------------------------- without a hub
+# ---------------------------------------------------------------------------------------------------- unreachable hubs
 
 
-def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, hub_client: Client) -> None:
+def test_without_the_hub_a_healthy_cached_model_is_a_success(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     outcome = hub_client.run("pull", MODEL, "--json", HF_HUB_OFFLINE="1")
@@ -208,7 +206,7 @@ def test_a_healthy_model_is_enough_when_the_hub_is_gone(hub_server: HubServer, h
     assert pull_error(hub_client, MODEL)["type"] == "NetworkError"
 
 
-def test_a_revision_that_is_not_clear_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
+def test_an_ambiguous_revision_needs_the_hub(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     hub_server.stop()
@@ -228,7 +226,7 @@ def test_a_missing_model_needs_the_hub(hub_server: HubServer, hub_client: Client
     assert not hub_client.cache_dir.exists()
 
 
-def test_other_commands_never_load_the_library(hub_client: Client) -> None:
+def test_other_commands_never_import_huggingface_hub(hub_client: Client) -> None:
     code = (
         "import sys; from mlxk2.cli.main import main; main([{!r}, '--json']);"
         "assert 'huggingface_hub' not in sys.modules"

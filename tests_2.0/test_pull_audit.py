@@ -1,4 +1,4 @@
-"""Which files of a revision are there whole: each is read once, however many entries lead to it."""
+"""The audit of the files of a revision reads each file once, no matter how many entries lead to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_byte_is_hashed_once(cache_dir: CacheDir, layout: Layout) -> None:
     assert ([file.name for file in plan.missing], sum(read)) == (["model.safetensors"], TOTAL)
 
 
-def test_names_of_one_blob_are_one_file(cache_dir: CacheDir) -> None:
+def test_several_names_of_one_blob_are_hashed_once(cache_dir: CacheDir) -> None:
     files = {"a.txt": b"same" * 100, "b.txt": b"same" * 100}
     cache_dir.add("org/model", files)
     read: list[int] = []

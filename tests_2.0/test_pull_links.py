@@ -1,4 +1,4 @@
-"""`pull` where links stand, or can't: nothing is written through one, and no other model's bytes change."""
+"""`pull` with links in the way, or without links: it writes through no link and changes no other model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OTHER_BYTES = weights("F32", (300, 300))
 
 
 def _blob(client: Client, repo_id: str = GOOD) -> Path:
-    """The bytes of a model's weights, where its links lead."""
+    """Return the path of a model's weights with all links resolved."""
     (path,) = client.cache_dir.glob(f"models--{repo_id.replace('/', '--')}/snapshots/*/{WEIGHTS}")
     return path.resolve()
 
 
 @pytest.fixture
 def good(hub_server: HubServer, hub_client: Client) -> Path:
-    """The payload in the shared store of a model that was pulled."""
+    """Pull a model and return the path of its weights in the shared store."""
     hub_server.add(GOOD, chat_model(), is_xet=True)
     pull(hub_client, GOOD)
     payload = _blob(hub_client)
@@ -36,7 +36,7 @@ def good(hub_server: HubServer, hub_client: Client) -> Path:
 
 
 def _hash_of_another(server: HubServer) -> None:
-    """Let the hub say of all large files that they are the good model's weights."""
+    """Let the hub give the hash of the good model's weights for all large files."""
     good = next(iter(server.hub.repos[GOOD].commits.values())).files[WEIGHTS]
     server.hub.changed = lambda listing: [
         entry | {"xetHash": good.xet_hash} if "xetHash" in entry else entry for entry in listing
@@ -45,7 +45,7 @@ def _hash_of_another(server: HubServer) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
 @pytest.mark.parametrize("data", [OTHER_BYTES, weights()[:-1] + b"E"], ids=["another size", "the same size"])
-def test_a_hub_that_gives_other_bytes_the_same_name(
+def test_a_wrong_hash_from_the_hub_changes_no_other_model(
     hub_server: HubServer, hub_client: Client, good: Path, data: bytes, words: tuple[str, ...]
 ) -> None:
     before = good.read_bytes()
@@ -58,7 +58,7 @@ def test_a_hub_that_gives_other_bytes_the_same_name(
     assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
-def test_the_same_the_other_way_round(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_wrong_hash_from_the_hub_is_not_reused_later(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(GOOD, chat_model(), is_xet=True)
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES}, is_xet=True)
     _hash_of_another(hub_server)
@@ -69,7 +69,7 @@ def test_the_same_the_other_way_round(hub_server: HubServer, hub_client: Client)
 
 
 @pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
-def test_wrong_bytes_in_the_store_reach_no_other_model(
+def test_wrong_bytes_in_the_shared_store_reach_no_other_model(
     hub_server: HubServer, hub_client: Client, good: Path, words: tuple[str, ...]
 ) -> None:
     good.chmod(0o644)
@@ -77,13 +77,15 @@ def test_wrong_bytes_in_the_store_reach_no_other_model(
     kept = good.open("rb")
     hub_server.add(MODEL, chat_model() | {"notes.txt": b"another model"}, is_xet=True)
     pull(hub_client, MODEL, *words)
-    # What another process has open keeps its bytes: the payload was replaced, not written to.
+    # A file that another process has open keeps its bytes: it was replaced, not overwritten.
     assert kept.read().endswith(b"E")
     kept.close()
     assert (deep_health(hub_client, GOOD), deep_health(hub_client)) == ("Model is healthy", "Model is healthy")
 
 
-def test_sound_bytes_of_the_store_are_not_fetched_again(hub_server: HubServer, hub_client: Client, good: Path) -> None:
+def test_sound_bytes_in_the_shared_store_are_not_downloaded_again(
+    hub_server: HubServer, hub_client: Client, good: Path
+) -> None:
     hub_server.add(MODEL, chat_model(), is_xet=True)
     hub_server.log.clear()
     pull(hub_client)
@@ -132,7 +134,7 @@ def _model_of(payload: Path) -> Path:
 
 
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
-def test_a_first_pull_writes_through_no_link(
+def test_a_first_pull_never_writes_through_links(
     hub_server: HubServer, hub_client: Client, good: Path, plant: Callable[[Client, Path], object]
 ) -> None:
     model, payload = read_files(_model_of(good)), good.read_bytes()
@@ -144,7 +146,7 @@ def test_a_first_pull_writes_through_no_link(
 
 
 @pytest.mark.parametrize("name", [".incomplete-ref", "refs/main", "refs/fix", "snapshots/COMMIT", ".incomplete"])
-def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Client, good: Path, name: str) -> None:
+def test_an_update_never_writes_through_links(hub_server: HubServer, hub_client: Client, good: Path, name: str) -> None:
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     commit = hub_server.add(MODEL, {WEIGHTS: OTHER_BYTES}, branch="fix/a")
@@ -166,7 +168,9 @@ def test_an_update_writes_through_no_link(hub_server: HubServer, hub_client: Cli
     assert_healthy(hub_client, commit)
 
 
-def test_a_model_that_is_a_link_to_another_one(hub_server: HubServer, hub_client: Client, good: Path) -> None:
+def test_a_model_that_is_a_link_to_another_model_is_refused(
+    hub_server: HubServer, hub_client: Client, good: Path
+) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
     (hub_client.cache_dir / FOLDER).symlink_to(_model_of(good).name)
     before = read_files(_model_of(good))
@@ -175,7 +179,7 @@ def test_a_model_that_is_a_link_to_another_one(hub_server: HubServer, hub_client
 
 
 @pytest.mark.parametrize("folder", ["blobs", "snapshots", "refs"])
-def test_a_folder_that_is_a_link_to_another_models(
+def test_a_model_with_a_folder_linked_to_another_model_is_refused(
     hub_server: HubServer, hub_client: Client, good: Path, folder: str
 ) -> None:
     hub_server.add(MODEL, chat_model() | {WEIGHTS: OTHER_BYTES})
@@ -189,7 +193,9 @@ def test_a_folder_that_is_a_link_to_another_models(
 
 
 @pytest.mark.parametrize("place", ["snapshot", "blobs", "staged"])
-def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Client, place: str) -> None:
+def test_a_folder_in_place_of_a_file_is_an_error_with_advice(
+    hub_server: HubServer, hub_client: Client, place: str
+) -> None:
     files = chat_model()
     commit = hub_server.add(MODEL, files)
     pull(hub_client)
@@ -210,9 +216,9 @@ def test_a_folder_in_the_place_of_a_file(hub_server: HubServer, hub_client: Clie
     assert deep_health(hub_client) == "Model is healthy"
 
 
-# ------------------------------------------------------------------------------------------- a file system without them
+# ------------------------------------------------------------------------------------------ a file system without links
 
-# Stands in for a file system without links: in the program's process, every one is refused as such a system would.
+# Imitates a file system without links: every call that creates a link fails as on such a system.
 NO_LINKS = """
 import os
 def refuse(*_, **__):
@@ -222,12 +228,14 @@ os.symlink = os.link = refuse
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM], ids=["ENOTSUP", "EPERM"])
-def test_a_file_system_without_links(hub_server: HubServer, hub_client: Client, tmp_path: Path, number: int) -> None:
+def test_pull_clone_and_push_work_on_a_file_system_without_links(
+    hub_server: HubServer, hub_client: Client, tmp_path: Path, number: int
+) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(NO_LINKS)
     hub_client.environment |= {"PYTHONPATH": str(site), "NO_LINKS": str(number)}
-    # Two names of the same bytes, and a folder.
+    # The model has two files with the same bytes, one of them in a folder.
     files = chat_model() | {"copy/model.safetensors": chat_model()[WEIGHTS], "notes.txt": b"old"}
     first = hub_server.add(MODEL, files, is_xet=True)
     pull(hub_client)

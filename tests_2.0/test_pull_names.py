@@ -1,4 +1,4 @@
-"""`pull` of files, branches and models whose names some disk takes for one: refused before a byte is fetched."""
+"""`pull` of files, branches and models whose names some disks treat as equal: refused before any download."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ COLLISIONS = {
     "full case folding": ("STRASSE.txt", "straße.txt"),
     "a long s": ("ſ.txt", "S.txt"),
     "a ligature": ("ﬁle.txt", "FILE.txt"),
-    "what is not seen": ("model.safetensors", "model\u200d.safetensors"),
-    "a mark of the order of bytes": ("config.json", "\ufeffconfig.json"),
+    "an invisible character": ("model.safetensors", "model\u200d.safetensors"),
+    "a byte order mark": ("config.json", "\ufeffconfig.json"),
     "a dot at the end": ("config.json", "config.json."),
     "spaces at the end": ("sub/a", "sub /a  "),
     "accents": (unicodedata.normalize("NFC", "é.txt"), unicodedata.normalize("NFD", "é.txt")),
@@ -36,7 +36,7 @@ COLLISIONS = {
 
 @pytest.fixture
 def mac_disk(hub_client: Client, tmp_path: Path) -> Iterator[Path]:
-    """A hub folder on a disk that ignores case."""
+    """Yield a cache folder on a disk that ignores case."""
     with mount_ignoring_case(tmp_path / "mac") as place:
         hub_client.environment["HF_HUB_CACHE"] = str(place / "hub")
         hub_client.cache_dir = place / "hub"
@@ -44,7 +44,9 @@ def mac_disk(hub_client: Client, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("names", COLLISIONS.values(), ids=COLLISIONS.keys())
-def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: Client, names: tuple[str, str]) -> None:
+def test_file_names_that_some_disks_treat_as_equal_are_refused(
+    hub_server: HubServer, hub_client: Client, names: tuple[str, str]
+) -> None:
     hub_server.add(MODEL, chat_model() | {name: name.encode() for name in names})
     error = pull_error(hub_client, MODEL)
     assert error["type"] == "download_failed"
@@ -54,13 +56,13 @@ def test_names_that_a_disk_may_take_for_one(hub_server: HubServer, hub_client: C
     assert not hub_client.cache_dir.exists()
 
 
-def test_white_space_around_the_address_of_the_hub(hub_server: HubServer, hub_client: Client) -> None:
+def test_white_space_around_the_hub_address_is_ignored(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     assert pull(hub_client, HF_ENDPOINT=f" {hub_server.url}\n")["download_status"] == "success"
 
 
 @pytest.mark.parametrize("size", [1000, 2], ids=["one page", "pages"])
-def test_a_name_that_is_listed_twice(hub_server: HubServer, hub_client: Client, size: int) -> None:
+def test_a_file_listed_twice_is_refused(hub_server: HubServer, hub_client: Client, size: int) -> None:
     hub_server.add(MODEL, chat_model() | {"zz.safetensors": b"other bytes"})
     hub_server.hub.page_size = size
     hub_server.hub.changed = lambda listing: [
@@ -73,10 +75,10 @@ def test_a_name_that_is_listed_twice(hub_server: HubServer, hub_client: Client, 
 
 
 @pytest.mark.parametrize("words", [(), ("--force",)], ids=["plain", "force"])
-def test_a_model_that_is_there_stays_as_it_is(
+def test_a_cached_model_with_colliding_names_stays_unchanged(
     hub_server: HubServer, hub_client: Client, words: tuple[str, ...]
 ) -> None:
-    # The cache of another program, or of an earlier version, may hold such a mixture.
+    # Another program or an earlier version may have made such a mixture.
     commit = hub_server.add(MODEL, chat_model() | {"README.md": b"upper", "other.md": b"lower"})
     pull(hub_client)
     (hub_client.cache_dir / FOLDER / "snapshots" / commit / "readme.md").symlink_to("other.md")
@@ -90,7 +92,7 @@ def test_a_model_that_is_there_stays_as_it_is(
     assert read_files(hub_client.cache_dir) == before
 
 
-def test_clone_refuses_them_too(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
+def test_clone_refuses_colliding_file_names(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     hub_server.add(MODEL, chat_model() | {"README.md": b"upper", "readme.md": b"lower"})
     outcome = hub_client.run("clone", MODEL, str(tmp_path / "copy"), "--json")
     assert (outcome.code, outcome.json["data"]["clone_status"]) == (1, "pull_failed")
@@ -98,7 +100,7 @@ def test_clone_refuses_them_too(hub_server: HubServer, hub_client: Client, tmp_p
     assert not (tmp_path / "copy").exists()
 
 
-def test_folders_that_differ_in_case_alone_harm_nothing(
+def test_folders_that_differ_only_in_case_are_merged_safely(
     hub_server: HubServer, hub_client: Client, mac_disk: Path
 ) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"A/x": b"one", "a/y": b"two", "A/z": b"three"})
@@ -113,7 +115,9 @@ def test_folders_that_differ_in_case_alone_harm_nothing(
     assert deep_health(hub_client) == "Model is healthy"
 
 
-def test_a_disk_that_ignores_case(hub_server: HubServer, hub_client: Client, mac_disk: Path) -> None:
+def test_an_update_that_collides_on_a_case_insensitive_disk_is_refused(
+    hub_server: HubServer, hub_client: Client, mac_disk: Path
+) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"notes.md": b"lower"})
     pull(hub_client)
     assert deep_health(hub_client) == "Model is healthy"
@@ -124,7 +128,9 @@ def test_a_disk_that_ignores_case(hub_server: HubServer, hub_client: Client, mac
     assert deep_health(hub_client) == "Model is healthy"
 
 
-def test_models_whose_names_a_disk_takes_for_one(hub_server: HubServer, hub_client: Client, mac_disk: Path) -> None:
+def test_models_whose_names_differ_only_in_case_are_refused(
+    hub_server: HubServer, hub_client: Client, mac_disk: Path
+) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.add("Org/Model", chat_model() | {"notes.txt": b"another model"})
     pull(hub_client)
@@ -136,7 +142,7 @@ def test_models_whose_names_a_disk_takes_for_one(hub_server: HubServer, hub_clie
 
 
 @pytest.mark.parametrize(("first", "second"), [("main", "Main"), ("fix/a", "Fix/a"), ("fix/a", "FIX")])
-def test_branches_whose_names_a_disk_takes_for_one(
+def test_branches_whose_names_differ_only_in_case_are_refused(
     hub_server: HubServer, hub_client: Client, mac_disk: Path, first: str, second: str
 ) -> None:
     commit = hub_server.add(MODEL, chat_model())
@@ -149,7 +155,7 @@ def test_branches_whose_names_a_disk_takes_for_one(
 
 
 @pytest.mark.parametrize(("first", "second"), [("fix", "fix/a"), ("fix/a", "fix"), ("fix/a/b", "fix/a")])
-def test_branches_of_which_one_would_be_a_folder(
+def test_branches_of_which_one_would_be_a_folder_are_refused(
     hub_server: HubServer, hub_client: Client, first: str, second: str
 ) -> None:
     commit = hub_server.add(MODEL, chat_model())
@@ -158,7 +164,7 @@ def test_branches_of_which_one_would_be_a_folder(
     pull(hub_client, f"{MODEL}@{first}")
     assert f"the branch {first!r}" in pull_error(hub_client, f"{MODEL}@{second}")["message"]
     assert (hub_client.cache_dir / FOLDER / "refs" / first).read_text() == commit
-    # A commit needs no ref.
+    # A pull by commit needs no ref.
     assert pull(hub_client, f"{MODEL}@{other}")["commit_hash"] == other
     (hub_client.cache_dir / FOLDER / "refs" / first).unlink()
     assert pull(hub_client, f"{MODEL}@{second}")["commit_hash"] == other

@@ -1,4 +1,4 @@
-"""`pull` of a damaged model: what is bad is fetched, what is sound or the user's own stays."""
+"""`pull` of a damaged model: damaged files are downloaded, sound ones and those of the user stay."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ REFS: dict[str, Callable[[Path, str], object]] = {
 
 
 def _outside(ref: Path, commit: str) -> Path:
-    """A file beside the hub folder that names the commit."""
+    """Write a file with the commit beside the cache folder and return its path."""
     outside = ref.parents[3] / "outside"
     outside.write_text(commit)
     return outside
 
 
 @pytest.mark.parametrize("ref", REFS)
-def test_a_ref_that_is_none_is_put_right(hub_server: HubServer, hub_client: Client, ref: str) -> None:
+def test_an_invalid_ref_is_repaired(hub_server: HubServer, hub_client: Client, ref: str) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     path = hub_client.cache_dir / FOLDER / "refs" / "main"
@@ -86,7 +86,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_repairs_fetch_only_what_is_bad(hub_server: HubServer, hub_client: Client, damage: str, is_xet: bool) -> None:
+def test_a_repair_downloads_only_damaged_files(
+    hub_server: HubServer, hub_client: Client, damage: str, is_xet: bool
+) -> None:
     name, spoil = DAMAGES[damage]
     commit = hub_server.add(MODEL, chat_model(), is_xet=is_xet)
     pull(hub_client)
@@ -128,7 +130,7 @@ def test_force_finds_a_flipped_bit(hub_server: HubServer, hub_client: Client, is
     ],
     ids=["truncated", "empty", "small", "flipped"],
 )
-def test_what_waits_since_an_earlier_attempt_is_not_believed(
+def test_files_of_an_earlier_attempt_are_verified(
     hub_server: HubServer,
     hub_client: Client,
     is_there: bool,
@@ -151,7 +153,7 @@ def test_what_waits_since_an_earlier_attempt_is_not_believed(
     assert deep_health(hub_client) == "Model is healthy"
 
 
-def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_client: Client) -> None:
+def test_files_of_an_earlier_attempt_do_not_replace_sound_ones(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     name = blob_name("config.json", chat_model()["config.json"])
@@ -163,7 +165,7 @@ def test_what_waits_does_not_replace_what_is_sound(hub_server: HubServer, hub_cl
     assert deep_health(hub_client) == "Model is healthy"
 
 
-def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_client: Client) -> None:
+def test_leftovers_of_other_downloads_are_removed(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     pull(hub_client)
     model = hub_client.cache_dir / FOLDER
@@ -177,7 +179,7 @@ def test_remains_of_other_downloads_are_cleaned_up(hub_server: HubServer, hub_cl
     assert deep_health(hub_client) == "Model is healthy"
 
 
-def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServer, hub_client: Client) -> None:
+def test_leftovers_of_killed_downloads_are_removed_unless_in_use(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     blobs = hub_client.cache_dir / FOLDER / "blobs"
@@ -194,7 +196,7 @@ def test_orphans_of_killed_downloads_go_unless_one_is_alive(hub_server: HubServe
     assert not alive.exists()
 
 
-def test_files_that_were_never_wanted_come_only_with_force(hub_server: HubServer, hub_client: Client) -> None:
+def test_unneeded_files_are_downloaded_only_with_force(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model() | {"original/weights.pth": b"x"})
     pull(hub_client)
     snapshot = hub_client.cache_dir / FOLDER / "snapshots" / commit
@@ -239,7 +241,7 @@ def test_hostile_names_of_the_hub_are_refused(hub_server: HubServer, hub_client:
     assert not list(hub_client.home.parent.rglob("*escaped.txt"))
 
 
-def test_a_repo_without_files_is_no_model(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_repo_without_files_is_an_error(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, {})
     error = pull_error(hub_client, MODEL)
     assert (error["type"], "no files" in error["message"]) == ("download_failed", True)

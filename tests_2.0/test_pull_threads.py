@@ -1,4 +1,4 @@
-"""The threads of a download end with it, whatever happens in them."""
+"""The threads of a download end with it, also after a panic."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mlxk2.hub.transfer import fetch_files
 
 
 class Panic(BaseException):
-    """What a library in another language raises when it fails: no Exception."""
+    """The error of a library in another language; it is no Exception."""
 
 
 @pytest.mark.timeout(20)
-def test_a_panic_in_a_thread_ends_the_download(tmp_path: Path) -> None:
+def test_a_panic_in_a_download_thread_ends_the_download(tmp_path: Path) -> None:
     staging = Staging.of(tmp_path, "org/model")
     (staging.folder / "blobs").mkdir(parents=True)
     file = RemoteFile("model.safetensors", "a" * 64, 4)

@@ -1,4 +1,4 @@
-"""`pull` of a model with a file that can't be read, for its mode or for a fault of the disk: fetched and replaced."""
+"""`pull` of a model with an unreadable file, because of its mode or a disk error: the file is replaced."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from support.hub.fixtures import PROGRAM, Client, Outcome, outcome_of
 from support.layouts import blob_name, chat_model, weights
 from support.pulling import FOLDER, MODEL, pull, requested_files
 
-FILES = chat_model() | {"model.safetensors": weights("F32", (2048, 2100))}  # large: judged by its header
+FILES = chat_model() | {"model.safetensors": weights("F32", (2048, 2100))}  # large: checked by its header
 WORDS = [(), ("--force",)]
 
-# Stands in for a bad sector: reading the file with this inode fails, as the disk's driver would let it.
+# Imitates a bad sector: reading the file with this inode fails with the error of a disk driver.
 BAD_SECTOR = """
 import errno, os
 def failing(read):
@@ -34,7 +34,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def ordinary(hub_client: Client) -> Run:
-    """Run the program as a user for whom modes count, which they do not for root."""
+    """Return a function that runs the program as an ordinary user, since root ignores modes."""
     drop: tuple[str, ...] = ()
     if os.geteuid() == 0:
         drop = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all")
@@ -46,7 +46,7 @@ def ordinary(hub_client: Client) -> Run:
 @pytest.mark.parametrize("words", WORDS, ids=["plain", "force"])
 @pytest.mark.parametrize("is_xet", [False, True], ids=["http", "xet"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_the_mode_forbids_it(
+def test_a_file_without_read_permission_is_replaced(
     hub_server: HubServer, hub_client: Client, ordinary: Run, name: str, is_xet: bool, words: tuple[str, ...]
 ) -> None:
     commit = hub_server.add(MODEL, FILES, is_xet=is_xet)
@@ -65,7 +65,7 @@ def test_the_mode_forbids_it(
 
 @pytest.mark.parametrize("words", WORDS, ids=["plain", "force"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_bad_sector(
+def test_a_file_on_a_bad_sector_is_replaced(
     hub_server: HubServer, hub_client: Client, tmp_path: Path, name: str, words: tuple[str, ...]
 ) -> None:
     commit = hub_server.add(MODEL, FILES)
@@ -79,14 +79,14 @@ def test_a_bad_sector(
 
 
 def _bad_sector(path: Path, folder: Path) -> dict[str, str]:
-    """The variables under which a file can't be read."""
+    """Return the variables that make reading a file fail."""
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(BAD_SECTOR)
     return {"PYTHONPATH": str(site), "BAD_INODE": str(path.stat().st_ino)}
 
 
-def test_what_waits_and_can_not_be_read(hub_server: HubServer, hub_client: Client, ordinary: Run) -> None:
+def test_an_unreadable_partial_download_is_replaced(hub_server: HubServer, hub_client: Client, ordinary: Run) -> None:
     commit = hub_server.add(MODEL, FILES)
     blobs = hub_client.cache_dir / f".{FOLDER}.incomplete" / "blobs"
     blobs.mkdir(parents=True)
@@ -100,8 +100,10 @@ def test_what_waits_and_can_not_be_read(hub_server: HubServer, hub_client: Clien
     assert all((snapshot / name).read_bytes() == data for name, data in FILES.items())
 
 
-def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: Client, ordinary: Run) -> None:
-    # It may be sound: only this user can't read it.
+def test_an_unreadable_file_stays_until_its_replacement_is_complete(
+    hub_server: HubServer, hub_client: Client, ordinary: Run
+) -> None:
+    # The file may be sound and only unreadable for this user.
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
     path = hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json"
@@ -115,7 +117,7 @@ def test_it_stays_until_the_new_one_is_there(hub_server: HubServer, hub_client: 
 
 
 @pytest.mark.parametrize("folder", ["blobs", ""], ids=["the blobs", "the model"])
-def test_the_folder_can_not_be_written(hub_server: HubServer, hub_client: Client, ordinary: Run, folder: str) -> None:
+def test_a_read_only_folder_is_an_error(hub_server: HubServer, hub_client: Client, ordinary: Run, folder: str) -> None:
     commit = hub_server.add(MODEL, FILES)
     pull(hub_client)
     (hub_client.cache_dir / FOLDER / "snapshots" / commit / "config.json").resolve().chmod(0)
@@ -128,10 +130,10 @@ def test_the_folder_can_not_be_written(hub_server: HubServer, hub_client: Client
     assert "can't be written (Permission denied; check its owner and its mode)" in error["message"]
 
 
-def test_no_command_fails_unexpectedly(
+def test_every_command_handles_an_unreadable_file(
     hub_server: HubServer, hub_client: Client, ordinary: Run, tmp_path: Path
 ) -> None:
-    """Each file in turn, for each command that reads a model."""
+    """Each file in turn is unreadable for each command that reads a model."""
     hub_server.add(MODEL, chat_model())
     pull(hub_client)
     commands = (

@@ -1,4 +1,4 @@
-"""`push --dry-run`: exactly what a push would do, by the content's hashes, and nothing is written."""
+"""`push --dry-run`: exactly the changes of a push, found by content hashes, without writing anything."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 from support.layouts import weights
 from support.pushing import MODEL, Pusher, UnnamedBlob
 
-# The bytes of a file without any on the disk, whose hash would take minutes.
+# The size of a sparse file whose hash would take minutes.
 MINUTES_TO_HASH = 1 << 37
 LINE = f"push (experimental): {MODEL}@main — "
 BEFORE = {"config.json": b'{"a": 1}', "model.safetensors": weights(), "old.txt": b"old", "same.bin": b"same" * 100}
-# Of the same sizes, so that only the content tells.
+# Sizes are equal, so that only the content differs.
 AFTER = {"config.json": b'{"a": 2}', "model.safetensors": weights()[:-1] + b"\0", "new.txt": b"new", "sub/new": b""}
 
 
-def changed(pusher: Pusher) -> None:
-    """A hub and a folder that differ in each way, in small and in large files."""
+def fill_with_changes(pusher: Pusher) -> None:
+    """Fill the hub and the folder so that they differ in each way, in small and in large files."""
     pusher.add(BEFORE | {".gitattributes": b"*.bin filter=lfs\n"})
     pusher.write(AFTER | {"same.bin": BEFORE["same.bin"]})
 
 
-def test_added_modified_and_deleted_are_counted_by_content(pusher: Pusher) -> None:
-    changed(pusher)
+def test_changes_are_counted_by_content(pusher: Pusher) -> None:
+    fill_with_changes(pusher)
     data = pusher.data("--dry-run")
     assert data["dry_run_summary"] == data["change_summary"] == {"added": 2, "modified": 2, "deleted": 1}
     assert (data["added_files"], data["deleted_files"]) == (["new.txt", "sub/new"], ["old.txt"])
@@ -35,8 +35,8 @@ def test_added_modified_and_deleted_are_counted_by_content(pusher: Pusher) -> No
     assert {request.method for request in pusher.server.log.requests} == {"GET"}
 
 
-def test_a_push_does_what_the_dry_run_said(pusher: Pusher) -> None:
-    changed(pusher)
+def test_a_push_does_what_the_dry_run_predicted(pusher: Pusher) -> None:
+    fill_with_changes(pusher)
     planned = pusher.data("--dry-run")["dry_run_summary"]
     assert pusher.data("--private")["change_summary"] == planned
     assert pusher.remote_files() == pusher.local_files()
@@ -44,14 +44,14 @@ def test_a_push_does_what_the_dry_run_said(pusher: Pusher) -> None:
     assert (again["dry_run_summary"], again["no_changes"]) == ({"added": 0, "modified": 0, "deleted": 0}, True)
 
 
-def test_people_see_one_line(pusher: Pusher) -> None:
-    changed(pusher)
+def test_plain_output_is_one_line(pusher: Pusher) -> None:
+    fill_with_changes(pusher)
     assert pusher.run("--dry-run") == (0, f"{LINE}dry-run: +2 ~2 -1\n", "")
     names = "  + new.txt\n  + sub/new\n  - old.txt\n"
     assert pusher.run("--dry-run", "--verbose") == (0, f"{LINE}dry-run: +2 ~2 -1\n{names}", "")
 
 
-def test_no_changes(pusher: Pusher) -> None:
+def test_a_dry_run_without_changes_says_so(pusher: Pusher) -> None:
     pusher.add(BEFORE)
     pusher.write(BEFORE)
     data = pusher.data("--dry-run")
@@ -59,13 +59,13 @@ def test_no_changes(pusher: Pusher) -> None:
     assert pusher.run("--dry-run").out == f"{LINE}dry-run: no changes\n"
 
 
-def test_what_the_hub_made_itself_is_no_deletion(pusher: Pusher) -> None:
+def test_files_that_the_hub_created_are_not_deleted(pusher: Pusher) -> None:
     pusher.add({".gitattributes": b"made by the hub", "a": b"1"})
     pusher.write({"a": b"1"})
     assert pusher.data("--dry-run")["no_changes"]
 
 
-def test_what_stays_at_home_is_no_deletion(pusher: Pusher) -> None:
+def test_ignored_files_are_not_deleted(pusher: Pusher) -> None:
     pusher.add({"a": b"1", "notes/x": b"2", "uv.lock": b"3", "gone": b"4"})
     pusher.write({"a": b"1", ".hfignore": b"notes/\n"})
     data = pusher.data("--dry-run")
@@ -73,7 +73,7 @@ def test_what_stays_at_home_is_no_deletion(pusher: Pusher) -> None:
 
 
 @pytest.mark.parametrize("branch", ["main", "dev"])
-def test_a_repo_that_is_not_there(pusher: Pusher, branch: str) -> None:
+def test_a_missing_repo_would_be_created(pusher: Pusher, branch: str) -> None:
     pusher.write(BEFORE)
     data = pusher.data("--dry-run", "--branch", branch, "--create")
     assert (data["would_create_repo"], data["would_create_branch"]) == (True, branch == "dev")
@@ -81,8 +81,8 @@ def test_a_repo_that_is_not_there(pusher: Pusher, branch: str) -> None:
     assert (data["no_changes"], data["created_repo"], pusher.server.hub.repos) == (False, False, {})
 
 
-def test_a_branch_that_is_not_there_would_begin_as_main(pusher: Pusher) -> None:
-    changed(pusher)
+def test_a_missing_branch_would_begin_at_main(pusher: Pusher) -> None:
+    fill_with_changes(pusher)
     data = pusher.data("--dry-run", "--branch", "dev/x")
     assert (data["would_create_repo"], data["would_create_branch"]) == (False, True)
     assert data["dry_run_summary"] == {"added": 2, "modified": 2, "deleted": 1}
@@ -90,8 +90,8 @@ def test_a_branch_that_is_not_there_would_begin_as_main(pusher: Pusher) -> None:
     assert set(pusher.repo.branches) == {"main"}
 
 
-def unnamed(pusher: Pusher, files: dict[str, bytes]) -> None:
-    """Put files on the hub of which it tells no hash."""
+def add_without_hashes(pusher: Pusher, files: dict[str, bytes]) -> None:
+    """Add files to the hub without their hashes in its listing."""
     pusher.add({})
     pusher.repo.commit({name: UnnamedBlob(content) for name, content in files.items()}, "main", "unnamed")
 
@@ -105,10 +105,10 @@ def unnamed(pusher: Pusher, files: dict[str, bytes]) -> None:
         ({"a": b"1"}, {"a": b"22"}, (0, 1, 0), "+0 ~1 -0"),
     ],
 )
-def test_what_only_the_hub_can_compare_is_not_counted(
+def test_files_without_a_hash_are_not_counted(
     pusher: Pusher, there: dict[str, bytes], here: dict[str, bytes], summary: tuple[Any, ...], text: str
 ) -> None:
-    unnamed(pusher, there)
+    add_without_hashes(pusher, there)
     pusher.write(here)
     data = pusher.data("--dry-run")
     assert tuple(data["dry_run_summary"].values()) == summary
@@ -116,8 +116,8 @@ def test_what_only_the_hub_can_compare_is_not_counted(
     assert pusher.run("--dry-run").out == f"{LINE}dry-run: {text}\n"
 
 
-def test_what_only_the_hub_can_compare_is_left_to_it(pusher: Pusher) -> None:
-    unnamed(pusher, {"a": b"1"})
+def test_files_without_a_hash_are_compared_by_the_hub(pusher: Pusher) -> None:
+    add_without_hashes(pusher, {"a": b"1"})
     pusher.write({"a": b"1"})
     data = pusher.data("--private")
     assert (data["no_changes"], data["uploaded_files_count"]) == (True, 0)
@@ -127,14 +127,14 @@ def test_what_only_the_hub_can_compare_is_left_to_it(pusher: Pusher) -> None:
     assert pusher.remote_files() == pusher.local_files()
 
 
-def test_a_listing_of_many_pages(pusher: Pusher) -> None:
+def test_a_listing_of_many_pages_is_compared_in_full(pusher: Pusher) -> None:
     pusher.server.hub.page_size = 7
     pusher.add({f"file-{number}": b"%d" % number for number in range(40)})
     pusher.write({f"file-{number}": b"%d" % number for number in range(1, 41)})
     assert pusher.data("--dry-run")["dry_run_summary"] == {"added": 1, "modified": 0, "deleted": 1}
 
 
-def test_nothing_to_push(pusher: Pusher) -> None:
+def test_a_folder_without_files_to_push_is_an_error(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"uv.lock": b"stays at home"})
     for words in (("--dry-run",), ("--private",)):
@@ -142,7 +142,7 @@ def test_nothing_to_push(pusher: Pusher) -> None:
     assert pusher.remote_files() == {"a": b"1"}
 
 
-def test_a_file_is_read_only_where_its_content_matters(pusher: Pusher) -> None:
+def test_only_files_of_equal_size_are_hashed(pusher: Pusher) -> None:
     pusher.add({"same-size": b"12", "other-size": b"1"})
     pusher.write({"same-size": b"12", "other-size": b"", "new": b""})
     for name in ("other-size", "new"):

@@ -1,4 +1,4 @@
-"""`push` beyond the plain case: branches, retries, ignore rules, the hub's log, and hubs that are not as usual."""
+"""`push` in special cases: branches, retries, ignore rules, the log of the library, and unusual hubs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE = f"push (experimental): {MODEL}@main — "
 UNKNOWN_REVISION = {"x-error-code": "RevisionNotFound", "x-error-message": "Invalid rev id: dev"}
 
 
-def test_of_many_files_that_can_not_be_pushed_the_first_are_named(pusher: Pusher) -> None:
+def test_the_first_of_many_unusable_files_are_named(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"1"})
     for number in range(7):
@@ -29,7 +29,7 @@ def test_of_many_files_that_can_not_be_pushed_the_first_are_named(pusher: Pusher
 # ------------------------------------------------------------------------------------------------------------- branches
 
 
-def test_push_creates_the_branch_upfront_even_for_nothing(pusher: Pusher) -> None:
+def test_push_creates_the_branch_even_without_changes(pusher: Pusher) -> None:
     head = pusher.add({"a": b"1"})
     pusher.write({"a": b"1"})
     data = pusher.data("--private", "--create", "--branch", "dev")
@@ -37,7 +37,7 @@ def test_push_creates_the_branch_upfront_even_for_nothing(pusher: Pusher) -> Non
     assert pusher.repo.branches == {"main": head, "dev": head}
 
 
-def test_push_to_a_new_branch_begins_where_main_is(pusher: Pusher) -> None:
+def test_a_new_branch_begins_at_main(pusher: Pusher) -> None:
     head = pusher.add({"a": b"1", "old": b"2"})
     pusher.write({"a": b"1", "new": b"3"})
     data = pusher.data("--private", "--create", "--branch", "dev")
@@ -46,7 +46,7 @@ def test_push_to_a_new_branch_begins_where_main_is(pusher: Pusher) -> None:
     assert pusher.remote_files("dev") == pusher.local_files()
 
 
-def test_push_to_a_missing_branch_is_tried_and_refused_by_the_hub(pusher: Pusher) -> None:
+def test_push_to_a_missing_branch_is_refused_by_the_hub(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     error = pusher.error("--private", "--branch", "dev")
@@ -79,7 +79,7 @@ def test_push_retry_creates_branch_on_upload_revision_error(
     assert pusher.server.log.count("POST", part) == 2
 
 
-def test_push_retries_once_only(pusher: Pusher) -> None:
+def test_push_retries_only_once(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     pusher.server.faults.add(Fault("/preupload/", "POST", status=404, headers=UNKNOWN_REVISION, times=9))
@@ -87,7 +87,7 @@ def test_push_retries_once_only(pusher: Pusher) -> None:
     assert pusher.server.log.count("POST", "/preupload/") == 2
 
 
-def test_push_does_not_retry_what_it_may_not_make(pusher: Pusher) -> None:
+def test_without_create_push_does_not_create_the_branch(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     pusher.server.faults.add(Fault("/commit/", "POST", status=404, headers=UNKNOWN_REVISION))
@@ -111,14 +111,14 @@ def test_hfignore_is_merged_with_the_defaults_and_forwarded(pusher: Pusher) -> N
     assert (forwarded or "").splitlines() == [*DEFAULTS, *rules.decode().splitlines(), *ALWAYS]
 
 
-def test_what_stays_at_home_is_left_alone_on_the_hub(pusher: Pusher) -> None:
+def test_ignored_files_on_the_hub_are_kept(pusher: Pusher) -> None:
     pusher.add({"notes.ipynb": b"1", "poetry.lock": b"2", "gone.txt": b"3"})
     pusher.write({"a": b"4", ".hfignore": b"*.ipynb"})
     assert pusher.data("--private")["change_summary"]["deleted"] == 1
     assert pusher.remote_files() == {"notes.ipynb": b"1", "poetry.lock": b"2", "a": b"4", ".hfignore": b"*.ipynb"}
 
 
-def test_the_attributes_of_the_hub_stay_unless_the_folder_has_its_own(pusher: Pusher) -> None:
+def test_gitattributes_of_the_hub_stay_unless_the_folder_has_its_own(pusher: Pusher) -> None:
     pusher.add({".gitattributes": b"made by the hub"})
     pusher.write({"a": b"1"})
     pusher.data("--private")
@@ -128,10 +128,10 @@ def test_the_attributes_of_the_hub_stay_unless_the_folder_has_its_own(pusher: Pu
     assert pusher.repo.commits[pusher.repo.branches["main"]].files[".gitattributes"].data == b"my own"
 
 
-# -------------------------------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------------------------------ log
 
 
-def test_the_log_of_the_hub_is_data(pusher: Pusher) -> None:
+def test_the_log_of_the_library_is_part_of_the_data(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2", "m.gguf": b"3"})
     pusher.server.faults.add(Fault("/preupload/", "POST", status=503))
@@ -139,7 +139,7 @@ def test_the_log_of_the_hub_is_data(pusher: Pusher) -> None:
     assert [line for line in data["hf_logs"] if "503" in line or "Retrying" in line]
 
 
-def test_the_log_is_printed_only_when_asked_for(pusher: Pusher) -> None:
+def test_the_log_is_printed_only_with_verbose(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"1"})
     assert pusher.run("--private", "--json").err == pusher.run("--private").err == ""
@@ -156,10 +156,10 @@ def test_a_warning_of_the_library_is_part_of_its_log(pusher: Pusher) -> None:
     assert "table.parquet" in line
 
 
-# --------------------------------------------------------------------------------------------------------- other people
+# --------------------------------------------------------------------------------------------------- concurrent changes
 
 
-def test_a_branch_that_moves_meanwhile_is_not_overwritten(pusher: Pusher) -> None:
+def test_a_branch_that_moves_during_a_push_is_not_overwritten(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     pusher.server.faults.add(Fault("/preupload/", "POST", after=2))
@@ -175,13 +175,13 @@ def test_a_branch_that_moves_meanwhile_is_not_overwritten(pusher: Pusher) -> Non
     assert pusher.remote_files() == {"a": b"1", "theirs": b"3"}
 
 
-def test_a_public_repo_is_named_as_one(pusher: Pusher) -> None:
+def test_the_message_says_that_the_repo_is_public(pusher: Pusher) -> None:
     pusher.add({}, private=False)
     pusher.write({"a": b"1"})
     assert pusher.data("--private")["message"] == "Pushed: +1 ~0 -0; the repo is public"
 
 
-def test_a_gated_repo_of_others_is_not_taken_for_a_missing_one(pusher: Pusher) -> None:
+def test_a_gated_repo_of_another_user_is_not_created_anew(pusher: Pusher) -> None:
     pusher.server.hub.repos[MODEL] = Repo(MODEL, gated=True)
     pusher.server.add(MODEL, {"a": b"1"}, gated=True)
     pusher.write({"a": b"2"})
@@ -190,11 +190,11 @@ def test_a_gated_repo_of_others_is_not_taken_for_a_missing_one(pusher: Pusher) -
     assert pusher.remote_files() == {"a": b"1"}
 
 
-# ---------------------------------------------------------------------------------------------------------- other hubs
+# -------------------------------------------------------------------------------------------------------- unusual hubs
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
+def test_a_hub_without_xet_gets_an_upload_over_http(pusher: Pusher, status: int) -> None:
     pusher.add({})
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=status, times=9))
@@ -203,7 +203,7 @@ def test_a_hub_without_xet_gets_plain_http(pusher: Pusher, status: int) -> None:
     assert pusher.server.log.count("PUT", "/upload/") == 1
 
 
-def test_a_hub_without_xet_decides_for_itself_only(pusher: Pusher) -> None:
+def test_a_hub_without_xet_does_not_affect_later_pushes(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=404, times=9))
@@ -216,7 +216,7 @@ def test_a_hub_without_xet_decides_for_itself_only(pusher: Pusher) -> None:
     assert pusher.server.log.count("PUT", "/upload/") == 0
 
 
-def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
+def test_a_hub_that_forbids_xet_is_an_error(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"model.safetensors": weights()})
     pusher.server.faults.add(Fault("/xet-write-token/", status=403, times=9))
@@ -224,7 +224,7 @@ def test_a_hub_that_refuses_xet_says_so_at_once(pusher: Pusher) -> None:
     assert pusher.remote_files() == {}
 
 
-def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Pusher) -> None:
+def test_a_model_card_is_validated_before_the_weights_are_uploaded(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"README.md": b"---\n!invalid\n---\n", "model.safetensors": weights()})
     error = push_error(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
@@ -233,14 +233,14 @@ def test_a_model_card_that_the_hub_refuses_comes_before_the_weights(pusher: Push
     assert pusher.server.log.count("POST", "/preupload/") == 0
 
 
-def test_a_model_card_that_is_no_text(pusher: Pusher) -> None:
+def test_a_model_card_that_is_not_utf8_is_refused(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write({"README.md": b"\xff\xfe"})
     message = pusher.error("--private")["message"]
     assert message == "README.md is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte."
 
 
-def test_a_hub_that_repeats_the_token_is_not_quoted(pusher: Pusher) -> None:
+def test_a_token_in_the_message_of_the_hub_is_removed(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     said = {"x-error-message": f"the token {pusher.token} may not"}
@@ -248,7 +248,7 @@ def test_a_hub_that_repeats_the_token_is_not_quoted(pusher: Pusher) -> None:
     assert "(403: the token may not)" in pusher.error("--private")["message"]
 
 
-def test_people_see_that_nothing_was_done(pusher: Pusher) -> None:
+def test_plain_output_says_that_the_push_failed(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     pusher.server.faults.add(Fault("/commit/", "POST", status=403))

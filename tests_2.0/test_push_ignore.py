@@ -1,4 +1,4 @@
-"""`.hfignore` means what a `.gitignore` means: the patterns that are supported are compared with git's own reading."""
+"""`.hfignore` has the rules of `.gitignore`: the supported patterns are compared with git itself."""
 
 from __future__ import annotations
 
@@ -127,14 +127,14 @@ PATTERNS = [
     "a.txt\r\nb.txt",
 ]
 
-# Patterns of these pieces, and paths to hold against them, for the comparison with git.
+# Random patterns are made of these pieces and compared with git on these paths.
 PIECES = ["*", "**", "/", "**/", "/**", "a", "b", "?", "[ab]", "[!a]", "a*", "!", "\\", "\\*", " ", ".", "c/"]
 DEEP = ["/".join(source) for depth in (1, 2, 3, 4) for source in product(("a", "b", "ab", "aab"), repeat=depth)]
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository whose ignore file is `.hfignore`."""
+    """Return a git repository whose ignore file is `.hfignore`."""
     if not shutil.which("git"):
         pytest.skip("git is not installed")
     path = tmp_path_factory.mktemp("repository")
@@ -143,13 +143,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("lines", PATTERNS)
-def test_patterns_mean_what_they_mean_to_git(repository: Path, lines: str) -> None:
+def test_patterns_match_as_in_git(repository: Path, lines: str) -> None:
     ours = Ignore.of(lines)
     assert {path for path in PATHS if ours.covers(path)} == ignored_by_git(repository, lines, PATHS)
 
 
 def ignored_by_git(repository: Path, lines: str, paths: Sequence[str]) -> set[str]:
-    """Those of the paths that git ignores with these patterns."""
+    """Return the paths that git ignores with these patterns."""
     exclude = repository / ".git" / "info" / "exclude"
     exclude.write_bytes("\n".join([*DEFAULTS, lines, *ALWAYS, ""]).encode())
     command = ["git", "-c", "core.ignoreCase=false", "check-ignore", "--no-index", "--stdin", "-z"]
@@ -158,12 +158,12 @@ def ignored_by_git(repository: Path, lines: str, paths: Sequence[str]) -> set[st
     return set(answer.stdout.decode().split("\0")) - {""}
 
 
-def test_random_patterns_mean_what_they_mean_to_git(repository: Path) -> None:
+def test_random_patterns_match_as_in_git(repository: Path) -> None:
     source = random.Random(20_251_123)
     for _ in range(60 * EFFORT):
         lines = "".join(source.choices(PIECES, k=source.randrange(1, 8)))
         if re.search(r"[^/*]\*\*+\\*/", lines):
-            continue  # git takes the stars for folders if only letters stand before, against its own documentation
+            continue  # against its documentation, git lets these stars match folders after plain letters
         ours = Ignore.of(lines)
         assert {path for path in DEEP if ours.covers(path)} == ignored_by_git(repository, lines, DEEP), lines
 
@@ -182,7 +182,7 @@ def test_random_patterns_mean_what_they_mean_to_git(repository: Path) -> None:
     ],
     ids=["stars", "folders", "both", "ones", "brackets", "slashes", "backslashes", "many stars"],
 )
-def test_no_pattern_takes_long(pattern: str, name: str) -> None:
+def test_every_pattern_is_matched_quickly(pattern: str, name: str) -> None:
     began = time.process_time()
     Ignore.of(pattern).matches(name, is_folder=False)
     assert time.process_time() - began < 2
@@ -190,7 +190,7 @@ def test_no_pattern_takes_long(pattern: str, name: str) -> None:
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=200 * EFFORT)
 @given(text=st.text() | st.text("*?[]!^-\\/ab#\n "), name=st.text(min_size=1) | st.text("ab/", min_size=1))
-def test_any_text_is_a_file_of_patterns(text: str, name: str) -> None:
+def test_any_text_is_accepted_as_patterns(text: str, name: str) -> None:
     assert Ignore.of(text).covers(name) in (True, False)
 
 
@@ -211,7 +211,7 @@ def test_any_text_is_a_file_of_patterns(text: str, name: str) -> None:
         ".env",
     ],
 )
-def test_defaults(name: str) -> None:
+def test_default_rules_ignore_private_and_temporary_files(name: str) -> None:
     assert Ignore.of("").covers(name)
 
 
@@ -225,11 +225,11 @@ def test_defaults(name: str) -> None:
         ("!.git/\n!.git/**", ".git/config", True),
     ],
 )
-def test_defaults_can_be_taken_back_but_for_what_the_hub_forbids(line: str, name: str, stays: bool) -> None:
+def test_default_rules_can_be_negated_unless_the_hub_forbids_it(line: str, name: str, stays: bool) -> None:
     assert Ignore.of(line).covers(name) is stays
 
 
-def test_the_rules_as_text_are_the_rules() -> None:
+def test_the_text_of_the_rules_gives_the_same_rules() -> None:
     ignore = Ignore.of("a\n!b")
     again = Ignore.of(ignore.text)
     for name in ("a", "b", "c/a", ".env", ".git/config", "poetry.lock", "model.safetensors"):
@@ -237,7 +237,7 @@ def test_the_rules_as_text_are_the_rules() -> None:
     assert ignore.text.splitlines()[len(DEFAULTS) : len(DEFAULTS) + 2] == ["a", "!b"]
 
 
-def test_folders_that_stay_at_home_are_not_even_looked_into(tmp_path: Path) -> None:
+def test_ignored_folders_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed" / "pipe").symlink_to("/nowhere")
     (tmp_path / ".hfignore").write_bytes(b"\xef\xbb\xbfclosed/\n")

@@ -1,4 +1,4 @@
-"""`push`: a folder arrives on the hub as it is, in one commit."""
+"""`push`: a folder is uploaded unchanged, in one commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE = f"push (experimental): {MODEL}@main — "
 FILES: dict[str, bytes] = {n: c for n, c in chat_model().items() if isinstance(c, bytes) and n != ".gitattributes"}
 
 
-def test_a_new_repo(pusher: Pusher) -> None:
+def test_push_creates_a_private_repo_with_all_files(pusher: Pusher) -> None:
     pusher.write(FILES)
     data = pusher.data("--private", "--create")
     assert pusher.remote_files() == FILES
@@ -30,7 +30,7 @@ def test_a_new_repo(pusher: Pusher) -> None:
 
 
 @pytest.mark.parametrize("transport", ["xet", "http"])
-def test_it_is_one_commit_over_either_transport(pusher: Pusher, transport: str) -> None:
+def test_a_push_is_one_commit_over_http_and_xet(pusher: Pusher, transport: str) -> None:
     pusher.add({"old": b"1", "config.json": b"{}"})
     large = {f"model-{number}.safetensors": os.urandom(100_000 + number) for number in range(5)}
     pusher.write(FILES | large)
@@ -44,7 +44,7 @@ def test_it_is_one_commit_over_either_transport(pusher: Pusher, transport: str) 
     assert data["change_summary"] == {"added": len(FILES | large) - 1, "modified": 1, "deleted": 1}
 
 
-def test_nothing_has_changed(pusher: Pusher) -> None:
+def test_a_push_without_changes_makes_no_commit(pusher: Pusher) -> None:
     pusher.add(FILES)
     pusher.write(FILES)
     head = pusher.repo.branches["main"]
@@ -57,7 +57,7 @@ def test_nothing_has_changed(pusher: Pusher) -> None:
     assert (pusher.repo.branches["main"], pusher.write_requests()) == (head, [])
 
 
-def test_only_what_differs_is_uploaded(pusher: Pusher) -> None:
+def test_only_changed_files_are_uploaded(pusher: Pusher) -> None:
     large = weights("F32")
     pusher.add(FILES | {"other.safetensors": large})
     pusher.write(FILES | {"other.safetensors": large, "config.json": b'{"changed": true}'})
@@ -66,7 +66,7 @@ def test_only_what_differs_is_uploaded(pusher: Pusher) -> None:
     assert pusher.remote_files() == pusher.local_files()
 
 
-def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> None:
+def test_a_large_file_is_hashed_only_once(pusher: Pusher) -> None:
     old, new = weights(), weights()[:-1] + b"\0"
     pusher.add({"model.safetensors": old})
     pusher.write({"model.safetensors": new})
@@ -78,14 +78,14 @@ def test_a_large_file_that_was_compared_is_not_hashed_again(pusher: Pusher) -> N
 @pytest.mark.parametrize(
     ("words", "message"), [((), "mlx-knife push"), (("--commit", "My wörds\nand more"), "My wörds\nand more")]
 )
-def test_the_message_of_the_commit(pusher: Pusher, words: tuple[str, ...], message: str) -> None:
+def test_the_commit_has_the_given_message(pusher: Pusher, words: tuple[str, ...], message: str) -> None:
     pusher.add({})
     pusher.write({"a": b"1"})
     pusher.data("--private", *words)
     assert pusher.repo.commits[pusher.repo.branches["main"]].message == message
 
 
-def test_another_branch(pusher: Pusher) -> None:
+def test_push_changes_only_the_given_branch(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.add({"b": b"2"}, branch="dev/x")
     pusher.write({"b": b"3"})
@@ -94,7 +94,7 @@ def test_another_branch(pusher: Pusher) -> None:
     assert (pusher.remote_files("dev/x"), pusher.remote_files()) == ({"b": b"3"}, {"a": b"1"})
 
 
-def test_all_kinds_of_names(pusher: Pusher) -> None:
+def test_files_with_unusual_names_are_pushed(pusher: Pusher) -> None:
     files = {"ä b/c#d?.txt": b"1", "100%.txt": b"2", "a/b/c/d/e": b"3", "~user": b"4", "'\"": b"5", "empty.bin": b""}
     pusher.add({})
     pusher.write(files)
@@ -103,14 +103,14 @@ def test_all_kinds_of_names(pusher: Pusher) -> None:
     assert pusher.data("--private")["no_changes"]
 
 
-def test_a_folder_in_the_place_of_a_file_and_the_other_way_round(pusher: Pusher) -> None:
+def test_files_and_folders_can_replace_each_other(pusher: Pusher) -> None:
     pusher.add({"a": b"1", "b/c": b"2"})
     pusher.write({"a/b": b"3", "b": b"4"})
     pusher.data("--private")
     assert pusher.remote_files() == {"a/b": b"3", "b": b"4"}
 
 
-def test_the_token_goes_to_the_hub_alone(pusher: Pusher) -> None:
+def test_the_token_is_sent_only_to_the_hub(pusher: Pusher) -> None:
     pusher.add({})
     pusher.write(FILES)
     push_data(pusher.spawn("--private", "--json", HF_HUB_DISABLE_XET="1"))
@@ -118,10 +118,10 @@ def test_the_token_goes_to_the_hub_alone(pusher: Pusher) -> None:
     assert {request.token for request in pusher.server.log.find(origin="cdn")} == {None}
 
 
-# ------------------------------------------------------------------------------------------------ nothing from outside
+# --------------------------------------------------------------------------------------------- links and special files
 
 
-def test_what_a_link_brings_in_from_outside_is_never_uploaded(pusher: Pusher) -> None:
+def test_links_to_files_outside_the_folder_are_never_uploaded(pusher: Pusher) -> None:
     (pusher.beside / "secret").write_bytes(b"secret")
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
@@ -133,21 +133,21 @@ def test_what_a_link_brings_in_from_outside_is_never_uploaded(pusher: Pusher) ->
     assert (pusher.remote_files(), pusher.write_requests()) == ({"a": b"1"}, [])
 
 
-def test_a_pipe_is_not_waited_for(pusher: Pusher) -> None:
+def test_a_pipe_is_refused(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     os.mkfifo(pusher.folder / "pipe")
     assert "pipe is not a regular file" in pusher.error("--private", "--create")["message"]
     assert pusher.server.hub.repos == {}
 
 
-def test_a_pipe_in_the_place_of_the_ignore_file(pusher: Pusher) -> None:
+def test_a_pipe_in_place_of_the_ignore_file_is_refused(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     os.mkfifo(pusher.folder / ".hfignore")
     assert pusher.error("--dry-run")["type"] == "push_operation_failed"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can read everything")
-def test_a_file_that_can_not_be_read(pusher: Pusher) -> None:
+def test_an_unreadable_file_is_an_error(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write({"a": b"2"})
     (pusher.folder / "a").chmod(0)
@@ -172,10 +172,10 @@ def test_the_folder_itself_may_be_a_link(pusher: Pusher) -> None:
     assert pusher.remote_files() == {"a": b"1"}
 
 
-# --------------------------------------------------------------------------------------------------------------- people
+# --------------------------------------------------------------------------------------------------------- plain output
 
 
-def test_people_see_one_line(pusher: Pusher) -> None:
+def test_plain_output_is_one_line(pusher: Pusher) -> None:
     pusher.write({"a": b"1", "b": b"2"})
     assert pusher.run("--private", "--create").out == f"{LINE}repo created, pushed: +2 ~0 -0\n"
     pusher.write({"a": b"3"})
@@ -186,7 +186,7 @@ def test_people_see_one_line(pusher: Pusher) -> None:
     assert out == f"{LINE}pushed: +0 ~1 -0 — {pusher.server.url}/{MODEL}/commit/{pusher.repo.branches['main']}\n"
 
 
-def test_people_see_what_stands_in_the_way(pusher: Pusher) -> None:
+def test_plain_output_names_the_obstacle(pusher: Pusher) -> None:
     pusher.write({"a": b"1"})
     outcome = pusher.run("--private")
     assert (outcome.code, outcome.out) == (1, "")
@@ -194,7 +194,7 @@ def test_people_see_what_stands_in_the_way(pusher: Pusher) -> None:
     assert "--create" in outcome.err
 
 
-def test_an_upload_that_is_refused_changes_nothing(pusher: Pusher) -> None:
+def test_a_refused_upload_changes_nothing(pusher: Pusher) -> None:
     pusher.add({"a": b"1"})
     pusher.write(FILES)
     pusher.server.faults.add(Fault("/upload/", "PUT", status=403))

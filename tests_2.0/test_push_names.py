@@ -1,4 +1,4 @@
-"""The names that `push` refuses: those of files that no `pull` would accept, or that some disks can't tell apart."""
+"""The file names that `push` refuses: those that no `pull` accepts, or that some disks treat as equal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TWINS = {
 
 
 def anomalies(pusher: Pusher) -> list[tuple[str, str, str | None]]:
-    """The errors of the folder: code, message and path."""
+    """Return the errors of the folder: code, message and path."""
     found = pusher.data("--check-only")["workspace_health"]["anomalies"]
     return [(a["code"], a["message"], a["path"]) for a in found if a["severity"] == "error"]
 
@@ -55,20 +55,20 @@ def test_a_name_that_pull_refuses_is_not_pushed(pusher: Pusher, name: str, probl
         assert (error["type"], problem in error["message"]) == ("push_operation_failed", True)
         assert "Rename" in error["hint"]
     assert pusher.remote_files() == {"a": b"1"}
-    # And `pull` refuses it, for the same reason.
+    # `pull` refuses the name for the same reason.
     pusher.server.add("org/other", MODEL_FILES | {name: b"x"})
     error = pull_error(pusher.client, "org/other")
     assert (error["type"], problem in error["message"]) == ("download_failed", True)
 
 
-def test_people_see_the_name_on_one_line(pusher: Pusher) -> None:
+def test_a_name_with_a_line_end_is_shown_on_one_line(pusher: Pusher) -> None:
     pusher.write(MODEL_FILES | {"a\nb.txt": b"x"})
     assert pusher.run("--check-only").out.count("\n") == 2
     assert "a\N{REPLACEMENT CHARACTER}b.txt has a line end in its name" in pusher.run("--dry-run").err
 
 
 @pytest.mark.parametrize(("names", "path", "problem"), TWINS.values(), ids=TWINS)
-def test_names_that_are_one_to_some_disks_are_not_pushed(
+def test_names_that_some_disks_treat_as_equal_are_not_pushed(
     pusher: Pusher, names: tuple[str, str], path: str, problem: str
 ) -> None:
     (pusher.folder / "Case").touch()
@@ -83,7 +83,7 @@ def test_names_that_are_one_to_some_disks_are_not_pushed(
     assert pusher.remote_files() == {"a": b"1"}
 
 
-def test_one_of_two_such_names_may_stay_at_home(pusher: Pusher) -> None:
+def test_one_of_two_colliding_names_may_be_ignored(pusher: Pusher) -> None:
     pusher.add({}, private=True)
     pusher.write({"README.md": b"x", "readme.md": b"y", ".hfignore": b"/readme.md\n"})
     pusher.data("--private")

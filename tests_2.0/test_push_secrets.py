@@ -1,4 +1,4 @@
-"""Secrets stay at home, and `push` says so; a user who wants to push them can do so."""
+"""`push` leaves out secrets and reports them; a user can choose to push them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ NO_SECRETS = [
 
 
 def left_out(pusher: Pusher) -> list[str]:
-    """The names of what the check says is left out."""
+    """Return the names of the files that the check reports as left out."""
     anomalies = pusher.data("--check-only")["workspace_health"]["anomalies"]
     return [anomaly["path"] for anomaly in anomalies if anomaly["code"] == "secret_left_out"]
 
@@ -157,7 +157,7 @@ def test_links_to_secrets_are_left_out_and_named(pusher: Pusher) -> None:
 
 
 @pytest.mark.parametrize("line", ["!notes.txt", "!.netrc", "!*.txt"])
-def test_a_link_to_a_secret_is_pushed_where_the_user_says_so(pusher: Pusher, line: str) -> None:
+def test_a_link_to_a_secret_is_pushed_if_the_user_allows_it(pusher: Pusher, line: str) -> None:
     pusher.write({".netrc": b"hush", ".hfignore": line.encode()})
     (pusher.folder / "notes.txt").symlink_to(".netrc")
     pusher.add({})
@@ -165,7 +165,7 @@ def test_a_link_to_a_secret_is_pushed_where_the_user_says_so(pusher: Pusher, lin
     assert pusher.remote_files()["notes.txt"] == b"hush"
 
 
-def test_credentials_of_the_hub_are_said_nowhere(pusher: Pusher) -> None:
+def test_credentials_in_the_hub_address_are_never_printed(pusher: Pusher) -> None:
     pusher.write(WHOLE)
     endpoint = "http://user:hush@127.0.0.1:1/"
     assert pusher.data("--check-only", HF_ENDPOINT=endpoint)["repo_url"] == "http://127.0.0.1:1/org/model"
@@ -174,7 +174,7 @@ def test_credentials_of_the_hub_are_said_nowhere(pusher: Pusher) -> None:
         assert "hush" not in outcome.out + outcome.err
 
 
-def test_people_read_it_as_a_warning(pusher: Pusher) -> None:
+def test_plain_output_warns_about_omitted_secrets(pusher: Pusher) -> None:
     pusher.write(WHOLE | {".netrc": b"hush", ".ssh/config": b"hush"})
     expected = "Warning: Not pushed, as they look like secrets: .netrc, .ssh/config. To push one, write !.netrc into"
     for words in (("--dry-run",), ("--private", "--create")):
@@ -188,7 +188,7 @@ def test_people_read_it_as_a_warning(pusher: Pusher) -> None:
     assert {".netrc", ".ssh/config"} <= pusher.remote_files().keys()
 
 
-def test_other_files_are_no_secrets(pusher: Pusher) -> None:
+def test_other_files_are_not_taken_for_secrets(pusher: Pusher) -> None:
     files = dict.fromkeys(NO_SECRETS, b"") | WHOLE
     pusher.write(files)
     assert left_out(pusher) == []
@@ -212,7 +212,7 @@ def test_other_files_are_no_secrets(pusher: Pusher) -> None:
         ("# nothing", set()),
     ],
 )
-def test_an_exclamation_mark_pushes_them_all_the_same(pusher: Pusher, lines: str, pushed: set[str]) -> None:
+def test_a_negated_rule_pushes_a_secret(pusher: Pusher, lines: str, pushed: set[str]) -> None:
     secrets = [
         ".netrc",
         ".aws/config",
@@ -230,14 +230,14 @@ def test_an_exclamation_mark_pushes_them_all_the_same(pusher: Pusher, lines: str
     assert not pushed & set(data["secrets_left_out"])
 
 
-def test_what_the_user_ignores_is_not_worth_a_word(pusher: Pusher) -> None:
+def test_secrets_that_the_user_ignores_are_not_reported(pusher: Pusher) -> None:
     pusher.write(WHOLE | {".env": b"x", ".ssh/config": b"x", ".hfignore": b".env\n.ssh/\n"})
     assert left_out(pusher) == []
     assert "secrets_left_out" not in pusher.data("--dry-run")
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_a_secret_that_is_on_the_hub_stays_and_is_named(pusher: Pusher, is_here: bool) -> None:
+def test_a_secret_on_the_hub_is_kept_and_named(pusher: Pusher, is_here: bool) -> None:
     pusher.add({"a": b"1", ".netrc": b"old", ".aws/config": b"old", "gone": b"2"})
     pusher.write({"a": b"3"} | ({".netrc": b"new"} if is_here else {}))
     for words in (("--dry-run",), ("--private",)):
@@ -253,7 +253,7 @@ def test_a_secret_that_is_on_the_hub_stays_and_is_named(pusher: Pusher, is_here:
         assert warning in pusher.run(*words).err
 
 
-def test_a_secret_that_was_taken_back_in_is_a_file_like_any_other(pusher: Pusher) -> None:
+def test_an_allowed_secret_is_treated_like_any_file(pusher: Pusher) -> None:
     pusher.add({"a": b"1", ".netrc": b"old"})
     pusher.write({"a": b"1", ".hfignore": b"!.netrc\n"})
     assert pusher.data("--dry-run")["deleted_files"] == [".netrc"]
@@ -264,11 +264,11 @@ def test_a_secret_that_was_taken_back_in_is_a_file_like_any_other(pusher: Pusher
 @pytest.mark.parametrize(
     "name", [*SECRETS, *NO_SECRETS, *litter.WORK_FILES, "a/Thumbs.db", "Icon\r", ".m.icloud", "Icons"]
 )
-def test_the_default_rules_are_those_of_show(name: str) -> None:
+def test_push_and_show_have_the_same_default_rules(name: str) -> None:
     assert Ignore.of("").covers(name) is litter.is_private(name)
 
 
-def test_the_document_has_every_pattern() -> None:
+def test_the_documentation_lists_every_pattern() -> None:
     quoted = set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text(encoding="utf-8")))
     patterns = {*litter.TOOLS, *litter.WORK_FILES, *litter.SECRET_FOLDERS, *litter.SECRETS, *litter.NO_SECRETS}
     assert patterns - quoted == set()

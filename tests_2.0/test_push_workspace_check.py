@@ -1,4 +1,4 @@
-"""`push --check-only`: what a folder lacks, found without the network, a token or the client library."""
+"""`push --check-only`: faults of a folder, found without the network, a token or the client library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Checked = Callable[[Files], dict[str, Any]]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to push, in the current one; neither a token nor a hub is there."""
+    """Return an empty folder to push in the current folder, without a token or a hub."""
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checked(mlxk2: Program, folder: Path, tmp_path: Path) -> Checked:
-    """Puts files into the folder; the check of it."""
+    """Return a function that writes files into the folder and returns the data of the check."""
 
     def check(files: Files) -> dict[str, Any]:
         for name, content in files.items():
@@ -61,12 +61,12 @@ def checked(mlxk2: Program, folder: Path, tmp_path: Path) -> Checked:
 
 
 def codes(data: dict[str, Any], severity: str = "error") -> list[tuple[str, str | None]]:
-    """The code and the path of each anomaly."""
+    """Return the code and the path of each anomaly."""
     anomalies = data["workspace_health"]["anomalies"]
     return [(anomaly["code"], anomaly["path"]) for anomaly in anomalies if anomaly["severity"] == severity]
 
 
-def test_a_whole_model(checked: Checked) -> None:
+def test_a_whole_model_is_healthy(checked: Checked) -> None:
     data = checked(files := chat_model())
     assert data["workspace_health"] == {
         "files_count": len(files),
@@ -88,7 +88,7 @@ def test_a_whole_model(checked: Checked) -> None:
 
 
 @pytest.mark.parametrize("files", [base_model(), sharded_model(), gguf_model()], ids=["base", "sharded", "gguf"])
-def test_other_whole_models(checked: Checked, files: Files) -> None:
+def test_other_kinds_of_whole_models_are_healthy(checked: Checked, files: Files) -> None:
     assert checked(files)["workspace_health"]["healthy"]
 
 
@@ -119,13 +119,13 @@ DAMAGES: list[tuple[str, Files, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("files", "code", "path"), [row[1:] for row in DAMAGES], ids=[row[0] for row in DAMAGES])
-def test_damage_is_named_and_placed(
+def test_damage_has_a_code_and_a_path(
     checked: Checked, mlxk2: Program, files: Files, code: str, path: str | None
 ) -> None:
     data = checked(files)
     assert codes(data) == [(code, path)]
     assert not data["workspace_health"]["healthy"]
-    # The verdict is the one of `health`, whose rules they are.
+    # `health` has the same rules and gives the same verdict.
     assert mlxk2("health", FOLDER, "--json").json["data"]["summary"]["healthy_count"] == 0
 
 
@@ -137,7 +137,7 @@ def test_every_missing_shard_is_named(checked: Checked) -> None:
     assert not data["workspace_health"]["weights"]["pattern_complete"]
 
 
-def test_an_index_that_leads_out_of_the_folder(checked: Checked) -> None:
+def test_an_index_that_leads_out_of_the_folder_is_an_error(checked: Checked) -> None:
     data = checked(chat_model() | {"model.safetensors.index.json": index_of(["../model.safetensors"])})
     assert codes(data) == [("incomplete_weights", "model.safetensors.index.json")]
 
@@ -148,12 +148,12 @@ def test_a_missing_readme_is_a_warning(checked: Checked) -> None:
     assert data["workspace_health"]["healthy"]
 
 
-def test_several_problems_at_once(checked: Checked) -> None:
+def test_several_problems_are_all_reported(checked: Checked) -> None:
     data = checked(without(chat_model(), "config.json", "tokenizer.json") | {"model.safetensors": b""})
     assert [code for code, _ in codes(data)] == ["missing_config", "damaged_weights", "no_tokenizer"]
 
 
-def test_files_that_stay_at_home_do_not_count(checked: Checked) -> None:
+def test_ignored_files_do_not_count(checked: Checked) -> None:
     files = chat_model()
     litter = {".git/config": b"x", "__pycache__/a.pyc": b"x", ".cache/huggingface/b": b"x", ".DS_Store": b"x"}
     own = {".hfignore": b"notes/\n*.tmp\n", "notes/a": b"x", "b.tmp": b"x"}
@@ -184,7 +184,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("problem", KINDS)
-def test_what_can_not_be_uploaded_is_an_anomaly(checked: Checked, folder: Path, problem: str) -> None:
+def test_an_unusable_file_is_an_anomaly(checked: Checked, folder: Path, problem: str) -> None:
     KINDS[problem](folder)
     data = checked(chat_model())
     assert codes(data) == [("unusable_file", "x")]
@@ -193,7 +193,7 @@ def test_what_can_not_be_uploaded_is_an_anomaly(checked: Checked, folder: Path, 
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take only UTF-8")
-def test_a_name_that_is_not_utf_8(checked: Checked, folder: Path) -> None:
+def test_a_name_that_is_not_utf8_is_an_anomaly(checked: Checked, folder: Path) -> None:
     (Path(os.fsdecode(os.fsencode(folder) + b"/\xff"))).touch()
     inside = Path(os.fsdecode(os.fsencode(folder) + b"/\xfe"))
     inside.mkdir()
@@ -202,21 +202,21 @@ def test_a_name_that_is_not_utf_8(checked: Checked, folder: Path) -> None:
     assert codes(checked(chat_model())) == [("unusable_file", name) for name in names]
 
 
-def test_links_inside_the_folder_are_its_files(checked: Checked, folder: Path) -> None:
+def test_links_inside_the_folder_count_as_files(checked: Checked, folder: Path) -> None:
     (folder / "weights").mkdir()
     (folder / "weights" / "real").write_bytes(weights())
     (folder / "model.safetensors").symlink_to("weights/real")
     assert checked(without(chat_model(), "model.safetensors"))["workspace_health"]["healthy"]
 
 
-def test_a_snapshot_of_the_cache_is_refused_by_name(checked: Checked, folder: Path) -> None:
+def test_links_out_of_the_folder_are_an_anomaly(checked: Checked, folder: Path) -> None:
     (folder.parent / "blob").write_bytes(weights())
     (folder / "model.safetensors").symlink_to("../blob")
     data = checked(without(chat_model(), "model.safetensors"))
     assert ("unusable_file", "model.safetensors") in codes(data)
 
 
-# --------------------------------------------------------------------------------------------------------------- people
+# --------------------------------------------------------------------------------------------------------- plain output
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_snapshot_of_the_cache_is_refused_by_name(checked: Checked, folder: Pa
         (without(chat_model(), "README.md"), ["the folder is a whole model.", "  warning: There is no README.md."]),
     ],
 )
-def test_people_see_the_verdict_and_the_anomalies(
+def test_plain_output_has_the_verdict_and_the_anomalies(
     checked: Checked, mlxk2: Program, files: Files, lines: list[str]
 ) -> None:
     checked(files)
@@ -239,7 +239,7 @@ def test_people_see_the_verdict_and_the_anomalies(
     assert result == (0, "\n".join([f"push (experimental): {MODEL}@main — {first}", *more]) + "\n", "")
 
 
-def test_the_client_library_is_not_even_imported(folder: Path) -> None:
+def test_huggingface_hub_is_not_imported(folder: Path) -> None:
     code = (
         "import sys; from mlxk2.cli.main import main;"
         f"main(['push', {str(folder)!r}, {MODEL!r}, '--check-only', '--json']);"
@@ -248,7 +248,7 @@ def test_the_client_library_is_not_even_imported(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_it_is_the_same_as_a_process(pusher: Pusher) -> None:
+def test_check_only_works_as_a_separate_process(pusher: Pusher) -> None:
     pusher.write({name: content for name, content in chat_model().items() if isinstance(content, bytes)})
     assert push_data(pusher.spawn("--check-only", "--json", HF_TOKEN=""))["workspace_health"]["healthy"]
     assert pusher.server.log.requests == []

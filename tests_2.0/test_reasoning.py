@@ -1,4 +1,4 @@
-"""Reasoning apart from the answer: by tokens, by what the prompt opened, and by text at the beginning alone."""
+"""Separating reasoning from the answer: by tokens, by the prompt, and by text at the beginning of the output."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ KNOWS = "{# <think> </think> #}"
 
 USE = "Use <think>x</think> like so."
 
-# By a model with which marks, after a prompt that did or did not open a thought, or of which that is not known: what is
-# said, what of it is reasoning, and what is answer.
+# For each case: the marks of the model; whether the prompt opens reasoning (None if unknown); the generated text; the
+# reasoning in it; the answer in it.
 SAID = {
     "line ends": (THINK, False, ("<think>", "\nHm.", "</think>", "\n\nParis."), "Hm.", "Paris."),
     "an empty thought": (THINK, False, ("<think>", "\n\n", "</think>", "\n\nParis."), "", "Paris."),
@@ -98,14 +98,14 @@ SAID = {
 
 
 @pytest.mark.parametrize(("marks", "thinking", "said", "reasoning", "answer"), SAID.values(), ids=SAID)
-def test_what_is_reasoning_and_what_is_answer(
+def test_reasoning_and_answer_are_separated(
     marks: Sequence[str], thinking: bool | None, said: Sequence[str], reasoning: str, answer: str
 ) -> None:
     chunks = generate(saying(*said, marks=marks), thinking=thinking)
     assert (text(chunks, "reasoning"), text(chunks)) == (reasoning, answer)
 
 
-# The same with marks that only the chat template knows.
+# The same cases with marks that only the chat template contains.
 OF_THE_TEMPLATE = {
     "opened by the prompt": (True, "Hm.</think>\n\nParis.", "Hm.", "Paris."),
     "spelled": (None, "<think>Hm.</think>\n\nParis.", "Hm.", "Paris."),
@@ -115,39 +115,41 @@ OF_THE_TEMPLATE = {
 
 
 @pytest.mark.parametrize(("thinking", "said", "reasoning", "answer"), OF_THE_TEMPLATE.values(), ids=OF_THE_TEMPLATE)
-def test_marks_that_only_the_template_knows(thinking: bool | None, said: str, reasoning: str, answer: str) -> None:
+def test_marks_known_only_from_the_template_separate_reasoning(
+    thinking: bool | None, said: str, reasoning: str, answer: str
+) -> None:
     chunks = generate(saying(said, marks=NONE, chat_template=KNOWS), thinking=thinking)
     assert (text(chunks, "reasoning"), text(chunks)) == (reasoning, answer)
 
 
-def test_a_template_that_has_only_the_mark_that_opens() -> None:
+def test_a_template_with_only_the_opening_mark_is_enough() -> None:
     chunks = generate(saying("Hm.</think>Paris.", marks=NONE, chat_template="Q<think>\nOkay, "), thinking=True)
     assert (text(chunks, "reasoning"), text(chunks)) == ("Hm.", "Paris.")
 
 
-def test_granites_marks_are_sentences() -> None:
+def test_the_sentences_of_granite_separate_reasoning() -> None:
     template = "Write 'Here is my thought process:', then 'Here is my response:'."
     backend = saying("Here is my thought process: Hm.\nHere is my response: Paris.", marks=NONE, chat_template=template)
     chunks = generate(backend)
     assert (text(chunks, "reasoning"), text(chunks)) == (" Hm.\n", " Paris.")
 
 
-def test_a_completion_shows_all_marks() -> None:
+def test_a_plain_completion_shows_all_marks() -> None:
     chunks = generate(saying("[THINK]", "a", "[/THINK]", "b", "<pad>", marks=MISTRAL), plain=True)
     assert text(chunks) == "[THINK]a[/THINK]b"
 
 
-def test_a_limit_within_a_thought() -> None:
+def test_a_limit_inside_the_reasoning_leaves_the_answer_empty() -> None:
     chunks = generate(saying("<think>", "Hmmm"), max_tokens=3)
     assert (text(chunks, "reasoning"), text(chunks), finished(chunks).reason) == ("Hm", "", "length")
 
 
-def test_stop_strings_are_looked_for_once_it_is_known_what_is_answer() -> None:
+def test_stop_strings_apply_to_the_answer_but_not_to_reasoning() -> None:
     chunks = generate(saying("a\n\nb", "</think>", "c\n\nd"), thinking=None, stop=("\n\n",))
     assert (text(chunks, "reasoning"), text(chunks), finished(chunks).reason) == ("a\n\nb", "c", "stop")
 
 
-def test_an_answer_of_a_model_that_may_think_streams_after_its_beginning() -> None:
+def test_an_answer_that_may_be_reasoning_streams_after_its_beginning() -> None:
     events = generate(saying("x" * 200), thinking=None)
     first, *others = [event.text for event in events if isinstance(event, TextDelta)]
     assert len(first) == MAX_BEGINNING + 1
@@ -155,7 +157,7 @@ def test_an_answer_of_a_model_that_may_think_streams_after_its_beginning() -> No
 
 
 @pytest.mark.parametrize("said", [("Let me see.", "</think>", "\n\nParis."), ("<think>", "Hm.", "</think>", "Paris.")])
-def test_every_answer_of_a_request_has_its_reasoning_and_the_logprobs_of_its_answer(said: Sequence[str]) -> None:
+def test_every_choice_has_its_reasoning_and_the_logprobs_of_its_answer(said: Sequence[str]) -> None:
     with serving(saying(*said)) as client:
         for choice in client.ask(n=2, logprobs=True)["choices"]:
             assert choice["message"]["reasoning_content"] in ("Let me see.", "Hm.")
@@ -170,7 +172,7 @@ SAID_IN_TOKENS = tokens_of("<think>", "</think>", "[THINK]", "[/THINK]", "<|chan
 
 
 def split(marks: Marks, thinking: bool | None, said: Iterable[str | int]) -> list[tuple[str, str]]:
-    """What a splitter makes of texts and tokens: the texts by their kinds, neighbours of one kind joined."""
+    """Return the output of a splitter for texts and tokens, with neighbours of one kind joined."""
     splitter = ReasoningSplitter(marks, "reasoning" if thinking else "normal", undecided=thinking is None)
     pieces = [p for part in said for p in (splitter.read(part) if isinstance(part, str) else splitter.mark(part))]
     found = groupby([*pieces, *splitter.finish()], lambda piece: piece[0])
@@ -187,13 +189,13 @@ def split(marks: Marks, thinking: bool | None, said: Iterable[str | int]) -> lis
     st.sampled_from([THINK, MISTRAL, GEMMA, NONE, (*THINK, *MISTRAL[1:], *GEMMA[1:])]),
     st.sampled_from([True, False, None]),
 )
-def test_it_does_not_matter_how_text_comes_and_nothing_but_marks_is_lost(
+def test_splitting_is_independent_of_pieces_and_removes_only_marks(
     said: list[str | int], template: str, known: Sequence[str], thinking: bool | None
 ) -> None:
     tokenizer = ScriptedTokenizer(marks=known, chat_template=template)
     marks = Marks.of(tokenizer, {number for number, entry in tokenizer.added_tokens_decoder.items() if entry.special})
     said = [part for part in said if isinstance(part, str) or part in marks.tokens]
-    # A token's text comes by itself; between tokens, all that is said may come as a whole or letter by letter.
+    # A token's text comes alone; the text between tokens may come as a whole or letter by letter.
     whole: list[str | int] = []
     for part in said:
         if isinstance(part, str) and whole and isinstance(whole[-1], str):
@@ -208,7 +210,7 @@ def test_it_does_not_matter_how_text_comes_and_nothing_but_marks_is_lost(
 
 
 def without_marks(said: str) -> str:
-    """The letters of a text that no mark has."""
+    """Return the letters of a text that occur in no mark."""
     return "".join(letter for letter in said if letter in "Usx\u00e9`")
 
 
@@ -231,13 +233,13 @@ PROMPTS = {
 
 @pytest.mark.parametrize(("end", "question", "thinking"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("marks", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thought>", "</thought>")])
-def test_what_the_prompt_says_of_thinking(
+def test_the_prompt_shows_whether_reasoning_is_open(
     tmp_path: Path, one_process: Starter, marks: tuple[str, str], end: str, question: str, thinking: bool | None
 ) -> None:
     def in_marks(said: str) -> str:
         return said.replace("<think>", marks[0]).replace("</think>", marks[1])
 
-    # The first pair are tokens of this vocabulary, the second special ones, and the third is known to the template.
+    # The first pair are tokens of the vocabulary, the second are special tokens, and only the template has the third.
     template = CHATML.replace(OPENED, in_marks(f"<|im_start|>assistant\n{end}{{% endif")) + "{# </thought> #}"
     write_tokenizer(tmp_path, template=template, special=("[THINK]", "[/THINK]"))
     tokenizer = load_tokenizer(tmp_path, {}, one_process, "damaged")
@@ -247,5 +249,5 @@ def test_what_the_prompt_says_of_thinking(
 
 @pytest.fixture(scope="module")
 def one_process() -> OneProcess:
-    """A process for the tokenizers of this file."""
+    """Return a process for the tokenizers of this file."""
     return OneProcess()

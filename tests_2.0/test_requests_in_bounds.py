@@ -1,4 +1,4 @@
-"""What one request may take: stop strings and logprobs of many answers, in memory that is counted."""
+"""Bounds of one request: the memory for stop strings and logprobs of many answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlxk2.server.openai.chat import ChatBody, ChatRenderer
 from mlxk2.server.openai.completions import CompletionBody, CompletionRenderer
 
 
-def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> None:
+def test_stop_strings_are_prepared_once_per_request() -> None:
     chance = random.Random(0)
     stops = ["".join(chance.choices("abc\u00e9\U0001f600", k=1000)) for _ in range(16)]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": "Hi"}], "stop": stops, "n": 60})
@@ -38,7 +38,7 @@ def test_stop_strings_are_made_ready_once_for_all_the_answers_of_a_request() -> 
     assert taken < 1 << 20
 
 
-def test_biases_are_checked_and_made_ready_once_for_all_the_answers_of_a_request() -> None:
+def test_biases_are_prepared_once_per_request() -> None:
     bias = {str(token): 1.0 for token in range(200)}
     body = ChatBody.model_validate(
         {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": bias, "n": 60, "seed": 1}
@@ -49,7 +49,7 @@ def test_biases_are_checked_and_made_ready_once_for_all_the_answers_of_a_request
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_stop_string_ends_a_text_where_it_is_found_first(seed: int) -> None:
+def test_a_text_ends_at_the_first_stop_string(seed: int) -> None:
     chance = random.Random(seed)
     text = "".join(chance.choices("ab", k=30))
     stops = tuple("".join(chance.choices("ab", k=chance.randint(1, 7))) for _ in range(chance.randint(0, 4)))
@@ -59,7 +59,7 @@ def test_a_stop_string_ends_a_text_where_it_is_found_first(seed: int) -> None:
         read = len(given) + len(scan.held)
         if scan.found:
             break
-        # No more is held than may begin a stop string.
+        # The held text could begin a stop string.
         assert given + scan.held == text[:read]
         assert not scan.held or any(stop.startswith(scan.held) for stop in stops)
     ends = [(end, -len(stop)) for stop in stops for end in range(31) if text[:end].endswith(stop)]
@@ -78,7 +78,7 @@ def _chat(**options: Any) -> ChatBody:
     return ChatBody.model_validate({"messages": [{"role": "user", "content": "Hi"}], "logprobs": True, **options})
 
 
-def test_more_logprobs_than_can_be_held_are_refused_before_anything_is_generated() -> None:
+def test_too_many_logprobs_are_refused_before_generation() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     refused = r"1,280,000 tokens with 21 logprobs each, .* at most 2,097,152"
     with pytest.raises(ValidationError, match=refused) as caught:
@@ -91,12 +91,12 @@ def test_more_logprobs_than_can_be_held_are_refused_before_anything_is_generated
     _chat(n=64, top_logprobs=20, max_tokens=1500).requests(model, None)
 
 
-def test_what_the_context_has_left_counts_and_not_a_larger_limit() -> None:
+def test_the_number_of_logprobs_is_limited_by_the_context() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 14)
     _chat(n=4, top_logprobs=20, max_tokens=1 << 30).requests(model, None)
 
 
-def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_held() -> None:
+def test_answers_without_a_limit_get_one_that_fits_their_logprobs() -> None:
     model = ScriptedBackend(lambda _: [], context_length=1 << 20)
     for count in (1, 64):
         requests = _chat(n=count, top_logprobs=20).requests(model, None)
@@ -111,7 +111,7 @@ def test_answers_without_a_limit_of_their_own_end_where_their_logprobs_can_be_he
         CompletionRenderer(CompletionBody.model_validate({"prompt": "Hi", "logprobs": 0})),
     ],
 )
-def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(
+def test_a_response_with_many_logprobs_takes_little_memory(
     renderer: ChatRenderer | CompletionRenderer,
 ) -> None:
     count = 3000
@@ -125,8 +125,8 @@ def test_a_whole_answer_with_many_logprobs_takes_little_more_than_its_text(
     tracemalloc.stop()
     assert held < 800 * count
     assert peak - held < 2.5 * len(content) + 1_000_000
-    told = json.loads(content)["logprobs"]
-    entries = told["content"] if isinstance(renderer, ChatRenderer) else told["top_logprobs"]
+    rendered = json.loads(content)["logprobs"]
+    entries = rendered["content"] if isinstance(renderer, ChatRenderer) else rendered["top_logprobs"]
     assert len(entries) == count
 
 

@@ -1,4 +1,4 @@
-"""Pulling on a bad day: no room, no answer, no connection, others at work; `rm` has test_robustness_rm.py."""
+"""Pulls in bad conditions: no space, no response, no hub, other processes; test_robustness_rm.py covers `rm`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = "org/model"
 PETABYTE = 10**15
 
 
-def test_a_model_larger_than_the_disk_is_not_begun(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_model_larger_than_the_disk_is_refused(hub_server: HubServer, hub_client: Client) -> None:
     commit = hub_server.add(MODEL, chat_model())
     files = hub_server.hub.repos[MODEL].commits[commit].files
     assert isinstance(files, dict)
@@ -32,7 +32,7 @@ def test_a_model_larger_than_the_disk_is_not_begun(hub_server: HubServer, hub_cl
     assert not list(hub_client.cache_dir.glob("*models--org--model*"))
 
 
-def test_a_hub_that_never_answers_is_given_up(hub_client: Client) -> None:
+def test_a_hub_that_never_responds_is_a_network_error(hub_client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=address, HF_HUB_ETAG_TIMEOUT="1")
@@ -41,14 +41,14 @@ def test_a_hub_that_never_answers_is_given_up(hub_client: Client) -> None:
     assert not hub_client.cache_dir.exists()
 
 
-def test_something_that_is_no_hub(hub_server: HubServer, hub_client: Client) -> None:
+def test_an_address_that_is_no_hub_is_an_error(hub_server: HubServer, hub_client: Client) -> None:
     outcome = hub_client.run("pull", MODEL, "--json", HF_ENDPOINT=hub_server.cdn_url)
     assert outcome.code == 1
     assert_envelope(outcome.json, "pull", "error")
     assert outcome.json["error"]["type"] in ("download_failed", "access_denied")
 
 
-def test_pulls_of_different_models_do_not_wait_for_each_other(hub_server: HubServer, hub_client: Client) -> None:
+def test_pulls_of_different_models_run_at_the_same_time(hub_server: HubServer, hub_client: Client) -> None:
     names = [f"org/model-{number}" for number in range(3)]
     for name in names:
         hub_server.add(name, chat_model(), is_xet=True)
@@ -59,7 +59,7 @@ def test_pulls_of_different_models_do_not_wait_for_each_other(hub_server: HubSer
     assert data["summary"] == {"total": 3, "healthy_count": 3, "unhealthy_count": 0}
 
 
-def test_pull_beside_rm(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_pull_succeeds_beside_rm_of_another_model(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     hub_server.add("org/other", chat_model())
     assert hub_client.run("pull", "org/other").code == 0
@@ -70,7 +70,7 @@ def test_pull_beside_rm(hub_server: HubServer, hub_client: Client) -> None:
     assert [model["name"] for model in hub_client.run("list", "--json").json["data"]["models"]] == [MODEL]
 
 
-def test_a_living_pull_holds_its_model(hub_server: HubServer, hub_client: Client) -> None:
+def test_rm_refuses_a_model_during_its_pull(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     assert hub_client.run("pull", MODEL).code == 0
     hub_server.add(MODEL, {"model.gguf": b"x" * 100_000})
@@ -85,7 +85,7 @@ def test_a_living_pull_holds_its_model(hub_server: HubServer, hub_client: Client
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are what this is about")
-def test_a_model_folder_on_another_disk(hub_server: HubServer, hub_client: Client) -> None:
+def test_a_model_folder_linked_to_another_place_can_be_pulled(hub_server: HubServer, hub_client: Client) -> None:
     hub_server.add(MODEL, chat_model())
     elsewhere = hub_client.home.with_name("elsewhere")
     elsewhere.mkdir()

@@ -1,4 +1,4 @@
-"""`rm`: exactly what was named goes, the disk gains what is said, and nothing outside the hub folder is touched."""
+"""`rm`: it removes exactly the named model, reports the freed space and touches nothing outside the cache folder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FIRST, SECOND = chat_model() | {"a.bin": b"a" * 300_000}, chat_model() | {"b.bin
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request: pytest.FixtureRequest, cache_dir: CacheDir) -> CacheDir:
-    """A cache of each layout."""
+    """Return a cache of each layout."""
     kind: Layout = request.param
     return CacheDir(cache_dir.path, kind)
 
 
 @pytest.fixture
 def two(layout: CacheDir) -> CacheDir:
-    """A model with two revisions that share most blobs, and another model with the same files."""
+    """Add a model with two revisions that share most blobs, and another model with the same files."""
     layout.add(NAME, FIRST)
     layout.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
     layout.add("org/other", chat_model())
@@ -41,18 +41,18 @@ def two(layout: CacheDir) -> CacheDir:
 
 
 def entries(cache_dir: Path) -> set[str]:
-    """What is in the hub folder, without the store and the locks, which stay."""
+    """Return the names in the cache folder, without the store and the locks, which stay."""
     return {entry.name for entry in cache_dir.iterdir()} - {SENTINEL, "blobs", ".locks"}
 
 
 def healthy(mlxk2: Program) -> dict[str, str | None]:
-    """The hashes of the models that are listed, all of which are healthy."""
+    """Return the hashes of the listed models; fail unless all are healthy."""
     models = mlxk2("list", "--json").json["data"]["models"]
     assert all(model["health"] == "healthy" for model in models), models
     return {model["name"]: model["hash"] for model in models}
 
 
-# --------------------------------------------------------------------------------------------- what goes, what stays
+# --------------------------------------------------------------------------------------------------- what is removed
 
 
 def test_rm_removes_a_model_and_frees_what_it_says(two: CacheDir, mlxk2: Program) -> None:
@@ -64,7 +64,7 @@ def test_rm_removes_a_model_and_frees_what_it_says(two: CacheDir, mlxk2: Program
     assert healthy(mlxk2) == {"org/other": COMMIT}
 
 
-def test_rm_of_one_revision_frees_exactly_its_own(two: CacheDir, mlxk2: Program) -> None:
+def test_rm_of_one_revision_removes_only_that_revision(two: CacheDir, mlxk2: Program) -> None:
     before = disk_usage(two.path)
     data = data_of(mlxk2("rm", f"{NAME}@{COMMIT[:8]}", "--json"), "rm")
     assert data["freed_bytes"] == before - disk_usage(two.path)
@@ -85,7 +85,7 @@ def test_dry_run_changes_nothing_and_predicts_exactly(two: CacheDir, mlxk2: Prog
     assert deleted["freed_bytes"] == planned["freed_bytes"] > 0
 
 
-def test_dry_run_tells_people_what_would_go(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_dry_run_prints_what_would_be_deleted(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     result = mlxk2("rm", NAME, "--dry-run")
     assert result.code == 0
@@ -99,12 +99,12 @@ def test_rm_of_the_last_revision_removes_the_model(layout: CacheDir, mlxk2: Prog
     assert entries(layout.path) == set()
 
 
-def test_shared_payload_goes_with_its_last_reference(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_shared_file_is_removed_with_its_last_reference(cache_dir: CacheDir, mlxk2: Program) -> None:
     shared = CacheDir(cache_dir.path, "shared")
     for name in (NAME, "org/other"):
         shared.add(name, FIRST)
     payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
-    # What the library would do for the second repo: a link to the payload that is there.
+    # For the second repo the library would create a link to the existing file.
     for blob in (shared.folder("org/other") / "blobs").iterdir():
         assert not blob.is_symlink() or len(payloads) == 3
     first = data_of(mlxk2("rm", NAME, "--json"), "rm")
@@ -117,7 +117,7 @@ def test_shared_payload_goes_with_its_last_reference(cache_dir: CacheDir, mlxk2:
 
 
 @pytest.mark.parametrize("others", [(), ("org/other",)])
-def test_list_of_a_payload_that_is_gone_goes_with_its_last_reference(
+def test_a_reference_list_is_removed_with_its_last_reference(
     cache_dir: CacheDir, mlxk2: Program, others: tuple[str, ...]
 ) -> None:
     shared = CacheDir(cache_dir.path, "shared")
@@ -125,7 +125,7 @@ def test_list_of_a_payload_that_is_gone_goes_with_its_last_reference(
         shared.add(name, FIRST)
     payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
     lists = {*(cache_dir.path / "blobs").glob("*/*.refs")}
-    # As a removal leaves them that was killed in the middle of the library's sweep.
+    # The state after a removal was killed while the library swept its store.
     for payload in payloads:
         payload.unlink()
     for name in (NAME, *others):
@@ -134,7 +134,7 @@ def test_list_of_a_payload_that_is_gone_goes_with_its_last_reference(
     assert {*(cache_dir.path / "blobs").glob("*/*.refs")} == set()
 
 
-def test_payload_stays_when_its_references_cannot_be_read(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_shared_file_stays_if_its_references_cannot_be_read(cache_dir: CacheDir, mlxk2: Program) -> None:
     CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
     payloads = _shared_blobs.shared_store_blob_paths(cache_dir.path)
     for manifest in (cache_dir.path / "blobs").glob("*/*.refs"):
@@ -166,7 +166,7 @@ def test_rm_drops_refs_and_notes_of_a_removed_revision(cache_dir: CacheDir, mlxk
     assert [path.name for path in (folder / ".no_exist").iterdir()] == [OTHER_COMMIT]
 
 
-def test_rm_of_a_broken_model(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_broken_model_can_be_removed(cache_dir: CacheDir, mlxk2: Program) -> None:
     folder = cache_dir.folder(NAME)
     (folder / "snapshots").mkdir(parents=True)
     (folder / "blobs").mkdir()
@@ -175,17 +175,19 @@ def test_rm_of_a_broken_model(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert entries(cache_dir.path) == set()
 
 
-def test_rm_of_an_unfinished_download(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_an_unfinished_download_can_be_removed(cache_dir: CacheDir, mlxk2: Program) -> None:
     partial = cache_dir.path / ".models--org--model.incomplete" / "blobs" / "abc.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"x" * 10_000)
-    # It is meant, not the model whose name contains its own.
+    # The name means the unfinished download and not the model whose name contains it.
     cache_dir.add(NAME + "-2", FIRST)
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["freed_bytes"] >= 10_000
     assert entries(cache_dir.path) == {"models--org--model-2"}
 
 
-def test_freed_bytes_is_what_a_disk_gains(mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_bytes_is_the_space_that_the_disk_gains(
+    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with mount_tmpfs(tmp_path / "disk", "8m") as disk:
         monkeypatch.setenv("HF_HUB_CACHE", str(disk))
         (disk / SENTINEL).touch()
@@ -202,7 +204,7 @@ def test_freed_bytes_is_what_a_disk_gains(mlxk2: Program, tmp_path: Path, monkey
     assert 300_000 <= data["freed_bytes"] < 400_000
 
 
-def test_library_is_imported_only_for_a_shared_store(cache_dir: CacheDir) -> None:
+def test_huggingface_hub_is_imported_only_for_a_shared_store(cache_dir: CacheDir) -> None:
     program = "import sys; from mlxk2.cli.main import main; main(sys.argv[1:]); print('huggingface_hub' in sys.modules)"
     said = []
     for layout in ("links", "shared"):
@@ -223,11 +225,11 @@ def test_library_is_imported_only_for_a_shared_store(cache_dir: CacheDir) -> Non
         (_shared_blobs._read_valid_manifest_references, ["store_path", "cache_dir"]),
     ],
 )
-def test_functions_of_the_library_that_rm_stands_on(function: Callable[..., object], parameters: list[str]) -> None:
+def test_private_functions_take_the_expected_parameters(function: Callable[..., object], parameters: list[str]) -> None:
     assert list(inspect.signature(function).parameters) == parameters
 
 
-def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_undeletable_trash_does_not_stop_another_removal(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     stuck = cache_dir.path / ".trash-model-1" / "models--org--stuck"
     stuck.mkdir(parents=True)
@@ -243,11 +245,11 @@ def test_remains_that_cannot_be_deleted_do_not_stop_another_removal(cache_dir: C
     assert entries(cache_dir.path) == set()
 
 
-# --------------------------------------------------------------------------------------------------- which is meant
+# --------------------------------------------------------------------------------------------- which model is meant
 
 
 @pytest.mark.parametrize("words", [["--json"], []])
-def test_a_part_of_a_name_needs_confirmation(cache_dir: CacheDir, mlxk2: Program, words: list[str]) -> None:
+def test_a_partial_name_needs_confirmation(cache_dir: CacheDir, mlxk2: Program, words: list[str]) -> None:
     cache_dir.add(NAME, FIRST)
     before = read_tree(cache_dir.path)
     result = mlxk2("rm", "MOD", *words)
@@ -261,12 +263,12 @@ def test_a_part_of_a_name_needs_confirmation(cache_dir: CacheDir, mlxk2: Program
     assert error["data"]["freed_bytes"] == error["data"]["lock_files_cleaned"] == 0
 
 
-def test_force_confirms(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_force_replaces_the_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     assert data_of(mlxk2("rm", "mod", "-f", "--json"), "rm")["model"] == NAME
 
 
-def test_default_org_needs_no_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_name_without_the_default_org_needs_no_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("mlx-community/model", FIRST)
     cache_dir.add("org/model", FIRST)
     assert data_of(mlxk2("rm", "model", "--json"), "rm")["model"] == "mlx-community/model"
@@ -280,7 +282,7 @@ REFUSED = ("org/", "demo", "./model", "/tmp", "..", "", "org/../model", "org/mod
     ("word", "kind"),
     [("or", "ambiguous_match"), ("nothing", "model_not_found")] + [(word, "ValidationError") for word in REFUSED],
 )
-def test_what_is_no_model_is_refused(cache_dir: CacheDir, mlxk2: Program, word: str, kind: str) -> None:
+def test_an_invalid_or_ambiguous_model_is_refused(cache_dir: CacheDir, mlxk2: Program, word: str, kind: str) -> None:
     cache_dir.add(NAME, FIRST)
     cache_dir.add("org/other", FIRST)
     before = read_tree(cache_dir.path)
@@ -288,13 +290,13 @@ def test_what_is_no_model_is_refused(cache_dir: CacheDir, mlxk2: Program, word: 
     assert read_tree(cache_dir.path) == before
 
 
-def test_unknown_hash_names_those_there_are(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_an_unknown_hash_is_an_error_with_the_available_ones(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     error = error_of(mlxk2("rm", f"{NAME}@ffffff", "--json"), "rm")
     assert (error["type"], error["available_hashes"]) == ("hash_not_found", [COMMIT])
 
 
-def test_names_that_read_alike_are_ambiguous(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_names_that_look_the_same_are_ambiguous(cache_dir: CacheDir, mlxk2: Program) -> None:
     for number in (b"\xfe", b"\xff"):
         os.mkdir(os.fsencode(cache_dir.path) + b"/models--org--x" + number)
     error = error_of(mlxk2("rm", "org/x\N{REPLACEMENT CHARACTER}", "--json"), "rm")
@@ -302,7 +304,7 @@ def test_names_that_read_alike_are_ambiguous(cache_dir: CacheDir, mlxk2: Program
     assert len(entries(cache_dir.path)) == 2
 
 
-def test_strict_variable_refuses_a_cache_that_is_no_tests(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_the_strict_variable_refuses_a_cache_without_the_sentinel(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     (cache_dir.path / SENTINEL).unlink()
     before = read_tree(cache_dir.path)
@@ -312,7 +314,9 @@ def test_strict_variable_refuses_a_cache_that_is_no_tests(cache_dir: CacheDir, m
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
 
-def test_empty_and_missing_caches(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rm_in_an_empty_or_missing_cache_is_model_not_found(
+    cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
     monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir.path / "none"))
     assert error_of(mlxk2("rm", NAME, "--json"), "rm")["type"] == "model_not_found"
@@ -324,7 +328,7 @@ def test_empty_and_missing_caches(cache_dir: CacheDir, mlxk2: Program, monkeypat
 
 @pytest.fixture
 def locks(cache_dir: CacheDir) -> Path:
-    """The folder of a model's lock files, with a stale one, beside the model itself."""
+    """Add a model and return the folder of its lock files with a stale one."""
     cache_dir.add(NAME, FIRST)
     folder = cache_dir.path / ".locks" / "models--org--model"
     folder.mkdir(parents=True)
@@ -334,19 +338,19 @@ def locks(cache_dir: CacheDir) -> Path:
 
 @pytest.fixture(params=["etag.lock", PULL_LOCK])
 def living(request: pytest.FixtureRequest, locks: Path) -> Iterator[Path]:
-    """A lock that is held, by the library or by our own pull."""
+    """Yield a lock that is held, by the library or by our own pull."""
     path = locks / request.param
     with FileLock(path):
         yield path
 
 
-def test_stale_locks_are_cleaned_and_counted(locks: Path, mlxk2: Program) -> None:
+def test_stale_locks_are_removed_and_counted(locks: Path, mlxk2: Program) -> None:
     (locks / "other.lock").touch()
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 2
     assert not locks.exists()
 
 
-def test_living_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: Program) -> None:
+def test_held_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: Program) -> None:
     before = read_tree(cache_dir.path)
     error = error_of(mlxk2("rm", NAME, "--json"), "rm")
     assert error["type"] == "locks_present"
@@ -357,9 +361,7 @@ def test_living_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: P
     assert planned["lock_files"] == error["data"]["lock_files"]
 
 
-def test_force_removes_despite_living_locks_but_not_the_locks(
-    cache_dir: CacheDir, living: Path, mlxk2: Program
-) -> None:
+def test_force_removes_the_model_but_not_held_locks(cache_dir: CacheDir, living: Path, mlxk2: Program) -> None:
     assert data_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["lock_files_cleaned"] == 1
     assert (entries(cache_dir.path), list(living.parent.iterdir())) == (set(), [living])
 
@@ -370,7 +372,7 @@ def test_locks_of_a_dead_process_are_stale(locks: Path, mlxk2: Program) -> None:
     assert data_of(mlxk2("rm", NAME, "--json"), "rm")["lock_files_cleaned"] == 2
 
 
-def test_odd_things_among_the_locks_are_no_locks(locks: Path, tmp_path: Path, mlxk2: Program) -> None:
+def test_odd_files_among_the_locks_are_ignored(locks: Path, tmp_path: Path, mlxk2: Program) -> None:
     victim = tmp_path / "victim"
     victim.touch()
     (locks / "link.lock").symlink_to(victim)
@@ -380,12 +382,12 @@ def test_odd_things_among_the_locks_are_no_locks(locks: Path, tmp_path: Path, ml
     assert victim.exists()
 
 
-# ------------------------------------------------------------------------------------- nothing outside the hub folder
+# --------------------------------------------------------------------------------------------- links out of the cache
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """Somebody's files outside the cache, laid out as a model, which must be there unchanged afterwards."""
+    """Yield files outside the cache in the layout of a model; fail if they change."""
     outside = CacheDir(tmp_path / "outside")
     outside.path.mkdir()
     outside.add(NAME, FIRST)
@@ -395,7 +397,7 @@ def victim(tmp_path: Path) -> Iterator[Path]:
     assert read_tree(outside.path) == before
 
 
-def test_a_link_in_place_of_a_model_goes_alone(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+def test_rm_of_a_linked_model_removes_only_the_link(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
     cache_dir.folder(NAME).symlink_to(victim)
     assert error_of(mlxk2("rm", f"{NAME}@{COMMIT}", "--json"), "rm")["type"] == "OperationError"
     assert cache_dir.folder(NAME).is_symlink()
@@ -420,7 +422,7 @@ def test_links_inside_a_model_are_not_followed(
         assert not cache_dir.folder(NAME).exists()
 
 
-def test_shared_blob_links_that_lead_elsewhere_are_not_swept(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+def test_links_out_of_the_shared_store_are_not_followed(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
     shared = CacheDir(cache_dir.path, "shared")
     shared.add(NAME, FIRST)
     for number, target in enumerate((str(victim / "refs" / "main"), "../../../../etc/hostname", "../../blobs/../../x")):
@@ -428,7 +430,7 @@ def test_shared_blob_links_that_lead_elsewhere_are_not_swept(cache_dir: CacheDir
     data_of(mlxk2("rm", NAME, "--json"), "rm")
 
 
-def test_a_folder_of_the_store_that_is_a_link_is_not_swept(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
+def test_a_linked_folder_of_the_store_is_not_touched(cache_dir: CacheDir, tmp_path: Path, mlxk2: Program) -> None:
     CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
     payloads = sorted(_shared_blobs.shared_store_blob_paths(cache_dir.path))
     for payload in payloads:
@@ -440,7 +442,7 @@ def test_a_folder_of_the_store_that_is_a_link_is_not_swept(cache_dir: CacheDir, 
     assert all(payload.is_file() for payload in payloads)
 
 
-def test_lock_folders_that_are_links_stay(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+def test_a_linked_lock_folder_is_not_touched(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     (victim / "stale.lock").touch()
     (cache_dir.path / ".locks").mkdir()
@@ -449,7 +451,7 @@ def test_lock_folders_that_are_links_stay(cache_dir: CacheDir, victim: Path, mlx
     (victim / "stale.lock").unlink()
 
 
-def test_a_hub_folder_that_is_a_link_is_the_hub(
+def test_rm_works_in_a_cache_behind_a_link(
     cache_dir: CacheDir, tmp_path: Path, mlxk2: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     CacheDir(cache_dir.path, "shared").add(NAME, FIRST)
@@ -461,7 +463,7 @@ def test_a_hub_folder_that_is_a_link_is_the_hub(
     assert (tmp_path / "alias").is_symlink()
 
 
-def test_hostile_refs_do_no_harm(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
+def test_hostile_refs_are_not_followed(cache_dir: CacheDir, victim: Path, mlxk2: Program) -> None:
     cache_dir.add(NAME, FIRST)
     cache_dir.add(NAME, SECOND, OTHER_COMMIT, ref="dev")
     refs = cache_dir.folder(NAME) / "refs"

@@ -1,4 +1,4 @@
-"""`run` without MLX: what is found before MLX is imported, and the whole way on stand-ins for MLX."""
+"""`run` without MLX: errors that are found before MLX is imported, and complete runs on stubs of MLX."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ Program = Callable[..., Any]
         (("demo", ""), "ValidationError"),
     ],
 )
-def test_what_is_wrong_is_found_first(mlxk2: Program, words: tuple[str, ...], kind: str) -> None:
+def test_errors_are_found_before_mlx_is_imported(mlxk2: Program, words: tuple[str, ...], kind: str) -> None:
     result = mlxk2("run", *words, "--json")
     assert (result.code, result.json["status"], result.json["command"]) == (1, "error", "run")
     assert result.json["error"]["type"] == kind
 
 
 @pytest.mark.parametrize("words", [("demo", "hi", "--max-tokens", "many"), ("demo", "hi", "--nonesuch"), ()])
-def test_a_wrong_command_line_is_exit_2(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_gives_exit_code_2(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2("run", *words, "--json")
     assert (result.code, result.json["error"]["type"], result.json["command"]) == (2, "CommandError", "run")
 
 
-def test_a_prompt_without_quotes_is_told_how_to_quote(mlxk2: Program) -> None:
+def test_a_prompt_without_quotes_is_an_error_that_shows_how_to_quote(mlxk2: Program) -> None:
     plain, flagged = mlxk2("run", "demo", "a", "b", "c"), mlxk2("run", "demo", "a", "--nonesuch")
     assert plain.err.startswith("usage: mlxk2 run ")
     hint = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
@@ -64,7 +64,7 @@ def test_a_prompt_without_quotes_is_told_how_to_quote(mlxk2: Program) -> None:
     assert mlxk2("--version", "--nonesuch").err.startswith("usage: mlxk2 [")
 
 
-def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program, cache_dir: CacheDir) -> None:
+def test_a_model_that_cannot_run_is_an_error_that_names_it(mlxk2: Program, cache_dir: CacheDir) -> None:
     cache_dir.add("org/gguf", {"model.gguf": b"GGUF" + b"\0" * 100})
     result = mlxk2("run", "org/gguf", "hi", "--json")
     assert result.json["error"]["type"] in ("ModelUnhealthyError", "ModelNotRunnableError")
@@ -74,7 +74,7 @@ def test_a_model_that_is_damaged_or_does_not_run_says_what_to_do(mlxk2: Program,
     assert plain.out == ""
 
 
-def test_the_hint_repairs_what_was_named(mlxk2: Program, cache_dir: CacheDir, tmp_path: Path) -> None:
+def test_the_hint_names_the_pull_that_repairs_the_model(mlxk2: Program, cache_dir: CacheDir, tmp_path: Path) -> None:
     cache_dir.add("org/whole", without(chat_model(), "tokenizer.json"), ref="v1")
     (cache_dir.folder("org/begun") / "blobs").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
@@ -88,8 +88,8 @@ def test_the_hint_repairs_what_was_named(mlxk2: Program, cache_dir: CacheDir, tm
         assert (error["type"], error.get("hint")) == ("ModelUnhealthyError", hint)
 
 
-def test_a_wrong_name_costs_no_import_of_mlx() -> None:
-    assert not imported("run", "nonesuch", "hi", "--json") & {
+def test_a_wrong_name_is_found_without_importing_mlx() -> None:
+    assert not imported_modules("run", "nonesuch", "hi", "--json") & {
         "mlx",
         "mlx.core",
         "mlx_lm",
@@ -100,18 +100,18 @@ def test_a_wrong_name_costs_no_import_of_mlx() -> None:
 
 @pytest.mark.usefixtures("isolated_cache")
 @pytest.mark.parametrize("words", [("list",), ("health",), ("run", "nonesuch", "hi")])
-def test_json_costs_no_import_of_what_people_see_and_of_types(words: tuple[str, ...]) -> None:
-    assert not imported(*words, "--json") & {"rich", "mlxk2.cli.render", "mlxk2.spec"}
+def test_json_output_imports_no_rendering(words: tuple[str, ...]) -> None:
+    assert not imported_modules(*words, "--json") & {"rich", "mlxk2.cli.render", "mlxk2.spec"}
 
 
-def imported(*words: str) -> set[str]:
-    """The modules that a run of the program imports."""
+def imported_modules(*words: str) -> set[str]:
+    """Return the modules that a run of the program imports."""
     code = f"import sys; from mlxk2.cli.main import main; main({words!r}); sys.stderr.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     return set(done.stderr.split())
 
 
-def test_printed_text_is_the_joined_chunks() -> None:
+def test_printed_text_is_the_joined_deltas() -> None:
     chunks = generate(saying("Hello.\n\n  Bye \n"))
     shown = streams().stdout
     printer = Printer(shown, hide_reasoning=False)
@@ -121,7 +121,7 @@ def test_printed_text_is_the_joined_chunks() -> None:
     assert shown.getvalue() == text(chunks) == "Hello.\n\n  Bye \n"
 
 
-def test_a_terminal_is_safe_from_control_characters() -> None:
+def test_control_characters_are_replaced_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -134,16 +134,16 @@ def test_a_terminal_is_safe_from_control_characters() -> None:
 
 
 @pytest.mark.parametrize("mark", ["\u202e", "\u2066", "\u200b", "\u2028", "\u2029", "\ufeff", "\U000e0041", "\x85"])
-def test_a_terminal_is_safe_from_marks_that_change_the_order_of_text(mark: str) -> None:
+def test_characters_that_reorder_text_are_replaced(mark: str) -> None:
     assert replace_controls(f"a{mark}b") == "a\ufffdb"
 
 
 @pytest.mark.parametrize("text", ["👩\u200d🚀 ❤\ufe0f", "می\u200cخواهم", "עברית\u200f!", "a\u00a0b\u3000c\td\n"])
-def test_text_of_all_scripts_is_shown_as_it_is(text: str) -> None:
+def test_text_in_any_script_is_shown_unchanged(text: str) -> None:
     assert replace_controls(text) == text
 
 
-def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_imports_happen_offline_and_restore_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sees_environment.py").write_text("import os\nseen = os.environ['HF_HUB_OFFLINE']\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -152,7 +152,7 @@ def test_the_room_is_entered_offline_and_leaves_no_trace(monkeypatch: pytest.Mon
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_without_mlx_the_user_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_mlx_is_an_error_with_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "needs_mlx.py").write_text("import nonesuch_mlx\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModelNotRunnableError, match="can't be imported: No module named 'nonesuch_mlx'"), offline():
@@ -161,7 +161,7 @@ def test_without_mlx_the_user_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.fixture
 def stubbed(tmp_path: Path) -> Program:
-    """Runs the program in a process with stand-ins for mlx and mlx_lm, on a folder that looks like a model."""
+    """Return a function that runs the program in a process with stubs of mlx and mlx_lm, on a folder like a model."""
     folder = tmp_path / "stubbed"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 64}))
@@ -186,7 +186,7 @@ def stubbed(tmp_path: Path) -> Program:
     return run
 
 
-def test_the_whole_way_on_stubs(stubbed: Program) -> None:
+def test_run_works_on_stubs(stubbed: Program) -> None:
     done = stubbed("Hello", "--json")
     assert done.stderr == ""
     data = json.loads(done.stdout)["data"]
@@ -194,25 +194,25 @@ def test_the_whole_way_on_stubs(stubbed: Program) -> None:
     assert (data["prompt_tokens"], data["tokens_generated"]) == (10, 11)
 
 
-def test_streaming_and_limits_on_stubs(stubbed: Program) -> None:
+def test_streaming_and_limits_work_on_stubs(stubbed: Program) -> None:
     assert stubbed("Hello").stdout == "user:Hello\n"
     assert stubbed("Hello", "--max-tokens", "4").stdout == "user\n"
     assert stubbed("Hello", "--no-chat-template", "--no-stream").stdout == "Hello\n"
 
 
-def test_a_prompt_past_the_context_on_stubs(stubbed: Program) -> None:
+def test_a_prompt_past_the_context_is_refused_on_stubs(stubbed: Program) -> None:
     done = stubbed("x" * 100)
     assert (done.returncode, done.stdout) == (1, "")
     assert "105 tokens" in done.stderr
     assert "64" in done.stderr
 
 
-def test_a_panic_is_an_error_like_any_other(stubbed: Program) -> None:
+def test_a_panic_of_a_library_is_an_operation_error(stubbed: Program) -> None:
     done = stubbed("\a", "--no-chat-template", "--json")
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["error"]["type"] == "OperationError"
     assert "PanicException" in json.loads(done.stdout)["error"]["message"]
     plain = stubbed("\a", "--no-chat-template")
     assert (plain.returncode, plain.stdout, plain.stderr.count("\n")) == (1, "", 1)
-    # The cause in its own words, but no token and no password.
+    # The cause is quoted, but without token and password.
     assert plain.stderr.startswith("Error: Unexpected PanicException: index out of bounds,  at https://hub. Set ")

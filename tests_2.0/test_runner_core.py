@@ -21,7 +21,7 @@ HARMONY = ("<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 
 
 def run_all(runner: FollowedRunner, sequences: list[Followed]) -> dict[int, list[Event]]:
-    """Step until all sequences have ended; their further events by position."""
+    """Step until all sequences have ended; return their further events by position."""
     events: dict[int, list[Event]] = {number: [] for number in range(len(sequences))}
     while not all(sequence.ended for sequence in sequences):
         for sequence, event in runner.step():
@@ -29,7 +29,7 @@ def run_all(runner: FollowedRunner, sequences: list[Followed]) -> dict[int, list
     return events
 
 
-def test_answer_streams_and_ends_at_the_end_token() -> None:
+def test_an_answer_streams_and_ends_at_the_end_token() -> None:
     *deltas, last = generate(saying("Hello."))
     assert deltas == [TextDelta("answer", letter) for letter in "Hello."]
     assert isinstance(last, Finished) and last.reason == "stop"
@@ -45,12 +45,12 @@ def test_special_tokens_are_never_printed() -> None:
     assert text(generate(saying("a", "<pad>", "b"))) == "ab"
 
 
-def test_a_limit_ends_the_answer_with_length() -> None:
+def test_the_token_limit_ends_the_answer_with_reason_length() -> None:
     events = generate(saying("Hello."), max_tokens=3)
     assert (text(events), finished(events).usage.completion_tokens, finished(events).reason) == ("Hel", 3, "length")
 
 
-def test_the_end_token_at_the_limit_is_a_stop() -> None:
+def test_an_end_token_at_the_limit_gives_reason_stop() -> None:
     assert finished(generate(saying("Hi"), max_tokens=3)).reason == "stop"
 
 
@@ -59,31 +59,31 @@ def test_characters_are_never_split() -> None:
     assert [event.text for event in events if isinstance(event, TextDelta)] == ["é", "😀", "ß"]
 
 
-def test_a_character_cut_by_the_limit_is_left_out() -> None:
+def test_a_character_cut_by_the_limit_is_omitted() -> None:
     events = generate(saying("a😀"), max_tokens=3)
     assert text(events) == "a"
 
 
 @pytest.mark.parametrize("stop", ["lo w", "o", "Hello"])
-def test_stop_strings_end_the_answer_and_never_show(stop: str) -> None:
+def test_stop_strings_end_the_answer_and_are_not_shown(stop: str) -> None:
     events = generate(saying("Hello world"), stop=(stop,))
     assert text(events) == "Hello world".partition(stop)[0]
     assert finished(events).reason == "stop"
     assert finished(events).usage.completion_tokens == "Hello world".index(stop) + len(stop)
 
 
-def test_the_earliest_of_several_stop_strings_wins() -> None:
+def test_the_earliest_of_several_stop_strings_counts() -> None:
     assert text(generate(saying("one two three"), stop=("three", "two"))) == "one "
 
 
-def test_the_beginning_of_a_stop_string_is_text_when_the_rest_does_not_follow() -> None:
+def test_an_incomplete_stop_string_is_text() -> None:
     assert text(generate(saying("ab STO"), stop=("STOP",))) == "ab STO"
     assert text(generate(saying("ab STOP"), stop=("STOP",), max_tokens=6)) == "ab STO"
     assert text(generate(saying("ab STO..."), stop=("STOP",))) == "ab STO..."
 
 
 @given(st.text(alphabet="abé", max_size=12), st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3))
-def test_stop_strings_cut_where_text_search_says(said: str, stops: list[str]) -> None:
+def test_stop_strings_cut_where_text_search_finds_them(said: str, stops: list[str]) -> None:
     ends = [said.find(stop) + len(stop) for stop in stops if stop in said]
     first = min(ends, default=None)
     cut = [said[: first - len(stop)] for stop in stops if first and said[:first].endswith(stop)]
@@ -92,28 +92,28 @@ def test_stop_strings_cut_where_text_search_says(said: str, stops: list[str]) ->
 
 
 @pytest.mark.parametrize(("said", "stop"), [("a" * 50, ("aab",)), ("<" * 50, ())], ids=["stop string", "mark"])
-def test_no_more_is_held_back_than_may_begin_what_is_looked_for(said: str, stop: tuple[str, ...]) -> None:
+def test_only_the_possible_beginning_of_a_mark_is_held_back(said: str, stop: tuple[str, ...]) -> None:
     events = generate(saying(said), stop=stop)
     assert text(events) == said
     longest = max(map(len, (*stop, "</think>")))
     assert max(len(event.text) for event in events if isinstance(event, TextDelta)) <= longest < len(events)
 
 
-def test_a_state_that_nothing_ends_is_borne() -> None:
+def test_a_response_state_without_an_end_is_accepted() -> None:
     calls = {"normal": [("<call>", "tool")]}
     assert text(generate(saying("a<call>f()", response_transitions=calls))) == "a"
 
 
-def test_an_answer_keeps_its_own_leading_line_ends() -> None:
+def test_an_answer_keeps_its_leading_line_ends() -> None:
     assert text(generate(saying("\n\nParis."))) == "\n\nParis."
 
 
-def test_stop_strings_are_looked_for_in_the_answer_alone() -> None:
+def test_stop_strings_apply_only_to_the_answer() -> None:
     events = generate(saying("<think>", "a\n\nb", "</think>", "\n\nc\n\nd"), stop=("\n\n",))
     assert (text(events, "reasoning"), text(events)) == ("a\n\nb", "c")
 
 
-def test_harmony_channels() -> None:
+def test_harmony_channels_become_reasoning_and_answer() -> None:
     said = saying(
         "<|channel|>",
         "analysis",
@@ -132,13 +132,13 @@ def test_harmony_channels() -> None:
     assert (text(events, "reasoning"), text(events)) == ("Hm.", "Paris.")
 
 
-def test_harmony_calls_are_not_addressed_to_the_user() -> None:
+def test_harmony_tool_calls_are_not_part_of_the_answer() -> None:
     said = saying("<|channel|>", "commentary to=functions.f ", "<|message|>", "{}", "<|end|>", marks=HARMONY)
     events = generate(said)
     assert (text(events, "reasoning"), text(events)) == ("{}", "")
 
 
-def test_sequences_join_and_leave_without_disturbing_each_other() -> None:
+def test_sequences_join_and_leave_without_affecting_each_other() -> None:
     backend = ScriptedBackend(lambda asked: tokens_of(bytes(asked.prompt).decode().upper()))
     runner = FollowedRunner(backend)
     first = [runner.submit(request("a long prompt")), runner.submit(request("short"))]
@@ -151,7 +151,7 @@ def test_sequences_join_and_leave_without_disturbing_each_other() -> None:
     assert len(backend.batches) == 1
 
 
-def test_cancel_gives_the_held_text_and_frees_the_row() -> None:
+def test_cancel_returns_the_held_text_and_removes_the_sequence() -> None:
     backend = saying("abcdef")
     runner = FollowedRunner(backend)
     sequence = runner.submit(request(stop=("bcx",)))
@@ -174,12 +174,12 @@ def test_closing_a_stream_cancels_it() -> None:
 
 
 def failing(asked: GenerationRequest) -> list[int | Exception]:
-    """A script: the prompt in capitals, with a fault where it has an x."""
+    """Return the script of a prompt: its letters in capitals, with a fault at each x."""
     said: list[int | Exception] = list(tokens_of(bytes(asked.prompt).decode().upper()))
     return [ValueError("shape mismatch") if token == ord("X") else token for token in said]
 
 
-def test_a_fault_ends_the_sequence_it_belongs_to_and_no_other() -> None:
+def test_a_fault_ends_only_its_own_sequence() -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     sequences = [runner.submit(request(prompt)) for prompt in ("one", "tax", "three", "x")]
     events = run_all(runner, sequences)
@@ -190,9 +190,9 @@ def test_a_fault_ends_the_sequence_it_belongs_to_and_no_other() -> None:
     assert text(list(runner.stream(request("fine")))) == "FINE"
 
 
-def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
+def test_a_fault_that_no_sequence_repeats_alone_ends_the_newest() -> None:
     class Crowded(ScriptedBatch):
-        """Has no room for three."""
+        """A batch that fails with three sequences."""
 
         def next(self) -> list[Step | Reading]:
             if len(self) > 2:
@@ -206,7 +206,7 @@ def test_a_fault_that_nobody_repeats_alone_ends_the_newest() -> None:
     assert [str(sequence.error) for sequence in sequences[2:]] == ["Generation failed: MemoryError"] * 2
 
 
-def test_a_sequence_that_comes_while_others_are_tried_is_not_blamed() -> None:
+def test_a_sequence_added_during_fault_isolation_is_not_blamed() -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     sequences = [runner.submit(request("xa")), runner.submit(request("good"))]
     early = runner.step()
@@ -218,7 +218,7 @@ def test_a_sequence_that_comes_while_others_are_tried_is_not_blamed() -> None:
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_sequences_can_be_cancelled_while_they_are_tried(which: int) -> None:
+def test_sequences_can_be_cancelled_during_fault_isolation(which: int) -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     sequences = [runner.submit(request(prompt)) for prompt in ("good", "fine", "x")]
     assert runner.step() == []
@@ -233,7 +233,7 @@ def test_sequences_can_be_cancelled_while_they_are_tried(which: int) -> None:
     assert runner.step() == []
 
 
-def test_close_ends_sequences_that_are_tried() -> None:
+def test_close_ends_sequences_during_fault_isolation() -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     sequences = [runner.submit(request("good")), runner.submit(request("x"))]
     runner.step()
@@ -247,9 +247,7 @@ def test_close_ends_sequences_that_are_tried() -> None:
     st.lists(st.text(alphabet="abx", min_size=1, max_size=5), min_size=1, max_size=8),
     st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=12),
 )
-def test_whatever_comes_goes_and_fails_each_sequence_ends_as_it_would_alone(
-    prompts: list[str], events: list[tuple[int, bool]]
-) -> None:
+def test_each_sequence_ends_as_it_would_alone(prompts: list[str], events: list[tuple[int, bool]]) -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     waiting = [request(prompt) for prompt in prompts]
     sequences: list[Followed] = []
@@ -268,7 +266,7 @@ def test_whatever_comes_goes_and_fails_each_sequence_ends_as_it_would_alone(
         assert fault or not sequence.error
 
 
-def test_a_request_that_can_not_be_queued_raises_and_leaves_the_others() -> None:
+def test_a_request_that_fails_in_submit_does_not_affect_others() -> None:
     def script(asked: GenerationRequest) -> list[int]:
         if asked.max_tokens == 1:
             raise TypeError("no such sampler")
@@ -287,7 +285,7 @@ def test_a_stream_raises_the_fault() -> None:
         list(runner.stream(request()))
 
 
-def test_a_token_that_can_not_be_decoded_ends_its_own_sequence_alone() -> None:
+def test_an_undecodable_token_ends_only_its_own_sequence() -> None:
     backend = ScriptedBackend(lambda asked: tokens_of("a", BROKEN, "b") if asked.max_tokens else tokens_of("fine"))
     runner = FollowedRunner(backend)
     bad, good = runner.submit(request(max_tokens=9)), runner.submit(request())
@@ -297,12 +295,12 @@ def test_a_token_that_can_not_be_decoded_ends_its_own_sequence_alone() -> None:
     assert text(events[1]) == "fine"
 
 
-def test_tokens_that_only_pad_the_output_are_no_text() -> None:
+def test_padding_tokens_give_no_text() -> None:
     assert text(generate(saying("a", 295, "b"))) == "ab"
 
 
 @pytest.mark.parametrize("asked", [{"prompt": (-1,)}, {"prompt": (300,)}])
-def test_tokens_that_the_model_does_not_know_are_refused(asked: dict[str, tuple[int]]) -> None:
+def test_unknown_tokens_are_refused(asked: dict[str, tuple[int]]) -> None:
     with pytest.raises(ValidationError, match="token"):
         MLXRunner(saying("a")).submit(GenerationRequest(prompt=asked["prompt"]))
 
@@ -312,7 +310,7 @@ def test_a_bias_on_an_unknown_token_is_refused() -> None:
         MLXRunner(saying("a")).submit(request(sampling=Sampling(logit_bias=((300, 1.0),))))
 
 
-def test_close_drops_everything_and_the_runner_can_be_used_again() -> None:
+def test_the_runner_can_be_used_again_after_close() -> None:
     runner = FollowedRunner(saying("ab"))
     runner.submit(request())
     runner.close()
@@ -321,18 +319,18 @@ def test_close_drops_everything_and_the_runner_can_be_used_again() -> None:
 
 
 class Ticking:
-    """A clock that a test moves on."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """The seconds."""
+        """Return the seconds."""
         return self.now
 
 
 class Reading3(ScriptedBatch):
-    """Reads three tokens of the prompts in each of two steps, half a second each; one token of them is cached."""
+    """A batch that reads three tokens of the prompts in each of two steps of half a second; one token is cached."""
 
     def __init__(self, script: Any) -> None:
         super().__init__(script)
@@ -346,7 +344,7 @@ class Reading3(ScriptedBatch):
         return [Reading(sequence_id, self._read, 1, 3, 0.5) for sequence_id in self._sequences]
 
 
-def test_usage_and_timings_come_with_the_end() -> None:
+def test_the_last_event_has_usage_and_timings() -> None:
     clock = Ticking()
     runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("abc"), batch=Reading3), clock=clock)
     sequence_id = runner.submit(request("prompt7"))
@@ -365,14 +363,14 @@ def test_usage_and_timings_come_with_the_end() -> None:
     assert {owner for output in outputs for owner, _ in output} == {sequence_id}
 
 
-def test_speeds_are_those_of_the_time_that_tokens_took() -> None:
+def test_speeds_are_tokens_per_second_of_their_phase() -> None:
     timings = Timings(4.5, 3.5, 6, 2.0, 3, 1.5)
     assert (timings.prompt_tokens_per_second, timings.generated_tokens_per_second) == (3.0, 2.0)
     nothing = Timings(1.0, None, 0, 0.0, 0, 0.0)
     assert (nothing.prompt_tokens_per_second, nothing.generated_tokens_per_second) == (None, None)
 
 
-def test_a_cancelled_sequence_has_its_usage_and_timings_so_far() -> None:
+def test_a_cancelled_sequence_reports_usage_and_timings_so_far() -> None:
     clock = Ticking()
     runner = MLXRunner(ScriptedBackend(lambda _: tokens_of("abc"), batch=Reading3), clock=clock)
     early, late = runner.submit(request("prompt7")), runner.submit(request("prompt7"))
@@ -388,9 +386,9 @@ def test_a_cancelled_sequence_has_its_usage_and_timings_so_far() -> None:
     assert (runner.cancel(early), runner.cancel(late), runner.step()) == ([], [], [])
 
 
-def test_a_prompt_that_is_read_again_after_a_fault_of_another_shows_no_progress_twice() -> None:
+def test_progress_of_a_prompt_that_is_read_again_is_not_repeated() -> None:
     class Again(Reading3):
-        """Begins to read anew for each sequence."""
+        """A batch that starts to read again for each sequence."""
 
         def insert(self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Any = ()) -> None:
             self._read = 1

@@ -1,4 +1,4 @@
-"""Admission: whose turn it is, which model is in memory, and that no request waits for ever, whatever goes wrong."""
+"""Admission: the order of requests, the model in memory, and that every request ends, also after faults."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from mlxk2.server.worker import Worker
 A, B, C = (ModelKey(name, f"/models/{name}") for name in ("A", "B", "C"))
 CONTEXT = 1 << 15
 LONG, ENDLESS = "long", "endless"
-# How often a model says its name to these prompts.
+# How often a model writes its name for these prompts.
 TIMES = {LONG: 300, ENDLESS: 3 * MAX_WAITING_EVENTS}
 
 
 class Panic(BaseException):
-    """What a Rust library raises when it panics is no Exception."""
+    """The error of a Rust library that panics; it is no Exception."""
 
 
 FAULTS = [ValueError("odd"), ModelError("damaged"), Panic("index out of range"), SystemExit(3), StopIteration("odd")]
 
 
 class Batch(ScriptedBatch):
-    """Scripted sequences that take a moment, as real ones do, or until `gate`; a fault comes out of the whole batch."""
+    """Scripted sequences whose steps take a moment or wait for `gate`; a fault comes from the whole batch."""
 
     fault: BaseException | None = None
     insert_fault: BaseException | None = None
@@ -53,12 +53,12 @@ class Batch(ScriptedBatch):
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
     ) -> None:
-        """Add a sequence, unless that fails."""
+        """Add a sequence, or raise `insert_fault`."""
         _raise(Batch.insert_fault)
         super().insert(sequence_id, request, max_tokens, completion)
 
     def next(self) -> list[Step | Reading]:
-        """The next token of every sequence; `given` counts them."""
+        """Return the next token of every sequence; `given` counts them."""
         time.sleep(0.0005)
         assert Batch.gate.wait(20)
         if Batch.fault is not None:
@@ -68,18 +68,18 @@ class Batch(ScriptedBatch):
         return steps
 
     def close(self) -> None:
-        """Drop what is left."""
+        """Drop all sequences."""
         self._sequences.clear()
 
 
 class Model(ScriptedBackend):
-    """A model that says its name, once or as often as a prompt asks for."""
+    """A model that writes its name, once or as often as a prompt asks for."""
 
     def __init__(self, name: str) -> None:
         super().__init__(lambda request: tokens_of(name * TIMES.get(bytes(request.prompt).decode(), 1)), CONTEXT)
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
-        """A new batch, which is remembered."""
+        """Return a new batch and keep it in `batches`."""
         assert max_sequences > 0 and not prompts.nbytes
         batch = Batch(self._say)
         self.batches.append(batch)
@@ -87,17 +87,17 @@ class Model(ScriptedBackend):
 
     @property
     def given(self) -> int:
-        """How many tokens it has generated."""
+        """Return how many tokens it has generated."""
         return sum(batch.given for batch in self.batches if isinstance(batch, Batch))
 
     @property
     def rows(self) -> int:
-        """How many answers it is generating."""
+        """Return how many sequences it is generating."""
         return sum(map(len, self.batches))
 
 
-class Shelf:
-    """Loads models, and writes down which; loading waits for `gate` and raises `faults`, or those after unloading."""
+class Loader:
+    """Loads models and records their names; a load waits for `gate` and raises `faults`, or `late_faults` later."""
 
     def __init__(self) -> None:
         self.loads: list[str] = []
@@ -109,7 +109,7 @@ class Shelf:
         self._loading = threading.Lock()
 
     def load(self, key: ModelKey, unload: Callable[[], None]) -> Model:
-        """Load a model as the real backend does: what can be wrong is found before the one before is dropped."""
+        """Load a model in the order of the real backend: raise `faults`, unload the old model, raise `late_faults`."""
         assert self._loading.acquire(blocking=False), "two loads at once"
         try:
             self.loads.append(key.name)
@@ -129,31 +129,31 @@ def _raise(fault: BaseException | None) -> None:
 
 
 @asynccontextmanager
-async def scheduler_on(shelf: Shelf, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Scheduler]:
-    """A scheduler, which is idle again in the end."""
-    worker = Worker(shelf.load, concurrent)
+async def scheduler_on(loader: Loader, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Scheduler]:
+    """Yield a scheduler; fail unless it is idle at the end."""
+    worker = Worker(loader.load, concurrent)
     scheduler = Scheduler(ModelPool(worker), worker, Limits(concurrent, queue))
     Batch.gate.set()
     try:
         yield scheduler
-        await idle(scheduler, shelf)
+        await idle(scheduler, loader)
     finally:
-        shelf.gate.set()
+        loader.gate.set()
         Batch.gate.set()
         Batch.fault = Batch.insert_fault = None
         scheduler.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens soon."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
 
 
-async def idle(scheduler: Scheduler, shelf: Shelf) -> None:
-    """Wait until nothing is held by anyone."""
-    await until(lambda: scheduler.active == scheduler.queued == 0 and not any(model.rows for model in shelf.models))
+async def idle(scheduler: Scheduler, loader: Loader) -> None:
+    """Wait until no request holds anything."""
+    await until(lambda: scheduler.active == scheduler.queued == 0 and not any(model.rows for model in loader.models))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -163,17 +163,17 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def requests(prompt: str = "hi", count: int = 1, **options: Any) -> Sequence[GenerationRequest]:
-    """Some equal requests."""
+    """Return `count` equal requests."""
     return [request(prompt, **options)] * count
 
 
 async def text_of(generation: Generation) -> str:
-    """All text of a generation."""
+    """Return all text of a generation."""
     return text([event async for events in generation for _, event in events])
 
 
 async def ask(scheduler: Scheduler, key: ModelKey, prompt: str = "hi", slots: int = 1, client: str = "") -> str:
-    """Generate, and return all that comes."""
+    """Submit requests and return all their text."""
     generation = scheduler.submit(key, requests(prompt, slots), client)
     try:
         return await text_of(generation)
@@ -181,30 +181,30 @@ async def ask(scheduler: Scheduler, key: ModelKey, prompt: str = "hi", slots: in
         scheduler.cancel(generation)
 
 
-def later(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
-    """Ask in this order, without waiting."""
+def start_all(*questions: Awaitable[Any]) -> list[asyncio.Task[Any]]:
+    """Start these questions in this order, without waiting."""
     return [asyncio.ensure_future(question) for question in questions]
 
 
-# ------------------------------------------------------------------------------------------------------ whose turn
+# ----------------------------------------------------------------------------------------------- order of requests
 
 
 def test_a_model_is_loaded_once() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             assert await asyncio.gather(*(ask(scheduler, A) for _ in range(20))) == ["A"] * 20
             assert await ask(scheduler, ModelKey("A", "/models/A")) == "A"
-            assert shelf.loads == ["A"]
+            assert loader.loads == ["A"]
 
     run(test())
 
 
-def test_no_more_than_the_limit_at_a_time() -> None:
+def test_the_limit_of_concurrent_sequences_holds() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=3) as scheduler:
-            tasks = later(*(ask(scheduler, A, LONG) for _ in range(9)))
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=3) as scheduler:
+            tasks = start_all(*(ask(scheduler, A, LONG) for _ in range(9)))
             most = 0
             while not all(task.done() for task in tasks):
                 most = max(most, scheduler.active)
@@ -215,7 +215,7 @@ def test_no_more_than_the_limit_at_a_time() -> None:
     run(test())
 
 
-def test_a_wide_request_is_not_overtaken() -> None:
+def test_a_request_of_many_slots_is_not_overtaken() -> None:
     async def test() -> None:
         ended: list[str] = []
 
@@ -223,8 +223,8 @@ def test_a_wide_request_is_not_overtaken() -> None:
             await answer
             ended.append(name)
 
-        async with scheduler_on(Shelf(), concurrent=2) as scheduler:
-            tasks = later(
+        async with scheduler_on(Loader(), concurrent=2) as scheduler:
+            tasks = start_all(
                 note("first", ask(scheduler, A, LONG)),
                 note("wide", ask(scheduler, A, slots=2)),
                 note("last", ask(scheduler, A)),
@@ -236,22 +236,22 @@ def test_a_wide_request_is_not_overtaken() -> None:
 
 
 async def order_of(scheduler: Scheduler, *asked: tuple[str, str, int]) -> list[str]:
-    """The names of questions, each of a client and so many slots, in the order in which they end, behind a long one."""
+    """Queue questions (name, client, slots) behind a long one; return their names in the order in which they end."""
     ended: list[str] = []
 
     async def note(name: str, client: str, slots: int) -> None:
         await ask(scheduler, A, slots=slots, client=client)
         ended.append(name)
 
-    first = later(ask(scheduler, A, LONG, scheduler.limits.max_concurrent, client="before"))
+    first = start_all(ask(scheduler, A, LONG, scheduler.limits.max_concurrent, client="before"))
     await until(lambda: scheduler.active == scheduler.limits.max_concurrent)
-    await asyncio.gather(*first, *later(*(note(*question) for question in asked)))
+    await asyncio.gather(*first, *start_all(*(note(*question) for question in asked)))
     return ended
 
 
-def test_many_questions_of_one_client_do_not_keep_another_waiting() -> None:
+def test_many_requests_of_one_client_do_not_delay_another() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
+        async with scheduler_on(Loader(), concurrent=1) as scheduler:
             many = [(f"many {number}", "many", 1) for number in range(20)]
             ended = await order_of(scheduler, *many, ("one", "one", 1), ("one again", "one", 1))
             assert ended[:4] == ["many 0", "one", "many 1", "one again"]
@@ -260,9 +260,9 @@ def test_many_questions_of_one_client_do_not_keep_another_waiting() -> None:
     run(test())
 
 
-def test_wide_questions_of_one_client_do_not_keep_another_waiting() -> None:
+def test_large_requests_of_one_client_do_not_delay_another() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=4) as scheduler:
+        async with scheduler_on(Loader(), concurrent=4) as scheduler:
             wide = [(f"wide {number}", "wide", 4) for number in range(3)]
             ended = await order_of(scheduler, *wide, *((f"one {number}", "one", 1) for number in range(4)))
             assert ended == ["wide 0", *(f"one {number}" for number in range(4)), "wide 1", "wide 2"]
@@ -270,9 +270,9 @@ def test_wide_questions_of_one_client_do_not_keep_another_waiting() -> None:
     run(test())
 
 
-def test_those_who_are_overtaken_get_their_turn_however_many_come() -> None:
+def test_an_overtaken_client_still_gets_its_turn() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1, queue=1000) as scheduler:
+        async with scheduler_on(Loader(), concurrent=1, queue=1000) as scheduler:
             many = [(f"many {number}", "many", 1) for number in range(2)]
             ended = await order_of(scheduler, *many, *((f"new {number}", f"{number}", 1) for number in range(200)))
             assert ended.index("many 1") <= 65
@@ -280,14 +280,14 @@ def test_those_who_are_overtaken_get_their_turn_however_many_come() -> None:
     run(test())
 
 
-def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
+def test_a_full_queue_refuses_the_last_request_of_the_busiest_client() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1, queue=3) as scheduler:
-            first = later(ask(scheduler, A, LONG))
+        async with scheduler_on(Loader(), concurrent=1, queue=3) as scheduler:
+            first = start_all(ask(scheduler, A, LONG))
             await until(lambda: scheduler.active == 1)
-            many = later(*(ask(scheduler, A, client="many") for _ in range(3)))
+            many = start_all(*(ask(scheduler, A, client="many") for _ in range(3)))
             await until(lambda: scheduler.queued == 3)
-            one = later(ask(scheduler, A, client="one"))
+            one = start_all(ask(scheduler, A, client="one"))
             with pytest.raises(ServerBusyError, match="3 requests wait"):
                 await many[2]
             with pytest.raises(ServerBusyError, match="3 requests wait"):
@@ -297,10 +297,10 @@ def test_a_full_queue_refuses_the_last_of_the_client_that_has_most() -> None:
     run(test())
 
 
-def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
+def test_cancelled_requests_do_not_count_as_turns() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
-            first = later(ask(scheduler, A, LONG))
+        async with scheduler_on(Loader(), concurrent=1) as scheduler:
+            first = start_all(ask(scheduler, A, LONG))
             await until(lambda: scheduler.active == 1)
             gone = [scheduler.submit(A, requests(), "hasty") for _ in range(50)]
             for generation in gone:
@@ -313,10 +313,10 @@ def test_requests_that_were_called_off_are_no_turns_of_a_client() -> None:
     run(test())
 
 
-def test_clients_that_were_refused_leave_nothing_behind() -> None:
+def test_refused_clients_leave_no_state_behind() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1, queue=1) as scheduler:
-            tasks = later(ask(scheduler, A, LONG, client="first"), ask(scheduler, A, client="second"))
+        async with scheduler_on(Loader(), concurrent=1, queue=1) as scheduler:
+            tasks = start_all(ask(scheduler, A, LONG, client="first"), ask(scheduler, A, client="second"))
             await until(lambda: scheduler.queued == 1)
             tracemalloc.start()
             for number in range(300):
@@ -332,45 +332,45 @@ def test_clients_that_were_refused_leave_nothing_behind() -> None:
     run(test())
 
 
-def test_a_steady_stream_for_one_model_does_not_starve_another() -> None:
+def test_steady_requests_for_one_model_do_not_starve_another() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=2) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=2) as scheduler:
             stop = asyncio.Event()
 
             async def stream() -> None:
                 while not stop.is_set():
                     await ask(scheduler, A, LONG)
 
-            tasks = later(*(stream() for _ in range(6)))
+            tasks = start_all(*(stream() for _ in range(6)))
             await until(lambda: scheduler.active == 2)
             async with asyncio.timeout(10):
                 assert await ask(scheduler, B) == "B"
             stop.set()
             await asyncio.gather(*tasks)
-            assert shelf.loads[:2] == ["A", "B"]
+            assert loader.loads[:2] == ["A", "B"]
 
     run(test())
 
 
-def test_those_who_wait_for_the_same_model_are_served_by_one_swap() -> None:
+def test_one_swap_serves_all_requests_that_wait_for_the_model() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
-            shelf.gate.clear()
-            tasks = later(*(ask(scheduler, key) for key in (A, B, C, A, B, C, A, B, C)))
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
+            loader.gate.clear()
+            tasks = start_all(*(ask(scheduler, key) for key in (A, B, C, A, B, C, A, B, C)))
             await until(lambda: scheduler.queued == 9)
-            shelf.gate.set()
+            loader.gate.set()
             assert await asyncio.gather(*tasks) == ["A", "B", "C"] * 3
-            assert shelf.loads == ["A", "B", "C"]
+            assert loader.loads == ["A", "B", "C"]
 
     run(test())
 
 
-def test_answers_on_their_way_end_before_a_swap() -> None:
+def test_running_answers_end_before_a_swap() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             first = asyncio.create_task(ask(scheduler, A, LONG))
             await until(lambda: scheduler.active == 1)
             assert await ask(scheduler, B) == "B"
@@ -379,12 +379,12 @@ def test_answers_on_their_way_end_before_a_swap() -> None:
     run(test())
 
 
-def test_a_full_queue_refuses() -> None:
+def test_a_full_queue_refuses_further_requests() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1, queue=2) as scheduler:
-            tasks = later(ask(scheduler, A, LONG))
+        async with scheduler_on(Loader(), concurrent=1, queue=2) as scheduler:
+            tasks = start_all(ask(scheduler, A, LONG))
             await until(lambda: scheduler.active == 1)
-            tasks += later(ask(scheduler, A), ask(scheduler, A))
+            tasks += start_all(ask(scheduler, A), ask(scheduler, A))
             await until(lambda: scheduler.queued == 2)
             with pytest.raises(ServerBusyError, match="2 requests wait"):
                 await ask(scheduler, A)
@@ -393,9 +393,9 @@ def test_a_full_queue_refuses() -> None:
     run(test())
 
 
-def test_without_a_queue_a_model_is_loaded_on_demand_nevertheless() -> None:
+def test_a_queue_of_size_zero_still_loads_models_on_demand() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1, queue=0) as scheduler:
+        async with scheduler_on(Loader(), concurrent=1, queue=0) as scheduler:
             assert await ask(scheduler, A) == "A"
             assert await ask(scheduler, B) == "B"
             first = asyncio.create_task(ask(scheduler, B, LONG))
@@ -407,18 +407,18 @@ def test_without_a_queue_a_model_is_loaded_on_demand_nevertheless() -> None:
     run(test())
 
 
-def test_without_a_queue_a_request_waits_for_the_model_of_the_start() -> None:
+def test_a_queue_of_size_zero_waits_for_the_start_model() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        shelf.gate.clear()
-        async with scheduler_on(shelf, concurrent=1, queue=0) as scheduler:
+        loader = Loader()
+        loader.gate.clear()
+        async with scheduler_on(loader, concurrent=1, queue=0) as scheduler:
             start = asyncio.create_task(scheduler.preload(A))
-            await until(lambda: shelf.loads == ["A"])
+            await until(lambda: loader.loads == ["A"])
             first = asyncio.create_task(ask(scheduler, A))
             await until(lambda: scheduler.queued == 1)
             with pytest.raises(ServerBusyError, match="1 requests wait"):
                 await ask(scheduler, A)
-            shelf.gate.set()
+            loader.gate.set()
             await start
             assert await first == "A"
 
@@ -429,41 +429,41 @@ def test_without_a_queue_a_request_waits_for_the_model_of_the_start() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_a_model_that_fails_to_load_says_why_and_leaves_the_old_one(fault: BaseException) -> None:
+def test_a_failed_load_says_why_and_keeps_the_old_model(fault: BaseException) -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             await ask(scheduler, A)
-            shelf.faults["B"] = fault
+            loader.faults["B"] = fault
             for answer in await asyncio.gather(*(ask(scheduler, B) for _ in range(3)), return_exceptions=True):
                 assert isinstance(answer, MlxkError) and str(fault) in answer.message
             assert scheduler.pool.key == A
             assert await ask(scheduler, A) == "A"
-            assert shelf.loads == ["A", "B"]
+            assert loader.loads == ["A", "B"]
 
     run(test())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_a_model_that_fails_late_leaves_a_server_that_works(fault: BaseException) -> None:
+def test_a_load_that_fails_after_unloading_keeps_the_server_working(fault: BaseException) -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             await ask(scheduler, A)
-            shelf.late_faults["B"] = fault
+            loader.late_faults["B"] = fault
             with pytest.raises(MlxkError, match=str(fault)):
                 await ask(scheduler, B)
             assert scheduler.pool.key is None
             assert await ask(scheduler, A) == "A"
-            assert shelf.loads == ["A", "B", "A"]
+            assert loader.loads == ["A", "B", "A"]
 
     run(test())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-def test_a_request_that_fails_to_begin_frees_its_slots(fault: BaseException) -> None:
+def test_a_request_that_fails_in_submit_frees_its_slots(fault: BaseException) -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf(), concurrent=1) as scheduler:
+        async with scheduler_on(Loader(), concurrent=1) as scheduler:
             Batch.insert_fault = fault
             with pytest.raises(Exception, match=str(fault)):
                 await text_of(scheduler.submit(A, requests()))
@@ -473,9 +473,9 @@ def test_a_request_that_fails_to_begin_frees_its_slots(fault: BaseException) -> 
     run(test())
 
 
-def test_a_request_of_which_one_part_does_not_fit_leaves_the_next_alone() -> None:
+def test_a_request_that_partly_fails_does_not_affect_the_next() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf()) as scheduler:
+        async with scheduler_on(Loader()) as scheduler:
             await ask(scheduler, A)
             both = [request("fits"), request("x" * CONTEXT)]
             for _ in range(50):
@@ -490,10 +490,10 @@ def test_a_request_of_which_one_part_does_not_fit_leaves_the_next_alone() -> Non
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no memory"), KeyboardInterrupt("odd"), Panic("odd")], ids=repr)
-def test_a_step_that_fails_ends_every_answer_and_the_next_one_works(fault: BaseException) -> None:
+def test_a_failed_step_ends_all_answers_but_not_the_next_one(fault: BaseException) -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf()) as scheduler:
-            tasks = later(*(ask(scheduler, A, LONG) for _ in range(5)))
+        async with scheduler_on(Loader()) as scheduler:
+            tasks = start_all(*(ask(scheduler, A, LONG) for _ in range(5)))
             await until(lambda: scheduler.active == 5)
             Batch.fault = fault
             for answer in await asyncio.gather(*tasks, return_exceptions=True):
@@ -504,7 +504,7 @@ def test_a_step_that_fails_ends_every_answer_and_the_next_one_works(fault: BaseE
     run(test())
 
 
-# --------------------------------------------------------------------------------------------- clients that go away
+# ------------------------------------------------------------------------------------------------------ disconnects
 
 
 async def _steps(count: int) -> None:
@@ -512,8 +512,8 @@ async def _steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def _cancelled_after(steps: int, question: Coroutine[Any, Any, str]) -> str | None:
-    """The answer, or None if cancelling after that many steps of the loop was in time."""
+async def _cancel_after(steps: int, question: Coroutine[Any, Any, str]) -> str | None:
+    """Cancel a question after this many steps of the loop; return None, or the answer if it was complete."""
     task = asyncio.create_task(question)
     await _steps(steps)
     task.cancel()
@@ -524,61 +524,61 @@ async def _cancelled_after(steps: int, question: Coroutine[Any, Any, str]) -> st
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.0003])
-def test_a_client_may_go_at_any_moment(pause: float) -> None:
+def test_a_client_may_disconnect_at_any_moment(pause: float) -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=2) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=2) as scheduler:
             answers: list[str | None] = []
             for steps in range(120):
-                others = later(ask(scheduler, A), ask(scheduler, B))
-                answers.append(await _cancelled_after(steps, ask(scheduler, A if steps % 2 else B, slots=2)))
+                others = start_all(ask(scheduler, A), ask(scheduler, B))
+                answers.append(await _cancel_after(steps, ask(scheduler, A if steps % 2 else B, slots=2)))
                 await asyncio.sleep(pause)
                 assert await asyncio.gather(*others) == ["A", "B"]
-                await idle(scheduler, shelf)
+                await idle(scheduler, loader)
             assert None in answers
 
     run(test())
 
 
 @pytest.mark.parametrize("steps", range(12))
-def test_the_last_of_its_model_goes_while_that_is_loaded(steps: int) -> None:
+def test_the_only_client_may_disconnect_while_its_model_loads(steps: int) -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             await ask(scheduler, A)
-            shelf.gate.clear()
-            cancelled = asyncio.create_task(_cancelled_after(steps, ask(scheduler, B)))
-            await until(lambda: shelf.loads[1:] == ["B"] or cancelled.done())
+            loader.gate.clear()
+            cancelled = asyncio.create_task(_cancel_after(steps, ask(scheduler, B)))
+            await until(lambda: loader.loads[1:] == ["B"] or cancelled.done())
             next_one = asyncio.create_task(ask(scheduler, A))
-            shelf.gate.set()
+            loader.gate.set()
             assert await next_one == "A"
             await cancelled
 
     run(test())
 
 
-def test_a_crowd_of_clients_that_come_and_go() -> None:
+def test_many_clients_may_connect_and_disconnect() -> None:
     async def client(scheduler: Scheduler, dice: random.Random) -> None:
         for _ in range(12):
             key, slots = dice.choice((A, B)), dice.choice((1, 1, 2, 3))
             question = ask(scheduler, key, dice.choice(("hi", LONG)), slots)
-            answer = await _cancelled_after(dice.choice((3, 9, 40, 5000)), question)
+            answer = await _cancel_after(dice.choice((3, 9, 40, 5000)), question)
             assert answer is None or set(answer) == {key.name}
 
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=4) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=4) as scheduler:
             await asyncio.gather(*(client(scheduler, random.Random(seed)) for seed in range(16)))
-            await idle(scheduler, shelf)
+            await idle(scheduler, loader)
             assert await ask(scheduler, A, slots=4) == "AAAA"
 
     run(test())
 
 
-def test_an_answer_that_is_not_read_holds_no_slot_and_ends() -> None:
+def test_an_unread_answer_ends_and_frees_its_slot() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=1) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=1) as scheduler:
             unread = scheduler.submit(A, requests(LONG))
             assert await ask(scheduler, A) == "A"
             assert await text_of(unread) == "A" * 300
@@ -586,35 +586,35 @@ def test_an_answer_that_is_not_read_holds_no_slot_and_ends() -> None:
     run(test())
 
 
-def test_an_answer_that_nobody_reads_is_given_up() -> None:
+def test_an_endless_unread_answer_is_cancelled() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
             unread = scheduler.submit(A, requests(ENDLESS))
             await until(lambda: unread.has_ended)
             with pytest.raises(MlxkError, match="the client does not read it"):
                 await text_of(unread)
-            assert shelf.models[0].given < 2 * MAX_WAITING_EVENTS
+            assert loader.models[0].given < 2 * MAX_WAITING_EVENTS
 
     run(test())
 
 
-# --------------------------------------------------------------------------------------------------------- the end
+# -------------------------------------------------------------------------------------------------------- shutdown
 
 
-def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
+def test_no_event_follows_the_end_of_a_generation() -> None:
     async def test() -> None:
-        shelf, events = Shelf(), []
-        async with scheduler_on(shelf) as scheduler:
+        loader, events = Loader(), []
+        async with scheduler_on(loader) as scheduler:
             generation = scheduler.submit(A, requests(ENDLESS))
-            await until(lambda: any(model.given for model in shelf.models))
+            await until(lambda: any(model.given for model in loader.models))
             Batch.gate.clear()
-            # What was on its way has come then.
+            # All events that were under way have arrived by now.
             await asyncio.sleep(0.1)
-            tokens = shelf.models[0].given
+            tokens = loader.models[0].given
             scheduler.stop()
             Batch.gate.set()
-            await idle(scheduler, shelf)
+            await idle(scheduler, loader)
             with pytest.raises(ServerStoppingError):
                 async for parts in generation:
                     events += [event for _, event in parts]
@@ -623,11 +623,11 @@ def test_nothing_of_an_answer_comes_after_what_ended_it() -> None:
     run(test())
 
 
-def test_the_end_refuses_all_that_wait_and_ends_all_that_is_under_way() -> None:
+def test_shutdown_refuses_waiting_and_ends_running_requests() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf, concurrent=2) as scheduler:
-            tasks = later(*(ask(scheduler, A, LONG) for _ in range(4)), ask(scheduler, B))
+        loader = Loader()
+        async with scheduler_on(loader, concurrent=2) as scheduler:
+            tasks = start_all(*(ask(scheduler, A, LONG) for _ in range(4)), ask(scheduler, B))
             await until(lambda: scheduler.active == 2 and scheduler.queued == 3)
             scheduler.stop()
             async with asyncio.timeout(2):
@@ -635,17 +635,17 @@ def test_the_end_refuses_all_that_wait_and_ends_all_that_is_under_way() -> None:
             assert [type(answer) for answer in answers] == [ServerStoppingError] * 5
             with pytest.raises(ServerStoppingError):
                 await ask(scheduler, A)
-            assert shelf.loads == ["A"]
+            assert loader.loads == ["A"]
 
     run(test())
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 2))
-def test_the_end_may_come_at_any_moment(steps: int) -> None:
+def test_shutdown_works_at_any_moment(steps: int) -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
-            tasks = later(ask(scheduler, A, LONG), ask(scheduler, B, LONG))
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
+            tasks = start_all(ask(scheduler, A, LONG), ask(scheduler, B, LONG))
             await _steps(steps)
             scheduler.stop()
             async with asyncio.timeout(5):
@@ -655,31 +655,31 @@ def test_the_end_may_come_at_any_moment(steps: int) -> None:
     run(test())
 
 
-def test_the_end_during_a_load() -> None:
+def test_shutdown_works_during_a_load() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        shelf.gate.clear()
-        async with scheduler_on(shelf) as scheduler:
+        loader = Loader()
+        loader.gate.clear()
+        async with scheduler_on(loader) as scheduler:
             task = asyncio.create_task(ask(scheduler, A))
             await until(lambda: scheduler.pool.loading == A)
             scheduler.stop()
             with pytest.raises(ServerStoppingError):
                 async with asyncio.timeout(1):
                     await task
-            shelf.gate.set()
+            loader.gate.set()
 
     run(test())
 
 
-def test_the_end_during_a_step_that_takes_long() -> None:
+def test_shutdown_works_during_a_long_step() -> None:
     async def test() -> None:
-        shelf = Shelf()
-        async with scheduler_on(shelf) as scheduler:
-            tasks = later(ask(scheduler, A, LONG))
-            await until(lambda: any(model.rows for model in shelf.models))
+        loader = Loader()
+        async with scheduler_on(loader) as scheduler:
+            tasks = start_all(ask(scheduler, A, LONG))
+            await until(lambda: any(model.rows for model in loader.models))
             Batch.gate.clear()
             await asyncio.sleep(0.01)
-            tasks += later(ask(scheduler, A))
+            tasks += start_all(ask(scheduler, A))
             await until(lambda: scheduler.active == 2)
             scheduler.stop()
             async with asyncio.timeout(1):
@@ -690,11 +690,11 @@ def test_the_end_during_a_step_that_takes_long() -> None:
     run(test())
 
 
-def test_the_worker_rests_when_nothing_is_left() -> None:
+def test_the_worker_frees_memory_when_it_is_idle() -> None:
     async def test() -> None:
-        shelf = Shelf()
+        loader = Loader()
         left: list[int] = []
-        worker = Worker(shelf.load, 64, rest=lambda: left.append(shelf.models[0].rows))
+        worker = Worker(loader.load, 64, rest=lambda: left.append(loader.models[0].rows))
         scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=0)
         Batch.gate.set()
         await asyncio.gather(ask(scheduler, A, LONG), ask(scheduler, A))
@@ -706,11 +706,11 @@ def test_the_worker_rests_when_nothing_is_left() -> None:
     run(test())
 
 
-def test_the_worker_rests_once_while_many_requests_end() -> None:
+def test_the_worker_frees_memory_once_for_many_ended_requests() -> None:
     async def test() -> None:
-        shelf = Shelf()
+        loader = Loader()
         left: list[int] = []
-        worker = Worker(shelf.load, 64, rest=lambda: left.append(shelf.models[0].rows))
+        worker = Worker(loader.load, 64, rest=lambda: left.append(loader.models[0].rows))
         scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=3600)
         Batch.gate.set()
         answers = await asyncio.gather(*(ask(scheduler, A) for _ in range(20)))
@@ -722,17 +722,17 @@ def test_the_worker_rests_once_while_many_requests_end() -> None:
     run(test())
 
 
-def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    shelf = Shelf()
+def test_a_step_that_outlasts_the_event_loop_causes_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    loader = Loader()
     schedulers = []
 
     async def test() -> None:
-        worker = Worker(shelf.load, 64)
+        worker = Worker(loader.load, 64)
         schedulers.append(Scheduler(ModelPool(worker), worker, Limits(64, 256)))
         Batch.gate.set()
         generation = schedulers[0].submit(A, requests(ENDLESS))
         assert await anext(generation)
-        # As at the end of the server: the loop does not wait for the step that is being done.
+        # At the end of the server, the loop does not wait for the running step either.
         Batch.gate.clear()
         await asyncio.sleep(0.01)
 
@@ -746,13 +746,13 @@ def test_a_step_that_outlasts_the_event_loop_is_no_fault(caplog: pytest.LogCaptu
     assert caplog.records == []
 
 
-# -------------------------------------------------------------------------------------------------- worker's messages
+# --------------------------------------------------------------------------------------------- messages of the worker
 
 
-def test_the_worker_reports_what_became_of_each_command() -> None:
+def test_the_worker_reports_the_result_of_each_command() -> None:
     async def test() -> None:
         Batch.gate.set()
-        worker, reports = Worker(Shelf().load, 4), list[Report]()
+        worker, reports = Worker(Loader().load, 4), list[Report]()
         worker.connect(reports.extend)
         for command in (Submit(1, A, (request(),)), Load(A), Submit(2, A, (request(), request())), Cancel(99)):
             worker.send(command)
@@ -771,9 +771,9 @@ def test_the_worker_reports_what_became_of_each_command() -> None:
     run(test())
 
 
-def test_a_prompt_of_several_sequences_counts_once() -> None:
+def test_usage_counts_the_prompt_of_several_answers_once() -> None:
     async def test() -> None:
-        async with scheduler_on(Shelf()) as scheduler:
+        async with scheduler_on(Loader()) as scheduler:
             generation = scheduler.submit(A, [*requests("hello", 3), request("hi")])
             await text_of(generation)
             assert generation.usage == Usage(prompt_tokens=5 + 2, cached_tokens=0, completion_tokens=4 * 2)

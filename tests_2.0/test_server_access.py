@@ -1,4 +1,4 @@
-"""Who may ask the server: the names it answers to, its key, and how both are given at the start."""
+"""Access to the server: its accepted host names, its key, and how both are set at the start."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mlxk2.server.http.listener import bind
 # --------------------------------------------------------------------------------------------------------------- keys
 
 
-def opens(key: str, *fields: tuple[bytes, bytes]) -> bool:
-    """Whether a request with these fields is let in by a server with this key."""
+def is_accepted(key: str, *fields: tuple[bytes, bytes]) -> bool:
+    """Return whether a server with this key accepts a request with these fields."""
     return Access(api_key=key).knows_key(Headers(raw=list(fields)))
 
 
@@ -53,20 +53,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", RIGHT.values(), ids=RIGHT)
-def test_a_right_key_opens_in_every_form(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
-    assert opens(*case)
+def test_the_right_key_is_accepted_in_every_form(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
+    assert is_accepted(*case)
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
-def test_a_wrong_key_opens_nothing(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
-    assert not opens(*case)
+def test_a_wrong_key_is_refused(case: tuple[str, *tuple[tuple[bytes, bytes], ...]]) -> None:
+    assert not is_accepted(*case)
 
 
 @pytest.mark.parametrize(
     "key", ["", " ", "\t\r\n", "two words", "two\nlines", "nbsp\u00a0inside", "\x7f", "a\x01b"], ids=ascii
 )
 @pytest.mark.parametrize("way", ["option", "variable"])
-def test_a_key_that_no_client_could_send_is_refused_at_the_start(
+def test_an_unsendable_key_is_refused_at_the_start(
     mlxk2: Program, monkeypatch: pytest.MonkeyPatch, key: str, way: str
 ) -> None:
     words = ["--api-key", key] if way == "option" else []
@@ -78,7 +78,7 @@ def test_a_key_that_no_client_could_send_is_refused_at_the_start(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("key", [b" spaced\r\n", b"no\xff\xfeUTF-8"], ids=ascii)
-def test_a_server_with_an_unusual_key_answers_every_request(tmp_path: Path, key: bytes) -> None:
+def test_a_server_with_an_unusual_key_works(tmp_path: Path, key: bytes) -> None:
     def status(port: int, given: bytes) -> int:
         with Wire(port) as wire:
             fields = b"Host: localhost\r\nAuthorization: Bearer %s" % given
@@ -109,14 +109,14 @@ FORMS = [
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on the loopback with further names, until the end of the tests here."""
+    """Yield a server on the loopback with further host names."""
     words = [word for name in (*NAMES, "fd00::2") for word in ("--allowed-host", name)]
     with Server(*words, home=tmp_path_factory.mktemp("named")) as server:
         yield server
 
 
-def answer_to(server: Server, host: str) -> tuple[int, str]:
-    """The status of a request under this name, and the message of its error."""
+def request_with_host(server: Server, host: str) -> tuple[int, str]:
+    """Return the status of a request with this host, and the message of its error."""
     with Wire(server.port) as wire:
         fields = f"Host: {host}\r\nAuthorization: Bearer secret"
         answer = wire.send(f"GET /v1/models HTTP/1.1\r\n{fields}\r\n\r\n".encode()).response()
@@ -125,16 +125,16 @@ def answer_to(server: Server, host: str) -> tuple[int, str]:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("host", [*FORMS, "[fd00::2]"])
-def test_a_name_that_was_allowed_is_answered_in_every_form(named: Server, host: str) -> None:
-    assert answer_to(named, host) == (200, "")
+def test_an_allowed_host_is_accepted_in_every_form(named: Server, host: str) -> None:
+    assert request_with_host(named, host) == (200, "")
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     "host", ["other.local", "my-mac.local.evil.example", "my-mac.local..", "fd00::1", "[fd00::3]", "x y"]
 )
-def test_another_name_is_refused_with_what_to_do(named: Server, host: str) -> None:
-    status, message = answer_to(named, host)
+def test_another_host_is_refused_with_advice(named: Server, host: str) -> None:
+    status, message = request_with_host(named, host)
     assert status == 403
     assert host in ("my-mac.local..", "fd00::1", "x y") or f"--allowed-host {host.strip('[]')}" in message.replace(
         "[", ""
@@ -142,17 +142,17 @@ def test_another_name_is_refused_with_what_to_do(named: Server, host: str) -> No
 
 
 @pytest.mark.e2e
-def test_the_machines_own_names_need_a_wildcard_and_a_key(tmp_path: Path) -> None:
+def test_the_machines_own_names_are_accepted_on_all_addresses_with_a_key(tmp_path: Path) -> None:
     own = socket.gethostname()
     for words, key, status in (("0.0.0.0", "secret", 200), ("0.0.0.0", "", 403), ("127.0.0.1", "secret", 403)):
         environment = {"MLXK2_API_KEY": key} if key else {}
         with Server("--host", words, home=tmp_path, environment=environment) as server:
             for name in (own, f"{own.partition('.')[0]}.local"):
-                assert answer_to(server, f"{name}:{server.port}")[0] == status
+                assert request_with_host(server, f"{name}:{server.port}")[0] == status
 
 
 @pytest.mark.parametrize("name", ["", " ", "http://my-mac.local", "my mac", "a/b", "*", "[::1", "é.local"], ids=ascii)
-def test_a_name_that_is_none_is_refused_at_the_start(mlxk2: Program, name: str) -> None:
+def test_an_invalid_host_name_is_refused_at_the_start(mlxk2: Program, name: str) -> None:
     assert "--allowed-host" in error_of(mlxk2("serve", "--allowed-host", name, "--json"), "server")["message"]
 
 
@@ -160,8 +160,8 @@ def test_a_name_that_is_none_is_refused_at_the_start(mlxk2: Program, name: str) 
 
 
 @pytest.mark.parametrize(("listening", "asked"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")])
-def test_a_port_where_something_answers_is_in_use_on_a_mac(listening: str, asked: str) -> None:
-    # There the system would not say so.
+def test_a_port_that_accepts_connections_is_in_use_on_macos(listening: str, asked: str) -> None:
+    # On macOS, the system itself reports no error here.
     with socket.create_server((listening, 0)) as other:
         port = other.getsockname()[1]
         other.settimeout(30)

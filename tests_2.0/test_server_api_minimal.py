@@ -1,4 +1,4 @@
-"""The two endpoints that generate, on scripted models: what a request means and what its answer says."""
+"""The two endpoints that generate, on scripted models: their requests and their responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def test_health(client: Client) -> None:
+def test_health_has_exactly_the_documented_fields(client: Client) -> None:
     client.ask()
     assert client.get("/health").json() == {
         "status": "ok",
@@ -43,7 +43,7 @@ def test_health(client: Client) -> None:
     }
 
 
-def test_a_chat(client: Client) -> None:
+def test_a_chat_response_has_exactly_the_documented_fields(client: Client) -> None:
     answer = client.ask()
     assert list(answer) == ["id", "created", "model", "object", "choices", "usage"]
     assert answer["id"].startswith("chatcmpl-")
@@ -64,7 +64,7 @@ def test_a_chat(client: Client) -> None:
     }
 
 
-def test_a_completion(client: Client) -> None:
+def test_a_completion_response_has_exactly_the_documented_fields(client: Client) -> None:
     answer = client.ask(TEXT)
     assert list(answer) == ["id", "created", "model", "object", "choices", "usage"]
     assert answer["id"].startswith("cmpl-")
@@ -73,12 +73,12 @@ def test_a_completion(client: Client) -> None:
     assert answer["usage"]["prompt_tokens"] == len("Hello")
 
 
-def test_every_answer_has_an_id_of_its_own(client: Client) -> None:
+def test_every_response_has_its_own_id(client: Client) -> None:
     assert client.ask()["id"] != client.ask()["id"]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_null_and_an_unknown_field_mean_nothing(client: Client, path: str) -> None:
+def test_null_and_unknown_fields_are_ignored(client: Client, path: str) -> None:
     kind = ChatBody if path == CHAT else CompletionBody
     nulls = {name: None for name, field in kind.model_fields.items() if not field.is_required()}
     expected = client.ask(path)["choices"]
@@ -86,10 +86,10 @@ def test_null_and_an_unknown_field_mean_nothing(client: Client, path: str) -> No
     assert client.ask(path, invented=[1, {"x": None}])["choices"] == expected
 
 
-# -------------------------------------------------------------------------------------------------- its description
+# ---------------------------------------------------------------------------------------------- OpenAPI description
 
 
-def test_the_description_has_all_the_routes_and_no_others(client: Client) -> None:
+def test_the_description_has_exactly_the_routes(client: Client) -> None:
     described = {
         (path, method.upper())
         for path, methods in client.get("/openapi.json").json()["paths"].items()
@@ -105,7 +105,7 @@ def test_the_description_has_all_the_routes_and_no_others(client: Client) -> Non
     assert described == routes
 
 
-def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
+def test_the_description_is_valid_and_covers_streams(client: Client) -> None:
     document = client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     for kind in schemas.values():
@@ -130,14 +130,14 @@ def test_the_description_is_valid_and_tells_of_streams(client: Client) -> None:
         ({"role": "tool", "content": "x"}, False),
     ],
 )
-def test_the_description_tells_which_messages_are_right(client: Client, message: Any, is_right: bool) -> None:
+def test_the_description_accepts_exactly_the_valid_messages(client: Client, message: Any, is_right: bool) -> None:
     document = client.get("/openapi.json").json()
     schema = {"$ref": "#/components/schemas/Message", "components": document["components"]}
     assert Draft202012Validator(schema).is_valid(message) == is_right
     assert client.post(CHAT, json={"messages": [message]}).is_success == is_right
 
 
-def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> None:
+def test_the_description_mentions_a_key_if_there_is_one(client: Client) -> None:
     document = client.get("/openapi.json").json()
     assert "securitySchemes" not in document["components"]
     with serving(access=Access(api_key="secret")) as guarded:
@@ -152,7 +152,7 @@ def test_the_description_tells_of_a_key_where_there_is_one(client: Client) -> No
     )
 
 
-# Said about the request; they change no answer.
+# Accepted fields that do not affect the response.
 WITHOUT_EFFECT = {
     "metadata",
     "prompt_cache_key",
@@ -164,23 +164,23 @@ OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"
 
 
 @pytest.mark.parametrize(("create", "kind"), [(ChatCompletions.create, ChatBody), (Completions.create, CompletionBody)])
-def test_every_parameter_of_the_official_client_is_known(create: Any, kind: Any) -> None:
+def test_every_parameter_of_the_openai_client_is_known(create: Any, kind: Any) -> None:
     given = set(inspect.signature(create).parameters) - OF_THE_CLIENT
     assert given - set(kind.model_fields) - set(UNSUPPORTED_FIELDS) <= WITHOUT_EFFECT
 
 
-# ---------------------------------------------------------------------------------------------------- what is asked
+# --------------------------------------------------------------------------------------------------------- requests
 
 
 def prompt_of(*messages: Any) -> str:
-    """The prompt that a conversation becomes."""
+    """Return the prompt of a conversation."""
     model = saying("Hi")
     with serving(model) as client:
         client.ask(messages=list(messages))
     return model.prompts[0]
 
 
-def test_roles_parts_and_names() -> None:
+def test_roles_parts_and_names_reach_the_chat_template() -> None:
     assert (
         prompt_of(
             {"role": "developer", "content": "Be brief."},
@@ -196,7 +196,7 @@ def test_roles_parts_and_names() -> None:
     )
 
 
-def test_a_text_is_a_prompt_with_what_begins_one() -> None:
+def test_a_text_prompt_begins_with_the_bos_token() -> None:
     model = saying("Hi", bos_token="<|start|>")
     with serving(model) as client:
         client.ask(TEXT, prompt="Hello")
@@ -226,7 +226,7 @@ def test_all_sampling_parameters_reach_the_model(path: str) -> None:
     assert (model.requests[1].stop, model.requests[1].sampling) == (("x",), Sampling())
 
 
-def test_several_answers_have_seeds_of_their_own() -> None:
+def test_several_answers_have_different_seeds() -> None:
     model = saying("Hi")
     with serving(model) as client:
         answer = client.ask(n=3, seed=(1 << 63) - 1)
@@ -242,7 +242,7 @@ def test_several_answers_have_seeds_of_their_own() -> None:
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (11, 9)
 
 
-def test_several_prompts_with_several_answers_each() -> None:
+def test_several_prompts_may_have_several_answers_each() -> None:
     model = ScriptedBackend(lambda request: request.prompt)
     with serving(model) as client:
         answer = client.ask(TEXT, prompt=["one", "three"], n=2)
@@ -252,17 +252,17 @@ def test_several_prompts_with_several_answers_each() -> None:
     assert [choice["text"] for choice in tokens["choices"]] == ["A", "BC"]
 
 
-# ------------------------------------------------------------------------------------------------- what is answered
+# -------------------------------------------------------------------------------------------------------- responses
 
 
-def test_reasoning_is_told_apart_in_a_chat_and_is_text_in_a_completion() -> None:
+def test_reasoning_is_a_field_in_a_chat_and_text_in_a_completion() -> None:
     with serving(saying("<think>", "Hm.", "</think>", "\n\nHi")) as client:
         message = client.ask()["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == ("Hm.", "Hi")
         assert client.ask(TEXT)["choices"][0]["text"] == "<think>Hm.</think>\n\nHi"
 
 
-def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
+def test_a_completion_keeps_white_space() -> None:
     with serving(saying("\n\n  and so on \n")) as client:
         assert client.ask(TEXT)["choices"][0]["text"] == "\n\n  and so on \n"
 
@@ -278,21 +278,21 @@ def test_a_completion_goes_on_with_the_text_as_it_is() -> None:
         ("e two three four!", "one two three four", "stop"),
     ],
 )
-def test_stop_strings(path: str, stop: Any, text: str, reason: str) -> None:
+def test_stop_strings_cut_text_and_logprobs(path: str, stop: Any, text: str, reason: str) -> None:
     with serving(saying("one two three four")) as client:
         (choice,) = client.ask(path, stop=stop, logprobs=True if path == CHAT else 0)["choices"]
     assert choice["finish_reason"] == reason
     said = choice["message"]["content"] if path == CHAT else choice["text"]
     assert said == text
-    told = choice["logprobs"]
-    tokens = [entry["token"] for entry in told["content"]] if path == CHAT else told["tokens"]
+    logprobs = choice["logprobs"]
+    tokens = [entry["token"] for entry in logprobs["content"]] if path == CHAT else logprobs["tokens"]
     assert "".join(tokens) == text
 
 
 # --------------------------------------------------------------------------------------------------------- logprobs
 
 
-def test_logprobs_of_a_chat() -> None:
+def test_logprobs_of_a_chat_have_the_documented_form() -> None:
     with serving(saying("Hi")) as client:
         (choice,) = client.ask(logprobs=True, top_logprobs=2)["choices"]
         assert choice["logprobs"] == {
@@ -314,7 +314,7 @@ def test_logprobs_of_a_chat() -> None:
         assert client.ask(logprobs=False)["choices"][0]["logprobs"] is None
 
 
-def test_logprobs_of_a_completion_name_the_chosen_token_too() -> None:
+def test_logprobs_of_a_completion_include_the_chosen_token() -> None:
     with serving(saying("Hi")) as client:
         (choice,) = client.ask(TEXT, logprobs=1)["choices"]
         assert choice["logprobs"] == {
@@ -326,7 +326,7 @@ def test_logprobs_of_a_completion_name_the_chosen_token_too() -> None:
         assert client.ask(TEXT, logprobs=0)["choices"][0]["logprobs"]["top_logprobs"] == [{"H": -9.0}, {"i": -13.125}]
 
 
-def test_a_character_of_several_tokens() -> None:
+def test_logprobs_of_a_character_of_several_tokens_join_to_it() -> None:
     with serving(saying("aé😀b")) as client:
         (choice,) = client.ask(logprobs=True)["choices"]
         entries = choice["logprobs"]["content"]
@@ -372,15 +372,17 @@ def test_only_the_tokens_of_the_answer_have_logprobs(parts: tuple[str, ...]) -> 
         (("<think>", "x<th"), None, ""),
     ],
 )
-def test_marks_in_the_midst_of_what_was_held_back(parts: tuple[str, ...], stop: str | None, text: str) -> None:
+def test_marks_inside_held_back_text_keep_text_and_logprobs_equal(
+    parts: tuple[str, ...], stop: str | None, text: str
+) -> None:
     with serving(saying(*parts)) as client:
         (choice,) = client.ask(logprobs=True, stop=stop)["choices"]
     assert choice["message"]["content"] == text
-    told = [byte for entry in choice["logprobs"]["content"] for byte in entry["bytes"]]
-    assert bytes(told).decode() == text
+    written = [byte for entry in choice["logprobs"]["content"] for byte in entry["bytes"]]
+    assert bytes(written).decode() == text
 
 
-def test_a_mark_that_was_none_is_told() -> None:
+def test_text_that_only_begins_like_a_mark_is_answer() -> None:
     text = "a <thin line </ </thinking> <"
     with serving(saying(text)) as client:
         (choice,) = client.ask(logprobs=True)["choices"]

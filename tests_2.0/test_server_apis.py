@@ -1,4 +1,4 @@
-"""Two APIs in one server: each has its own endpoints, and every error has the form of the API that owns the path."""
+"""Two APIs in one server: each has its own endpoints, and an error has the form of the API that owns the path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPTS = {TOYS: "text", TEXT: "prompt"}
 
 
 class FaultyTokenizer(ScriptedTokenizer):
-    """Has a fault that is not one of our errors when it reads a certain text."""
+    """A tokenizer that raises an unexpected error for a certain text."""
 
     def encode(self, text: str, add_special_tokens: bool, context: int | None = None) -> list[int]:
         """Return tokens."""
@@ -50,11 +50,11 @@ def client() -> Iterator[TestClient]:
         yield TestClient(client.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
-def test_a_whole_response_of_another_api(client: TestClient) -> None:
+def test_another_api_gives_whole_responses(client: TestClient) -> None:
     assert client.post(TOYS, json={"text": "Hello"}, headers=KEY).json() == {"said": "Hi there"}
 
 
-def test_a_stream_of_another_api(client: TestClient) -> None:
+def test_another_api_gives_streams(client: TestClient) -> None:
     response = client.post(TOYS, json={"text": "Hello", "stream": True}, headers=KEY)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     *events, end = response.text.removesuffix("\n\n").split("\n\n")
@@ -63,7 +63,7 @@ def test_a_stream_of_another_api(client: TestClient) -> None:
     assert end == "event: end\ndata: null"
 
 
-def test_the_description_has_both_apis_and_their_forms_of_errors(client: TestClient) -> None:
+def test_the_description_has_both_apis_and_their_errors(client: TestClient) -> None:
     document = client.get("/openapi.json", headers=KEY).json()
     for path, name in ((TOYS, "Oops"), (TEXT, "Error")):
         content = document["paths"][path]["post"]["responses"]["400"]["content"]
@@ -82,7 +82,7 @@ def assert_is_of(path: str, response: Any, status: int) -> None:
         assert response.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-# The status of each error, and what differs from a right request.
+# The status of each error and its difference from a valid request.
 ERRORS: Mapping[str, tuple[int, dict[str, Any]]] = {
     "no key": (401, {"headers": {}}),
     "a foreign host": (403, {"headers": {**KEY, "Host": "example.org"}}),
@@ -94,7 +94,7 @@ ERRORS: Mapping[str, tuple[int, dict[str, Any]]] = {
     "a wrong coding": (400, {"headers": {**KEY, "Content-Encoding": "gzip"}}),
     "no JSON": (400, {"content": b"{"}),
     "a wrong field": (400, {"prompt": {}}),
-    "a model that is not there": (404, {"model": "nobody/nothing"}),
+    "a missing model": (404, {"model": "org/missing"}),
     "too long": (400, {"prompt": "x" * 5000}),
     "a stream that is too long": (400, {"prompt": "x" * 5000, "stream": True}),
     "a fault": (500, {"prompt": "fault"}),
@@ -114,13 +114,13 @@ def test_an_error_has_the_form_of_the_api_that_owns_the_path(client: TestClient,
 
 
 @pytest.mark.parametrize("path", ["/toy", "/toy/", "/toy//none/", "/toy/say/more", "/v1/toys", "/v1/toys/one"])
-def test_another_api_owns_its_paths_and_all_below_them(client: TestClient, path: str) -> None:
+def test_another_api_owns_its_paths_and_all_paths_below(client: TestClient, path: str) -> None:
     assert_is_of("/toy", client.get(path, headers=KEY), 404)
     assert_is_of("/toy", client.get(path), 401)
 
 
 @pytest.mark.parametrize("path", ["/toys", "/v1/toy", "/v1/none", "/none", "/page/none", "/docs"])
-def test_all_other_paths_have_the_form_of_the_first_api(client: TestClient, path: str) -> None:
+def test_errors_of_all_other_paths_have_the_form_of_the_first_api(client: TestClient, path: str) -> None:
     assert_is_of("/v1", client.get(path, headers=KEY), 404)
 
 

@@ -1,4 +1,4 @@
-"""docs/server.md tells what the code does: its tables are the code's, its examples run and print what it says."""
+"""docs/server.md agrees with the code: its tables match, and its examples run and print what it shows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ HERE = "127.0.0.1:8000"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-# ------------------------------------------------------------------------------------------------------- the fields
+# ----------------------------------------------------------------------------------------------------------- fields
 
 
 def rows(kind: type[BaseModel]) -> list[str]:
-    """The rows of a table of fields: name, type with its limits, meaning."""
+    """Return the rows of a table of fields: name, type with its limits, meaning."""
     schema = kind.model_json_schema(ref_template="{model}")
     required = schema.get("required", ())
     return [
@@ -74,7 +74,7 @@ def _range(field: Any) -> str:
 
 
 def tables() -> Iterator[list[str]]:
-    """All tables of fields of the page, in its order."""
+    """Yield the tables of fields in the order of the page."""
     both = set(ChatBody.model_fields) & set(CompletionBody.model_fields) - {"logprobs"}
     yield [row for row in rows(ChatBody) if row.split("`")[1] not in both]
     yield rows(Message)
@@ -85,23 +85,23 @@ def tables() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_the_tables_of_fields_are_those_of_the_code(number: int) -> None:
+def test_the_tables_of_fields_match_the_code(number: int) -> None:
     table = list(tables())[number]
     found = re.findall(r"^\| Field \| Type \| Meaning \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert len(found) == 6
     assert found[number].splitlines() == table
 
 
-def test_all_fields_that_are_refused_are_listed() -> None:
+def test_all_refused_fields_are_listed() -> None:
     (listed,) = re.findall(r"^Refused by name.*?:\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
     assert re.findall(r"`(\w+)`", listed) == sorted(UNSUPPORTED_FIELDS)
 
 
-# ------------------------------------------------------------------------------------------------------- the errors
+# ----------------------------------------------------------------------------------------------------------- errors
 
 
 def all_errors() -> Iterator[type[errors.MlxkError]]:
-    """All classes of errors."""
+    """Yield all classes of errors."""
     left = [errors.MlxkError]
     while left:
         kind = left.pop()
@@ -109,7 +109,7 @@ def all_errors() -> Iterator[type[errors.MlxkError]]:
         left += kind.__subclasses__()
 
 
-def test_every_error_of_the_table_is_one_of_the_code() -> None:
+def test_every_documented_error_exists_in_the_code() -> None:
     sources = "".join(path.read_text() for path in sorted((ROOT / "mlxk2" / "server").rglob("*.py")))
     numbers = "".join(sources.replace("{number}", number) for number in ("integer", "decimal"))
     raised = {(str(kind.http_status), _code(kind)) for kind in all_errors()}
@@ -123,16 +123,16 @@ def _code(kind: type[errors.MlxkError]) -> str:
     return str(error_body(error)["error"]["code"])
 
 
-def test_no_error_is_documented_twice() -> None:
-    # That none is missing, `error_of` sees to wherever a test meets an error.
+def test_each_error_is_documented_once() -> None:
+    # `error_of` fails in other tests if an error is not documented.
     assert len(DOCUMENTED) == len(set(DOCUMENTED)) > 25
 
 
-# ----------------------------------------------------------------------------------------------------- the examples
+# --------------------------------------------------------------------------------------------------------- examples
 
 
 class Example(NamedTuple):
-    """A program for a shell or for Python, and what it prints."""
+    """A program for a shell or for Python, and its output."""
 
     language: str
     program: str
@@ -140,7 +140,7 @@ class Example(NamedTuple):
 
 
 def examples() -> list[Example]:
-    """The examples of the page, but for those that start a server or change its settings."""
+    """Return the examples of the page except those that start a server or change its settings."""
     blocks = _BLOCK.findall(PAGE)
     found = []
     for (language, block), (_, following) in zip(blocks, [*blocks, ("", "")][1:], strict=True):
@@ -156,7 +156,7 @@ def examples() -> list[Example]:
 
 
 def comparable(text: str) -> Any:
-    """What a program printed, without what differs from run to run; parts of a stream joined."""
+    """Return an output without parts that differ from run to run and with the parts of a stream joined."""
     text = re.sub(r'"(id)": ?"(chatcmpl|cmpl)-\w+"', r'"\1":"\2"', text.strip())
     text = re.sub(r'"created": ?\d+', '"created":0', text)
     text = re.sub(r'"version": ?"[^"]+"', '"version":""', text)
@@ -192,7 +192,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", range(len(examples())))
-def test_an_example_prints_what_the_page_says(server: Server, number: int) -> None:
+def test_each_example_prints_what_the_page_shows(server: Server, number: int) -> None:
     example = examples()[number]
     program = example.program.replace(HERE, f"127.0.0.1:{server.port}")
     interpreter = [sys.executable] if example.language == "python" else ["bash", "-euo", "pipefail"]
@@ -208,6 +208,6 @@ def test_an_example_prints_what_the_page_says(server: Server, number: int) -> No
     assert comparable(done.stdout) == comparable(example.output)
 
 
-def test_there_are_examples_of_both_kinds() -> None:
+def test_the_page_has_examples_for_the_shell_and_for_python() -> None:
     assert {example.language for example in examples()} == {"console", "python"}
     assert all(example.output for example in examples())

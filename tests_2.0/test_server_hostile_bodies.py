@@ -1,6 +1,6 @@
-"""Whatever stands in a body, the answer is a response that the description of the API knows, and no fault of ours.
+"""Any request body gets a response that the description of the API documents, and never an internal error.
 
-MLXK2_FUZZ tries so many times as many bodies.
+MLXK2_FUZZ multiplies the number of bodies.
 """
 
 from __future__ import annotations
@@ -80,38 +80,38 @@ EXAMPLES = settings(
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """A server whose model says the same to everybody, and whose answers are held against its description."""
+    """Yield a client that checks each response against the API's description; the model always writes the same."""
     with serving(saying("Hi")) as client:
         yield client
 
 
 def assert_survives(client: Client, path: str, body: bytes) -> int:
-    """The body has an answer, and so has the next one; the status."""
+    """Send a body; fail unless it gets a documented response; return the status."""
     status = client.post(path, content=body).status_code
     assert status in (200, 400, 404), body
     return status
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_the_rich_bodies_are_right(client: Client, path: str) -> None:
+def test_the_unchanged_bodies_are_valid(client: Client, path: str) -> None:
     assert len(client.ask(path, **BODIES[path])["choices"]) == (2 if path == CHAT else 4)
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_hostile_bytes(client: Client, path: str) -> None:
+def test_hostile_bytes_are_refused(client: Client, path: str) -> None:
     for body in (*HOSTILE_BYTES, *HOSTILE_JSON):
         assert assert_survives(client, path, body) == 400
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_damaged_bytes(client: Client, path: str) -> None:
+def test_damaged_bytes_get_a_valid_response(client: Client, path: str) -> None:
     whole = json.dumps(BODIES[path]).encode()
     found = [assert_survives(client, path, body) for body in mutations(random.Random(SEED), whole, 300 * EFFORT)]
     assert set(found) >= {200, 400}
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_hostile_values(client: Client, path: str) -> None:
+def test_hostile_values_get_a_valid_response(client: Client, path: str) -> None:
     damaged = json_mutations(random.Random(SEED), BODIES[path], 300 * EFFORT)
     assert 400 in {assert_survives(client, path, body) for body in damaged}
 
@@ -119,7 +119,7 @@ def test_hostile_values(client: Client, path: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON, max_size=6))
-def test_any_values_for_any_fields(client: Client, path: str, values: dict[str, Any]) -> None:
+def test_any_values_for_any_fields_get_a_valid_response(client: Client, path: str, values: dict[str, Any]) -> None:
     body = {name: value for name, value in BODIES[path].items() if name in ("messages", "prompt", "max_tokens")}
     assert_survives(client, path, json.dumps(body | values).encode("utf-8", "surrogatepass"))
 
@@ -142,20 +142,20 @@ def test_any_values_for_any_fields(client: Client, path: str, values: dict[str, 
         max_size=4,
     )
 )
-def test_any_messages(client: Client, messages: list[Any]) -> None:
+def test_any_messages_get_a_valid_response(client: Client, messages: list[Any]) -> None:
     body = {"messages": messages, "max_tokens": 2}
     assert_survives(client, CHAT, json.dumps(body).encode())
 
 
 @EXAMPLES
 @given(prompt=st.text() | st.lists(st.text(), max_size=3) | st.lists(st.integers(), max_size=5) | ANY_JSON)
-def test_any_prompt(client: Client, prompt: Any) -> None:
+def test_any_prompt_gets_a_valid_response(client: Client, prompt: Any) -> None:
     assert_survives(client, TEXT, json.dumps({"prompt": prompt, "max_tokens": 2}).encode())
 
 
 @EXAMPLES
 @given(text=st.text())
-def test_any_text_in_a_stream(client: Client, text: str) -> None:
+def test_a_stream_with_any_text_ends_with_done(client: Client, text: str) -> None:
     messages = [{"role": "user", "content": text}]
     body = json.dumps({"messages": messages, "stream": True, "stop": text[:1000] or None}, ensure_ascii=False)
     assert client.post(CHAT, content=body.encode()).text.endswith("data: [DONE]\n\n")
@@ -166,6 +166,6 @@ def test_any_text_in_a_stream(client: Client, text: str) -> None:
     host=st.text(st.characters(max_codepoint=255, exclude_characters="\0\r\n"), max_size=20),
     origin=st.text(st.characters(max_codepoint=255, exclude_characters="\0\r\n"), max_size=20),
 )
-def test_any_host_and_origin(client: Client, host: str, origin: str) -> None:
+def test_any_host_and_origin_get_a_valid_response(client: Client, host: str, origin: str) -> None:
     for headers in ({b"Host": host.encode("latin-1")}, {b"Origin": origin.encode("latin-1")} if origin else {}):
         assert client.get("/v1/models", headers=headers).status_code in (200, 403)

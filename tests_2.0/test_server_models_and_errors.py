@@ -1,4 +1,4 @@
-"""Which model a request gets, and what every request that can't be answered is told."""
+"""The model that a request gets, and the error of every request that can't be answered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client() -> Iterator[Client]:
         yield client
 
 
-# ------------------------------------------------------------------------------------------------ OpenAI's own words
+# ------------------------------------------------------------------------------------------ error messages of OpenAI
 
 WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
     (
@@ -262,7 +262,9 @@ WORDS: list[tuple[dict[str, Any], str | None, str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "param", "code", "message"), WORDS, ids=[json.dumps(case[0])[:60] for case in WORDS])
-def test_a_chat_that_can_not_be_right(client: Client, body: Any, param: str, code: str, message: str) -> None:
+def test_an_invalid_chat_request_is_refused_in_openais_words(
+    client: Client, body: Any, param: str, code: str, message: str
+) -> None:
     assert client.refused(CHAT, **body) == {
         "message": message,
         "type": "invalid_request_error",
@@ -326,7 +328,9 @@ PROMPTS: list[tuple[dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "param", "code", "message"), PROMPTS, ids=[json.dumps(case[0]) for case in PROMPTS])
-def test_a_completion_that_can_not_be_right(client: Client, body: Any, param: str, code: str, message: str) -> None:
+def test_an_invalid_completion_request_is_refused_in_openais_words(
+    client: Client, body: Any, param: str, code: str, message: str
+) -> None:
     assert client.refused(TEXT, **body) == {
         "message": message,
         "type": "invalid_request_error",
@@ -336,7 +340,7 @@ def test_a_completion_that_can_not_be_right(client: Client, body: Any, param: st
 
 
 @pytest.mark.parametrize(("path", "field"), [(CHAT, "messages"), (TEXT, "prompt")])
-def test_what_is_required(client: Client, path: str, field: str) -> None:
+def test_a_missing_required_parameter_is_refused(client: Client, path: str, field: str) -> None:
     error = error_of(client.post(path, json={}), 400)
     assert (error["message"], error["param"]) == (f"Missing required parameter: '{field}'.", field)
 
@@ -356,18 +360,18 @@ NAN = '{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}'
         (NAN, "invalid_value", "Invalid 'top_p': NaN and Infinity are no JSON."),
     ],
 )
-def test_a_body_that_is_no_json_object(client: Client, content: str, code: str, message: str) -> None:
+def test_a_body_that_is_no_json_object_is_refused(client: Client, content: str, code: str, message: str) -> None:
     error = error_of(client.post(CHAT, content=content), 400)
     assert error["message"].startswith(message)
     assert error["code"] == code
 
 
-def test_a_value_in_a_message_is_cut(client: Client) -> None:
+def test_a_long_value_in_an_error_message_is_cut(client: Client) -> None:
     error = client.refused(messages=[{"role": "x" * 5000, "content": "hi"}])
     assert len(error["message"]) < 250
 
 
-# ------------------------------------------------------------------------------------------------- what is not there
+# ------------------------------------------------------------------------------------------------ unsupported fields
 
 ASKING: dict[str, Any] = {
     "audio": {"voice": "alloy"},
@@ -426,7 +430,7 @@ NOTHING_ASKED: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("field", ASKING)
-def test_a_field_that_is_not_supported_is_named(client: Client, path: str, field: str) -> None:
+def test_an_unsupported_field_is_refused_by_name(client: Client, path: str, field: str) -> None:
     assert client.refused(path, **{field: ASKING[field]}) == {
         "message": f"Unsupported parameter: '{field}' is not supported by this server yet.",
         "type": "invalid_request_error",
@@ -436,12 +440,12 @@ def test_a_field_that_is_not_supported_is_named(client: Client, path: str, field
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_field_that_asks_for_nothing_is_fine(client: Client, path: str) -> None:
+def test_an_unsupported_field_with_its_default_is_accepted(client: Client, path: str) -> None:
     client.ask(path, **NOTHING_ASKED)
     client.ask(path, **dict.fromkeys(ASKING))
 
 
-# -------------------------------------------------------------------------------------------- for the chat template
+# ----------------------------------------------------------------------------------- variables of the chat template
 
 OPEN: dict[str, Any] = {"continue_final_message": True}
 VARIABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -459,7 +463,7 @@ VARIABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("fields", "variables"), VARIABLES.values(), ids=VARIABLES)
-def test_the_chat_template_gets_what_the_request_sets(fields: dict[str, Any], variables: dict[str, Any]) -> None:
+def test_the_chat_template_gets_the_variables_of_the_request(fields: dict[str, Any], variables: dict[str, Any]) -> None:
     model = saying("hi")
     with serving(model) as client:
         client.ask(**fields)
@@ -478,7 +482,9 @@ def test_the_chat_template_gets_what_the_request_sets(fields: dict[str, Any], va
         ({"enable_thinking": "no"}, "enable_thinking"),
     ],
 )
-def test_what_the_chat_template_can_not_get_is_refused(client: Client, fields: dict[str, Any], param: str) -> None:
+def test_invalid_variables_for_the_chat_template_are_refused(
+    client: Client, fields: dict[str, Any], param: str
+) -> None:
     assert client.refused(**fields)["param"] == param
 
 
@@ -487,20 +493,20 @@ def test_an_answer_that_continues_a_message_keeps_its_first_space() -> None:
         assert client.ask(**OPEN)["choices"][0]["message"]["content"] == " is"
 
 
-def test_messages_without_number_are_refused_before_they_are_looked_at(client: Client) -> None:
+def test_too_many_messages_are_refused_before_they_are_validated(client: Client) -> None:
     many = [{"role": "user", "content": "hi"}]
     assert client.refused(messages=many * 70_000)["code"] == "array_above_max_length"
     assert client.refused(messages=many * 5_000)["code"] == "context_length_exceeded"
 
 
-def test_an_option_of_streams_that_is_not_supported_is_named(client: Client) -> None:
+def test_an_unsupported_stream_option_is_refused_by_name(client: Client) -> None:
     error = client.refused(stream=True, stream_options={"include_obfuscation": True})
     assert (error["param"], error["code"]) == ("stream_options.include_obfuscation", "unsupported_parameter")
     usage = client.events(stream_options={"include_obfuscation": False, "include_usage": True})[-1]["usage"]
     assert usage["completion_tokens"] == 3
 
 
-def test_notes_to_another_service_change_nothing(client: Client) -> None:
+def test_fields_for_other_services_are_ignored(client: Client) -> None:
     notes: dict[str, Any] = {
         "metadata": {"a": "b"},
         "safety_identifier": "a",
@@ -511,7 +517,7 @@ def test_notes_to_another_service_change_nothing(client: Client) -> None:
     assert client.ask(**notes, service_tier="default")["choices"] == client.ask()["choices"]
 
 
-def test_these_are_all_the_unsupported_fields() -> None:
+def test_the_tests_cover_all_unsupported_fields() -> None:
     in_messages = {"refusal", "tool_call_id", "tool_calls"}
     assert set(UNSUPPORTED_FIELDS) == set(ASKING) | set(NOTHING_ASKED) | in_messages
 
@@ -519,7 +525,7 @@ def test_these_are_all_the_unsupported_fields() -> None:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def test_models_of_the_cache_and_the_demo(cache_dir: CacheDir) -> None:
+def test_models_of_the_cache_and_the_demo_are_listed(cache_dir: CacheDir) -> None:
     cache_dir.add("mlx-community/Small", chat_model(max_position_embeddings=512, model_type="llama"))
     cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
@@ -537,7 +543,7 @@ def test_models_of_the_cache_and_the_demo(cache_dir: CacheDir) -> None:
 
 
 @pytest.mark.parametrize(("override", "lengths"), [(None, [4096, None]), (77, [77, 77])])
-def test_a_context_that_no_file_names_is_null_and_can_be_given(
+def test_an_unknown_context_is_null_and_can_be_set(
     cache_dir: CacheDir, override: int | None, lengths: list[int | None]
 ) -> None:
     cache_dir.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
@@ -545,7 +551,7 @@ def test_a_context_that_no_file_names_is_null_and_can_be_given(
 
 
 @pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
-def test_a_model_that_is_not_listed(cache_dir: CacheDir, name: str) -> None:
+def test_an_unlisted_model_is_404(cache_dir: CacheDir, name: str) -> None:
     cache_dir.add("mlx-community/Small", chat_model())
     cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
@@ -554,7 +560,7 @@ def test_a_model_that_is_not_listed(cache_dir: CacheDir, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["org/none", "/etc", "../x", "./x", "~/x"])
-def test_a_model_that_is_not_there(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
+def test_a_request_for_a_missing_model_is_404(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         error = client.refused(model=name, status=404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
@@ -562,12 +568,12 @@ def test_a_model_that_is_not_there(cache_dir: CacheDir, name: str) -> None:  # n
 
 
 @pytest.mark.parametrize("name", ["org//x", "a/../b", "x" * 97, "org\\x", "a\u0000b"])
-def test_a_name_that_no_model_can_have(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
+def test_an_invalid_model_name_is_refused(cache_dir: CacheDir, name: str) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         assert client.refused(model=name)["param"] == "model"
 
 
-def test_several_models_that_match(cache_dir: CacheDir) -> None:
+def test_a_name_that_matches_several_models_is_ambiguous(cache_dir: CacheDir) -> None:
     cache_dir.add("org/Small-a", chat_model())
     cache_dir.add("org/Small-b", chat_model())
     with serving(pinned=False) as client:
@@ -576,14 +582,14 @@ def test_several_models_that_match(cache_dir: CacheDir) -> None:
     assert "org/Small-a, org/Small-b" in error["message"]
 
 
-def test_no_model_named_and_none_loaded(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
+def test_a_request_without_a_model_is_refused_if_none_is_loaded(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
     with serving(pinned=False) as client:
         error = client.refused()
     assert (error["message"], error["param"]) == ("The request names no model, and none is loaded.", "model")
 
 
 class Counting(Catalog):
-    """Counts the looks at all models, each of which waits for `gate`, and those that were called off."""
+    """A catalog that counts its scans, which wait for `gate`, and the cancelled ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -591,7 +597,7 @@ class Counting(Catalog):
         self.begun = self.called_off = 0
 
     def entries(self, cancelled: Callable[[], bool] = bool) -> list[ServedModel]:
-        """Look at all models."""
+        """Scan all models."""
         self.begun += 1
         while not self.gate.wait(0.01):
             if cancelled():
@@ -600,7 +606,7 @@ class Counting(Catalog):
         return super().entries(cancelled)
 
 
-def test_one_look_at_the_cache_serves_all_who_wait(cache_dir: CacheDir) -> None:
+def test_one_scan_of_the_cache_serves_all_waiting_requests(cache_dir: CacheDir) -> None:
     cache_dir.add("org/Small", chat_model())
 
     async def ask() -> None:
@@ -609,7 +615,7 @@ def test_one_look_at_the_cache_serves_all_who_wait(cache_dir: CacheDir) -> None:
         await asyncio.sleep(0.02)
         for task in asking[:150]:
             task.cancel()
-        # Others are found in between.
+        # Other lookups work during the scan.
         assert (await catalog.search("org/Small")).name == "org/Small"
         catalog.gate.set()
         for task in asking[150:]:
@@ -619,7 +625,7 @@ def test_one_look_at_the_cache_serves_all_who_wait(cache_dir: CacheDir) -> None:
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
+def test_a_scan_of_the_cache_without_waiting_requests_is_cancelled(cache_dir: CacheDir) -> None:  # noqa: ARG001 - isolates
     async def ask() -> None:
         catalog = Counting()
         for _ in range(3):
@@ -637,9 +643,9 @@ def test_a_look_at_the_cache_that_nobody_waits_for_is_called_off(cache_dir: Cach
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_what_changes_in_the_cache_is_seen(cache_dir: CacheDir) -> None:
+def test_changes_of_the_cache_are_seen(cache_dir: CacheDir) -> None:
     model = cache_dir.add("org/a", chat_model())
-    # What is younger is not remembered.
+    # Younger models are not remembered.
     time.sleep(SETTLED_NS / 1e9 + 0.1)
     with serving(pinned=False) as client:
 
@@ -655,7 +661,7 @@ def test_what_changes_in_the_cache_is_seen(cache_dir: CacheDir) -> None:
         assert names() == ["demo", "org/b"]
 
 
-def test_a_model_that_mlx_does_not_run(cache_dir: CacheDir) -> None:
+def test_a_model_that_mlx_cannot_run_is_refused(cache_dir: CacheDir) -> None:
     cache_dir.add("org/gguf", gguf_model())
     with serving(pinned=False) as client:
         error = client.refused(model="org/gguf")
@@ -663,7 +669,7 @@ def test_a_model_that_mlx_does_not_run(cache_dir: CacheDir) -> None:
     assert "requires MLX" in error["message"]
 
 
-def test_demo_is_always_the_model_that_comes_with_the_package(cache_dir: CacheDir, tmp_path: Path) -> None:  # noqa: ARG001
+def test_demo_always_means_the_model_of_the_package(cache_dir: CacheDir, tmp_path: Path) -> None:  # noqa: ARG001
     own = ModelKey("demo", str(tmp_path / "demo"))
     catalog = Catalog(("./demo", own))
     assert catalog.known("demo", own) is None
@@ -676,12 +682,12 @@ def test_demo_is_always_the_model_that_comes_with_the_package(cache_dir: CacheDi
 
 
 @pytest.mark.parametrize("typed", ["demo", DEMO_FOLDER])
-def test_the_demo_of_the_start_has_its_adapter(cache_dir: CacheDir, typed: str) -> None:  # noqa: ARG001 - isolates
+def test_demo_as_start_model_keeps_its_adapter(cache_dir: CacheDir, typed: str) -> None:  # noqa: ARG001 - isolates
     target = ModelKey("demo", DEMO_FOLDER, "adapter")
     assert Catalog((typed, target)).known("demo", None) == target
 
 
-def test_a_name_of_the_start_or_the_full_one_or_none_is_the_same_model() -> None:
+def test_every_name_of_the_start_model_uses_it() -> None:
     with serving(saying("Hi")) as client:
         for named in ({}, {"model": None}, {"model": "scripted"}, {"model": "org/scripted"}):
             assert client.ask(**named)["model"] == "org/scripted"
@@ -694,14 +700,14 @@ def test_a_name_of_the_start_or_the_full_one_or_none_is_the_same_model() -> None
         (ModelError("It can't be loaded."), 500, "operation"),
     ],
 )
-def test_a_model_that_can_not_be_loaded(failure: ModelError, status: int, code: str) -> None:
+def test_a_failed_load_is_an_error_with_its_status(failure: ModelError, status: int, code: str) -> None:
     with serving(failure=failure) as client:
         error = client.refused(status=status)
         assert (error["message"], error["code"]) == (failure.message, code)
         assert client.get("/health").json()["model"] is None
 
 
-def test_generating_fails_for_one_request_alone() -> None:
+def test_a_generation_error_affects_only_its_own_request() -> None:
     model = ScriptedBackend(lambda request: [72, RuntimeError("no")] if 33 in request.prompt else [72])
     with serving(model) as client:
         error = client.refused(messages=[{"role": "user", "content": "!"}], status=500)
@@ -709,7 +715,7 @@ def test_generating_fails_for_one_request_alone() -> None:
         assert client.ask()["choices"][0]["message"]["content"] == "H"
 
 
-# ------------------------------------------------------------------------------------------------- paths and strangers
+# ---------------------------------------------------------------------------------------------------- paths and access
 
 
 @pytest.mark.parametrize(
@@ -722,16 +728,16 @@ def test_generating_fails_for_one_request_alone() -> None:
         ("POST", "/health", 405, "method_not_allowed"),
     ],
 )
-def test_a_path_or_a_method_that_is_not_there(client: Client, method: str, path: str, status: int, code: str) -> None:
+def test_an_unknown_path_or_method_is_an_error(client: Client, method: str, path: str, status: int, code: str) -> None:
     assert error_of(client.request(method, path), status)["code"] == code
 
 
-def test_a_body_that_is_too_large(client: Client) -> None:
+def test_a_too_large_body_is_refused(client: Client) -> None:
     error = error_of(client.post(CHAT, content=b" " * ((32 << 20) + 1)), 413)
     assert error["code"] == "body_too_large"
 
 
-def test_a_wrong_key() -> None:
+def test_a_wrong_key_is_refused() -> None:
     with serving(saying("Hi"), access=Access(api_key="secret")) as client:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             response = client.post(CHAT, json={"messages": MESSAGES}, headers=headers)
@@ -748,5 +754,5 @@ def test_a_wrong_key() -> None:
         ({"Origin": "http://evil.example"}, "invalid_origin"),
     ],
 )
-def test_a_strangers_page(client: Client, headers: dict[str, str], code: str) -> None:
+def test_a_foreign_host_or_origin_is_refused(client: Client, headers: dict[str, str], code: str) -> None:
     assert error_of(client.get("/v1/models", headers=headers), 403)["code"] == code

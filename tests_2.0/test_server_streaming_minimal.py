@@ -1,4 +1,4 @@
-"""Streams, on scripted models: the events, their order, and that they say what the whole answer says."""
+"""Streams, on scripted models: the events, their order, and that they add up to the whole response."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCRIPTS = [
 ]
 
 
-def folded(events: list[Any], path: str) -> list[dict[str, Any]]:
-    """The choices that a stream's events add up to, in the form of a whole answer."""
+def fold_events(events: list[Any], path: str) -> list[dict[str, Any]]:
+    """Return the choices that a stream's events add up to, in the form of a whole response."""
     found: dict[int, dict[str, Any]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
         into = found.setdefault(choice["index"], {"text": "", "reasoning": "", "logprobs": None, "reason": None})
@@ -43,7 +43,7 @@ def folded(events: list[Any], path: str) -> list[dict[str, Any]]:
 
 
 def whole(answer: Any, path: str) -> list[dict[str, Any]]:
-    """The choices of a whole answer, in the same form."""
+    """Return the choices of a whole response in the same form."""
     return [
         {
             "text": choice["message"]["content"] if path == CHAT else choice["text"],
@@ -56,8 +56,8 @@ def whole(answer: Any, path: str) -> list[dict[str, Any]]:
 
 
 def assert_alike(client: Client, path: str, **body: Any) -> None:
-    """The stream says what the whole answer says."""
-    streamed = folded(client.events(path, **body), path)
+    """Fail unless the stream adds up to the whole response."""
+    streamed = fold_events(client.events(path, **body), path)
     for choice in streamed:
         choice["logprobs"] = {k: v for k, v in (choice["logprobs"] or {}).items() if v} or None
     assert streamed == whole(client.ask(path, **body), path)
@@ -65,18 +65,18 @@ def assert_alike(client: Client, path: str, **body: Any) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_stream_says_what_the_whole_answer_says(path: str, script: tuple[Any, ...]) -> None:
+def test_a_stream_adds_up_to_the_whole_response(path: str, script: tuple[Any, ...]) -> None:
     with serving(saying(*script)) as client:
         assert_alike(client, path)
         assert_alike(client, path, n=2, logprobs=True if path == CHAT else 2)
         assert_alike(client, path, stop=["o", "k of"], max_tokens=7)
 
 
-def raw(told: Any) -> bytes:
-    """The bytes that the tokens of an answer stand for, whichever form their logprobs have."""
-    if "content" in told:
-        return bytes(byte for entry in told["content"] for byte in entry["bytes"])
-    parts = [token.removeprefix("bytes:") for token in told.get("tokens", [])]
+def bytes_of(logprobs: Any) -> bytes:
+    """Return the bytes of the tokens in logprobs of either form."""
+    if "content" in logprobs:
+        return bytes(byte for entry in logprobs["content"] for byte in entry["bytes"])
+    parts = [token.removeprefix("bytes:") for token in logprobs.get("tokens", [])]
     return b"".join(bytes.fromhex(part.replace(r"\x", "")) if r"\x" in part else part.encode() for part in parts)
 
 
@@ -89,16 +89,16 @@ PARTS = ["<think>", "</think>", "[THINK]", "[/THINK]", "ab", "<th", "é", "\n", 
     st.sampled_from([None, "b", "ab\n", "é"]),
     st.sampled_from([CHAT, TEXT]),
 )
-def test_whatever_is_said_and_stopped(script: list[str], stop: str | None, path: str) -> None:
+def test_a_stream_adds_up_for_any_text_and_stop_string(script: list[str], stop: str | None, path: str) -> None:
     with serving(saying(*script, marks=("<end>", "<think>", "</think>", "[THINK]", "[/THINK]"))) as client:
         logprobs = {"logprobs": True} if path == CHAT else {"logprobs": 1}
         assert_alike(client, path, stop=stop, **logprobs)
         (choice,) = whole(client.ask(path, stop=stop, **logprobs), path)
         assert stop is None or stop not in choice["text"]
-        assert raw(choice["logprobs"] or {}).decode() == choice["text"]
+        assert bytes_of(choice["logprobs"] or {}).decode() == choice["text"]
 
 
-def test_the_events_of_a_chat() -> None:
+def test_events_of_a_chat_have_the_documented_form() -> None:
     with serving(saying("Hi")) as client:
         events = client.events()
     head = {key: events[0][key] for key in ("id", "created", "model", "object")}
@@ -108,14 +108,14 @@ def test_the_events_of_a_chat() -> None:
     assert all(list(choice) == ["index", "delta", "logprobs", "finish_reason"] for choice in choices)
     first, *parts, last = choices
     assert (first["delta"], last["delta"]) == ({"role": "assistant", "content": ""}, {})
-    # A reader that lags gets what has come meanwhile in one piece.
+    # A slow reader gets all new text in one event.
     assert "".join(part["delta"].pop("content") for part in parts) == "Hi"
     assert all(part["delta"] == {} for part in parts)
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
     assert all("usage" not in event for event in events)
 
 
-def test_the_events_of_a_completion() -> None:
+def test_events_of_a_completion_have_the_documented_form() -> None:
     with serving(saying("Hi")) as client:
         events = client.events(TEXT)
     assert {event["object"] for event in events} == {"text_completion"}
@@ -127,7 +127,7 @@ def test_the_events_of_a_completion() -> None:
 
 
 @pytest.mark.parametrize(("path", "prompt_tokens"), [(CHAT, 11), (TEXT, 5)])
-def test_usage_comes_last_where_it_is_asked_for(path: str, prompt_tokens: int) -> None:
+def test_usage_is_the_last_event_if_asked(path: str, prompt_tokens: int) -> None:
     with serving(saying("Hi")) as client:
         *events, last = client.events(path, n=2, stream_options={"include_usage": True})
         without = client.events(path, stream_options={"include_usage": False})
@@ -143,7 +143,7 @@ def test_usage_comes_last_where_it_is_asked_for(path: str, prompt_tokens: int) -
     assert all("usage" not in event for event in without)
 
 
-def test_reasoning_comes_before_the_answer_in_a_field_of_its_own() -> None:
+def test_reasoning_comes_before_the_answer_in_its_own_field() -> None:
     with serving(saying("<think>", "Hm.", "</think>", "Hi")) as client:
         deltas = [event["choices"][0]["delta"] for event in client.events()]
     kinds = ["reasoning_content" if "reasoning_content" in delta else "content" for delta in deltas[1:-1]]
@@ -151,7 +151,7 @@ def test_reasoning_comes_before_the_answer_in_a_field_of_its_own() -> None:
     assert set(kinds) == {"reasoning_content", "content"}
 
 
-def test_a_fault_after_the_prompt_is_an_event_in_a_stream_and_else_a_status() -> None:
+def test_a_generation_error_is_an_event_in_a_stream_and_else_a_status() -> None:
     broken = [ScriptedBackend(lambda _: [RuntimeError("no")]) for _ in range(2)]
     with serving(*broken) as client:
         assert client.refused(status=500)["message"] == "Generation failed: no"
@@ -162,19 +162,19 @@ def test_a_fault_after_the_prompt_is_an_event_in_a_stream_and_else_a_status() ->
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_model_that_can_not_be_loaded_is_an_event_in_a_stream(path: str) -> None:
+def test_a_load_error_is_an_event_in_a_stream(path: str) -> None:
     with serving(failure=ModelUnhealthyError("damaged")) as client:
         assert client.refused(path)["code"] == "model_unhealthy"
         assert [event["error"]["code"] for event in client.events(path)] == ["model_unhealthy"]
 
 
 class Slow(ScriptedBatch):
-    """Sequences whose prompt takes a while."""
+    """Sequences whose prompt takes a moment."""
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
     ) -> None:
-        """Add a sequence, late."""
+        """Add a sequence after a pause."""
         time.sleep(0.3)
         super().insert(sequence_id, request, max_tokens, completion)
 
@@ -197,7 +197,7 @@ class SlowlyRead(ScriptedBatch):
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("late", ["prompt", "answer", "reading"])
-def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: str) -> None:
+def test_a_stream_sends_empty_events_until_its_text_comes(path: str, late: str) -> None:
     prompt: dict[str, Any] = {"delay": 0.3, "stream_seconds": 0.05} if late == "prompt" else {}
     batch = {"prompt": ScriptedBatch, "answer": Slow, "reading": SlowlyRead}[late]
     with serving(saying("Hello", batch=batch), heartbeat=0.02, **prompt) as client:
@@ -213,7 +213,7 @@ def test_a_stream_has_parts_without_text_until_its_text_comes(path: str, late: s
     assert all(choice["finish_reason"] is None for choice in choices[:-1])
     assert len({(event["id"], event["model"]) for event in events}) == 1
     assert end["usage"]["completion_tokens"] == 6
-    (answer,) = folded(parts, path)
+    (answer,) = fold_events(parts, path)
     assert answer["text"] == "Hello"
 
 
@@ -221,17 +221,17 @@ def _with_text(choices: Sequence[Any]) -> Any:
     return next(choice for choice in choices if choice.get("text") or choice.get("delta", {}).get("content"))
 
 
-def test_a_prompt_that_is_refused_late_is_an_event() -> None:
+def test_a_prompt_refused_after_the_headers_is_an_event() -> None:
     with serving(saying("Hello", context_length=8), delay=0.2, stream_seconds=0.05, heartbeat=0.02) as client:
         *empty, last = client.events()
     assert empty
     assert (last["error"]["code"], last["error"]["param"]) == ("context_length_exceeded", "messages")
 
 
-def test_a_fault_on_the_way_is_an_event_of_its_own() -> None:
+def test_an_error_during_generation_is_the_last_event() -> None:
     with serving(ScriptedBackend(lambda _: [72] * 3000 + [RuntimeError("no")])) as client:
         *events, last = client.events(max_tokens=4000)
-    (answer,) = folded(events, CHAT)
+    (answer,) = fold_events(events, CHAT)
     assert answer["reason"] is None
     assert set(answer["text"]) == {"H"}
     assert last == {
@@ -240,11 +240,11 @@ def test_a_fault_on_the_way_is_an_event_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_no_character_of_an_answer_ends_the_line_of_an_event(path: str) -> None:
+def test_line_separators_in_an_answer_do_not_break_events(path: str) -> None:
     text = "a\u0085b\u2028c\u2029d\re\nf\x0bg\x0ch\x1ci\x1dj\x1ek"
     with serving(saying(text)) as client:
         body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "stream": True, "logprobs": None}
         said = client.post(path, json=body).text
         assert all(line.startswith("data: ") or not line for line in said.splitlines())
-        (choice,) = folded(client.events(path), path)
+        (choice,) = fold_events(client.events(path), path)
         assert choice["text"] == text

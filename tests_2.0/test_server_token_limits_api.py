@@ -1,4 +1,4 @@
-"""How long an answer may be: what the request says, what the server's default says, what the context has left."""
+"""The length of an answer: the limit of the request, the default of the server, the rest of the context."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import pytest
 from conftest_runner import ScriptedBackend
 from support.application import CHAT, TEXT, serving
 
-# Two tokens more in a chat, for the role and what stands around the content.
+# The prompt of a chat also has tokens for the role and around the content.
 PROMPT = "x" * 20
 CHAT_PROMPT = len(f"user:{PROMPT};")
 
 
 def endless(context: int) -> ScriptedBackend:
-    """A model that never ends by itself."""
+    """Return a model that never ends by itself."""
     return ScriptedBackend(lambda _: [ord("a")] * 10_000, context_length=context)
 
 
 def body(path: str, prompt: str = PROMPT) -> dict[str, Any]:
-    """A request with this prompt."""
+    """Return the body of a request with this prompt."""
     return {"messages": [{"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}
 
 
 def length(path: str, *, context: int = 100, default: int | None = None, **options: Any) -> int:
-    """How many tokens the answer of an endless model has; streamed it has as many."""
+    """Return the number of tokens in the answer of an endless model; fail unless a stream has as many."""
     with serving(endless(context), max_tokens=default) as client:
         answer = client.ask(path, **body(path), **options)
         events = client.events(path, **body(path), **options, stream_options={"include_usage": True})
@@ -38,42 +38,42 @@ def length(path: str, *, context: int = 100, default: int | None = None, **optio
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_what_the_request_says(path: str) -> None:
+def test_max_tokens_of_the_request_limits_the_answer(path: str) -> None:
     assert length(path, max_tokens=7) == 7
     assert length(path, max_tokens=7, default=3) == 7
 
 
-def test_the_newer_name_counts() -> None:
+def test_max_completion_tokens_takes_precedence_over_max_tokens() -> None:
     assert length(CHAT, max_completion_tokens=5, max_tokens=7) == 5
     assert length(CHAT, max_completion_tokens=5) == 5
     assert length(CHAT, max_completion_tokens=None, max_tokens=7) == 7
 
 
-def test_only_chats_know_the_newer_name() -> None:
+def test_completions_ignore_max_completion_tokens() -> None:
     assert length(TEXT, max_completion_tokens=5) == 50
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_the_default_is_half_of_the_context(path: str) -> None:
+def test_the_default_limit_is_half_of_the_context(path: str) -> None:
     assert length(path) == 50
     assert length(path, max_tokens=None) == 50
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_the_server_may_have_a_default_of_its_own(path: str) -> None:
+def test_the_server_can_set_a_default_limit(path: str) -> None:
     assert length(path, default=3) == 3
     assert length(path, default=1000) == 100 - (CHAT_PROMPT if path == CHAT else len(PROMPT))
 
 
 @pytest.mark.parametrize(("path", "prompt"), [(CHAT, CHAT_PROMPT), (TEXT, len(PROMPT))])
-def test_never_past_the_context(path: str, prompt: int) -> None:
+def test_an_answer_never_exceeds_the_context(path: str, prompt: int) -> None:
     assert length(path, max_tokens=(1 << 31) - 1) == 100 - prompt
     assert length(path, context=prompt + 1) == 1
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_fills_the_context(path: str, stream: bool) -> None:
+def test_a_prompt_that_fills_the_context_is_refused(path: str, stream: bool) -> None:
     prompt = CHAT_PROMPT if path == CHAT else len(PROMPT)
     with serving(endless(prompt)) as client:
         error = client.refused(path, **body(path), stream=stream)
@@ -83,7 +83,7 @@ def test_a_prompt_that_fills_the_context(path: str, stream: bool) -> None:
         client.ask(path, **body(path, "short"))
 
 
-def test_one_of_several_prompts_that_is_too_long() -> None:
+def test_one_too_long_prompt_of_several_is_refused() -> None:
     with serving(endless(30)) as client:
         assert client.refused(TEXT, prompt=["x", "x" * 40])["code"] == "context_length_exceeded"
         assert client.get("/health").json()["active"] == 0
@@ -91,7 +91,7 @@ def test_one_of_several_prompts_that_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -5, 1 << 31, 1.5, "7", True, []])
-def test_a_limit_that_is_none(value: Any) -> None:
+def test_an_invalid_limit_is_refused(value: Any) -> None:
     with serving(endless(100)) as client:
         for name in ("max_tokens", "max_completion_tokens"):
             assert client.refused(CHAT, **{name: value})["param"] == name

@@ -1,4 +1,4 @@
-"""The command line as people of the shell use it: completion scripts, help with examples that work."""
+"""Habits of shell users: completion scripts, and help with examples that work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_is_the_same_for_people_and_programs(mlxk2: Program, shell: str) -> None:
+def test_the_completion_script_is_the_same_in_text_and_json(mlxk2: Program, shell: str) -> None:
     document = mlxk2("completion", shell, "--json").json
     assert_envelope(document, "completion")
     assert document["data"]["shell"] == shell
@@ -33,7 +33,7 @@ def test_the_script_is_the_same_for_people_and_programs(mlxk2: Program, shell: s
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_has_alpha_commands_when_they_are_enabled(
+def test_the_completion_script_has_alpha_commands_if_enabled(
     mlxk2: Program, monkeypatch: pytest.MonkeyPatch, shell: str
 ) -> None:
     for value, expected in (("0", set()), ("1", set(ALPHA_COMMANDS))):
@@ -47,13 +47,13 @@ def test_the_script_has_alpha_commands_when_they_are_enabled(
 
 
 @pytest.mark.parametrize("words", [(), ("tcsh",), ("bash", "zsh")])
-def test_a_shell_must_be_named_and_known(mlxk2: Program, words: tuple[str, ...]) -> None:
+def test_an_unknown_or_missing_shell_is_wrong_usage(mlxk2: Program, words: tuple[str, ...]) -> None:
     result = mlxk2("completion", *words, "--json")
     assert (result.code, result.json["command"], result.json["error"]["type"]) == (2, "completion", "CommandError")
 
 
 @pytest.mark.usefixtures("isolated_cache")
-def test_only_this_command_pays_for_its_library() -> None:
+def test_only_completion_imports_shtab() -> None:
     code = "import sys; from mlxk2.cli.main import main; main(sys.argv[1:]); sys.exit('shtab' in sys.modules)"
     for words, pays in ((["list"], False), (["--help"], False), (["completion", "bash"], True)):
         done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, env=os.environ)
@@ -64,7 +64,7 @@ def test_only_this_command_pays_for_its_library() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_example_of_every_command_is_one(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_the_example_in_every_help_text_is_valid(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     (example,) = re.findall(r"^Example: (.*)", mlxk2(command, "--help").out, re.MULTILINE | re.DOTALL)
     program, *words = shlex.split(example.partition(">")[0])
@@ -78,14 +78,12 @@ def test_every_option_reaches_its_command(command: str) -> None:
     words = ["bash"] if command == "completion" else ["x/y"] * arguments.get(command, 0)
     args = vars(parse([command, *words], {ALPHA_VARIABLE: "1"}))
     options = import_module(f"mlxk2.commands.{args['module']}").Options._fields
-    # The program itself handles the rest.
+    # The program itself handles the other options.
     assert set(options) == set(args) - {"command", "module", "usage", "version", "json", "quiet"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_usage_is_short_enough_to_stand_before_an_error(
-    mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_an_error_follows_a_one_line_usage(mlxk2: Program, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv(ALPHA_VARIABLE, "1")
     usage, error = mlxk2(command, "--no-such-option", "one", "two", "three").err.splitlines()
     assert usage.startswith(f"usage: mlxk2 {command} [options]")
@@ -114,7 +112,7 @@ NAMES = [
 
 @pytest.fixture
 def strange(cache_dir: CacheDir) -> CacheDir:
-    """A cache of models with names in many scripts, and with names that are commands to a terminal."""
+    """Return a cache of models with names in many scripts and with control characters."""
     for name in NAMES:
         cache_dir.add(name, chat_model())
     return cache_dir
@@ -124,14 +122,14 @@ def strange(cache_dir: CacheDir) -> CacheDir:
 @pytest.mark.parametrize(
     ("line", "fact"), [("list", "0123456"), ("list --health --verbose", "0123456"), ("health", "healthy")]
 )
-def test_columns_are_in_line_in_any_script(mlxk2: Program, line: str, fact: str) -> None:
+def test_columns_are_aligned_for_names_in_any_script(mlxk2: Program, line: str, fact: str) -> None:
     rows = [row for row in mlxk2(*line.split()).out.splitlines() if fact in row]
     assert len(rows) == len(NAMES) + line.startswith("health")
     assert len({wcswidth(row.partition(fact)[0]) for row in rows[: len(NAMES)]}) == 1
 
 
 @pytest.mark.usefixtures("strange")
-def test_no_name_moves_the_cursor(mlxk2: Program) -> None:
+def test_names_with_control_characters_do_not_move_the_cursor(mlxk2: Program) -> None:
     lines = ["list", "list --all --health --verbose", "health", "show bytes", "rm bytes --dry-run", "rm org --dry-run"]
     lines += [f"{command} {name}" for name in NAMES if name.isprintable() for command in ("show", "health")]
     for line in lines:
@@ -144,7 +142,7 @@ def test_no_name_moves_the_cursor(mlxk2: Program) -> None:
 @pytest.mark.usefixtures("strange")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 @pytest.mark.parametrize("line", ["list --all", "health", "show bytes", "rm 模型 --dry-run", "rm none-模型 --dry-run"])
-def test_names_reach_streams_of_any_encoding(line: str, encoding: str) -> None:
+def test_names_are_printed_in_any_encoding(line: str, encoding: str) -> None:
     environment = os.environ | {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-m", "mlxk2", *line.split()], env=environment, capture_output=True)
     assert done.returncode == ("none" in line)

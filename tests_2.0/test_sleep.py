@@ -1,4 +1,4 @@
-"""A machine that does not fall asleep over its work, with a stand-in for macOS's `caffeinate`."""
+"""The machine stays awake during work, with a stand-in for macOS's `caffeinate`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pull.run(pull.Options(model="org/model", force=False), context)
 
 
 class Caffeinate:
-    """The stand-in: what it was asked, and which of its processes live."""
+    """The stand-in: its recorded arguments and its living processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,16 +47,16 @@ class Caffeinate:
 
     @property
     def asked(self) -> list[str]:
-        """The arguments of every process so far."""
+        """Return the arguments of every process so far."""
         return [line.split(maxsplit=1)[1] for line in self._lines()]
 
     @property
     def living(self) -> int:
-        """How many of them are there."""
+        """Return the number of its living processes."""
         return sum(_lives(int(line.split()[0])) for line in self._lines())
 
     def wait_for(self, living: int) -> None:
-        """Wait until that many live."""
+        """Wait until this many processes live."""
         deadline = time.monotonic() + 30
         while self.living != living or (living and not self._lines()):
             assert time.monotonic() < deadline, (self.living, living)
@@ -76,13 +76,13 @@ def _lives(pid: int) -> bool:
 
 @pytest.fixture
 def caffeinate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caffeinate:
-    """The stand-in, first on the path."""
+    """Return the stand-in, which is first on the path."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return Caffeinate(tmp_path / "bin")
 
 
-def test_one_process_serves_all_and_ends_at_rest(caffeinate: Caffeinate) -> None:
+def test_one_process_keeps_the_machine_awake_until_all_work_ends(caffeinate: Caffeinate) -> None:
     no_sleep = NoSleep("darwin")
     for _ in range(2):
         with no_sleep.hold():
@@ -94,7 +94,7 @@ def test_one_process_serves_all_and_ends_at_rest(caffeinate: Caffeinate) -> None
     assert caffeinate.asked == [f"-i -w {os.getpid()}"] * 2
 
 
-def test_work_that_follows_soon_shares_the_process(caffeinate: Caffeinate) -> None:
+def test_work_that_follows_soon_reuses_the_process(caffeinate: Caffeinate) -> None:
     no_sleep = NoSleep("darwin", linger=0.5)
     threads = [threading.Thread(target=_work, args=[no_sleep]) for _ in range(5)]
     for thread in threads:
@@ -111,9 +111,7 @@ def _work(no_sleep: NoSleep) -> None:
             time.sleep(0.01)
 
 
-def test_other_systems_and_macs_without_the_program_work_all_the_same(
-    caffeinate: Caffeinate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_systems_without_caffeinate_work_without_it(caffeinate: Caffeinate, monkeypatch: pytest.MonkeyPatch) -> None:
     with NoSleep("linux").hold():
         pass
     monkeypatch.setenv("PATH", str(caffeinate.folder.parent))

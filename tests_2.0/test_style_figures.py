@@ -1,4 +1,4 @@
-"""The tool that measures how the package is written, run on packages of which the figures are known."""
+"""The tool that measures the code style, run on packages with known figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKED = "# Page\n\n<!-- figures of tools/measure_style.py -->\n<!-- end of figu
 
 
 class Project:
-    """A package of one module, its page, and the tool beside them."""
+    """A package of one module, its page, and a copy of the tool."""
 
     def __init__(self, root: Path) -> None:
         self.tool = root / "tools" / TOOL.name
@@ -25,15 +25,15 @@ class Project:
         self.page.write_text(MARKED)
 
     def write(self, *parts: str, module: str = "module") -> None:
-        """Let a module have these parts."""
+        """Write a module with these parts."""
         (self._room / f"{module}.py").write_text("".join(f"{part}\n" for part in parts))
 
     def figure(self, name: str) -> str:
-        """The figure in the row whose name begins so."""
+        """Return the figure in the row whose name begins with this text."""
         return next(line for line in self.run()[1].splitlines() if line.startswith(f"| {name}")).split(" | ")[1]
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        """The tool's exit code, stdout and stderr."""
+        """Run the tool; return its exit code, stdout and stderr."""
         done = subprocess.run([sys.executable, self.tool, *words], capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout, done.stderr
 
@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def function(lines: int, name: str = "f") -> str:
-    """A function of so many lines from its `def` on, below a decorator, which does not count."""
+    """Return a function with this many lines from its `def` on, below a decorator, which does not count."""
     return "\n".join(["@cache", f"def {name}():", *["    pass"] * (lines - 1)])
 
 
@@ -52,7 +52,7 @@ def handler(clause: str, *body: str) -> str:
     return "\n".join(["try:", "    pass", f"{clause}:", *(f"    {line}" for line in body)])
 
 
-def test_figures(project: Project) -> None:
+def test_the_figures_of_a_package_are_measured(project: Project) -> None:
     project.write(*(function(lines) for lines in (2, 3, 4, 5, 6, 7, 8, 9, 10, 41)), handler("except", "raise"))
     code, out, _ = project.run()
     lines = [line.strip("| ").split(" | ") for line in out.splitlines()[2:]]
@@ -71,12 +71,12 @@ def test_written_figures_pass_the_check_until_the_code_changes(project: Project)
     assert page.startswith("# Page\n\n") and page.endswith("\n\nThe end.\n") and "| 5 / 5 / 5 |" in page
     assert project.run("--check") == (0, "", "")
     project.write(function(6))
-    code, _, told = project.run("--check")
+    code, _, faults = project.run("--check")
     assert code == 1
-    assert "CONTRIBUTING.md has other figures" in told and "--write" in told
+    assert "CONTRIBUTING.md has other figures" in faults and "--write" in faults
 
 
-def test_a_page_without_the_mark_fails(project: Project) -> None:
+def test_a_page_without_the_mark_fails_the_check(project: Project) -> None:
     project.write(function(5))
     project.page.write_text("# Page\n")
     assert project.run("--check")[0] == 1
@@ -92,32 +92,32 @@ MISSED = {
 
 
 @pytest.mark.parametrize("fault", MISSED)
-def test_a_missed_aim_is_named_with_its_place(project: Project, fault: str) -> None:
+def test_a_missed_aim_is_reported_with_its_place(project: Project, fault: str) -> None:
     project.write(*MISSED[fault])
     project.run("--write")
-    code, _, told = project.run("--check")
-    assert (code, told.count("\n")) == (1, 1)
-    assert fault in told
+    code, _, faults = project.run("--check")
+    assert (code, faults.count("\n")) == (1, 1)
+    assert fault in faults
 
 
-def test_a_full_folder_and_too_many_short_modules_are_named(project: Project) -> None:
+def test_a_full_folder_and_too_many_short_modules_are_reported(project: Project) -> None:
     for number in range(13):
         project.write(function(2), module=f"m{number}")
     project.run("--write")
-    code, _, told = project.run("--check")
-    assert (code, told.count("\n")) == (1, 2)
-    assert "mlxk2/room has 13 files" in told
-    assert "13 modules have under 60 lines" in told and "mlxk2/room/m12.py" in told
+    code, _, faults = project.run("--check")
+    assert (code, faults.count("\n")) == (1, 2)
+    assert "mlxk2/room has 13 files" in faults
+    assert "13 modules have under 60 lines" in faults and "mlxk2/room/m12.py" in faults
 
 
-def test_a_circle_and_a_function_with_one_caller_are_named(project: Project) -> None:
+def test_a_circle_and_a_function_with_one_caller_are_reported(project: Project) -> None:
     project.write("import mlxk2.room.b", function(2, "_f"), "_f()", module="a")
     project.write("import mlxk2.room.a", module="b")
     project.run("--write")
-    code, _, told = project.run("--check")
-    assert (code, told.count("\n")) == (1, 2)
-    assert "mlxk2.room.a, mlxk2.room.b import each other" in told
-    assert "have one caller" in told and "mlxk2/room/a.py:3 _f" in told
+    code, _, faults = project.run("--check")
+    assert (code, faults.count("\n")) == (1, 2)
+    assert "mlxk2.room.a, mlxk2.room.b import each other" in faults
+    assert "have one caller" in faults and "mlxk2/room/a.py:3 _f" in faults
 
 
 SILENT = [
@@ -139,7 +139,7 @@ NARROW = [handler("except (OSError, ValueError)", "pass"), "with suppress(OSErro
     ("part", "blanket", "silent"),
     [*((p, 1, 1) for p in SILENT), *((p, 1, 0) for p in HEARD), *((p, 0, 0) for p in NARROW)],
 )
-def test_what_catches_everything(project: Project, part: str, blanket: int, silent: int) -> None:
+def test_blanket_and_silent_excepts_are_counted(project: Project, part: str, blanket: int, silent: int) -> None:
     project.write(function(2), part)
     rate, goes_on = (line.strip("| ").split(" | ") for line in project.run()[1].splitlines()[-2:])
     assert (rate[1] != "0.0", int(goes_on[1])) == (bool(blanket), silent)
@@ -158,7 +158,7 @@ def test_short_modules_are_counted_without_inits(project: Project) -> None:
 
 
 def circle(*modules: str) -> dict[str, str]:
-    """Modules of which each one imports the one before it, and the first one the last."""
+    """Return modules that each import the one before, and the first one the last."""
     return {module: f"import mlxk2.room.{modules[number - 1]}" for number, module in enumerate(modules)}
 
 
@@ -175,7 +175,7 @@ CIRCLES = {
 
 
 @pytest.mark.parametrize("name", CIRCLES)
-def test_files_that_import_each_other_are_a_circle(project: Project, name: str) -> None:
+def test_circles_of_imports_are_counted(project: Project, name: str) -> None:
     modules, expected = CIRCLES[name]
     for module, text in modules.items():
         project.write(text, function(2), module=module)

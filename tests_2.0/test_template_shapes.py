@@ -1,4 +1,4 @@
-"""Chat templates of all shapes get each text of a conversation, whatever roles and contents they know."""
+"""Chat templates of all kinds get each text of a conversation, whatever roles and contents they support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.prompter import Message, Prompter
 from mlxk2.runner.prompt.tokenizer import load_tokenizer
 
-# Written for these tests, in the shapes of those that models come with.
+# Written for these tests, in the style of templates of published models.
 ONE_SYSTEM = (
     "{%- if messages[0].role == 'system' %}<s>{{ messages[0].content }}</s>{% endif %}"
     "{%- for m in messages %}"
@@ -130,14 +130,14 @@ CONVERSATIONS = {
 }
 
 
-# Makes the texts of prompts for a model in this folder, with this template in its tokenizer's config.
+# Renders prompts as text for a model in this folder with this template in its tokenizer's config.
 Texts = Callable[..., str]
 Open = Callable[[Path, str | None], Texts]
 
 
 @pytest.fixture
 def prompter() -> Iterator[Open]:
-    """Opens tokenizers, and ends their processes."""
+    """Yield a function that opens tokenizers; end their processes afterwards."""
     with ExitStack() as opened:
 
         def make(folder: Path, template: str | None) -> Texts:
@@ -151,7 +151,7 @@ def prompter() -> Iterator[Open]:
 
 
 @pytest.mark.parametrize("template", SHAPES.values(), ids=SHAPES)
-def test_no_text_of_a_conversation_is_left_out(prompter: Open, tmp_path: Path, template: str) -> None:
+def test_every_text_of_a_conversation_is_in_the_prompt(prompter: Open, tmp_path: Path, template: str) -> None:
     texts = prompter(tmp_path, template)
     for messages in CONVERSATIONS.values():
         text = texts(messages)
@@ -160,18 +160,18 @@ def test_no_text_of_a_conversation_is_left_out(prompter: Open, tmp_path: Path, t
         assert text.count(LAST) == sum(message["content"] == LAST for message in messages)
 
 
-def test_a_system_message_later_comes_first_where_the_template_takes_one_only(prompter: Open, tmp_path: Path) -> None:
+def test_a_later_system_message_joins_the_first_if_needed(prompter: Open, tmp_path: Path) -> None:
     texts = prompter(tmp_path, ONE_SYSTEM)
     expected = f"<s>{SYSTEM}\n\n{MORE}</s><user>{USER}<assistant>{ANSWER}<user>{LAST}"
     assert texts(CONVERSATIONS["a system message later"]) == expected
 
 
-def test_what_a_template_takes_as_it_is_stays_as_it_is(prompter: Open, tmp_path: Path) -> None:
+def test_messages_that_a_template_accepts_are_unchanged(prompter: Open, tmp_path: Path) -> None:
     texts = prompter(tmp_path, SHAPES["every role"])
     assert texts(CONVERSATIONS["two system messages"]) == f"<system>{SYSTEM}<system>{MORE}<user>{USER}"
 
 
-def test_a_message_of_parts_is_continued(prompter: Open, tmp_path: Path) -> None:
+def test_a_message_in_parts_can_be_continued(prompter: Open, tmp_path: Path) -> None:
     texts = prompter(tmp_path, SHAPES["the first part alone"])
     messages = [turn("user", USER), turn("assistant", ANSWER)]
     variables = {"continue_final_message": True, "add_generation_prompt": False}
@@ -201,14 +201,14 @@ FILES: dict[str, tuple[str | None, dict[str, str], str | None]] = {
 
 
 @pytest.mark.parametrize(("config", "files", "expected"), FILES.values(), ids=FILES)
-def test_a_template_is_found_where_models_have_it(
+def test_a_template_is_found_in_every_place_that_models_use(
     prompter: Open, tmp_path: Path, mlxk2: Program, config: str | None, files: dict[str, str], expected: str | None
 ) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     texts = prompter(tmp_path, config)
-    # Without a template, the model goes on with the text.
+    # Without a template, the prompt is the text itself.
     assert texts([turn("user", USER)]) == (USER if expected is None else expected)
     for name, content in without(chat_model(), "tokenizer_config.json", "tokenizer.json").items():
         (tmp_path / name).write_bytes(bytes(content))

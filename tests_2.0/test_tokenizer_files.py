@@ -1,4 +1,4 @@
-"""A tokenizer that can't be read here is the reason why a model does not run, with the command that helps."""
+"""A model with a tokenizer that can't be read does not run, and the reason names the command that helps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ READABLE: dict[str, Files] = {
 
 
 @pytest.mark.parametrize(("files", "reason", "package"), UNREADABLE.values(), ids=UNREADABLE)
-def test_a_tokenizer_that_nothing_here_reads_makes_a_model_not_runnable(
+def test_a_model_with_an_unreadable_tokenizer_is_not_runnable(
     cache_dir: CacheDir, mlxk2: Program, files: Files, reason: str, package: str | None
 ) -> None:
     if package and find_spec(package):
@@ -62,26 +62,26 @@ def test_a_tokenizer_that_nothing_here_reads_makes_a_model_not_runnable(
 
 
 @pytest.mark.parametrize("files", READABLE.values(), ids=READABLE)
-def test_a_tokenizer_that_can_be_read_is_no_reason(cache_dir: CacheDir, mlxk2: Program, files: Files) -> None:
+def test_a_model_with_a_readable_tokenizer_is_runnable(cache_dir: CacheDir, mlxk2: Program, files: Files) -> None:
     cache_dir.add("org/model", files)
     model = mlxk2("show", "org/model", "--json").json["data"]["model"]
     assert (model["runtime_compatible"], model["reason"]) == (True, None)
 
 
-def test_a_name_of_mlx_lms_templates_makes_a_chat_model(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_a_template_name_of_mlx_lm_makes_a_chat_model(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/model", base_model() | settings(chat_template_type="deepseek_v32"))
     assert mlxk2("show", "org/model", "--json").json["data"]["model"]["model_type"] == "chat"
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder."""
+    """Return the tokenizer of a folder."""
     return load_tokenizer(folder, {}, Starter(), "The tokenizer is damaged. Pull the model again")
 
 
 @pytest.mark.parametrize(
     "change", [{"chat_template_type": "x"}, {"tool_parser_type": "x"}, {"chat_template_type": ["x"]}]
 )
-def test_what_only_another_mlx_lm_has_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_names_unknown_to_the_installed_mlx_lm_are_ignored(tmp_path: Path, change: dict[str, Any]) -> None:
     write_tokenizer(tmp_path, template="own template", config=change)
     tokenizer = load(tmp_path)
     assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])) == "own template"
@@ -95,7 +95,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("content", "said"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_called_that_and_not_by_another_package(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_damaged_tokenizer_file_is_reported_as_damaged(tmp_path: Path, content: bytes, said: str) -> None:
     if find_spec("tiktoken"):
         pytest.skip("tiktoken is installed")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
