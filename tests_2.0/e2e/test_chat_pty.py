@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from support.starting import python_path
 from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -30,6 +31,7 @@ def variables(home: Path) -> dict[str, str]:
         "XDG_STATE_HOME": str(home / "state"),
         "PROMPT_TOOLKIT_NO_CPR": "1",
         "LANG": "C.UTF-8",
+        "PYTHONPATH": os.environ["PYTHONPATH"],
     }
 
 
@@ -38,7 +40,7 @@ class Terminal:
 
     def __init__(self, model: Path, home: Path, *words: str, slow: str | None = None, typed: str | None = None) -> None:
         """Start the chat, with a part of it made slow; type a line while the model loads, or wait for the prompt."""
-        extra = {"PYTHONPATH": str(SLOW_MODEL), "SLOW": slow} if slow else {}
+        extra = {"PYTHONPATH": python_path(SLOW_MODEL), "SLOW": slow} if slow else {}
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", "mlxk2", "run", str(model), *words],

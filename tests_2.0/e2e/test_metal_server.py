@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.serving import Server
+from support.starting import python_path
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ def test_the_server_wires_once_warms_up_and_frees_memory_when_idle(
     chosen: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     log = tmp_path / "metal.log"
-    path = os.pathsep.join(filter(None, [str(FAKE_GPU), os.environ.get("PYTHONPATH")]))
+    path = python_path(FAKE_GPU)
     environment = {"METAL_LOG": str(log), "PYTHONPATH": path, **chosen}
     with Server("--model", "demo", home=tmp_path, environment=environment) as server:
         before = log.read_text().splitlines()

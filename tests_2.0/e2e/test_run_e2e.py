@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.starting import python_path
 from support.tiny_models import BABBLE, NEWLINE, say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -40,7 +41,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SITE)
-    home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(site)}
+    home = {
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": python_path(site),
+    }
     return {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error::ResourceWarning", **home}
 
 

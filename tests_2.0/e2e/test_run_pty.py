@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from support.starting import python_path
 from support.tiny_models import BABBLE, say, write_chain
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +39,7 @@ def variables(home: Path, slow: str, seconds: float = 15) -> dict[str, str]:
         "HF_HOME": str(home),
         "TERM": "xterm",
         "LANG": "C.UTF-8",
-        "PYTHONPATH": str(SLOW_MODEL),
+        "PYTHONPATH": python_path(SLOW_MODEL),
         "SLOW": slow,
         "SLOW_SECONDS": str(seconds),
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import starting
 from support.architectures import ARCHITECTURES
 from support.conformance import data_of
 from support.processes import living_processes, needs_proc
@@ -107,7 +108,7 @@ def program(*words: str, home: Path, **environment: str) -> subprocess.Completed
     cache_dir_of(home)
     command = [sys.executable, "-m", "mlxk2", *words]
     variables = environment_of(home) | environment
-    return subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)
+    return starting.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=90, check=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- start

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import starting
 from support.conformance import assert_envelope, validator
 from support.hub import HubServer, Request
 from support.hub.fixtures import PROGRAM, WAIT_SECONDS, Client, Outcome
@@ -58,7 +59,7 @@ class Pusher:
 
     def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
         """Start the program; an empty setting removes a variable."""
-        return subprocess.Popen(
+        return starting.Popen(
             [*PROGRAM, "push", FOLDER, MODEL, *words],
             cwd=self.beside,
             env={name: value for name, value in self._environment(settings).items() if value},

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from support import starting
 from support.layouts import SENTINEL, CacheDir
 
 # In seconds; importing MLX takes long on a machine that is busy with other tests.
@@ -69,7 +70,7 @@ class Server:
         self.cache_dir = cache_dir_of(home)
         self._ready = ready
         self._err = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - open as long as the server
-        self.process = subprocess.Popen(
+        self.process = starting.Popen[bytes](
             [sys.executable, "-m", "mlxk2", *command, "--port", "0", *arguments],
             cwd=home,
             env=environment_of(home) | dict(environment or {}),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support import starting
 from support.hub.server import HubServer
 
 PROGRAM = (sys.executable, "-m", "mlxk2")
@@ -57,8 +58,8 @@ class Client:
 
     def start_command(self, *command: str, **settings: str) -> subprocess.Popen[str]:
         """Start any command in the program's environment."""
-        return subprocess.Popen(
-            command,
+        return starting.Popen(
+            list(command),
             env=self.environment | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
