@@ -51,7 +51,7 @@ def test_the_json_flag_works_at_any_place(mlxk2: Program, words: tuple[str, ...]
 def test_help_is_text_even_with_json(mlxk2: Program, words: tuple[str, ...]) -> None:
     code, out, err = mlxk2(*words)
     assert (code, out[:13], err) == (0, "usage: mlxk2 ", "")
-    assert "`--help` is the one exception to `--json`" in SPECIFICATION.read_text(encoding="utf-8")
+    assert "`--help` overrides `--json`" in SPECIFICATION.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [("--json",), ("no-such-command", "--json"), ("--no-such-flag", "--json")])
