@@ -1,20 +1,15 @@
-"""docs/server.md agrees with the code: its tables match, and its examples run and print what it shows."""
+"""The tables of docs/server.md match the fields and errors of the code."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from support.application import DOCUMENTED
-from support.serving import Server
+from support.documents import DOCUMENTS, ROOT
 
 from mlxk2 import errors
 from mlxk2.server.openai.chat import ChatBody, Message, TextPart
@@ -22,10 +17,7 @@ from mlxk2.server.openai.completions import CompletionBody
 from mlxk2.server.openai.errors import error_body
 from mlxk2.server.openai.fields import UNSUPPORTED_FIELDS, StreamOptions
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
-HERE = "127.0.0.1:8000"
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGE = DOCUMENTS["docs/server.md"]
 
 
 # ----------------------------------------------------------------------------------------------------------- fields
@@ -93,7 +85,7 @@ def test_the_tables_of_fields_match_the_code(number: int) -> None:
 
 
 def test_all_refused_fields_are_listed() -> None:
-    (listed,) = re.findall(r"^Refused by name.*?:\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    (listed,) = re.findall(r"is refused with status 400 and the field's name:\n\n(.*?)\n\n", PAGE, re.DOTALL)
     assert re.findall(r"`(\w+)`", listed) == sorted(UNSUPPORTED_FIELDS)
 
 
@@ -126,88 +118,3 @@ def _code(kind: type[errors.MlxkError]) -> str:
 def test_each_error_is_documented_once() -> None:
     # `error_of` fails in other tests if an error is not documented.
     assert len(DOCUMENTED) == len(set(DOCUMENTED)) > 25
-
-
-# --------------------------------------------------------------------------------------------------------- examples
-
-
-class Example(NamedTuple):
-    """A program for a shell or for Python, and its output."""
-
-    language: str
-    program: str
-    output: str
-
-
-def examples() -> list[Example]:
-    """Return the examples of the page except those that start a server or change its settings."""
-    blocks = _BLOCK.findall(PAGE)
-    found = []
-    for (language, block), (_, following) in zip(blocks, [*blocks, ("", "")][1:], strict=True):
-        if language == "console":
-            command, _, output = block.removeprefix("$ ").partition("\n")
-            while command.endswith("\\"):
-                more, _, output = output.partition("\n")
-                command += "\n" + more
-            found += [] if command.startswith("mlxk2") else [Example("console", command, output)]
-        elif language == "python":
-            found.append(Example("python", block, following))
-    return found
-
-
-def comparable(text: str) -> Any:
-    """Return an output without parts that differ from run to run and with the parts of a stream joined."""
-    text = re.sub(r'"(id)": ?"(chatcmpl|cmpl)-\w+"', r'"\1":"\2"', text.strip())
-    text = re.sub(r'"created": ?\d+', '"created":0', text)
-    text = re.sub(r'"version": ?"[^"]+"', '"version":""', text)
-    text = re.sub(r'"cached_tokens": ?\d+', '"cached_tokens":0', text)
-    text = re.sub(r'("\w+_(?:n|ms|per_second)"): ?[^,}]+', r"\1:0", text)
-    if text.startswith("data: "):
-        return _stream(text)
-    try:
-        return json.loads(text, parse_float=lambda number: round(float(number), 2))
-    except ValueError:
-        return re.sub(r"HTTP/1.1|\r", "", text)
-
-
-def _stream(text: str) -> list[Any]:
-    parts: list[Any] = []
-    for line in filter(None, text.splitlines()):
-        data = line.removeprefix("data: ")
-        event: Any = data if data == "[DONE]" else json.loads(data)
-        delta = event["choices"][0]["delta"] if event != "[DONE]" and event["choices"] else {}
-        before = parts[-1]["choices"][0]["delta"] if parts and parts[-1]["choices"] else {}
-        if list(delta) == list(before) == ["content"]:
-            before["content"] += delta["content"]
-        else:
-            parts.append(event)
-    return parts
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server("--model", "demo", home=tmp_path_factory.mktemp("home")) as server:
-        yield server
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("number", range(len(examples())))
-def test_each_example_prints_what_the_page_shows(server: Server, number: int) -> None:
-    example = examples()[number]
-    program = example.program.replace(HERE, f"127.0.0.1:{server.port}")
-    interpreter = [sys.executable] if example.language == "python" else ["bash", "-euo", "pipefail"]
-    done = subprocess.run(
-        [*interpreter, "-c", program],
-        env={"PATH": os.environ["PATH"]},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert comparable(done.stdout) == comparable(example.output)
-
-
-def test_the_page_has_examples_for_the_shell_and_for_python() -> None:
-    assert {example.language for example in examples()} == {"console", "python"}
-    assert all(example.output for example in examples())
