@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -165,3 +166,18 @@ def test_the_pythons_of_the_readme_are_those_of_the_tests() -> None:
     first, *_, last = supported.split()
     assert f"Python {first} to {last}." in DOCUMENTS["README.md"]
     assert f'requires-python = ">={first}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    for name, text in DOCUMENTS.items():
+        for target in re.findall(r"\]\(([^)\s:]+)\)", text):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / name).parent / path if path else ROOT / name
+            assert file.exists(), f"{name}: {target}"
+            assert not anchor or anchor in anchors(file), f"{name}: {target}"
+
+
+def anchors(page: Path) -> list[str]:
+    """Return the names that links give to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
