@@ -169,7 +169,9 @@ def processes() -> set[int]:
     return {int(pid) for pid, parent, args in found if int(parent) == os.getpid() and is_ours in args}
 
 
-@pytest.mark.parametrize(("count", "said"), [(700, "has 700 tokens"), (10_000, "has more than 100 tokens")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(700, "has 700 tokens"), (10_000, "has 10000 tokens"), (300_000, "has more than 100 tokens")]
+)
 def test_a_prompt_far_past_the_context_is_refused_by_the_process(confined: Confined, count: int, said: str) -> None:
     with pytest.raises(ContextLengthError, match=said):
         confined.open(f"{{{{ 'x' * {count} }}}}").apply_chat_template(MESSAGES, context=100)

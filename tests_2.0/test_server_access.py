@@ -156,6 +156,38 @@ def test_an_invalid_host_name_is_refused_at_the_start(mlxk2: Program, name: str)
     assert "--allowed-host" in error_of(mlxk2("serve", "--allowed-host", name, "--json"), "server")["message"]
 
 
+# ------------------------------------------------------------------------------------------------------------- origin
+
+
+WRONG_ORIGINS = ["", "foo", "chat.example", "localhost:3000", "null", "https://chat.example/", "https://chat.example/x"]
+WRONG_ORIGINS += ["https://Chat.example", "https://chat.example:443", "http://chat.example:80", "https://*.example"]
+WRONG_ORIGINS += ["https://", "https://a b", "https://me@chat.example", "https://é.example", "https://chat.example?x"]
+
+
+@pytest.mark.parametrize("origin", WRONG_ORIGINS, ids=ascii)
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(mlxk2: Program, origin: str) -> None:
+    words = ("--cors-origin", "https://chat.example", "--cors-origin", origin)
+    error = error_of(mlxk2("serve", *words, "--json"), "server")
+    assert error["type"] == "ValidationError"
+    assert error["message"].startswith("--cors-origin ")
+
+
+RIGHT_ORIGINS = ["*", "https://chat.example", "http://localhost:3000", "http://[::1]:3000", "http://127.0.0.1:8080"]
+RIGHT_ORIGINS += [
+    "https://chat.example:8443",
+    "http://chat.example:443",
+    "chrome-extension://abcdef",
+    "app://obsidian.md",
+]
+
+
+@pytest.mark.parametrize("origin", RIGHT_ORIGINS)
+def test_an_origin_as_browsers_send_it_is_accepted(mlxk2: Program, origin: str) -> None:
+    # The model is looked for after the options were checked.
+    error = error_of(mlxk2("serve", "--cors-origin", origin, "--model", "org/none", "--json"), "server")
+    assert error["type"] == "model_not_found"
+
+
 # --------------------------------------------------------------------------------------------------------------- port
 
 

@@ -115,7 +115,9 @@ def test_an_error_has_the_form_of_the_api_that_owns_the_path(client: TestClient,
 
 @pytest.mark.parametrize("path", ["/toy", "/toy/", "/toy//none/", "/toy/say/more", "/v1/toys", "/v1/toys/one"])
 def test_another_api_owns_its_paths_and_all_paths_below(client: TestClient, path: str) -> None:
-    assert_is_of("/toy", client.get(path, headers=KEY), 404)
+    missing = client.get(path, headers=KEY)
+    assert_is_of("/toy", missing, 404)
+    assert missing.json()["oops"].endswith("The paths are: POST /toy/say.")
     assert_is_of("/toy", client.get(path), 401)
 
 

@@ -719,17 +719,31 @@ def test_a_generation_error_affects_only_its_own_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
+    ("method", "path", "allowed"),
     [
-        ("GET", "/v1/nothing", 404, "not_found"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
-        ("GET", CHAT, 405, "method_not_allowed"),
-        ("DELETE", "/v1/models/demo", 405, "method_not_allowed"),
-        ("POST", "/health", 405, "method_not_allowed"),
+        ("GET", CHAT, "POST"),
+        ("DELETE", "/v1/models/demo", "GET or HEAD"),
+        ("POST", "/health", "GET or HEAD"),
+        ("POST", "/page/app.js", "GET or HEAD"),
     ],
 )
-def test_an_unknown_path_or_method_is_an_error(client: Client, method: str, path: str, status: int, code: str) -> None:
-    assert error_of(client.request(method, path), status)["code"] == code
+def test_the_right_method_of_a_path_is_named(client: Client, method: str, path: str, allowed: str) -> None:
+    response = client.request(method, path)
+    error = error_of(response, 405)
+    assert error["code"] == "method_not_allowed"
+    assert error["message"] == f"The path '{path}' takes {allowed}, not {method}."
+    assert response.headers["allow"] == allowed.replace(" or ", ", ")
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/embeddings", "/api/tags", "/page/none", "/" + "x" * 5000])
+def test_a_path_that_is_not_there_is_answered_with_those_there_are(client: Client, path: str) -> None:
+    error = error_of(client.post(path) if path == "/v1/embeddings" else client.get(path), 404)
+    assert error["code"] == "not_found"
+    message = error["message"]
+    assert path[:100] in message and len(message) < 500
+    for known in ("GET /v1/models", "GET /v1/models/{model}", f"POST {CHAT}", "POST /v1/completions"):
+        assert known in message
+    assert ("GET /health" in message) == (not path.startswith("/v1"))
 
 
 def test_a_too_large_body_is_refused(client: Client) -> None:

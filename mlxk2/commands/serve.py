@@ -14,11 +14,11 @@ from mlxk2 import names
 from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
-from mlxk2.formatting import parse_size
+from mlxk2.formatting import cut, parse_size
 from mlxk2.runner.memory import MemoryChoice, wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.request import check_context_length, check_max_tokens
-from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, bind, own_names, typed_host_name, url_of
+from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, bind, is_origin, own_names, typed_host_name, url_of
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -132,6 +132,7 @@ def _check(options: Options, environment: Mapping[str, str]) -> str | None:
     wired_limit(environment)
     key = _api_key(options, environment)
     _names(options, key)
+    _check_origins(options.cors_origin or ())
     if options.adapter is not None and options.model is None:
         raise CommandError("--adapter needs the --model that it belongs to.")
     if options.adapter is not None and not os.path.isdir(options.adapter):
@@ -143,6 +144,17 @@ def _check(options: Options, environment: Mapping[str, str]) -> str | None:
     if not 0 <= options.max_queue <= _MAX_QUEUE:
         raise ValidationError(f"--max-queue must be from 0 to {_MAX_QUEUE}, not {options.max_queue}.")
     return key
+
+
+def _check_origins(origins: Sequence[str]) -> None:
+    """Raise ValidationError for an origin that no browser sends, and for that of files."""
+    for origin in origins:
+        if origin == "null":
+            hint = "Serve the page from an address, or allow all pages with --cors-origin '*'."
+            raise ValidationError("--cors-origin null would allow every file and every sandboxed page.", hint=hint)
+        if origin != "*" and not is_origin(origin):
+            form = "an origin without a path, in lower case, such as https://chat.example or http://localhost:3000"
+            raise ValidationError(f"--cors-origin takes {form}, or '*' for all pages; not {cut(origin, 80)!r}.")
 
 
 def _prompt_cache_bytes(options: Options) -> int | None:

@@ -83,14 +83,23 @@ class Api:
 
 
 def render_error(apis: Sequence[Api], path: str, error: RequestError) -> Response:
-    """Return the response for an error, in the form of the API that owns the path, or else of the first API.
+    """Return the response for an error, in the form of the API that owns the path, or else of the first API."""
+    return (_owner(apis, path) or apis[0]).render(error)
 
-    Of several owners the one with the longest path counts.
-    """
+
+def list_paths(apis: Sequence[Api], others: Sequence[str], path: str) -> str:
+    """Return the methods and paths of the API that owns a path; those of all APIs and the others if none owns it."""
+    owner = _owner(apis, path)
+    owned = [operation for api in ([owner] if owner else apis) for operation in api.operations]
+    found = [f"{operation.method.upper()} {operation.path}" for operation in owned]
+    return ", ".join(found if owner else [*others, *found])
+
+
+def _owner(apis: Sequence[Api], path: str) -> Api | None:
+    """Return the API that owns a path; of several, the one with the longest prefix of it."""
     path = plain_path(path) + "/"
     owned = [(len(prefix), api) for api in apis for prefix in api.paths if path.startswith(prefix + "/")]
-    _, owner = max(owned, key=lambda each: each[0], default=(0, apis[0]))
-    return owner.render(error)
+    return max(owned, key=lambda each: each[0])[1] if owned else None
 
 
 def describe(apis: Sequence[Api], others: Sequence[Operation], *, has_key: bool) -> JSON:

@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlxk2 import __version__
 from mlxk2.errors import ContextLengthError, MlxkError, ValidationError
+from mlxk2.formatting import cut
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.request import GenerationRequest, check_tokens
-from mlxk2.server.api import Api, Operation, describe, render_error
+from mlxk2.server.api import Api, Operation, describe, list_paths, render_error
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.generation import Generation
 from mlxk2.server.http.access import Access, Guard, client_of
@@ -39,6 +40,10 @@ from mlxk2.sleep import NoSleep
 
 # HTTP requires HEAD for each path that has GET.
 READ_METHODS = ["GET", "HEAD"]
+# The paths of no API.
+_OWN_PATHS = ("GET /", "GET /health", "GET /openapi.json")
+# Characters of a path or a method that are repeated in an error.
+_MAX_REPEATED = 100
 _PAGE_FOLDER = Path(__file__).parent / "page"
 # No text can become a script, and the page can load from, and send to, this server alone. It makes no HTML from text;
 # with Trusted Types the browser makes sure of that.
@@ -164,11 +169,23 @@ async def _respond_to_error(apis: Sequence[Api], request: Request, error: Except
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # the client has disconnected and reads nothing
     if isinstance(error, HTTPException):
-        # The router refuses an unknown path or a wrong method.
-        error = Refusal(f"{error.detail}.", error.status_code, headers=error.headers)
+        error = _refuse_route(apis, request, error)
     elif not isinstance(error, MlxkError | pydantic.ValidationError):
         error = Refusal("The server made a mistake; its log says more.", 500)
     return render_error(apis, request.scope["path"], error)
+
+
+def _refuse_route(apis: Sequence[Api], request: Request, error: HTTPException) -> Refusal:
+    """Return the refusal of an unknown path, which names those there are, or of a method, which names the right one."""
+    path = request.scope["path"]
+    shown = cut(path, _MAX_REPEATED)
+    if error.status_code == 404:
+        return Refusal(f"There is no path {shown!r}. The paths are: {list_paths(apis, _OWN_PATHS, path)}.", 404)
+    if error.status_code == 405:
+        allowed = sorted((error.headers or {}).get("Allow", ", ".join(READ_METHODS)).split(", "))
+        message = f"The path {shown!r} takes {' or '.join(allowed)}, not {cut(request.method, _MAX_REPEATED)}."
+        return Refusal(message, 405, headers={"Allow": ", ".join(allowed)})
+    return Refusal(f"{error.detail}.", error.status_code, headers=error.headers)
 
 
 class Awake:

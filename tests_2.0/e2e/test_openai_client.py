@@ -299,7 +299,7 @@ Ask = Callable[[OpenAI], Any]
             404,
             "not_found",
             None,
-            "Not Found",
+            "POST /v1/chat/completions",
         ),
         (
             lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x" * (33 << 20)}]),

@@ -25,6 +25,8 @@ from mlxk2.runner.prompt.messages import FAULTS, render_any
 
 # Average characters per token; most texts have fewer.
 _CHARACTERS_PER_TOKEN = 8
+# Characters. A text up to this length becomes tokens as a whole, so that an error has their exact number.
+_MAX_COUNTED = 1 << 18
 _MAX_MESSAGE_CHARACTERS = 300
 # Characters that a token may be decoded to; the longest of any known model has some hundred.
 _MAX_TOKEN_TEXT = 4096
@@ -124,7 +126,7 @@ class _Model:
 
     def encode(self, text: str, special: bool, context: int | None) -> Sequence[int]:
         """Return the tokens of a text; try the beginning of a long text first, because the whole takes its time."""
-        length = len(text) if context is None else context * _CHARACTERS_PER_TOKEN
+        length = len(text) if context is None else max(context * _CHARACTERS_PER_TOKEN, _MAX_COUNTED)
         while length < len(text):
             beginning = self._tokenizer.encode(text[:length], add_special_tokens=special)
             if context is not None and len(beginning) > context:

@@ -15,6 +15,10 @@ BACKLOG = 2048
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WILDCARDS = ("0.0.0.0", "::", "")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_.-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+# As browsers send it (https://www.rfc-editor.org/rfc/rfc6454#section-6.2): in lower case, without a default port.
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$|https:.*:443$)[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?"
+)
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # Seconds to wait for a program that may have the port already.
 _PROBE_SECONDS = 1.0
@@ -79,6 +83,11 @@ def host_name(text: str) -> str:
 def typed_host_name(text: str) -> str:
     """Return `host_name` of a text that a user typed, perhaps an IPv6 address without its brackets."""
     return host_name(f"[{text}]" if ":" in text and is_address(text) else text)
+
+
+def is_origin(text: str) -> bool:
+    """Whether a browser sends this text as the origin of a web page."""
+    return _ORIGIN.fullmatch(text) is not None
 
 
 def is_address(name: str) -> bool:
