@@ -6,7 +6,7 @@
     ├── OperationError              the machine can't do what was asked: a file can't be read, a disk is full
     │   ├── CachePermissionError    the cache may not be written
     │   └── InvalidTargetError      the folder to be written is not empty, or can't hold a model
-    ├── ConfirmationRequiredError   only a part of the name was written, and the user did not confirm
+    ├── ConfirmationRequiredError   the user did not confirm a removal
     ├── LocksPresentError           a download of the model is running
     ├── HubError                    the hub did not give what was asked for
     │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
@@ -143,7 +143,7 @@ class InvalidTargetError(OperationError):
 
 
 class ConfirmationRequiredError(MlxkError):
-    """Only a part of the model's name was written and the user did not confirm it, so nothing was deleted."""
+    """The user did not confirm the removal, so nothing was deleted."""
 
     type = "confirmation_required"
 

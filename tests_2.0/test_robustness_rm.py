@@ -263,9 +263,10 @@ def test_a_partial_name_needs_confirmation(cache_dir: CacheDir, mlxk2: Program, 
     assert error["data"]["freed_bytes"] == error["data"]["lock_files_cleaned"] == 0
 
 
-def test_force_replaces_the_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
+@pytest.mark.parametrize("option", ["-f", "-y", "--yes"])
+def test_force_and_yes_replace_the_confirmation(cache_dir: CacheDir, mlxk2: Program, option: str) -> None:
     cache_dir.add(NAME, FIRST)
-    assert data_of(mlxk2("rm", "mod", "-f", "--json"), "rm")["model"] == NAME
+    assert data_of(mlxk2("rm", "mod", option, "--json"), "rm")["model"] == NAME
 
 
 def test_a_name_without_the_default_org_needs_no_confirmation(cache_dir: CacheDir, mlxk2: Program) -> None:
@@ -350,9 +351,10 @@ def test_stale_locks_are_removed_and_counted(locks: Path, mlxk2: Program) -> Non
     assert not locks.exists()
 
 
-def test_held_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: Program) -> None:
+@pytest.mark.parametrize("options", [(), ("--yes",)])
+def test_held_locks_forbid_removal(cache_dir: CacheDir, living: Path, mlxk2: Program, options: tuple[str, ...]) -> None:
     before = read_tree(cache_dir.path)
-    error = error_of(mlxk2("rm", NAME, "--json"), "rm")
+    error = error_of(mlxk2("rm", NAME, "--json", *options), "rm")
     assert error["type"] == "locks_present"
     assert error["data"]["locks_detected"] is True
     assert error["data"]["lock_files"] == [f".locks/models--org--model/{living.name}"]

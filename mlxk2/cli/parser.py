@@ -174,7 +174,9 @@ def _add_cache_commands(commands: Subparsers) -> None:
     help = "remove a model, or one revision of it, from the cache"
     parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run")
     parser.add_argument("model", help="org/model, or model@hash for one revision")
-    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    help = "do not ask, and remove it even while a download of it is running"
+    parser.add_argument("-f", "--force", action="store_true", help=help)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
 
 

@@ -32,9 +32,13 @@ Action = Literal["deleted", "planned", "requires_confirmation"]
 
 
 class Options(NamedTuple):
-    """What to remove; with `force` without a question, with `dry_run` without removing it."""
+    """What to remove: with `yes` without a question, with `force` even while a download of it is running.
+
+    With `dry_run` nothing is removed.
+    """
 
     model: str
+    yes: bool
     force: bool
     dry_run: bool
 
@@ -104,20 +108,11 @@ def _plan(cache: Cache, repo: Repo, store: SharedStore | None) -> Removal:
 def _execute(
     plan: Removal, repo: Repo, store: SharedStore | None, earlier: Recovery, options: Options, context: Context
 ) -> RmData:
-    """Remove what was planned; where only a part of the name was written, ask on a terminal whether it is meant."""
-    streams = context.streams
+    """Remove what was planned, once it is confirmed."""
     try:
         removal.check_locks(plan, options.force)
-        if not options.force and plan.name not in names.candidates(repo.name):
-            question = f"{repo.name!r} is only part of a name. Delete {_describe(plan)}"
-            answer, refusal = "", f"{question}? Write the whole name, or confirm with --force."
-            if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
-                streams.stderr.write(f"{printable(question)}? [y/N] ")
-                streams.stderr.flush()
-                answer, refusal = streams.stdin.readline().strip().lower(), "Nothing was deleted."
-            if answer not in ("y", "yes"):
-                data = _data(plan.name, "requires_confirmation", refusal, Freed(0, 0))
-                raise Failed(ConfirmationRequiredError(refusal), data)
+        if not (options.yes or options.force):
+            _confirm(plan, repo, context)
         removed = removal.execute(plan, store, force=options.force)
     except LocksPresentError as error:
         described = {"model": plan.name, "message": error.message, "lock_files_cleaned": 0, "freed_bytes": 0}
@@ -127,6 +122,31 @@ def _execute(
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
     return _data(plan.name, "deleted", message, freed)
+
+
+def _confirm(plan: Removal, repo: Repo, context: Context) -> None:
+    """Ask on a terminal whether to remove what was planned; raise Failed unless the user agrees.
+
+    Elsewhere a whole name is enough, and a part of one is not.
+    """
+    streams = context.streams
+    is_whole = plan.name in names.candidates(repo.name)
+    question = f"{'' if is_whole else f'{repo.name!r} is only part of a name. '}Delete {_describe(plan)}?"
+    if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
+        streams.stderr.write(f"{printable(question)} [y/N] ")
+        streams.stderr.flush()
+        answer = streams.stdin.readline()
+        if answer.strip().lower() in ("y", "yes"):
+            return
+        if not answer.endswith("\n"):
+            streams.stderr.write("\n")  # Ctrl-D leaves the cursor behind the question
+        refusal = "Nothing was deleted."
+    elif is_whole:
+        return
+    else:
+        refusal = f"{question} Write the whole name, or confirm with --yes."
+    data = _data(plan.name, "requires_confirmation", refusal, Freed(0, 0))
+    raise Failed(ConfirmationRequiredError(refusal), data)
 
 
 def _describe(plan: Removal) -> str:

@@ -110,16 +110,41 @@ def test_the_other_revision_still_runs_after_rm(cache_dir: CacheDir, tmp_path: P
     assert (said.returncode, said.stdout.strip()) == (0, "Paris!"), said
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
-def test_rm_asks_for_confirmation_on_a_terminal(cache_dir: CacheDir, answer: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "answer", "code"),
+    [
+        ("mod", "y", 0),
+        ("mod", "yes", 0),
+        ("mod", "n", 1),
+        ("mod", "", 1),
+        ("mod", "yesterday", 1),
+        (NAME, "y", 0),
+        (NAME, "", 1),
+        (f"{NAME}@{COMMIT}", "n", 1),
+    ],
+)
+def test_rm_asks_for_confirmation_on_a_terminal(cache_dir: CacheDir, name: str, answer: str, code: int) -> None:
     cache_dir.add(NAME, chat_model())
-    child = pexpect.spawn(sys.executable, ["-m", "mlxk2", "rm", "mod"], encoding="utf-8", timeout=WAIT_SECONDS)
+    child = pexpect.spawn(sys.executable, ["-m", "mlxk2", "rm", name], encoding="utf-8", timeout=WAIT_SECONDS)
     child.expect_exact("[y/N] ")
-    assert NAME in child.before
+    assert f"Delete {NAME} (revision" in child.before
+    assert ("part of a name" in child.before) == (name == "mod")
     child.sendline(answer)
     child.expect(pexpect.EOF)
     child.close()
+    assert "[y/N]" not in child.before
     assert (child.exitstatus, cache_dir.folder(NAME).exists()) == (code, code == 1)
+
+
+@pytest.mark.parametrize("words", ["mod -y", f"{NAME} --yes", f"{NAME} --force", f"{NAME} --json", f"{NAME} --dry-run"])
+def test_an_option_replaces_the_question_on_a_terminal(cache_dir: CacheDir, words: str) -> None:
+    cache_dir.add(NAME, chat_model())
+    command = ["-m", "mlxk2", "rm", *words.split()]
+    child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=WAIT_SECONDS)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert "[y/N]" not in child.before
+    assert (child.exitstatus, cache_dir.folder(NAME).exists()) == (0, "--dry-run" in words)
 
 
 def test_concurrent_removals_delete_a_model_once(cache_dir: CacheDir) -> None:
