@@ -44,6 +44,14 @@ def test_push_without_private_is_refused(mlxk2: Program, words: tuple[str, ...])
     assert "--private" in result.json["error"]["message"]
 
 
+@pytest.mark.parametrize("mode", ["--private", "--dry-run"])
+@pytest.mark.usefixtures("alpha")
+def test_only_a_check_has_a_verdict_for_the_exit_code(mlxk2: Program, mode: str) -> None:
+    result = mlxk2(*GATE, mode, "--exit-code", "--json")
+    assert (result.code, result.json["error"]["type"]) == (2, "CommandError")
+    assert "--check-only" in result.json["error"]["message"]
+
+
 @pytest.mark.usefixtures("alpha")
 def test_private_is_required_before_the_folder_is_checked(mlxk2: Program) -> None:
     assert mlxk2("push", "./nowhere", MODEL, "--json").json["error"]["type"] == "CommandError"

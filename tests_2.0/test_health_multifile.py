@@ -377,6 +377,19 @@ def test_broken_models_do_not_hide_a_sound_one(cache_dir: CacheDir, mlxk2: Progr
     assert mlxk2("list", "--json").json["data"]["count"] == len(DAMAGED) + 1
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_exit_code_is_the_verdict_only_where_it_is_asked_for(
+    cache_dir: CacheDir, mlxk2: Program, form: tuple[str, ...]
+) -> None:
+    assert mlxk2("health", "--exit-code", *form).code == 0
+    cache_dir.add("org/sound", chat_model())
+    cache_dir.add("org/broken", without(chat_model(), "config.json"))
+    for words, code in (((), 1), (("sound",), 0), (("broken",), 1), (("nonesuch",), 1)):
+        plain = mlxk2("health", *words, *form)
+        assert plain.code == 0
+        assert mlxk2("health", *words, "--exit-code", *form) == (code, plain.out, plain.err)
+
+
 # ----------------------------------------------------------------------------------------------------------------- deep
 
 

@@ -11,7 +11,7 @@ from support.pushing import MODEL, Pusher, UnnamedBlob
 
 # The size of a sparse file whose hash would take minutes.
 MINUTES_TO_HASH = 1 << 37
-LINE = f"push (experimental): {MODEL}@main — "
+LINE = f"push (alpha): {MODEL}@main — "
 BEFORE = {"config.json": b'{"a": 1}', "model.safetensors": weights(), "old.txt": b"old", "same.bin": b"same" * 100}
 # Sizes are equal, so that only the content differs.
 AFTER = {"config.json": b'{"a": 2}', "model.safetensors": weights()[:-1] + b"\0", "new.txt": b"new", "sub/new": b""}

@@ -12,7 +12,7 @@ from support.pushing import FOLDER, MODEL, Pusher, push_data, push_error
 
 from mlxk2.workspace.ignore import ALWAYS, DEFAULTS
 
-LINE = f"push (experimental): {MODEL}@main — "
+LINE = f"push (alpha): {MODEL}@main — "
 UNKNOWN_REVISION = {"x-error-code": "RevisionNotFound", "x-error-message": "Invalid rev id: dev"}
 
 

@@ -10,7 +10,7 @@ from support.hub import Fault
 from support.layouts import chat_model, weights
 from support.pushing import MODEL, Pusher, push_data
 
-LINE = f"push (experimental): {MODEL}@main — "
+LINE = f"push (alpha): {MODEL}@main — "
 FILES: dict[str, bytes] = {n: c for n, c in chat_model().items() if isinstance(c, bytes) and n != ".gitattributes"}
 
 

@@ -236,7 +236,18 @@ def test_plain_output_has_the_verdict_and_the_anomalies(
     checked(files)
     result = mlxk2("push", FOLDER, MODEL, "--check-only")
     first, *more = lines
-    assert result == (0, "\n".join([f"push (experimental): {MODEL}@main — {first}", *more]) + "\n", "")
+    assert result == (0, "\n".join([f"push (alpha): {MODEL}@main — {first}", *more]) + "\n", "")
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_exit_code_is_the_verdict_only_where_it_is_asked_for(
+    checked: Checked, mlxk2: Program, form: tuple[str, ...]
+) -> None:
+    for files, code in (({"a.txt": b"1"}, 1), (without(chat_model(), "README.md"), 0)):
+        checked(files)
+        plain = mlxk2("push", FOLDER, MODEL, "--check-only", *form)
+        assert plain.code == 0
+        assert mlxk2("push", FOLDER, MODEL, "--check-only", "--exit-code", *form) == (code, plain.out, plain.err)
 
 
 def test_huggingface_hub_is_not_imported(folder: Path) -> None:

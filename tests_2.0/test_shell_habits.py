@@ -79,7 +79,7 @@ def test_every_option_reaches_its_command(command: str) -> None:
     args = vars(parse([command, *words], {ALPHA_VARIABLE: "1"}))
     options = import_module(f"mlxk2.commands.{args['module']}").Options._fields
     # The program itself handles the other options.
-    assert set(options) == set(args) - {"command", "module", "usage", "version", "json", "quiet"}
+    assert set(options) == set(args) - {"command", "module", "parser", "version", "json", "quiet"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -88,6 +88,77 @@ def test_an_error_follows_a_one_line_usage(mlxk2: Program, monkeypatch: pytest.M
     usage, error = mlxk2(command, "--no-such-option", "one", "two", "three").err.splitlines()
     assert usage.startswith(f"usage: mlxk2 {command} [options]")
     assert error.startswith("Error: ")
+
+
+def test_the_program_alone_prints_its_help(mlxk2: Program) -> None:
+    code, out, err = mlxk2()
+    # Wrong usage writes to stderr: what reads stdout gets nothing.
+    assert (code, out) == (2, "")
+    assert err.startswith(mlxk2("--help").out)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("words", ["help {}", "help {} --json", "--json help {}"])
+def test_help_is_a_command_and_an_option(mlxk2: Program, command: str, words: str) -> None:
+    result = mlxk2(*words.format(command).split())
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"usage: mlxk2 {command} [options]")
+    assert ("alpha" in result.out) == (command in ALPHA_COMMANDS)
+
+
+@pytest.mark.parametrize("words", ["help", "help --json", "help help", "help --help"])
+def test_help_alone_is_that_of_the_program(mlxk2: Program, words: str) -> None:
+    assert mlxk2(*words.split()) == mlxk2("--help")
+    listed = re.findall(r"^    (\w+)\s+(.*?)$", mlxk2("--help").out, re.MULTILINE)
+    assert {name for name, help in listed if help.endswith("(alpha)")} == set(ALPHA_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words", ["push . org/x", "push --check-only", "push -- --help", "push --branch --help", "clone x"]
+)
+def test_only_the_help_of_an_alpha_command_needs_no_variable(mlxk2: Program, words: str) -> None:
+    result = mlxk2(*words.split())
+    command = words.split()[0]
+    error = f"Error: `{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.\n"
+    assert result == (2, "", error)
+
+
+def test_the_help_of_push_begins_with_what_it_deletes(mlxk2: Program) -> None:
+    _, first, *_ = mlxk2("push", "--help").out.split("\n\n")
+    assert "delete on the hub what the folder lacks" in first.partition(". ")[0]
+
+
+# --------------------------------------------------------------------------------------------------------- mistyped
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("lst", "There is no command 'lst'.", "Did you mean list?"),
+        ("Health", "There is no command 'Health'.", "Did you mean health?"),
+        ("hlep", "There is no command 'hlep'.", "Did you mean help?"),
+        ("help pul", "There is no command 'pul'.", "Did you mean pull?"),
+        ("quantize", "There is no command 'quantize'.", "`mlxk2 help` lists the commands."),
+        ("list --helth", "Unrecognized arguments: --helth", "Did you mean --health?"),
+        ("run demo hi --sede=1", "Unrecognized arguments: --sede=1", "Did you mean --seed?"),
+        ("run demo hi --temp 1", "Unrecognized arguments: --temp 1", "Did you mean --temperature?"),
+        ("serve --max-c 1", "Unrecognized arguments: --max-c 1", "Did you mean --max-concurrent?"),
+        ("--verison", "Unrecognized arguments: --verison", "Did you mean --version?"),
+        ("--health list", "Unrecognized arguments: --health", "Write --health after the command."),
+        ("list --quantize", "Unrecognized arguments: --quantize", None),
+        ("run demo what is it", "Unrecognized arguments: is it", "A prompt of several words needs quotes"),
+    ],
+)
+def test_what_was_meant_is_suggested(mlxk2: Program, line: str, message: str, hint: str | None) -> None:
+    for_people, for_programs = mlxk2(*line.split()), mlxk2(*line.split(), "--json")
+    assert (for_people.code, for_programs.code) == (2, 2)
+    assert_envelope(for_programs.json, for_programs.json["command"], "error")
+    error = for_programs.json["error"]
+    assert error["message"] == message
+    assert error.get("hint") == hint or str(error["hint"]).startswith(str(hint))
+    usage, *lines = for_people.err.splitlines()
+    assert usage.startswith("usage: mlxk2 ")
+    assert lines == [f"Error: {message}", *filter(None, [error.get("hint")])]
 
 
 # ------------------------------------------------------------------------------------------------------------ names

@@ -84,7 +84,9 @@ def _run(typed: Sequence[str]) -> int:
     except BaseException as error:  # noqa: BLE001
         return _report(error, typed)
     sys.stdout.write(text)
-    return InterruptedByUser.exit_code if (data or {}).get("finish_reason") == "interrupted" else 0
+    has_code = data is not None and hasattr(command, "exit_code")
+    code: int = command.exit_code(options, data) if has_code else 0
+    return code
 
 
 def _discard(stream: IO[str]) -> None:

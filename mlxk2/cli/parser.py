@@ -6,7 +6,8 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mlxk2.errors import CommandError
@@ -14,9 +15,12 @@ from mlxk2.formatting import cut
 
 COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "serve", "server", "completion")
 ALPHA_COMMANDS = ("clone", "push")
+HELP_COMMAND = "help"
 DEFAULT_COLUMNS = 100
 # Numbers with more digits are beyond every limit of the program.
 _MAX_DIGITS = 25
+# Characters of an unknown command that an error repeats.
+_MAX_SHOWN = 40
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
 # `server` is the name that the JSON API knows; all other commands are called what they are typed as.
 API_NAMES = {"serve": "server"}
@@ -56,50 +60,91 @@ class _Parser(argparse.ArgumentParser):
         if file:
             file.write(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            hint = _suggest(value, [*COMMANDS, HELP_COMMAND]) or "`mlxk2 help` lists the commands."
+            message = f"There is no command {cut(value, _MAX_SHOWN)!r}."
+            raise CommandError(message, usage=self.format_usage(), hint=hint)
+        super()._check_value(action, value)
+
     def error(self, message: str) -> NoReturn:
         raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
-    """Return the command line as a namespace with `command` and `module`; raise CommandError when it is wrong."""
+    """Return the command line as a namespace with `command` and `module`; raise CommandError when it is wrong.
+
+    Print the help where it is asked for, and raise SystemExit.
+    """
     is_alpha = environment.get(ALPHA_VARIABLE) == "1"
+    parser = _grammar(has_alpha=True)
+    if _first_word(argv) == HELP_COMMAND:
+        argv = [*(word for word in argv if word != HELP_COMMAND), "--help"]
     command = named_command(argv)
     if command in ALPHA_COMMANDS and not is_alpha:
+        with suppress(CommandError):
+            parser.parse_known_args(argv)  # prints the help if it is asked for
         raise CommandError(f"`{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.")
-    parser = _grammar(is_alpha)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        hint = None
-        if args.command == "run" and not any(word.startswith("-") for word in unknown):
-            hint = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
-        raise CommandError(f"Unrecognized arguments: {' '.join(unknown)}", usage=args.usage(), hint=hint)
+        raise _unrecognized(args, unknown)
     if args.version:
         args.command = args.module = "version"
     elif args.command is None:
-        parser.error("a command is needed; `mlxk2 --help` lists them")
+        raise CommandError("A command is needed, such as: mlxk2 list", usage=parser.format_help())
+    elif args.command == "completion":
+        args.grammar = _grammar(has_alpha=is_alpha)
     return args
+
+
+def _unrecognized(args: argparse.Namespace, unknown: Sequence[str]) -> CommandError:
+    """Return the error for words that mean nothing, with the option that was probably meant."""
+    known = args.parser._option_string_actions
+    # An option may stand in one word with its value: --seed=1.
+    options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if misplaced := next((word for word in options if word in known), None):
+        hint: str | None = f"Write {misplaced} after the command."
+    elif args.command == "run" and not options:
+        hint = 'A prompt of several words needs quotes: mlxk2 run MODEL "several words"'
+    else:
+        hint = next(filter(None, (_suggest(word, known) for word in options)), None)
+    return CommandError(f"Unrecognized arguments: {' '.join(unknown)}", usage=args.parser.format_usage(), hint=hint)
+
+
+def _suggest(word: str, known: Collection[str]) -> str | None:
+    """Return the question whether a similar word was meant; None if there is none."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only mistakes need it
+
+    begun = [each for each in known if len(word) > len("--") and each.startswith(word)]
+    meant = begun or get_close_matches(word, known, n=1)
+    return f"Did you mean {' or '.join(meant)}?" if meant else None
 
 
 def named_command(argv: Sequence[str]) -> str | None:
     """Return the command that a command line is meant for, however wrong the rest of it is."""
-    first = next((word for word in argv if not word.startswith("-")), None)
+    first = _first_word(argv)
     return API_NAMES.get(first or "", first) if first in COMMANDS else None
 
 
-def _grammar(is_alpha: bool) -> _Parser:
-    """Return the parser of the whole command line."""
+def _first_word(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
+def _grammar(*, has_alpha: bool) -> _Parser:
+    """Return the parser of the whole command line, with or without the alpha commands."""
     parser = _Parser(
         prog="mlxk2",
         description="Manage, run and serve language models on Apple's MLX.",
-        epilog="A model is named org/model, by a part of its name, model@hash or ./folder; `demo` is built in.",
+        epilog="A model is named org/model, by a part of its name, model@hash or ./folder; `demo` is built in. "
+        f"`mlxk2 help COMMAND` explains a command. The alpha commands need {ALPHA_VARIABLE}=1.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    parser.set_defaults(command=None, module=None, usage=parser.format_usage)
+    parser.set_defaults(command=None, module=None, parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser, prog="mlxk2")
     _add_cache_commands(commands)
-    if is_alpha:
+    if has_alpha:
         _add_alpha_commands(commands)
     _add_run(commands)
     _add_serve(commands, "serve", help="serve models over an OpenAI-compatible API")
@@ -109,21 +154,21 @@ def _grammar(is_alpha: bool) -> _Parser:
     example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
     completion = _command(commands, "completion", help, example)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
-    completion.set_defaults(grammar=parser)
     return parser
 
 
 def _command(commands: Subparsers, name: str, help: str, example: str, module: str | None = None) -> _Parser:
+    enabling = f" To enable it, set {ALPHA_VARIABLE}=1." if name in ALPHA_COMMANDS else ""
     parser: _Parser = commands.add_parser(
         name,
         help=help,
-        description=f"{help[:1].upper()}{help[1:]}.",
+        description=f"{help[:1].upper()}{help[1:]}.{enabling}",
         epilog=f"Example: {example}",
         allow_abbrev=False,
     )
     # Without a default of its own, so that a --json before the command stays.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
-    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name, usage=parser.format_usage)
+    parser.set_defaults(command=API_NAMES.get(name, name), module=module or name, parser=parser)
     return parser
 
 
@@ -165,6 +210,8 @@ def _add_cache_commands(commands: Subparsers) -> None:
     parser = _command(commands, "health", "check that models are complete and undamaged", "mlxk2 health --deep")
     parser.add_argument("pattern", nargs="?", help="only this model (default: all)")
     parser.add_argument("--deep", action="store_true", help="hash every file, which finds flipped bits too")
+    help = "exit with 1 if a model is unhealthy or is not there (default: exit with 0)"
+    parser.add_argument("--exit-code", action="store_true", help=help)
 
     help = "download a model, or repair one"
     parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit")
@@ -190,7 +237,7 @@ def _add_alpha_commands(commands: Subparsers) -> None:
     parser.add_argument("--no-health-check", action="store_true", help="clone even a damaged model")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
-    help = "make a branch on the hub a mirror of a folder (alpha)"
+    help = "upload a folder to the hub, and delete on the hub what the folder lacks (alpha)"
     parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
     parser.add_argument("local_dir", metavar="DIR", help="the folder; what it lacks is deleted from the branch")
     parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
@@ -199,6 +246,8 @@ def _add_alpha_commands(commands: Subparsers) -> None:
     parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
     parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
     parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")
+    help = "with --check-only: exit with 1 if the folder is unhealthy (default: exit with 0)"
+    parser.add_argument("--exit-code", action="store_true", help=help)
     parser.add_argument("--dry-run", action="store_true", help="compare with the hub, upload nothing")
     parser.add_argument("--verbose", action="store_true", help="show the hub's log, print the commit's URL")
 
@@ -244,7 +293,9 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
     help = "a further name that clients use for this machine; may be given several times"
     parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)
-    parser.add_argument("--cors-origin", action="append", metavar="ORIGIN", help="a web page that may call the API")
+    parser.add_argument(
+        "--cors-origin", action="append", metavar="ORIGIN", help="the origin of web pages that may call"
+    )
     parser.add_argument(
         "--max-concurrent", type=_whole, default=64, metavar="N", help="answers at a time (default: 64)"
     )

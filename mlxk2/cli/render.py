@@ -156,7 +156,7 @@ def push(options: push_command.Options, _context: Context, data: spec.PushData) 
         outcome = f"repo created, {_uncapitalized(outcome)}"
     if options.verbose and data["commit_url"]:
         outcome += f" — {data['commit_url']}"
-    lines = [f"push (experimental): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"]
+    lines = [f"push (alpha): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"]
     if "workspace_health" in data:
         anomalies = data["workspace_health"]["anomalies"]
         lines += [f"  {anomaly['severity']}: {anomaly['message']}" for anomaly in anomalies]

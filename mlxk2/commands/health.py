@@ -24,10 +24,14 @@ Find = Callable[[], Snapshot]
 
 
 class Options(NamedTuple):
-    """Which model to check, or all of them; with `deep` every file is hashed."""
+    """Which model to check, or all of them; with `deep` every file is hashed.
+
+    With `exit_code` the program's exit code says whether all is well.
+    """
 
     pattern: str | None
     deep: bool
+    exit_code: bool
 
 
 class Verdict(NamedTuple):
@@ -66,6 +70,12 @@ def run(options: Options, context: Context) -> HealthData:
         "unhealthy": unhealthy,
         "summary": {"total": len(verdicts), "healthy_count": len(healthy), "unhealthy_count": len(unhealthy)},
     }
+
+
+def exit_code(options: Options, data: HealthData) -> int:
+    """Return 1, if the user asked for it, when a model is unhealthy or there is none of the name that was given."""
+    is_missing = options.pattern is not None and not data["summary"]["total"]
+    return int(options.exit_code and (is_missing or bool(data["unhealthy"])))
 
 
 def _entry(verdict: Verdict) -> HealthEntry:

@@ -31,7 +31,8 @@ DISCLAIMER = (
 class Options(NamedTuple):
     """Which folder to push where, with which message, and what may be made there.
 
-    With `check_only` the folder is checked without the network; with `dry_run` it is only compared with the hub.
+    With `check_only` the folder is checked without the network, and with `exit_code` the program's exit code says what
+    came out. With `dry_run` the folder is only compared with the hub.
     """
 
     local_dir: str
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     branch: str
     commit: str
     check_only: bool
+    exit_code: bool
     dry_run: bool
     verbose: bool
 
@@ -49,6 +51,8 @@ def run(options: Options, context: Context) -> PushData:
     """Check the folder, or plan the push, or do it, as the options say; only the last changes anything."""
     if not (options.private or options.check_only or options.dry_run):
         raise CommandError("While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).")
+    if options.exit_code and not options.check_only:
+        raise CommandError("--exit-code goes with --check-only.")
     if "@" in options.repo_id or options.repo_id.count("/") != 1:
         shown = cut(options.repo_id, names.MAX_LENGTH)
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
@@ -76,6 +80,11 @@ def run(options: Options, context: Context) -> PushData:
     branch = Branch.open(options.repo_id, options.branch, workspace.root)
     action = _plan if options.dry_run else _push
     return action(options, context, workspace, branch)
+
+
+def exit_code(options: Options, data: PushData) -> int:
+    """Return 1, if the user asked for it, when the folder is unhealthy."""
+    return int(options.exit_code and not data["workspace_health"]["healthy"])
 
 
 def _health_object(health: WorkspaceHealth) -> spec.WorkspaceHealth:

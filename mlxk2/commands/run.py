@@ -96,6 +96,11 @@ def run(options: Options, context: Context) -> RunData | None:
     return None
 
 
+def exit_code(_options: Options, data: RunData) -> int:
+    """Return the exit code of an answer that is printed: the user's interruption ends a script, too."""
+    return InterruptedByUser.exit_code if data["finish_reason"] == "interrupted" else 0
+
+
 def _load(
     options: Options,
     snapshot: Snapshot,
