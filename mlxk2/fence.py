@@ -10,8 +10,11 @@ import io
 import logging
 import os
 import resource
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from typing import IO, Any, cast
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
             # Some libraries look at the working folder, also when it was deleted.
             missing_folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
             os.chdir("/")
-        with redirect_stdout(printed):
+        with redirect_stdout(cast(IO[str], _DividedOutput(sys.stdout, printed))):
             yield
     except SystemExit as end:
         raise ImportError(printed.getvalue().strip() or f"a library ended the program ({end})") from end
@@ -46,6 +49,21 @@ def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
         _set(before)
     if printed.getvalue():
         logging.getLogger(__name__).warning(printed.getvalue().strip())
+
+
+class _DividedOutput:
+    """What sys.stdout is inside a fence: it collects what this thread prints, and lets other threads print."""
+
+    def __init__(self, stream: IO[str], printed: io.StringIO) -> None:
+        self._stream = stream
+        self._printed = printed
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return (self._printed if threading.get_ident() == self._thread else self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _set(variables: Mapping[str, str | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -107,6 +108,16 @@ def test_stdout_is_restored_after_an_error_inside_the_fence(capsys: pytest.Captu
         raise ValueError("mine")
     sys.stdout.write("back\n")
     assert capsys.readouterr().out == "back\n"
+
+
+def test_other_threads_print_as_before(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with fence():
+        other = threading.Thread(target=sys.stdout.write, args=["mine\n"])
+        other.start()
+        other.join()
+        sys.stdout.write("the library's\n")
+    assert capsys.readouterr().out == "mine\n"
+    assert caplog.messages == ["the library's"]
 
 
 @pytest.mark.parametrize(("soft", "wanted", "after"), [(256, 2048, 2048), (256, 10**9, 4096), (3000, 2048, 3000)])

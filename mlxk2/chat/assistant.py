@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from mlxk2.chat.printer import Interrupt
 from mlxk2.errors import InterruptedByUser
-from mlxk2.runner.events import Channel, Event, Finished, FinishReason, TextDelta, Timings, Usage
+from mlxk2.runner.events import (
+    Channel,
+    Event,
+    Finished,
+    FinishReason,
+    PromptProgress,
+    TextDelta,
+    Timings,
+    Usage,
+)
 from mlxk2.runner.memory import MemoryChoice
 from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory
@@ -17,6 +29,11 @@ from mlxk2.runner.request import GenerationRequest, Sampling
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Backend
 from mlxk2.sleep import NoSleep
+
+# Seconds between two looks whether Ctrl-C was pressed, while MLX reads the prompt.
+_TICK = 0.1
+# The name of the threads in which models are.
+THREAD_NAME = "mlx"
 
 
 @dataclass(frozen=True)
@@ -45,16 +62,26 @@ class Completion:
 
 
 class Assistant:
-    """A model in memory, with the options of its completions.
+    """A model in memory, with the options of its completions; its own thread loads it and computes.
 
-    An assistant that `converses` retains what it computed, so that the next turn of a conversation computes only what
-    is new. It gives back the rest of the memory while the user types.
+    MLX can't be interrupted while it computes: Ctrl-C ends a completion that reads its prompt without waiting for the
+    thread, which begins the next one later. An assistant that `converses` retains what it computed, so that the next
+    turn of a conversation computes only what is new. It gives back the rest of the memory while the user types.
     """
 
     def __init__(
-        self, model: Backend, prompter: Prompter, sampling: Sampling, max_tokens: int | None, *, converses: bool = False
+        self,
+        model: Backend,
+        prompter: Prompter,
+        sampling: Sampling,
+        max_tokens: int | None,
+        *,
+        converses: bool = False,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
+        """Use the thread that has loaded the model, if there is one."""
         self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes if converses else 0)
+        self._thread = thread or _thread()
         self._converses = converses
         self._prompter = prompter
         self._sampling = sampling
@@ -78,9 +105,17 @@ class Assistant:
     ) -> Assistant:
         """Load the model of a folder; raise what `loader.load` raises."""
         memory = MemoryChoice(prompt_cache=None if converses else 0, wired=wired_limit)
-        model = loader.load(folder, adapter, name=name, memory=memory, starter=starter, context=context)
+        thread = _thread()
+        loading = thread.submit(
+            loader.load, folder, adapter, name=name, memory=memory, starter=starter, context=context
+        )
+        try:
+            model = loading.result()
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
         prompter = Prompter(model.tokenizer, model.vocabulary, context=model.context_length, use_template=use_template)
-        return cls(model, prompter, sampling, max_tokens, converses=converses)
+        return cls(model, prompter, sampling, max_tokens, converses=converses, thread=thread)
 
     def complete(self, messages: Sequence[Message], show: Callable[[Event], None]) -> Completion:
         """Continue a conversation, and show every event as it comes; Ctrl-C ends the completion, not the program.
@@ -88,18 +123,22 @@ class Assistant:
         If that happens before the tokens of the prompt are known, it has no tokens.
         """
         texts: dict[Channel, list[str]] = {"answer": [], "reasoning": []}
+        began, prompt_tokens = time.perf_counter(), 0
         with Interrupt() as interrupted, self._no_sleep.hold():
             try:
                 prompt = self._prompter.cancellable(interrupted).chat(messages)
+                prompt_tokens = len(prompt.tokens)
+                request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
+                with closing(self._stream(request, interrupted)) as events:
+                    for event in events:
+                        show(event)
+                        if isinstance(event, TextDelta):
+                            texts[event.channel].append(event.text)
+                if self._converses:
+                    self._thread.submit(release_freed_memory)
             except InterruptedByUser:
-                return Completion("", None, "interrupted", Usage(0, 0, 0), Timings(0.0, None, 0, 0.0, 0, 0.0))
-            request = GenerationRequest(prompt.tokens, self._max_tokens, self._sampling, thinking=prompt.thinking)
-            for event in self._runner.stream(request, interrupted):
-                show(event)
-                if isinstance(event, TextDelta):
-                    texts[event.channel].append(event.text)
-            if self._converses:
-                release_freed_memory()
+                timings = Timings(time.perf_counter() - began, None, 0, 0.0, 0, 0.0)
+                return Completion("", None, "interrupted", Usage(prompt_tokens, 0, 0), timings)
         # A stream that ends without an error ends with this event.
         assert isinstance(event, Finished)
         return Completion(
@@ -109,3 +148,40 @@ class Assistant:
             usage=event.usage,
             timings=event.timings,
         )
+
+    def close(self) -> None:
+        """Let the thread end after what it computes now."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _stream(self, request: GenerationRequest, interrupted: Callable[[], bool]) -> Generator[Event, None, None]:
+        """Yield the events of a completion; raise InterruptedByUser if its prompt is being read at Ctrl-C."""
+        stream = self._runner.stream(request, interrupted)
+        is_reading = True
+        try:
+            while True:
+                step = self._thread.submit(next, stream, None)
+                while not _has_ended(step):
+                    if is_reading and interrupted():
+                        raise InterruptedByUser("Interrupted.")
+                event = step.result()
+                if event is None:
+                    return
+                is_reading = isinstance(event, PromptProgress)
+                yield event
+        finally:
+            ending = self._thread.submit(stream.close)
+            if step.done():
+                ending.result()
+
+
+def _has_ended(step: Future[Event | None]) -> bool:
+    """Wait a moment for the end of a step, and return whether it has come."""
+    try:
+        step.exception(timeout=_TICK)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)

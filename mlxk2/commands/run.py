@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
@@ -86,13 +86,18 @@ def run(options: Options, context: Context) -> RunData | None:
         terminal.show("Loading the model")
         with interruptible():
             assistant = _load(options, snapshot, sampling, starter, wired, converses=wants_chat)
-        if not wants_chat:
-            return _complete(assistant, options, context, terminal, snapshot.name, prompt)
-        from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
+        with closing(assistant):
+            if not wants_chat:
+                return _complete(assistant, options, context, terminal, snapshot.name, prompt)
+            from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
 
-        terminal.hide()
-        shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
-        converse(assistant, context.streams, terminal, context.environment, options.system, **shown)
+            terminal.hide()
+            shown = {
+                "hide_reasoning": options.hide_reasoning,
+                "no_stream": options.no_stream,
+                "verbose": options.verbose,
+            }
+            converse(assistant, context.streams, terminal, context.environment, options.system, **shown)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 from mlxk2.errors import ModelError
 from mlxk2.runner.events import Event, Failed, Finished
@@ -122,7 +122,9 @@ class MLXRunner:
         except FAULTS as fault:
             return [Failed(_error(fault, _UNREADABLE))]
 
-    def stream(self, request: GenerationRequest, is_interrupted: Callable[[], bool] | None = None) -> Iterator[Event]:
+    def stream(
+        self, request: GenerationRequest, is_interrupted: Callable[[], bool] | None = None
+    ) -> Generator[Event, None, None]:
         """Yield the events of one completion, the last one `Finished`; raise the error of one that failed.
 
         `is_interrupted` is called before each step. Closing the iterator cancels the request. Use this only on a runner

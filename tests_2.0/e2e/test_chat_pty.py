@@ -135,7 +135,7 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(babble: Path, home: Path) -> No
     assert terminal.end() == 0
 
 
-@pytest.mark.parametrize("slow", ["tokenize", "prefill"])
+@pytest.mark.parametrize("slow", ["tokenize", "prefill", "piece"])
 def test_ctrl_c_while_a_prompt_is_read_returns_to_the_input_line(tmp_path: Path, home: Path, slow: str) -> None:
     model = write_chain(tmp_path / "paris", say("Par", "is", "!"), context=1_000_000)
     # The text is too long to type, so it is the system prompt.

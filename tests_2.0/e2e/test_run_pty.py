@@ -116,7 +116,12 @@ INTERRUPTED = "[Generation interrupted by user]"
 
 @pytest.mark.parametrize(
     ("slow", "shown", "said"),
-    [("load", LOADING, "Error: Interrupted."), ("tokenize", READING, INTERRUPTED), ("prefill", READING, INTERRUPTED)],
+    [
+        ("load", LOADING, "Error: Interrupted."),
+        ("tokenize", READING, INTERRUPTED),
+        ("prefill", READING, INTERRUPTED),
+        ("piece", READING, INTERRUPTED),
+    ],
 )
 def test_ctrl_c_ends_loading_and_reading_of_the_prompt(
     paris: Path, tmp_path: Path, slow: str, shown: str, said: str

@@ -1,7 +1,8 @@
 """Make a part of `run` slow: Python imports this file at its start when it is on the path.
 
 `SLOW` names the part: `load` (importing mlx_lm takes as many seconds as `SLOW_SECONDS` says), `tokenize` (the
-tokenizer's process sleeps before it makes a prompt), or `prefill` (each piece of a prompt takes a fifth of a second).
+tokenizer's process sleeps before it makes a prompt), `prefill` (each piece of a prompt takes a fifth of a second), or
+`piece` (the first piece takes an hour).
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ def _slow_loads(text: Any, **options: Any) -> Any:
     return question
 
 
-def _slow_prefill() -> None:
+def _slow_prefill(seconds: float) -> None:
     import mlx.core as mx  # noqa: PLC0415 - not in the processes of tokenizers
 
     clear_cache = mx.clear_cache
 
     def clear_slowly() -> None:
-        time.sleep(0.2)
+        # Loading a model clears the cache, too.
+        if sys._getframe(1).f_code.co_filename.endswith("prefill.py"):
+            time.sleep(seconds)
         clear_cache()
 
     mx.clear_cache = clear_slowly
@@ -51,5 +54,5 @@ if "mlxk2.runner.prompt.process" in sys.orig_argv:
         json.loads = _slow_loads  # type: ignore[assignment] # it is called with these arguments only
 elif os.environ["SLOW"] == "load":
     sys.meta_path.insert(0, _SlowImport)
-elif os.environ["SLOW"] == "prefill":
-    _slow_prefill()
+elif os.environ["SLOW"] in ("prefill", "piece"):
+    _slow_prefill(0.2 if os.environ["SLOW"] == "prefill" else 3600)
