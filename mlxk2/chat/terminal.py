@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 # Seconds before the line is shown: what takes less time than that would only flicker.
 _DELAY = 0.3
@@ -44,7 +44,7 @@ class Terminal:
         self._is_drawn = False
         self._drawing: threading.Thread | None = None
         self._modes: list[int | list[bytes | int]] | None = None
-        self._watching: threading.Thread | None = None
+        self._handlers: dict[int, Any] = {}
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -132,39 +132,24 @@ class Terminal:
             termios.tcsetattr(self._file, termios.TCSANOW, modes)
 
     def _watch(self) -> None:
-        """Let a thread handle the signals: the main thread handles none while MLX computes."""
-        if self._modes is None and not self._shows:
-            return
-        # Threads that are started from now on inherit the mask.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._watching = threading.Thread(target=self._handle_signals, name="signals", daemon=True)
-        self._watching.start()
+        if self._modes is not None or self._shows:
+            self._handlers = {number: signal.signal(number, self._handle_signal) for number in _SIGNALS}
 
     def _unwatch(self) -> None:
-        watching, self._watching = self._watching, None
-        if watching is None or watching.ident is None:
-            return
-        signal.pthread_kill(watching.ident, signal.SIGCONT)  # wakes it
-        watching.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
 
-    def _handle_signals(self) -> None:
+    def _handle_signal(self, number: int, _frame: FrameType | None) -> None:
         """Give the terminal back before a signal ends or suspends the program, and take it after that."""
-        while True:
-            number = signal.sigwait(_SIGNALS)
-            if self._watching is not threading.current_thread():
-                if number != signal.SIGCONT:
-                    os.kill(os.getpid(), number)  # for the main thread
-                return
+        if number != signal.SIGCONT:
             with self._lock:
-                if number != signal.SIGCONT:
-                    self._erase()
-                    self._set_echo(is_on=True)
-                    # Its default action, here and now: the main thread still blocks it.
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-                    os.kill(os.getpid(), number)
-                    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-                self._set_echo(is_on=False)
+                self._erase()
+                self._set_echo(is_on=True)
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+                signal.signal(number, self._handle_signal)
+        self._set_echo(is_on=False)
 
     def _end_reading(self, number: int, _frame: FrameType | None) -> None:
         """End the program by a signal while a line is read, with the modes that the terminal had at first."""
