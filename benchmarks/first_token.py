@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -20,7 +21,8 @@ from completions import DEMO
 
 ROUNDS = 15
 NAMES = ("this checkout", "the other one")
-PROMPTS = {"short": "What is 3 + 4?", "3,800 tokens": " ".join(str(number % 10) for number in range(1_890))}
+# Words of prompts, each of which is two tokens.
+PROMPTS = {"20 tokens": 5, "400 tokens": 190, "3,800 tokens": 1_890}
 # A trip of so many characters, most of which are tokens by themselves.
 LONG = "Zq9" * 50_000
 
@@ -49,8 +51,9 @@ def server(checkout: Path) -> Iterator[int]:
         process.wait()
 
 
-def first_token(port: int, prompt: str) -> float:
-    """Return the seconds until a stream's first text; what all prompts have in common is in the prompt cache."""
+def first_token(port: int, words: int, start: int) -> float:
+    """Return the seconds until a stream's first text, for a prompt of so many words that has a beginning of its own."""
+    prompt = f"{start} " + " ".join(str(number % 10) for number in range(words))
     message = {"role": "user", "content": prompt}
     body = json.dumps({"messages": [message], "stream": True, "max_tokens": 1, "temperature": 0}).encode()
     began = time.perf_counter()
@@ -88,10 +91,11 @@ def main() -> int:
         os.environ["HF_HOME"] = home
         ports = [held.enter_context(server(checkout)) for checkout in (Path(__file__).parent.parent, other)]
         figures = []
-        for name, prompt in PROMPTS.items():
+        for name, words in PROMPTS.items():
+            starts = itertools.count(), itertools.count()
             pairs = rounds.paired(
-                lambda prompt=prompt: first_token(ports[0], prompt),
-                lambda prompt=prompt: first_token(ports[1], prompt),
+                lambda words=words, starts=starts: first_token(ports[0], words, next(starts[0])),
+                lambda words=words, starts=starts: first_token(ports[1], words, next(starts[1])),
                 ROUNDS,
             )
             figures.append(rounds.compared(f"first token, {name}", pairs, "s", NAMES, at_most=1.05))
