@@ -104,6 +104,13 @@ def test_json_output_imports_no_rendering(words: tuple[str, ...]) -> None:
     assert not imported_modules(*words, "--json") & {"rich", "mlxk2.cli.render", "mlxk2.spec"}
 
 
+@pytest.mark.e2e
+def test_running_a_model_imports_no_library_for_tokenizers_or_the_hub() -> None:
+    modules = imported_modules("run", "demo", "hi")
+    assert "mlx_lm" in modules
+    assert not modules & {"transformers", "huggingface_hub"}
+
+
 def imported_modules(*words: str) -> set[str]:
     """Return the modules that a run of the program imports."""
     code = f"import sys; from mlxk2.cli.main import main; main({words!r}); sys.stderr.write(' '.join(sys.modules))"

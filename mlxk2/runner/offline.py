@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from mlxk2.errors import MlxkError, ModelNotRunnableError
 from mlxk2.fence import fence, raise_open_files
@@ -19,8 +21,33 @@ VARIABLES: dict[str, str | None] = {
     "HF_HUB_DOWNLOAD_TIMEOUT": None,
     "MLXLM_USE_MODELSCOPE": None,
 }
+# mlx-lm imports these to load tokenizers and to reach the hub. Here tokenizers are loaded in processes of their own,
+# and the hub is not reached. Importing them would take half a second.
+_UNUSED = ("transformers", "transformers.tokenization_utils_base", "huggingface_hub")
 # Enough for weights in hundreds of files and a connection for each client.
 _MIN_OPEN_FILES = 2048
+
+
+class _Unused:
+    """Takes the place of the names that mlx-lm imports from these libraries."""
+
+    @staticmethod
+    def register(*_: object, **__: object) -> None:
+        """Do nothing: mlx-lm registers a tokenizer of its own with transformers."""
+
+
+@contextmanager
+def _without_unused() -> Iterator[None]:
+    """Let mlx-lm be imported without the libraries that it does not need here, unless they are imported already."""
+    names = [name for name in _UNUSED if name.partition(".")[0] not in sys.modules]
+    for name in names:
+        sys.modules[name] = module = ModuleType(name)
+        module.__getattr__ = lambda _: _Unused  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 @contextmanager
@@ -35,7 +62,7 @@ def offline() -> Iterator[None]:
     # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
     gc.disable()
     try:
-        with fence(VARIABLES):
+        with fence(VARIABLES), _without_unused():
             yield
     except MlxkError:
         raise
