@@ -206,6 +206,40 @@ def test_a_fault_that_no_sequence_repeats_alone_ends_the_newest() -> None:
     assert [str(sequence.error) for sequence in sequences[2:]] == ["Generation failed: MemoryError"] * 2
 
 
+class Unwilling(ScriptedBatch):
+    """Fail to remove a sequence before its end."""
+
+    _is_stepping = False
+
+    def next(self) -> list[Step | Reading]:
+        """Return the next token of every sequence."""
+        self._is_stepping = True
+        steps = super().next()
+        self._is_stepping = False
+        return steps
+
+    def remove(self, sequence_id: int) -> None:
+        """Drop a sequence that has ended; raise RuntimeError for another one."""
+        if not self._is_stepping:
+            raise RuntimeError("no memory")
+        super().remove(sequence_id)
+
+
+def test_a_sequence_that_can_not_be_removed_disturbs_no_other() -> None:
+    backend = ScriptedBackend(failing, batch=Unwilling)
+    runner = FollowedRunner(backend)
+    stopped = runner.submit(request("one stop two", stop=("STOP",)))
+    others = [runner.submit(request("a long prompt")), runner.submit(request("short"))]
+    cancelled = runner.submit(request("more"))
+    for _ in range(2):
+        runner.step()
+    assert text(runner.cancel(cancelled)) == ""
+    events = run_all(runner, [stopped, *others])
+    assert [text(events[number]) for number in range(3)] == ["E ", "LONG PROMPT", "ORT"]
+    assert [sequence.error for sequence in (stopped, *others)] == [None] * 3
+    assert len(backend.batches) == 3
+
+
 def test_a_sequence_added_during_fault_isolation_is_not_blamed() -> None:
     runner = FollowedRunner(ScriptedBackend(failing))
     sequences = [runner.submit(request("xa")), runner.submit(request("good"))]

@@ -23,7 +23,7 @@ from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.sequences import Reading, Step
 from mlxk2.server.generation import MAX_WAITING_EVENTS, Generation
 from mlxk2.server.http.access import client_of
-from mlxk2.server.messages import Cancel, Load, Loaded, ModelKey, Report, SequenceEvent, Submit
+from mlxk2.server.messages import Cancel, Command, Load, Loaded, ModelKey, Report, SequenceEvent, Submit
 from mlxk2.server.pool import ModelPool
 from mlxk2.server.scheduler import Limits, Scheduler
 from mlxk2.server.worker import Worker
@@ -129,9 +129,11 @@ def _raise(fault: BaseException | None) -> None:
 
 
 @asynccontextmanager
-async def scheduler_on(loader: Loader, concurrent: int = 64, queue: int = 256) -> AsyncIterator[Scheduler]:
+async def scheduler_on(
+    loader: Loader, concurrent: int = 64, queue: int = 256, worker_type: type[Worker] = Worker
+) -> AsyncIterator[Scheduler]:
     """Yield a scheduler; fail unless it is idle at the end."""
-    worker = Worker(loader.load, concurrent)
+    worker = worker_type(loader.load, concurrent)
     scheduler = Scheduler(ModelPool(worker), worker, Limits(concurrent, queue))
     Batch.gate.set()
     try:
@@ -504,6 +506,59 @@ def test_a_failed_step_ends_all_answers_but_not_the_next_one(fault: BaseExceptio
     run(test())
 
 
+class FailsToCancel(Worker):
+    """Fail to send the command that follows the end of the first request."""
+
+    def send(self, command: Command) -> None:
+        """Send every other command."""
+        _raise(ValueError("odd") if isinstance(command, Cancel) and command.id == 1 else None)
+        super().send(command)
+
+
+class FailsToSubmit(Worker):
+    """Fail to send the third request."""
+
+    def send(self, command: Command) -> None:
+        """Send every other command."""
+        _raise(ValueError("odd") if isinstance(command, Submit) and command.id == 3 else None)
+        super().send(command)
+
+
+class ReportsNonsense(Worker):
+    """Report the end of the first request with an invalid number."""
+
+    def connect(self, receive: Callable[[Sequence[Report]], None]) -> None:
+        """Change that report."""
+        super().connect(lambda reports: receive([_invalidate(report) for report in reports]))
+
+
+def _invalidate(report: Report) -> Report:
+    if isinstance(report, SequenceEvent) and report.id == 1 and isinstance(report.event, Finished):
+        return report._replace(number=[])  # type: ignore[arg-type] # it must be invalid
+    return report
+
+
+@pytest.mark.parametrize(
+    ("worker_type", "failed"),
+    [(FailsToCancel, None), (FailsToSubmit, 2), (ReportsNonsense, 0)],
+    ids=["cancel", "submit", "report"],
+)
+def test_a_fault_of_one_request_ends_that_one_alone(
+    worker_type: type[Worker], failed: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with scheduler_on(Loader(), concurrent=2, worker_type=worker_type) as scheduler:
+            tasks = [ask(scheduler, A), ask(scheduler, A, LONG), ask(scheduler, A, LONG)]
+            answers: list[object] = list(await asyncio.gather(*tasks, return_exceptions=True))
+            if failed is not None:
+                error = answers.pop(failed)
+                assert isinstance(error, ModelError) and error.message.startswith("Generation failed: ")
+            assert answers == [said for number, said in enumerate(("A", "A" * 300, "A" * 300)) if number != failed]
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+
+    run(test())
+
+
 # ------------------------------------------------------------------------------------------------------ disconnects
 
 
@@ -717,6 +772,19 @@ def test_the_worker_frees_memory_once_for_many_ended_requests() -> None:
         answers.append(await ask(scheduler, A))
         assert answers == ["A"] * 21
         assert len(left) == 1
+        scheduler.close()
+
+    run(test())
+
+
+def test_a_fault_while_the_worker_rests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        worker = Worker(Loader().load, 64, rest=lambda: _raise(ValueError("odd")))
+        scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=0)
+        Batch.gate.set()
+        assert await ask(scheduler, A) == "A"
+        await until(lambda: "odd" in caplog.text)
+        assert await ask(scheduler, A) == "A"
         scheduler.close()
 
     run(test())

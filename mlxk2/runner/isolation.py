@@ -12,7 +12,7 @@ class Isolation:
     """The sequences of a batch that failed, in the order of their arrival.
 
     Each is generated alone. One that gets a token is cleared, and waits until all others have been tested; then all
-    that are left continue together.
+    that are left continue together, with those that were added and are not tested.
     """
 
     def __init__(self, sequences: Iterable[Sequence], fault: Exception) -> None:
@@ -47,4 +47,4 @@ class Isolation:
 
     def pop_unexplained(self) -> Sequence | None:
         """Take out the newest sequence if all were cleared: all of them together would fail again and again."""
-        return self._cleared.pop() if len(self._cleared) == self._count else None
+        return self._cleared.pop() if self._cleared and len(self._cleared) == self._count else None

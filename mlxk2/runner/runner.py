@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 
@@ -98,7 +99,7 @@ class MLXRunner:
         has_token = False
         for step in steps:
             if isinstance(step, Reading):
-                outputs += [(step.sequence_id, event) for event in self._running[step.sequence_id].read(step)]
+                outputs += [(step.sequence_id, event) for event in self._sequences[step.sequence_id].read(step)]
             else:
                 has_token = True
                 outputs += self._advance(step, now)
@@ -115,8 +116,6 @@ class MLXRunner:
         if sequence is None:
             return []
         self._withdraw(sequence)
-        if self._isolation is not None:
-            self._isolation.discard(sequence)
         try:
             return sequence.finish("interrupted", self._clock())
         except FAULTS as fault:
@@ -160,11 +159,7 @@ class MLXRunner:
 
     def _begin_isolation(self, fault: Exception) -> list[Output]:
         """Drop the batch; fail its sequence if there is only one, else begin to test each alone."""
-        sequences = list(self._running.values())
-        free_frames(fault)
-        if isinstance(fault, _MEMORY_FAULTS):
-            self._prompts.clear()
-        self._drop_batch()
+        sequences = self._drop_faulty_batch(fault)
         if len(sequences) > 1:
             self._isolation = Isolation(sequences, fault)
             return []
@@ -193,10 +188,10 @@ class MLXRunner:
 
     def _advance(self, step: Step, now: float) -> list[Output]:
         """Give a step's token to its sequence; a token that can't be turned into text ends that sequence alone."""
-        sequence = self._running[step.sequence_id]
+        sequence = self._sequences[step.sequence_id]
         if step.finish_reason is not None:
             # The batch has dropped it.
-            del self._running[sequence.id]
+            self._running.pop(sequence.id, None)
         if step.token == NO_TOKEN:
             return [self._fail(sequence, ModelError(_NO_NUMBERS))]
         try:
@@ -215,15 +210,34 @@ class MLXRunner:
         return sequence.id, Failed(error)
 
     def _withdraw(self, sequence: Sequence) -> None:
-        """Take a sequence out of the batch, if it is still in it."""
-        if self._running.pop(sequence.id, None) is not None and self._batch is not None:
+        """Take a sequence out of the batch or of the isolation; if that fails, the others go on in a new batch."""
+        if self._isolation is not None:
+            self._isolation.discard(sequence)
+        if self._running.pop(sequence.id, None) is None or self._batch is None:
+            return
+        try:
             self._batch.remove(sequence.id)
+        except FAULTS as fault:
+            logging.getLogger(__name__).warning("A sequence could not be taken out of the batch: %s", fault)
+            others = self._drop_faulty_batch(fault)
+            self._isolation = self._isolation or Isolation((), fault)
+            for other in others:
+                self._isolation.add(other)
+
+    def _drop_faulty_batch(self, fault: Exception) -> list[Sequence]:
+        """Drop a batch whose state is unknown after a fault; return its sequences."""
+        sequences = list(self._running.values())
+        free_frames(fault)
+        if isinstance(fault, _MEMORY_FAULTS):
+            self._prompts.clear()
+        self._drop_batch()
+        return sequences
 
     def _drop_batch(self) -> None:
         self._running.clear()
-        if self._batch is not None:
-            self._batch.close()
-            self._batch = None
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.close()
 
 
 def _error(fault: Exception, what: str = _FAILED) -> ModelError:

@@ -28,8 +28,8 @@ class ModelPool:
 
     def begin_loading(self, key: ModelKey) -> None:
         """Load a model in the place of the previous one; a report says how that ends."""
-        self.loading = key
         self._worker.send(Load(key))
+        self.loading = key
 
     def end_loading(self, report: Loaded | LoadFailed) -> MlxkError | None:
         """Note how loading a model has ended; return the error for its requests if it has failed.

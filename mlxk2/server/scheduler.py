@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -14,7 +15,7 @@ from mlxk2.runner.request import GenerationRequest
 from mlxk2.server.generation import Generation
 from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, Rest, SequenceEvent, Submit
 from mlxk2.server.pool import ModelPool
-from mlxk2.server.worker import Worker
+from mlxk2.server.worker import Worker, as_error
 
 # A request waits for at most this many later requests of other clients.
 MAX_OVERTAKING = 64
@@ -180,8 +181,8 @@ class Scheduler:
         self._requests[generation.id] = (generation, queued)
         try:
             self._enqueue(queued)
-        except MlxkError:
-            del self._requests[generation.id]
+        except BaseException:
+            self.cancel(generation)
             raise
         return generation
 
@@ -191,14 +192,17 @@ class Scheduler:
             self._release(generation.id)
 
     def receive(self, reports: Sequence[Report]) -> None:
-        """Take the worker's reports in their order."""
+        """Take the worker's reports in their order; one that can't be taken ends its own request alone."""
         for report in reports:
             if not isinstance(report, SequenceEvent):
                 self._end_loading(report)
             elif entry := self._requests.get(report.id):
                 # Others were cancelled while the step that gave this event was under way.
                 generation, _ = entry
-                generation.put(report.number, report.event)
+                try:
+                    generation.put(report.number, report.event)
+                except Exception as fault:  # noqa: BLE001 - the reports for other requests must arrive
+                    generation.fail(as_error(fault, "Generation failed"))
                 if generation.has_ended:
                     self._release(generation.id)
 
@@ -245,7 +249,10 @@ class Scheduler:
             self._queue.pop()
             self._active += request.slots
             request.is_started = True
-            request.start()
+            try:
+                request.start()
+            except Exception as fault:  # noqa: BLE001 - this is also called at the end of another request
+                request.refuse(as_error(fault, "Generation failed"))
 
     def _end_loading(self, report: Loaded | LoadFailed) -> None:
         """Let the requests for a model that was loaded go first, or refuse them if it can't be loaded."""
@@ -274,12 +281,21 @@ class Scheduler:
         self._release(generation.id)
 
     def _release(self, request_id: int) -> None:
-        """Give back the slots of a generation that has ended or is cancelled, or remove its request from the queue."""
+        """Give back what a request holds that has ended or is cancelled; a fault in that is only logged."""
         _, request = self._requests.pop(request_id)
-        if request.is_started:
-            self._worker.send(Cancel(request_id))
-            self._active -= request.slots
-            self._rest_soon()
-        elif request in self._queue:
-            self._queue.remove(request)
-        self._admit()
+        try:
+            self._give_back(request_id, request)
+        except Exception:
+            logging.exception("A fault at the end of a request; its slots are free")
+
+    def _give_back(self, request_id: int, request: QueuedRequest) -> None:
+        """Give back the slots of a request, or remove it from the queue; start those that wait."""
+        try:
+            if request.is_started:
+                self._active -= request.slots
+                self._worker.send(Cancel(request_id))
+                self._rest_soon()
+            elif request in self._queue:
+                self._queue.remove(request)
+        finally:
+            self._admit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from mlxk2.errors import MlxkError, ModelError
@@ -58,7 +58,7 @@ class Worker:
     def send(self, command: Command) -> None:
         """Let the thread carry out a command after its present job."""
         self._loop = asyncio.get_running_loop()
-        self._thread.submit(self._carry_out, command)
+        self._thread.submit(self._carry_out, command).add_done_callback(_log_fault)
 
     def stop(self) -> None:
         """Let the thread end after its current job."""
@@ -87,7 +87,7 @@ class Worker:
         except BaseException as fault:  # noqa: BLE001 - every fault must reach the clients, which wait for the model
             # The error is held for long; the model that could not be loaded must not stay in memory with it.
             free_frames(fault)
-            self._report(LoadFailed(key, _error(fault, f"{key.name} can't be loaded"), self._key is None))
+            self._report(LoadFailed(key, as_error(fault, f"{key.name} can't be loaded"), self._key is None))
         else:
             self._report(Loaded(key, model.vocabulary_size))
 
@@ -104,7 +104,7 @@ class Worker:
                 self._sequences[self._runner.submit(request)] = (command.id, number)
             except BaseException as fault:  # noqa: BLE001 - every fault must reach the client, which waits for a response
                 free_frames(fault)
-                self._report(SequenceEvent(command.id, number, Failed(_error(fault, "Generation failed"))))
+                self._report(SequenceEvent(command.id, number, Failed(as_error(fault, "Generation failed"))))
         self._queue_step()
 
     def _cancel(self, request_id: int) -> None:
@@ -120,7 +120,8 @@ class Worker:
     def _queue_step(self) -> None:
         if self._sequences and not self._step_is_queued:
             self._step_is_queued = True
-            self._thread.submit(self._step)
+            with suppress(RuntimeError):  # after `stop` the thread takes no more jobs
+                self._thread.submit(self._step).add_done_callback(_log_fault)
 
     def _step(self) -> None:
         """Generate the next tokens, report all events at once, and queue the next step."""
@@ -156,7 +157,13 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._receive, reports)
 
 
-def _error(fault: BaseException, what: str) -> MlxkError:
+def _log_fault(job: Future[None]) -> None:
+    """Log what a job has raised, which would be lost in its future."""
+    if not job.cancelled() and (fault := job.exception()) is not None:
+        logging.error("The worker made a mistake", exc_info=fault)
+
+
+def as_error(fault: BaseException, what: str) -> MlxkError:
     """Return the error of a fault; log it if it is not an error of this program already."""
     if isinstance(fault, MlxkError):
         return fault
