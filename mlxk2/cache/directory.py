@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -141,6 +140,9 @@ class Directory:
 
     def _try_to_remove(self, name: str) -> list[OSError]:
         """Remove what can be removed, and return the errors."""
+        # `list` removes nothing, and this imports the libraries of three compressions.
+        from shutil import rmtree  # noqa: PLC0415
+
         errors: list[OSError] = []
 
         def note(error: BaseException) -> None:
@@ -153,9 +155,9 @@ class Directory:
             if not stat.S_ISDIR(self.status(name).st_mode):
                 self.unlink(name)
             elif sys.version_info >= (3, 12):
-                shutil.rmtree(name, dir_fd=self.descriptor, onexc=lambda _call, _path, error: note(error))
+                rmtree(name, dir_fd=self.descriptor, onexc=lambda _call, _path, error: note(error))
             else:
-                shutil.rmtree(name, dir_fd=self.descriptor, onerror=lambda _call, _path, info: note(info[1]))
+                rmtree(name, dir_fd=self.descriptor, onerror=lambda _call, _path, info: note(info[1]))
         except OSError as error:
             note(error)
         return errors
