@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ _DISK_FORBIDS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 _CONFLICTS = (409, 412)
 _INVALID_REVISION = "invalid rev id"
+# The words of the operating system follow its number of the error, which says nothing more to people.
+_NUMBER = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 class LimitsError(DownloadFailedError):
@@ -142,7 +145,7 @@ def as_download_error(error: Exception, repo_id: str) -> MlxkError:
         return DownloadFailedError(describe_nonsense(error, repo_id))
     if isinstance(error, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
-            f"The hub could not be reached for {repo_id}: {reason_of(error)}.",
+            f"The hub could not be reached for {repo_id}: {_NUMBER.sub('', reason_of(error))}.",
             hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
         )
     return _disk_refused(error, repo_id)
@@ -207,7 +210,7 @@ def as_push_error(error: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
         if "xet" in text:
             hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
-        return UploadFailedError(f"The hub could not be reached for {repo_id}: {text}", hint=hint)
+        return UploadFailedError(f"The hub could not be reached for {repo_id}: {_NUMBER.sub('', text)}.", hint=hint)
     if isinstance(error, OSError) and error.strerror:
         return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(error)}).")
     return UploadFailedError(f"The upload to {repo_id} failed: {text}")

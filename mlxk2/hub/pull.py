@@ -116,13 +116,15 @@ class _Pull(NamedTuple):
             raise
         except _PASSING as error:
             local = next(filter(None, (self._find_local(repo_id, revision) for repo_id in candidates(name))), None)
-            self.notify(error.message)
             if local is not None and local.is_healthy and not self.force:
+                self.notify(error.message)
                 return local
             if isinstance(error, LimitsError):
                 raise
-            # The error may have passed; if not, the second attempt raises its reason.
-            return repos.find(self.connection, name, revision)
+            # The error may have passed; if not, the second attempt raises it, and no warning repeats its words.
+            found = repos.find(self.connection, name, revision)
+            self.notify(error.message)
+            return found
 
     def _repair(self, found: Revision, before: LocalModel | None) -> PullResult:
         """Repair what health can't see in a model that is healthy and current; usually there is nothing to do."""
