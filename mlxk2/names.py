@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from mlxk2.errors import ValidationError
@@ -151,6 +152,15 @@ def is_macos_metadata(file_name: str) -> bool:
 def candidates(name: str) -> list[str]:
     """Return the full names that a name may stand for, in the order in which they are tried."""
     return [name] if "/" in name else [f"{DEFAULT_ORG}/{name}", name]
+
+
+def is_match(name: str, pattern: str) -> bool:
+    """Return whether a full name contains a pattern, or fits it as a glob such as `mlx-community/*4bit*`.
+
+    Upper and lower case are the same. A glob may leave out the default org, as the table of `list` does.
+    """
+    name, pattern = name.lower(), pattern.lower()
+    return pattern in name or fnmatchcase(name, pattern) or fnmatchcase(name.removeprefix(DEFAULT_ORG + "/"), pattern)
 
 
 class Collision(NamedTuple):

@@ -104,7 +104,7 @@ class VersionData(TypedDict):
 
 @closed
 class ListData(TypedDict):
-    """The models of the cache, by name."""
+    """The models of the cache, by name or as `--sort` says."""
 
     models: list[ModelObject]
     count: Count

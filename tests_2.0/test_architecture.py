@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
     "server": FOUNDATION | {"checkpoint", "cache", "runner"},
     "spec": {"checkpoint"},
     "commands": FOUNDATION | {"checkpoint", "cache", "workspace", "hub", "runner", "chat", "server", "spec"},
-    "cli": FOUNDATION | {"checkpoint", "cache", "spec", "commands"},
+    "cli": FOUNDATION | {"spec", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
     "demo": set(),

@@ -37,9 +37,10 @@ def filled(cache_dir: CacheDir) -> CacheDir:
 
 
 def rows(result: Result) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the heading of a table and its other lines by their first word."""
+    """Return the heading of a table and its other lines by their first word, without the total below the table."""
     assert result.code == 0
-    heading, *lines = (re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip())
+    table, _, _ = result.out.partition("\n\n")
+    heading, *lines = (re.split(r"  +", line.strip()) for line in table.splitlines())
     return heading, {line[0]: line for line in lines}
 
 
@@ -93,6 +94,23 @@ def test_list_health_verbose_adds_three_columns(filled: CacheDir, mlxk2: Program
     assert lines["mlx-community/damaged-chat"][-1].startswith("tokenizer.json is a Git LFS pointer")
 
 
+def total(result: Result) -> str:
+    """The last line of a list, which counts the models and adds up their sizes."""
+    assert result.code == 0
+    return result.out.splitlines()[-1]
+
+
+def test_a_list_ends_with_a_total(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/chat", chat_model())
+    assert total(mlxk2("list")) == "1 model, 729B"
+    cache_dir.add("org/chat-2", chat_model() | {"more": bytes(1_000_000)})
+    assert total(mlxk2("list")) == "2 models, 1.0MB"
+    cache_dir.add("org/gguf", gguf_model())
+    assert total(mlxk2("list")) == "2 of 3 models, 1.0MB"
+    assert total(mlxk2("list", "--all")).startswith("3 models, ")
+    assert total(mlxk2("list", "org/*2")) == "1 model, 1.0MB"
+
+
 def test_an_empty_list_suggests_what_to_do(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert "mlxk2 pull" in mlxk2("list").out
     cache_dir.add("org/gguf", gguf_model())
@@ -105,6 +123,7 @@ def test_an_empty_list_suggests_what_to_do(cache_dir: CacheDir, mlxk2: Program) 
 def test_an_empty_list_names_the_pattern(cache_dir: CacheDir, mlxk2: Program) -> None:
     assert mlxk2("list", "nosuch").out == "No model's name contains 'nosuch'.\n"
     cache_dir.add("org/a gguf", gguf_model())
+    assert mlxk2("list", "org/x*").out == "No model's name matches 'org/x*'.\n"
     assert mlxk2("list", "nosuch\x1b").out == "No model's name contains 'nosuch\ufffd'.\n"
     advice = "To see the other model: mlxk2 list 'a g' --all"
     assert mlxk2("list", "a g").out == f"No MLX chat models named 'a g'. {advice}\n"

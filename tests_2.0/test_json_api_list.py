@@ -110,6 +110,47 @@ def test_a_pattern_selects_models_by_name(filled: CacheDir, mlxk2: Program, patt
     assert list_data(mlxk2, pattern)["count"] == count
 
 
+GLOBS = {
+    "mlx-community/*": ["mlx-community/chat", "mlx-community/embed"],
+    "MLX-*/C*": ["mlx-community/chat"],
+    "c*t": ["mlx-community/chat"],  # as the table writes it
+    "*/[ae]*": ["mlx-community/embed"],
+    "*a": [],
+    "zeta/bas?": ["Zeta/base"],
+    "[": [],
+}
+
+
+@pytest.mark.parametrize(("pattern", "expected"), GLOBS.items(), ids=GLOBS)
+def test_a_pattern_may_be_a_glob(filled: CacheDir, mlxk2: Program, pattern: str, expected: list[str]) -> None:
+    assert filled.path.is_dir()
+    assert [model["name"] for model in list_data(mlxk2, pattern)["models"]] == expected
+
+
+def test_the_marks_of_a_glob_in_a_name_are_found_as_they_are(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add("org/[red]x", chat_model())
+    assert [list_data(mlxk2, pattern)["count"] for pattern in ("[red]", "org/[red]x", "org/[[]red]x")] == [1, 1, 1]
+
+
+ORDERS = {
+    (): ["mlx-community/b", "org/a", "org/c"],
+    ("--sort", "name"): ["mlx-community/b", "org/a", "org/c"],
+    ("--sort", "size"): ["org/a", "mlx-community/b", "org/c"],
+    ("--sort", "modified"): ["org/c", "mlx-community/b", "org/a"],
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), ORDERS.items(), ids=lambda value: " ".join(value))
+def test_an_order_may_be_chosen(
+    cache_dir: CacheDir, mlxk2: Program, words: tuple[str, ...], expected: list[str]
+) -> None:
+    for name, size, time in (("org/a", 9000, 10), ("org/c", 100, 30), ("mlx-community/b", 100, 20)):
+        os.utime(cache_dir.add(name, chat_model() | {"more": bytes(size)}), (time, time))
+    assert [model["name"] for model in list_data(mlxk2, *words)["models"]] == expected
+    table = mlxk2("list", "--verbose", *words).out.partition("\n\n")[0]
+    assert [line.split()[0] for line in table.splitlines()[1:]] == expected
+
+
 def test_times_are_utc_in_any_time_zone(cache_dir: CacheDir, mlxk2: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(cache_dir.add("org/model", chat_model()), (0, 0))
     monkeypatch.setenv("TZ", "America/New_York")

@@ -159,8 +159,7 @@ def test_an_unplugged_disk_is_reported_as_missing(mlxk2: Any, monkeypatch: pytes
     monkeypatch.setenv("HF_HOME", str(tmp_path / "Volumes" / "disk"))
     for words in (("list",), ("health",), ("list", "--all")):
         plain, flagged = mlxk2(*words), mlxk2(*words, "--json")
-        is_said = ": the cache folder is not there" if words[0] == "list" else ""
-        assert plain.out == f"No models found{is_said}.\n"
+        assert plain.out.startswith("No models found.")
         for result in (plain, flagged):
             assert result.code == 0 and "connect that disk" in result.err and "HF_HOME" in result.err
     assert mlxk2("list", "--json").json["data"] == {"models": [], "count": 0}

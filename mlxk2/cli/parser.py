@@ -197,7 +197,10 @@ def _not_a(kind: str, text: str) -> argparse.ArgumentTypeError:
 def _add_cache_commands(commands: Subparsers) -> None:
     """Add the commands for the models of the cache, in the order of help."""
     parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
-    parser.add_argument("pattern", nargs="?", help="only models whose name contains this")
+    help = "only models whose name contains this, or fits it as a glob: 'mlx-community/*4bit*'"
+    parser.add_argument("pattern", nargs="?", help=help)
+    help = "the largest or the latest first (default: name)"
+    parser.add_argument("--sort", default="name", choices=("name", "size", "modified"), help=help)
     parser.add_argument("--all", action="store_true", help="not only MLX chat models")
     parser.add_argument("--health", action="store_true", help="show whether each model is intact and runs here")
     parser.add_argument("--verbose", action="store_true", help="all MLX models, with full names and framework")

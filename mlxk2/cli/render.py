@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 
 from mlxk2 import VERSION_LINE
-from mlxk2.cache.store import describe_missing_cache
 from mlxk2.cli.tables import Listing, Row, ago, facts
 from mlxk2.formatting import human_size, printable
 from mlxk2.names import DEFAULT_ORG, short_hash
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 UNBOUNDED_WIDTH = 100_000
 PAGE_LINES = 24
-
-_NO_CACHE = "No models found: the cache folder is not there."
 
 
 def render(command: str, options: object, context: Context, data: Data) -> str:
@@ -58,14 +55,15 @@ def version(_options: object, _context: Context, _data: spec.VersionData) -> lis
     return [VERSION_LINE]
 
 
-def list_models(options: list_command.Options, context: Context, data: spec.ListData) -> list[RenderableType]:
-    """Return a table of MLX chat models; of all MLX models with --verbose, of everything with --all."""
+def list_models(options: list_command.Options, _context: Context, data: spec.ListData) -> list[RenderableType]:
+    """Return a table of MLX chat models and its total; of all MLX models with --verbose, of everything with --all."""
     columns = ["Name", "Hash", "Size", "Modified", "Type"]
     if options.verbose or options.all:
         columns.insert(4, "Framework")
     if options.health:
         columns += ["Integrity", "Runtime", "Reason"] if options.verbose else ["Health"]
     rows: list[Row] = []
+    size = 0
     for model in data["models"]:
         is_listed = model["framework"] == "MLX" and (options.verbose or model["model_type"] == "chat")
         if not (options.all or is_listed):
@@ -81,13 +79,16 @@ def list_models(options: list_command.Options, context: Context, data: spec.List
         elif options.health:
             row.append("healthy*" if is_healthy and not runs else model["health"])
         rows.append(row)
-    return [Listing(columns, rows) if rows else _explain_empty_list(options, context, data["count"])]
+        size += model["size_bytes"]
+    if not rows:
+        return [_explain_empty_list(options, data["count"])]
+    shown = f"{len(rows)} of {data['count']}" if len(rows) < data["count"] else f"{len(rows)}"
+    noun = "model" if data["count"] == 1 else "models"
+    return [Listing(columns, rows), "", f"{shown} {noun}, {human_size(size)}"]
 
 
-def _explain_empty_list(options: list_command.Options, context: Context, count: int) -> str:
+def _explain_empty_list(options: list_command.Options, count: int) -> str:
     """Return why a table of models would be empty, and what to do about it."""
-    if not count and describe_missing_cache(context.environment):
-        return _NO_CACHE
     if not count and options.pattern:
         return _unnamed(options.pattern)
     if not count:
@@ -100,7 +101,8 @@ def _explain_empty_list(options: list_command.Options, context: Context, count: 
 
 
 def _unnamed(pattern: str) -> str:
-    return f"No model's name contains '{pattern}'."
+    verb = "matches" if any(mark in pattern for mark in "*?[") else "contains"
+    return f"No model's name {verb} '{pattern}'."
 
 
 def show(_options: object, _context: Context, data: spec.ShowData) -> list[RenderableType]:

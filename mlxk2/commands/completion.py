@@ -13,29 +13,36 @@ if TYPE_CHECKING:
     from mlxk2.spec import CompletionData
 
 # The hub's alphabet only: a folder with another name could be a command to the shell that completes it.
-_AWK = "NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
+# The table of `list` ends at an empty line, before its total.
+_AWK = "!NF { exit } NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
 _POSIX_NAMES = f"""
 # $1: the word typed; the models of the cache, by the names that list shows unless the word begins with a full one
 _mlxk2_names() {{
-  mlxk2 list --all $([[ $1 == mlx-* ]] && echo --verbose) 2>/dev/null | awk '{_AWK}'
+  mlxk2 list --all $([[ $1 == [Mm][Ll][Xx]-* ]] && echo --verbose) 2>/dev/null | awk '{_AWK}'
 }}"""
 _PREAMBLE = {
     "bash": _POSIX_NAMES
     + """
-_mlxk2_cached() { compgen -W "$(_mlxk2_names "$1")" -- "$1"; }
-_mlxk2_model() { compgen -W "demo $(_mlxk2_names "$1")" -- "$1"; }
+# $1: the word typed; prints the lines of stdin that begin like it, in any case
+_mlxk2_like() { word="$1" awk 'index(tolower($0), tolower(ENVIRON["word"])) == 1'; }
+_mlxk2_cached() { _mlxk2_names "$1" | _mlxk2_like "$1"; }
+_mlxk2_model() { { echo demo; _mlxk2_names "$1"; } | _mlxk2_like "$1"; }
 """,
     "zsh": _POSIX_NAMES
     + """
-_mlxk2_cached() { compadd "$@" -- ${(f)"$(_mlxk2_names "$PREFIX")"} }
+_mlxk2_cached() { compadd -M 'm:{a-zA-Z}={A-Za-z}' "$@" -- ${(f)"$(_mlxk2_names "$PREFIX")"} }
 _mlxk2_model() {
-  if [[ $PREFIX == [./~]* ]]; then _files -/; else compadd "$@" -- demo ${(f)"$(_mlxk2_names "$PREFIX")"}; fi
+  if [[ $PREFIX == [./~]* ]]; then
+    _files -/
+  else
+    compadd -M 'm:{a-zA-Z}={A-Za-z}' "$@" -- demo ${(f)"$(_mlxk2_names "$PREFIX")"}
+  fi
 }
 """,
     "fish": f"""
 function _mlxk2_cached
   set -l flags --all
-  string match -q 'mlx-*' -- (commandline -ct); and set -a flags --verbose
+  string match -qi 'mlx-*' -- (commandline -ct); and set -a flags --verbose
   mlxk2 list $flags 2>/dev/null | awk '{_AWK}'
 end
 function _mlxk2_model

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from mlxk2 import names
 from mlxk2.cache.index import ListIndex, index_file
 from mlxk2.cache.store import Cache, describe_missing_cache, find_cache_dir
 from mlxk2.errors import ModelNotFoundError
@@ -16,21 +17,23 @@ if TYPE_CHECKING:
 
 
 class Options(NamedTuple):
-    """Which models to list, and what a table for people shows of them.
+    """Which models to list, in which order, and what a table for people shows of them.
 
-    Models match by a part of their names. The table has MLX chat models; with `verbose` all MLX models, with `all`
-    every model. `health` adds whether a model is intact and runs here. The JSON document always has all of it.
+    Models match by a part of their names or by a glob. The largest or the latest model comes first, names follow the
+    alphabet. The table has MLX chat models; with `verbose` all MLX models, with `all` every model. `health` adds
+    whether a model is intact and runs here. The JSON document always has all of it.
     """
 
     pattern: str | None
+    sort: Literal["name", "size", "modified"]
     all: bool
     health: bool
     verbose: bool
 
 
 def run(options: Options, context: Context) -> ListData:
-    """Return all models whose name contains the pattern, by name, with their health and whether they run here."""
-    pattern = (options.pattern or "").lower()
+    """Return all models that match the pattern, with their health and whether they run here."""
+    pattern = options.pattern or ""
     cache = Cache(find_cache_dir(context.environment))
     index = ListIndex(index_file(cache.path, context.environment))
     models: list[ModelObject] = []
@@ -38,7 +41,7 @@ def run(options: Options, context: Context) -> ListData:
     gc.disable()
     try:
         for model in cache.scan():
-            if pattern in model.name.lower():
+            if names.is_match(model.name, pattern):
                 # A model may be removed after the cache was scanned.
                 with suppress(ModelNotFoundError):
                     info = index.describe(model.snapshot)
@@ -47,6 +50,11 @@ def run(options: Options, context: Context) -> ListData:
                     models.append(model_object(info))
     finally:
         gc.enable()
+    # Models of one size or time stay in the order of their names, in which they were found.
+    if options.sort == "size":
+        models.sort(key=lambda model: model["size_bytes"], reverse=True)
+    elif options.sort == "modified":
+        models.sort(key=lambda model: model["last_modified"], reverse=True)
     if missing := describe_missing_cache(context.environment):
         context.streams.warn(missing)
     elif not pattern:
