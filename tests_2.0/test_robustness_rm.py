@@ -16,7 +16,7 @@ from filelock import FileLock
 from huggingface_hub.utils import _shared_blobs
 from support.conformance import data_of, error_of
 from support.filesystems import disk_usage, mount_tmpfs, read_tree
-from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, CacheDir, Layout, chat_model
+from support.layouts import COMMIT, LAYOUTS, OTHER_COMMIT, SENTINEL, CacheDir, Layout, chat_model, weights
 
 from mlxk2.cache.locks import PULL_LOCK
 
@@ -243,6 +243,65 @@ def test_undeletable_trash_does_not_stop_another_removal(cache_dir: CacheDir, ml
     assert entries(cache_dir.path) == {".trash-model-1"}
     assert data_of(mlxk2("rm", "org/stuck", "--json"), "rm")["action"] == "deleted"
     assert entries(cache_dir.path) == set()
+
+
+# ------------------------------------------------------------------------------------- the sizes of `list` and of `rm`
+
+LARGE = chat_model() | {"model.safetensors": weights(shape=(1000, 1000))}  # 4.0 MB
+CUT_SHORT = "blobs/" + "0" * 64 + ".incomplete"
+
+
+def test_sizes_that_agree_need_no_words(cache_dir: CacheDir, mlxk2: Program) -> None:
+    cache_dir.add(NAME, LARGE)
+    listed = mlxk2("list", "--json").json["data"]["models"][0]["size_bytes"]
+    data = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
+    assert 0 <= data["freed_bytes"] - listed < 100_000
+    assert data["message"].endswith(" would be freed.")
+    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["message"].endswith(" freed.")
+
+
+def add_another_revision(cache_dir: CacheDir) -> None:
+    cache_dir.add(NAME, LARGE | {"more.bin": b"m" * 2_000_000}, OTHER_COMMIT, ref="dev")
+
+
+def add_another_model(cache_dir: CacheDir) -> None:
+    shutil.rmtree(cache_dir.folder(NAME))
+    for name in (NAME, "org/other"):
+        CacheDir(cache_dir.path, "shared").add(name, LARGE)
+
+
+def cut_a_download_short(cache_dir: CacheDir) -> None:
+    (cache_dir.folder(NAME) / CUT_SHORT).write_bytes(b"m" * 2_000_000)
+
+
+DIFFERENCES = {
+    "a model of two revisions": (add_another_revision, NAME, "`mlxk2 list` shows 4.0MB, the size of one revision."),
+    "a revision of two": (
+        add_another_revision,
+        f"{NAME}@dev",
+        "The revision has 6.0MB, of which 4.0MB stay, because other revisions or models need them.",
+    ),
+    "shared with another model": (
+        add_another_model,
+        NAME,
+        "`mlxk2 list` shows 4.0MB, of which 4.0MB stay, because other models need them.",
+    ),
+    "with an unfinished download": (
+        cut_a_download_short,
+        NAME,
+        "`mlxk2 list` shows 4.0MB; earlier and unfinished downloads left the rest.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "argument", "words"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_sizes_that_differ_are_explained(
+    cache_dir: CacheDir, mlxk2: Program, change: Callable[[CacheDir], None], argument: str, words: str
+) -> None:
+    cache_dir.add(NAME, LARGE)
+    change(cache_dir)
+    assert mlxk2("rm", argument, "--dry-run").out.endswith(f" would be freed. {words}\n")
+    assert mlxk2("rm", argument).out.endswith(f" freed. {words}\n")
 
 
 # --------------------------------------------------------------------------------------------- which model is meant

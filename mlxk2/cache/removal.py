@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain
 from typing import NamedTuple
 
 from mlxk2 import names
@@ -47,7 +48,9 @@ class Removal(NamedTuple):
     """The plan of a removal: all of a model, or one `revision` of it.
 
     `entries` are all that the cache folder has of the model: its `folder`, or a link in that place, and the folder of
-    an unfinished download. `revisions` are those that go; `freed_bytes` is what the disk will gain.
+    an unfinished download. `revisions` are those that go; `freed_bytes` is what the disk will gain. `listed_bytes` is
+    the size of the revision, or that of the whole model as `list` shows it; `kept_bytes` of these stay, because other
+    revisions or models need them.
     """
 
     cache_dir: str
@@ -58,6 +61,8 @@ class Removal(NamedTuple):
     revisions: tuple[str, ...]
     is_link: bool
     freed_bytes: int
+    listed_bytes: int
+    kept_bytes: int
     locks: Locks
 
 
@@ -110,11 +115,9 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
             blobs = [blob for entry in entries for blob in cache_dir.names(entry, "blobs")]
         else:
             blobs = _count_revision(cache_dir, folder, model.name, revision, usage)
-        if store is not None:
-            for payload in store.released_with(os.path.join(model.cache_dir, folder, "blobs", blob) for blob in blobs):
-                for path in store.files_of(payload):
-                    with suppress(FileNotFoundError):
-                        usage.add_status(os.lstat(path))
+        gone = [os.path.join(model.cache_dir, folder, "blobs", blob) for blob in blobs]
+        gone += [] if store is None else _count_payloads(store, gone, usage)
+        listed, kept = _sizes_of(model, revision, set(gone))
         found = locks.find(cache_dir, folder)
         locks.count(cache_dir, folder, found, usage)
         return Removal(
@@ -126,8 +129,32 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
             revisions=tuple(revisions) if revision is None else (revision,),
             is_link=cache_dir.link_target(folder) is not None,
             freed_bytes=usage.bytes,
+            listed_bytes=listed,
+            kept_bytes=kept,
             locks=found,
         )
+
+
+def _count_payloads(store: SharedStore, blobs: Iterable[str], usage: Usage) -> list[str]:
+    """Count the shared payloads that go with these blobs, and return their paths."""
+    payloads = store.released_with(blobs)
+    for path in chain.from_iterable(map(store.files_of, payloads)):
+        with suppress(FileNotFoundError):
+            usage.add_status(os.lstat(path))
+    return payloads
+
+
+def _sizes_of(model: CachedModel, revision: str | None, gone: Collection[str]) -> tuple[int, int]:
+    """Return the size of this revision, or else of the one that `list` shows, and how much of it stays elsewhere.
+
+    `gone` are the paths of the blobs and payloads that are removed.
+    """
+    if not model.revisions():
+        return 0, 0
+    snapshot = model.snapshot() if revision is None else model.snapshot_at(revision)
+    own = os.path.join(snapshot.path, "")
+    kept = {file.identity: file.size for file in snapshot.files if not (file.path in gone or file.path.startswith(own))}
+    return snapshot.size_bytes, sum(kept.values())
 
 
 def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str, usage: Usage) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
 SENTINEL = "TEST_SENTINEL"
+# Bytes. A file takes whole blocks, so the room that it takes is never exactly its size.
+MIN_DIFFERENCE = 1_000_000
 
 Action = Literal["deleted", "planned", "requires_confirmation"]
 
@@ -71,7 +73,7 @@ def run(options: Options, context: Context) -> RmData:
                 return _data(rest.name, "deleted", message, earlier.freed)
         raise
     if options.dry_run:
-        message = f"Would delete {_describe(plan)}; {human_size(plan.freed_bytes)} would be freed."
+        message = f"Would delete {_describe(plan)}; {human_size(plan.freed_bytes)} would be freed.{_compare(plan)}"
         data = _data(plan.name, "planned", message, Freed(plan.freed_bytes, 0))
         if plan.locks.living:
             data["message"] += " A download of it is at work: that needs --force."
@@ -118,7 +120,7 @@ def _execute(
         described = {"model": plan.name, "message": error.message, "lock_files_cleaned": 0, "freed_bytes": 0}
         raise Failed(error, {**described, "locks_detected": True, "lock_files": list(error.lock_files)}) from error
     freed = removed.plus(earlier.freed)
-    message = f"Deleted {_describe(plan)}; {human_size(freed.bytes)} freed."
+    message = f"Deleted {_describe(plan)}; {human_size(freed.bytes)} freed.{_compare(plan)}"
     if earlier.problem:
         message += f" What an earlier removal left could not be deleted ({earlier.problem})."
     return _data(plan.name, "deleted", message, freed)
@@ -157,6 +159,22 @@ def _describe(plan: Removal) -> str:
     if plan.revision is not None:
         return f"revision {hashes} of {plan.name} (its other revisions stay)"
     return f"{plan.name} ({f'revision {hashes}' if hashes else 'an unfinished download'})"
+
+
+def _compare(plan: Removal) -> str:
+    """Return why a removal frees more or less than the size of the model; an empty text where they agree."""
+    size, freed, kept = plan.listed_bytes, plan.freed_bytes, plan.kept_bytes
+    if plan.is_link or not size or abs(freed - size) < MIN_DIFFERENCE or human_size(freed) == human_size(size):
+        return ""
+    shown = f"{'The revision has' if plan.revision else '`mlxk2 list` shows'} {human_size(size)}"
+    if kept >= MIN_DIFFERENCE:
+        others = "revisions or models" if plan.revision else "models"
+        return f" {shown}, of which {human_size(kept)} stay, because other {others} need them."
+    if freed < size:
+        return f" {shown}, but its files take less room on this disk."
+    if len(plan.revisions) > 1:
+        return f" {shown}, the size of one revision."
+    return f" {shown}; earlier and unfinished downloads left the rest."
 
 
 def _data(name: str, action: Action, message: str, freed: Freed) -> RmData:
