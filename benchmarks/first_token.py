@@ -71,7 +71,7 @@ def trips() -> list[rounds.Pair]:
     from mlxk2.runner.prompt.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers
     from mlxk2.runner.prompt.tokenizer import load_tokenizer  # noqa: PLC0415
 
-    there, here = load_tokenizer(Path(DEMO), {}, Starter(), "damaged"), load(Path(DEMO))
+    there, here = load_tokenizer(Path(DEMO), {}, Starter(), "model"), load(Path(DEMO))
 
     def timed(encode: object) -> float:
         began = time.perf_counter()

@@ -64,7 +64,7 @@ class Confined:
     def open(self, source: str) -> Tokenizer:
         """Return a tokenizer with this template."""
         write_tokenizer(self.folder, template=source, config={"bos_token": "<|im_start|>"})
-        return load_tokenizer(self.folder, {}, self.starter, "damaged")
+        return load_tokenizer(self.folder, {}, self.starter, "model")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_stopped_spare_processes_are_not_used(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, template="fine")
     others = processes()
     starter = Starter(keeps_spare=True)
-    tokenizer = load_tokenizer(tmp_path, {}, starter, "damaged")
+    tokenizer = load_tokenizer(tmp_path, {}, starter, "model")
     stopped = processes() - others
     assert len(stopped) == 2
     for pid in stopped:

@@ -245,7 +245,7 @@ def test_the_model_type_depends_on_config_card_template_and_name(
 
 
 def test_the_tokenizer_file_is_never_parsed(described: Describe) -> None:
-    broken = b'{"model": {"vocab": ' + b"[" * 100_000
+    broken = b'{"model": {"vocab": ' + b"[" * 100_000 + b"}"
     assert described(chat_model() | {"tokenizer.json": broken})["health"] == "healthy"
 
 

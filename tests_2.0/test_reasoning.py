@@ -242,7 +242,7 @@ def test_the_prompt_shows_whether_reasoning_is_open(
     # The first pair are tokens of the vocabulary, the second are special tokens, and only the template has the third.
     template = CHATML.replace(OPENED, in_marks(f"<|im_start|>assistant\n{end}{{% endif")) + "{# </thought> #}"
     write_tokenizer(tmp_path, template=template, special=("[THINK]", "[/THINK]"))
-    tokenizer = load_tokenizer(tmp_path, {}, one_process, "damaged")
+    tokenizer = load_tokenizer(tmp_path, {}, one_process, "model")
     prompt = Prompter(tokenizer, Vocabulary.of(tokenizer)).chat([{"role": "user", "content": in_marks(question)}])
     assert prompt.thinking is thinking
 

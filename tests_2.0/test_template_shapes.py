@@ -142,7 +142,7 @@ def prompter() -> Iterator[Open]:
 
         def make(folder: Path, template: str | None) -> Texts:
             write_tokenizer(folder, template=template, config={"bos_token": "<|im_start|>"})
-            tokenizer = load_tokenizer(folder, {}, Starter(), "damaged")
+            tokenizer = load_tokenizer(folder, {}, Starter(), "model")
             opened.callback(tokenizer.close)
             made = Prompter(tokenizer, Vocabulary.of(tokenizer))
             return lambda messages, **variables: tokenizer.decode(made.chat(messages, variables).tokens)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from support.layouts import CacheDir, Files, as_json, base_model, chat_model, without
+from support.layouts import COMMIT, TOKENIZER, CacheDir, Files, as_json, base_model, chat_model, replace, without
 from support.tiny_models import write_tokenizer
 
 from mlxk2.errors import ModelUnhealthyError
 from mlxk2.runner.prompt.confined import Starter
 from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer
 
+NAME = "org/model"
 RANKS = b"IQ== 0\nIg== 1\n"
 OTHER_TEMPLATE = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template_type": "of_next_year"}
 CODE = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
@@ -75,7 +76,7 @@ def test_a_template_name_of_mlx_lm_makes_a_chat_model(cache_dir: CacheDir, mlxk2
 
 def load(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder."""
-    return load_tokenizer(folder, {}, Starter(), "The tokenizer is damaged. Pull the model again")
+    return load_tokenizer(folder, {}, Starter(), NAME)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,56 @@ def test_a_damaged_tokenizer_file_is_reported_as_damaged(tmp_path: Path, content
     with pytest.raises(ModelUnhealthyError) as raised:
         load(tmp_path)
     assert said in raised.value.message
+
+
+CUT_OFF = {
+    "cut off": ("tokenizer.json", TOKENIZER[:-2]),
+    "zeros at its end": ("tokenizer.json", TOKENIZER[:-9] + bytes(9)),
+    "a list": ("tokenizer.json", b"[]"),
+    "empty beside another": ("tokenizer.json", b""),
+    "settings cut off": ("tokenizer_config.json", b'{"tokenizer_class": '),
+    "settings that are empty": ("tokenizer_config.json", b""),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), CUT_OFF.values(), ids=CUT_OFF)
+def test_a_tokenizer_that_was_cut_off_is_found_and_what_repairs_it_is_said(
+    cache_dir: CacheDir, mlxk2: Program, name: str, content: bytes
+) -> None:
+    replace(cache_dir.add(NAME, chat_model() | {"tokenizer.model": b"x"}) / name, content)
+    problem = f"{name} is cut off, or is not a JSON object"
+    assert mlxk2("show", NAME, "--json").json["data"]["model"]["reason"] == problem
+    error = mlxk2("run", NAME, "Hi", "--json").json["error"]
+    assert (error["type"], error["message"]) == ("ModelUnhealthyError", f"{NAME} is damaged: {problem}")
+    assert error["hint"] == f"Repair it with: mlxk2 pull {NAME}"
+
+
+def test_a_folder_with_a_tokenizer_that_was_cut_off_needs_the_file_again(
+    mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (chat_model() | {"tokenizer.json": TOKENIZER[:-2]}).items():
+        (tmp_path / name).write_bytes(content)
+    error = mlxk2("run", "./", "Hi", "--json").json["error"]
+    assert error["hint"] == "Put tokenizer.json into the folder again, from where you have the model."
+    monkeypatch.setenv("MLXK2_ENABLE_ALPHA_FEATURES", "1")
+    checked = mlxk2("push", "./", NAME, "--check-only", "--json").json["data"]["workspace_health"]
+    assert [anomaly["code"] for anomaly in checked["anomalies"]] == ["damaged_tokenizer"]
+
+
+WRONG_TYPES = {
+    "no vocabulary": {"tokenizer.json": b'{"version": "1.0", "model": 7}'},
+    "no object inside": {"tokenizer.json": b'{"model": {]}'},
+    "settings of wrong types": {"tokenizer_config.json": as_json({"added_tokens_decoder": 3})},
+}
+
+
+@pytest.mark.parametrize("files", WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_what_repairs_a_tokenizer_that_can_not_be_loaded_is_said(cache_dir: CacheDir, files: Files) -> None:
+    snapshot = cache_dir.add(NAME, chat_model() | files)
+    with pytest.raises(ModelUnhealthyError) as raised:
+        load(snapshot)
+    begin, end = f"The tokenizer of {NAME} is damaged, or of an unknown kind (", f"mlxk2 pull {NAME}@{COMMIT[:7]}"
+    assert raised.value.message.startswith(begin)
+    assert raised.value.message.endswith(f"). Repair it with: {end}")
+    assert str(cache_dir.path) not in raised.value.message

@@ -13,7 +13,7 @@ from mlxk2.checkpoint.files import BrokenFile
 from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotRunnableError, ModelUnhealthyError
-from mlxk2.names import ModelRef, Repo
+from mlxk2.names import Folder, ModelRef, Repo
 
 MAX_HASHED_BYTES = 1 << 24  # Hashing larger files takes too long for a hint.
 
@@ -42,6 +42,8 @@ def complaint(info: ModelInfo) -> str:
 
 def repair_hint(snapshot: Snapshot, info: ModelInfo, ref: ModelRef) -> str | None:
     """Return what repairs the unhealthy model that a model argument names; None where nothing is known to help."""
+    if info.problem_file and isinstance(ref, Folder):
+        return f"Put {info.problem_file} into the folder again, from where you have the model."
     if info.problem is None or snapshot.roots is None or not isinstance(ref, Repo):
         return None
     command = names.pull_command(snapshot.name, ref.revision)

@@ -12,13 +12,16 @@ from itertools import islice
 from typing import NamedTuple
 
 from mlxk2.checkpoint import gguf
-from mlxk2.checkpoint.files import BrokenFile, File, check_size
+from mlxk2.checkpoint.files import BrokenFile, File, check_size, open_file
 from mlxk2.checkpoint.snapshot import IS_LFS_POINTER, MAX_TOKENIZER_CONFIG_BYTES, Snapshot
 
 HEALTHY = "Model is healthy"
 MAX_NAMED = 5  # Of the missing parts; by the name of a file, a hundred thousand may be missing.
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
+# Parsing them takes too long for a look at many models, but a file that was cut off shows it at its end.
+TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
+EDGE_BYTES = 1024
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin|gguf)")
@@ -53,7 +56,7 @@ def _problem_of(error: BrokenFile) -> Problem:
 
 def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> Problem | None:
     """Return the first reason why a model is unhealthy, or None."""
-    rules = (*RULES, has_tokenizer) if needs_tokenizer else RULES
+    rules = (*RULES, *TOKENIZER_RULES) if needs_tokenizer else RULES
     found = next((problem for rule in rules if (problem := apply(rule, snapshot))), None)
     if found is None:
         return None
@@ -252,4 +255,19 @@ def has_tokenizer(snapshot: Snapshot) -> Problem | None:
     return Problem(f"No tokenizer ({', '.join(TOKENIZERS)}, *.tiktoken, or vocab.json with merges.txt)")
 
 
+def has_whole_tokenizer(snapshot: Snapshot) -> Problem | None:
+    """Rule 7 for tokenizers in JSON: each file begins and ends as a JSON object does."""
+    if _is_gguf_alone(snapshot):
+        return None
+    for file in filter(None, map(snapshot.file, TOKENIZER_JSON)):
+        with open_file(file) as current:
+            begin = current.read(EDGE_BYTES).lstrip()
+            end = current.read(EDGE_BYTES, max(0, current.file.size - EDGE_BYTES)).rstrip()
+        if not (begin.startswith(b"{") and end.endswith(b"}")):
+            return Problem(f"{file.name} is cut off, or is not a JSON object", file.name)
+    return None
+
+
 RULES: tuple[Rule, ...] = (has_snapshot, has_config, has_weights, has_whole_weights, has_only_finished_files)
+# For models that generate text.
+TOKENIZER_RULES: tuple[Rule, ...] = (has_tokenizer, has_whole_tokenizer)

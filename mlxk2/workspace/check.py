@@ -23,6 +23,7 @@ _CODES: dict[Rule, str] = {
     health.has_whole_weights: "damaged_weights",
     health.has_only_finished_files: "unfinished_file",
     health.has_tokenizer: "no_tokenizer",
+    health.has_whole_tokenizer: "damaged_tokenizer",
 }
 
 
@@ -107,7 +108,7 @@ def _broken_rules(snapshot: Snapshot, reported: set[str]) -> Iterator[Anomaly]:
     """Yield an anomaly for each rule that is broken, except those about files that were reported already."""
     rules = [rule for rule in health.RULES if rule is not health.has_snapshot]
     if needs_tokenizer(snapshot):
-        rules.append(health.has_tokenizer)
+        rules += health.TOKENIZER_RULES
     for rule in rules:
         problem = health.apply(rule, snapshot)
         if problem is None:

@@ -246,7 +246,7 @@ def test_a_damaged_tokenizer_is_reported_and_the_chat_continues(paris: Path, hom
     path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": undefined}))
     terminal = Terminal(paris, home, "--no-chat-template")
     for _ in range(2):
-        terminal.ask("a", "Error: The model's tokenizer is damaged. Pull the model again")
+        terminal.ask("a", f"Error: The tokenizer of {paris.name} is damaged")
     terminal.type("quit")
     assert terminal.end() == 0
 

@@ -150,6 +150,18 @@ def test_a_failed_load_says_why_and_keeps_the_old_model(server: Server) -> None:
     assert loaded(server) == ALPHA
 
 
+def test_a_damaged_tokenizer_says_what_repairs_it(server: Server) -> None:
+    def write_damaged(folder: Path) -> None:
+        write_chain(folder, say("x"))
+        (folder / "tokenizer.json").write_text('{"model": 7}')
+
+    add(server.cache_dir, "org/Damaged", write_damaged)
+    error = error_of(ask(server, "org/Damaged"), 400)
+    assert error["code"] == "model_unhealthy"
+    assert error["message"].endswith(f"Repair it with: mlxk2 pull org/Damaged@{COMMIT[:7]}")
+    shutil.rmtree(server.cache_dir.folder("org/Damaged"))
+
+
 def test_weights_larger_than_the_memory_are_refused_with_both_sizes(server: Server) -> None:
     said(server, ALPHA)
     add(server.cache_dir, "org/Huge", write_huge)

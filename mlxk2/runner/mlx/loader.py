@@ -36,7 +36,7 @@ from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
 from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Cancelled, Starter, never_cancelled
-from mlxk2.runner.prompt.tokenizer import Tokenizer, load_tokenizer, token_ids
+from mlxk2.runner.prompt.tokenizer import Tokenizer, explain_damage, load_tokenizer, token_ids
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.sequences import FAULTS, Batch, Step
@@ -199,15 +199,14 @@ def load_vocabulary(
     folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = never_cancelled
 ) -> tuple[Tokenizer, Vocabulary]:
     """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError if it is damaged."""
-    damaged = f"The tokenizer of {name} is damaged, or of an unknown kind. Pull the model again or choose another one"
     try:
-        tokenizer = load_tokenizer(folder, config, starter, damaged, cancelled)
+        tokenizer = load_tokenizer(folder, config, starter, name, cancelled)
         return tokenizer, Vocabulary.of(tokenizer, _config_end_tokens(folder))
     except _NO_DAMAGE:
         raise
     # Rust's tokenizers raise bare Exceptions, and their panics are no Exceptions at all.
     except BaseException as fault:
-        raise ModelUnhealthyError(_sentence(damaged, fault, folder)) from fault
+        raise explain_damage(name, folder, str(fault) or type(fault).__name__) from fault
 
 
 def _config_end_tokens(folder: Path) -> list[int]:

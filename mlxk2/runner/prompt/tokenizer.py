@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,6 +18,8 @@ from mlx_lm import tokenizer_utils, utils
 from mlxk2.checkpoint import compatibility
 from mlxk2.errors import ModelError, ModelNotRunnableError, ModelUnhealthyError
 from mlxk2.fence import fence
+from mlxk2.formatting import one_line
+from mlxk2.names import folder_of, pull_command, short_hash
 from mlxk2.runner.output import detokenizers
 from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter, never_cancelled
 from mlxk2.runner.request import too_long
@@ -53,11 +55,15 @@ class AddedToken:
 class Tokenizer:
     """What mlx-lm's tokenizer wrapper says of the tokenizer of a folder, without its code running in this process.
 
-    Raise ModelUnhealthyError if the tokenizer is damaged, and what `ConfinedProcess.ask` raises.
+    Raise ModelUnhealthyError if the tokenizer is damaged, and what `ConfinedProcess.ask` raises. `damaged` makes that
+    error from its reason.
     """
 
-    def __init__(self, pool: Pool, description: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pool: Pool, description: Mapping[str, Any], damaged: Callable[[str], ModelUnhealthyError]
+    ) -> None:
         self._pool = pool
+        self._damaged = damaged
         self._cancelled: Cancelled = never_cancelled
         self._size: int = description["size"]
         self._names: list[str | None] | None = description["names"]
@@ -171,18 +177,19 @@ class Tokenizer:
     def _ask(self, question: Mapping[str, Any]) -> Result:
         head, tokens = self._pool.ask(question, self._cancelled)
         if "damaged" in head:
-            raise ModelUnhealthyError(
-                f"The model's tokenizer is damaged. Pull the model again or choose another one: {head['damaged']}"
-            )
+            raise self._damaged(head["damaged"])
         if "refused" in head:
             raise RefusedError(head["refused"])
         return head, tokens
 
 
 def load_tokenizer(
-    folder: Path, config: Mapping[str, Any], starter: Starter, damaged: str, cancelled: Cancelled = never_cancelled
+    folder: Path, config: Mapping[str, Any], starter: Starter, name: str, cancelled: Cancelled = never_cancelled
 ) -> Tokenizer:
-    """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError that begins with `damaged`."""
+    """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError if it is damaged.
+
+    `name` is the model's.
+    """
     # Its warnings are about uses that mlxk2 does not have.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # mlx-lm has defaults for models of some kinds that came without settings of their tokenizer. If the architecture
@@ -198,11 +205,24 @@ def load_tokenizer(
         "ends": token_ids(config.get("eos_token_id")) or None,
         "defaults": defaults,
     }
-    pool = Pool(starter, opening, partial(_check, damaged, folder))
-    return Tokenizer(pool, pool.open(cancelled))
+    pool = Pool(starter, opening, partial(_check, name, folder))
+    return Tokenizer(pool, pool.open(cancelled), partial(explain_damage, name, folder))
 
 
-def _check(damaged: str, folder: Path, head: Mapping[str, Any]) -> None:
+def explain_damage(name: str, folder: Path, reason: str) -> ModelUnhealthyError:
+    """Return the error for a model's tokenizer that can't be loaded or fails, with the command that repairs it.
+
+    The model is one of the cache if its folder is where the cache has that model.
+    """
+    remedy = "Put its files into the folder again, from where you have the model."
+    if folder.parts[-3:-1] == (folder_of(name), "snapshots"):
+        command = pull_command(name, short_hash(folder.name))
+        remedy = f"Repair it with: {command}" if command else "Remove the model, or choose another one."
+    why = one_line(reason.replace(str(folder), folder.name))
+    return ModelUnhealthyError(f"The tokenizer of {name} is damaged, or of an unknown kind ({why}). {remedy}")
+
+
+def _check(name: str, folder: Path, head: Mapping[str, Any]) -> None:
     """Raise the error for a tokenizer that could not be loaded."""
     reason = next((head[kind] for kind in ("damaged", "refused", "missing", "needs_code") if kind in head), None)
     if reason is None:
@@ -213,12 +233,12 @@ def _check(damaged: str, folder: Path, head: Mapping[str, Any]) -> None:
         with suppress(OSError):
             begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
             if not (folder / "tokenizer.json").exists() and not compatibility.is_tiktoken(begin):
-                raise ModelUnhealthyError(f"{damaged}: tokenizer.model is no file of sentencepiece's")
+                raise explain_damage(name, folder, "tokenizer.model is no file of sentencepiece's")
     if "needs_code" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs code of its own, which is never executed: {reason}")
     if "missing" in head:
         raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
-    raise ModelUnhealthyError(f"{damaged}: {reason}")
+    raise explain_damage(name, folder, reason)
 
 
 def token_ids(named: object) -> list[int]:
