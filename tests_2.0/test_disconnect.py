@@ -103,7 +103,9 @@ def test_a_disconnect_at_any_step_of_the_event_loop_is_cleaned_up(stream: bool) 
 
         worker = Worker(load, 2)
         scheduler = Scheduler(ModelPool(worker), worker, Limits(2, 2))
-        app = create_app(Service(scheduler, Catalog((MODEL.name, MODEL)), ScriptedPreparing([])), Access(), [OPENAI])
+        app = create_app(
+            Service(scheduler, Catalog("/nowhere", (MODEL.name, MODEL)), ScriptedPreparing([])), Access(), [OPENAI]
+        )
         tasks = asyncio.all_tasks()
         try:
             for steps in [*range(80), *range(80, 2000, 60)]:

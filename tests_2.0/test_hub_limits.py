@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import time
 import zlib
@@ -53,7 +54,7 @@ def _asker(limits: Limits, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Ask
             monkeypatch.setenv("HF_TOKEN", "hf_secret")
             monkeypatch.setenv("NO_PROXY", "*")
             with pytest.raises(MlxkError) as caught:
-                question(connect(limits), folder)
+                question(connect(os.environ, limits), folder)
         assert REPO in caught.value.message or "config.json" in caught.value.message
         return caught.value.message
 
@@ -409,7 +410,7 @@ def test_long_listings_are_read(monkeypatch: pytest.MonkeyPatch, count: int, siz
     with hostile_hub({TREE_ROUTE: answer}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("NO_PROXY", "*")
-        found = repos.list_files(connect(), repos.Revision(REPO, COMMIT, "main"))
+        found = repos.list_files(connect(os.environ), repos.Revision(REPO, COMMIT, "main"))
     assert [file.name for file in found] == names
 
 
@@ -422,7 +423,7 @@ def test_a_slow_but_steady_connection_is_waited_for(monkeypatch: pytest.MonkeyPa
     with hostile_hub({TREE_ROUTE: answer}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("NO_PROXY", "*")
-        connection = connect(Limits(slow_seconds=0.5, slow_bytes=1_000))
+        connection = connect(os.environ, Limits(slow_seconds=0.5, slow_bytes=1_000))
         assert len(repos.list_files(connection, repos.Revision(REPO, COMMIT, "main"))) == 1
 
 

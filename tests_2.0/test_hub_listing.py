@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ def connect_to_hub(monkeypatch: pytest.MonkeyPatch, routes: dict[str, Responder]
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("NO_PROXY", "*")
-        yield connect()
+        yield connect(os.environ)
 
 
 def refusals(

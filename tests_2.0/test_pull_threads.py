@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,4 +28,4 @@ def test_a_panic_in_a_download_thread_ends_the_download(tmp_path: Path) -> None:
         raise Panic
 
     with pytest.raises(Panic):
-        fetch_files(Source(connect(), Revision("org/model", "0" * 40, None)), [file], staging, advance)
+        fetch_files(Source(connect(os.environ), Revision("org/model", "0" * 40, None)), [file], staging, advance)

@@ -87,7 +87,7 @@ def test_a_server_with_an_unusual_key_works(tmp_path: Path, key: bytes) -> None:
     with Server(home=tmp_path, environment={"MLXK2_API_KEY": os.fsdecode(key)}) as server:
         assert status(server.port, key.strip()) == 200
         assert [status(server.port, given) for given in (b"x", b"\xff", b"", "é".encode())] == [401] * 4
-        assert server.err == ""
+        assert server.complaints == []
 
 
 # -------------------------------------------------------------------------------------------------------------- names

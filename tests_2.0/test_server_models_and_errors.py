@@ -547,7 +547,9 @@ def test_an_unknown_context_is_null_and_can_be_set(
     cache_dir: CacheDir, override: int | None, lengths: list[int | None]
 ) -> None:
     cache_dir.add("mlx-community/Silent", chat_model(max_position_embeddings=None))
-    assert [entry.context_length for entry in Catalog(context_length=override).entries()] == lengths
+    assert [
+        entry.context_length for entry in Catalog(str(cache_dir.path), context_length=override).entries()
+    ] == lengths
 
 
 @pytest.mark.parametrize("name", ["org/gguf", "org/none", "small", "/etc", "mlx-community/Small/x"])
@@ -669,9 +671,9 @@ def test_a_model_that_mlx_cannot_run_is_refused(cache_dir: CacheDir) -> None:
     assert "requires MLX" in error["message"]
 
 
-def test_demo_always_means_the_model_of_the_package(cache_dir: CacheDir, tmp_path: Path) -> None:  # noqa: ARG001
+def test_demo_always_means_the_model_of_the_package(cache_dir: CacheDir, tmp_path: Path) -> None:
     own = ModelKey("demo", str(tmp_path / "demo"))
-    catalog = Catalog(("./demo", own))
+    catalog = Catalog(str(cache_dir.path), ("./demo", own))
     assert catalog.known("demo", own) is None
     shipped = catalog.find("demo")
     assert shipped == ModelKey("demo", DEMO_FOLDER)
@@ -682,9 +684,9 @@ def test_demo_always_means_the_model_of_the_package(cache_dir: CacheDir, tmp_pat
 
 
 @pytest.mark.parametrize("typed", ["demo", DEMO_FOLDER])
-def test_demo_as_start_model_keeps_its_adapter(cache_dir: CacheDir, typed: str) -> None:  # noqa: ARG001 - isolates
+def test_demo_as_start_model_keeps_its_adapter(cache_dir: CacheDir, typed: str) -> None:
     target = ModelKey("demo", DEMO_FOLDER, "adapter")
-    assert Catalog((typed, target)).known("demo", None) == target
+    assert Catalog(str(cache_dir.path), (typed, target)).known("demo", None) == target
 
 
 def test_every_name_of_the_start_model_uses_it() -> None:

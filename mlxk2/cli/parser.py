@@ -309,4 +309,4 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     help = f"{', '.join(levels)} (default: info)"
     parser.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=help)
     parser.add_argument("--reload", action="store_true", help="start again when the code changes")
-    parser.add_argument("--verbose", action="store_true", help="log every request")
+    parser.add_argument("--verbose", action="store_true", help="log every request, /health too, at every level")

@@ -82,7 +82,7 @@ def _clone(options: Options, context: Context) -> CloneData:
         with hub_imports():
             from mlxk2.hub import client, repos  # noqa: PLC0415 - slow, and most clones come from the cache
             from mlxk2.hub.pull import download  # noqa: PLC0415
-        connection = client.connect()
+        connection = client.connect(context.environment)
         revision = repos.find(connection, ref.name, ref.revision)
     else:
         snapshot = _check(cached, ref, options, is_fresh=False)

@@ -33,9 +33,12 @@ def run(options: Options, context: Context) -> PullData:
     cache = Cache(find_cache_dir(context.environment))
     try:
         with hub_imports():
-            from mlxk2.hub.pull import pull  # noqa: PLC0415 - slow, and a wrong argument needs none of it
+            from mlxk2.hub.client import connect  # noqa: PLC0415 - slow, and a wrong argument needs none of it
+            from mlxk2.hub.pull import pull  # noqa: PLC0415
+        connection = connect(context.environment)
+        notify, force = context.streams.warn, options.force
         with context.no_sleep.hold():
-            done = pull(cache, name, revision, context.progress, notify=context.streams.warn, force=options.force)
+            done = pull(connection, cache, name, revision, context.progress, notify=notify, force=force)
     except MlxkError as error:
         status: Status = "failed" if isinstance(error, HubError) else "error"
         if isinstance(error, AccessDeniedError):  # a HubError as well, but another status

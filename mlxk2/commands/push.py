@@ -77,7 +77,7 @@ def run(options: Options, context: Context) -> PushData:
             f"Pushing needs the package huggingface_hub ({cause.name} is not installed).",
             hint="Install it with: pip install huggingface_hub",
         ) from error
-    branch = Branch.open(options.repo_id, options.branch, workspace.root)
+    branch = Branch.open(context.environment, options.repo_id, options.branch, workspace.root)
     action = _plan if options.dry_run else _push
     return action(options, context, workspace, branch)
 

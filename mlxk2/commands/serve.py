@@ -73,6 +73,7 @@ class Job(NamedTuple):
         key = None if snapshot is None else ModelKey(snapshot.name, snapshot.path, options.adapter)
         api_key = _api_key(options, self.environment)
         settings = Settings(
+            cache_dir=find_cache_dir(self.environment),
             access=Access(options.host, api_key, tuple(options.cors_origin or ()), _names(options, api_key)),
             limits=Limits(options.max_concurrent, options.max_queue),
             memory=MemoryChoice(_prompt_cache_bytes(options), wired_limit(self.environment)),

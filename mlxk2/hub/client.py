@@ -50,17 +50,17 @@ class Connection:
         return headers
 
 
-def connect(limits: Limits | None = None) -> Connection:
-    """Return the connection that the environment describes; no request is sent yet.
+def connect(environment: Mapping[str, str], limits: Limits | None = None) -> Connection:
+    """Return the connection that an environment describes; no request is sent yet.
 
     Raise ValidationError if HF_ENDPOINT is not an address, AuthError if the token can't be sent.
     """
     private.silence_library()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
-    address = endpoint.read(os.environ)
+    address = endpoint.read(environment)
     limits = limits or Limits.patient(private.constants.HF_HUB_ETAG_TIMEOUT, private.constants.HF_HUB_DOWNLOAD_TIMEOUT)
     private.set_client_factory(lambda: guard.make_client(address, limits))
-    token = find_token(os.environ)
+    token = find_token(environment)
     # With None, the library would look for a token itself; False stands for no token.
     api = HfApi(endpoint=address, token=token or False, library_name="mlxk2", library_version=__version__)
     return Connection(api, token, limits)

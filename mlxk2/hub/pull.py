@@ -15,7 +15,7 @@ from mlxk2.checkpoint.describe import look
 from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundError, ModelNotFoundError, NetworkError
 from mlxk2.formatting import human_size, join_names
 from mlxk2.hub import private, repos, transfer
-from mlxk2.hub.client import Connection, connect
+from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import LimitsError, NamesCollideError, RevisionMissingError, translate_download
 from mlxk2.hub.repos import Revision, Source
 from mlxk2.hub.shared_blobs import SharedBlobs
@@ -73,13 +73,20 @@ class LocalModel(NamedTuple):
 
 
 def pull(
-    cache: Cache, name: str, revision: str | None, progress: Progress, *, notify: Notify, force: bool
+    connection: Connection,
+    cache: Cache,
+    name: str,
+    revision: str | None,
+    progress: Progress,
+    *,
+    notify: Notify,
+    force: bool,
 ) -> PullResult:
     """Bring what is missing or damaged of a model; with `force`, check every file that is there by its hash.
 
     `name` and `revision` are those of a model argument. Raise errors of the tree.
     """
-    return _Pull(connect(), cache, progress, notify, force).run(name, revision)
+    return _Pull(connection, cache, progress, notify, force).run(name, revision)
 
 
 class _Pull(NamedTuple):

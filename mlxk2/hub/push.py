@@ -71,9 +71,9 @@ class Branch:
         self._hidden = hidden
 
     @classmethod
-    def open(cls, repo_id: str, name: str, root: str) -> Branch:
+    def open(cls, environment: Mapping[str, str], repo_id: str, name: str, root: str) -> Branch:
         """Return the branch that the folder at `root` is pushed to, without a request; raise AuthError for no token."""
-        connection = connect()
+        connection = connect(environment)
         if connection.token is None:
             message = "Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`."
             raise AuthError(message, hint=WRITE_TOKEN_HINT)

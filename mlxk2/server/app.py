@@ -34,6 +34,7 @@ from mlxk2.server.generation import Generation
 from mlxk2.server.http.access import Access, Guard, client_of
 from mlxk2.server.http.disconnect import EventStream, while_connected
 from mlxk2.server.http.refusals import Refusal
+from mlxk2.server.http.request_log import WORK, RequestLog, Work
 from mlxk2.server.preparing import Preparer, PromptModel
 from mlxk2.server.scheduler import Scheduler
 from mlxk2.sleep import NoSleep
@@ -140,7 +141,7 @@ class Service:
             self.scheduler.cancel(begun.result())
 
 
-def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI:
+def create_app(service: Service, access: Access, apis: Sequence[Api], *, logs_health: bool = False) -> FastAPI:
     """Return the ASGI application, which speaks these APIs; paths that none of them owns are the first one's."""
     app = FastAPI(
         routes=[*_router.routes, *(route for api in apis for route in api.routes)],
@@ -161,6 +162,7 @@ def create_app(service: Service, access: Access, apis: Sequence[Api]) -> FastAPI
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
+    app.add_middleware(RequestLog, logs_health=logs_health)
     return app
 
 
@@ -275,6 +277,7 @@ async def respond(request: Request, body: RequestBody, renderer: ResponseRendere
         raise ValidationError(f"{message} at once.", param=renderer.count_field)
     async with while_connected(request.receive), AsyncExitStack() as stack:
         begun = asyncio.ensure_future(service.begin(body, renderer, client_of(request.scope)))
+        request.scope["state"][WORK] = Work(body.model, begun)
         stack.callback(service.abandon, begun)
         if not body.stream:
             with name_field(renderer.prompt_field, ContextLengthError, ValidationError):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import resolve_runnable
-from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel, find_cache_dir
+from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel
 from mlxk2.checkpoint.describe import context_length, look
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
@@ -37,12 +37,16 @@ class ServedModel(NamedTuple):
 
 
 class Catalog:
-    """Find models by name; `pinned` is the name that the user typed at the start of the server, and the key it means.
+    """Find the models of a cache folder by name.
 
-    `context_length` is that of each model, in place of the one in its files.
+    `pinned` is the name that the user typed at the start of the server, and the key it means. `context_length` is that
+    of each model, in place of the one in its files.
     """
 
-    def __init__(self, pinned: tuple[str, ModelKey] | None = None, context_length: int | None = None) -> None:
+    def __init__(
+        self, cache_dir: str, pinned: tuple[str, ModelKey] | None = None, context_length: int | None = None
+    ) -> None:
+        self._cache_dir = cache_dir
         self.pinned = pinned[1] if pinned else None
         self._context_length = context_length
         self._pinned_names: frozenset[str] = frozenset()
@@ -91,7 +95,7 @@ class Catalog:
         if isinstance(ref, names.Folder):
             # Clients may not explore the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
-        snapshot = resolve_runnable(_ListedCache(find_cache_dir(os.environ), self._lists), ref)
+        snapshot = resolve_runnable(_ListedCache(self._cache_dir, self._lists), ref)
         # The pinned model has its adapter under each of its names.
         is_pinned = self.pinned is not None and self.pinned.path == snapshot.path
         key = self.pinned if self.pinned and is_pinned else ModelKey(snapshot.name, snapshot.path)
@@ -114,7 +118,7 @@ class Catalog:
     def _describe(
         self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool
     ) -> dict[str, ServedModel]:
-        cache = _ListedCache(find_cache_dir(os.environ), self._lists)
+        cache = _ListedCache(self._cache_dir, self._lists)
         finders = [lambda: cache.resolve(names.Demo())] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
         found = {entry.name: entry for find in finders if not cancelled() and (entry := self._entry(find))}

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
+from mlxk2.formatting import printable
 from mlxk2.runner.memory import AUTOMATIC, MemoryChoice
 from mlxk2.runner.mlx import loader
 from mlxk2.runner.mlx.device import release_freed_memory, release_large_arrays_at_once, trim_heap
@@ -29,6 +31,7 @@ from mlxk2.server.catalog import Catalog
 from mlxk2.server.http.access import Access
 from mlxk2.server.http.connection import Connection
 from mlxk2.server.http.listener import BACKLOG
+from mlxk2.server.http.request_log import LOGGER
 from mlxk2.server.messages import ModelKey
 from mlxk2.server.openai.api import OPENAI
 from mlxk2.server.pool import ModelPool
@@ -56,11 +59,13 @@ Leave = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve; `pinned` is the model that the server starts with, and the name that the user typed for it.
+    """How to serve the models of a cache folder.
 
-    `stall_seconds` is how long a connection may stand still in the middle of a request or of a response.
+    `pinned` is the model that the server starts with, and the name that the user typed for it. `stall_seconds` is how
+    long a connection may stand still in the middle of a request or of a response.
     """
 
+    cache_dir: str
     access: Access
     limits: Limits
     pinned: tuple[str, ModelKey] | None = None
@@ -124,13 +129,18 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Loading a model, or a long step, can't be cancelled.
-        end = threading.Timer(_EXIT_SECONDS, self._leave, [self.exit_code])
+        end = threading.Timer(_EXIT_SECONDS, self.leave)
         end.daemon = True
         end.start()
         self._preparing.stop()
         self._service.scheduler.stop()
         asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._close_connections)
         await super().shutdown(sockets)
+
+    def leave(self) -> None:
+        """Say that the server has stopped, and end the process."""
+        logging.info("The server has stopped.")
+        self._leave(self.exit_code)
 
     @property
     def exit_code(self) -> int:
@@ -169,9 +179,10 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     preparing = PreparingPool(starter, limits.max_concurrent + limits.max_queue, settings.context_length)
     worker = Worker(partial(_load, settings, preparing), limits.max_concurrent, rest=release_freed_memory)
     scheduler = Scheduler(ModelPool(worker), worker, limits)
-    catalog = Catalog(settings.pinned, settings.context_length)
+    catalog = Catalog(settings.cache_dir, settings.pinned, settings.context_length)
     service = Service(scheduler, catalog, preparing, settings.max_tokens, no_sleep=NoSleep(linger=_AWAKE_SECONDS))
-    config = _configure(create_app(service, settings.access, APIS), settings)
+    app = create_app(service, settings.access, APIS, logs_health=settings.logs_requests)
+    config = _configure(app, settings)
     server = _Server(config, service, preparing, announce, leave)
     server.run(sockets=[listener])
     scheduler.close()
@@ -180,10 +191,11 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
         # stdout already has one JSON document, printed when the port was open; a second one would be too many.
         logging.critical(server.failure.message)
     # At the usual end of the interpreter, a thread of MLX that is ending too may abort the process.
-    leave(server.exit_code)
+    server.leave()
 
 
 def _load(settings: Settings, preparing: PreparingPool, key: ModelKey, unload: Callable[[], None]) -> Backend:
+    began = time.monotonic()
     model = loader.load(
         key.path,
         key.adapter,
@@ -196,6 +208,7 @@ def _load(settings: Settings, preparing: PreparingPool, key: ModelKey, unload: C
     )
     if settings.pinned is not None and key == settings.pinned[1]:
         model.warm_up()
+    logging.info("Loaded %s in %.2f s", printable(key.name), time.monotonic() - began)
     return model
 
 
@@ -204,7 +217,7 @@ def _configure(app: Any, settings: Settings) -> uvicorn.Config:
     level = settings.log_level.upper()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     if settings.logs_requests:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        LOGGER.setLevel(logging.INFO)
     if level != "DEBUG":
         # uvicorn logs its start and end, which the program reports itself.
         logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
@@ -214,7 +227,7 @@ def _configure(app: Any, settings: Settings) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        access_log=settings.logs_requests,
+        access_log=False,
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,

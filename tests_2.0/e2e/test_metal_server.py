@@ -43,4 +43,4 @@ def test_the_server_wires_once_warms_up_and_frees_memory_when_idle(
         wait_for(lambda: log.read_text().splitlines()[-1] == "clear")
         assert server.stop() == 0
         assert [line for line in log.read_text().splitlines() if line.startswith("wired")] == wired
-        assert server.err == ""
+        assert server.complaints == []

@@ -136,7 +136,8 @@ def test_the_start_line_shows_the_address(tmp_path: Path) -> None:
             assert line is not None
             assert httpx.get(f"{line[1]}/health", timeout=30).json()["status"] in ("ok", "loading")
             process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=20) == ("", "")
+            out, err = process.communicate(timeout=20)
+            assert (out, err.splitlines()[-1]) == ("", "INFO: The server has stopped.")
             assert process.returncode == 130
         finally:
             process.kill()
@@ -245,21 +246,48 @@ def test_the_key_is_in_no_process_list_and_no_log(tmp_path: Path) -> None:
         assert server.process.stdout.read() == b""
 
 
-LOGS = [
-    ((), False),
-    (("--verbose",), True),
-    (("--verbose", "--log-level", "error"), True),
-    (("--log-level", "info"), False),
-]
+# The options, and whether requests, those for /health, and the end of the server are logged.
+LOGS = {
+    "": (True, False, True),
+    "--verbose": (True, True, True),
+    "--log-level debug": (True, True, True),
+    "--log-level warning": (False, False, False),
+    "--verbose --log-level error": (True, True, False),
+}
 
 
-@pytest.mark.parametrize(("words", "expected"), LOGS, ids=[" ".join(words) or "nothing" for words, _ in LOGS])
-def test_requests_are_logged_only_on_demand(tmp_path: Path, words: tuple[str, ...], expected: bool) -> None:
-    with Server(*words, home=tmp_path) as server:
-        httpx.get(f"{server.url}/v1/nothing", timeout=30)
+@pytest.mark.parametrize(("words", "expected"), LOGS.items(), ids=[words or "nothing" for words in LOGS])
+def test_what_is_logged_at_each_level(tmp_path: Path, words: str, expected: tuple[bool, bool, bool]) -> None:
+    with Server(*words.split(), home=tmp_path) as server:
+        assert httpx.get(f"{server.url}/v1/nothing", timeout=30).status_code == 404
+        assert health(server)["status"] == "ok"
         assert stop_in_time(server, signal.SIGTERM) == 0
-        assert ('"GET /v1/nothing HTTP/1.1" 404' in server.err) is expected
-        assert expected or server.err == ""
+        found = ("GET /v1/nothing 404 in ", "GET /health 200 in ", "The server has stopped.")
+        assert tuple(text in server.err for text in found) == expected
+
+
+def test_the_log_has_a_line_for_each_load_and_request_that_no_client_can_break(tmp_path: Path, endless: str) -> None:
+    with Server("--model", "demo", home=tmp_path) as server:
+        chat = f"{server.url}/v1/chat/completions"
+        for body in (SHORT, {**SHORT, "stream": True, "n": 2}, {**SHORT, "model": "a\nb\x1b[31m, c" + "d" * 1000}):
+            httpx.post(chat, json=body, timeout=60)
+        httpx.get(f"{server.url}/a%0Ab%1B%20{'c' * 1000}?key=secret", timeout=30)
+        assert stop_in_time(server, signal.SIGTERM) == 0
+        long = "[cd]{180,200}\u2026"
+        lines = [
+            r"Loaded demo in \d+\.\d\d s",
+            r"POST /v1/chat/completions 200 in \d+\.\d\d s, demo, prompt: 16 tokens, answer: 9 tokens",
+            r"POST /v1/chat/completions 200 in \d+\.\d\d s, demo, prompt: 16 tokens, answer: 18 tokens",
+            rf"POST /v1/chat/completions 400 in \d+\.\d\d s, 'a\\nb\\x1b\[31m, {long}'",
+            rf"GET /a%0Ab%1B%20{long} 404 in \d+\.\d\d s",
+            r"The server has stopped\.",
+        ]
+        assert re.fullmatch("".join(f"INFO: {line}\n" for line in lines), server.err), server.err
+    with Server("--model", endless, home=tmp_path) as server:
+        with contextlib.closing(post(server, STREAM)) as connection:
+            while b"data: " not in connection.recv(1 << 16):
+                pass
+        wait_for(lambda: "POST /v1/chat/completions 200 (not finished) in " in server.err)
 
 
 # ----------------------------------------------------------------------------------------------------------- shutdown
@@ -282,7 +310,7 @@ def test_a_signal_ends_streams_with_an_error_and_done(tmp_path: Path, endless: s
         head, _, body = rest(whole).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in head
         assert json.loads(body)["error"]["code"] == "shutting_down"
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @both_signals
@@ -298,7 +326,7 @@ def test_a_signal_ends_queued_requests_with_an_error(tmp_path: Path, endless: st
         assert b"shutting_down" in rest(connections[0])
         # The prompts were ready, so their streams had begun.
         assert all(b"shutting_down" in rest(connection) for connection in (*connections[1:], other))
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @both_signals
@@ -308,7 +336,7 @@ def test_a_signal_during_a_load_ends_the_server_in_time(tmp_path: Path, slow: st
         wait_for(lambda: health(server)["queued"] > 0)
         assert stop_in_time(server, number) == SIGNALS[number]
         assert rest(connection).startswith(b"HTTP/1.1 503 ")
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @both_signals
@@ -322,7 +350,7 @@ def test_a_signal_during_a_long_prompt_ends_the_server_in_time(
         time.sleep(0.5)
         assert stop_in_time(server, number) == SIGNALS[number]
         assert all(b"shutting_down" in rest(connection) for connection in connections)
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @both_signals
@@ -335,7 +363,7 @@ def test_a_signal_with_idle_clients_ends_the_server_in_time(tmp_path: Path, numb
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         with contextlib.closing(silent), contextlib.closing(half), contextlib.closing(idle):
             assert stop_in_time(server, number) == SIGNALS[number]
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @needs_proc
@@ -346,7 +374,7 @@ def test_a_signal_with_a_stalled_reader_ends_the_server_in_time(
     with Server("--model", endless, home=tmp_path) as server:
         with stalled(server):
             assert stop_in_time(server, number) == SIGNALS[number]
-        assert server.err == ""
+        assert server.complaints == []
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from conftest_runner import ScriptedBackend
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
+from mlxk2.cache.store import find_cache_dir
 from mlxk2.errors import MlxkError
 from mlxk2.runner.request import token_budget
 from mlxk2.server.api import Api
@@ -169,7 +171,7 @@ def serving(
     scheduler = Scheduler(ModelPool(worker), worker, Limits(max_concurrent, max_queue))
     key = ModelKey("org/scripted", "/nowhere")
     preparing = ScriptedPreparing(models, delay)
-    catalog = Catalog(("scripted", key) if pinned else None)
+    catalog = Catalog(find_cache_dir(os.environ), ("scripted", key) if pinned else None)
     service = Service(scheduler, catalog, preparing, max_tokens, no_sleep=no_sleep or NoSleep(), **timing)
     app = create_app(service, access or Access(), [OPENAI, *apis])
     with Client(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:

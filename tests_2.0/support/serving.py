@@ -115,7 +115,13 @@ class Server:
     @property
     def err(self) -> str:
         """Return everything on stderr so far."""
-        return os.pread(self._err.fileno(), 1 << 20, 0).decode("utf-8", "replace")
+        size = os.fstat(self._err.fileno()).st_size
+        return os.pread(self._err.fileno(), size, 0).decode("utf-8", "replace")
+
+    @property
+    def complaints(self) -> list[str]:
+        """Return the lines on stderr so far, without those that the log always has: requests, loads and the end."""
+        return [line for line in self.err.splitlines() if not line.startswith("INFO: ")]
 
     def line(self) -> str:
         """Return the next line of stdout; fail with the server's stderr if it ends or the time runs out first."""
