@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from support.application import CHAT, MESSAGES, TEXT, Client, error_of, serving
 from support.layouts import CacheDir, chat_model, gguf_model
 
 from mlxk2.cache.index import SETTLED_NS
-from mlxk2.cache.store import DEMO_FOLDER
+from mlxk2.cache.store import DEMO_FOLDER, find_cache_dir
 from mlxk2.errors import InsufficientMemoryError, ModelError
 from mlxk2.server.catalog import Catalog, ServedModel
 from mlxk2.server.http.access import Access
@@ -594,7 +595,7 @@ class Counting(Catalog):
     """A catalog that counts its scans, which wait for `gate`, and the cancelled ones."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(find_cache_dir(os.environ))
         self.gate = threading.Event()
         self.begun = self.called_off = 0
 
