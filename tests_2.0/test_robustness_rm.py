@@ -257,7 +257,7 @@ def test_sizes_that_agree_need_no_words(cache_dir: CacheDir, mlxk2: Program) -> 
     data = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
     assert 0 <= data["freed_bytes"] - listed < 100_000
     assert data["message"].endswith(" would be freed.")
-    assert data_of(mlxk2("rm", NAME, "--json"), "rm")["message"].endswith(" freed.")
+    assert data_of(mlxk2("rm", NAME, "--force", "--json"), "rm")["message"].endswith(" freed.")
 
 
 def add_another_revision(cache_dir: CacheDir) -> None:
@@ -301,7 +301,7 @@ def test_sizes_that_differ_are_explained(
     cache_dir.add(NAME, LARGE)
     change(cache_dir)
     assert mlxk2("rm", argument, "--dry-run").out.endswith(f" would be freed. {words}\n")
-    assert mlxk2("rm", argument).out.endswith(f" freed. {words}\n")
+    assert mlxk2("rm", argument, "--force").out.endswith(f" freed. {words}\n")
 
 
 # --------------------------------------------------------------------------------------------- which model is meant
