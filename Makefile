@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Else a Python that was built for an older macOS takes macOS 26 for 16, and pip packages without the newest GPU kernels.
 export SYSTEM_VERSION_COMPAT := 0
 
-.PHONY: demo test lint bench soak schema clean
+.PHONY: demo test test-long lint bench soak schema clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlxk2 run demo "What is the capital of France?"
@@ -13,7 +13,10 @@ demo: $(VENV)/.installed
 	@echo 'Go on: $(BIN)/mlxk2 run demo (a chat), $(BIN)/mlxk2 serve --model demo (a server), $(BIN)/mlxk2 --help'
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+test-long: $(VENV)/.installed-dev
+	MLXK2_FUZZ=4 $(BIN)/python -m pytest -n auto --dist worksteal -m "slow or sampled" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

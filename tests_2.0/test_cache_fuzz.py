@@ -60,7 +60,7 @@ SEED = 20_251_122
 CPU_SECONDS = 5
 INDEX = "model.safetensors.index.json"
 
-pytestmark = pytest.mark.timeout(90 * EFFORT)
+pytestmark = [pytest.mark.sampled, pytest.mark.timeout(90 * EFFORT)]
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def test_hostile_bytes_in_any_file_give_a_verdict(attack: Attack, kind: str, nam
 @pytest.mark.parametrize(("kind", "name"), FILES)
 def test_random_mutations_of_sound_files_give_a_verdict(attack: Attack, victims: Victims, kind: str, name: str) -> None:
     sound = victims[kind][1][name]
-    verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 120 * EFFORT))
+    verdicts = attack(kind, name, mutations(random.Random(SEED), sound, 30 * EFFORT))
     if name.endswith((".safetensors", ".gguf", INDEX)):
         assert any(model["health"] == "unhealthy" for model in verdicts), "no mutation was found"
 
@@ -180,17 +180,17 @@ def rich_configs() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("config", list(rich_configs()))
 def test_hostile_values_in_a_config_give_a_verdict(attack: Attack, config: dict[str, Any]) -> None:
-    attack("chat", "config.json", json_mutations(random.Random(SEED), config, 120 * EFFORT))
+    attack("chat", "config.json", json_mutations(random.Random(SEED), config, 30 * EFFORT))
 
 
 def test_hostile_values_in_an_index_give_a_verdict(attack: Attack) -> None:
     index = json.loads(index_of(shard_names(3)))
-    attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 150 * EFFORT))
+    attack("sharded", INDEX, json_mutations(random.Random(SEED), index, 40 * EFFORT))
 
 
 def test_hostile_values_in_a_tokenizer_config_give_a_verdict(attack: Attack) -> None:
     config = {"chat_template": "{{ messages }}", "added_tokens": [{"content": "<s>"}], "model_max_length": 10**30}
-    attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 100 * EFFORT))
+    attack("chat", "tokenizer_config.json", json_mutations(random.Random(SEED), config, 25 * EFFORT))
 
 
 HEADER = {
@@ -202,7 +202,7 @@ HEADER = {
 
 
 def test_a_hostile_header_is_healthy_only_if_the_library_reads_it(attack: Attack) -> None:
-    contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 400 * EFFORT)]
+    contents = [raw_safetensors(text, bytes(20)) for text in json_mutations(random.Random(SEED), HEADER, 100 * EFFORT)]
     judged = list(zip(contents, attack("chat", "model.safetensors", contents), strict=True))
     accepted = [content for content, model in judged if model["health"] == "healthy"]
     assert 0 < len(accepted) < len(judged) / 2
@@ -235,7 +235,7 @@ EXAMPLES = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=150 * EFFORT,
+    max_examples=40 * EFFORT,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -282,7 +282,7 @@ def test_a_hostile_ref_is_ignored(cache_dir: CacheDir, main: bytes) -> None:
 def test_gguf_headers_with_any_kinds_and_counts_give_a_verdict(tmp_path: Path) -> None:
     source = random.Random(SEED)
     path = tmp_path / "x.gguf"
-    for _ in range(400 * EFFORT):
+    for _ in range(100 * EFFORT):
         kinds = (source.choice((0, 4, 8, 9, 9, 12, 13)) for _ in range(6))
         counts = (source.choice((0, 1, 2, 3, 100, 2**17, 2**40, 2**64 - 1)) for _ in range(6))
         pairs = b"".join(struct.pack("<QIIQ", 0, 9, kind, count) for kind, count in zip(kinds, counts, strict=True))

@@ -12,7 +12,7 @@ from support.fuzz import EFFORT
 from mlxk2.checkpoint.files import BrokenFile, File
 from mlxk2.checkpoint.safetensors import judge_usual_header, read_metadata
 
-CASES = 150 * EFFORT
+CASES = 40 * EFFORT
 MUTATIONS = 6
 
 
@@ -60,6 +60,7 @@ def _parsed(tmp_path: Path, text: bytes, size: int) -> dict[str, str] | None:
         return None
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("of_mlx", [False, True])
 def test_usual_headers_are_checked_without_the_parser(of_mlx: bool) -> None:
     rng = random.Random(1)
@@ -70,6 +71,7 @@ def test_usual_headers_are_checked_without_the_parser(of_mlx: bool) -> None:
         assert judge_usual_header(text, size - 1) is None
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("of_mlx", [False, True])
 def test_the_parser_agrees_with_the_quick_check(tmp_path: Path, of_mlx: bool) -> None:
     rng = random.Random(2)

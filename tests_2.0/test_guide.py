@@ -52,6 +52,7 @@ def assert_all_passed(run: Run, count: int) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_the_counts_files_and_commands_of_testing_md_are_right() -> None:
     command = [sys.executable, "tools/count_tests.py", "--check"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
@@ -59,6 +60,7 @@ def test_the_counts_files_and_commands_of_testing_md_are_right() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_the_suite_runs_in_parallel_with_a_timeout_and_coverage(tmp_path: Path) -> None:
     options = ("-n", "2", "--timeout=60", "--durations=10", "--cov=mlxk2", f"--cov-report=html:{tmp_path / 'html'}")
     run = run_pytest(*options, "tests_2.0/test_model_naming.py", COVERAGE_FILE=str(tmp_path / "coverage"))
@@ -68,6 +70,7 @@ def test_the_suite_runs_in_parallel_with_a_timeout_and_coverage(tmp_path: Path) 
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_opt_in_tests_say_what_they_need() -> None:
     run = run_pytest(
         "-m", "wet or issue27 or live_list or live_push or live_clone", "tests_2.0/live", "tests_2.0/test_issue_27.py"
@@ -92,6 +95,7 @@ def model_of(folder: Path) -> Mapping[str, bytes]:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_live_clone_runs(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     hub_server.add("mlx-community/small-model", model_of(tmp_path / "model"))
     (tmp_path / "workspace").mkdir()
@@ -112,6 +116,7 @@ def test_live_clone_runs(hub_server: HubServer, hub_client: Client, tmp_path: Pa
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_live_push_runs(hub_server: HubServer, hub_client: Client, tmp_path: Path) -> None:
     hub_server.add("user/my-model", {"README.md": b"# To be replaced\n"}, private=True, readers=["user"])
     files = model_of(tmp_path / "workspace")
@@ -145,6 +150,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_live_list_runs(home: Path) -> None:
     before = read_tree(home)
     assert_all_passed(run_pytest("-m", "live_list", "tests_2.0/live", HF_HOME=str(home)), 3)
@@ -152,6 +158,7 @@ def test_live_list_runs(home: Path) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HF_HOME", "MLXK2_USER_HF_HOME"])
 def test_issue27_runs_on_the_users_cache(home: Path, variable: str) -> None:
     before = read_tree(home)
@@ -162,6 +169,7 @@ def test_issue27_runs_on_the_users_cache(home: Path, variable: str) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hub_client: Client, home: Path) -> None:
     hub_server.add("upstream/Unindexed", {INDEX: sharded_model()[INDEX]})
     CacheDir(home / "hub").add("upstream/Unindexed", without(sharded_model(), INDEX))
@@ -180,6 +188,7 @@ def test_issue27_fetches_an_index_that_the_cache_lacks(hub_server: HubServer, hu
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "passed", "reason"),
     [

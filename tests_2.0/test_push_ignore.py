@@ -158,9 +158,10 @@ def ignored_by_git(repository: Path, lines: str, paths: Sequence[str]) -> set[st
     return set(answer.stdout.decode().split("\0")) - {""}
 
 
+@pytest.mark.sampled
 def test_random_patterns_match_as_in_git(repository: Path) -> None:
     source = random.Random(20_251_123)
-    for _ in range(60 * EFFORT):
+    for _ in range(15 * EFFORT):
         lines = "".join(source.choices(PIECES, k=source.randrange(1, 8)))
         if re.search(r"[^/*]\*\*+\\*/", lines):
             continue  # against its documentation, git lets these stars match folders after plain letters
@@ -188,7 +189,8 @@ def test_every_pattern_is_matched_quickly(pattern: str, name: str) -> None:
     assert time.process_time() - began < 2
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=200 * EFFORT)
+@pytest.mark.sampled
+@settings(derandomize=True, database=None, deadline=None, max_examples=50 * EFFORT)
 @given(text=st.text() | st.text("*?[]!^-\\/ab#\n "), name=st.text(min_size=1) | st.text("ab/", min_size=1))
 def test_any_text_is_accepted_as_patterns(text: str, name: str) -> None:
     assert Ignore.of(text).covers(name) in (True, False)

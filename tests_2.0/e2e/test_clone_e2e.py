@@ -74,6 +74,7 @@ def start(home: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*PROGRAM, "clone", *words, "--json"], env=environment, text=True, **streams)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_clone_killed_at_any_step_succeeds_when_repeated(
     layout: Layout, environment: dict[str, str], work: Path
@@ -97,6 +98,7 @@ def test_a_clone_killed_at_any_step_succeeds_when_repeated(
     assert data["summary"] == {"total": 1, "healthy_count": 1, "unhealthy_count": 0}
 
 
+@pytest.mark.sampled
 def test_a_killed_clone_keeps_files_of_macos_in_the_target(environment: dict[str, str], work: Path) -> None:
     model, target = chat_model(), work / "mine"
     CacheDir(Path(environment["HF_HUB_CACHE"])).add(NAME, model)

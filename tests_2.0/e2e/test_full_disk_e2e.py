@@ -103,6 +103,7 @@ def outcome(cache_dir: Path) -> dict[str, Any]:
     return {name: value for name, value in left if name[0] != "x" and name != ".locks" and not name.endswith(".lock")}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layout", "argument"),
     [("links", NAME), ("shared", NAME), ("shared", f"{NAME}@{COMMIT}"), ("copies", f"{NAME}@{COMMIT}")],

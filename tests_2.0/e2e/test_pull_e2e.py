@@ -61,6 +61,7 @@ def _assert_continued(server: HubServer, reached: dict[str, int]) -> None:
         reached[request.path] = request.start + request.sent
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("is_update", [False, True], ids=["first", "update"])
 def test_a_pull_killed_at_any_step_succeeds_when_repeated(
     hub_server: HubServer, hub_client: Client, is_update: bool

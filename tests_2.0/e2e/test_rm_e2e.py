@@ -68,6 +68,7 @@ def template(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return cache_dir.path
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("argument", [NAME, f"{NAME}@{COMMIT}"])
 def test_rm_killed_at_any_step_succeeds_when_repeated(
     template: Path, environment: dict[str, str], argument: str, tmp_path: Path

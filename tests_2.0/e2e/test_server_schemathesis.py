@@ -12,10 +12,10 @@ import pytest
 from support.fuzz import EFFORT
 from support.serving import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.sampled]
 
-# Examples for each operation; 20 give 450 cases in all, and 240 give 2,800.
-EXAMPLES = 20 * EFFORT
+# Examples for each operation; 5 give 150 cases in all, 20 give 450, and 240 give 2,800.
+EXAMPLES = 5 * EFFORT
 # A schema can't express which fields go together and which prompts fit.
 BEYOND_SCHEMAS = "positive_data_acceptance"
 
