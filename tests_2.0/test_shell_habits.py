@@ -141,7 +141,7 @@ def test_the_help_of_push_begins_with_what_it_deletes(mlxk2: Program) -> None:
         ("quantize", "There is no command 'quantize'.", "`mlxk2 help` lists the commands."),
         ("list --helth", "Unrecognized arguments: --helth", "Did you mean --health?"),
         ("run demo hi --sede=1", "Unrecognized arguments: --sede=1", "Did you mean --seed?"),
-        ("run demo hi --temp 1", "Unrecognized arguments: --temp 1", "Did you mean --temperature?"),
+        ("run demo hi --temperatur 1", "Unrecognized arguments: --temperatur 1", "Did you mean --temperature?"),
         ("serve --max-c 1", "Unrecognized arguments: --max-c 1", "Did you mean --max-concurrent?"),
         ("--verison", "Unrecognized arguments: --verison", "Did you mean --version?"),
         ("--health list", "Unrecognized arguments: --health", "Write --health after the command."),
@@ -159,6 +159,27 @@ def test_what_was_meant_is_suggested(mlxk2: Program, line: str, message: str, hi
     usage, *lines = for_people.err.splitlines()
     assert usage.startswith("usage: mlxk2 ")
     assert lines == [f"Error: {message}", *filter(None, [error.get("hint")])]
+
+
+@pytest.mark.parametrize(
+    ("line", "sorted_line"),
+    [
+        ("run demo --seed 1 Hi", "run demo Hi --seed 1"),
+        ("--json run --seed 1 demo --verbose -- -x", "run demo --json --verbose --seed 1 -- -x"),
+        ("clone org/model --branch x dir", "clone org/model dir --branch x"),
+        ("push dir --private org/model", "push dir org/model --private"),
+        ("list --all pattern", "list pattern --all"),
+    ],
+)
+def test_options_stand_anywhere(line: str, sorted_line: str) -> None:
+    args, expected = (vars(parse(words.split(), {ALPHA_VARIABLE: "1"})) for words in (line, sorted_line))
+    assert args | {"usage": None} == expected | {"usage": None}
+
+
+def test_temperature_has_a_short_name(mlxk2: Program) -> None:
+    assert parse(["run", "demo", "--temp", "0.2"], {}).temperature == 0.2
+    assert parse(["run", "demo"], {}).temperature == 0.7
+    assert len(re.findall(r"--temp\b", mlxk2("run", "--help").out)) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ names

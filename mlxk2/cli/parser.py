@@ -67,6 +67,14 @@ class _Parser(argparse.ArgumentParser):
             raise CommandError(message, usage=self.format_usage(), hint=hint)
         super()._check_value(action, value)
 
+    def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:
+        # In `run demo --seed 1 Hi` the prompt follows an option. At the option, argparse before Python 3.13.1 decides
+        # that there is no prompt; later versions do as this does.
+        counts = super()._match_arguments_partial(actions, arg_strings_pattern)
+        while counts and counts[-1] == 0 and arg_strings_pattern[sum(counts) :].startswith("O"):
+            counts.pop()
+        return counts
+
     def error(self, message: str) -> NoReturn:
         raise CommandError(message[:1].upper() + message[1:], usage=self.format_usage())
 
@@ -259,10 +267,13 @@ def _add_run(commands: Subparsers) -> None:
     help = "ask a model, or chat with it"
     parser = _command(commands, "run", help, 'mlxk2 run demo "What is the capital of France?"')
     parser.add_argument("model", help="a model of the cache, ./folder, or demo")
-    parser.add_argument("prompt", nargs="?", help="the question; - reads it from stdin; none starts a chat")
+    help = "the question; text on stdin comes before it; - is stdin alone; none starts a chat"
+    parser.add_argument("prompt", nargs="?", help=help)
     parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
     _add_context_length(parser)
-    parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    help = "0 is greedy (default: 0.7); --temp is the same"
+    parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help=help)
+    parser.add_argument("--temp", dest="temperature", type=_decimal, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--top-p", type=_decimal, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
     parser.add_argument(
         "--top-k", type=_whole, default=0, metavar="N", help="sample from the N likeliest (default: all)"
