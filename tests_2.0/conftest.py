@@ -116,12 +116,18 @@ def cache_dir(isolated_cache: Path) -> CacheDir:
 
 
 @pytest.fixture
-def mlxk2(isolated_cache: Path, capsys: pytest.CaptureFixture[str]) -> Program:  # noqa: ARG001 - isolates
-    """Return a function that runs the program's `main` in this process: `mlxk2("list", "--json")`."""
+def mlxk2(
+    isolated_cache: Path,  # noqa: ARG001 - isolates
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Program]:
+    """Yield a function that runs `main` in this process, with an empty stdin: `mlxk2("list", "--json")`."""
 
     def run(*words: str) -> Result:
         capsys.readouterr()
         code = main(words)
         return Result(code, *capsys.readouterr())
 
-    return run
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        yield run

@@ -274,6 +274,10 @@ class BrokenStream:
         self._fault = fault
 
     @staticmethod
+    def fileno() -> int:
+        return os.open(os.devnull, os.O_RDONLY)
+
+    @staticmethod
     def isatty() -> bool:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_a_missing_mlx_is_an_error_with_its_cause(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def stubbed(tmp_path: Path) -> Program:
-    """Return a function that runs the program in a process with stubs of mlx and mlx_lm, on a folder like a model."""
+    """Return a function that runs the program, with stubs of mlx and mlx_lm and a folder like a model, from bash."""
     folder = tmp_path / "stubbed"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 64}))
@@ -178,14 +179,14 @@ def stubbed(tmp_path: Path) -> Program:
     header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(STUBS)}
+    def run(*words: str, shell: str = "ask < /dev/null") -> subprocess.CompletedProcess[str]:
+        ask = shlex.join([sys.executable, "-m", "mlxk2", "run", str(folder), *words])
         return subprocess.run(
-            [sys.executable, "-m", "mlxk2", "run", str(folder), *words],
-            env=environment,
+            ["bash", "-c", f'ask() {{ {ask} "$@"; }}; {shell}'],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(STUBS)},
+            cwd=tmp_path,
             capture_output=True,
             encoding="utf-8",
-            stdin=subprocess.DEVNULL,
             timeout=60,
             check=False,
         )
@@ -203,8 +204,44 @@ def test_run_works_on_stubs(stubbed: Program) -> None:
 
 def test_streaming_and_limits_work_on_stubs(stubbed: Program) -> None:
     assert stubbed("Hello").stdout == "user:Hello\n"
-    assert stubbed("Hello", "--max-tokens", "4").stdout == "user\n"
+    assert stubbed("Hello", "--max-tokens", "4").stdout == stubbed("--max-tokens", "4", "Hello").stdout == "user\n"
     assert stubbed("Hello", "--no-chat-template", "--no-stream").stdout == "Hello\n"
+
+
+def test_text_on_stdin_comes_before_the_prompt(stubbed: Program) -> None:
+    done = stubbed("Sum up.", "--json", shell=r"printf 'Some\n notes\n\n' | ask")
+    assert (done.stderr, json.loads(done.stdout)["data"]["prompt"]) == ("", "Some\n notes\n\nSum up.")
+    assert stubbed("Sum up.", shell="echo notes > file; ask < file").stdout == "user:notes\n\nSum up.\n"
+    assert (
+        stubbed("-", shell="echo notes | ask").stdout == stubbed("", shell="echo notes | ask").stdout == "user:notes\n"
+    )
+
+
+def test_a_stdin_without_text_changes_nothing(stubbed: Program) -> None:
+    # With nohup, stdin is open for writing only.
+    for shell in ("ask <&-", "ask < /dev/null", "ask 0> /dev/null", ": | ask", "echo ' ' | ask"):
+        done = stubbed("Hello", shell=shell)
+        assert (shell, done.stdout, done.stderr) == (shell, "user:Hello\n", "")
+
+
+def test_a_loop_keeps_the_lines_of_its_file(stubbed: Program) -> None:
+    done = stubbed(shell=r"""printf 'a\nb\nc\n' > list; while read -r line; do ask "$line"; done < list""")
+    assert (done.stdout, done.stderr) == ("user:a\nuser:b\nuser:c\n", "")
+
+
+def test_a_pipe_that_gives_nothing_is_waited_for_with_a_warning(stubbed: Program) -> None:
+    wait = "until grep -q Waiting log; do sleep 0.1; done"
+    done = stubbed("Hello", shell=f"touch log; {{ {wait}; echo late; }} | ask 2> log; cat log >&2")
+    assert done.stdout == "user:late\n\nHello\n"
+    assert done.stderr == "Warning: Waiting for text on stdin. If there is none, add < /dev/null to the command.\n"
+
+
+@pytest.mark.parametrize("words", [("Hello",), ()])
+def test_text_on_stdin_must_be_utf8(stubbed: Program, words: tuple[str, ...]) -> None:
+    done = stubbed(*words, "--json", shell=r"printf 'caf\xe9' | ask")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["type"]) == (1, "ValidationError")
+    assert error["message"].startswith("The text on stdin is not UTF-8 text: ")
 
 
 def test_a_prompt_past_the_context_is_refused_on_stubs(stubbed: Program) -> None:

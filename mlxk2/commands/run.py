@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache.runnable import resolve_runnable
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 # Far more than any context holds. Text on stdin may never end, so no more of it is read.
 MAX_PROMPT_CHARACTERS = 1 << 25
+# After so long without a byte on stdin, a warning says what the program waits for.
+PATIENCE_SECONDS = 3
 
 
 class Options(NamedTuple):
@@ -142,22 +148,48 @@ def _utf8(name: str) -> Iterator[None]:
 
 
 def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
-    """Return the prompt of the command line, else stdin's without the line end that a shell puts after it."""
-    prompt = options.prompt
+    """Return the text on stdin, a blank line, and the prompt of the command line; one of the two may be missing."""
+    prompt = None if options.prompt == "-" else options.prompt
     with _utf8("The prompt"):
-        if prompt is None or prompt == "-":
-            prompt = context.streams.stdin.read(MAX_PROMPT_CHARACTERS + 1)
-            if len(prompt) > MAX_PROMPT_CHARACTERS:
-                tokens = context_length(snapshot)
-                holds = f", but the context of {snapshot.name} holds {tokens} tokens" if tokens else ""
-                raise ContextLengthError(
-                    f"The prompt on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the prompt."
-                )
-            prompt = prompt.rstrip("\r\n")
-        prompt.encode()
-    if not prompt.strip():
+        (prompt or "").encode()
+    streams, text = context.streams, ""
+    if prompt is None or _has_text_beside_prompt(streams.stdin):
+        text = _read_text(context, snapshot)
+    parts = [part for part in (text, prompt or "") if part.strip()]
+    if not parts:
         raise ValidationError("The prompt is empty.")
-    return prompt
+    if len(parts) > 1 and streams.stderr.isatty():
+        # A loop that reads lines from the same stdin finds no more of them.
+        streams.stderr.write(f"Put {len(text):,} characters from stdin before the prompt (< /dev/null prevents it).\n")
+    return "\n\n".join(parts)
+
+
+def _has_text_beside_prompt(stdin: IO[str]) -> bool:
+    """Return whether to read stdin as well as the prompt: not from a terminal, and not the rest of a loop's file."""
+    if stdin.isatty():
+        return False
+    file = stdin.fileno()
+    can_read = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY  # with nohup it can't
+    # A program that has read the beginning of a file, such as a shell in `while read`, also wants the rest.
+    is_shared = stat.S_ISREG(os.fstat(file).st_mode) and os.lseek(file, 0, os.SEEK_CUR) > 0
+    return can_read and not is_shared
+
+
+def _read_text(context: Context, snapshot: Snapshot) -> str:
+    """Return the text on stdin without the line ends after it; raise ContextLengthError if no context could hold it."""
+    stdin = context.streams.stdin
+    if not stdin.isatty() and not select.select([stdin], [], [], PATIENCE_SECONDS)[0]:
+        context.streams.warn("Waiting for text on stdin. If there is none, add < /dev/null to the command.")
+    with _utf8("The text on stdin"):
+        text = stdin.read(MAX_PROMPT_CHARACTERS + 1)
+        text.encode()
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        tokens = context_length(snapshot)
+        holds = f", but the context of {snapshot.name} holds {tokens} tokens" if tokens else ""
+        raise ContextLengthError(
+            f"The text on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the text."
+        )
+    return text.rstrip("\r\n")
 
 
 def _complete(

@@ -74,9 +74,10 @@ def test_an_invalid_hub_timeout_is_an_error_that_names_the_variable(environment:
     assert json.loads(done.stdout)["error"]["message"] == f"{variable} is not a whole number of seconds: 'abc'."
 
 
-def test_an_endless_stdin_is_refused(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("prompt", [[], ["Sum up."]])
+def test_an_endless_stdin_is_refused(environment: dict[str, str], prompt: list[str]) -> None:
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
-        done = shell(environment, "", "run", "demo", "--json", stdin=endless.stdout)
+        done = shell(environment, "", "run", "demo", *prompt, "--json", stdin=endless.stdout)
         endless.kill()
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["type"]) == (1, "context_length_exceeded")
