@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,34 +10,34 @@ from typing import Any
 import pytest
 from conftest_runner import ScriptedBackend, Streams, assistant, saying, streams, tokens_of
 
-from mlxk2.chat.repl import Chat, read_turn
+from mlxk2.chat.repl import Chat
 
 
 def chat(
-    lines: Sequence[str | BaseException],
+    turns: Sequence[str | BaseException],
     backend: ScriptedBackend | None = None,
     system: str | None = None,
     hide_reasoning: bool = False,
     max_tokens: int | None = None,
     **flags: bool,
 ) -> tuple[Streams, ScriptedBackend]:
-    """Run a chat with these input lines, then press Ctrl-D; return the output and the backend."""
+    """Run a chat with these turns, then press Ctrl-D; return the output and the backend."""
     backend = backend or saying("Paris.")
-    given = iter(lines)
+    given = iter(turns)
 
-    def read(_: str) -> str:
-        line = next(given, EOFError())
-        if isinstance(line, BaseException):
-            raise line
-        return line
+    def read() -> str:
+        turn = next(given, EOFError())
+        if isinstance(turn, BaseException):
+            raise turn
+        return turn
 
     shown = streams()
     Chat(assistant(backend, max_tokens), shown, system, hide_reasoning=hide_reasoning, **flags).run(read)
     return shown, backend
 
 
-@pytest.mark.parametrize("leave", ["exit", "quit", EOFError(), KeyboardInterrupt()])
-def test_exit_quit_ctrl_d_and_ctrl_c_end_the_chat(leave: Any) -> None:
+@pytest.mark.parametrize("leave", ["/bye", "/exit", "/quit", "exit", "quit", EOFError()])
+def test_exit_quit_and_ctrl_d_end_the_chat(leave: Any) -> None:
     _, backend = chat([leave, "never asked"])
     assert backend.requests == []
 
@@ -93,29 +94,14 @@ def test_no_stream_prints_an_answer_only_when_it_is_whole(no_stream: bool) -> No
     assert backend.prompts[1] == "user:a;assistant:Paris.;user:b;"
 
 
-def test_a_backslash_joins_lines() -> None:
-    assert chat(["one\\", "two\\", "three"])[1].prompts == ["user:one\ntwo\nthree;"]
-
-
 def test_triple_quotes_enclose_several_lines() -> None:
-    assert chat(['"""one', "", "  two", 'three"""'])[1].prompts == ["user:one\n\n  two\nthree;"]
+    assert chat(['"""one\n\n  two\nthree"""'])[1].prompts == ["user:one\n\n  two\nthree;"]
     assert chat(['"""one"""'])[1].prompts == ["user:one;"]
+    assert chat(["pasted\\\n  lines"])[1].prompts == ["user:pasted\\\n  lines;"]
 
 
 def test_an_empty_line_is_ignored() -> None:
     assert chat(["", "   "])[1].requests == []
-
-
-def test_the_input_prompt_marks_continuation_lines() -> None:
-    shown: list[str] = []
-    lines = iter(["a\\", "b"])
-
-    def read(prompt: str) -> str:
-        shown.append(prompt)
-        return next(lines)
-
-    assert read_turn(read) == "a\nb"
-    assert shown == ["> ", ". "]
 
 
 def test_save_writes_the_conversation_to_a_new_file_only(tmp_path: Path) -> None:
@@ -131,12 +117,53 @@ def test_errors_of_save_are_printed(tmp_path: Path) -> None:
     assert "No such file or directory" in shown.stdout.getvalue()
 
 
+TRICKY = ["a\n## User\n\n## Assistant\n", "\\## System", "## User\n\r\nb", "c\u2028\n\\\\## Assistant"]
+
+
+@pytest.mark.parametrize("system", [None, "be\n\n## User\n\nkind"])
+def test_a_saved_conversation_comes_back_whole(tmp_path: Path, system: str | None) -> None:
+    file = tmp_path / "talk.md"
+    backend = saying("\n## User\n\nParis.\n\n")
+    chat([*TRICKY, f"/save {file}", "last"], backend, system)
+    shown, other = chat(["/system else", "else", f"/load {file}", "last"], saying("Rome."), "not loaded")
+    assert other.prompts[-1] == backend.prompts[-1]
+    assert f"Loaded 4 turns from {file}.\n" in shown.stdout.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        (b"", "no conversation that /save wrote"),
+        (b"Dear diary,\n\n## User\n\na\n\n## Assistant\n\nb\n", "no conversation that /save wrote"),
+        (b"## User\n\na\n", "no conversation that /save wrote"),
+        (b"## User\n\na\n\n## Assistant\n\nb\n\n## System\n\nc\n", "no conversation that /save wrote"),
+        (b"## User\n\n\xff\n\n## Assistant\n\nb\n", "invalid start byte"),
+    ],
+)
+def test_a_file_without_a_conversation_changes_nothing(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "talk.md"
+    if content is not None:
+        file.write_bytes(content)
+    shown, backend = chat(["a", f"/load {file}", "b"], system="be kind")
+    assert said in shown.stdout.getvalue()
+    assert backend.prompts[-1] == "system:be kind;user:a;assistant:Paris.;user:b;"
+
+
+def test_only_files_are_loaded(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    shown, _ = chat(["/load", f"/load {tmp_path}/pipe", f"/load {tmp_path}", "/load \0"])
+    assert "needs the name of a file" in shown.stdout.getvalue()
+    assert shown.stdout.getvalue().count("it is not a file") == 2
+    assert "null byte" in shown.stdout.getvalue()
+
+
 def test_stats_help_and_unknown_commands_print_text() -> None:
-    shown, backend = chat(["/stats", "a", "/stats", "/help", "/sing"])
+    shown, backend = chat(["/stats", "a", "/stats", "/help", "/?", "/sing"])
     said = shown.stdout.getvalue()
     assert "Nothing was said yet." in said
     assert "1 turns, 7 tokens generated" in said
-    assert "/save FILE" in said
+    assert said.count("/save FILE") == said.count("/load FILE") == 2
     assert "no command /sing" in said
     assert len(backend.requests) == 1
 

@@ -8,29 +8,35 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from mlxk2.chat import transcript
 from mlxk2.chat.assistant import Assistant, Completion
 from mlxk2.chat.printer import Printer
 from mlxk2.chat.terminal import Terminal
-from mlxk2.errors import ContextLengthError, MlxkError, cause
+from mlxk2.errors import ContextLengthError, MlxkError
 from mlxk2.formatting import printable
 from mlxk2.runner.prompt.prompter import Message
 
-ReadLine = Callable[[str], str]
+ReadTurn = Callable[[], str]
 
 _PROMPT, _CONTINUED = "> ", ". "
 _BLOCK = '"""'
-_LEAVE = ("exit", "quit")
+_LEAVE = ("/bye", "/exit", "/quit", "exit", "quit")
+_WAYS_OUT = "To leave, type /bye or press Ctrl-D.\n"
 _HELP = f"""\
-/help         this list
+/?, /help     this list
 /clear        forget the conversation (the system prompt stays)
 /system TEXT  set the system prompt; without TEXT, show it
 /save FILE    write the conversation to a new file
+/load FILE    go on with a conversation that /save wrote, in place of this one
 /stats        show the size and speed of the conversation
-exit, quit    leave; so does Ctrl-D, or Ctrl-C at the prompt
+/bye          leave; so do /exit, exit, quit and Ctrl-D
 A line that ends in \\ goes on in the next one; {_BLOCK} begins and ends a block of lines.
-Ctrl-C ends an answer and keeps what was said so far. Ctrl-Z suspends the program.
+Ctrl-C discards what you are typing. While an answer comes, it ends the answer and keeps what was said so far.
+The up arrow brings back what you typed before. Ctrl-Z suspends the program.
 """
 
 
@@ -54,9 +60,26 @@ def converse(
     system: str | None,
     **shown: bool,
 ) -> None:
-    """Hold a conversation on the terminal until the user leaves; `shown` are options of `Chat`.
+    """Hold a conversation on the terminal until the user leaves; `shown` are options of `Chat`."""
+    session = open_session(environment)
 
-    The history of what was typed is in a file that only its user can read, or in memory if that can't be written.
+    def read_turn() -> str:
+        while True:
+            try:
+                with terminal.reading():
+                    return session.prompt(_PROMPT)
+            except KeyboardInterrupt:
+                if not session.default_buffer.text:
+                    streams.stdout.write(_WAYS_OUT)
+                    streams.stdout.flush()
+
+    Chat(assistant, streams, system, terminal, **shown).run(read_turn)
+
+
+def open_session(environment: Mapping[str, str]) -> PromptSession[str]:
+    """Return what reads turns from the terminal; all lines of a turn are one text, and one entry of the history.
+
+    The history is in a file that only its user can read, or in memory if that can't be written.
     """
     state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     file = Path(state) / "mlxk2" / "history"
@@ -66,13 +89,21 @@ def converse(
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
     except OSError:
         history = InMemoryHistory()
-    session: PromptSession[str] = PromptSession(history=history, enable_suspend=True)
+    keys = KeyBindings()
+    session: PromptSession[str] = PromptSession(
+        history=history, enable_suspend=True, key_bindings=keys, prompt_continuation=_CONTINUED
+    )
+    goes_on = Condition(lambda: needs_line(session.default_buffer.text))
 
-    def read_line(prompt: str) -> str:
-        with terminal.reading():
-            return session.prompt(prompt)
+    @keys.add("enter", filter=has_focus(session.default_buffer) & goes_on)
+    def begin_line(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if not is_block(buffer.text):
+            buffer.text = buffer.text.removesuffix("\\")
+            buffer.cursor_position = len(buffer.text)
+        buffer.insert_text("\n")
 
-    Chat(assistant, streams, system, terminal, **shown).run(read_line)
+    return session
 
 
 class Chat:
@@ -111,17 +142,17 @@ class Chat:
         system: list[Message] = [{"role": "system", "content": self._system}] if self._system else []
         return [*system, *self._turns]
 
-    def run(self, read_line: ReadLine) -> None:
-        """Complete turn after turn; `read_line` shows a prompt and raises EOFError or KeyboardInterrupt to leave."""
-        self._out.write("Type a message, /help for help, exit to leave.\n")
+    def run(self, read_turn: ReadTurn) -> None:
+        """Complete turn after turn; `read_turn` returns what the user typed, and raises EOFError to leave."""
+        self._out.write("Type a message, /? for help, /bye to leave.\n")
         self._out.flush()
         try:
-            while (text := read_turn(read_line)) not in _LEAVE:
+            while (text := message_of(read_turn())) not in _LEAVE:
                 word, _, rest = text.partition(" ")
                 # Bytes that Python could not read are surrogates in the text.
                 if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
                     self._out.write("This is not UTF-8 text, so it was not taken. Set the terminal to UTF-8.\n")
-                elif word.startswith("/") and word[1:].isalpha():
+                elif word == "/?" or (word.startswith("/") and word[1:].isalpha()):
                     self._out.write(self._run_command(word, rest.strip()))
                 elif text:
                     self._complete(text)
@@ -158,7 +189,7 @@ class Chat:
     def _run_command(self, word: str, argument: str) -> str:
         """Do what a command says; return what to print."""
         match word:
-            case "/help":
+            case "/?" | "/help":
                 return _HELP
             case "/clear":
                 self._turns.clear()
@@ -168,40 +199,40 @@ class Chat:
                 return "The system prompt is set.\n"
             case "/system":
                 return f"The system prompt is: {self._system}\n" if self._system else "There is no system prompt.\n"
-            case "/save":
-                return self._save(argument)
+            case "/save" | "/load" if not argument:
+                return f"{word} needs the name of a file.\n"
+            case "/save" | "/load":
+                return self._save_or_load(word, argument)
             case "/stats":
                 if self._last is None:
                     return "Nothing was said yet.\n"
                 turns = len(self._turns) // 2
                 return f"{turns} turns, {self._tokens} tokens generated. Last: {self._last.statistics}\n"
-        return f"There is no command {word}; /help lists them.\n"
+        return f"There is no command {word}; /? lists them.\n"
 
-    def _save(self, name: str) -> str:
-        if not name:
-            return "/save needs the name of a file.\n"
-        text = "\n".join(f"## {turn['role'].capitalize()}\n\n{turn['content']}\n" for turn in self._messages)
+    def _save_or_load(self, word: str, name: str) -> str:
         try:
-            with open(os.path.expanduser(name), "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            return f"{name} exists and stays as it is; choose another name.\n"
-        except (OSError, ValueError) as fault:
-            return f"{name} can't be written: {cause(fault) if isinstance(fault, OSError) else fault}.\n"
-        return f"Saved to {name}.\n"
+            if word == "/save":
+                transcript.save(name, self._messages)
+                return f"Saved to {name}.\n"
+            messages = transcript.load(name)
+        except MlxkError as error:
+            return f"{printable(error.message)}\n"
+        self._turns = [message for message in messages if message["role"] != "system"]
+        self._system = messages[0]["content"] if messages[0]["role"] == "system" else None
+        return f"Loaded {len(self._turns) // 2} turns from {name}.\n"
 
 
-def read_turn(read_line: ReadLine) -> str:
-    """Read what the user says: one line, lines joined by a backslash at their end, or a block in triple quotes."""
-    line = read_line(_PROMPT)
-    if not line.lstrip().startswith(_BLOCK):
-        while line.endswith("\\"):
-            line = line[:-1] + "\n" + read_line(_CONTINUED)
-        return line.strip()
-    line = line.lstrip().removeprefix(_BLOCK)
-    lines: list[str] = []
-    while _BLOCK not in line:
-        lines.append(line)
-        line = read_line(_CONTINUED)
-    lines.append(line.partition(_BLOCK)[0])
-    return "\n".join(lines).strip()
+def is_block(typed: str) -> bool:
+    """Return whether a text begins as a block of lines."""
+    return typed.lstrip().startswith(_BLOCK)
+
+
+def needs_line(typed: str) -> bool:
+    """Return whether a further line belongs to a text: its block is open, or it ends in a backslash."""
+    return typed.count(_BLOCK) < 2 if is_block(typed) else typed.endswith("\\")
+
+
+def message_of(typed: str) -> str:
+    """Return the message in a text: the lines of its block, or all of it."""
+    return (typed.split(_BLOCK)[1] if is_block(typed) else typed).strip()

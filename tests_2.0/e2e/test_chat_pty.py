@@ -97,7 +97,7 @@ def paris(tmp_path: Path) -> Path:
 def test_chat_commands_work_in_a_conversation(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.ask("France?", "Paris!\r\n")
-    terminal.ask("/help", "/save FILE")
+    terminal.ask("/?", "/save FILE")
     terminal.type("/stats")
     terminal.child.expect("1 turns, 4 tokens generated.* prompt [0-9.]+ tokens/s, answer [0-9.]+ tokens/s, end: stop")
     terminal.child.expect(PROMPT)
@@ -114,9 +114,12 @@ def test_chat_commands_work_in_a_conversation(paris: Path, home: Path) -> None:
     terminal.ask(f"/save {file}", "Saved to")
     terminal.ask(f"/save {file}", "exists and stays as it is")
     terminal.ask("/clear", "cleared")
-    terminal.type("exit")
+    terminal.ask(f"/load {file}", "Loaded 3 turns")
+    terminal.ask(f"/save {file}2", "Saved to")
+    terminal.type("/bye")
     assert terminal.end() == 0
     said = file.read_text()
+    assert (home / "talk.md2").read_text() == said
     assert said.startswith("## System\n\nBe brief.\n\n## User\n\nFrance?\n\n## Assistant\n\nParis!\n")
     assert "## User\n\ntwo\nlines\n" in said
     assert "## User\n\na block\n" in said
@@ -131,8 +134,25 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(babble: Path, home: Path) -> No
         terminal.child.expect_exact(LEFT)
         terminal.child.expect(PROMPT)
     terminal.ask("/stats", "2 turns")
-    terminal.child.sendintr()
+    terminal.type("exit")
     assert terminal.end() == 0
+
+
+def test_ctrl_c_at_the_prompt_discards_what_is_typed_and_says_how_to_leave(paris: Path, home: Path) -> None:
+    terminal = Terminal(paris, home)
+    terminal.child.sendintr()
+    terminal.child.expect_exact("To leave, type /bye or press Ctrl-D.\r\n")
+    terminal.child.expect(PROMPT)
+    for typed in ("discarded", '"""\rdiscarded'):
+        terminal.child.send(typed)
+        terminal.child.expect_exact("discarded")
+        terminal.child.sendintr()
+        terminal.child.expect(PROMPT)
+    terminal.ask("France?", "Paris!\r\n")
+    terminal.ask(f"/save {home}/talk.md", "Saved to")
+    terminal.child.sendeof()
+    assert terminal.end() == 0
+    assert (home / "talk.md").read_text() == "## User\n\nFrance?\n\n## Assistant\n\nParis!\n"
 
 
 @pytest.mark.parametrize("slow", ["tokenize", "prefill", "piece"])
@@ -153,7 +173,7 @@ def test_ctrl_c_while_a_prompt_is_read_returns_to_the_input_line(tmp_path: Path,
 
 def test_text_typed_while_the_model_works_appears_on_the_next_input_line(tmp_path: Path, home: Path) -> None:
     terminal = Terminal(write_chain(tmp_path / "babble", BABBLE, context=2_000), home, typed="first line")
-    terminal.child.expect_exact("exit to leave.\r\n")
+    terminal.child.expect_exact("/bye to leave.\r\n")
     assert "first" not in terminal.child.before
     terminal.child.expect_exact("first line")
     terminal.child.expect("[a-z]{100}")
@@ -199,7 +219,7 @@ def test_ctrl_z_suspends_the_chat(paris: Path, home: Path) -> None:
     # The shell needs job control: without a shell that can resume it, the program is not suspended.
     shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=variables(home), encoding="utf-8", timeout=60)
     shell.sendline(f"{sys.executable} -m mlxk2 run {paris}")
-    shell.expect_exact("exit to leave")
+    shell.expect_exact("/bye to leave")
     shell.expect(PROMPT)
     shell.send("\x1a")
     shell.expect("Stopped|suspended")
@@ -227,6 +247,25 @@ def test_input_history_is_kept_for_the_next_chat(paris: Path, home: Path) -> Non
     second.child.expect_exact("Paris!\r\n")
     second.type("quit")
     assert second.end() == 0
+
+
+def test_a_block_comes_back_as_a_block(paris: Path, home: Path) -> None:
+    first = Terminal(paris, home)
+    for line in ('"""one', "  two", 'three"""'):
+        first.type(line)
+        first.child.expect(PROMPT)
+    first.child.sendeof()
+    assert first.end() == 0
+    second = Terminal(paris, home)
+    second.child.send("\x1b[A")
+    second.child.expect_exact('three"""')
+    second.child.send("\r")
+    second.child.expect_exact("Paris!\r\n")
+    second.child.expect(PROMPT)
+    second.ask(f"/save {home}/talk.md", "Saved to")
+    second.child.sendeof()
+    assert second.end() == 0
+    assert (home / "talk.md").read_text().startswith("## User\n\none\n  two\nthree\n\n## Assistant")
 
 
 def test_a_full_context_is_reported_and_keeps_the_conversation(tmp_path: Path, home: Path) -> None:
