@@ -230,7 +230,7 @@ def test_a_loop_keeps_the_lines_of_its_file(stubbed: Program) -> None:
 
 
 def test_a_pipe_that_gives_nothing_is_waited_for_with_a_warning(stubbed: Program) -> None:
-    wait = "until grep -q Waiting log; do sleep 0.1; done"
+    wait = "for i in {1..500}; do grep -q Waiting log && break; sleep 0.1; done"
     done = stubbed("Hello", shell=f"touch log; {{ {wait}; echo late; }} | ask 2> log; cat log >&2")
     assert done.stdout == "user:late\n\nHello\n"
     assert done.stderr == "Warning: Waiting for text on stdin. If there is none, add < /dev/null to the command.\n"
