@@ -113,6 +113,6 @@ def test_ctrl_c_in_a_chat_returns_to_the_input_line() -> None:
     model = assistant(saying("Hello, world.", marks=("<end>",)))
     lines = iter(["hello", "/stats"])
     chat = Chat(model, open_streams, None, hide_reasoning=False)
-    chat.run(lambda _: next(lines, "exit"))
+    chat.run(lambda: next(lines, "exit"))
     assert f"He\n{INTERRUPTED}\n" in open_streams.stdout.getvalue()
     assert "1 turns, 2 tokens" in open_streams.stdout.getvalue()
