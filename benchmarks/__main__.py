@@ -1,4 +1,4 @@
-"""Run all benchmarks, one after the other: `python benchmarks`. The exit status is 1 where any figure is missed.
+"""Run all benchmarks, one after the other: `python benchmarks`. The exit status is 1 if any figure misses its bound.
 
 With `--write` the figures become the tables of docs/performance.md and README.md.
 """
@@ -27,7 +27,7 @@ SCRIPTS = (
 
 
 def main() -> int:
-    """Run them and return the exit status."""
+    """Run all benchmarks and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="put the figures into docs/performance.md and README.md")
     args = parser.parse_args()

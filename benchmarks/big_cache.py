@@ -1,7 +1,7 @@
 """Make a Hugging Face cache of many large chat models: `python benchmarks/big_cache.py FOLDER COUNT`.
 
-Each model has real configs, a tokenizer of two megabytes and safetensors files with true headers of a few hundred
-tensors; the weights themselves are holes in the files and take no room on the disk.
+Each model has real configs, a tokenizer of two megabytes, and safetensors files with real headers of a few hundred
+tensors. The weights are holes in the files and take no space on the disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# No two models are of the same size, so no two headers are the same.
+# All models have different sizes, so all headers are different.
 MODEL_BYTES = 3_300_000_000
 MORE_BYTES = 4_000_000
 WIDTH = 512
@@ -36,7 +36,7 @@ CARD = "---\nlicense: apache-2.0\nlibrary_name: mlx\npipeline_tag: text-generati
 
 
 def build(cache_dir: Path, count: int) -> None:
-    """Fill a cache folder with this many chat models, every second one in shards; their weights are holes."""
+    """Fill a cache folder with `count` chat models; every second one has shards, and all weights are holes."""
     cache_dir.mkdir(parents=True)
     tokenizer = cache_dir.parent / "tokenizer.json"
     vocabulary = {f"token{number:06}": number for number in range(TOKENIZER_BYTES // 21)}
@@ -82,14 +82,14 @@ def _tensor_names(part: int) -> Iterator[str]:
 
 
 def _add_hole(repo: Path, name: str, tensors: list[str], size: int) -> None:
-    """Add a safetensors file whose header is true and whose data takes no room on the disk."""
+    """Add a safetensors file with a real header, whose data takes no space on the disk."""
     rows = size // len(tensors) // WIDTH // 2
     each = rows * WIDTH * 2
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     for number, tensor in enumerate(tensors):
         offsets = [number * each, (number + 1) * each]
         header[tensor] = {"dtype": "BF16", "shape": [rows, WIDTH], "data_offsets": offsets}
-    # Compact, and padded to eight bytes, as the format's own library writes it.
+    # The format's own library writes headers in this compact form, padded to eight bytes.
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     blob = repo / "blobs" / hashlib.sha256(name.encode()).hexdigest()

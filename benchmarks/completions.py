@@ -1,4 +1,4 @@
-"""Ask a model by `mlxk2 run` or `mlx_lm generate`, and time the completion as it comes out of the pipe."""
+"""Ask a model with `mlxk2 run` or `mlx_lm generate`, and measure when the completion's text comes out of the pipe."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from typing import NamedTuple
 NAMES = ("mlxk2 run", "mlx_lm generate")
 PROMPT = "hello there"
 DEMO = Path(__file__).parent.parent / "mlxk2" / "demo"
-# What mlx_lm prints before the completion and after it.
-RULE = b"=" * 10
+RULE = b"=" * 10  # mlx_lm prints this before and after the completion.
 
 
 class Completion(NamedTuple):
-    """A completion's text, and when its first and its last character came, in seconds after the process was started."""
+    """A completion's text, and the times of its first and last character, in seconds after the start of the process."""
 
     text: str
     first: float
     last: float
 
     def tokens_per_second(self, tokens: int) -> float:
-        """Return the speed of decoding, from the first of so many tokens to the last."""
+        """Return the speed of decoding between the first and the last of these tokens."""
         return (tokens - 1) / (self.last - self.first)
 
 
 class Piece(NamedTuple):
-    """Bytes, and when they came."""
+    """Bytes, and the time when they came."""
 
     seconds: float
     content: bytes
 
 
 def ask_mlxk2(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Completion:
-    """Ask by `mlxk2 run`: greedy, without its repetition penalty, with the kernel cache in a folder."""
+    """Ask with `mlxk2 run`: greedy, without repetition penalty, with the kernel cache in this folder."""
     command = ["mlxk2", "run", str(model), prompt, "--temperature", "0", "--repetition-penalty", "1.0"]
     pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
     output = b"".join(piece.content for piece in pieces)
@@ -45,7 +44,7 @@ def ask_mlxk2(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> 
 
 
 def ask_mlx_lm(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) -> Completion:
-    """Ask by `mlx_lm generate`: greedy, with the kernel cache in a folder."""
+    """Ask with `mlx_lm generate`: greedy, with the kernel cache in this folder."""
     command = ["mlx_lm", "generate", "--model", str(model), "--prompt", prompt, "--temp", "0"]
     pieces = _listen([*command, "--max-tokens", str(tokens)], kernels)
     output = b"".join(piece.content for piece in pieces)
@@ -53,7 +52,7 @@ def ask_mlx_lm(model: Path, tokens: int, kernels: Path, prompt: str = PROMPT) ->
 
 
 def _listen(module: list[str], kernels: Path) -> list[Piece]:
-    """Run a module as a program; its output, piece by piece as it came. RuntimeError when it fails.
+    """Run a module as a program and return the pieces of its output; raise RuntimeError when it fails.
 
     On the CPU, MLX compiles fused kernels when they are first used, and keeps them in the folder for temporary files.
     """
@@ -78,13 +77,13 @@ def _listen(module: list[str], kernels: Path) -> list[Piece]:
 
 
 def _completion(pieces: list[Piece], begin: int, end: int) -> Completion:
-    """Return the completion between two places of the output."""
+    """Return the completion between two positions of the output."""
     output = b"".join(piece.content for piece in pieces)
     return Completion(output[begin:end].decode(), _when(pieces, begin), _when(pieces, end - 1))
 
 
 def _when(pieces: list[Piece], place: int) -> float:
-    """Return when the byte at a place of the output came."""
+    """Return the time when the byte at a position of the output came."""
     seen = 0
     for piece in pieces:
         seen += len(piece.content)

@@ -1,4 +1,4 @@
-"""How long `mlxk2 pull` takes against `hf download`, from the same hub on this machine."""
+"""Measure how long `mlxk2 pull` takes, compared with `hf download`, from the same hub on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parents[1] / "tests_2.0"
 
 
 class Repo(NamedTuple):
-    """A repo of `count` files with `size` bytes each; one with `is_xet` has them in a Xet store, too."""
+    """A repo of `count` files with `size` bytes each; with `is_xet`, they are also in a Xet store."""
 
     what: str
     count: int
@@ -29,7 +29,7 @@ class Repo(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name on the hub."""
+        """The repo's name on the hub."""
         return f"org/{self.what.replace(' ', '-')}"
 
 
@@ -37,7 +37,7 @@ REPOS = (
     Repo("4 files of 64 MB", 4, 64 * MEGABYTE),
     Repo("1 file of 256 MB", 1, 256 * MEGABYTE),
     Repo("60 files of 20 KB", 60, 20_000),
-    # Here the network takes no time, so that hashing what came is all that is left to see.
+    # The network takes no time here, so this measures little more than hashing.
     Repo("4 files of 64 MB over Xet", 4, 64 * MEGABYTE, is_xet=True, at_most=None),
 )
 
@@ -47,10 +47,10 @@ def _files(repo: Repo) -> dict[str, bytes]:
     return {f"part-{number}.safetensors": rolls.randbytes(repo.size) for number in range(repo.count)}
 
 
-def _timed(command: str, words: tuple[str, ...], home: Path, environment: Mapping[str, str]) -> float:
-    """Return the seconds of a download into a new cache, which goes away."""
+def _time_download(command: str, words: tuple[str, ...], home: Path, environment: Mapping[str, str]) -> float:
+    """Return the seconds of a download into a new cache, and remove the cache."""
     program = str(Path(sys.executable).with_name(command))
-    # What was written before is on the disk: nobody waits for the bytes of another.
+    # Write earlier data to the disk first, so that this download does not wait for it.
     os.sync()
     try:
         return rounds.run([program, *words], {**environment, "HF_HOME": str(home)}).seconds
@@ -59,14 +59,14 @@ def _timed(command: str, words: tuple[str, ...], home: Path, environment: Mappin
 
 
 def measure(server: Any, repo: Repo, folder: Path) -> rounds.Figure:
-    """Pull and download a repo in turns."""
+    """Pull and download a repo alternately."""
     environment = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": ""}
 
-    def timed(command: str, *words: str) -> Callable[[], float]:
-        return lambda: _timed(command, (*words, repo.name), folder / command, environment)
+    def timer(command: str, *words: str) -> Callable[[], float]:
+        return lambda: _time_download(command, (*words, repo.name), folder / command, environment)
 
-    pairs = rounds.paired(timed("mlxk2", "pull", "--json"), timed("hf", "download", "--quiet"))
-    return rounds.compared(f"download {repo.what}", pairs, "s", ("mlxk2 pull", "hf download"), at_most=repo.at_most)
+    pairs = rounds.alternate(timer("mlxk2", "pull", "--json"), timer("hf", "download", "--quiet"))
+    return rounds.compare(f"download {repo.what}", pairs, "s", ("mlxk2 pull", "hf download"), at_most=repo.at_most)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""How long a short question, a running stream and many completions wait for others in `mlxk2 serve`."""
+"""Measure how long a short question, a running stream and many completions wait for other requests in `mlxk2 serve`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from serving import GREEDY, endless
 
 ROUNDS = 3
 LONG_PROMPTS = 8
-# Of the demo about four thousand and fifteen hundred tokens.
-LONG_WORDS, SHARED_WORDS = 1_950, 725
+LONG_WORDS, SHARED_WORDS = 1_950, 725  # About 4,000 and 1,500 tokens of the demo.
 COMPLETIONS = 16
-STREAMED = 3_000
-# Seconds after which all the long prompts have come.
-LATER = 0.5
+STREAM_TOKENS = 3_000
+LATER = 0.5  # Seconds after which the server has received all long prompts.
 _WORDS = ("one", "two", "three", "four", "five", "six")
 
 
@@ -34,7 +32,7 @@ def _question(text: str, tokens: int, **options: object) -> Body:
 
 
 def _long(words: int, chance: random.Random) -> str:
-    """Return a prompt that was never asked before."""
+    """Return a new prompt of so many words."""
     return " ".join(chance.choices(_WORDS, k=words))
 
 
@@ -57,16 +55,16 @@ def short_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
 
 
 def stream_beside_long(us: Server, chance: random.Random) -> rounds.Figure:
-    """Measure the longest time that a running stream stands still while eight long prompts are read."""
+    """Measure the longest pause of a running stream while eight long prompts are read."""
     gaps = [_longest_gap(us, _long_requests(chance)) for _ in range(ROUNDS)]
-    print(f"a stream beside long prompts: stands still for {min(gaps):.2f} to {max(gaps):.2f} s")
+    print(f"a stream beside long prompts: pauses for {min(gaps):.2f} to {max(gaps):.2f} s")
     what = f"a stream stands still beside {LONG_PROMPTS} long prompts"
     return rounds.Figure(what, statistics.median(gaps), at_most=0.5, unit="s")
 
 
 def _longest_gap(us: Server, long: Sequence[Request]) -> float:
     times: list[float] = []
-    question = _question("Count from 1 to 100.", STREAMED)
+    question = _question("Count from 1 to 100.", STREAM_TOKENS)
     streaming = threading.Thread(target=load.watch, args=(us.port, question, lambda: times.append(time.perf_counter())))
     streaming.start()
     while not times:
@@ -76,17 +74,17 @@ def _longest_gap(us: Server, long: Sequence[Request]) -> float:
     end, is_streaming = time.perf_counter(), streaming.is_alive()
     streaming.join()
     seen = [moment for moment in times if moment <= end]
-    # A stream that ended before the last prompt was read does not stand still.
+    # If the stream ended before the last prompt was read, the time after its end is not a pause.
     return max(later - earlier for earlier, later in itertools.pairwise([*seen, end] if is_streaming else seen))
 
 
 def long_together(us: Server, them: Server, chance: random.Random) -> rounds.Figure:
-    """Measure the time of eight long prompts that come together, ours and theirs in turn."""
-    pairs = rounds.paired(
+    """Measure the time of eight long prompts that come together, on both servers alternately."""
+    pairs = rounds.alternate(
         lambda: _seconds(us, _long_requests(chance)), lambda: _seconds(them, _long_requests(chance)), ROUNDS
     )
     what = f"{LONG_PROMPTS} long prompts together"
-    return rounds.compared(what, pairs, "s", NAMES, at_most=1.15)
+    return rounds.compare(what, pairs, "s", NAMES, at_most=1.15)
 
 
 def _seconds(server: Server, requests: Sequence[Request]) -> float:
@@ -95,14 +93,14 @@ def _seconds(server: Server, requests: Sequence[Request]) -> float:
 
 
 def many_answers(us: Server, chance: random.Random) -> rounds.Figure:
-    """Measure the time of sixteen completions to one prompt, by that of one."""
+    """Measure the time of sixteen completions of one prompt, divided by the time of one completion."""
 
     def seconds(count: int) -> float:
         return load.ask(us.port, _question(_long(SHARED_WORDS, chance), 1, n=count)).last
 
-    pairs = rounds.paired(lambda: seconds(COMPLETIONS), lambda: seconds(1))
+    pairs = rounds.alternate(lambda: seconds(COMPLETIONS), lambda: seconds(1))
     what = f"{COMPLETIONS} completions to one prompt"
-    return rounds.compared(what, pairs, "s", (f"{COMPLETIONS} completions", "one completion"), at_most=1.5)
+    return rounds.compare(what, pairs, "s", (f"{COMPLETIONS} completions", "one completion"), at_most=1.5)
 
 
 def main() -> int:

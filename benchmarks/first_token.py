@@ -1,4 +1,4 @@
-"""How soon the first token comes with tokenizers in a process of their own, against a checkout from before that."""
+"""Measure the time to the first token with the tokenizer in its own process, compared with an older checkout."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ ROUNDS = 15
 NAMES = ("this checkout", "the other one")
 # Words of prompts, each of which is two tokens.
 PROMPTS = {"20 tokens": 5, "400 tokens": 190, "3,800 tokens": 1_890}
-# A trip of so many characters, most of which are tokens by themselves.
-LONG = "Zq9" * 50_000
+LONG = "Zq9" * 50_000  # Most of these characters are single tokens.
 
 
 @contextmanager
@@ -65,10 +64,10 @@ def first_token(port: int, words: int, start: int) -> float:
 
 
 def trips() -> list[rounds.Pair]:
-    """Return the seconds to tokenize a long text, there and here."""
+    """Return pairs of seconds to tokenize a long text: in the tokenizer's process, and in this process."""
     from mlx_lm.tokenizer_utils import load  # noqa: PLC0415
 
-    from mlxk2.runner.prompt.confined import Starter  # noqa: PLC0415 - takes a second, and is not needed for the servers
+    from mlxk2.runner.prompt.confined import Starter  # noqa: PLC0415 - takes a second; the servers don't need it
     from mlxk2.runner.prompt.tokenizer import load_tokenizer  # noqa: PLC0415
 
     there, here = load_tokenizer(Path(DEMO), {}, Starter(), "model"), load(Path(DEMO))
@@ -79,7 +78,7 @@ def trips() -> list[rounds.Pair]:
         assert len(tokens) > 100_000, len(tokens)
         return time.perf_counter() - began
 
-    return rounds.paired(lambda: timed(there.encode), lambda: timed(here.encode), ROUNDS)
+    return rounds.alternate(lambda: timed(there.encode), lambda: timed(here.encode), ROUNDS)
 
 
 def main() -> int:
@@ -93,14 +92,14 @@ def main() -> int:
         figures = []
         for name, words in PROMPTS.items():
             starts = itertools.count(), itertools.count()
-            pairs = rounds.paired(
+            pairs = rounds.alternate(
                 lambda words=words, starts=starts: first_token(ports[0], words, next(starts[0])),
                 lambda words=words, starts=starts: first_token(ports[1], words, next(starts[1])),
                 ROUNDS,
             )
-            figures.append(rounds.compared(f"first token, {name}", pairs, "s", NAMES, at_most=1.05))
+            figures.append(rounds.compare(f"first token, {name}", pairs, "s", NAMES, at_most=1.05))
     names = ("in the process", "without it")
-    return rounds.verdict([*figures, rounds.compared("100,000 tokens", trips(), "s", names, at_most=1.05)])
+    return rounds.verdict([*figures, rounds.compare("100,000 tokens", trips(), "s", names, at_most=1.05)])
 
 
 if __name__ == "__main__":

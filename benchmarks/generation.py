@@ -1,4 +1,4 @@
-"""How fast `mlxk2 run` generates, and how soon its first character comes, against `mlx_lm generate`."""
+"""Measure the speed and the time to the first character of `mlxk2 run`, compared with `mlx_lm generate`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import rounds
 from completions import Completion
 
 TOKENS = 48
-# Enough to see a first character, few enough not to wait for the rest.
-FIRST_TOKENS = 2
-# Two seconds, most of which is the import of libraries, differ from one time to the next by more than the bound allows.
+FIRST_TOKENS = 2  # Enough for a first character, and no long wait for the rest.
+# More rounds than usual: these two seconds are mostly imports, which vary by more than the bound allows.
 WARM_ROUNDS = 15
 DEMO_PROMPT = "Count from 1 to 20."
 DEMO_TOKENS = 200
@@ -26,17 +25,17 @@ Ask = Callable[[Path, int, Path], Completion]
 
 def speed(model: Path, kernels: Path) -> rounds.Figure:
     """Measure the speed of decoding, in tokens per second."""
-    pairs = rounds.paired(
+    pairs = rounds.alternate(
         lambda: completions.ask_mlxk2(model, TOKENS, kernels / "mlxk2"),
         lambda: completions.ask_mlx_lm(model, TOKENS, kernels / "mlx_lm"),
     )
     speeds = [(ours.tokens_per_second(TOKENS), theirs.tokens_per_second(TOKENS)) for ours, theirs in pairs]
     print(f"the same text in {sum(ours.text == theirs.text for ours, theirs in pairs)} of {len(pairs)} pairs")
-    return rounds.compared(f"decoding, {model.name}", speeds, "tokens/s", completions.NAMES, at_least=0.97)
+    return rounds.compare(f"decoding, {model.name}", speeds, "tokens/s", completions.NAMES, at_least=0.97)
 
 
 def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
-    """Measure the time to the first character when the kernels were compiled before."""
+    """Measure the time to the first character when the kernels are already compiled."""
     return _first_character(
         "warm kernels",
         WARM_ROUNDS,
@@ -46,7 +45,7 @@ def first_character_warm(model: Path, kernels: Path) -> rounds.Figure:
 
 
 def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
-    """Measure the time to the first character when no kernel was compiled before."""
+    """Measure the time to the first character when no kernel is compiled yet."""
     return _first_character(
         "cold kernels",
         rounds.ROUNDS,
@@ -56,8 +55,8 @@ def first_character_cold(model: Path, kernels: Path) -> rounds.Figure:
 
 
 def _first_character(kind: str, count: int, first: Callable[[], float], second: Callable[[], float]) -> rounds.Figure:
-    pairs = rounds.paired(first, second, count)
-    return rounds.compared(f"first character, {kind}", pairs, "s", completions.NAMES, at_most=1.05)
+    pairs = rounds.alternate(first, second, count)
+    return rounds.compare(f"first character, {kind}", pairs, "s", completions.NAMES, at_most=1.05)
 
 
 def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Completion:
@@ -66,8 +65,8 @@ def _in_empty_folder(ask: Ask, model: Path, kernels: Path) -> Completion:
 
 
 def demo(kernels: Path) -> rounds.Figure:
-    """Measure the speed on the demo model, by the time that the same completion takes."""
-    pairs = rounds.paired(
+    """Measure the speed on the demo model by the time of the same completion."""
+    pairs = rounds.alternate(
         lambda: completions.ask_mlxk2(completions.DEMO, DEMO_TOKENS, kernels / "mlxk2", DEMO_PROMPT),
         lambda: completions.ask_mlx_lm(completions.DEMO, DEMO_TOKENS, kernels / "mlx_lm", DEMO_PROMPT),
     )
@@ -88,7 +87,7 @@ def main() -> int:
         kernels = Path(temporary)
         for side in ("mlxk2", "mlx_lm"):
             (kernels / side).mkdir()
-        model = rounds.made(folder / "models", "small_models.py") / "float32"
+        model = rounds.make_once(folder / "models", "small_models.py") / "float32"
         figures = (measure(model, kernels) for measure in (speed, first_character_warm, first_character_cold))
         return rounds.verdict([*figures, demo(kernels)])
 

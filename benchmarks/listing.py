@@ -1,4 +1,4 @@
-"""How long `mlxk2 list --json` takes on large caches and how much memory, against `hf cache ls`."""
+"""Measure the time and memory of `mlxk2 list --json` on large caches, compared with `hf cache ls`."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def measure(few: Path, many: Path) -> list[rounds.Figure]:
     peak = statistics.median(_list_for_the_first_time(few).peak_bytes for _ in range(rounds.ROUNDS))
     names = ("mlxk2 list --json", "hf cache ls")
     return [
-        rounds.compared(
+        rounds.compare(
             f"list {MODELS} models",
-            rounds.paired(lambda: _list(few).seconds, lambda: _hf(few)),
+            rounds.alternate(lambda: _list(few).seconds, lambda: _hf(few)),
             "s",
             names,
             at_most=0.25,
         ),
-        rounds.compared(
+        rounds.compare(
             f"list {MODELS} models for the first time",
-            rounds.paired(lambda: _list_for_the_first_time(few).seconds, lambda: _hf(few)),
+            rounds.alternate(lambda: _list_for_the_first_time(few).seconds, lambda: _hf(few)),
             "s",
             names,
         ),
-        rounds.compared(
+        rounds.compare(
             f"list {MANY_MODELS} models, compared with {MODELS}",
-            rounds.paired(lambda: _list(many).seconds, lambda: _list(few).seconds),
+            rounds.alternate(lambda: _list(many).seconds, lambda: _list(few).seconds),
             "s",
             (f"{MANY_MODELS} models", f"{MODELS} models"),
             at_most=10,
@@ -68,7 +68,7 @@ def main() -> int:
     args = parser.parse_args()
     with rounds.workspace(args.keep) as folder:
         counts = (str(MODELS), str(MANY_MODELS))
-        few, many = (rounds.made(folder / count, "big_cache.py", count) / "hub" for count in counts)
+        few, many = (rounds.make_once(folder / count, "big_cache.py", count) / "hub" for count in counts)
         return rounds.verdict(measure(few, many))
 
 

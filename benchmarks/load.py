@@ -1,4 +1,4 @@
-"""A client that asks a server for many streams at once, and notes when what came."""
+"""A client that asks a server for many streams at once, and records the times of their events."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# No completion takes that many seconds.
-PATIENCE = 300.0
+MAX_SECONDS = 300.0  # Longer than any completion takes.
 DONE = b"data: [DONE]\n"
 
 Body = dict[str, Any]
 
 
 class Completion(NamedTuple):
-    """A streamed completion: its text and tokens, and the seconds from the request to the first text and to the end."""
+    """A streamed completion: its text, its number of tokens, and the seconds until the first text and until the end."""
 
     text: str
     tokens: int
@@ -25,7 +24,7 @@ class Completion(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to ask, after how many seconds, and after how many events to hang up, if at all."""
+    """A request: its body, the seconds to wait before it, and the number of events after which to hang up, or None."""
 
     body: Body
     delay: float = 0.0
@@ -33,13 +32,13 @@ class Request(NamedTuple):
 
 
 def ask(port: int, body: Body) -> Completion:
-    """Ask for one completion; raise ConnectionError where the server refuses, resets or responds with an error."""
+    """Ask for one completion; raise ConnectionError when the server refuses, resets or responds with an error."""
     (completion,) = together(port, [Request(body)])
     return whole(completion)
 
 
 def together(port: int, requests: Sequence[Request]) -> list[Completion | BaseException]:
-    """Ask for all completions from the same moment on; what came of each."""
+    """Ask for all completions at the same moment; return each completion or its error."""
 
     async def all_of_them() -> list[Completion | BaseException]:
         return await asyncio.gather(*(_ask(port, request) for request in requests), return_exceptions=True)
@@ -48,9 +47,9 @@ def together(port: int, requests: Sequence[Request]) -> list[Completion | BaseEx
 
 
 def watch(port: int, body: Body, seen: Callable[[], None]) -> None:
-    """Ask for one completion, and say at each of its events that one is there."""
+    """Ask for one completion, and call `seen` at each of its events."""
 
-    async def look() -> None:
+    async def read_events() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             await _send(writer, {"stream": True, **body})
@@ -61,11 +60,11 @@ def watch(port: int, body: Body, seen: Callable[[], None]) -> None:
         finally:
             writer.close()
 
-    asyncio.run(look())
+    asyncio.run(read_events())
 
 
 def whole(completion: Completion | BaseException) -> Completion:
-    """Return the completion, or raise what happened instead."""
+    """Return the completion; raise the error if it is one."""
     if isinstance(completion, BaseException):
         raise completion
     return completion
@@ -74,7 +73,7 @@ def whole(completion: Completion | BaseException) -> Completion:
 async def _ask(port: int, request: Request) -> Completion:
     await asyncio.sleep(request.delay)
     start = time.perf_counter()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(MAX_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             await _send(writer, {"stream": True, "stream_options": {"include_usage": True}, **request.body})
@@ -95,15 +94,15 @@ async def _send(writer: asyncio.StreamWriter, body: Body) -> None:
 async def _check(reader: asyncio.StreamReader) -> None:
     status = await reader.readline()
     if b" 200 " not in status:
-        raise ConnectionError(f"the server answered {status.decode(errors='replace').strip() or 'nothing'}")
+        raise ConnectionError(f"the server responded with {status.decode(errors='replace').strip() or 'nothing'}")
     while (await reader.readline()).strip():
         pass
 
 
-async def _events(reader: asyncio.StreamReader, start: float, most: int | None) -> list[tuple[float, bytes]]:
-    """Read to the end, or so many events; they are looked at later, when no server waits for the processor."""
+async def _events(reader: asyncio.StreamReader, start: float, max_events: int | None) -> list[tuple[float, bytes]]:
+    """Read all events, or at most `max_events`; they are parsed later, to leave the processor to the server."""
     events = []
-    while (line := await reader.readline()) != DONE and (most is None or len(events) < most):
+    while (line := await reader.readline()) != DONE and (max_events is None or len(events) < max_events):
         if not line:
             raise ConnectionError("the stream broke")
         if line.startswith(b"data: {"):

@@ -1,4 +1,4 @@
-"""How fast `mlxk2 run` generates on the CPU with 4-bit weights and bfloat16 scales, against `mlx_lm generate`."""
+"""Measure how fast `mlxk2 run` generates on the CPU with 4-bit weights, compared with `mlx_lm generate`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", help="make the models here, or use those that are here")
     args = parser.parse_args()
     with rounds.workspace(args.keep) as folder, tempfile.TemporaryDirectory(prefix="mlxk2-kernels-") as kernels:
-        model = rounds.made(folder / "models", "small_models.py") / "4bit"
-        pairs = rounds.paired(
+        model = rounds.make_once(folder / "models", "small_models.py") / "4bit"
+        pairs = rounds.alternate(
             lambda: completions.ask_mlxk2(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
             lambda: completions.ask_mlx_lm(model, TOKENS, Path(kernels)).tokens_per_second(TOKENS),
         )
-    return rounds.verdict([rounds.compared("decoding, 4 bit", pairs, "tokens/s", completions.NAMES, at_least=5)])
+    return rounds.verdict([rounds.compare("decoding, 4 bit", pairs, "tokens/s", completions.NAMES, at_least=5)])
 
 
 if __name__ == "__main__":

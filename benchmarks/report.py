@@ -1,7 +1,7 @@
-"""The figures of a run as tables: all of them in docs/performance.md, five of them in README.md.
+"""Write the figures of a run as tables: all of them into docs/performance.md, five of them into README.md.
 
-python benchmarks/report.py RECORD   make the tables of a record that a run wrote (the variable MLXK2_FIGURES)
-python benchmarks/report.py --check  exit 1 when README.md has other figures than docs/performance.md
+python benchmarks/report.py RECORD   write the tables from the file that a run wrote (the variable MLXK2_FIGURES)
+python benchmarks/report.py --check  exit 1 when the figures in README.md differ from docs/performance.md
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 BEGIN, END = "<!-- figures of benchmarks/ -->\n", "<!-- end of figures -->"
-# What README.md shows, by the name of the figure.
-SHOWN = (
+# The names of the figures in README.md.
+IN_README = (
     "list 100 models",
     "decoding, 4 bit",
     "eight greedy streams, demo",
@@ -25,8 +25,7 @@ SHOWN = (
     "download 4 files of 64 MB",
 )
 HEAD = ("", "mlxk2", "instead", "ratio", "bound")
-# Whether more of a unit is better.
-_ARROWS = {"tokens/s": "↑"}
+_ARROWS = {"tokens/s": "↑"}  # Units of which more is better.
 
 
 def write(record: str) -> None:
@@ -34,18 +33,18 @@ def write(record: str) -> None:
     runs = [json.loads(line) for line in record.splitlines()]
     rows = [row_of(figure) for run in runs for figure in run["figures"]]
     _replace(PAGE, f"{runs[0]['machine']}.\n\n" + _table(HEAD, rows))
-    _replace(README, shown(PAGE.read_text(encoding="utf-8")))
+    _replace(README, readme_table(PAGE.read_text(encoding="utf-8")))
 
 
-def shown(page: str) -> str:
-    """Return the table of README.md, made of the rows of docs/performance.md."""
+def readme_table(page: str) -> str:
+    """Return the table of README.md, made from the rows of docs/performance.md."""
     rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines() if "|" in line]
     named = {re.sub(r" [↑↓]$", "", row[0]): row for row in rows}
-    return _table(HEAD[:4], [named[name][:4] for name in SHOWN])
+    return _table(HEAD[:4], [named[name][:4] for name in IN_README])
 
 
 def row_of(figure: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the table: what was measured, both sides, their ratio, and the bound."""
+    """Return a row of the table: the name of the figure, both sides, their ratio, and the bound."""
     sides = figure["sides"]
     if sides is None:
         arrow = "↓" if "at most" in figure["bound"] else "↑" if "at least" in figure["bound"] else ""
@@ -83,12 +82,12 @@ def main() -> int:
     """Write or check the tables; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("record", nargs="?", type=Path, help="lines of JSON that a run of the benchmarks wrote")
-    parser.add_argument("--check", action="store_true", help="exit 1 when README.md has other figures")
+    parser.add_argument("--check", action="store_true", help="exit 1 when the figures in README.md are out of date")
     args = parser.parse_args()
     if args.record:
         write(args.record.read_text(encoding="utf-8"))
     if args.check:
-        return 0 if shown(PAGE.read_text(encoding="utf-8")) in README.read_text(encoding="utf-8") else 1
+        return 0 if readme_table(PAGE.read_text(encoding="utf-8")) in README.read_text(encoding="utf-8") else 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measure two programs against each other: paired rounds, medians of ratios, and a table of verdicts."""
+"""Compare two programs: paired rounds, medians of ratios, and a table of verdicts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from typing import NamedTuple, TypeVar
 ROUNDS = 5
 RECORD_VARIABLE = "MLXK2_FIGURES"
 PACKAGES = ("mlxk2", "mlx", "mlx-lm", "huggingface-hub")
-# The kernel counts in kilobytes, that of macOS in bytes.
+# ru_maxrss is in kilobytes on Linux, in bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 Pair = tuple[float, float]
 T = TypeVar("T")
 
-# What pip installs is compiled: a copy installed from its sources is compared as users have it, from its first run on.
+# Python must write compiled modules, because users have them: pip compiles the modules that it installs.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class Run(NamedTuple):
-    """How long a process took, in seconds, and how much memory it held at its peak, in bytes."""
+    """The time of a process in seconds, and its peak memory in bytes."""
 
     seconds: float
     peak_bytes: int
@@ -47,7 +47,7 @@ class Sides(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What was measured, and the bound that it must keep; a figure without a bound is printed and not judged."""
+    """A measured value and its bound; a figure without a bound is printed, but not judged."""
 
     what: str
     measured: float
@@ -58,7 +58,7 @@ class Figure(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether the bound is kept."""
+        """Whether the value is within its bound."""
         below = self.at_most is None or self.measured <= self.at_most
         return below and (self.at_least is None or self.measured >= self.at_least)
 
@@ -69,7 +69,7 @@ class Figure(NamedTuple):
         return next((f"{word} {value:g} {self.unit}" for word, value in bounds if value is not None), "-")
 
     def as_json(self) -> dict[str, object]:
-        """Return what a report of the figures needs."""
+        """Return the figure as an object for `report.py`."""
         sides = self.sides and self.sides._asdict()
         return {"what": self.what, "measured": self.measured, "unit": self.unit, "bound": self.bound, "sides": sides}
 
@@ -81,9 +81,9 @@ class Figure(NamedTuple):
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
-    """Run a process to its end, without its output; RuntimeError with its stderr when it fails.
+    """Run a process to its end and discard its stdout; raise RuntimeError with its stderr when it fails.
 
-    The peak is never below this process's own, which the kernel carries over to a child: keep the caller small.
+    The kernel counts this process's own peak as a child's peak too, so the calling process must stay small.
     """
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
@@ -103,19 +103,19 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     return Run(seconds, usage.ru_maxrss * _RSS_UNIT)
 
 
-def paired(first: Callable[[], T], second: Callable[[], T], rounds: int = ROUNDS) -> list[tuple[T, T]]:
-    """Do both in turn, A B A B, after a warm-up of each that does not count; what they returned."""
+def alternate(first: Callable[[], T], second: Callable[[], T], rounds: int = ROUNDS) -> list[tuple[T, T]]:
+    """Call both alternately, A B A B, after one uncounted call of each; return the pairs of their results."""
     first()
     second()
     return [(first(), second()) for _ in range(rounds)]
 
 
 def median_ratio(pairs: Sequence[Pair]) -> float:
-    """Return the median of first to second, each pair taken by itself."""
+    """Return the median of the ratios first / second of all pairs."""
     return statistics.median(first / second for first, second in pairs)
 
 
-def compared(
+def compare(
     what: str,
     pairs: Sequence[Pair],
     unit: str,
@@ -124,7 +124,7 @@ def compared(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> Figure:
-    """Print the medians of both sides and how far the ratios of the pairs lie apart; return the median ratio."""
+    """Print the medians of both sides and the range of the ratios; return the median ratio as a figure."""
     first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratios = sorted(a / b for a, b in pairs)
     print(
@@ -138,7 +138,7 @@ def compared(
 def verdict(figures: Sequence[Figure]) -> int:
     """Print the machine and a table of the figures; return the exit status, 1 when a bound is missed.
 
-    Where the variable `MLXK2_FIGURES` names a file, add the figures to it as a line of JSON.
+    If the variable `MLXK2_FIGURES` names a file, append the figures to it as a line of JSON.
     """
     if record := os.environ.get(RECORD_VARIABLE):
         with open(record, "a", encoding="utf-8") as file:
@@ -151,10 +151,10 @@ def verdict(figures: Sequence[Figure]) -> int:
     return 0 if all(figure.is_met for figure in figures) else 1
 
 
-def made(folder: Path, program: str, *words: str) -> Path:
-    """Return the folder that a program beside this one makes: made once, and whole or not at all.
+def make_once(folder: Path, program: str, *words: str) -> Path:
+    """Run a program of this folder that makes `folder`, unless it exists; return `folder`, which is always complete.
 
-    The program runs in a process of its own, so that nothing of it stays in the memory of this one.
+    The program runs in a separate process, so that this process stays small.
     """
     if not folder.is_dir():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -172,7 +172,7 @@ def _machine() -> str:
 
 @contextmanager
 def workspace(keep: str | None) -> Iterator[Path]:
-    """Yield a folder for what a benchmark makes: `keep`, which stays and is used again, or one that goes."""
+    """Yield a folder for a benchmark's files: `keep`, which stays and is used again, or a temporary one."""
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
         yield Path(keep).resolve()

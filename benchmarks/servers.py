@@ -1,4 +1,4 @@
-"""The two servers that are compared, each as a process of its own: `mlxk2 serve` and `mlx_lm.server`."""
+"""The two servers to compare, each in a separate process: `mlxk2 serve` and `mlx_lm.server`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NAMES = ("mlxk2 serve", "mlx_lm.server")
-START = 120.0
+MAX_START_SECONDS = 120.0
 
 
 class Server:
@@ -26,7 +26,7 @@ class Server:
         self.port = port
 
     def resident_bytes(self) -> int:
-        """Return the bytes of memory that the process holds now."""
+        """Return the resident memory of the process in bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -34,19 +34,19 @@ class Server:
 @contextmanager
 def ours(model: Path, *options: str) -> Iterator[Server]:
     """Run `mlxk2 serve` with this model."""
-    with _running("-m", "mlxk2", "serve", "--model", str(model), *options) as server:
+    with _run("-m", "mlxk2", "serve", "--model", str(model), *options) as server:
         yield server
 
 
 @contextmanager
 def theirs(model: Path) -> Iterator[Server]:
     """Run `mlx_lm.server` with this model."""
-    with _running("-m", "mlx_lm", "server", "--model", str(model), "--log-level", "ERROR") as server:
+    with _run("-m", "mlx_lm", "server", "--model", str(model), "--log-level", "ERROR") as server:
         yield server
 
 
 @contextmanager
-def _running(*command: str) -> Iterator[Server]:
+def _run(*command: str) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryFile() as log:
@@ -70,7 +70,7 @@ def _running(*command: str) -> Iterator[Server]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + START
+    end = time.monotonic() + MAX_START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:

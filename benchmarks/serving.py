@@ -1,4 +1,4 @@
-"""How fast `mlxk2 serve` answers one and many clients, against `mlx_lm.server` with the same model and requests."""
+"""Measure the speed of `mlxk2 serve` with one and many clients, compared with `mlx_lm.server`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ from load import Body, Completion, Request
 from servers import NAMES, Server
 
 ROUNDS = 5
-LATE_ROUNDS = 15  # a wait of milliseconds varies more than a speed
+LATE_ROUNDS = 15  # More rounds, because a wait of milliseconds varies more than a speed.
 MANY = 8
 CROWD = 64
 CROWD_TOKENS = 32
 LONG = 400
 WARM_REQUESTS, STEADY_REQUESTS, AT_ONCE = 200, 2_000, 20
-# Seconds after which nothing is held any more for those that hung up.
-NOTICED = 1.0
-# A token that the demo never chooses.
-NEVER = "<tool_response>"
+NOTICED = 1.0  # Seconds after which the server has freed the requests of clients that hung up.
+NEVER = "<tool_response>"  # The demo never chooses this token.
 GREEDY: Body = {"temperature": 0.0}
 SAMPLED: Body = {"temperature": 0.8}
 SEEDED: Body = {"temperature": 0.8, "seed": 1}
 
 
 class Load(NamedTuple):
-    """A number of streams with the same options, and what ours must reach of theirs."""
+    """A number of streams with the same options, and the least ratio of our speed to theirs."""
 
     name: str
     streams: int
@@ -47,9 +45,9 @@ class Load(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model, how many tokens its completions have, the loads it is measured with, and how often.
+    """A model, the number of tokens of its completions, its loads, and the numbers of rounds.
 
-    `words` is how many words make a prompt of 2,000 tokens.
+    `words` is the number of words of a prompt of 2,000 tokens.
     """
 
     name: str
@@ -62,11 +60,11 @@ class Subject(NamedTuple):
 
 
 def subjects(folder: Path) -> list[Subject]:
-    """Return the demo, and a model of 98 million parameters, where the batch itself is the cost and equal is enough."""
-    large = rounds.made(folder / "models", "small_models.py") / "float32"
+    """Return the demo and a model of 98 million parameters; with the larger one, equal speed is enough."""
+    large = rounds.make_once(folder / "models", "small_models.py") / "float32"
     return [
         Subject("demo", endless(folder / "endless"), 256, _loads(1.1, 1.1, 2.0), rounds=5, words=1_950, long_rounds=5),
-        # A first turn of 2,000 tokens takes it a minute and more.
+        # One long round, because reading 2,000 tokens takes this model more than a minute.
         Subject("float32", large, 16, _loads(0.97, 0.97, 0.97), rounds=3, words=700, long_rounds=1),
     ]
 
@@ -81,7 +79,7 @@ def _loads(greedy: float, sampled: float, seeded: float) -> list[Load]:
 
 
 def endless(folder: Path) -> Path:
-    """Return the demo with an end token that it never chooses, so that each completion has all tokens asked for."""
+    """Make the demo with an end token that it never chooses, so that each completion has all requested tokens."""
     shutil.copytree(DEMO, folder, dirs_exist_ok=True)
     tokens = _read(folder / "tokenizer.json")["added_tokens"]
     number = next(token["id"] for token in tokens if token["content"] == NEVER)
@@ -105,34 +103,34 @@ def _question(text: str, tokens: int, **options: object) -> Body:
 
 
 def speeds(subject: Subject, us: Server, them: Server) -> list[rounds.Figure]:
-    """Measure the tokens per second of each load, ours and theirs in turn."""
-    return [_speed(subject, wanted, us, them) for wanted in subject.loads]
+    """Measure the tokens per second of each load, on both servers alternately."""
+    return [_measure_speed(subject, kind, us, them) for kind in subject.loads]
 
 
-def _speed(subject: Subject, wanted: Load, us: Server, them: Server) -> rounds.Figure:
+def _measure_speed(subject: Subject, kind: Load, us: Server, them: Server) -> rounds.Figure:
     requests = [
-        # Each has a prompt and, if any, a seed of its own.
-        Request(_question(f"Count from {number} to 100.", subject.tokens, **_numbered(wanted.options, number)))
-        for number in range(1, wanted.streams + 1)
+        # Each request has its own prompt, and its own seed if it has one.
+        Request(_question(f"Count from {number} to 100.", subject.tokens, **_with_seed(kind.options, number)))
+        for number in range(1, kind.streams + 1)
     ]
-    pairs = rounds.paired(
+    pairs = rounds.alternate(
         lambda: _tokens_per_second(us, requests), lambda: _tokens_per_second(them, requests), subject.rounds
     )
-    return rounds.compared(f"{wanted.name}, {subject.name}", pairs, "tokens/s", NAMES, at_least=wanted.at_least)
+    return rounds.compare(f"{kind.name}, {subject.name}", pairs, "tokens/s", NAMES, at_least=kind.at_least)
 
 
-def _numbered(options: Body, number: int) -> Body:
-    return {**options, "seed": number} if "seed" in options else options
+def _with_seed(options: Body, seed: int) -> Body:
+    return {**options, "seed": seed} if "seed" in options else options
 
 
 def _tokens_per_second(server: Server, requests: Sequence[Request]) -> float:
-    """Return all tokens by the time from the first request to the last token."""
+    """Return the number of all tokens, divided by the time from the first request to the last token."""
     completions = [load.whole(completion) for completion in load.together(server.port, requests)]
     return sum(completion.tokens for completion in completions) / max(completion.last for completion in completions)
 
 
 def crowd(us: Server, them: Server) -> list[rounds.Figure]:
-    """Measure 64 connections at once: how many were refused, and the longest wait for a first token."""
+    """Measure 64 connections at once: the number of refused ones, and the longest wait for a first token."""
     requests = [Request(_question(f"Count from {number} to 100.", CROWD_TOKENS, **GREEDY)) for number in range(CROWD)]
     refused = {us: 0, them: 0}
 
@@ -142,17 +140,17 @@ def crowd(us: Server, them: Server) -> list[rounds.Figure]:
         refused[server] += len(completions) - len(served)
         return max(completion.first for completion in served)
 
-    pairs = rounds.paired(lambda: longest_wait(us), lambda: longest_wait(them), ROUNDS)
+    pairs = rounds.alternate(lambda: longest_wait(us), lambda: longest_wait(them), ROUNDS)
     what = f"{CROWD} connections at once, longest wait for a first token"
     print(f"refused or reset, of {CROWD * (ROUNDS + 1)}: {refused[us]} by ours, {refused[them]} by theirs")
     return [
         rounds.Figure(f"{CROWD} connections at once, refused or reset", refused[us], at_most=0, unit="of them"),
-        rounds.compared(what, pairs, "s", NAMES, at_most=0.5),
+        rounds.compare(what, pairs, "s", NAMES, at_most=0.5),
     ]
 
 
 def late_comer(us: Server) -> rounds.Figure:
-    """Measure how many decode steps a short request beside long streams waits beyond the time that it takes alone."""
+    """Measure the additional wait of a short request beside long streams, in decode steps."""
     waits = [_waited_steps(us) for _ in range(LATE_ROUNDS + 1)][1:]
     print(f"a short request among {MANY - 1} long ones: {min(waits):.2f} to {max(waits):.2f} steps more than alone")
     return rounds.Figure("a short request among long ones waits", statistics.median(waits), at_most=5, unit="steps")
@@ -169,14 +167,14 @@ def _waited_steps(us: Server) -> float:
 
 
 def second_turn(subject: Subject, us: Server) -> rounds.Figure:
-    """Measure the wait for the first token of the second turn of a long conversation, by that of its first turn."""
+    """Measure the wait for the first token in the second turn of a long conversation, divided by that in the first."""
     ratios = [_second_by_first(us, subject.words, number) for number in range(subject.long_rounds)]
     print(f"second turn, {subject.name}: waits {min(ratios):.3f} to {max(ratios):.3f} of the first turn's wait")
     return rounds.Figure(f"first token of a second turn, {subject.name}", statistics.median(ratios), at_most=0.2)
 
 
 def _second_by_first(us: Server, count: int, number: int) -> float:
-    # A conversation that was not had before, so that its first turn is computed in full.
+    # A new conversation, so that the whole first turn is computed.
     words = random.Random(number).choices(("one", "two", "three", "four", "five", "six"), k=count)
     body = _question(" ".join(words), 16, **GREEDY)
     first = load.ask(us.port, body)
@@ -185,7 +183,7 @@ def _second_by_first(us: Server, count: int, number: int) -> float:
 
 
 def steady(us: Server) -> rounds.Figure:
-    """Measure the memory after 2,000 requests of mixed sizes, some of which hang up, by that after the first 200."""
+    """Measure the memory after 2,000 requests, some of which hang up, divided by the memory after the first 200."""
     chance = random.Random(0)
     before = _memory_after(us, WARM_REQUESTS, chance)
     after = _memory_after(us, STEADY_REQUESTS - WARM_REQUESTS, chance)
@@ -207,7 +205,7 @@ def _any_request(chance: random.Random) -> Request:
 
 
 def measure(subject: Subject) -> list[rounds.Figure]:
-    """Start both servers with a model and measure all that is asked of it."""
+    """Start both servers with a model and make all measurements of it."""
     with ExitStack() as running:
         us, them = (running.enter_context(start(subject.folder)) for start in (servers.ours, servers.theirs))
         figures = [*speeds(subject, us, them), second_turn(subject, us)]
@@ -217,7 +215,7 @@ def measure(subject: Subject) -> list[rounds.Figure]:
 
 
 def measure_memory(subject: Subject) -> rounds.Figure:
-    """Start a server with a small prompt cache, which 200 requests fill, and measure its memory."""
+    """Measure the memory of a server with a small prompt cache, which 200 requests fill."""
     with servers.ours(subject.folder, "--prompt-cache-bytes", "20MB") as us:
         return steady(us)
 

@@ -1,8 +1,8 @@
-"""Make the models that generation is measured on: `python benchmarks/small_models.py FOLDER`.
+"""Make the models for measuring generation: `python benchmarks/small_models.py FOLDER`.
 
-A Llama of 98 million random parameters, once in float32 and once in 4 bits with bfloat16 scales. Its tokens are runs of
-letters and it never chooses a token that ends the answer, so any two programs can be asked for the same number of
-tokens and each token can be seen as it comes.
+A Llama of 98 million random parameters, once in float32 and once in 4 bits with bfloat16 scales. Its tokens are groups
+of letters, and it never chooses an end token. So any two programs generate the same number of tokens, and each token is
+visible when it comes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 
 def build(folder: Path) -> None:
-    """Write both models as `float32` and `4bit` under the folder."""
+    """Write both models into the folders `float32` and `4bit` below this folder."""
     tokenizer = _tokenizer()
     speakable = [number for token, number in tokenizer.get_vocab().items() if set(token) <= set(string.ascii_letters)]
     mx.random.seed(0)

@@ -8,15 +8,15 @@ from types import FrameType
 
 from mlxk2 import VERSION_LINE
 
-INTERRUPTED = 130  # the exit code of errors.InterruptedByUser, which is not imported yet
-# Ctrl-C pressed again within this time counts as the first press, which is ending the program already.
+INTERRUPTED = 130  # Equals errors.OperationCancelled.exit_code; importing that module here would slow every start.
+# A second Ctrl-C within this time is ignored, because the first one is already ending the program.
 _SAME_PRESS_SECONDS = 1.0
 
 
 class _Interrupt:
-    """Handles Ctrl-C: the first press raises KeyboardInterrupt, a press much later ends the program at once.
+    """Handles Ctrl-C: the first press raises KeyboardInterrupt, a later press ends the program at once.
 
-    Raising it again while the first one is handled would end the program with a traceback.
+    A second KeyboardInterrupt during the handling of the first one would end the program with a traceback.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class _Interrupt:
 def main() -> int:
     """Run the command line and return the exit code."""
     try:
-        # A shell may start a program in the background so that it ignores Ctrl-C; it goes on ignoring it.
+        # A shell can start a background program with Ctrl-C ignored; that setting stays.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _Interrupt())
         if sys.argv[1:] == ["--version"] and _try_print(VERSION_LINE):
             code = 0
         else:
-            from mlxk2.cli.main import main as run_command_line  # noqa: PLC0415 - the version alone needs none of it
+            from mlxk2.cli.main import main as run_command_line  # noqa: PLC0415 - `--version` starts faster without it
 
             code = run_command_line()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,12 +52,13 @@ def main() -> int:
 def _try_print(line: str) -> bool:
     """Print a line without importing anything, and return whether that was possible.
 
-    Installers and editors ask for the version often, and the imports of the program take several times longer. Where
-    stdout is gone or full, the program itself says so.
+    Installers and editors ask for the version often, and importing the program takes several times longer. When stdout
+    is closed or its disk is full, the program prints the error.
     """
     try:
-        os.write(sys.stdout.fileno(), f"{line}\n".encode())  # past the buffer, which would keep what can't be written
-    except (AttributeError, OSError):  # the shell's `>&-` leaves no stream at all
+        # A write through the buffer would leave the line there after an error, and print it twice.
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+    except (AttributeError, OSError):  # After the shell's `>&-`, sys.stdout is None.
         return False
     return True
 

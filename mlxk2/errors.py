@@ -1,40 +1,40 @@
-"""Every error that a user can meet, and what each one becomes in the envelope and in HTTP.
+"""The errors that a user can see, each with its type in JSON, its exit code and its HTTP status.
 
     MlxkError                       exit 1
     ├── CommandError                wrong usage of the command line, exit 2
-    ├── ValidationError             an argument that can't be right, found before any disk or network access
-    ├── OperationError              the machine can't do what was asked: a file can't be read, a disk is full
-    │   ├── CachePermissionError    the cache may not be written
-    │   └── InvalidTargetError      the folder to be written is not empty, or can't hold a model
+    ├── ValidationError             an argument is invalid; no disk or network was used
+    ├── OperationError              the machine failed: a file can't be read, a disk is full
+    │   ├── CachePermissionError    the user may not write to the cache
+    │   └── InvalidTargetError      the target folder is not empty, or can't hold a model
     ├── ConfirmationRequiredError   the user did not confirm a removal
     ├── LocksPresentError           a download of the model is running
-    ├── HubError                    the hub did not give what was asked for
-    │   ├── AccessDeniedError       gated, private, unauthorised, or not there at all
-    │   ├── DownloadFailedError     the hub responded, but not with what was asked for
+    ├── HubError                    a request to the hub failed
+    │   ├── AccessDeniedError       the repo is gated, private or missing, or the token gives no access
+    │   ├── DownloadFailedError     the hub sent something else than the requested file
     │   ├── NetworkError            the hub could not be reached
     │   └── UploadFailedError       the hub refused an upload, or could not be reached for it
     ├── PushError                   a folder can't be pushed
     │   ├── DependencyMissingError  the hub's client library is not installed
-    │   ├── AuthError               there is no token, or it can't be sent, or the hub does not know it
-    │   ├── WorkspaceNotFoundError  there is no such folder
-    │   ├── RepoNotFoundError       there is no such repo, and --create is missing
+    │   ├── AuthError               the token is missing or invalid
+    │   ├── WorkspaceNotFoundError  the folder does not exist
+    │   ├── RepoNotFoundError       the repo does not exist, and --create is missing
     │   └── PushFailedError         anything else that stops a push
-    ├── NotFoundError               what was named is not in the cache
-    │   ├── ModelNotFoundError      no model goes by this name
-    │   ├── HashNotFoundError       the model is in the cache, the revision is not
+    ├── NotFoundError               the cache has no such model or revision
+    │   ├── ModelNotFoundError      no model has this name
+    │   ├── HashNotFoundError       the cache has the model, but not this revision
     │   └── AmbiguousMatchError     several models match
-    ├── ModelError                  the model was found but can't be used
-    │   ├── ModelUnhealthyError     the files are damaged or incomplete
-    │   ├── ModelNotRunnableError   the files are whole, but MLX can't run them here
-    │   └── InsufficientMemoryError the weights are larger than the memory
-    ├── ContextLengthError          the prompt does not fit the model's context
+    ├── ModelError                  the model exists but can't be used
+    │   ├── ModelUnhealthyError     its files are damaged or incomplete
+    │   ├── ModelNotRunnableError   its files are complete, but MLX can't run them here
+    │   └── InsufficientMemoryError its weights are larger than the memory
+    ├── ContextLengthError          the prompt is longer than the model's context
     ├── ServerBusyError             too many requests are waiting
     ├── ServerStoppingError         the server is shutting down
-    └── InterruptedByUser           Ctrl-C, exit 130
+    └── OperationCancelled          the user pressed Ctrl-C (exit 130), or the client cancelled its request
 
-An error knows its `type` (the `error.type` of the JSON envelope), its `exit_code` and its `http_status`. `details` are
-further keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`). `param` is the field of a request
-to the server that it is about. An error is complete when it is raised: its attributes are never set afterwards.
+Each error has a `type` (`error.type` of the JSON envelope), an `exit_code` and an `http_status`. `details` are further
+keys of the envelope's `error` object (`matches`, `available_hashes`, `hint`). `param` names the field of a server
+request that is wrong. An error is complete when it is raised: its attributes never change afterwards.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
-# What helps against a refusal of the operating system, in words that follow its own.
+# What the user can do about an error of the operating system. The text follows the system's own message.
 _REMEDIES = {
     errno.EACCES: "check its owner and its mode",
     errno.EIO: "check the disk that it is on",
@@ -53,7 +53,7 @@ _REMEDIES = {
     errno.EHOSTDOWN: "its disk is not connected; connect it again",
     errno.ETIMEDOUT: "its disk is not connected; connect it again",
 }
-# macOS protects some folders and disks from programs, and keeps some files in iCloud alone.
+# macOS asks for permission before a program may read some folders and disks.
 _REMEDIES_OF_MACOS = {
     errno.EPERM: "allow the terminal in System Settings › Privacy & Security › Files and Folders",
 }
@@ -61,19 +61,19 @@ IN_ICLOUD = "is in iCloud only; open it in Finder to download it"
 
 
 def cause(error: OSError, platform: str | None = None) -> str:
-    """Return why the operating system refused: its own words, and what the user can do where that is known."""
-    return "; ".join(filter(None, (words(error, platform), remedy(error, platform))))
+    """Return the operating system's message for an error, followed by what the user can do if that is known."""
+    return "; ".join(filter(None, (system_message(error, platform), remedy(error, platform))))
 
 
-def words(error: OSError, platform: str | None = None) -> str:
-    """Return the operating system's own words for an error, or clearer ones where its own do not help."""
+def system_message(error: OSError, platform: str | None = None) -> str:
+    """Return the operating system's message for an error, or a clearer one for a file in iCloud."""
     if _is_macos(platform) and error.errno == errno.EDEADLK:
         return f"it {IN_ICLOUD}"
     return error.strerror or str(error) or type(error).__name__
 
 
 def remedy(error: OSError, platform: str | None = None) -> str | None:
-    """Return what the user can do against an error; None where that is not known."""
+    """Return what the user can do about an error, or None if that is unknown."""
     remedies = _REMEDIES | _REMEDIES_OF_MACOS if _is_macos(platform) else _REMEDIES
     return remedies.get(error.errno or 0)
 
@@ -83,7 +83,7 @@ def _is_macos(platform: str | None) -> bool:
 
 
 class MlxkError(Exception):
-    """An error with a message for the user: what happened, to which thing, and what to do next."""
+    """An error with a message for the user: what failed, why, and what to do next."""
 
     type = "OperationError"
     exit_code = 1
@@ -96,17 +96,17 @@ class MlxkError(Exception):
         self.param: Final = param
 
     def about(self, param: str) -> Self:
-        """Return the same error for a field of a request; an error that names its field already stays as it is."""
+        """Return a copy of the error with this field of the request; return the error itself if it has a field."""
         if self.param is not None:
             return self
-        # Constructors differ, so the new error takes the attributes instead of calling one.
-        twin = type(self).__new__(type(self), *self.args)
-        twin.__dict__.update(self.__dict__, param=param)
-        return twin
+        # The subclasses have different constructors, so copy the attributes instead of calling one.
+        copy = type(self).__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__, param=param)
+        return copy
 
 
 class CommandError(MlxkError):
-    """The command line is wrong; nothing was tried. `usage` is what argparse says of its form."""
+    """The command line is wrong, and nothing was done. `usage` is argparse's usage line."""
 
     type = "CommandError"
     exit_code = 2
@@ -118,14 +118,14 @@ class CommandError(MlxkError):
 
 
 class ValidationError(MlxkError):
-    """An argument that can't be right, found before any disk or network access."""
+    """An argument is invalid; the check ran before any access to disk or network."""
 
     type = "ValidationError"
     http_status = 400
 
 
 class OperationError(MlxkError):
-    """The machine can't do what was asked: a file can't be read, a disk is full."""
+    """The machine failed: for example, a file can't be read or a disk is full."""
 
     type = "OperationError"
 
@@ -137,7 +137,7 @@ class CachePermissionError(OperationError):
 
 
 class InvalidTargetError(OperationError):
-    """The folder to be written exists and is not empty, or can't hold a model."""
+    """The target folder is not empty, or can't hold a model."""
 
     type = "InvalidTargetError"
 
@@ -149,7 +149,7 @@ class ConfirmationRequiredError(MlxkError):
 
 
 class LocksPresentError(MlxkError):
-    """A running download holds locks of the model; `lock_files` are their names, relative to the cache's folder."""
+    """A running download holds locks of the model; `lock_files` are their paths, relative to the cache folder."""
 
     type = "locks_present"
 
@@ -159,51 +159,51 @@ class LocksPresentError(MlxkError):
 
 
 class HubError(MlxkError):
-    """The hub did not give what was asked for."""
+    """A request to the hub failed."""
 
 
 class AccessDeniedError(HubError):
-    """The repo is gated, private or not there, or the token does not open it; the hub's response is the same."""
+    """The repo is gated, private or missing, or the token gives no access; the hub responds alike to all of these."""
 
     type = "access_denied"
 
 
 class DownloadFailedError(HubError):
-    """The hub responded, but not with the file, the revision or the bytes that it promised."""
+    """The hub responded with something else than the file, the revision or the bytes that it announced."""
 
     type = "download_failed"
 
 
 class NetworkError(HubError):
-    """The hub could not be reached, or the connection broke and did not come back."""
+    """The hub could not be reached, or the connection broke and every retry failed."""
 
     type = "NetworkError"
 
 
 class UploadFailedError(HubError):
-    """The hub refused an upload, or could not be reached for it; nothing of it is on the hub."""
+    """The hub refused an upload, or could not be reached for it; nothing was uploaded."""
 
     type = "upload_failed"
 
 
 class PushError(MlxkError):
-    """A folder can't be pushed, for a reason on this side."""
+    """A folder can't be pushed, for a reason on this machine."""
 
 
 class DependencyMissingError(PushError):
-    """The library that speaks to the hub is not installed."""
+    """The hub's client library is not installed."""
 
     type = "dependency_missing"
 
 
 class AuthError(PushError):
-    """There is no token, or it can't be sent, or the hub does not know it."""
+    """The token is missing, or it can't be sent in an HTTP header, or the hub does not know it."""
 
     type = "auth_error"
 
 
 class WorkspaceNotFoundError(PushError):
-    """There is no such folder to push."""
+    """The folder to push does not exist."""
 
     type = "workspace_not_found"
 
@@ -216,30 +216,30 @@ class RepoNotFoundError(PushError):
     def __init__(self, repo_id: str) -> None:
         super().__init__(
             f"{repo_id} is not on the hub, or your token may not see it.",
-            hint="Add --create to have it made, as a private repo.",
+            hint="Add --create to create it as a private repo.",
         )
 
 
 class PushFailedError(PushError):
-    """Something else stands in the way: a file that can't be uploaded, a hub that sends nonsense."""
+    """Something else stops the push: a file can't be uploaded, or the hub sends an invalid response."""
 
     type = "push_operation_failed"
 
 
 class NotFoundError(MlxkError):
-    """What was named is not in the cache."""
+    """The cache has no such model or revision."""
 
     http_status = 404
 
 
 class ModelNotFoundError(NotFoundError):
-    """No model in the cache goes by this name."""
+    """No model in the cache has this name."""
 
     type = "model_not_found"
 
 
 class HashNotFoundError(NotFoundError):
-    """The model is in the cache, the revision is not."""
+    """The cache has the model, but not this revision."""
 
     type = "hash_not_found"
 
@@ -257,7 +257,7 @@ class AmbiguousMatchError(NotFoundError):
 
 
 class ModelError(MlxkError):
-    """The model was found but can't be used."""
+    """The model exists but can't be used."""
 
 
 class ModelUnhealthyError(ModelError):
@@ -268,7 +268,7 @@ class ModelUnhealthyError(ModelError):
 
 
 class ModelNotRunnableError(ModelError):
-    """The model's files are whole, but MLX can't run them here."""
+    """The model's files are complete, but MLX can't run them here."""
 
     type = "ModelNotRunnableError"
     http_status = 400
@@ -282,24 +282,24 @@ class InsufficientMemoryError(ModelError):
 
 
 class ContextLengthError(MlxkError):
-    """The prompt does not fit the model's context; the message gives both numbers, in tokens."""
+    """The prompt is longer than the model's context; the message gives both numbers of tokens."""
 
     type = "context_length_exceeded"
     http_status = 400
 
 
 class ServerBusyError(MlxkError):
-    """As many requests wait already as may; one that comes a little later can be served."""
+    """The queue is full; the same request can succeed a little later."""
 
     type = "server_busy"
     http_status = 503
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"The server is busy: {waiting} requests wait already. Try again in a moment.")
+        super().__init__(f"The server is busy: {waiting} requests are waiting. Try again in a moment.")
 
 
 class ServerStoppingError(MlxkError):
-    """The server is shutting down: it takes no more requests, and ends the responses under way."""
+    """The server is shutting down: it refuses new requests and ends the running responses."""
 
     type = "shutting_down"
     http_status = 503
@@ -308,8 +308,8 @@ class ServerStoppingError(MlxkError):
         super().__init__("The server is shutting down.")
 
 
-class InterruptedByUser(MlxkError):
-    """Ctrl-C ended the command before it had a result."""
+class OperationCancelled(MlxkError):
+    """The user pressed Ctrl-C, or the client cancelled its request, before there was a result."""
 
     type = "interrupted"
     exit_code = 130

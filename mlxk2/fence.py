@@ -1,7 +1,7 @@
-"""A fence around other people's libraries: importing them changes nothing of this process but its modules.
+"""A fence around libraries: importing one loads its modules and changes nothing else in this process.
 
-Some of them change limits, print, read variables that were set for other programs, need a working folder, or end the
-program.
+Without it, some libraries change limits, print, read variables that were set for other programs, fail without a working
+folder, or end the program.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import IO, Any, cast
 
 @contextmanager
 def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
-    """Keep the limits, stdout, the working folder and the environment as they are while a library does its work.
+    """Protect the limits, stdout, the working folder and the environment from the library that runs in this context.
 
-    Inside, the environment has these variables; None stands for one that is not set. What the library prints
-    becomes a warning in the log. Raise ImportError where it ends the program, with what it printed as the reason.
+    Inside, the environment has these variables; a variable with the value None is unset. Text that the library prints
+    becomes a warning in the log. Raise ImportError when the library ends the program; its output is the message.
     """
     before = {name: os.environ.get(name) for name in variables or {}}
     set_limit, missing_folder = resource.setrlimit, None
@@ -34,7 +34,7 @@ def fence(variables: Mapping[str, str | None] | None = None) -> Iterator[None]:
         try:
             os.getcwd()
         except FileNotFoundError:
-            # Some libraries look at the working folder, also when it was deleted.
+            # The working folder was deleted, and some libraries fail without one.
             missing_folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
             os.chdir("/")
         with redirect_stdout(cast(IO[str], _DividedOutput(sys.stdout, printed))):
@@ -75,15 +75,15 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 def _keep_limit(_kind: int, _limits: tuple[int, int]) -> None:
-    """Stand in for `resource.setrlimit` and change nothing."""
+    """Replace `resource.setrlimit` inside the fence; change nothing."""
 
 
 def raise_open_files(count: int) -> None:
-    """Allow this many open files, or as many as the hard limit allows; keep a limit that is higher already."""
+    """Raise the limit of open files to `count`, or to the hard limit if that is lower; keep a higher limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         count = min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < count:
-        # macOS allows fewer than its hard limit says.
+        # On macOS the kernel allows fewer than the hard limit.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,4 +1,4 @@
-"""What people see: sizes, text that is safe to print, and how far a long work has come."""
+"""Text for people: sizes, text that is safe to print, and the types of a progress bar."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from contextlib import AbstractContextManager
 
 from mlxk2.errors import ValidationError
 
-# Called with the number of bytes done since the last call; a negative number when bytes must be done again.
+# Called with the number of bytes done since the last call; negative when bytes must be transferred again.
 Advance = Callable[[int], None]
-# Called with a title and the total number of bytes; stays entered during the work.
+# Called with a title and the total number of bytes; the context lasts as long as the work.
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 MAX_LISTED = 5
 MAX_REASON_CHARACTERS = 300
-# An exception may quote these parts of a request: credentials in an address, and tokens.
+# Exceptions quote requests, which can hold credentials in an address, and tokens.
 _SECRETS = r"(?<=://)[^/@\s]+@|(?<=Bearer )[^\s'\"]+|\bhf_\w+"
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)B?", re.IGNORECASE)
-# More than any machine has, and few enough for MLX's integers.
-_MAX_BYTES = 1 << 60
-_MAX_SHOWN = 40
+_MAX_SIZE_BYTES = 1 << 60  # More than any machine has, and small enough for MLX's integers.
+_MAX_SHOWN_CHARACTERS = 40
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return the text without what moves a terminal's cursor or changes its colours, except the characters to keep."""
+    """Return the text with a replacement character for each control character that is not in `keep`.
+
+    Control characters can move a terminal's cursor and change its colours.
+    """
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def cut(text: str, limit: int) -> str:
-    """Return the text, or as many characters of it as the limit allows and an ellipsis."""
+    """Return the text; if it has more than `limit` characters, return its beginning and an ellipsis."""
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line, without secrets and a full stop at its end, cut at `MAX_REASON_CHARACTERS`."""
+    """Return a text on one line, without secrets and without its final full stop, cut at `MAX_REASON_CHARACTERS`."""
     return cut(re.sub(_SECRETS, "", " ".join(text.split())).rstrip(". "), MAX_REASON_CHARACTERS)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an exception says, on one line and without secrets; its type where it says nothing."""
+    """Return an exception's message on one line and without secrets, or its type if the message is empty."""
     return one_line(str(error)) or type(error).__name__
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Return `a, b, c`; of many names the first few, and how many more there are."""
+    """Return `a, b, c`; for more than `MAX_LISTED` names, `a, b, c, d, e and 7 more`."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
 
@@ -53,17 +55,17 @@ def join_names(names: Sequence[str]) -> str:
 def human_size(count: int) -> str:
     """Return a number of bytes in decimal units: 0B, 999B, 1.5KB, 2.1GB."""
     power = 0
-    # A number that rounds to 1000.0 is shown as 1.0 of the next unit.
+    # 999,950 bytes would be shown as 1000.0KB; 1.0MB is correct.
     while power + 1 < len(_UNITS) and count >= 999.95 * 1000**power:
         power += 1
     return f"{count / 1000**power:.1f}{_UNITS[power]}" if power else f"{count}B"
 
 
 def parse_size(given: str, source: str, example: str) -> int:
-    """Return a size such as 2GB in bytes; raise ValidationError, which names the source and an example, for others."""
+    """Return the bytes of a size such as 2GB; raise ValidationError, with `source` and `example`, for other texts."""
     match = _SIZE.fullmatch(given.strip())
     unit = f"{match[2]}B".upper() if match else ""
     count = int(float(match[1]) * 1000 ** _UNITS.index(unit)) if match else -1
-    if not 0 <= count <= _MAX_BYTES:
-        raise ValidationError(f"{source} must be a size such as {example}, not {cut(given, _MAX_SHOWN)!r}.")
+    if not 0 <= count <= _MAX_SIZE_BYTES:
+        raise ValidationError(f"{source} must be a size such as {example}, not {cut(given, _MAX_SHOWN_CHARACTERS)!r}.")
     return count

@@ -1,4 +1,4 @@
-"""Names: repo ids, folders of the cache, model arguments, and the files of a repo. Pure strings; no disk is read."""
+"""Names of repos, cache folders, model arguments and repo files. All functions work on strings and read no disk."""
 
 import re
 import unicodedata
@@ -13,10 +13,10 @@ FOLDER_PREFIX = "models--"
 DEFAULT_ORG = "mlx-community"
 DEMO = "demo"
 INCOMPLETE = ".incomplete"
-REMOVED = ".removed"  # The prefix of what a removal without a trash hides in a model's folder.
-COMPANION = "._"  # The prefix of the files in which macOS keeps attributes on disks of another system.
+REMOVED = ".removed"  # A removal without a trash renames entries of a model's folder to names with this prefix.
+COMPANION = "._"  # On disks of other systems, macOS keeps a file's attributes in a second file with this prefix.
 MAX_LENGTH = 96  # Characters of a repo id.
-# Limits for a file below a snapshot. Linux and macOS allow 255 bytes in a name, macOS 1,024 in a whole path.
+# Limits for a file in a snapshot. Linux and macOS allow 255 bytes in a name, macOS 1,024 in a whole path.
 MAX_PART_BYTES = 255
 MAX_PATH_BYTES = 800
 
@@ -26,8 +26,7 @@ _MACOS_METADATA = (".DS_Store", ".localized")
 _REPO_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?<![.-])/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REVISION = re.compile(r"(?!-)[\w./-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# Some disks ignore invisible characters (HFS+, ext4 with casefold), others dots and spaces at the end of a name (those
-# of Windows).
+# HFS+ and ext4 with casefold ignore invisible characters; Windows disks ignore dots and spaces at the end of a name.
 _IGNORED = re.compile(
     r"[. ]+(?=/|\Z)|[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -42,13 +41,13 @@ class Demo(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A model in a folder of the user's, by its path."""
+    """A model in a folder of the user, given by its path."""
 
     path: str
 
 
 class Repo(NamedTuple):
-    """A model of the cache or the hub: `name` or `name@revision`."""
+    """A model in the cache or on the hub: `name` or `name@revision`."""
 
     name: str
     revision: str | None = None
@@ -58,7 +57,7 @@ ModelRef = Demo | Folder | Repo
 
 
 def parse(argument: str) -> ModelRef:
-    """Return what a model argument names; raise ValidationError when it can't name a model."""
+    """Parse a model argument; raise ValidationError when it can't name a model."""
     if argument == DEMO:
         return Demo()
     if argument in (".", "..") or argument.startswith(("/", "./", "../")):
@@ -67,9 +66,9 @@ def parse(argument: str) -> ModelRef:
 
 
 def require_repo(argument: str, *, if_demo: str, if_folder: str) -> Repo:
-    """Return the model of the cache or the hub that an argument names; raise ValidationError for the demo or a folder.
+    """Parse a model argument that must name a repo; raise ValidationError for the demo model or a folder.
 
-    The error's message is `if_demo`, or the folder's path and `if_folder`.
+    The error's message is `if_demo`, or the folder's path followed by `if_folder`.
     """
     match parse(argument):
         case Repo() as repo:
@@ -81,12 +80,12 @@ def require_repo(argument: str, *, if_demo: str, if_folder: str) -> Repo:
 
 
 def parse_repo(argument: str) -> Repo:
-    """Split and check `name` or `name@revision`; raise ValidationError when it can't be right."""
+    """Split and check `name` or `name@revision`; raise ValidationError when it is invalid."""
     name, at, revision = argument.partition("@")
     if not name.strip():
         problem = "it is empty"
     elif len(name) > MAX_LENGTH:
-        problem = f"it has {len(name)} characters, at most {MAX_LENGTH} are possible"
+        problem = f"it has {len(name)} characters, but at most {MAX_LENGTH} are allowed"
     elif name.startswith("/") or name.endswith("/") or "//" in name:
         problem = "a name has the form org/model (a folder is written ./folder)"
     else:
@@ -109,7 +108,7 @@ def parse_repo(argument: str) -> Repo:
 
 
 def _find_forbidden(text: str) -> str:
-    """Return why a text can't be part of a model argument; an empty text when it can."""
+    """Return why a text is forbidden in a model argument, or an empty text if it is allowed."""
     if ".." in text:
         return "'..' is not allowed"
     if "\\" in text:
@@ -122,7 +121,7 @@ def _quote(text: str) -> str:
 
 
 def pull_command(name: str, revision: str | None = None) -> str | None:
-    """Return the command that downloads a model; None when no hub can have a model or revision of this name."""
+    """Return the command that downloads a model, or None if the name or revision is invalid on every hub."""
     is_possible = _REPO_ID.fullmatch(name) and not name.endswith(".git") and len(name) <= MAX_LENGTH
     if not is_possible or (revision is not None and not _REVISION.fullmatch(revision)):
         return None
@@ -145,12 +144,12 @@ def readable(file_name: str) -> str:
 
 
 def is_macos_metadata(file_name: str) -> bool:
-    """Return whether macOS itself creates files of this name; they are no content of a folder."""
+    """Return whether macOS creates files with this name by itself; they are not part of a folder's content."""
     return file_name.startswith(COMPANION) or file_name in _MACOS_METADATA
 
 
 def candidates(name: str) -> list[str]:
-    """Return the full names that a name may stand for, in the order in which they are tried."""
+    """Return the full names that a short name can stand for, in the order in which to try them."""
     return [name] if "/" in name else [f"{DEFAULT_ORG}/{name}", name]
 
 
@@ -164,7 +163,7 @@ def is_match(name: str, pattern: str) -> bool:
 
 
 class Collision(NamedTuple):
-    """Two files of one repo that some disks can't keep side by side; `reason` is the end of a sentence."""
+    """Two files of one repo that some disks can't keep in one folder; `reason` is the end of a sentence."""
 
     first: str
     second: str
@@ -172,20 +171,23 @@ class Collision(NamedTuple):
 
 
 def fold(name: str) -> str:
-    """Return the name as the most tolerant disk compares it: no case, no invisible characters, accents in one form."""
+    """Return the form of a name in which case, invisible characters and the encoding of accents make no difference.
+
+    Two names with one form are the same name on at least one kind of disk.
+    """
     return _IGNORED.sub("", unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold()))
 
 
 def is_one_text(first: str, second: str) -> bool:
-    """Return whether two names differ at most in how their accents are encoded."""
+    """Return whether two names are equal, or differ only in how their accents are encoded."""
     return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
 
 
 def collisions(paths: Iterable[str]) -> Iterator[Collision]:
-    """Yield each of these paths (with `/`) that some disks can't keep beside an earlier one.
+    """Yield each of these paths (with `/`) that some disks can't keep together with an earlier one.
 
-    Some disks ignore case and the form of accents, as macOS's do. Folders that differ only in these become one folder
-    there, which harms no file in them.
+    Some disks, such as those of macOS, ignore case and the encoding of accents. Folders that differ only in these
+    become one folder there, which is harmless.
     """
     paths = list(paths)
     folders = {fold(path[: slash.start()]): path for path in reversed(paths) for slash in re.finditer("/", path)}
@@ -200,23 +202,23 @@ def collisions(paths: Iterable[str]) -> Iterator[Collision]:
 
 
 def _difference(first: str, second: str) -> str:
-    """Return, as the end of a sentence, in what two names differ that some disks take for one."""
+    """Return the difference between two names that some disks treat as equal, as the end of a sentence."""
     if is_one_text(first, second):
         differ = "how accents are encoded"
     elif is_one_text(_IGNORED.sub("", first), _IGNORED.sub("", second)):
-        differ = "characters that are not seen, or dots and spaces at the end"
+        differ = "invisible characters, or dots and spaces at the end"
     else:
         differ = "upper and lower case"
     return f"they differ only in {differ}, which some disks ignore (those of macOS do)"
 
 
 def short_hash(commit: str) -> str:
-    """Return the first characters of a commit, enough for people to recognise it."""
+    """Return the first seven characters of a commit, as git shows it to people."""
     return commit[:_SHORT_HASH]
 
 
 def problem_of_file(path: str) -> str | None:
-    """Return why no file of a repo may have this path, or None if it may; `push` and `pull` share these rules."""
+    """Return why a repo file can't have this path, or None if it can; `push` and `pull` share these rules."""
     try:
         size = len(path.encode("utf-8"))
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Keeping a Mac from falling asleep while it works."""
+"""Keep a Mac awake while it works."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PROGRAM = "caffeinate"
 
 
 class NoSleep:
-    """Keeps macOS from idle sleep while a block of `hold` runs, with one `caffeinate` for all of them.
+    """Prevents idle sleep on macOS while at least one `hold` block runs, with one `caffeinate` process for all blocks.
 
-    The program is ended `linger` seconds after the last block, so that many short ones share it; it also ends with the
-    process that started it. On other systems nothing happens.
+    The process ends `linger` seconds after the last block, so that many short blocks share it. It also ends when this
+    process ends. Other systems need nothing, and nothing happens there.
     """
 
     def __init__(self, platform: str = sys.platform, linger: float = 0.0) -> None:
@@ -38,7 +38,7 @@ class NoSleep:
         with self._lock:
             self._held += 1
             if self._process is None or self._process.poll() is not None:
-                # Every command imports this module, and these two would take a tenth of the time of `list`.
+                # Every command imports this module; these two imports would take a tenth of the time of `list`.
                 import logging  # noqa: PLC0415
                 import subprocess  # noqa: PLC0415
 
@@ -48,7 +48,7 @@ class NoSleep:
                     self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
                 except OSError as error:
                     self._process = None
-                    logging.debug("%s can't be started, so the machine may fall asleep: %s", _PROGRAM, error)
+                    logging.debug("%s can't be started; the machine can fall asleep: %s", _PROGRAM, error)
         try:
             yield
         finally:

@@ -1,12 +1,12 @@
 """The JSON API as types: the envelope, the model object, and the data of every command.
 
-These types are the single source: `docs/json-api-schema.json` is generated from them. A TypedDict marked with
-`@closed` promises that it has no further key; all others may gain keys. A key that is `NotRequired` is absent unless
-the command line asked for it. The functions at the end write the objects that describe a model.
+These types are the only source: `docs/json-api-schema.json` is generated from them. A TypedDict with `@closed` never
+gets another key; all others may get more keys. A key that is `NotRequired` is absent unless the command line asked for
+it. The functions at the end make the objects that describe a model.
 """
 
-# No `from __future__ import annotations` here: a TypedDict compiles each annotation that is text, which would double
-# the time of this import, and `list` waits for it.
+# Do not import annotations from __future__ here: a TypedDict compiles each annotation that is text, which would double
+# the import time of this module, and `list` waits for it.
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, cast
@@ -44,7 +44,7 @@ CLOSED: set[type] = set()
 
 
 def closed(shape: _T) -> _T:
-    """Mark a TypedDict as closed: its documents have no key that is not named here."""
+    """Mark a TypedDict as closed: its JSON objects have no other keys than those of the type."""
     CLOSED.add(shape)
     return shape
 
@@ -57,7 +57,7 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 
 class Error(TypedDict):
-    """Why a command failed: `type` is for programs, `message` for people."""
+    """The error of a failed command: `type` is for programs, `message` for people."""
 
     type: str
     message: str
@@ -68,7 +68,7 @@ class Error(TypedDict):
 
 @closed
 class Envelope(TypedDict):
-    """What every command prints with `--json`."""
+    """The JSON object that every command prints with `--json`."""
 
     status: Literal["success", "error"]
     command: Command
@@ -96,7 +96,7 @@ class ModelObject(TypedDict):
 
 @closed
 class VersionData(TypedDict):
-    """The program's version and that of this API."""
+    """The versions of the program and of this API."""
 
     cli_version: str
     json_api_spec_version: Version
@@ -104,7 +104,7 @@ class VersionData(TypedDict):
 
 @closed
 class ListData(TypedDict):
-    """The models of the cache, by name or as `--sort` says."""
+    """The models of the cache, sorted by name or by the field of `--sort`."""
 
     models: list[ModelObject]
     count: Count
@@ -112,7 +112,7 @@ class ListData(TypedDict):
 
 @closed
 class FileEntry(TypedDict):
-    """A file of a model: its path relative to the model, its size for people."""
+    """A file of a model: its path relative to the model, and its size as text for people."""
 
     name: str
     size: str
@@ -120,7 +120,7 @@ class FileEntry(TypedDict):
 
 
 class Metadata(TypedDict):
-    """What a model's config says of it; a key is absent where the config is silent."""
+    """Numbers of a model's architecture from its config; a key is absent if the config lacks the number."""
 
     architecture: NotRequired[str]
     context_length: NotRequired[Count]
@@ -151,7 +151,7 @@ class HealthEntry(TypedDict):
 
 @closed
 class HealthSummary(TypedDict):
-    """How many models were checked and what came out."""
+    """The numbers of checked, healthy and unhealthy models."""
 
     total: Count
     healthy_count: Count
@@ -160,7 +160,7 @@ class HealthSummary(TypedDict):
 
 @closed
 class HealthData(TypedDict):
-    """The verdict on every model that was asked for, by name."""
+    """The verdicts on all checked models, sorted by name."""
 
     healthy: list[HealthEntry]
     unhealthy: list[HealthEntry]
@@ -168,7 +168,7 @@ class HealthData(TypedDict):
 
 
 class PullData(TypedDict):
-    """How a download ended."""
+    """The result of a pull."""
 
     model: str | None
     download_status: Literal["success", "already_exists", "access_denied", "failed", "error"]
@@ -178,7 +178,7 @@ class PullData(TypedDict):
 
 
 class RmData(TypedDict):
-    """What was deleted, or would be."""
+    """The result of a removal, or its plan."""
 
     model: str | None
     action: Literal["deleted", "planned", "requires_confirmation"]
@@ -190,7 +190,7 @@ class RmData(TypedDict):
 
 
 class CloneData(TypedDict):
-    """How a clone ended."""
+    """The result of a clone."""
 
     model: str
     clone_status: Literal["success", "error", "access_denied", "pull_failed", "health_check_failed", "filesystem_error"]
@@ -201,7 +201,7 @@ class CloneData(TypedDict):
 
 
 class ChangeSummary(TypedDict):
-    """How many files a push adds, modifies and deletes; null where that can't be known."""
+    """The numbers of files that a push adds, modifies and deletes; null if only the hub can compare."""
 
     added: Count
     modified: Count | None
@@ -209,7 +209,7 @@ class ChangeSummary(TypedDict):
 
 
 class ConfigHealth(TypedDict):
-    """What stands in a workspace's config.json."""
+    """The state of a workspace's config.json."""
 
     exists: bool
     valid_json: bool
@@ -233,7 +233,7 @@ class WeightsHealth(TypedDict):
 
 
 class Anomaly(TypedDict):
-    """Something about a workspace that a person should look at."""
+    """A problem of a workspace that a person should look at."""
 
     severity: Literal["error", "warning"]
     code: str
@@ -253,7 +253,7 @@ class WorkspaceHealth(TypedDict):
 
 
 class PushData(TypedDict):
-    """What a push uploaded, or would."""
+    """The result of a push, or its plan."""
 
     repo_id: str
     branch: str
@@ -281,10 +281,10 @@ class PushData(TypedDict):
 
 
 class RunData(TypedDict):
-    """A completion and how it came about; times in seconds, counts in tokens.
+    """A completion with its measurements; times are in seconds, counts in tokens.
 
-    `tokens_per_second` is the speed of the generation after the first token. `time_to_first_token_s` is absent without
-    a token, and `prompt_tokens_per_second` where nothing of the prompt was computed.
+    `tokens_per_second` is the speed of the generation after the first token. `time_to_first_token_s` is absent if no
+    token was generated, and `prompt_tokens_per_second` if no token of the prompt was computed.
     """
 
     model: str
@@ -301,7 +301,7 @@ class RunData(TypedDict):
 
 
 class ServerData(TypedDict):
-    """Where the server answers; printed as soon as it does."""
+    """The address of the server; printed as soon as it accepts requests."""
 
     host: str
     port: Port
@@ -310,7 +310,7 @@ class ServerData(TypedDict):
 
 
 class CompletionData(TypedDict):
-    """What a shell reads to complete command lines."""
+    """The script with which a shell completes command lines."""
 
     shell: Shell
     script: str
@@ -339,7 +339,7 @@ _CAPABILITIES: dict[ModelType, tuple[Capability, ...]] = {
 
 
 def model_object(info: ModelInfo) -> ModelObject:
-    """Return the API's object of a model."""
+    """Return the JSON object of a model."""
     return {
         "name": info.name,
         "hash": info.commit,
@@ -356,7 +356,7 @@ def model_object(info: ModelInfo) -> ModelObject:
 
 
 def metadata_object(metadata: "ModelMetadata | None") -> Metadata | None:
-    """Return the API's object of what a model's config says, without what it leaves out."""
+    """Return the JSON object of a model's metadata, without unknown numbers."""
     if metadata is None:
         return None
     return cast("Metadata", {key: value for key, value in metadata._asdict().items() if value is not None})

@@ -18,7 +18,7 @@ from support.tiny_models import CHATML, write_tokenizer
 from transformers import AutoTokenizer
 
 import mlxk2
-from mlxk2.errors import ContextLengthError, InterruptedByUser, ModelError, ModelNotRunnableError
+from mlxk2.errors import ContextLengthError, ModelError, ModelNotRunnableError, OperationCancelled
 from mlxk2.runner.prompt.confined import ConfinedProcess, Starter
 from mlxk2.runner.prompt.tokenizer import RefusedError, Tokenizer, load_tokenizer
 
@@ -265,7 +265,7 @@ def test_stopped_spare_processes_are_not_used(tmp_path: Path) -> None:
 
 def test_cancelling_a_request_ends_its_process(confined: Confined) -> None:
     tokenizer = confined.open(ENDLESS["loops"]).cancellable(lambda: True)
-    with pytest.raises(InterruptedByUser):
+    with pytest.raises(OperationCancelled):
         tokenizer.apply_chat_template(MESSAGES)
     assert not processes()
 

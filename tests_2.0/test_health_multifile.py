@@ -290,9 +290,12 @@ DAMAGED: dict[str, tuple[Mapping[str, Content], str]] = {
     ),
     "a truncated adapter": (chat_model() | {"adapters.safetensors": WHOLE[:50]}, "adapters.safetensors is truncated"),
     "a truncated file in a folder": (chat_model() | {"original/x.safetensors": WHOLE[:-1]}, "original/x.safetensors"),
-    "text for weights": (chat_model() | {"model.safetensors": b"<html>" * 99}, "model.safetensors is no safetensors"),
+    "text for weights": (
+        chat_model() | {"model.safetensors": b"<html>" * 99},
+        "model.safetensors is not a safetensors",
+    ),
     "a truncated GGUF": (gguf_model() | {"model-Q4_0.gguf": gguf()[:-1]}, "model-Q4_0.gguf is truncated"),
-    "text for a GGUF": (gguf_model() | {"model-Q4_0.gguf": b"<html>"}, "model-Q4_0.gguf is no GGUF file"),
+    "text for a GGUF": (gguf_model() | {"model-Q4_0.gguf": b"<html>"}, "model-Q4_0.gguf is not a GGUF file"),
     # Rule 6: unfinished files.
     "an empty file": (chat_model() | {"model.safetensors": b""}, "model.safetensors is empty"),
     "an empty GGUF": (gguf_model() | {"model-Q4_0.gguf": b""}, "model-Q4_0.gguf is empty"),

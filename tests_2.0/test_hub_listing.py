@@ -158,7 +158,7 @@ def test_pull_refuses_an_impossible_commit(monkeypatch: pytest.MonkeyPatch, comm
         COMMITS_ROUTE: lambda request: request.send([item]),
         API: lambda request: request.send({}, 404, x_error_code="RevisionNotFound"),
     }
-    with connect_to_hub(monkeypatch, routes) as connection, pytest.raises(MlxkError, match="makes no sense"):
+    with connect_to_hub(monkeypatch, routes) as connection, pytest.raises(MlxkError, match="is not that of a hub"):
         repos.find(connection, REPO, "abc")
 
 
@@ -166,7 +166,7 @@ def test_an_impossible_listing_leaves_the_cache_untouched(hub_client: Client) ->
     with hostile_hub({TREE_ROUTE: lambda request: request.send([ENTRY, ENTRY | {"path": "b", "size": None}])}) as hub:
         outcome = hub_client.run("pull", REPO, "--json", HF_ENDPOINT=hub.url)
     assert outcome.json["error"]["type"] == "download_failed"
-    assert "'b' has no possible size: None" in outcome.json["error"]["message"]
+    assert "'b' has an invalid size: None" in outcome.json["error"]["message"]
     assert not hub_client.cache_dir.exists()
 
 

@@ -183,7 +183,7 @@ def test_an_invalid_token_is_an_error_that_names_its_variable(pusher: Pusher, va
     for token, why in UNSENDABLE:
         error = pusher.error("--dry-run", **{"HF_TOKEN": "", variable: token})
         assert error["type"] == "auth_error"
-        assert error["message"].startswith(f"{variable} holds a token that can't be sent: there is "), ascii(token)
+        assert error["message"].startswith(f"{variable} holds a token that can't be sent: it contains "), ascii(token)
         assert why in error["message"], ascii(token)
         assert "hf_" not in error["message"]
     assert pusher.server.log.requests == []

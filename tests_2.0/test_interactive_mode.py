@@ -108,7 +108,7 @@ def test_save_writes_the_conversation_to_a_new_file_only(tmp_path: Path) -> None
     file = tmp_path / "talk.md"
     shown, _ = chat(["France?", f"/save {file}", "Sure?", f"/save {file}"], system="be kind")
     assert file.read_text() == "## System\n\nbe kind\n\n## User\n\nFrance?\n\n## Assistant\n\nParis.\n"
-    assert f"{file} exists and stays as it is" in shown.stdout.getvalue()
+    assert f"{file} already exists and was not changed" in shown.stdout.getvalue()
 
 
 def test_errors_of_save_are_printed(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_only_files_are_loaded(tmp_path: Path) -> None:
 def test_stats_help_and_unknown_commands_print_text() -> None:
     shown, backend = chat(["/stats", "a", "/stats", "/help", "/?", "/sing"])
     said = shown.stdout.getvalue()
-    assert "Nothing was said yet." in said
+    assert "The conversation has no completion yet." in said
     assert "1 turns, 7 tokens generated" in said
     assert said.count("/save FILE") == said.count("/load FILE") == 2
     assert "no command /sing" in said

@@ -176,7 +176,9 @@ def test_credentials_in_the_hub_address_are_never_printed(pusher: Pusher) -> Non
 
 def test_plain_output_warns_about_omitted_secrets(pusher: Pusher) -> None:
     pusher.write(WHOLE | {".netrc": b"hush", ".ssh/config": b"hush"})
-    expected = "Warning: Not pushed, as they look like secrets: .netrc, .ssh/config. To push one, write !.netrc into"
+    expected = (
+        "Warning: Not pushed, because they look like secrets: .netrc, .ssh/config. To push one, write !.netrc into"
+    )
     for words in (("--dry-run",), ("--private", "--create")):
         assert expected in pusher.run(*words).err
     assert (
@@ -247,7 +249,7 @@ def test_a_secret_on_the_hub_is_kept_and_named(pusher: Pusher, is_here: bool) ->
         assert (".netrc" in data.get("secrets_left_out", [])) is is_here
     assert pusher.remote_files() == {"a": b"3", ".netrc": b"old", ".aws/config": b"old"}
     warning = (
-        "Warning: Left on the hub, where others may read them, though they look like secrets: .aws/config, .netrc."
+        "Warning: These files on the hub look like secrets, and others may be able to read them: .aws/config, .netrc."
     )
     for words in (("--dry-run",), ("--private",)):
         assert warning in pusher.run(*words).err

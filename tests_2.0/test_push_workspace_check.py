@@ -178,7 +178,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "leads outside the folder": _link_out,
     "is a dangling link": lambda folder: (folder / "x").symlink_to("nowhere"),
     "is a link to a folder": _link_to_folder,
-    "is a link without an end": lambda folder: (folder / "x").symlink_to("x"),
+    "leads through too many links": lambda folder: (folder / "x").symlink_to("x"),
     "is not a regular file": lambda folder: os.mkfifo(folder / "x"),
 }
 
@@ -222,12 +222,12 @@ def test_links_out_of_the_folder_are_an_anomaly(checked: Checked, folder: Path) 
 @pytest.mark.parametrize(
     ("files", "lines"),
     [
-        (chat_model(), ["the folder is a whole model."]),
+        (chat_model(), ["the folder is a complete model."]),
         (
             without(sharded_model(), SHARDS[0]),
             [f"missing shard: {SHARDS[0]}.", f"  error: Missing shard: {SHARDS[0]}."],
         ),
-        (without(chat_model(), "README.md"), ["the folder is a whole model.", "  warning: There is no README.md."]),
+        (without(chat_model(), "README.md"), ["the folder is a complete model.", "  warning: There is no README.md."]),
     ],
 )
 def test_plain_output_has_the_verdict_and_the_anomalies(

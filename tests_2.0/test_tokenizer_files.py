@@ -27,7 +27,7 @@ def settings(**config: Any) -> Files:
 
 BARE = without(chat_model(), "tokenizer.json")
 UNREADABLE: dict[str, tuple[Files, str, str | None]] = {
-    "tiktoken alone": (BARE | {"qwen.tiktoken": RANKS}, "code of the model's own", None),
+    "tiktoken alone": (BARE | {"qwen.tiktoken": RANKS}, "the model's own code", None),
     "code alone": (BARE | settings(**CODE) | {"own.tiktoken": RANKS}, "never executed", None),
     "tiktoken by the name of sentencepiece": (BARE | {"tokenizer.model": RANKS}, "`pip install tiktoken`", "tiktoken"),
     "tiktoken's model": (BARE | {"tiktoken.model": RANKS, "x.tiktoken": RANKS}, "`pip install tiktoken`", "tiktoken"),

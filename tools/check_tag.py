@@ -1,4 +1,4 @@
-"""Check before a release that the tag is the version: `python tools/check_tag.py v2.0.0`."""
+"""Check before a release that the tag matches the version: `python tools/check_tag.py v2.0.0`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mlxk2
 
 
 def main() -> int:
-    """Compare, and return the exit status: 1 where they differ, 2 without a tag."""
+    """Compare tag and version, and return the exit status: 1 if they differ, 2 without a tag."""
     if len(sys.argv) != 2:
         print("Name the tag: python tools/check_tag.py v2.0.0", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Takes `docs/chat-page.png`, the README's picture of the chat page: the real page, served with the demo model.
+"""Make `docs/chat-page.png`, the README's picture of the chat page, from the real page with the demo model.
 
     python tools/draw_chat_page.py
 
@@ -24,8 +24,8 @@ EARLIER = ("How do I start the server?", "Hello", "What is 3 + 4?")
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """Yield the address of a server with the demo model and an empty cache."""
+def serve() -> Iterator[str]:
+    """Run a server with the demo model and an empty cache; yield its address."""
     command = [sys.executable, "-m", "mlxk2", "serve", "--model", "demo", "--port", "0", "--json"]
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "HF_HOME": home}
@@ -38,7 +38,7 @@ def served() -> Iterator[str]:
 
 
 def ask(page: Page, question: str) -> None:
-    """Send a message and wait for the whole answer."""
+    """Send a message and wait until the answer is complete."""
     answers = page.locator("article.answer")
     count = answers.count()
     page.get_by_label("Message", exact=True).fill(question)
@@ -47,7 +47,7 @@ def ask(page: Page, question: str) -> None:
     expect(answers.last).to_have_attribute("data-state", "done", timeout=60_000)
 
 
-def settle(page: Page, label: str, value: str) -> None:
+def change_setting(page: Page, label: str, value: str) -> None:
     """Change a setting."""
     page.get_by_role("button", name="Settings").click()
     page.get_by_label(label).fill(value)
@@ -56,21 +56,21 @@ def settle(page: Page, label: str, value: str) -> None:
 
 def talk(page: Page) -> None:
     """Have the conversations that the picture shows."""
-    settle(page, "Temperature", "0")
+    change_setting(page, "Temperature", "0")
     for question in EARLIER:
         ask(page, question)
         page.get_by_role("link", name="New conversation").click()
         expect(page.locator("article")).to_have_count(0)
     ask(page, "What is the capital of France?")
-    settle(page, "System prompt", "Think before you answer.")
+    change_setting(page, "System prompt", "Think before you answer.")
     ask(page, "What is 8 + 5?")
     page.locator("summary:visible").click()
     page.get_by_label("Message", exact=True).focus()
 
 
 def main() -> None:
-    """Serve, talk, take the picture."""
-    with served() as url, sync_playwright() as playwright:
+    """Start the server, have the conversations, and take the picture."""
+    with serve() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(
             viewport={"width": 920, "height": 520}, device_scale_factor=1.6, reduced_motion="reduce"

@@ -1,8 +1,8 @@
-"""Draws `docs/session.svg`, the README's picture: real commands, run in a terminal, with what they really print.
+"""Draw `docs/session.svg`, the README's picture of a terminal, from real commands and their output.
 
     python tools/draw_session.py
 
-The pictured cache is made for the occasion: two copies of the demo model, one of them cut short.
+The cache in the picture is made by this program: two copies of the demo model, one of them truncated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS = (
     "mlxk2 list --health",
     "mlxk2 health",
 )
-# The picture must not fetch anything, so it names fonts without bringing them along.
+# The picture must not fetch anything from the network, so remove the web fonts.
 _WEB_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make_cache(cache_dir: Path) -> None:
-    """Lay out two models: the demo's files, whole and with the weights cut short."""
+    """Make two models from the demo's files: one complete, one with truncated weights."""
     for name, commit, size in (("models--me--tiny-chat", "a", None), ("models--me--half-done", "b", 1_000_000)):
         snapshot = cache_dir / name / "snapshots" / (commit * 40)
         shutil.copytree(ROOT / "mlxk2" / "demo", snapshot)
@@ -55,7 +55,7 @@ def make_cache(cache_dir: Path) -> None:
 
 
 def output(command: str, home: str) -> str:
-    """Return what a command prints on a terminal, colours included."""
+    """Return the output of a command on a terminal, including colours."""
     environment = {**os.environ, "HF_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color"}
     environment["COLUMNS"] = str(COLUMNS)
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

@@ -1,7 +1,7 @@
 """Write docs/json-api-schema.json, the JSON Schema of the API, from the types in mlxk2/spec.py.
 
 python tools/generate_schema.py           write the file
-python tools/generate_schema.py --check   write nothing; exit 1 when the file is not what would be written
+python tools/generate_schema.py --check   write nothing; exit 1 when the file is out of date
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 
 
 def schema() -> Schema:
-    """Return the schema of an envelope, whatever its command."""
+    """Return the schema of the envelope for all commands."""
     shapes = [shape for shape in vars(spec).values() if is_typeddict(shape)]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -36,7 +36,7 @@ def schema() -> Schema:
 
 
 def _outcome() -> Schema:
-    """Return the rule that an error says what it is, and that a success has data and no error."""
+    """Return the rule for both outcomes: an error has an error object; a success has data and no error."""
     return {
         "if": {"properties": {"status": {"const": "error"}}},
         "then": {"properties": {"error": _value(spec.Error)}},
@@ -45,7 +45,7 @@ def _outcome() -> Schema:
 
 
 def _data_of(command: str, data: Any) -> Schema:
-    """Return the schema of the data of one command's success."""
+    """Return the schema of one command's data after a success."""
     return {
         "if": {"properties": {"status": {"const": "success"}, "command": {"const": command}}},
         "then": {"properties": {"data": _value(data)}},
@@ -53,23 +53,23 @@ def _data_of(command: str, data: Any) -> Schema:
 
 
 def _object(shape: Any) -> Schema:
-    """Return a TypedDict as a schema; one that is not closed may have further keys."""
+    """Return the schema of a TypedDict; if it is not closed, it allows further keys."""
     hints = get_type_hints(shape, include_extras=True)
     return {
         "description": shape.__doc__,
         "type": "object",
-        "properties": {name: _value(_unwrapped(hint)) for name, hint in hints.items()},
+        "properties": {name: _value(_unwrap(hint)) for name, hint in hints.items()},
         "required": [name for name, hint in hints.items() if get_origin(hint) is not NotRequired],
         "additionalProperties": shape not in spec.CLOSED,
     }
 
 
-def _unwrapped(hint: Any) -> Any:
+def _unwrap(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is NotRequired else hint
 
 
 def _value(hint: Any) -> Schema:
-    """Return any other type as a schema."""
+    """Return the schema of any other type."""
     origin, parts = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
         return {"$ref": f"#/$defs/{hint.__name__}"}
@@ -91,7 +91,7 @@ def _constraint(constraint: spec.Pattern | spec.Minimum) -> Schema:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the file; the exit code."""
+    """Write or check the file, and return the exit code."""
     parser = argparse.ArgumentParser(description="Generate docs/json-api-schema.json from mlxk2/spec.py.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is out of date")
     args = parser.parse_args(argv)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if PATH.is_file() and PATH.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{PATH.name} is out of date; to write it anew: python tools/generate_schema.py", file=sys.stderr)
+    print(f"{PATH.name} is out of date. To update it: python tools/generate_schema.py", file=sys.stderr)
     return 1
 
 

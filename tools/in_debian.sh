@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command in a Debian of its own, with this tree at the same place in it; needs root and debootstrap.
+# Runs a command in a separate Debian, which sees this tree at the same path; needs root and debootstrap.
 #
 #   tools/in_debian.sh trixie /var/tmp/trixie ./test-multi-python.sh     # Python 3.13
 #   tools/in_debian.sh sid /var/tmp/sid ./test-multi-python.sh           # Python 3.14
 #
-# The folder is made on first use; it takes the certificates and the settings of pip along. What is mounted in it is
-# seen by the command alone and gone when that ends.
+# The folder is made on first use, with copies of the certificates and pip's settings. Only the command sees the mounts in
+# it, and they disappear when it ends.
 set -euo pipefail
 
 [ $# -ge 3 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }

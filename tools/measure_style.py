@@ -1,15 +1,16 @@
-"""Measure how mlxk2/ is written, beside the aim that CONTRIBUTING.md states with the figures.
+"""Measure how mlxk2/ is written, and compare the figures with the limits in CONTRIBUTING.md.
 
     python tools/measure_style.py             print the figures
-    python tools/measure_style.py --write     renew them in CONTRIBUTING.md
-    python tools/measure_style.py --check     exit 1 when an aim is missed, or CONTRIBUTING.md has other figures
+    python tools/measure_style.py --write     update them in CONTRIBUTING.md
+    python tools/measure_style.py --check     exit 1 when a limit is exceeded, or CONTRIBUTING.md is out of date
 
-A function is as long as its lines from `def` to its end. A blanket except names Exception, BaseException or nothing;
-it goes on silently when it neither raises nor hands the exception on. `suppress` of these two always does.
+The length of a function is the number of its lines from `def` to its end. A blanket except catches Exception,
+BaseException or everything. It is silent if it neither raises nor uses the exception; `suppress` with one of these two
+is always silent.
 
-A folder's `__init__.py` is not counted. A circle is a group of files of which each one imports all others, directly or
-by way of others; every import counts, also one in a function or for types only. A private function has one caller when
-its file mentions its name once beside the definition.
+A folder's `__init__.py` is not counted. A circle is a group of files in which each file imports all others, directly or
+indirectly; imports in functions and imports only for types count too. A private function has one caller if its file
+mentions its name exactly once besides the definition.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ PACKAGE = ROOT / "mlxk2"
 PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- figures of tools/measure_style.py -->\n", "<!-- end of figures -->"
 
-LENGTHS = (50, 10), (90, 32), (100, 40)  # percentiles of the lengths of functions, and what they may be
+LENGTHS = (50, 10), (90, 32), (100, 40)  # Percentiles of the lengths of functions, and their limits.
 MAX_LINES = 400
-MAX_FILES = 12  # of a folder
-SHORT_LINES, MAX_SHORT = 60, 10  # modules with fewer lines, and how many there may be
-MAX_ONE_CALLER = 8  # per thousand lines
+MAX_FILES = 12  # In a folder.
+SHORT_LINES, MAX_SHORT = 60, 10  # A module with fewer lines is short; the largest number of short modules.
+MAX_ONE_CALLER = 8  # Per thousand lines.
 BLANKET = {"Exception", "BaseException"}
 
-Named = tuple[int, str]  # a number of lines, and what has so many
+Named = tuple[int, str]  # A number of lines or files, and the place that has it.
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The package in figures: lengths of functions and files, numbers of files in folders, the smallest first.
+    """The figures of the package: lengths of functions and files, and numbers of files in folders, sorted.
 
-    The rest are places: of blanket excepts, of circles of files, and of private functions with one caller.
+    The other fields are places: circles of files, private functions with one caller, blanket and silent excepts.
     """
 
     functions: list[Named]
@@ -55,22 +56,22 @@ class Measured:
 
     @property
     def percentiles(self) -> list[int]:
-        """The lengths of functions at the percentiles that have an aim, by nearest rank."""
+        """The lengths of functions at the percentiles that have a limit, by nearest rank."""
         ranks = [math.ceil(percent * len(self.functions) / 100) for percent, _ in LENGTHS]
         return [self.functions[rank - 1][0] for rank in ranks]
 
     @property
     def short(self) -> list[Named]:
-        """The modules that are shorter than a noun of the field needs."""
+        """The short modules."""
         return [(lines, place) for lines, place in self.files if lines < SHORT_LINES and not _is_init(place)]
 
     def per_thousand(self, places: Sequence[str]) -> float:
-        """Return how many of these places there are per thousand lines."""
+        """Return the number of these places per thousand lines."""
         return len(places) * 1000 / sum(lines for lines, _ in self.files)
 
 
 def measure(package: Path) -> Measured:
-    """Return the figures of all modules below a folder."""
+    """Measure all modules below a folder."""
     measured = Measured([], [], [], [], [], [], [])
     imports: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py")):
@@ -78,7 +79,7 @@ def measure(package: Path) -> Measured:
         measured.files.append((len(text.splitlines()), place))
         tree = ast.parse(text)
         nodes = list(ast.walk(tree))
-        imports[module_of(place)] = set(imported(nodes))
+        imports[module_of(place)] = set(find_imports(nodes))
         functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         measured.functions.extend((length_of(node), f"{place}:{node.lineno} {node.name}") for node in functions)
         measured.one_caller.extend(f"{place}:{node.lineno} {node.name}" for node in with_one_caller(tree))
@@ -98,12 +99,12 @@ def _is_init(place: str) -> bool:
 
 
 def module_of(place: str) -> str:
-    """Convert `mlxk2/cli/main.py` to `mlxk2.cli.main`; a package's `__init__.py` is the package itself."""
+    """Convert `mlxk2/cli/main.py` to `mlxk2.cli.main`; convert an `__init__.py` to the name of its package."""
     return place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
-    """Yield the names of a module's imports; `from a import b` gives `a.b`, which may be a module or a name in `a`."""
+def find_imports(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Yield the names of a module's imports; `from a import b` gives `a.b`, which is a module or a name in `a`."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -112,7 +113,7 @@ def imported(nodes: Sequence[ast.AST]) -> Iterator[str]:
 
 
 def circles(imports: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """Yield the groups of modules that import each other, also by way of others; each group in alphabetical order."""
+    """Yield the groups of modules that import each other, directly or indirectly; each group is sorted."""
     reached: dict[str, set[str]] = {}
     for module in imports:
         found: set[str] = set()
@@ -145,7 +146,7 @@ def with_one_caller(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFun
 
 
 def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the number of lines of a function, its docstring included, its decorators not."""
+    """Return the number of lines of a function, with its docstring and without its decorators."""
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
@@ -158,7 +159,7 @@ def is_blanket(node: ast.ExceptHandler | ast.Call) -> bool:
 
 
 def is_silent(node: ast.ExceptHandler | ast.Call) -> bool:
-    """Return whether a handler of every error continues as if nothing had happened."""
+    """Return whether a blanket handler ignores the error."""
     if isinstance(node, ast.Call):
         return True
     raises = any(isinstance(part, ast.Raise) for statement in node.body for part in ast.walk(statement))
@@ -170,12 +171,14 @@ def _names(*nodes: ast.AST) -> set[str]:
 
 
 def table(measured: Measured) -> str:
-    """Return the figures beside their aims, as they stand in CONTRIBUTING.md."""
-    lengths, aims = (" / ".join(map(str, numbers)) for numbers in (measured.percentiles, (aim for _, aim in LENGTHS)))
+    """Return the table of figures and limits for CONTRIBUTING.md."""
+    lengths, limits = (
+        " / ".join(map(str, numbers)) for numbers in (measured.percentiles, (most for _, most in LENGTHS))
+    )
     rows = (
         ("of `mlxk2/`", "measured", "at most"),
         ("---", "---", "---"),
-        ("lines of a function: median / 90th percentile / longest", lengths, aims),
+        ("lines of a function: median / 90th percentile / longest", lengths, limits),
         ("lines of the longest file", measured.files[-1][0], MAX_LINES),
         ("files of the fullest folder", measured.folders[-1][0], MAX_FILES),
         ("circles of files that import each other", len(measured.circles), 0),
@@ -192,41 +195,43 @@ def table(measured: Measured) -> str:
 
 
 def faults(measured: Measured, page: str) -> Iterator[str]:
-    """Yield each aim that is missed, and where; and whether the page has other figures."""
-    for found, (percent, aim) in zip(measured.percentiles[:-1], LENGTHS[:-1], strict=True):
-        if found > aim:
-            yield f"{percent}% of the functions have up to {found} lines, at most {aim} are aimed at"
-    for sizes, aim in ((measured.functions, LENGTHS[-1][1]), (measured.files, MAX_LINES)):
-        yield from (f"{place} has {lines} lines, at most {aim} are aimed at" for lines, place in sizes if lines > aim)
+    """Yield a message for each exceeded limit with its places, and one if the page has old figures."""
+    for found, (percent, most) in zip(measured.percentiles[:-1], LENGTHS[:-1], strict=True):
+        if found > most:
+            yield f"{percent}% of the functions have up to {found} lines, the limit is {most}"
+    for sizes, most in ((measured.functions, LENGTHS[-1][1]), (measured.files, MAX_LINES)):
+        yield from (f"{place} has {lines} lines, the limit is {most}" for lines, place in sizes if lines > most)
     for count, folder in measured.folders:
         if count > MAX_FILES:
-            yield f"{folder} has {count} files, at most {MAX_FILES} are aimed at"
+            yield f"{folder} has {count} files, the limit is {MAX_FILES}"
     yield from (f"{circle} import each other" for circle in measured.circles)
     if len(measured.short) > MAX_SHORT:
         places = ", ".join(place for _, place in measured.short)
-        yield f"{len(measured.short)} modules have under {SHORT_LINES} lines, at most {MAX_SHORT} may: {places}"
+        yield f"{len(measured.short)} modules have under {SHORT_LINES} lines, the limit is {MAX_SHORT}: {places}"
     rate = measured.per_thousand(measured.one_caller)
     if rate > MAX_ONE_CALLER:
         places = ", ".join(measured.one_caller)
-        yield f"{rate:.1f} private functions per thousand lines have one caller, at most {MAX_ONE_CALLER} may: {places}"
-    yield from (f"{place} goes on silently, whatever went wrong" for place in measured.silent)
-    if page != renewed(page, measured):
-        yield f"{PAGE.name} has other figures; to renew them: python tools/measure_style.py --write"
+        yield f"{rate:.1f} private functions per 1,000 lines have one caller, the limit is {MAX_ONE_CALLER}: {places}"
+    yield from (f"{place} ignores every error silently" for place in measured.silent)
+    if page != update(page, measured):
+        yield f"{PAGE.name} has old figures; to update them: python tools/measure_style.py --write"
 
 
-def renewed(page: str, measured: Measured) -> str:
-    """Return the page with these figures, in the place that is marked for them."""
+def update(page: str, measured: Measured) -> str:
+    """Return the page with these figures between its two marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     return "".join((before, begin or BEGIN, table(measured), end or END, after))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print, write or check the figures; the exit code."""
+    """Print, write or check the figures, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure how mlxk2/ is written.")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--write", action="store_true", help=f"renew the figures in {PAGE.name}")
-    ways.add_argument("--check", action="store_true", help=f"exit 1 for a missed aim, or other figures in {PAGE.name}")
+    ways.add_argument("--write", action="store_true", help=f"update the figures in {PAGE.name}")
+    ways.add_argument(
+        "--check", action="store_true", help=f"exit 1 for an exceeded limit or old figures in {PAGE.name}"
+    )
     args = parser.parse_args(argv)
     measured, page = measure(PACKAGE), PAGE.read_text(encoding="utf-8")
     if args.check:
@@ -234,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.writelines(f"{fault}\n" for fault in wrong)
         return 1 if wrong else 0
     if args.write:
-        PAGE.write_text(renewed(page, measured), encoding="utf-8")
+        PAGE.write_text(update(page, measured), encoding="utf-8")
     print(table(measured), end="")
     return 0
 

@@ -1,1 +1,1 @@
-"""The Hugging Face cache on disk: the only rooms that know its layout."""
+"""Read and change the Hugging Face cache on disk; only this package knows its layout."""

@@ -1,4 +1,4 @@
-"""The plan of a pull: the files of a revision that the cache lacks, and what is wrong with those that it has."""
+"""Plan a pull: find the files of a revision that the cache lacks, and the damaged ones among those that it has."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlxk2.checkpoint.files import BrokenFile, File, Tree
 if TYPE_CHECKING:
     from mlxk2.formatting import Advance
 
-MAX_SMALL_BYTES = 1 << 24  # Larger weights are judged by their header.
+MAX_SMALL_BYTES = 1 << 24  # Larger weights are judged by their header, because hashing takes too long.
 
 Check = Callable[[File, RemoteFile], bool]
 
 
 def plan_pull(staging: Staging, commit: str, files: Sequence[RemoteFile], check: Check) -> PullPlan:
-    """Compare the required files of a revision with the cache; `check` judges each file that is there."""
+    """Compare the required files of a revision with the cache; `check` judges each file that exists."""
     judge = _Judge(staging.tree, check)
     snapshot = staging.snapshot(commit)
-    # A revision's folder is never a link: what is behind one belongs to another model.
+    # If the revision's folder is a link, its files belong to another model.
     has_snapshot = not snapshot.is_symlink()
     missing, misplaced = [], []
     for file in files:
@@ -53,7 +53,7 @@ def plan_pull(staging: Staging, commit: str, files: Sequence[RemoteFile], check:
 
 
 class _Judge:
-    """Judges files by a check, each one once, however many names lead to it."""
+    """Judges files by a check; checks the bytes of a file with several names once."""
 
     def __init__(self, tree: Tree, check: Check) -> None:
         self._tree = tree
@@ -62,7 +62,7 @@ class _Judge:
         self._unreadable: set[tuple[tuple[int, int], str]] = set()
 
     def is_sound(self, path: Path, remote: RemoteFile) -> bool:
-        """Return whether a file is there and is what it should be."""
+        """Return whether a file exists and has the size, blob name and content of the remote file."""
         file = self._tree.file(remote.name, str(path)) if os.path.lexists(path) else None
         if file is None or file.problem or file.size != remote.size or file.blob not in (None, remote.blob):
             return False
@@ -71,13 +71,13 @@ class _Judge:
             try:
                 self._verdicts[key] = self._check(file, remote)
             except BrokenFile:
-                # Its mode forbids to read it, or the disk fails: a new file will take its place.
+                # Its mode forbids reading it, or the disk fails: the pull will replace it.
                 self._verdicts[key] = False
                 self._unreadable.add(key)
         return self._verdicts[key]
 
     def is_damaged(self, path: Path, remote: RemoteFile) -> bool:
-        """Return whether a file that `is_sound` rejected is there and can be read."""
+        """Return whether a file that `is_sound` rejected exists and can be read."""
         if not os.path.lexists(path):
             return False
         file = self._tree.file(remote.name, str(path))
@@ -94,14 +94,14 @@ def looks_whole(file: File, remote: RemoteFile) -> bool:
                 gguf.check(file)
             return True
         except BrokenFile:
-            pass  # The file may be as damaged on the hub; its hash decides.
-    return has_its_hash(lambda _: None)(file, remote)
+            pass  # The file can be damaged on the hub too, so compare its hash.
+    return hash_check(lambda _: None)(file, remote)
 
 
-def has_its_hash(advance: Advance) -> Check:
-    """Return a check of a file's bytes by the hash that names its blob.
+def hash_check(advance: Advance) -> Check:
+    """Return a check that compares a file's hash with the name of its blob.
 
-    The check raises BrokenFile if the bytes can't be read. `advance` gets the number of bytes as they are read.
+    The check raises BrokenFile if the bytes can't be read, and calls `advance` with the number of bytes that it read.
     """
 
     def check(file: File, remote: RemoteFile) -> bool:

@@ -1,4 +1,4 @@
-"""Open folders. What is done below one stays below it, whatever links other processes create at the same time."""
+"""Open folders: operations below one never leave it, even if other processes create links at the same time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MAX_ATTEMPTS = 5
 
 
 class Directory:
-    """An open folder, closed with its context. Its methods take names of what is in it, and never follow a link.
+    """An open folder; its context closes it. The methods take names in the folder, and never follow a link.
 
-    `path` is where the folder was when it was opened: for messages, and for libraries that know only paths.
+    `path` is the folder's path when it was opened, for messages and for libraries that need a path.
     """
 
     __slots__ = ("descriptor", "path")
@@ -30,7 +30,7 @@ class Directory:
 
     @classmethod
     def at(cls, path: str) -> Directory:
-        """Open the folder at a path, links followed."""
+        """Open the folder at a path; links on the path are followed."""
         return cls(os.open(path, _FOLDER), path)
 
     def __enter__(self) -> Directory:
@@ -41,7 +41,7 @@ class Directory:
 
     @contextmanager
     def open(self, *names: str) -> Iterator[Directory | None]:
-        """Open a folder below this one; None where any step on the way is missing, a link, or not a folder."""
+        """Open a folder below this one; yield None when a name on the path is missing, a link, or not a folder."""
         descriptor = self._descend(names)
         if descriptor is None:
             yield None
@@ -64,15 +64,15 @@ class Directory:
         return descriptor
 
     def names(self, *below: str) -> list[str]:
-        """Return the names in this folder, or in one below it, sorted; none where `open` finds no folder."""
-        # A descriptor may show what was there when it was opened: btrfs lists no entry that is newer.
+        """Return the sorted names in this folder or in one below it; return none where `open` yields None."""
+        # Open the folder again: on btrfs, a descriptor lists only entries that existed when it was opened.
         with self.open(*below, ".") as folder:
             return [] if folder is None else sorted(os.listdir(folder.descriptor))
 
     def walk(self) -> Iterator[tuple[str, Directory]]:
-        """Yield everything below this folder, as a name and the folder that holds it; links are not entered.
+        """Yield everything below this folder, as a name and the folder that contains it; do not enter links.
 
-        Raise OSError when a folder can't be read; skip one that vanishes.
+        Raise OSError when a folder can't be read; skip a folder that another process removes.
         """
 
         def fail(error: OSError) -> None:
@@ -85,7 +85,7 @@ class Directory:
                 yield name, inner
 
     def has(self, name: str) -> bool:
-        """Return whether anything goes by this name, be it a link that leads nowhere."""
+        """Return whether the folder has an entry of this name; a dangling link counts too."""
         try:
             self.status(name)
         except OSError:
@@ -97,7 +97,7 @@ class Directory:
         return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def link_target(self, name: str) -> str | None:
-        """Return where a link leads, as it is written; None for what is not a link."""
+        """Return the target of a link as it is written, or None for anything else."""
         try:
             return os.readlink(name, dir_fd=self.descriptor)
         except OSError:
@@ -124,14 +124,14 @@ class Directory:
         os.rmdir(name, dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
-        """Remove a file, a link, or a folder with all that is in it.
+        """Remove a file, a link, or a folder with its content.
 
-        Skip what vanishes: on disks that are not macOS's own, a file takes its companion `._name` along. Remove all
-        that can be removed before the first error is raised.
+        Remove everything that can be removed, then raise the first error. Ignore entries that are already gone: on some
+        disks, macOS removes the companion `._name` together with a file.
         """
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             errors = self._try_to_remove(name)
-            # A process may put something into a folder after it was listed: the Finder, for one.
+            # Another process, such as the Finder, can add a file to the folder after it was listed. Then try again.
             serious = [error for error in errors if error.errno not in (errno.ENOTEMPTY, errno.EEXIST)]
             if serious or (errors and attempt == _MAX_ATTEMPTS):
                 raise (serious or errors)[0]
@@ -139,7 +139,7 @@ class Directory:
                 return
 
     def _try_to_remove(self, name: str) -> list[OSError]:
-        """Remove what can be removed, and return the errors."""
+        """Remove everything that can be removed, and return the errors."""
         # `list` removes nothing, and this imports the libraries of three compressions.
         from shutil import rmtree  # noqa: PLC0415
 
@@ -163,7 +163,7 @@ class Directory:
         return errors
 
     def remove_all(self, names: Iterable[str]) -> int:
-        """Remove all of these, as `remove` does, before the first error is raised; return how many there were."""
+        """Remove all these entries as `remove` does, then raise the first error; return the number of entries."""
         errors: list[OSError] = []
         number = 0
         for name in names:
@@ -178,11 +178,11 @@ class Directory:
 
 
 def name_on_disk(path: str) -> str:
-    """Return the name under which the disk keeps what is at a path: another one where the disk ignores case."""
+    """Return the name of a path's last part as the disk has it; it can differ in case if the disk ignores case."""
     folder, name = os.path.split(path)
     names = os.listdir(folder)
     if name in names:
         return name
     alike = [other for other in names if fold(other) == fold(name)]
-    # Some disks keep each accent in a form of their own.
+    # Some disks change the encoding of accents, which is not another name.
     return next((other for other in alike if not is_one_text(other, name)), name)

@@ -1,9 +1,9 @@
-"""What `list` remembers of snapshots, for as long as nothing in them changes.
+"""The descriptions of models that `list` remembers; each is valid while its snapshot does not change.
 
-To describe a model, the places of a thousand tensors are read from its headers; a few `stat` calls show that nothing
-has changed since. A snapshot is recognised by the inode, the size and the time of the last change (ctime, which no
-program can set) of all its files and folders; on a disk that keeps no ctime, also by the first bytes of its files. Only
-`list` remembers: `health`, `show` and `run` always look.
+Describing a model means reading a thousand tensor offsets from its headers. A few `stat` calls are enough to see that
+the snapshot has not changed: they compare the inode, the size and the time of the last change (ctime, which no program
+can set) of all its files and folders. On a disk without ctime, the first bytes of each file are compared too. Only
+`list` uses remembered descriptions; `health`, `show` and `run` always read the files.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mlxk2.checkpoint.files import BrokenFile, Tree, read
 from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
 
-# A file that changes twice within one tick of the file system's clock shows one time. A younger change than this may
-# hide another one, and is not remembered.
+# A file that changes twice within one tick of the file system's clock keeps the same ctime. So a snapshot that changed
+# less than this time ago is not remembered.
 SETTLED_NS = 2_000_000_000
 BEGINNING_BYTES = 1 << 18
 
 
 class ListIndex:
-    """What is known of the snapshots of a cache, kept in a file outside the cache."""
+    """Remembers the descriptions of a cache's snapshots in a file outside the cache."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -37,24 +37,24 @@ class ListIndex:
         self._seen: dict[str, tuple[str, ModelInfo]] = {}
 
     def describe(self, find: Callable[[], Snapshot]) -> ModelInfo:
-        """Do what `describe.look` does, from memory where the snapshot that `find` finds has not changed."""
+        """Return the description of the snapshot that `find` returns, from memory if the snapshot has not changed."""
         snapshot = find()
         mark = fingerprint(snapshot)
-        # Two folders may be one by a link, and what a model is also depends on its name.
+        # A link can give one folder two names, and the description also depends on the model's name.
         key = f"{snapshot.path}\0{snapshot.name}"
         known = self._known.get(key)
         if mark is not None and known is not None and known[0] == mark:
             self._seen[key] = known
             return known[1]
-        from mlxk2.checkpoint.describe import look  # noqa: PLC0415 - its import takes as long as a hundred known models
+        from mlxk2.checkpoint.describe import find_and_describe  # noqa: PLC0415 - importing it takes as long as 100 known models
 
-        described, info = look(find)
+        described, info = find_and_describe(find)
         if mark is not None and described.key == snapshot.key:
             self._seen[key] = (mark, info)
         return info
 
     def save(self) -> None:
-        """Write what was described to the file, if the disk allows it."""
+        """Write the descriptions of this run to the file, if the disk allows it."""
         if self._seen == self._known:
             return
         unfinished = f"{self._file}.{os.getpid()}"
@@ -75,17 +75,20 @@ class ListIndex:
             known = content["snapshots"] if content["stamp"] == self._stamp else {}
             return {key: (mark, ModelInfo(**fields)) for key, (mark, fields) in known.items()}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return {}  # No file yet, a file that was cut short, or entries of a version with other fields.
+            return {}  # The file is missing, truncated, or was written by a version with other fields.
 
 
 def index_file(cache_dir: str, environment: Mapping[str, str]) -> str:
-    """Return the path of the file that keeps what is known of a cache folder."""
+    """Return the path of the file with the remembered descriptions of a cache folder."""
     caches = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(caches, "mlxk2", f"list-{zlib.crc32(os.fsencode(cache_dir)):08x}.json")
 
 
 def _stamp() -> str:
-    """Return what a description depends on except the files: this program, mlx-lm, and what reads tokenizers."""
+    """Return a text that changes with the versions of this program, of mlx-lm and of the tokenizer packages.
+
+    Descriptions depend on these besides the files.
+    """
     folder = compatibility.mlx_lm_folder() or ""
     try:
         times = [os.stat(os.path.join(folder, name)).st_ctime_ns for name in ("utils.py", "models")]
@@ -96,10 +99,10 @@ def _stamp() -> str:
 
 
 def fingerprint(snapshot: Snapshot) -> str | None:
-    """Return what stays the same while a folder is unchanged; None for one that just changed, or can't be read."""
+    """Return a text that changes when the snapshot changes; None if it changed just now or can't be read."""
     folder = snapshot.path
     if os.path.islink(folder) or os.path.islink(os.path.dirname(folder)):
-        return None  # A link may lead anywhere, and is not followed before that is known.
+        return None  # A link can lead outside the cache; only the full description checks that.
     statuses: list[os.stat_result] = []
     pending = [folder]
     try:
@@ -115,8 +118,8 @@ def fingerprint(snapshot: Snapshot) -> str | None:
         return None
     marks = [f"{status.st_ino}:{status.st_size}:{status.st_ctime_ns}" for status in statuses]
     if all(status.st_ctime_ns == status.st_mtime_ns for status in statuses):
-        # On FAT, and other disks that keep no ctime, this is the time that any program may set. Headers, on which a
-        # description rests, are among a file's first bytes.
+        # FAT and some other disks keep no ctime, and any program can set the time they show. A description depends on
+        # the headers of files, which are among their first bytes.
         for file in Tree(snapshot.roots).files(snapshot.path):
             with suppress(BrokenFile):
                 marks.append(f"{zlib.crc32(read(file, BEGINNING_BYTES)):x}")

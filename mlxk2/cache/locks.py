@@ -1,7 +1,8 @@
-"""The lock files of downloads, `.locks/models--…/<etag>.lock`: held by a living process, or left behind.
+"""The lock files of downloads, `.locks/models--…/<etag>.lock`: each is held by a living process or is stale.
 
-flock decides, as in filelock, with which huggingface_hub takes them: a process that dies loses its locks. Network file
-systems may have no locks, or grant every lock to every process: there a lock file counts as held for a day.
+The locks are those of flock, as in huggingface_hub, which uses the library filelock; a process that dies loses its
+locks. Some network file systems have no locks, or grant every lock to every process. There, a lock file counts as held
+for a day.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from typing import NamedTuple
 from mlxk2.cache import space
 from mlxk2.cache.directory import Directory
 from mlxk2.cache.space import Usage
-from mlxk2.checkpoint.files import SAFELY
+from mlxk2.checkpoint.files import SAFE_FLAGS
 from mlxk2.names import is_macos_metadata
 
 FOLDER = ".locks"
-PULL_LOCK = "pull.lock"  # `pull` holds it from its first look at the model to its end.
-ABANDONED_SECONDS = 24 * 60 * 60  # Where locks mean nothing, an older lock file is free: no download takes longer.
-# The errors of flock where there are no locks: on SMB, on NFS without locks or whose lock service is away.
+PULL_LOCK = "pull.lock"  # `pull` holds it from beginning to end.
+ABANDONED_SECONDS = 24 * 60 * 60  # Where locks do not work, an older lock file is free: no download takes longer.
+# The errors of flock on file systems without locks: SMB, and NFS without locks or without its lock service.
 UNSUPPORTED = (errno.EISDIR, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
-_FLAGS = os.O_RDONLY | SAFELY
+_FLAGS = os.O_RDONLY | SAFE_FLAGS
 
 
 class Locks(NamedTuple):
-    """The lock files of a model, by their names relative to the cache folder."""
+    """The lock files of a model, as paths relative to the cache folder."""
 
     living: tuple[str, ...]
     stale: tuple[str, ...]
@@ -48,7 +49,7 @@ def find(cache_dir: Directory, folder: str) -> Locks:
 
 
 def count(cache_dir: Directory, folder: str, locks: Locks, usage: Usage) -> None:
-    """Count the room that `clean` would free."""
+    """Add the space that `clean` would free to `usage`."""
     with cache_dir.open(FOLDER) as parent:
         if parent is None:
             return
@@ -62,10 +63,10 @@ def count(cache_dir: Directory, folder: str, locks: Locks, usage: Usage) -> None
 
 
 def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
-    """Remove a model's lock files that no process holds, and return how many they were.
+    """Remove a model's lock files that no process holds, and return their number.
 
-    A lock file that is held stays, even if the removal is forced: without it a second download could start beside the
-    process that holds it.
+    A lock file that is held stays, even with `--force`: without it, a second download could start while the first one
+    runs.
     """
     cleaned = 0
     for name, own, is_free in _take_each(cache_dir, folder):
@@ -84,7 +85,7 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
             status = parent.status(folder)
             parent.remove_empty(folder)
         except OSError as error:
-            # Nothing there, a link, or a lock that is held: all of these stay as they are.
+            # The folder is missing, is a link, or has a lock file that is held: leave it as it is.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -94,9 +95,9 @@ def clean(cache_dir: Directory, folder: str, usage: Usage) -> int:
 
 @contextmanager
 def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
-    """Keep `pull` from a model while the block runs; False when a pull is at work.
+    """Keep `pull` from changing a model while the block runs; yield False when a pull is running.
 
-    Where the disk is too full for the lock, there is none: a pull can't take it either.
+    If the disk is too full for a lock file, the block runs without one, since a pull can't create it either.
     """
     with ExitStack() as opened:
         own = cache_dir
@@ -104,7 +105,7 @@ def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
             opened.enter_context(_make_folder(own, name))
             inner = opened.enter_context(own.open(name))
             if inner is None:
-                yield True  # the disk is full, or a link is in its place, behind which nothing of ours is
+                yield True  # The disk is full; or the folder is a link, and mlxk2 keeps no locks behind links.
                 return
             own = inner
         is_new = PULL_LOCK not in own.names()
@@ -125,7 +126,7 @@ def claim(cache_dir: Directory, folder: str) -> Iterator[bool]:
 
 @contextmanager
 def _make_folder(parent: Directory, name: str) -> Iterator[None]:
-    """Make a folder for as long as the block runs, unless it is there; it stays when something is in it."""
+    """Make a folder if it is missing; after the block, remove it again if it is empty."""
     try:
         parent.make(name)
     except OSError as error:
@@ -139,9 +140,10 @@ def _make_folder(parent: Directory, name: str) -> Iterator[None]:
 
 
 def try_lock(descriptor: int, parent: Directory, name: str) -> bool | None:
-    """Take the lock of an open file or folder that has this name in its parent.
+    """Take the lock of an open file or folder, and return True when this process has it now.
 
-    False when another process has it, or something else has the name now. None where locks mean nothing.
+    Return False when another process has the lock, or a different file has the `name` in `parent` now. Return None
+    where locks do not work.
     """
     if (is_ours := _flock(descriptor)) is not True:
         return is_ours
@@ -154,14 +156,14 @@ def try_lock(descriptor: int, parent: Directory, name: str) -> bool | None:
     try:
         if not os.path.samestat(os.fstat(descriptor), os.fstat(second)):
             return False
-        # Some network file systems grant every lock. There the second descriptor gets it too.
+        # Some network file systems grant every lock, also to this second descriptor. There, a lock proves nothing.
         return True if _flock(second) is False else None
     finally:
         os.close(second)
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Ask for a lock: False when another descriptor holds it, None where there are no locks."""
+    """Ask for a lock; return False when another descriptor holds it, None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -170,7 +172,10 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def take_if_free(descriptor: int, parent: Directory, name: str) -> bool:
-    """Take the lock of an open file or folder; return whether it is ours now, or too old for its holder to live."""
+    """Take the lock of an open file or folder; return whether this process has it now.
+
+    Where locks do not work, return whether the file is so old that its holder must have ended.
+    """
     is_ours = try_lock(descriptor, parent, name)
     if is_ours is not None:
         return is_ours
@@ -178,9 +183,9 @@ def take_if_free(descriptor: int, parent: Directory, name: str) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether any process holds a lock file, this one included; always False where locks mean nothing.
+    """Return whether any process, including this one, holds a lock file; return False where locks do not work.
 
-    A lock that is free is taken for a moment, in which another process that asks takes it to be held.
+    A free lock is taken for a moment; a process that asks for it in this moment finds it held.
     """
     descriptor = os.open(path, _FLAGS)
     try:
@@ -191,11 +196,11 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def take(parent: Directory, name: str) -> Iterator[bool | None]:
-    """Take a lock file's lock if it is free, and yield whether it was; None for what is not a lock file."""
+    """Take a lock file's lock if it is free, and yield whether it was free; yield None if it is not a regular file."""
     try:
         descriptor = parent.open_file(name, _FLAGS)
     except PermissionError:
-        yield False  # another user's, who may hold it
+        yield False  # It belongs to another user, who can be holding it.
         return
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
@@ -209,7 +214,7 @@ def take(parent: Directory, name: str) -> Iterator[bool | None]:
 
 
 def _take_each(cache_dir: Directory, folder: str) -> Iterator[tuple[str, Directory, bool]]:
-    """Yield each lock file of a model, its folder, and whether it was free; if so, it is ours until the next one."""
+    """Yield each lock file of a model, its folder, and whether it was free; a free one is locked until the next one."""
     with cache_dir.open(FOLDER, folder) as own:
         if own is None:
             return

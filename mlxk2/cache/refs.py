@@ -1,4 +1,4 @@
-"""A model's refs, small files by which its branches and tags name commits, and what else belongs to one revision."""
+"""A model's refs (small files that map its branches and tags to commits), and the files that one revision needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from mlxk2.cache import directory
 from mlxk2.cache.directory import Directory
-from mlxk2.checkpoint.files import SAFELY, BrokenFile, Tree, read
+from mlxk2.checkpoint.files import SAFE_FLAGS, BrokenFile, Tree, read
 from mlxk2.names import is_macos_metadata
 
 MAX_BYTES = 256
@@ -16,11 +16,11 @@ FOLDER = "refs"
 
 _UNFINISHED = ".incomplete-ref"
 
-Place = tuple[str, ...]  # a path below a model's folder, in steps
+Place = tuple[str, ...]  # A path below a model's folder, split into names.
 
 
 def commit_of(model: str, ref: str, tree: Tree) -> str | None:
-    """Return the commit that a ref of the model in this folder names; None where no ref can be read in the tree."""
+    """Return the commit of a ref of the model in this folder, or None if the ref is missing or unreadable."""
     if is_macos_metadata(os.path.basename(ref)):
         return None
     file = tree.file(ref, os.path.join(model, FOLDER, ref))
@@ -30,8 +30,8 @@ def commit_of(model: str, ref: str, tree: Tree) -> str | None:
         return None
 
 
-def refusal(model: str, ref: str, tree: Tree) -> str | None:
-    """Return why the operating system refuses to let the user read a ref; None where it does not, or there is none."""
+def find_refusal(model: str, ref: str, tree: Tree) -> str | None:
+    """Return why the operating system does not let the user read a ref; None if it does, or if the ref is missing."""
     file = tree.file(f"{FOLDER}/{ref}", os.path.join(model, FOLDER, ref))
     if file is None:
         return None
@@ -45,9 +45,9 @@ def refusal(model: str, ref: str, tree: Tree) -> str | None:
 
 
 def write(model: str, ref: str, commit: str) -> None:
-    """Let a ref name a commit; readers find the old commit or the new one. Replace a link in its place or on the way.
+    """Write a commit to a ref, in one rename, so that readers find the old commit or the new one.
 
-    Raise OSError when the disk refuses, or another ref is in the way.
+    Replace links on the path to the ref. Raise OSError when the disk refuses, or another ref is in the way.
     """
     *parents, name = ref.split("/")
     folder = os.path.join(model, FOLDER)
@@ -69,10 +69,11 @@ def write(model: str, ref: str, commit: str) -> None:
     os.replace(new, target)
 
 
-def in_the_way(model: str, ref: str) -> str | None:
-    """Return the other ref that is in the place of this one: on its way, below it, or of the same name on this disk.
+def find_conflict(model: str, ref: str) -> str | None:
+    """Return an existing ref that can't be kept beside this one, or None.
 
-    A disk may ignore case. A link, or a folder without refs, is not in the way.
+    Such a ref is a file where this one needs a folder, or in a folder where this one needs a file, or has the same name
+    on a disk that ignores case. A link, or a folder without refs, is no conflict.
     """
     path, found = os.path.join(model, FOLDER), []
     for step in ref.split("/"):
@@ -92,9 +93,9 @@ def in_the_way(model: str, ref: str) -> str | None:
 def places_only_of(
     model: Directory, revision: str, snapshot: Directory | None, others: Collection[str]
 ) -> Iterator[Place]:
-    """Yield the places below a model's folder of what only one snapshot needs: blobs, refs, the client library's notes.
+    """Yield the paths below a model's folder that only this revision needs: blobs, refs and notes of huggingface_hub.
 
-    `others` are the names in the model's `snapshots/` that stay. Some notes may be missing.
+    `others` are the revisions in `snapshots/` that stay. The notes can be missing.
     """
     if snapshot is not None:
         needed = _linked_names(snapshot)
@@ -103,13 +104,13 @@ def places_only_of(
                 needed -= set() if folder is None else _linked_names(folder)
         yield from (("blobs", blob) for blob in sorted(needed.intersection(model.names("blobs"))))
     if revision in others:
-        return  # It was pulled again since.
+        return  # The revision was pulled again after the plan was made.
     yield ("trees", f"{revision}.json")
     yield (".no_exist", revision)
     with model.open(FOLDER) as refs:
         if refs is None:
             return
-        # A branch with slashes in its name lies in folders. A link is not a ref, and is not followed.
+        # A branch with slashes in its name is in subfolders. A link is not a ref, and is not followed.
         for path, _, files, descriptor in os.fwalk(".", dir_fd=refs.descriptor):
             folder = Directory(descriptor, os.path.join(refs.path, path))
             parents = [part for part in path.split(os.sep) if part != "."]
@@ -119,16 +120,16 @@ def places_only_of(
 
 
 def _linked_names(snapshot: Directory) -> set[str]:
-    """Return the names of all files to which a snapshot's links lead."""
+    """Return the names of all files to which the links of a snapshot lead."""
     targets = (folder.link_target(name) for name, folder in snapshot.walk())
     return {os.path.basename(target) for target in targets if target is not None}
 
 
 def _read_commit(folder: Directory, name: str) -> str | None:
     try:
-        descriptor = folder.open_file(name, os.O_RDONLY | SAFELY)
+        descriptor = folder.open_file(name, os.O_RDONLY | SAFE_FLAGS)
     except OSError:
-        return None  # a link, or a file that may not be read: no download wrote such a ref
+        return None  # A link or an unreadable file: downloads never write such a ref.
     try:
         return _commit_in(os.read(descriptor, MAX_BYTES))
     finally:

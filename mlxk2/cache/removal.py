@@ -1,8 +1,8 @@
-"""Remove a model, or one revision of it: first a plan, then its execution.
+"""Remove a model or one of its revisions: first plan, then execute.
 
-At every moment a model is whole or gone. It is renamed into a trash, or hidden in its folder where the disk is too full
-for a trash; then its files are deleted. The next removal finishes one that was killed (`trash.py`).
-Everything happens below the open cache folder and no link is followed, so nothing outside the cache can be reached.
+At every moment a model is complete or gone. First it is renamed into a trash folder, or hidden in its own folder if the
+disk is too full for a trash. Then its files are deleted. If a removal is killed, the next one finishes it (`trash.py`).
+All work happens below the open cache folder, and no link is followed, so nothing outside the cache can be deleted.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Removal(NamedTuple):
-    """The plan of a removal: all of a model, or one `revision` of it.
+    """The plan to remove a whole model, or one `revision` of it.
 
-    `entries` are all that the cache folder has of the model: its `folder`, or a link in that place, and the folder of
-    an unfinished download. `revisions` are those that go; `freed_bytes` is what the disk will gain. `listed_bytes` is
-    the size of the revision, or that of the whole model as `list` shows it; `kept_bytes` of these stay, because other
-    revisions or models need them.
+    `entries` are the names in the cache folder that belong to the model: its `folder` (or a link with that name), and
+    the folder of an unfinished download. `revisions` are those that will be removed, and `freed_bytes` is the disk
+    space that becomes free. `listed_bytes` is the size of the revision, or the size of the whole model that `list`
+    shows; `kept_bytes` of these stay, because other revisions or models need them.
     """
 
     cache_dir: str
@@ -67,7 +67,7 @@ class Removal(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """The removals that were killed before, what finishing them frees, and why some of them can't be finished."""
+    """The killed removals that were found, the space that finishing them frees, and why some can't be finished."""
 
     removals: list[Interrupted]
     freed: Freed
@@ -80,32 +80,32 @@ def has_shared_store(cache_dir: str) -> bool:
 
 
 def find_unfinished(cache_dir: str, name: str) -> CachedModel | None:
-    """Return the model of which the cache has nothing but an unfinished download; None when there is none."""
+    """Return the model if the cache has only an unfinished download of it, or None."""
     folder = names.folder_of(name)
-    if not os.path.isdir(os.path.join(cache_dir, staging.unfinished(folder))):
+    if not os.path.isdir(os.path.join(cache_dir, staging.first_staging_folder(folder))):
         return None
     return CachedModel(name, os.path.join(cache_dir, folder), cache_dir)
 
 
 def check_readable(model: CachedModel) -> None:
-    """Raise CachePermissionError when the operating system refuses to let the user read a model's snapshots."""
+    """Raise CachePermissionError when the operating system does not let the user read a model's snapshots."""
     with _explain_refusal(model.name), Directory.at(model.cache_dir) as cache_dir:
         cache_dir.names(os.path.basename(model.path), "snapshots")
 
 
 def plan(model: CachedModel, revision: str | None, store: SharedStore | None) -> Removal:
-    """Return what goes with a model, or with one of its revisions; with its only revision, all of the model goes."""
+    """Plan the removal of a model or of one revision; removing the only revision removes the whole model."""
     revisions = model.revisions()
     if revisions == [revision]:
         revision = None
     with _explain_refusal(model.name), Directory.at(model.cache_dir) as cache_dir:
-        # Names that are not UTF-8 may read alike; then it is unknown which one is meant.
+        # Names that are not UTF-8 can look the same as text; then it is unknown which one the user means.
         folders = [folder for folder in cache_dir.names() if folder.startswith(names.FOLDER_PREFIX)]
         alike = [folder for folder in folders if names.repo_id_of(folder) == model.name]
         if len(alike) > 1:
             raise AmbiguousMatchError(f"{len(alike)} folders of the cache read as {model.name!r}.", [model.name])
         folder = alike[0] if alike else names.folder_of(model.name)
-        entries = tuple(entry for entry in (folder, staging.unfinished(folder)) if cache_dir.has(entry))
+        entries = tuple(entry for entry in (folder, staging.first_staging_folder(folder)) if cache_dir.has(entry))
         usage = Usage()
         if revision is None:
             if not entries:
@@ -158,7 +158,7 @@ def _sizes_of(model: CachedModel, revision: str | None, gone: Collection[str]) -
 
 
 def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str, usage: Usage) -> list[str]:
-    """Count what goes with one revision; return the names of the blobs that no other revision needs."""
+    """Count the files that only one revision needs; return the names of the blobs among them."""
     with (
         cache_dir.open(folder) as model,
         cache_dir.open(folder, "snapshots") as snapshots,
@@ -166,7 +166,7 @@ def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str,
     ):
         if model is None or snapshots is None:
             raise OperationError(
-                f"The revisions of {name} are behind a link, where nothing is removed one by one.",
+                f"The revisions of {name} are behind a link, where single revisions are not removed.",
                 hint=f"To remove the link itself: mlxk2 rm {name}",
             )
         others = [other for other in snapshots.names() if other != revision]
@@ -177,10 +177,10 @@ def _count_revision(cache_dir: Directory, folder: str, name: str, revision: str,
 
 
 def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Freed:
-    """Do what the plan says.
+    """Execute the plan.
 
-    Raise LocksPresentError when a download is at work, unless by `force`, and ModelNotFoundError when another process
-    has removed the model since.
+    Raise LocksPresentError when a download is running and `force` is false. Raise ModelNotFoundError when another
+    process has already removed the model.
     """
     with _explain_refusal(removal.name), Directory.at(removal.cache_dir) as cache_dir:
         try:
@@ -193,13 +193,13 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
                             trash.take_revision(removal.folder, removal.revision)
                         trash.gather()
                 except BaseException:
-                    # What was moved in stays there for the next removal.
+                    # If something was moved in, the trash stays, and the next removal deletes it.
                     trash.remove_if_unused()
                     raise
                 with _explain_leftovers(removal.name):
                     return trash.finish()
         except OSError as error:
-            # A trash takes room, if only a little.
+            # Even an empty trash needs some space on the disk.
             if error.errno not in space.FULL:
                 raise
         hidden = Hidden(cache_dir, removal.folder, store)
@@ -215,7 +215,7 @@ def execute(removal: Removal, store: SharedStore | None, *, force: bool) -> Free
 
 @contextmanager
 def _claim(removal: Removal, cache_dir: Directory, force: bool) -> Iterator[None]:
-    """Let no download begin; raise LocksPresentError where one is at work, unless by `force`."""
+    """Keep downloads from starting; raise LocksPresentError when one is running and `force` is false."""
     check_locks(removal, force)
     with locks.claim(cache_dir, removal.folder) as is_ours:
         if not is_ours:
@@ -224,21 +224,21 @@ def _claim(removal: Removal, cache_dir: Directory, force: bool) -> Iterator[None
 
 
 def check_locks(removal: Removal, force: bool, others: Iterable[str] = ()) -> None:
-    """Raise LocksPresentError when a living download holds locks of the model, unless by `force`.
+    """Raise LocksPresentError when a running download holds locks of the model and `force` is false.
 
-    `others` are locks that were found to be held since the removal was planned.
+    `others` are locks that were found after the removal was planned.
     """
     living = sorted({*removal.locks.living, *others})
     if living and not force:
         raise LocksPresentError(
-            f"A download of {removal.name} is at work ({len(living)} of its locks are held).",
+            f"A download of {removal.name} is running ({len(living)} of its locks are held).",
             living,
-            hint="Wait for its end, or remove the model all the same with --force.",
+            hint="Wait until it ends, or remove the model anyway with --force.",
         )
 
 
 def plan_recovery(path: str) -> Recovery:
-    """Return the removals that were killed before, and what finishing them would free."""
+    """Find the removals that were killed, and the space that finishing them would free."""
     usage = Usage()
     removals: list[Interrupted] = []
     with _explain_unreadable(), Directory.at(path) as cache_dir:
@@ -249,7 +249,7 @@ def plan_recovery(path: str) -> Recovery:
 
 
 def recover(path: str, store: SharedStore | None) -> Recovery:
-    """Finish the removals that were killed before, as far as that is possible; the next removal tries the rest."""
+    """Finish the removals that were killed, as far as possible; the next removal tries the rest."""
     removals: list[Interrupted] = []
     freed, problem = Freed(0, 0), None
     with _explain_unreadable(), Directory.at(path) as cache_dir:
@@ -269,12 +269,12 @@ def recover(path: str, store: SharedStore | None) -> Recovery:
 
 
 def _explain_unreadable() -> AbstractContextManager[None]:
-    return _explain("The cache can't be looked through")
+    return _explain("The cache can't be searched")
 
 
 @contextmanager
 def _explain_refusal(name: str) -> Iterator[None]:
-    """Say in errors that nothing of the model was removed; raise ModelNotFoundError when it is no longer there."""
+    """Say in errors that nothing of the model was removed; raise ModelNotFoundError when it no longer exists."""
     with _explain(f"{name} can't be removed", "Nothing of it was removed."):
         try:
             yield
@@ -283,9 +283,9 @@ def _explain_refusal(name: str) -> Iterator[None]:
 
 
 def _explain_leftovers(name: str) -> AbstractContextManager[None]:
-    """Say in errors that the model is removed, but that not all of its files are deleted."""
+    """Say in errors that the model is removed, but not all of its files are deleted."""
     message = f"{name} is removed, but not all of its files could be deleted"
-    return _explain(message, hint="What is left goes with the next `mlxk2 rm`.")
+    return _explain(message, hint="The next `mlxk2 rm` deletes the rest.")
 
 
 @contextmanager
@@ -299,7 +299,7 @@ def _explain(message: str, rest: str = "", hint: str | None = None) -> Iterator[
 
 
 def _why(error: OSError) -> str:
-    """Return why the operating system refused, and for which file or folder, unless it is one of ours."""
+    """Return the operating system's message, and the file or folder that it is about if the user knows that name."""
     name = os.path.basename(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else ""
     is_ours = name.startswith((MODEL_PREFIX, REVISION_PREFIX)) or name == scratch.LOCK
     return f"{names.readable(name)}: {cause(error)}" if name and not is_ours else cause(error)

@@ -1,4 +1,4 @@
-"""Whether a model can run here, and what to do about one that can't: often a pull repairs it."""
+"""Decide whether a model can run here, and suggest a repair if it can't."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from mlxk2 import names
 from mlxk2.cache.store import Cache
 from mlxk2.checkpoint import checksums
-from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.describe import find_and_describe
 from mlxk2.checkpoint.files import BrokenFile
 from mlxk2.checkpoint.model_info import ModelInfo
 from mlxk2.checkpoint.snapshot import Snapshot
@@ -17,31 +17,31 @@ from mlxk2.names import Folder, ModelRef, Repo
 
 MAX_HASHED_BYTES = 1 << 24  # Hashing larger files takes too long for a hint.
 
-ON_THE_HUB = "It is so on the hub itself; a pull brings it again as it is."
+ON_THE_HUB = "The file is the same on the hub, so a pull can't repair it."
 NOT_OURS = "A pull can't repair it: you may not change its folder in the cache. Check the folder's owner and its mode."
 
 
 def resolve_runnable(cache: Cache, ref: ModelRef) -> Snapshot:
-    """Return the snapshot that a model argument names, if its files are whole and mlx-lm can run it.
+    """Return the snapshot that a model argument names, if its files are complete and mlx-lm can run it.
 
-    Raise NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with what to do about it.
+    Raise NotFoundError, ModelUnhealthyError or ModelNotRunnableError, each with a hint if a repair is known.
     """
-    snapshot, info = look(lambda: cache.resolve(ref))
+    snapshot, info = find_and_describe(lambda: cache.resolve(ref))
     if not info.is_healthy:
-        raise ModelUnhealthyError(complaint(info), hint=repair_hint(snapshot, info, ref))
+        raise ModelUnhealthyError(describe_problem(info), hint=repair_hint(snapshot, info, ref))
     if not info.is_runnable:
         raise ModelNotRunnableError(f"{info.name} can't run here: {info.why_not_runnable}")
     return snapshot
 
 
-def complaint(info: ModelInfo) -> str:
-    """Say what is wrong with an unhealthy model: it is damaged, or the user may not read it."""
+def describe_problem(info: ModelInfo) -> str:
+    """Return a sentence about an unhealthy model: it is damaged, or the user may not read it."""
     verdict = "can't be read" if info.is_refused else "is damaged"
     return f"{info.name} {verdict}: {info.problem}"
 
 
 def repair_hint(snapshot: Snapshot, info: ModelInfo, ref: ModelRef) -> str | None:
-    """Return what repairs the unhealthy model that a model argument names; None where nothing is known to help."""
+    """Return how to repair the unhealthy model that a model argument names, or None if no repair is known."""
     if info.problem_file and isinstance(ref, Folder):
         return f"Put {info.problem_file} into the folder again, from where you have the model."
     if info.problem is None or snapshot.roots is None or not isinstance(ref, Repo):
@@ -56,7 +56,7 @@ def repair_hint(snapshot: Snapshot, info: ModelInfo, ref: ModelRef) -> str | Non
     folders = (model, *(folder for folder in written if os.path.lexists(folder)))
     if not all(os.access(folder, os.R_OK | os.W_OK | os.X_OK) for folder in folders):
         return NOT_OURS
-    # A file whose bytes are those of the hub is the same after a pull.
+    # If the file's hash is right, the hub has the same bytes, and a pull would fetch them again.
     if file and not file.problem and file.size <= MAX_HASHED_BYTES and file in checksums.hashed_files(snapshot):
         with suppress(BrokenFile):
             if checksums.digest(file, lambda _: None) == file.blob:

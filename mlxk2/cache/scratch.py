@@ -1,8 +1,8 @@
-"""Folders for work in progress. Their makers lock them, so that the folders of killed processes can be recognised.
+"""Folders for work in progress. The process that makes one locks it, so folders of killed processes are recognisable.
 
-The lock is that of the file `.lock` in the folder: SMB and NFS lock files, but refuse to lock folders, or grant every
-lock of a folder to every process. A folder without that file is of an earlier version, which locked the folder itself,
-or of a process that was killed at its first step.
+The process locks the file `.lock` in the folder, because SMB and NFS can lock files but not folders. A folder without
+that file was made by an earlier version, which locked the folder itself, or its process was killed right after making
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_ATTEMPTS = 10
 
 
 class Scratch(NamedTuple):
-    """A folder below `parent` that is ours until `release` is called, or its context ends."""
+    """A folder below `parent` that this process has locked until it calls `release`, or the context ends."""
 
     name: str
     parent: Directory
@@ -30,32 +30,32 @@ class Scratch(NamedTuple):
     release: Callable[[], None]
 
     def names(self) -> list[str]:
-        """Return the names of what is in the folder, without its lock."""
+        """Return the names in the folder, without the lock file."""
         return [name for name in self.folder.names() if name != LOCK]
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it, the lock last; links in it are removed, not followed."""
+        """Remove the folder with its content, the lock file last; links in it are removed, not followed."""
         self.folder.remove_all(self.names())
-        # A network file system keeps a file that is open under another name in the folder, which then can't go.
+        # A network file system renames an open file instead of removing it, and then the folder is not empty.
         self.release()
         self.parent.remove(self.name)
 
 
 @contextmanager
 def create(parent: Directory, prefix: str) -> Iterator[Scratch]:
-    """Make a new folder whose name begins with `prefix`; it stays, for the caller to remove."""
+    """Make and lock a new folder whose name begins with `prefix`; the caller must remove it."""
     for _ in range(MAX_ATTEMPTS):
         name = prefix + secrets.token_hex(4)
         parent.make(name)
         with parent.open(name) as folder, ExitStack() as held:
             try:
-                # The lock of the folder itself is for processes of earlier versions, which know no other. They may
+                # Also lock the folder itself, because earlier versions check only that lock. One of them can already
                 # have taken the new folder for an abandoned one.
                 is_ours = folder is not None and locks.try_lock(folder.descriptor, parent, name) is not False
                 if folder is not None and is_ours:
                     lock = folder.open_file(LOCK, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
                     held.callback(os.close, lock)
-                    # Where there are no locks, the folder is ours all the same: its name is new.
+                    # The result None, where locks do not work, is enough: no other process knows the new name.
                     is_ours = locks.try_lock(lock, folder, LOCK) is not False
             except OSError:
                 parent.remove(name)
@@ -68,7 +68,7 @@ def create(parent: Directory, prefix: str) -> Iterator[Scratch]:
 
 
 def find_abandoned(parent: Directory, prefix: str) -> Iterator[Scratch]:
-    """Yield the folders with this prefix whose makers are dead; each is ours until the next one is asked for."""
+    """Yield the folders with this prefix whose processes have died; each is locked until the next one."""
     for name in parent.names():
         if not name.startswith(prefix):
             continue
@@ -76,7 +76,7 @@ def find_abandoned(parent: Directory, prefix: str) -> Iterator[Scratch]:
             if folder is None or locks.try_lock(folder.descriptor, parent, name) is False:
                 continue
             is_free = held.enter_context(locks.take(folder, LOCK))
-            if is_free is None:  # There is no lock file in it.
+            if is_free is None:  # The folder has no lock file.
                 is_free = locks.take_if_free(folder.descriptor, parent, name)
             if is_free:
                 yield Scratch(name, parent, folder, held.close)

@@ -1,4 +1,4 @@
-"""The room on a disk: how much there is before something is written, and how much comes free when something goes."""
+"""Disk space: check that there is enough before writing, and count what a removal will free."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mlxk2.cache.directory import Directory
 from mlxk2.errors import OperationError
 from mlxk2.formatting import human_size
 
-# The errors of a full disk: where the room was not checked before, or another program has taken it since.
+# The errors of a full disk. They occur although `check` ran, when another program fills the disk in the meantime.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _CORE_FOUNDATION = "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation"
 _KEYS = ("kCFURLVolumeAvailableCapacityForImportantUsageKey", "kCFURLVolumeAvailableCapacityKey")
 _SINT64 = 4  # kCFNumberSInt64Type
-_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
+_BLOCK_BYTES = 512  # The unit of st_blocks on every file system.
 
 Ask = Callable[[str], int | None]
 
@@ -29,10 +29,10 @@ Ask = Callable[[str], int | None]
 def check(
     what: str, needed: int, folder: str | os.PathLike[str], *, gained: int = 0, alternative: str, ask: Ask | None = None
 ) -> None:
-    """Raise OperationError with both numbers when what is needed does not fit on the folder's disk.
+    """Raise OperationError, with both numbers, when the folder's disk has less than the needed space.
 
-    `needed` and `gained`, which will come free before, are bytes. `alternative` is what the user can do instead, as the
-    end of a sentence. `ask` is as for `available`.
+    `needed` is in bytes, and so is `gained`, the space that becomes free before writing. `alternative` is a suggestion
+    to the user, as the end of a sentence. `ask` is as for `available`.
     """
     room = available(folder, ask) + gained
     if needed > room:
@@ -45,9 +45,9 @@ def check(
 def available(folder: str | os.PathLike[str], ask: Ask | None = None) -> int:
     """Return how many bytes can be written to a folder's disk.
 
-    When room is needed, macOS frees what it can get again (caches, files that are in iCloud). `statvfs` does not count
-    that, and on macOS it counts blocks in 32 bits: too few for very large disks. `ask` returns the bytes that macOS can
-    make room for; the default asks macOS.
+    When space is needed, macOS deletes data that it can get again (caches, files that are also in iCloud). `statvfs`
+    does not count that space, and on macOS it counts blocks in 32 bits, too few for very large disks. `ask` returns the
+    bytes that macOS can provide; by default, ask CoreFoundation.
     """
     if ask is None and sys.platform == "darwin":
         ask = _ask_macos
@@ -56,7 +56,7 @@ def available(folder: str | os.PathLike[str], ask: Ask | None = None) -> int:
 
 
 def _ask_macos(folder: str) -> int | None:
-    """Return the larger of CoreFoundation's numbers of free bytes (CFURL.h); None where it can't be asked."""
+    """Return the larger of CoreFoundation's two numbers of free bytes (CFURL.h), or None if it is unavailable."""
     try:
         library = ctypes.CDLL(_CORE_FOUNDATION)
         keys = [ctypes.c_void_p.in_dll(library, key) for key in _KEYS]
@@ -84,10 +84,10 @@ def _ask_macos(folder: str) -> int | None:
 
 
 class Usage:
-    """The room on the disk that comes free when everything that was added is removed.
+    """Counts the disk space that becomes free when everything that was added is removed.
 
-    It is counted in blocks, not in the files' sizes: a sparse or compressed file takes less than its size, a small
-    one more, and folders take room too. A file with another hard link elsewhere frees nothing.
+    The count is in blocks, not in file sizes: a sparse or compressed file takes less space than its size, a small file
+    takes more, and folders take space too. A file with a hard link elsewhere frees nothing.
     """
 
     def __init__(self) -> None:
@@ -96,11 +96,11 @@ class Usage:
 
     @property
     def bytes(self) -> int:
-        """How many bytes come free."""
+        """The number of bytes that become free."""
         return self._bytes
 
     def add(self, folder: Directory, *place: str) -> None:
-        """Count what is at a place below a folder, with all that is in it; what is not there counts nothing."""
+        """Count a file, link or folder with its content, at a path below a folder; a missing one counts as 0."""
         with folder.open(*place[:-1]) as parent:
             if parent is None:
                 return
@@ -114,7 +114,7 @@ class Usage:
             self.add_status(parent.status(name))
 
     def add_all(self, folder: Directory) -> None:
-        """Count all that is in a folder, without the folder itself."""
+        """Count the content of a folder, without the folder itself."""
         for name in folder.names():
             self.add(folder, name)
 
@@ -122,12 +122,12 @@ class Usage:
         """Count one file, link or folder by its status."""
         inode = (status.st_dev, status.st_ino)
         self._links[inode] = self._links.get(inode, 0) + 1
-        # The links of a folder are its subfolders.
+        # For folders, st_nlink counts the subfolders.
         if stat.S_ISDIR(status.st_mode) or self._links[inode] == status.st_nlink:
             self._bytes += status.st_blocks * _BLOCK_BYTES
 
     def remove(self, folder: Directory, *place: str) -> None:
-        """Count what is at a place below a folder, then remove it."""
+        """Count a file, link or folder at a path below a folder, then remove it."""
         self.add(folder, *place)
         with folder.open(*place[:-1]) as parent:
             if parent is not None:

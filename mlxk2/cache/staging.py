@@ -1,7 +1,7 @@
-"""Where an unfinished download of a model waits, unseen by `list`, and how it moves in as a whole.
+"""The folder that collects a model's download, hidden from `list`; a complete download is moved into the cache.
 
-The first download of a model waits in `.models--org--name.incomplete` beside the model's folder, a later one in the
-folder's own `.incomplete`: always on the model's own file system, so that moving in is a rename.
+The first download of a model is collected in `.models--org--name.incomplete` beside the model's folder, a later one in
+`.incomplete` inside it. Both are on the model's file system, so that moving in is one rename.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a revision as the hub describes it: its path, and the name (a hash) and size of its blob."""
+    """A file of a revision on the hub: its path, and the name (a hash) and size of its blob."""
 
     name: str
     blob: str
@@ -37,72 +37,72 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """What a pull will do to bring the required `files` of a revision into the cache."""
+    """The plan to bring the required `files` of a revision into the cache."""
 
     commit: str
     files: tuple[RemoteFile, ...]
-    missing: tuple[RemoteFile, ...]  # the model has no sound bytes of these
-    staged: frozenset[str]  # the blobs that an earlier pull has fetched
-    misplaced: tuple[RemoteFile, ...]  # the snapshot has no sound entry for these
-    bad_blobs: tuple[Path, ...]  # these bytes of the model are not what their name says
-    bad_staged: tuple[Path, ...]  # nor are these of an earlier pull
-    leftovers: tuple[str, ...]  # what other downloads left in the snapshot: unfinished files, links that lead nowhere
+    missing: tuple[RemoteFile, ...]  # The model has no undamaged bytes of these files.
+    staged: frozenset[str]  # The blobs that an earlier pull has fetched.
+    misplaced: tuple[RemoteFile, ...]  # The snapshot has no undamaged entry for these files.
+    bad_blobs: tuple[Path, ...]  # Blobs of the model whose content does not match their hash.
+    bad_staged: tuple[Path, ...]  # Blobs of an earlier pull whose content does not match their hash.
+    leftovers: tuple[str, ...]  # Unfinished files and dangling links that other downloads left in the snapshot.
 
     @property
     def is_empty(self) -> bool:
-        """Whether all required files are in their places, and nothing else is there that does not belong."""
+        """Whether all required files are in their places, and the snapshot has no leftovers."""
         return not (self.missing or self.misplaced or self.leftovers)
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """A model's folder in the cache, and the folder in which an unfinished download of it waits."""
+    """A model's folder in the cache, and the folder that collects its download."""
 
     model: Path
     folder: Path
 
     @classmethod
     def of(cls, cache_dir: Path, repo_id: str) -> Staging:
-        """Return the staging of a model in a cache; nothing is written."""
+        """Return the staging of a model in a cache, without writing anything."""
         model = cache_dir / names.folder_of(repo_id)
-        return cls(model, model / names.INCOMPLETE if model.is_dir() else cache_dir / unfinished(model.name))
+        return cls(model, model / names.INCOMPLETE if model.is_dir() else cache_dir / first_staging_folder(model.name))
 
     @property
     def tree(self) -> Tree:
-        """Return what may be read for it: the cache, and the model's own folder, which may be the user's link."""
+        """The tree that may be read: the cache, and the real folder of the model if its folder is the user's link."""
         return Tree((os.path.realpath(self.model.parent), os.path.realpath(self.model)))
 
     def staged(self, file: RemoteFile) -> Path:
-        """Return where a file waits after it was fetched and verified."""
+        """Return the path of a file that was fetched and verified, but not moved in."""
         return self.folder / "blobs" / file.blob
 
     def partial(self, file: RemoteFile) -> Path:
-        """Return where the bytes of an unfinished file are kept; the same path in every attempt."""
+        """Return the path of an unfinished file; it is the same in every attempt."""
         return self.folder / "blobs" / (file.blob + PARTIAL)
 
     def blob(self, file: RemoteFile) -> Path:
-        """Return where the model keeps a file's bytes."""
+        """Return the path of a file's blob in the model's folder."""
         return self.model / "blobs" / file.blob
 
     def snapshot(self, commit: str) -> Path:
-        """Return the folder of a revision's files."""
+        """Return the path of a revision's snapshot."""
         return self.model / "snapshots" / commit
 
     def has_entry(self, commit: str, file: RemoteFile) -> bool:
-        """Return whether anything has a file's name in a revision's folder, be it sound or not."""
+        """Return whether a revision's snapshot has an entry with a file's name, damaged or not."""
         return os.path.lexists(self.snapshot(commit) / file.name)
 
     def present_bytes(self, files: Sequence[RemoteFile]) -> int:
-        """Return the size of those files whose bytes the model or the staging folder has."""
+        """Return the number of bytes of these files that the model or the staging folder already has."""
         paths = {path: file.size for file in files for path in (self.blob(file), self.staged(file))}
         return sum(size for path, size in paths.items() if path.exists())
 
     def check_names(self, ref: str | None) -> None:
-        """Raise OperationError when another model or ref has, on this disk, the same name."""
+        """Raise OperationError when another model or ref has the same name on this disk."""
         folder, name = self.model, names.repo_id_of(self.model.name)
         if not folder.is_dir():
             return
-        here, beside = directory.name_on_disk(str(folder)), refs.in_the_way(str(folder), ref) if ref else None
+        here, conflict = directory.name_on_disk(str(folder)), refs.find_conflict(str(folder), ref) if ref else None
         real = Path(os.path.realpath(folder))
         if folder.is_symlink() and real.parent == Path(os.path.realpath(folder.parent)):
             raise OperationError(
@@ -112,17 +112,17 @@ class Staging:
         if here != folder.name:
             other = names.repo_id_of(here)
             raise OperationError(
-                f"This disk ignores case: the folder of {name} is the one that the cache has for {other}.",
-                hint=f"If both are one model: mlxk2 pull {other}. Else set HF_HUB_CACHE to another disk.",
+                f"This disk ignores case, and the cache already has the folder of {other} in the place of {name}.",
+                hint=f"If both are the same model: mlxk2 pull {other}. Otherwise set HF_HUB_CACHE to another disk.",
             )
-        if beside is not None:
+        if conflict is not None:
             raise OperationError(
-                f"The cache keeps the branch {beside!r} of {name} where {ref!r} would be kept.",
+                f"The cache can't keep the branch {ref!r} of {name} together with its branch {conflict!r}.",
                 hint=f"Pull it by its commit: mlxk2 pull {name}@HASH",
             )
 
     def secure(self) -> None:
-        """Raise OperationError when a folder of the model is a link that leads out of it; remove such links of ours."""
+        """Raise OperationError when a folder of the model is a link that leads out of it; remove links in staging."""
         own, name = Tree((os.path.realpath(self.model),)), names.repo_id_of(self.model.name)
         for folder in (self.model / "blobs", self.model / "snapshots", self.model / "refs"):
             if not own.contains(str(folder)):
@@ -133,10 +133,10 @@ class Staging:
                 folder.unlink()
 
     def prepare(self, plan: PullPlan, to_fetch: Sequence[RemoteFile]) -> None:
-        """Make the folder for the files that will be fetched, and remove what is in the way of the plan.
+        """Make the staging folder for the files to fetch, and remove damaged blobs and empty folders in the way.
 
-        Raise OperationError if the files do not fit on the disk (nothing has changed then), or a folder with something
-        in it has the place of a file.
+        Raise OperationError, before any change, if the files do not fit on the disk. Raise it also if a folder that is
+        not empty is in the place of a file.
         """
         needed = {file.blob: file.size - _size(self.partial(file)) for file in to_fetch}
         bad = (*plan.bad_blobs, *plan.bad_staged)
@@ -165,10 +165,10 @@ class Staging:
             path.unlink(missing_ok=True)
 
     def move_in(self, plan: PullPlan, ref: str | None) -> None:
-        """Move the files of a plan into the model, let `ref` name the commit, and remove what is left of staging.
+        """Move the files of a plan into the model, write the commit to `ref`, and remove the staging folders.
 
-        All files are staged or among the model's blobs. A model that is not in the cache appears in one rename; one
-        that is changes from its old revision to the new one in one rename.
+        All files must be staged or in the model's `blobs/`. A new model appears in the cache through one rename. A
+        model that is already in the cache gets a new revision through one rename.
         """
         if not plan.is_empty:
             for name in plan.leftovers:
@@ -183,7 +183,7 @@ class Staging:
                 blobs = {file.blob for file in plan.files}
                 for entry in list(os.scandir(self.folder / "blobs")):
                     if entry.name not in blobs:
-                        # macOS removes its metadata file together with the file that it belongs to.
+                        # macOS removes its metadata file together with the file that the metadata describes.
                         Path(entry.path).unlink(missing_ok=True)
                 _link_all(snapshot, plan.files, self.folder)
                 if ref is not None:
@@ -195,9 +195,9 @@ class Staging:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _change_model(self, plan: PullPlan, new: Path) -> None:
-        """Add a revision to a model by its `new` folder; if it has the revision, replace misplaced entries one by one.
+        """Add the revision in the folder `new` to a model; if the model has it, replace misplaced entries one by one.
 
-        What else the user keeps in the revision's folder stays.
+        Other files of the user in the revision's snapshot stay.
         """
         (self.model / "blobs").mkdir(exist_ok=True)
         for file in plan.files:
@@ -216,19 +216,19 @@ class Staging:
             target = snapshot / file.name
             steps = [target.parent, *target.parent.parents]
             for step in reversed(steps[: steps.index(snapshot)]):
-                # A revision has only folders on the way to a file; a link or a file makes room.
+                # Every step on the path to a file must be a folder: remove a link or a file there.
                 if os.path.lexists(step) and (step.is_symlink() or not step.is_dir()):
                     step.unlink()
                 step.mkdir(exist_ok=True)
             os.replace(new / file.name, target)
 
     def is_settled(self, ref: str | None, commit: str) -> bool:
-        """Return whether the ref, if there is one, names the commit, and nothing is left of unfinished downloads."""
+        """Return whether `ref` (if given) names the commit, and no unfinished download is left."""
         has_remains = any(map(os.path.lexists, self._folders())) or any(self.orphans())
         return not has_remains and (ref is None or self._is_current(ref, commit))
 
     def orphans(self) -> Iterator[Path]:
-        """Yield what a download by the library, or a sharing, may have left among the model's blobs."""
+        """Yield unfinished files that huggingface_hub left in the model's `blobs/`."""
         for pattern in (f"*{names.INCOMPLETE}", ".*.shared"):
             yield from (self.model / "blobs").glob(pattern)
 
@@ -236,11 +236,11 @@ class Staging:
         return refs.commit_of(str(self.model), ref, self.tree) == commit
 
     def _folders(self) -> tuple[Path, Path]:
-        return self.model / names.INCOMPLETE, self.model.with_name(unfinished(self.model.name))
+        return self.model / names.INCOMPLETE, self.model.with_name(first_staging_folder(self.model.name))
 
 
-def unfinished(folder: str) -> str:
-    """Return the name of the folder beside a model's in which the first download of it waits."""
+def first_staging_folder(folder: str) -> str:
+    """Return the name of the folder, beside a model's own, that collects the first download of the model."""
     return f".{folder}{names.INCOMPLETE}"
 
 
@@ -249,7 +249,7 @@ def _size(path: Path) -> int:
 
 
 def _link_all(snapshot: Path, files: Sequence[RemoteFile], model: Path) -> None:
-    """Link the files of a new snapshot to the model's blobs; without symbolic links, move or copy the bytes."""
+    """Link the files of a new snapshot to the model's blobs; on a disk without links, move or copy the bytes."""
     uses = Counter(file.blob for file in files)
     for file in files:
         uses[file.blob] -= 1
@@ -263,7 +263,7 @@ def _link_all(snapshot: Path, files: Sequence[RemoteFile], model: Path) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # Many external disks have no links: keep the bytes themselves in the snapshot.
+            # Many external disks have no links: put the bytes into the snapshot.
             if os.path.lexists(path):
                 raise _collision(file) from error
             blob = model / "blobs" / file.blob
@@ -275,6 +275,6 @@ def _link_all(snapshot: Path, files: Sequence[RemoteFile], model: Path) -> None:
 
 def _collision(file: RemoteFile) -> OperationError:
     return OperationError(
-        f"{file.name!r} can't be kept beside another file of the model: this disk takes their names for one.",
+        f"{file.name!r} can't be kept beside another file of the model: on this disk, both names are the same.",
         hint="Set HF_HUB_CACHE to another disk, or ask the model's author to rename one of them.",
     )

@@ -1,7 +1,7 @@
-"""The models of a Hugging Face cache: which models there are, and which one a name means.
+"""List the models of a Hugging Face cache, and find the model that a name means.
 
 Layout of the cache folder: `models--org--name/{refs/<ref>, blobs/<etag>, snapshots/<commit>/…}`. A snapshot's files are
-links into the model's `blobs/`; a blob may itself be a link into the cache folder's `blobs/`, which all repos share.
+links into the model's `blobs/`. A blob can itself be a link into the cache folder's `blobs/`, which all repos share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlxk2.names import Demo, Folder, ModelRef, Repo
 
 DEMO_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "demo")
 MIN_HASH_LENGTH = 3
-NO_CACHE = "The cache folder is not there. If it is on another disk, connect that disk."
+NO_CACHE = "The cache folder does not exist. If it is on another disk, connect that disk."
 
 _COMMIT = re.compile(r"[A-Za-z0-9]{40}")
 
@@ -51,16 +51,16 @@ class CachedModel(NamedTuple):
         return [entry.name for entry in sorted(entries, key=lambda entry: (-_changed_ns(entry), entry.name))]
 
     def snapshot(self) -> Snapshot:
-        """Return the snapshot that `refs/main` names, else the newest one.
+        """Return the snapshot that `refs/main` names, or else the newest one.
 
-        A model whose snapshots can't be read has a snapshot with a `problem`. Raise ModelNotFoundError when the model
-        is gone.
+        If the snapshots can't be read, return a snapshot with a `problem`. Raise ModelNotFoundError when the model is
+        no longer in the cache.
         """
         tree = Tree(self._roots)
         try:
             os.lstat(self.path)
             revisions = self._revisions()
-            problem = refs.refusal(self.path, "main", tree) if revisions else None
+            problem = refs.find_refusal(self.path, "main", tree) if revisions else None
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(f"{self.name} is no longer in the cache.") from error
         except OSError as error:
@@ -73,16 +73,16 @@ class CachedModel(NamedTuple):
         return self._at(main if main in revisions else revisions[0])
 
     def snapshot_at(self, revision: str) -> Snapshot:
-        """Return the snapshot at a ref, or at the only commit that begins with `revision`.
+        """Return the snapshot of a ref, or of the only commit that begins with `revision`.
 
-        Raise HashNotFoundError or AmbiguousMatchError when there is no such one.
+        Raise HashNotFoundError when no commit matches, and AmbiguousMatchError when several do.
         """
         revisions = self.revisions()
         if (commit := refs.commit_of(self.path, revision, Tree(self._roots))) in revisions:
             return self._at(commit)
         matches = [r for r in revisions if r.startswith(revision)] if len(revision) >= MIN_HASH_LENGTH else []
         if not matches:
-            if problem := refs.refusal(self.path, revision, Tree(self._roots)):
+            if problem := refs.find_refusal(self.path, revision, Tree(self._roots)):
                 raise OperationError(f"{self.name} can't be read: {problem}.")
             command = names.pull_command(self.name, revision)
             raise HashNotFoundError(
@@ -104,7 +104,7 @@ class CachedModel(NamedTuple):
 
     @property
     def _roots(self) -> tuple[str, str]:
-        # The user may have replaced a model's folder by a link, for instance to another disk.
+        # The user can replace a model's folder by a link, for instance to another disk.
         return (self.cache_dir, self.path)
 
 
@@ -116,11 +116,11 @@ class Cache:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the folder is missing: nothing was downloaded yet, or its disk is not connected."""
+        """Whether the folder is missing, because nothing was downloaded yet or its disk is not connected."""
         return not os.path.lexists(self.path)
 
     def scan(self) -> list[CachedModel]:
-        """Return all models of the cache, by name, without datasets, spaces and the shared blobs."""
+        """Return all models of the cache, sorted by name, without datasets, spaces and the shared blobs."""
         try:
             entries = list(os.scandir(self.path))
         except FileNotFoundError:
@@ -141,7 +141,7 @@ class Cache:
         )
 
     def resolve(self, ref: ModelRef) -> Snapshot:
-        """Return the snapshot that a model argument names; raise NotFoundError when there is none."""
+        """Return the snapshot that a model argument names; raise NotFoundError when it does not exist."""
         match ref:
             case Demo(name):
                 return Snapshot(name, None, DEMO_FOLDER, roots=None)
@@ -152,11 +152,11 @@ class Cache:
                 return model.snapshot() if revision is None else model.snapshot_at(revision)
 
     def find(self, name: str, revision: str | None = None) -> CachedModel:
-        """Return the one model that a name means: in the default org, else of exactly this name, else by substring.
+        """Return the model that a name means: first in the default org, then with exactly this name, then by substring.
 
-        Raise ModelNotFoundError or AmbiguousMatchError. `revision` is only for the hint how to download the model.
+        Raise ModelNotFoundError or AmbiguousMatchError. `revision` is used only in the hint about how to download it.
         """
-        matches = self.matching(name)
+        matches = self.find_matches(name)
         if not matches:
             command = names.pull_command(names.candidates(name)[0], revision)
             download = f" To download it: {command}" if command else ""
@@ -171,11 +171,11 @@ class Cache:
             )
         return matches[0]
 
-    def matching(self, name: str) -> list[CachedModel]:
-        """Return the models that a name may mean, by name; more than one when it is ambiguous."""
+    def find_matches(self, name: str) -> list[CachedModel]:
+        """Return the models that a name can mean, sorted by name; several when the name is ambiguous."""
         models = self.scan()
-        for wanted in names.candidates(name):
-            if found := [model for model in models if model.name == wanted]:
+        for candidate in names.candidates(name):
+            if found := [model for model in models if model.name == candidate]:
                 return found[:1]
         return [model for model in models if name.lower() in model.name.lower()]
 
@@ -185,7 +185,7 @@ def _problem_of_snapshots(error: OSError) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or the operating system refuses to say what it is."""
+    """Return whether an entry is a folder, or can't be examined because of the operating system's permissions."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -193,7 +193,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _changed_ns(entry: os.DirEntry[str]) -> int:
-    """Return when a folder was changed; 0, that is long ago, where this can't be read."""
+    """Return the time of a folder's last change, or 0 if it can't be read."""
     try:
         return entry.stat().st_mtime_ns
     except OSError:
@@ -205,15 +205,15 @@ def _is_removed(folder: str) -> bool:
 
 
 def is_removed(has: Callable[[str], bool]) -> bool:
-    """Return whether a killed removal has hidden all snapshots of a model, as it does on a full disk.
+    """Return whether a removal on a full disk hid all snapshots of a model and was then killed.
 
-    `has` says whether the model's folder has an entry of this name, be it a link that leads nowhere.
+    `has` returns whether the model's folder has an entry of this name; a dangling link counts too.
     """
     return has(names.REMOVED) and not has("snapshots")
 
 
 def folder_snapshot(path: str) -> Snapshot:
-    """Return the model in a user's folder, by path; raise ModelNotFoundError when there is no such folder."""
+    """Return the model in a user's folder; raise ModelNotFoundError when the folder does not exist."""
     if "\0" in path or not os.path.isdir(path):
         raise ModelNotFoundError(f"There is no folder {path!r}.")
     name = names.readable(os.path.basename(os.path.abspath(path))) or path
@@ -221,7 +221,7 @@ def folder_snapshot(path: str) -> Snapshot:
 
 
 def find_cache_dir(environment: Mapping[str, str]) -> str:
-    """Return the path of the cache folder, by the variables of huggingface_hub and in its order."""
+    """Return the path of the cache folder from the variables of huggingface_hub, in the same order of precedence."""
     if named := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
         return _expand(named)
     cache_home = environment.get("XDG_CACHE_HOME") or "~/.cache"
@@ -229,9 +229,9 @@ def find_cache_dir(environment: Mapping[str, str]) -> str:
 
 
 def describe_missing_cache(environment: Mapping[str, str]) -> str | None:
-    """Return a warning when the cache folder that the user's variables name is missing, else None.
+    """Return a warning when the cache folder that the user's variables name is missing, or None.
 
-    A missing default folder only means that nothing was downloaded yet.
+    If the default folder is missing, nothing was downloaded yet, and that needs no warning.
     """
     named = [name for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME") if environment.get(name)]
     cache = Cache(find_cache_dir(environment))

@@ -1,13 +1,13 @@
-"""What was removed and waits for its end: in a trash, or hidden in its model's folder where the disk is full.
+"""Delete what was removed: from a trash folder, or from a hidden place in the model's folder if the disk is full.
 
     .trash-model-<random>/models--org--name                          a model's whole folder
-    .trash-revision-<random>/models--org--name/snapshots/<commit>    one revision; what goes with it is beside it, in
-                                                                     `blobs/` and `rest/`
-    models--org--name/.removed/<commit>                              a model without a trash: what was its `snapshots/`
+    .trash-revision-<random>/models--org--name/snapshots/<commit>    one revision; the other files that only it needs
+                                                                     are beside it, in `blobs/` and `rest/`
+    models--org--name/.removed/<commit>                              a model without a trash; `.removed` was `snapshots`
     models--org--name/.removed-<commit>                              one revision without a trash
 
-The rename to such a place is the moment at which something is removed; after it no command lists it. All later steps
-can be repeated by the next removal after a kill, since the last step is to delete what the rename moved.
+The rename to such a place is the removal: after it, no command lists the model. All later steps can be repeated, so
+that the next removal can finish one that was killed. The last step deletes what the rename moved.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ REVISION_PREFIX = ".trash-revision-"
 
 _HIDDEN_REVISION = REMOVED + "-"
 _PAYLOAD = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")
-_FOLDERS = ("snapshots", "blobs", "rest")  # of a model in a trash for a revision
+_FOLDERS = ("snapshots", "blobs", "rest")  # The folders of a model in a trash for a revision.
 
 
 class SharedStore(Protocol):
-    """The blobs that all repos of a cache share; a payload goes with the last link to it."""
+    """The blobs that all repos of a cache share. A shared blob is called payload; the last link to it keeps it."""
 
     def released_with(self, blobs: Iterable[str]) -> list[str]:
-        """Return the payloads that no repo needs once these links in the repos' `blobs/` are gone."""
+        """Return the payloads that no repo needs after the removal of these links in the repos' `blobs/`."""
 
     def unreferenced(self) -> list[str]:
-        """Return the payloads to which no repo refers."""
+        """Return the payloads to which no repo links."""
 
     def tidy(self) -> None:
-        """Remove what killed processes left unfinished."""
+        """Remove unfinished files of killed processes."""
 
     def files_of(self, payload: str) -> list[str]:
-        """Return the files that go when a payload goes."""
+        """Return the files that are removed together with a payload."""
 
     def sweep(self, payload: str) -> None:
-        """Remove a payload if no repo refers to it."""
+        """Remove a payload if no repo links to it."""
 
 
 class Interrupted(NamedTuple):
-    """A removal that was killed: its model, and the revision unless all of the model was to go."""
+    """A removal that was killed: its model, and its revision, or None if it was to remove the whole model."""
 
     name: str
     revision: str | None
 
 
 class Freed(NamedTuple):
-    """What a removal freed: bytes of the disk, and the number of stale lock files."""
+    """The result of a removal: the disk space in bytes and the number of stale lock files that it removed."""
 
     bytes: int
     lock_files: int
@@ -75,7 +75,7 @@ class Freed(NamedTuple):
 
 
 class Trash:
-    """A folder of the cache in which removed things wait; it is locked by its maker, or by who found it abandoned."""
+    """A folder of the cache for removed models; locked by the process that made it, or by the one that recovers it."""
 
     def __init__(self, held: Scratch, store: SharedStore | None, usage: Usage | None = None) -> None:
         self._scratch = held
@@ -89,27 +89,27 @@ class Trash:
     def create(
         cls, cache_dir: Directory, prefix: str, store: SharedStore | None, usage: Usage | None = None
     ) -> Iterator[Trash]:
-        """Make a new trash, for a model or for a revision by the prefix; `usage` has what was counted before."""
+        """Make a new trash; its prefix says whether it is for a model or a revision. Add counts to `usage`."""
         with scratch.create(cache_dir, prefix) as held:
             yield cls(held, store, usage)
 
     def take_model(self, entries: Iterable[str]) -> None:
-        """Move in what the cache has of a model: its folder or a link, and its unfinished download."""
+        """Move in the model's entries of the cache folder: its folder or a link, and its unfinished download."""
         for entry in entries:
             _rename(self._cache_dir, entry, self._scratch.folder, entry)
 
     def take_revision(self, folder: str, revision: str) -> None:
-        """Move in a snapshot; raise FileNotFoundError when there is none."""
+        """Move in a snapshot; raise FileNotFoundError when it does not exist."""
         for path in (folder, *(os.path.join(folder, name) for name in _FOLDERS)):
             self._scratch.folder.make(path)
         place = (folder, "snapshots", revision)
         _move(self._cache_dir, place, self._scratch.folder, place)
 
     def gather(self) -> bool:
-        """Move in what else goes with a revision; repeated, it finds nothing left.
+        """Move in the other files that only the removed revision needs; a repeated call has nothing to do.
 
-        What a full disk has no room to move is deleted where it is, and counted. False when links to shared payloads
-        had to stay: in the trash they say what is to be released.
+        If the disk is too full to move a file, delete and count the file in its place. Return False when links to
+        shared payloads had to stay, because the trash needs these links to find the payloads.
         """
         is_complete = True
         for folder in self._model_folders() if self._is_of_revision else ():
@@ -127,7 +127,7 @@ class Trash:
         return is_complete
 
     def _move_or_delete(self, model: Directory, source: Place, inside: Directory, target: Place) -> bool:
-        """Move what may be gone; on a full disk delete it, unless it is a link. False when it had to stay."""
+        """Move a file that can already be gone; on a full disk, delete it. Return False for a link that had to stay."""
         try:
             with suppress(FileNotFoundError):
                 _move(model, source, inside, target)
@@ -141,7 +141,7 @@ class Trash:
         return True
 
     def finish(self) -> Freed:
-        """Delete all that belongs to what is in the trash, then the trash itself."""
+        """Delete everything that belongs to the removed models, then the trash itself."""
         is_complete = False
         while not is_complete:
             is_complete = self.gather()
@@ -156,10 +156,10 @@ class Trash:
         return Freed(self._usage.bytes, cleaned)
 
     def _empty(self, folder: str) -> bool:
-        """Delete what the trash has of a model, except a revision's snapshot; return whether anything was there.
+        """Delete a model's files in the trash, except a revision's snapshot; return whether there were any.
 
-        The snapshot stays, since by it a killed removal is found. Shared payloads go last: the client library locks
-        them, for which a full disk must first have gained room.
+        The snapshot stays until the end, because a killed removal is found by it. Shared payloads are deleted last:
+        huggingface_hub creates lock files for them, and a full disk has no space before the other files are gone.
         """
         with self._scratch.folder.open(folder) as inside:
             if inside is None:
@@ -174,16 +174,16 @@ class Trash:
             return removed > 0
 
     def _sweep_payloads(self, folder: str, store: SharedStore) -> None:
-        """Release the shared payloads to which the trash's blobs of a model link."""
+        """Release the shared payloads to which a model's blobs in the trash link."""
         with self._scratch.folder.open(folder, "blobs") as blobs:
             targets = [] if blobs is None else [blobs.link_target(blob) for blob in blobs.names()]
         for target in filter(None, targets):
-            # A link means what it meant where it stood.
+            # The link is relative to its original place, not to the trash.
             payload = os.path.normpath(os.path.join(self._cache_dir.path, folder, "blobs", target))
             relative = os.path.relpath(payload, self._cache_dir.path)
             if not _PAYLOAD.fullmatch(relative):
                 continue
-            # The library looks at the store and at the payload, not at the folder between them.
+            # huggingface_hub does not check the folder between the store and the payload, which could be a link.
             with self._cache_dir.open(*relative.split(os.sep)[:-1]) as parent:
                 if parent is not None:
                     _sweep(payload, store, self._usage)
@@ -194,7 +194,7 @@ class Trash:
             self._scratch.remove()
 
     def count(self, usage: Usage, parts: Iterable[str] = _FOLDERS) -> None:
-        """Count what was moved into the trash; of a revision only these parts, and not the folders made for it."""
+        """Count the content of the trash; for a revision, count only these parts, without the folders themselves."""
         if not self._is_of_revision:
             for entry in self._scratch.names():
                 usage.add(self._scratch.folder, entry)
@@ -205,12 +205,12 @@ class Trash:
                     usage.add_all(made)
 
     def removals(self) -> list[Interrupted]:
-        """Return what was to be removed."""
+        """Return the removals whose files are in the trash."""
         found = [Interrupted(repo_id_of(folder), self._revision_in(folder)) for folder in self._model_folders()]
         return [removal for removal in found if removal.revision or not self._is_of_revision]
 
     def _model_folders(self) -> list[str]:
-        """Return the folders of the models of which something is in the trash."""
+        """Return the folder names of the models whose files are in the trash."""
         entries = set(self._scratch.folder.names())
         unfinished = {entry[1:].removesuffix(INCOMPLETE) for entry in entries if entry.startswith(".")}
         return sorted(name for name in entries | unfinished if name.startswith(FOLDER_PREFIX))
@@ -221,9 +221,9 @@ class Trash:
 
 
 class Hidden:
-    """What is removed without a trash, by a rename within the model's folder: that takes no room on a full disk.
+    """A removal without a trash, by a rename within the model's folder, which needs no space on a full disk.
 
-    The files that only a hidden snapshot needs are deleted where they are, and the hidden snapshot last.
+    The files that only the hidden snapshot needs are deleted in their places, and then the hidden snapshot.
     """
 
     def __init__(self, cache_dir: Directory, folder: str, store: SharedStore | None) -> None:
@@ -233,12 +233,12 @@ class Hidden:
         self._usage = Usage()
 
     def hide(self, revision: str | None) -> None:
-        """Hide a revision, or all of them; raise FileNotFoundError when the revision is not there."""
+        """Hide a revision, or all of them; raise FileNotFoundError when the revision does not exist."""
         with self._cache_dir.open(self._folder) as model:
             if model is None:
-                return  # a link, which is removed itself
+                return  # The folder is a link; `delete` removes the link.
             if revision is None:
-                with suppress(FileNotFoundError):  # a model without any snapshot
+                with suppress(FileNotFoundError):  # The model has no snapshot.
                     model.rename("snapshots", model, REMOVED)
                 return
             with model.open("snapshots") as snapshots:
@@ -247,9 +247,9 @@ class Hidden:
                 snapshots.rename(revision, model, _HIDDEN_REVISION + revision)
 
     def delete(self, *, is_whole: bool = False, beside: Iterable[str] = ()) -> None:
-        """Delete what only hidden snapshots need; all of the model where no other is left, or `is_whole`.
+        """Delete the files that only hidden snapshots need; delete the whole model if `is_whole` or no other is left.
 
-        `beside` names what the cache folder has of the model in other places.
+        `beside` are the model's other entries of the cache folder.
         """
         for entry in beside:
             self._usage.remove(self._cache_dir, entry)
@@ -265,16 +265,16 @@ class Hidden:
                     self._usage.remove(model, name)
 
     def drop(self) -> Freed:
-        """Remove shared payloads and lock files, and last what is hidden: by it a killed removal is found."""
+        """Remove shared payloads and lock files, and last the hidden snapshots, by which a killed removal is found."""
         if self._store is not None:
             for payload in self._store.unreferenced():
                 _sweep(payload, self._store, self._usage)
         try:
             if self._is_alone():
-                # By now the disk has room for a trash, unless other programs took it.
+                # Now the disk has space for a trash, unless other programs have used it.
                 with Trash.create(self._cache_dir, MODEL_PREFIX, self._store, self._usage) as trash:
                     with locks.claim(self._cache_dir, self._folder) as is_ours, suppress(FileNotFoundError):
-                        # A download may have begun in the model's folder; a link in its place is gone already.
+                        # A new download can have started in the model's folder; then the folder stays.
                         if is_ours and self._is_alone():
                             trash.take_model((self._folder,))
                     return trash.finish()
@@ -291,7 +291,7 @@ class Hidden:
         return Freed(self._usage.bytes, cleaned)
 
     def finish(self) -> Freed | None:
-        """Delete all that was to be removed; None while a download is at work, which may need some of it."""
+        """Finish the removal; return None when a download is running, because it can need some of the files."""
         with locks.claim(self._cache_dir, self._folder) as is_ours:
             if not is_ours:
                 return None
@@ -299,7 +299,7 @@ class Hidden:
         return self.drop()
 
     def count(self, usage: Usage) -> None:
-        """Count the room that `finish` would free."""
+        """Add the space that `finish` would free to `usage`."""
         with self._cache_dir.open(self._folder) as model:
             if model is None:
                 return
@@ -311,19 +311,19 @@ class Hidden:
                     usage.add(model, *place)
 
     def removals(self) -> list[Interrupted]:
-        """Return what of the model was to be removed."""
+        """Return the unfinished removals of the model."""
         with self._cache_dir.open(self._folder) as model:
             snapshots = [] if model is None else _hidden_snapshots(model)
         hidden = dict.fromkeys(None if place[0] == REMOVED else _commit_of(place) for place in snapshots)
         return [Interrupted(repo_id_of(self._folder), commit) for commit in hidden]
 
     def _is_alone(self) -> bool:
-        """Return whether the model's folder holds nothing but what is hidden."""
+        """Return whether the model's folder has only hidden entries."""
         return all(name.startswith(REMOVED) for name in self._cache_dir.names(self._folder))
 
 
 def find_abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[Trash | Hidden]:
-    """Yield what killed removals left; a trash is ours until the next one is asked for."""
+    """Yield the trash folders and hidden snapshots of killed removals; each trash is locked until the next one."""
     for prefix in (MODEL_PREFIX, REVISION_PREFIX):
         for left in scratch.find_abandoned(cache_dir, prefix):
             yield Trash(left, store)
@@ -331,7 +331,7 @@ def find_abandoned(cache_dir: Directory, store: SharedStore | None) -> Iterator[
         try:
             names = cache_dir.names(folder) if folder.startswith(FOLDER_PREFIX) else []
         except PermissionError:
-            continue  # another user's model, which is that user's to finish
+            continue  # Another user's model; that user's next removal finishes it.
         if any(name.startswith(REMOVED) for name in names):
             yield Hidden(cache_dir, folder, store)
 
@@ -348,19 +348,19 @@ def _commit_of(snapshot: Place) -> str:
 
 
 def _places_of_hidden(model: Directory, snapshot: Place) -> Iterator[Place]:
-    """Yield the places of the files that only a hidden snapshot needs."""
+    """Yield the paths of the files that only a hidden snapshot needs."""
     with model.open(*snapshot) as folder:
         yield from refs.places_only_of(model, _commit_of(snapshot), folder, model.names("snapshots"))
 
 
 def _empty_folder(parent: Directory, name: str, is_meant: Callable[[str, Directory], bool]) -> int:
-    """Delete what is meant in a folder; return how many entries that were."""
+    """Delete the entries of a folder that `is_meant` accepts; return their number."""
     with parent.open(name) as folder:
         return 0 if folder is None else folder.remove_all([n for n in folder.names() if is_meant(n, folder)])
 
 
 def _move(below: Directory, source: Place, target_below: Directory, target: Place) -> None:
-    """Rename below folders; raise FileNotFoundError where a step on either way is not a folder, or a link."""
+    """Rename an entry; raise FileNotFoundError when a name on either path is a link or not a folder."""
     with below.open(*source[:-1]) as parent, target_below.open(*target[:-1]) as target_parent:
         if parent is None or target_parent is None:
             raise FileNotFoundError
@@ -368,14 +368,14 @@ def _move(below: Directory, source: Place, target_below: Directory, target: Plac
 
 
 def _rename(parent: Directory, name: str, target_parent: Directory, target: str) -> None:
-    """Rename a file or folder, and the companion that macOS may have put beside it."""
+    """Rename a file or folder, and its companion file if macOS has made one."""
     parent.rename(name, target_parent, target)
     with suppress(FileNotFoundError):
         parent.rename(COMPANION + name, target_parent, COMPANION + target)
 
 
 def _sweep(payload: str, store: SharedStore, usage: Usage) -> None:
-    """Release a shared payload, and count what came free."""
+    """Release a shared payload, and count the space that became free."""
     before = {path: os.lstat(path) for path in store.files_of(payload) if os.path.lexists(path)}
     store.sweep(payload)
     for path, status in before.items():

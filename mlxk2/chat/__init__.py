@@ -1,1 +1,1 @@
-"""A person at a terminal, in conversation with a model."""
+"""Let a person at a terminal have a conversation with a model."""

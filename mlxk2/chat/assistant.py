@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from mlxk2.chat.printer import Interrupt
-from mlxk2.errors import InterruptedByUser
+from mlxk2.errors import OperationCancelled
 from mlxk2.runner.events import (
     Channel,
     Event,
@@ -30,15 +30,13 @@ from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Backend
 from mlxk2.sleep import NoSleep
 
-# Seconds between two looks whether Ctrl-C was pressed, while MLX reads the prompt.
-_TICK = 0.1
-# The name of the threads in which models are.
-THREAD_NAME = "mlx"
+_CHECK_SECONDS = 0.1  # Between two checks for Ctrl-C, while MLX reads the prompt.
+THREAD_NAME = "mlx"  # Of the threads that load a model and compute.
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote for one prompt, why it ended, and its counts and times."""
+    """The text that a model wrote for one prompt, why it ended, and its counts and times."""
 
     text: str
     reasoning: str | None
@@ -64,9 +62,10 @@ class Completion:
 class Assistant:
     """A model in memory, with the options of its completions; its own thread loads it and computes.
 
-    MLX can't be interrupted while it computes: Ctrl-C ends a completion that reads its prompt without waiting for the
-    thread, which begins the next one later. An assistant that `converses` retains what it computed, so that the next
-    turn of a conversation computes only what is new. It gives back the rest of the memory while the user types.
+    MLX can't be interrupted while it computes. So if Ctrl-C comes while the prompt is read, the completion ends at
+    once, and the thread starts the next completion when it has finished. If `converses` is true, keep the computed
+    state of the prompt, so that the next turn computes only the new tokens. Free the rest of the memory while the user
+    types.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Assistant:
         converses: bool = False,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Use the thread that has loaded the model, if there is one."""
+        """Compute in the thread that has loaded the model, or in a new one."""
         self._runner = MLXRunner(model, prompt_cache_bytes=model.prompt_cache_bytes if converses else 0)
         self._thread = thread or _thread()
         self._converses = converses
@@ -103,7 +102,7 @@ class Assistant:
         wired_limit: int | None = None,
         converses: bool = False,
     ) -> Assistant:
-        """Load the model of a folder; raise what `loader.load` raises."""
+        """Load the model in a folder; raise the same errors as `loader.load`."""
         memory = MemoryChoice(prompt_cache=None if converses else 0, wired=wired_limit)
         thread = _thread()
         loading = thread.submit(
@@ -118,9 +117,9 @@ class Assistant:
         return cls(model, prompter, sampling, max_tokens, converses=converses, thread=thread)
 
     def complete(self, messages: Sequence[Message], show: Callable[[Event], None]) -> Completion:
-        """Continue a conversation, and show every event as it comes; Ctrl-C ends the completion, not the program.
+        """Continue a conversation and show every event as it comes; Ctrl-C ends the completion, not the program.
 
-        If that happens before the tokens of the prompt are known, it has no tokens.
+        If Ctrl-C comes before the prompt is tokenized, return a completion without tokens.
         """
         texts: dict[Channel, list[str]] = {"answer": [], "reasoning": []}
         began, prompt_tokens = time.perf_counter(), 0
@@ -136,10 +135,10 @@ class Assistant:
                             texts[event.channel].append(event.text)
                 if self._converses:
                     self._thread.submit(release_freed_memory)
-            except InterruptedByUser:
+            except OperationCancelled:
                 timings = Timings(time.perf_counter() - began, None, 0, 0.0, 0, 0.0)
                 return Completion("", None, "interrupted", Usage(prompt_tokens, 0, 0), timings)
-        # A stream that ends without an error ends with this event.
+        # A stream without an error always ends with this event.
         assert isinstance(event, Finished)
         return Completion(
             text="".join(texts["answer"]),
@@ -150,11 +149,11 @@ class Assistant:
         )
 
     def close(self) -> None:
-        """Let the thread end after what it computes now."""
+        """Let the thread end after its current computation."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _stream(self, request: GenerationRequest, interrupted: Callable[[], bool]) -> Generator[Event, None, None]:
-        """Yield the events of a completion; raise InterruptedByUser if its prompt is being read at Ctrl-C."""
+        """Yield the events of a completion; raise OperationCancelled if its prompt is being read at Ctrl-C."""
         stream = self._runner.stream(request, interrupted)
         is_reading = True
         try:
@@ -162,7 +161,7 @@ class Assistant:
                 step = self._thread.submit(next, stream, None)
                 while not _has_ended(step):
                     if is_reading and interrupted():
-                        raise InterruptedByUser("Interrupted.")
+                        raise OperationCancelled("Interrupted.")
                 event = step.result()
                 if event is None:
                     return
@@ -175,9 +174,9 @@ class Assistant:
 
 
 def _has_ended(step: Future[Event | None]) -> bool:
-    """Wait a moment for the end of a step, and return whether it has come."""
+    """Wait a moment for the end of a step, and return whether it has ended."""
     try:
-        step.exception(timeout=_TICK)
+        step.exception(timeout=_CHECK_SECONDS)
     except TimeoutError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A completion on a terminal: its text as it comes, and Ctrl-C. Needs no MLX."""
+"""Print a completion on a terminal while it is generated, and handle Ctrl-C. This module does not import MLX."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "[Generation interrupted by user]"
 _HEADINGS: dict[Channel, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
-# Control and format characters, line separators: with these a model could move the cursor, recolour the terminal, or
-# change the order of the text.
+# Unicode categories of control and format characters and line separators. With these, a model could move the cursor,
+# change the colours of the terminal, or change the order of the text.
 _HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
-# Line ends and tabs. Emoji and the scripts of Persian, Hindi, Arabic or Hebrew need joiners and marks of direction.
+# Line ends, tabs, and the joiners and direction marks that emoji, Persian, Hindi, Arabic and Hebrew need.
 _HARMLESS = "\n\t\u200c\u200d\u200e\u200f"
 
 
 def replace_controls(text: str) -> str:
-    """Return a text with a replacement for each character that would change more of a terminal than its text."""
+    """Return a text with a replacement character for each character that can control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c in _HARMLESS or category(c) not in _HARMFUL else "\ufffd" for c in text)
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C sets a flag, which ends a completion in good order; a second one raises."""
+    """Inside the context, the first Ctrl-C sets a flag that ends the completion; a second one raises."""
 
     def __enter__(self) -> Callable[[], bool]:
         self._flag = False
@@ -50,18 +50,18 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the block by KeyboardInterrupt, also where a library makes another error of it, or none."""
+    """Let Ctrl-C end the block with KeyboardInterrupt, even if a library catches it or raises another error."""
     is_pressed = False
     handler, report = signal.getsignal(signal.SIGINT), sys.unraisablehook
 
     def handle_signal(number: int, frame: FrameType | None) -> None:
         nonlocal is_pressed
-        if callable(handler):  # a program in the background may ignore Ctrl-C
+        if callable(handler):  # It is not callable if a program in the background ignores Ctrl-C.
             is_pressed = True
             handler(number, frame)
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        # Python prints what a destructor or a callback raises, and goes on.
+        # Python prints exceptions of destructors and callbacks, and continues.
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             report(unraisable)
 
@@ -69,9 +69,9 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = report_others
     try:
         yield
-    except BaseException as fault:
+    except BaseException as error:
         if is_pressed:
-            raise KeyboardInterrupt from fault
+            raise KeyboardInterrupt from error
         raise
     finally:
         signal.signal(signal.SIGINT, previous)
@@ -81,9 +81,9 @@ def interruptible() -> Iterator[None]:
 
 
 class Printer:
-    """Writes a completion to a stream as it comes, or `whole` at its end; reasoning and answer have headings.
+    """Writes a completion to a stream while it is generated, or, if `whole`, at its end.
 
-    Until the first text, a `terminal` shows what goes on.
+    Reasoning and answer have headings. Until the first text, `terminal` shows what the program is doing.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Printer:
             self._terminal.show("Reading the prompt")
 
     def show(self, event: Event) -> None:
-        """Write the text of an event, unless it is hidden; a whole completion is retained until its end."""
+        """Write the text of an event, unless it is hidden; if `whole`, keep it until the end."""
         if isinstance(event, PromptProgress) and self._terminal is not None:
             self._terminal.show(f"Reading the prompt: {event.done:,} of {event.total:,} tokens")
         if not isinstance(event, TextDelta):

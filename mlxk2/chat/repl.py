@@ -1,4 +1,4 @@
-"""The interactive conversation: it reads lines and commands, and prints completions."""
+"""The interactive conversation: read lines and commands, and print completions."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _BLOCK = '"""'
 _LEAVE = ("/bye", "/exit", "/quit", "exit", "quit")
 _WAYS_OUT = "To leave, type /bye or press Ctrl-D.\n"
 _HELP = f"""\
-/?, /help     this list
+/?, /help     show this list
 /clear        forget the conversation (the system prompt stays)
 /system TEXT  set the system prompt; without TEXT, show it
 /save FILE    write the conversation to a new file
-/load FILE    go on with a conversation that /save wrote, in place of this one
+/load FILE    replace this conversation by one that /save wrote
 /stats        show the size and speed of the conversation
 /bye          leave; so do /exit, exit, quit and Ctrl-D
-A line that ends in \\ goes on in the next one; {_BLOCK} begins and ends a block of lines.
-Ctrl-C discards what you are typing. While an answer comes, it ends the answer and keeps what was said so far.
+A line that ends in \\ continues on the next line; {_BLOCK} begins and ends a block of lines.
+Ctrl-C discards what you are typing. While an answer comes, it ends the answer and keeps its text so far.
 The up arrow brings back what you typed before. Ctrl-Z suspends the program.
 """
 
 
 class Streams(Protocol):
-    """Where the conversation is written."""
+    """The streams to which the conversation is written."""
 
     @property
     def stdout(self) -> IO[str]:
-        """For completions."""
+        """The stream for completions."""
 
     @property
     def stderr(self) -> IO[str]:
-        """For what went wrong."""
+        """The stream for errors."""
 
 
 def converse(
@@ -77,9 +77,9 @@ def converse(
 
 
 def open_session(environment: Mapping[str, str]) -> PromptSession[str]:
-    """Return what reads turns from the terminal; all lines of a turn are one text, and one entry of the history.
+    """Return the session that reads turns; all lines of a turn are one text and one entry of the history.
 
-    The history is in a file that only its user can read, or in memory if that can't be written.
+    The history is in a file that only the user can read, or in memory if the file can't be written.
     """
     state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     file = Path(state) / "mlxk2" / "history"
@@ -109,7 +109,7 @@ def open_session(environment: Mapping[str, str]) -> PromptSession[str]:
 class Chat:
     """A conversation with a model: the turns so far, and the user's commands.
 
-    With `no_stream` a completion is printed when it is whole; with `verbose` its statistics follow on stderr.
+    With `no_stream`, print a completion when it is complete; with `verbose`, print its statistics on stderr.
     """
 
     def __init__(
@@ -149,9 +149,9 @@ class Chat:
         try:
             while (text := message_of(read_turn())) not in _LEAVE:
                 word, _, rest = text.partition(" ")
-                # Bytes that Python could not read are surrogates in the text.
+                # Python represents bytes that it could not decode as surrogates.
                 if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-                    self._out.write("This is not UTF-8 text, so it was not taken. Set the terminal to UTF-8.\n")
+                    self._out.write("This is not UTF-8 text, so it was ignored. Set the terminal to UTF-8.\n")
                 elif word == "/?" or (word.startswith("/") and word[1:].isalpha()):
                     self._out.write(self._run_command(word, rest.strip()))
                 elif text:
@@ -161,7 +161,7 @@ class Chat:
             self._out.write("\n")
 
     def _complete(self, text: str) -> None:
-        """Print what the model says to a message, and add both to the turns."""
+        """Print the model's completion for a message, and add both to the turns."""
         message: Message = {"role": "user", "content": text}
         printer = Printer(
             self._out, hide_reasoning=self._hide_reasoning, whole=self._no_stream, terminal=self._terminal
@@ -170,14 +170,14 @@ class Chat:
         try:
             completion = self._assistant.complete([*self._messages, message], printer.show)
         except MlxkError as error:
-            again = "\nThe conversation is as it was. /clear starts a new one; arrow up brings your message back."
+            again = "\nThe conversation did not change. /clear starts a new one; arrow up shows your message again."
             self._terminal.hide()
             described = printable(error.message, keep="\n")
             self._err.write(f"Error: {described}{again if isinstance(error, ContextLengthError) else ''}\n")
             return
         printer.end(interrupted=completion.finish_reason == "interrupted")
         if completion.finish_reason == "length":
-            self._out.write("[The answer was cut: no tokens are left for it]\n")
+            self._out.write("[The answer was cut at the limit of tokens]\n")
         if self._verbose:
             self._out.flush()
             self._err.write(f"{completion.statistics}\n")
@@ -187,7 +187,7 @@ class Chat:
             self._turns += [message, {"role": "assistant", "content": completion.text}]
 
     def _run_command(self, word: str, argument: str) -> str:
-        """Do what a command says; return what to print."""
+        """Execute a command and return the text to print."""
         match word:
             case "/?" | "/help":
                 return _HELP
@@ -205,7 +205,7 @@ class Chat:
                 return self._save_or_load(word, argument)
             case "/stats":
                 if self._last is None:
-                    return "Nothing was said yet.\n"
+                    return "The conversation has no completion yet.\n"
                 turns = len(self._turns) // 2
                 return f"{turns} turns, {self._tokens} tokens generated. Last: {self._last.statistics}\n"
         return f"There is no command {word}; /? lists them.\n"

@@ -1,4 +1,7 @@
-"""The terminal while the program works: a line on stderr that says so, and no echo of what is typed. Needs no MLX."""
+"""The terminal while the program works: show progress in a line on stderr, and do not echo typed text.
+
+This module does not import MLX.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,26 @@ from itertools import cycle
 from types import FrameType
 from typing import IO, Any
 
-# Seconds before the line is shown: what takes less time than that would only flicker.
-_DELAY = 0.3
-# Seconds between two frames.
-_INTERVAL = 0.1
+_DELAY = 0.3  # Seconds before the line is shown, so that it does not flicker during short work.
+_INTERVAL = 0.1  # Seconds between two frames.
 _FRAMES, _ASCII_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _ERASE = "\r\x1b[K"
-# After these signals the terminal belongs to the shell, or comes back from it.
+# With these signals the shell takes the terminal, or gives it back.
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT)
-_LOCAL_MODES = 3  # the index of these modes in what termios returns
+_LOCAL_MODES = 3  # The index of the local modes in the list from tcgetattr.
 
 
 class Terminal:
-    """The user's terminal; on streams that are not terminals all of this does nothing.
+    """The user's terminal; the methods do nothing if the streams are not terminals.
 
-    While `quiet` is entered, the terminal does not echo what is typed: it keeps it for the next line that is read, as
-    it does for a shell. `show` says on stderr what the program is doing, until `hide`.
+    Inside `quiet`, the terminal does not echo typed text; it keeps the text for the next line that is read, as for a
+    shell. `show` displays on stderr what the program is doing, until `hide` is called.
     """
 
-    # rich could show this too, but its import would delay the first token by a twentieth of a second.
+    # rich could show this too, but importing it would delay the first token by a twentieth of a second.
 
     def __init__(self, stdout: IO[str], stderr: IO[str], *, shows: bool = True) -> None:
-        """Show nothing without `shows`."""
+        """Use these streams; if `shows` is false, `show` does nothing."""
         self._stderr = stderr
         self._shows = shows and stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._file = stdout.fileno() if stdout.isatty() else None
@@ -48,7 +49,7 @@ class Terminal:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Do not echo what is typed inside the block; the terminal is as it was after it, and for the shell."""
+        """Turn the echo off inside the block; turn it on after the block, and while the program is suspended."""
         if self._file is not None and _is_foreground(self._file):
             modes = termios.tcgetattr(self._file)
             self._modes = modes if modes[_LOCAL_MODES] & termios.ECHO else None
@@ -57,7 +58,7 @@ class Terminal:
         try:
             yield
         finally:
-            # Ctrl-C waits until this is done.
+            # Delay Ctrl-C until the terminal is restored.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             self.hide()
             self._set_echo(is_on=True)
@@ -66,7 +67,7 @@ class Terminal:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the block, inside a quiet one, read a line; it sets the terminal's modes as it likes."""
+        """Let the block, inside `quiet`, read a line and set the terminal's modes itself."""
         self.hide()
         self._unwatch()
         previous = signal.signal(signal.SIGTERM, self._end_reading)
@@ -78,7 +79,7 @@ class Terminal:
             self._set_echo(is_on=False)
 
     def show(self, text: str) -> None:
-        """Show a text that moves, in place of the one before."""
+        """Show an animated line with this text in place of the previous one."""
         if not self._shows:
             return
         with self._lock:
@@ -89,7 +90,7 @@ class Terminal:
                 self._drawing.start()
 
     def hide(self) -> None:
-        """Erase the text; write to the terminal only after that."""
+        """Erase the line; call this before writing to the terminal."""
         if not self._text:
             return
         with self._lock:
@@ -97,7 +98,7 @@ class Terminal:
             self._erase()
 
     def _draw(self) -> None:
-        """Draw frame after frame, until there is no text."""
+        """Draw one frame after the other until the text is empty."""
         frames = cycle(_FRAMES if getattr(self._stderr, "encoding", "").lower() == "utf-8" else _ASCII_FRAMES)
         file = self._stderr.fileno()
         while True:
@@ -106,7 +107,7 @@ class Terminal:
                     self._drawing = None
                     return
                 if time.monotonic() >= self._since + _DELAY and _is_foreground(file):
-                    # One column stays free, and the cursor at the begin: other text replaces this line.
+                    # Leave one column free and the cursor at the beginning, so that other text replaces this line.
                     line = f"{next(frames)} {self._text}"[: (os.get_terminal_size(file).columns or 80) - 1]
                     self._is_drawn = True
                     self._write(f"\r{line}\x1b[K\r")
@@ -118,12 +119,12 @@ class Terminal:
             self._write(_ERASE)
 
     def _write(self, text: str) -> None:
-        with suppress(OSError):  # the terminal is gone
+        with suppress(OSError):  # The terminal is gone.
             self._stderr.write(text)
             self._stderr.flush()
 
     def _set_echo(self, *, is_on: bool) -> None:
-        """Switch the echo, if it was on and the terminal is not another job's, which may set its modes itself."""
+        """Turn the echo on or off, if it was on at first and this program's job has the terminal."""
         if self._modes is None or self._file is None or not _is_foreground(self._file):
             return
         with suppress(termios.error):
@@ -141,7 +142,7 @@ class Terminal:
         self._handlers.clear()
 
     def _handle_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Give the terminal back before a signal ends or suspends the program, and take it after that."""
+        """Restore the terminal before a signal ends or suspends the program; turn the echo off when it continues."""
         if number != signal.SIGCONT:
             with self._lock:
                 self._erase()
@@ -152,7 +153,7 @@ class Terminal:
         self._set_echo(is_on=False)
 
     def _end_reading(self, number: int, _frame: FrameType | None) -> None:
-        """End the program by a signal while a line is read, with the modes that the terminal had at first."""
+        """Restore the terminal's first modes and end the program, when a signal comes while a line is read."""
         if self._modes is not None and self._file is not None:
             termios.tcsetattr(self._file, termios.TCSANOW, self._modes)
         signal.signal(number, signal.SIG_DFL)
@@ -160,7 +161,7 @@ class Terminal:
 
 
 def _is_foreground(file: int) -> bool:
-    """Whether this program's job has the terminal; another one that sets its modes would be suspended."""
+    """Return whether this program's job has the terminal; a job without it would be suspended if it set the modes."""
     try:
         return os.tcgetpgrp(file) == os.getpgrp()
     except OSError:

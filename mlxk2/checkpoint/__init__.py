@@ -1,1 +1,1 @@
-"""What the files of a model say, in any folder: no network and no MLX."""
+"""Read and judge the files of a model in any folder, without network and without MLX."""

@@ -10,12 +10,12 @@ import yaml
 MAX_NESTING = 32
 MAX_YAML = 1 << 16  # Characters; the parser needs half a second for a megabyte.
 
-# The base loader makes text of every scalar, and no dates or numbers, which a wrong value could break.
+# The base loader returns every scalar as text. Converting to dates or numbers could fail on a wrong value.
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 class Card(NamedTuple):
-    """What a card says of its model, by its keys; empty where it says nothing or can't be read."""
+    """The fields of a model card that mlxk2 uses; a field is empty if the card lacks it or can't be read."""
 
     tags: tuple[str, ...] = ()
     library_name: str = ""
@@ -23,14 +23,14 @@ class Card(NamedTuple):
 
 
 def parse(text: str) -> Card:
-    """Return the card of a README; an empty one without front matter, or with a damaged one."""
+    """Return the card of a README; return an empty card if the front matter is missing or damaged."""
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return Card()
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     lines = lines[1:end]
     if len("\n".join(lines)) > MAX_YAML:
-        # Long front matter holds results of benchmarks.
+        # Long front matter is mostly results of benchmarks.
         lines = _lines_of_fields(lines)
     try:
         front = _load("\n".join(lines))
@@ -47,7 +47,7 @@ def parse(text: str) -> Card:
 
 
 def _lines_of_fields(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a card's fields: their keys, and the lines below that are deeper, items, or brackets."""
+    """Return the lines of the fields of `Card`: each key, and the lines of its value below it."""
     found = []
     is_of_field = False
     for line in lines:
@@ -62,9 +62,9 @@ def _lines_of_fields(lines: Sequence[str]) -> list[str]:
 
 
 def _load(text: str) -> object:
-    """Return the value of a YAML text; raise ValueError when it is too long, or nested too deeply.
+    """Return the value of a YAML text; raise ValueError when it is too long or nested too deeply.
 
-    The loader recurses in C without a limit.
+    The loader has no limit of its own: it recurses in C, and deep nesting would crash the process.
     """
     if len(text) > MAX_YAML:
         raise ValueError("too long")

@@ -1,7 +1,7 @@
-"""Whether what is installed can load a model: mlx-lm its config and weights, and other packages its tokenizer.
+"""Judge whether the installed packages can load a model: mlx-lm its config and weights, others its tokenizer.
 
-Importing mlx-lm costs a second and needs MLX. Here only its sources are read: the table that maps a `model_type` to a
-module, and the modules there are.
+Importing mlx-lm takes a second and needs MLX. This module only reads mlx-lm's sources: the table that maps a
+`model_type` to a module, and the list of modules.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TOKENIZER_PACKAGES = ("tiktoken", "sentencepiece", "mistral_common")
 _METHODS = {"bitnet", "mxfp4", "mxfp8", "compressed-tensors", "modelopt", "awq", "gptq", "fp8"}
 _MODES = {"affine", "mxfp4", "mxfp8", "nvfp4"}
 _COMPRESSED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
-_FP8_SCALES = "weight_scale_inv"  # An architecture that has this name brings fp8 weights to bf16 itself.
-_GROUP_ORDER = ".g_idx"  # Ends the name of a tensor that says which group each input belongs to.
+_FP8_SCALES = "weight_scale_inv"  # An architecture whose source has this name converts fp8 weights to bf16.
+_GROUP_ORDER = ".g_idx"  # The ending of the name of a tensor that assigns each input to a group.
 _QUANTIZATION_FILE = "hf_quant_config.json"
-# A name bound at the top level: by a class, an assignment, or an import, which may go over lines in parentheses.
+# A name bound at the top level: by a class, an assignment or an import, which can span lines in parentheses.
 _BINDING = r"^(?:class {0}\b|{0}\s*=|from \S+ import (?:[^(\n]*|\([^)]*)\b{0}\b)"
 
-# The libraries read these files themselves, without code of the model's own.
+# transformers reads these files without another package and without code of the model's own.
 _READ_ALWAYS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 _TIKTOKEN = "tiktoken.model"
@@ -45,18 +45,18 @@ def is_installed(module: str) -> bool:
 
 
 def mlx_lm_folder() -> str | None:
-    """Return the folder of the installed mlx-lm, or None, without running any of it."""
+    """Return the folder of the installed mlx-lm, or None, without running its code."""
     spec = PathFinder.find_spec("mlx_lm")
     if spec is None:
-        # The whole search, which editable installations need, is slow to import.
-        from importlib.util import find_spec  # noqa: PLC0415 - most installations do without it
+        # Editable installations need the full search, which is slow to import.
+        from importlib.util import find_spec  # noqa: PLC0415 - most installations do not need it
 
         spec = find_spec("mlx_lm")
     return spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else None
 
 
 class Installation:
-    """An installed mlx-lm: its version and the architectures it has."""
+    """The installed mlx-lm: its version and its architectures."""
 
     def __init__(self, folder: str) -> None:
         version = re.search(r"""__version__ = ["']([^"']+)""", _text(os.path.join(folder, "_version.py")))
@@ -65,7 +65,7 @@ class Installation:
         self._modules: dict[str, str] = _dictionary(source, "MODEL_REMAPPING")
         self._modules_of_architecture: dict[tuple[str, str], str] = _dictionary(source, "MODEL_ARCHITECTURE_REMAPPING")
         self._models_folder = os.path.join(folder, "models")
-        # Names are compared exactly, also where the file system ignores case.
+        # Compare names with the list of files, because some file systems ignore case.
         self._files = frozenset(os.listdir(self._models_folder) if os.path.isdir(self._models_folder) else ())
         self.chat_templates = _modules(os.path.join(folder, "chat_templates"))
         self.tool_parsers = _modules(os.path.join(folder, "tool_parsers"))
@@ -73,7 +73,7 @@ class Installation:
         self._has: dict[str, bool] = {}
 
     def module_of(self, config: Mapping[str, Any]) -> str:
-        """Return the name of the module that mlx-lm would load for a config; there may be no such module."""
+        """Return the name of the module that mlx-lm would load for a config, even if mlx-lm lacks that module."""
         model_type = config.get("model_type")
         architectures = config.get("architectures")
         for architecture in architectures if isinstance(architectures, list) else [architectures]:
@@ -83,7 +83,7 @@ class Installation:
         return self._modules.get(str(model_type), str(model_type))
 
     def has(self, module: str) -> bool:
-        """Return whether a module of this name is an architecture, that is, binds Model and ModelArgs."""
+        """Return whether mlx-lm has this architecture: a module of this name that defines Model and ModelArgs."""
         if module not in self._has:
             source = self.source(module)
             names = ("Model", "ModelArgs")
@@ -91,7 +91,7 @@ class Installation:
         return self._has[module]
 
     def source(self, module: str) -> str:
-        """Return the text of an architecture's module; empty where there is none."""
+        """Return the source of an architecture's module, or an empty text if there is none."""
         if module not in self._sources:
             is_there = f"{module}.py" in self._files
             self._sources[module] = _text(os.path.join(self._models_folder, f"{module}.py")) if is_there else ""
@@ -104,8 +104,8 @@ def _modules(folder: str) -> frozenset[str]:
 
 
 def _dictionary(source: str, name: str) -> dict[Any, Any]:
-    """Return the dictionary literal that a module's source binds to a name."""
-    from ast import literal_eval  # noqa: PLC0415 - `list` imports this module, and needs no parser
+    """Return the dictionary literal that a module's source assigns to a name."""
+    from ast import literal_eval  # noqa: PLC0415 - `list` imports this module and often needs no parser
 
     literal = re.search(rf"^{name}(?::[^=]*)? = (\{{.*?^\}})", source, re.MULTILINE | re.DOTALL)
     value = literal_eval(literal[1]) if literal else {}
@@ -127,11 +127,11 @@ def installation() -> Installation | None:
 
 
 def problem_of_model(snapshot: Snapshot) -> str | None:
-    """Return why mlx-lm can't load a model's config and weights; None when it can."""
+    """Return why mlx-lm can't load a model's config and weights, or None when it can."""
     config = snapshot.config_or_empty
     mlx_lm = installation()
     try:
-        # mlx-lm completes the config: some exports keep their quantisation in a file of its own.
+        # Some exports keep their quantisation in a separate file; mlx-lm adds it to the config in the same way.
         if _QUANTIZATION_FILE in snapshot and quantization_of(config) is None:
             config = {**config, "quantization_config": snapshot.json(_QUANTIZATION_FILE)}
         if problem := problem_of_config(config, mlx_lm):
@@ -143,7 +143,7 @@ def problem_of_model(snapshot: Snapshot) -> str | None:
     weights = loaded_weights(snapshot)
     if not weights:
         return "No model*.safetensors, the only weights that mlx-lm loads"
-    # mlx-lm unpacks weights of GPTQ and AWQ, unless they have an order of their groups.
+    # mlx-lm unpacks weights of GPTQ and AWQ only if their groups are in the standard order.
     method = (quantization_of(snapshot.config_or_empty) or {}).get("quant_method")
     is_unpacked = method in ("gptq", "awq") and not isinstance(snapshot.config_or_empty.get("quantization"), dict)
     if is_unpacked and any(safetensors.has_tensor(file, _GROUP_ORDER) for file in weights):
@@ -152,16 +152,16 @@ def problem_of_model(snapshot: Snapshot) -> str | None:
 
 
 def loaded_weights(snapshot: Snapshot) -> list[File]:
-    """Return the files of weights that mlx-lm reads."""
-    return [f for f in snapshot.named(".safetensors") if f.name.startswith("model") and "/" not in f.name]
+    """Return the weight files that mlx-lm loads."""
+    return [f for f in snapshot.files_ending(".safetensors") if f.name.startswith("model") and "/" not in f.name]
 
 
 def problem_of_config(config: Mapping[str, Any], mlx_lm: Installation | None) -> str | None:
-    """Return why mlx-lm can't run a model with this config; None when it can."""
+    """Return why mlx-lm can't run a model with this config, or None when it can."""
     if mlx_lm is None:
         return "mlx-lm is not installed"
     if config.get("model_file") is not None:
-        return "config.json names code of its own to be run (model_file), which is never executed"
+        return "config.json asks to run the model's own code (model_file), which is never executed"
     module = mlx_lm.module_of(config)
     if not mlx_lm.has(module):
         shown = config.get("model_type") or "unknown"
@@ -174,7 +174,7 @@ def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
     """Return the name of a quantisation that mlx-lm can't load with the architecture of this source, or None."""
     own = config.get("quantization")
     if isinstance(own, dict):
-        # Without a mode it is affine. A mode of null is affine too for all layers, but not for a single one.
+        # A missing mode means affine. The mode null also means affine for all layers, but is invalid for a single one.
         general = "affine" if own.get("mode") is None else own["mode"]
         layers = [entry.get("mode", "affine") for entry in own.values() if isinstance(entry, dict)]
         unknown = (str(mode) for mode in (general, *layers) if not isinstance(mode, str) or mode not in _MODES)
@@ -190,7 +190,7 @@ def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
     algorithm = (inner if isinstance(inner, dict) else settings).get("quant_algo")
     is_mxfp8 = settings.get("scale_fmt") == "ue8m0" and settings.get("weight_block_size") == [32, 32]
     four_bits = (f"{settings.get('bits')} bits", settings.get("bits", 4) == 4)
-    # For methods that mlx-lm supports in some forms only: what names the form, and whether it is supported.
+    # mlx-lm supports these methods only in some forms. Each has the name of its form, and whether that is supported.
     forms: dict[str, tuple[object, bool]] = {
         "compressed-tensors": (settings.get("format"), str(settings.get("format")) in _COMPRESSED_FORMATS),
         "modelopt": (algorithm, algorithm == "NVFP4"),
@@ -205,7 +205,7 @@ def _unknown_quantization(config: Mapping[str, Any], source: str) -> str | None:
 
 
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the settings by which other programs than MLX quantised a model's weights, or None."""
+    """Return the settings of a quantisation that was made without MLX, or None."""
     text_config = config.get("text_config")
     inner = text_config.get("quantization_config") if isinstance(text_config, dict) else None
     settings = config.get("quantization_config", inner)
@@ -213,7 +213,7 @@ def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def problem_of_tokenizer(snapshot: Snapshot, mlx_lm: Installation) -> str | None:
-    """Return why a model's tokenizer can't be read here; None where nothing in its files says so."""
+    """Return why a model's tokenizer can't be loaded here, or None if its files show no reason."""
     if snapshot.names_template_type and not snapshot.has_own_template:
         template = _tokenizer_config(snapshot).get("chat_template_type")
         if isinstance(template, str) and template not in mlx_lm.chat_templates:
@@ -234,10 +234,10 @@ def problem_of_tokenizer(snapshot: Snapshot, mlx_lm: Installation) -> str | None
         return _problem_of_package(_TIKTOKEN, "tiktoken", "tiktoken")
     if _TEKKEN in snapshot:
         return _problem_of_package(_TEKKEN, "mistral_common", "mistral-common")
-    own = snapshot.named(".tiktoken")
+    own = snapshot.files_ending(".tiktoken")
     if own or "auto_map" in _tokenizer_config(snapshot):
         name = own[0].name if own else "The tokenizer"
-        return f"{name} needs code of the model's own, which is never executed, and there is no tokenizer.json"
+        return f"{name} needs the model's own code, which is never executed, and there is no tokenizer.json"
     return None
 
 
@@ -255,5 +255,5 @@ def _problem_of_package(name: str, module: str, package: str) -> str | None:
 
 
 def is_tiktoken(begin: bytes) -> bool:
-    """Return whether a file that begins so has tiktoken's form; some models have such a file as `tokenizer.model`."""
+    """Return whether these first bytes are of a tiktoken file; some models have one with the name `tokenizer.model`."""
     return _RANK.match(begin) is not None

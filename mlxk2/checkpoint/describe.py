@@ -1,4 +1,4 @@
-"""What a model is: a snapshot becomes a ModelInfo, and its config the numbers that `show` prints."""
+"""Describe a model: make a ModelInfo from a snapshot, and the numbers that `show` prints from its config."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mlxk2.checkpoint.model_info import Framework, ModelInfo, ModelType
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.names import DEFAULT_ORG
 
-MAX_LOOKS = 5  # At a model that changes under each.
+MAX_ATTEMPTS = 5  # To describe a model that changes during each attempt.
 TEXT_TYPES: tuple[ModelType, ...] = ("chat", "base")  # They generate text, so they need a tokenizer.
 
-_LAST_SECOND = 253_402_300_799  # The end of the year 9999, the last that a date in ISO 8601 can have.
+_LAST_SECOND = 253_402_300_799  # The end of the year 9999, the last year of a date in ISO 8601.
 _CHAT_NAME = re.compile(r"instruct|chat", re.IGNORECASE)
 _EMBEDDING_TASKS = ("feature-extraction", "sentence-similarity")
 _EMBEDDING_ARCHITECTURE = re.compile(r"Embedding|Bert\w*Model$|RobertaModel$|MPNetModel$")
 _CAUSAL_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel")
-# Of models that also see or hear, mlx-lm loads the part that writes text.
+# Models that also read images or sound: mlx-lm loads only their language model.
 _WRITING_ARCHITECTURE = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration")
 _MLX_LIBRARIES = ("mlx", "mlx-lm")
 _CONTEXT_KEYS = (
@@ -34,16 +34,17 @@ _CONTEXT_KEYS = (
     "model_max_length",
     "seq_len",
 )
-MAX_CONTEXT = 1 << 30  # Tokens; no model comes near. Configs write larger numbers for "no limit".
+MAX_CONTEXT_TOKENS = 1 << 30  # Far above every model; configs use larger numbers to mean "no limit".
 
 
-def look(find: Callable[[], Snapshot]) -> tuple[Snapshot, ModelInfo]:
-    """Read and describe the snapshot that `find` finds anew at each call; raise what `find` raises.
+def find_and_describe(find: Callable[[], Snapshot]) -> tuple[Snapshot, ModelInfo]:
+    """Describe the snapshot that `find` returns; pass on errors of `find`.
 
-    A pull or a removal may be at work at the same time. An unhealthy model is looked at again as long as it changes.
+    A pull or a removal can run at the same time. If the model is unhealthy and changed in between, find and describe it
+    again.
     """
     snapshot = find()
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_ATTEMPTS):
         info = describe(snapshot)
         if info.is_healthy or (again := find()).is_unchanged_since(snapshot):
             return snapshot, info
@@ -52,7 +53,7 @@ def look(find: Callable[[], Snapshot]) -> tuple[Snapshot, ModelInfo]:
 
 
 def describe(snapshot: Snapshot) -> ModelInfo:
-    """Return what a snapshot's files say of the model; a damaged model is described like any other."""
+    """Return the description of a snapshot's model, damaged or not."""
     framework = detect_framework(snapshot)
     problem = health.first_problem(snapshot, needs_tokenizer(snapshot))
     try:
@@ -74,22 +75,22 @@ def describe(snapshot: Snapshot) -> ModelInfo:
 
 
 def detect_framework(snapshot: Snapshot) -> Framework:
-    """Return the framework that a model's weights are made for."""
-    # mlx-lm also loads weights that were made for another library, when it knows the names of most of them. An
-    # embedding model has the architecture of a text model, and no head for the next token.
+    """Return the framework for which a model's weights were made."""
+    # mlx-lm can also load weights of another library if it knows most of their names. An embedding model is excluded:
+    # it has the architecture of a text model, but can't predict a next token.
     architectures = _architectures(snapshot)
     writes = not architectures or any(map(_WRITING_ARCHITECTURE.search, architectures))
     if _is_marked_mlx(snapshot) or (
         writes and compatibility.problem_of_model(snapshot) is None and detect_model_type(snapshot) != "embedding"
     ):
         return "MLX"
-    if snapshot.named(".gguf"):
+    if snapshot.files_ending(".gguf"):
         return "GGUF"
     return "PyTorch" if health.weight_names(snapshot) else "Unknown"
 
 
 def _is_marked_mlx(snapshot: Snapshot) -> bool:
-    """Return whether the model's name, card, weights or config say that it was made for MLX."""
+    """Return whether the model's name, card, weights or config show that it was made for MLX."""
     if snapshot.name.startswith(DEFAULT_ORG + "/"):
         return True
     card = snapshot.card("mlx", "MLX")
@@ -97,14 +98,14 @@ def _is_marked_mlx(snapshot: Snapshot) -> bool:
         return True
     if "mlx" in snapshot.safetensors.values():
         return True
-    # Only MLX's converters write this key; the others write `quantization_config`.
+    # Only MLX's converters write the key `quantization`; other programs write `quantization_config`.
     settings = snapshot.config_or_empty.get("quantization")
     is_quantized = isinstance(settings, dict) and {"group_size", "bits"} <= settings.keys()
     return is_quantized and bool(compatibility.loaded_weights(snapshot))
 
 
 def detect_model_type(snapshot: Snapshot) -> ModelType:
-    """Return what a model is for, by its config, its card, its chat template and its name."""
+    """Return the type of a model, judged by its config, its card, its chat template and its name."""
     architectures = " ".join(_architectures(snapshot))
     card = snapshot.card(*_EMBEDDING_TASKS)
     embeds = card is not None and card.pipeline_tag in _EMBEDDING_TASKS
@@ -121,17 +122,17 @@ def _architectures(snapshot: Snapshot) -> list[str]:
 
 
 def needs_tokenizer(snapshot: Snapshot) -> bool:
-    """Return whether a model generates text: by its type, or where that is unknown, because mlx-lm runs it."""
+    """Return whether a model generates text: its type says so, or the type is unknown but mlx-lm can run the model."""
     model_type = detect_model_type(snapshot)
     if model_type in TEXT_TYPES:
         return True
-    # Embedding models, drafts and parts of others, which come without a tokenizer, name their architectures.
+    # Models without a tokenizer (embedding models, draft models, parts of models) have `architectures` in their config.
     is_unnamed = model_type == "unknown" and not any(_architectures(snapshot))
     return is_unnamed and detect_framework(snapshot) == "MLX" and compatibility.problem_of_model(snapshot) is None
 
 
 def why_not_runnable(snapshot: Snapshot, framework: Framework) -> str | None:
-    """Return why mlx-lm can't run a model whose files are complete; None when it can."""
+    """Return why mlx-lm can't run a model whose files are complete, or None when it can."""
     if framework != "MLX":
         return f"Framework {framework} not executable with mlx-lm (requires MLX)"
     if reason := compatibility.problem_of_model(snapshot):
@@ -143,7 +144,7 @@ def why_not_runnable(snapshot: Snapshot, framework: Framework) -> str | None:
 
 
 class ModelMetadata(NamedTuple):
-    """What a model's config says of its architecture; None for what the config leaves out."""
+    """Numbers of a model's architecture from its config; None for each one that the config lacks."""
 
     architecture: str | None
     context_length: int | None
@@ -155,7 +156,7 @@ class ModelMetadata(NamedTuple):
 
 
 def read_metadata(snapshot: Snapshot) -> ModelMetadata | None:
-    """Return what a model's config says of its architecture; None for a model without a config."""
+    """Return the numbers of a model's architecture, or None for a model without a config."""
     config = snapshot.config_or_empty
     if not config:
         return None
@@ -172,7 +173,7 @@ def read_metadata(snapshot: Snapshot) -> ModelMetadata | None:
 
 
 def _number(config: Mapping[str, Any], *keys: str) -> int | None:
-    """Return the first positive whole number under these keys in a config, then in the `text_config` inside it."""
+    """Return the first positive integer with one of these keys, first in a config, then in its `text_config`."""
     inner = config.get("text_config")
     sources = (config, inner) if isinstance(inner, dict) else (config,)
     values = (source.get(key) for source in sources for key in keys)
@@ -190,9 +191,9 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
 
 
 def context_length(snapshot: Snapshot) -> int | None:
-    """Return how many tokens a model can hold, prompt and completion together, or None.
+    """Return the most tokens that a prompt and its completion can have together, or None if that is unknown.
 
-    The config says it, or else the tokenizer's config.
+    The number comes from config.json, or else from tokenizer_config.json.
     """
     if found := length_in_config(snapshot.config_or_empty):
         return found
@@ -204,30 +205,31 @@ def context_length(snapshot: Snapshot) -> int | None:
 
 
 def length_in_config(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the model of this config can hold; None where it does not say.
+    """Return the context length in a config, in tokens, or None if the config has none.
 
-    A scaling of the positions lifts the limit. Its numbers mean what they mean to transformers (modeling_rope_utils.py,
+    Scaling of the positions raises the limit. It is computed as in transformers (modeling_rope_utils.py,
     `RopeParameters`): "a `factor` of x will enable the model to handle sequences of length x * original maximum
-    pre-trained length", which is `original_max_position_embeddings`, or `max_position_embeddings` for linear, dynamic
-    and YaRN scaling where that is not given. Where llama3 and longrope give none, the config's limit includes it.
+    pre-trained length". That length is `original_max_position_embeddings`. If it is missing, linear, dynamic and YaRN
+    scaling use `max_position_embeddings`; for llama3 and longrope, the limit in the config already includes the
+    scaling.
     """
     inner = config.get("text_config")
     for source in (config, inner) if isinstance(inner, dict) else (config,):
         if length := next(_lengths(source, _CONTEXT_KEYS), None):
             scaled = max(length, _scaled(source, length), _scaled(inner, length) if isinstance(inner, dict) else 0)
-            return scaled if scaled < MAX_CONTEXT else length
+            return scaled if scaled < MAX_CONTEXT_TOKENS else length
     return None
 
 
 def _lengths(source: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[int]:
     values = (source.get(key) for key in keys)
-    return (value for value in values if type(value) is int and 0 < value < MAX_CONTEXT)
+    return (value for value in values if type(value) is int and 0 < value < MAX_CONTEXT_TOKENS)
 
 
 def _scaled(source: Mapping[str, Any], length: int) -> int:
-    """Return the limit that the scaling of positions gives; 0 where there is none."""
+    """Return the limit after scaling of the positions, or 0 if the config has no scaling."""
     scaling = source.get("rope_parameters") or source.get("rope_scaling")
-    # Where only some layers are scaled, as in Gemma 3, the limit of the config includes it.
+    # If only some layers are scaled, as in Gemma 3, the limit in the config already includes the scaling.
     if not isinstance(scaling, dict) or "rope_local_base_freq" in source:
         return 0
     kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
@@ -237,4 +239,4 @@ def _scaled(source: Mapping[str, Any], length: int) -> int:
     original = next((value for value in named if type(value) is int and value > 0), None)
     if original is None and (kind in ("linear", "dynamic") or "yarn" in kind):
         original = length
-    return int(factor * original) if original is not None and original < MAX_CONTEXT else 0
+    return int(factor * original) if original is not None and original < MAX_CONTEXT_TOKENS else 0

@@ -1,6 +1,6 @@
-"""The files of a folder: links are followed within bounds, and bytes and JSON are read within limits.
+"""Find and read the files of a folder. Links are followed only inside given folders; every read has a size limit.
 
-Other programs change a cache while it is read. A file that became another one between two looks is looked at again.
+Other programs change a cache while it is read. A file that was replaced after it was found is found and read again.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from mlxk2.errors import IN_ICLOUD, cause
 from mlxk2.formatting import reason_of
 from mlxk2.names import readable
 
-# A path may have changed since it was looked at: never wait for a pipe, never follow a link.
-SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# A file can be replaced by a pipe or a link after it was found: never wait for a pipe, never follow a link.
+SAFE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MAX_LINKS = 8
-MAX_LOOKS = 8  # At a file that is another one at each look.
+MAX_ATTEMPTS = 8  # To open a file that is replaced again and again.
 
-_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # The path itself is wrong, for every user.
-_UNKNOWN = (0, 0)  # The identity of a file that was not looked at.
-_DATALESS = 0x40000000  # SF_DATALESS of macOS's sys/stat.h: the bytes are in iCloud
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # Errors of the path itself, the same for every user.
+_UNKNOWN = (0, 0)  # The identity of a file without a known inode.
+_DATALESS = 0x40000000  # SF_DATALESS in macOS's sys/stat.h: the bytes are in iCloud.
 
 
 class BrokenFile(Exception):
-    """A file that is not what its name says; the text for people is its name, followed by the problem.
+    """A file that is damaged or can't be read; as text, its name followed by the problem.
 
-    It `is_refused` when the operating system does not let the user read it, so that it may well be complete.
+    `is_refused` is true when the operating system does not let the user read the file, which can still be complete.
     """
 
     def __init__(self, name: str, problem: str, *, is_refused: bool = False) -> None:
@@ -45,17 +45,17 @@ class BrokenFile(Exception):
         return f"{self.name} {self.problem}"
 
     def without_traceback(self) -> BrokenFile:
-        """Return the same error without its traceback, which would keep in memory what was read."""
+        """Return a copy without the traceback, which would keep the file's bytes in memory."""
         return BrokenFile(self.name, self.problem, is_refused=self.is_refused)
 
 
 class File(NamedTuple):
     """A file of a folder.
 
-    `name` is the path relative to the folder, with `/`. `path` is where the bytes are, all links followed, `size` their
-    number; two files with one `identity` share them. `blob` is the name that the cache gave the bytes, or None. A file
-    with a `problem` (dangling, outside, …) can't be read; it `is_refused` when the operating system does not let the
-    user see it. `find_again` looks for the file once more.
+    `name` is the path relative to the folder, with `/`. `path` is the real path of the bytes, with all links followed,
+    and `size` their number. Two files with the same `identity` share their bytes. `blob` is the name of the bytes in
+    the cache, or None. A file with a `problem` (dangling, outside, …) can't be read; `is_refused` is true when the
+    operating system does not let the user read it. `find_again` finds the file once more.
     """
 
     name: str
@@ -69,12 +69,12 @@ class File(NamedTuple):
 
     @property
     def is_in_icloud(self) -> bool:
-        """Whether macOS has moved the bytes into iCloud, from where only the user can get them."""
+        """Whether macOS has moved the bytes to iCloud; only the user can download them."""
         return self.problem == IN_ICLOUD
 
 
 class Entry(NamedTuple):
-    """A path below a folder: its name relative to the folder, with `/`, and why a folder can't be entered."""
+    """A path below a folder: its name relative to the folder, with `/`, and the error if it is an unreadable folder."""
 
     name: str
     path: str
@@ -82,7 +82,7 @@ class Entry(NamedTuple):
 
 
 class OpenFile(NamedTuple):
-    """An open file, as it was when it was opened."""
+    """An open file; `file` has the size that it had when it was opened."""
 
     file: File
     descriptor: int
@@ -101,9 +101,9 @@ class OpenFile(NamedTuple):
 
 
 class Tree:
-    """Reads folders without ever leaving `roots`, wherever links lead; with None, links may lead anywhere.
+    """Reads folders and never leaves `roots`, wherever links lead. If `roots` is None, links may lead anywhere.
 
-    The roots are real paths, as `os.path.realpath` gives them; `label` names them in messages.
+    The roots are real paths, as `os.path.realpath` returns them; `label` names them in messages.
     """
 
     def __init__(self, roots: tuple[str, ...] | None, label: str = "the cache") -> None:
@@ -112,11 +112,11 @@ class Tree:
         self._real_folders = {root: root for root in roots or ()}
 
     def contains(self, folder: str) -> bool:
-        """Return whether a folder, all links followed, lies inside the roots."""
+        """Return whether a folder lies inside the roots after all links are followed."""
         return self._is_inside(self._real_folder(folder))
 
     def files(self, folder: str, leaves_out: Callable[[str], bool] = lambda _: False) -> list[File]:
-        """Return all files below a folder, by name, except those it `leaves_out`; links to folders are not entered."""
+        """Return the files below a folder, sorted by name, without links to folders and names that it `leaves_out`."""
         files = []
         entries = walk(folder, lambda name: not leaves_out(name)) if self.contains(folder) else ()
         for name, path, problem in entries:
@@ -128,7 +128,7 @@ class Tree:
         return sorted(files, key=lambda file: file.name)
 
     def file(self, name: str, path: str) -> File | None:
-        """Return the file behind a path, or None for a link to a folder."""
+        """Return the file at a path, or None for a link to a folder."""
         find_again = partial(self.file, name, path)
         blob = None
         try:
@@ -156,10 +156,10 @@ class Tree:
             return broken_file(name, f"can't be read ({cause(error)})", is_refused=error.errno not in _PATH_ERRORS)
         except ValueError as error:
             return broken_file(name, f"can't be read ({error})")
-        return broken_file(name, "is a link without an end")
+        return broken_file(name, "leads through too many links")
 
     def _real_folder(self, folder: str) -> str:
-        """Do what `os.path.realpath` does, and look at each folder once: many files of a snapshot share a folder."""
+        """Return the real path of a folder; look at each folder once, since many files of a snapshot share a folder."""
         if folder not in self._real_folders:
             parent, base = os.path.split(folder)
             path = os.path.join(self._real_folders.get(parent, parent), base)
@@ -174,9 +174,9 @@ class Tree:
 
 
 def walk(folder: str, enters: Callable[[str], bool]) -> Iterator[Entry]:
-    """Yield the files and links below a folder, and the folders that are not entered, as `name/`.
+    """Yield the files and links below a folder, and each folder that is not entered, as `name/`.
 
-    `enters` returns whether a folder is entered, by its name. A folder that can't be read is yielded with a problem.
+    `enters` decides by a folder's name whether to enter it. A folder that can't be read is yielded with a problem.
     """
     pending = [(folder, "")]
     while pending:
@@ -198,20 +198,19 @@ def walk(folder: str, enters: Callable[[str], bool]) -> Iterator[Entry]:
 
 @contextmanager
 def open_file(file: File) -> Iterator[OpenFile]:
-    """Open a file as it was found; raise BrokenFile when it can't be opened.
+    """Open a file; raise BrokenFile when it can't be opened.
 
-    A file that is another one by now, such as a blob that became a link into the store of all repos, is looked for
-    again.
+    If the file was replaced after it was found, find it again. For example, a blob can become a link to a shared blob.
     """
     current = again = None
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_ATTEMPTS):
         if file.problem:
             raise BrokenFile(file.name, file.problem, is_refused=file.is_refused)
         try:
             current = _open_as_found(file)
         except OSError as error:
             again = _find_again(file)
-            # When the file has not changed, or is gone, the first error is the cause.
+            # If the file is still the same one, or is gone, a second attempt would fail in the same way.
             if again is None or again.problem or (again.path, again.identity) == (file.path, file.identity):
                 raise _unreadable(file, error) from error
         else:
@@ -228,8 +227,8 @@ def open_file(file: File) -> Iterator[OpenFile]:
 
 
 def _open_as_found(file: File) -> OpenFile | None:
-    """Open a file's path; return None when another file is there by now."""
-    descriptor = os.open(file.path, os.O_RDONLY | SAFELY)
+    """Open a file's path; return None when a different file is there now."""
+    descriptor = os.open(file.path, os.O_RDONLY | SAFE_FLAGS)
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -263,7 +262,7 @@ def check_size(file: File, limit: int) -> None:
     """Raise BrokenFile when a file has more than `limit` bytes."""
     if file.size > limit:
         raise BrokenFile(
-            file.name, f"is too large to be what its name says ({file.size:,} bytes, at most {limit:,} are read)"
+            file.name, f"is too large for a file of this name ({file.size:,} bytes, at most {limit:,} are read)"
         )
 
 
@@ -272,14 +271,14 @@ def _unreadable(file: File, error: OSError) -> BrokenFile:
 
 
 def _target(path: str, folder: str) -> str | None:
-    """Return where the link at a path in this real folder leads; None when it is no link any more."""
+    """Return the target of the link at a path in this real folder, or None when the path is no longer a link."""
     try:
         target = os.readlink(path)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return None
-    # The folder is a real path, so that one step up is its parent's name.
+    # The folder is a real path, so `..` is the folder above it.
     while target.startswith("../"):
         folder, target = os.path.dirname(folder), target[3:]
     return os.path.join(folder, target)
@@ -290,18 +289,18 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def broken_file(name: str, problem: str, *, is_refused: bool = False) -> File:
-    """Return a file that can't be read, with the reason."""
+    """Return a File that can't be read because of `problem`."""
     return File(name, "", 0, _UNKNOWN, None, problem, is_refused)
 
 
 class JsonLimit(NamedTuple):
-    """How many bytes a kind of JSON file may have, and how many values, since a value takes 50 bytes of memory."""
+    """The largest allowed number of bytes and of values in a kind of JSON file; each value takes 50 bytes of memory."""
 
     bytes: int
     values: int
 
 
-# Configs that name each expert of a large model have a few hundred thousand bytes.
+# A config that lists each expert of a large model has a few hundred thousand bytes.
 CONFIG_LIMIT = JsonLimit(bytes=1 << 22, values=200_000)
 # An index has a line of 100 bytes for each tensor: 200,000 of them in a model of a trillion weights.
 INDEX_LIMIT = JsonLimit(bytes=1 << 26, values=700_000)
@@ -320,24 +319,24 @@ def parse_json(
 ) -> object:
     """Return the value of a file's JSON text; raise BrokenFile when it is invalid or too large.
 
-    Where the text is only a part of the file, `part` begins the words about it: "has a header that ".
+    If the text is only a part of the file, `part` is the beginning of the error message, such as "has a header that ".
     """
     values = sum(map(text.count, (b",", b"[", b"{")))
     if values > limit.values:
         raise BrokenFile(name, f"{part}has too many values to be read ({values:,}, at most {limit.values:,})")
     if len(text) > limit.bytes // 4 and not text.isascii():
-        # One character that is not ASCII makes a text take up to four bytes for each character.
-        size = f"{len(text):,} bytes that are not all ASCII, at most {limit.bytes // 4:,} of such are read"
-        raise BrokenFile(name, f"{part}is too large to be what its name says ({size})")
+        # Python stores a text with one character outside ASCII in up to four bytes for each character.
+        size = f"{len(text):,} bytes that are not all ASCII, at most {limit.bytes // 4:,} such bytes are read"
+        raise BrokenFile(name, f"{part}is too large for a file of this name ({size})")
     try:
         return json.loads(text.decode(encoding), parse_float=parse_float, parse_constant=str)
     except (ValueError, RecursionError) as error:
-        # As the cause, the parser's error would keep the text in memory; its words do not.
+        # Chaining the parser's error would keep the whole text in memory.
         reason = reason_of(error).partition(" (char")[0]
         raise BrokenFile(name, f"{part}is not valid JSON ({reason})") from None
 
 
 def finite(text: str) -> float | str:
-    """Return a number, or its text where it is infinite: configs have such numbers, which JSON can't write."""
+    """Return a number, or its text if it is infinite, because JSON output can't represent infinity."""
     number = float(text)
     return number if math.isfinite(number) else text

@@ -1,8 +1,8 @@
-"""The header of a GGUF file: whether the file can hold all the tensors that it lists.
+"""Check by its header that a GGUF file is large enough for all its tensors.
 
-Format: magic, version, the numbers of tensors and of key-value pairs, the pairs, the tensor table, and from the next
-multiple of `general.alignment` on the tensors' data (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
-All integers are little-endian; counts have 64 bits, since version 2.
+Format: magic, version, number of tensors, number of key-value pairs, the pairs, the tensor table; then, from the next
+multiple of `general.alignment`, the tensors' data (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+All integers are little-endian; since version 2, counts have 64 bits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 
 from mlxk2.checkpoint.files import BrokenFile, File, OpenFile, open_file
 
-MAX_HEADER_BYTES = 1 << 25  # Vocabularies of 262,144 tokens with their merges need a third of it.
+MAX_HEADER_BYTES = 1 << 25  # A vocabulary of 262,144 tokens with its merges needs a third of it.
 MAX_ENTRIES = 1 << 17  # Tensors, pairs and nested arrays together; real files have a few thousand.
 MAX_NESTING = 4
 MAX_DIMENSIONS = 8
@@ -64,7 +64,7 @@ def check(file: File) -> None:
     with open_file(file) as current:
         header = _Header(current)
         if header.take(4) != b"GGUF":
-            raise BrokenFile(file.name, "is no GGUF file")
+            raise BrokenFile(file.name, "is not a GGUF file")
         version = header.number("<I")
         if version not in (2, 3):
             raise BrokenFile(file.name, f"has the unknown GGUF version {version}")
@@ -78,7 +78,7 @@ def check(file: File) -> None:
 
 
 class _Header:
-    """Reads a header from its beginning on; raises BrokenFile where the file ends too early."""
+    """Reads a header from beginning to end; raises BrokenFile where the file ends too early."""
 
     def __init__(self, current: OpenFile) -> None:
         self._current = current
@@ -106,7 +106,7 @@ class _Header:
         return value
 
     def skip_pairs(self, count: int) -> int:
-        """Skip the key-value pairs and return the alignment that they name."""
+        """Skip the key-value pairs and return the alignment that they set."""
         alignment = _DEFAULT_ALIGNMENT
         for _ in range(count):
             key = self.take(self.number("<Q"))
@@ -120,7 +120,7 @@ class _Header:
         return alignment
 
     def tensor_end(self) -> int:
-        """Skip one entry of the tensor table; return where its data ends, in bytes from the begin of all data."""
+        """Skip one entry of the tensor table; return the end of its data, in bytes from the beginning of all data."""
         self.take(self.number("<Q"))
         dimensions = self.number("<I")
         if dimensions > MAX_DIMENSIONS:
@@ -144,7 +144,7 @@ class _Header:
         if kind in _VALUE_BYTES:
             self.take(_VALUE_BYTES[kind] * self.number("<Q"))
         elif kind == _STRING:
-            # Vocabularies have hundreds of thousands of strings: this loop is the cost of reading a GGUF header.
+            # Vocabularies have hundreds of thousands of strings, so this loop takes most of the time for a header.
             unpack = struct.Struct("<Q").unpack_from
             count = self.number("<Q")
             position = self.position
@@ -159,7 +159,7 @@ class _Header:
                 self._skip_value(kind, nesting)
 
     def _load(self, end: int) -> None:
-        """Read on until the first `end` bytes of the file are in memory."""
+        """Read more until the first `end` bytes of the file are in memory."""
         if end <= len(self._bytes):
             return
         if end > self._file.size:

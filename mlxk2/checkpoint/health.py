@@ -1,4 +1,4 @@
-"""The rules of health: whether a model's files are complete and undamaged, without reading a weight.
+"""The rules of health: they check that a model's files are complete and undamaged, without reading a weight.
 
 Each rule returns the first problem that it finds in a snapshot, or None. The rules are applied in order.
 """
@@ -16,7 +16,7 @@ from mlxk2.checkpoint.files import BrokenFile, File, check_size, open_file
 from mlxk2.checkpoint.snapshot import IS_LFS_POINTER, MAX_TOKENIZER_CONFIG_BYTES, Snapshot
 
 HEALTHY = "Model is healthy"
-MAX_NAMED = 5  # Of the missing parts; by the name of a file, a hundred thousand may be missing.
+MAX_NAMED = 5  # Missing parts in a message; a damaged name can claim a hundred thousand parts.
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
 # Parsing them takes too long for a look at many models, but a file that was cut off shows it at its end.
@@ -28,9 +28,9 @@ _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<en
 
 
 class Problem(NamedTuple):
-    """Why a model is unhealthy, in words for people, and the name of the file that it is about, if it is about one.
+    """Why a model is unhealthy: a text for people, and the name of the broken file if it is only one.
 
-    It `is_refused` when the operating system does not let the user read some file, so that the model may well be
+    `is_refused` is true when the operating system does not let the user read some file; the model can still be
     complete.
     """
 
@@ -43,7 +43,7 @@ Rule = Callable[[Snapshot], Problem | None]
 
 
 def apply(rule: Rule, snapshot: Snapshot) -> Problem | None:
-    """Return the first problem that a rule finds in a snapshot, be it a file that it can't read; None for none."""
+    """Return the first problem that a rule finds in a snapshot, or None; an unreadable file is a problem too."""
     try:
         return rule(snapshot)
     except BrokenFile as error:
@@ -65,7 +65,7 @@ def first_problem(snapshot: Snapshot, needs_tokenizer: bool) -> Problem | None:
 
 
 def is_weight(name: str) -> bool:
-    """Return whether a file of this name holds a model's weights; `training_args.bin` and the like do not."""
+    """Return whether a file of this name holds a model's weights; for example, `training_args.bin` does not."""
     base = name.rpartition("/")[2]
     return base.endswith((".safetensors", ".gguf")) or (base.startswith("pytorch_model") and base.endswith(".bin"))
 
@@ -76,7 +76,7 @@ def weight_names(snapshot: Snapshot) -> list[str]:
 
 
 def has_snapshot(snapshot: Snapshot) -> Problem | None:
-    """Rule 1: there is a snapshot, it is inside the cache, not empty, and each of its links leads to a file."""
+    """Rule 1: the snapshot exists, is inside the cache, is not empty, and each of its links leads to a file."""
     if snapshot.problem:
         return Problem(snapshot.problem)
     if snapshot.is_missing:
@@ -106,7 +106,7 @@ def _is_gguf_alone(snapshot: Snapshot) -> bool:
 
 
 def has_weights(snapshot: Snapshot) -> Problem | None:
-    """Rules 3 and 4: every shard of the index is there; without an index, all parts by the files' own numbers."""
+    """Rules 3 and 4: every shard in the index exists; without an index, every part by the numbers in the names."""
     index = index_name(snapshot)
     if index and not is_stale(snapshot, index):
         if problem := _problem_of_index(snapshot, index):
@@ -120,15 +120,15 @@ def has_weights(snapshot: Snapshot) -> Problem | None:
                     return problem
             elif missing:
                 return Problem(f"Missing shards: {', '.join(missing)}")
-    missing = missing_parts(file.name for file in snapshot.named(".gguf"))
+    missing = missing_parts(file.name for file in snapshot.files_ending(".gguf"))
     return Problem(f"Missing parts: {', '.join(missing)}") if missing else None
 
 
 def index_name(snapshot: Snapshot) -> str | None:
-    """Return the name of the index that says in which files the weights are, or None."""
+    """Return the name of the index, which lists the files of the weights, or None."""
     if "model.safetensors.index.json" in snapshot:
         return "model.safetensors.index.json"
-    has_safetensors = any("/" not in file.name for file in snapshot.named(".safetensors"))
+    has_safetensors = any("/" not in file.name for file in snapshot.files_ending(".safetensors"))
     name = "pytorch_model.bin.index.json"
     return name if name in snapshot and not has_safetensors else None
 
@@ -146,17 +146,17 @@ def _problem_of_index(snapshot: Snapshot, index: str) -> Problem | None:
 
 
 def missing_shards(snapshot: Snapshot) -> list[str]:
-    """Return the shards that the index names and that are not there; raise BrokenFile when it can't be read."""
+    """Return the shards in the index whose files are missing; raise BrokenFile when the index can't be read."""
     index = index_name(snapshot)
     shards = snapshot.shards_of(index) if index and not is_stale(snapshot, index) else []
     return [shard for shard in shards if not _leads_out(shard) and shard not in snapshot]
 
 
 def is_stale(snapshot: Snapshot, index: str) -> bool:
-    """Return whether an index has another numbering than the weights that are here, and so says nothing about them.
+    """Return whether an index belongs to other weights than those in the snapshot, judged by the numbers in the names.
 
-    A conversion often keeps the index of the model that it was made from. mlx-lm reads `model*.safetensors` and no
-    index. An index of which one file is here, or that has the numbering of a file that is here, is not stale.
+    A converted model often keeps the index of its original. That is harmless, since mlx-lm reads `model*.safetensors`
+    and no index. An index is not stale if the snapshot has one of its files, or a file with the same numbering.
     """
     stem, _, ending = index.removesuffix(".index.json").rpartition(".")
     named = [_numbering(shard, stem, ending) for shard in snapshot.shards_of(index)]
@@ -165,7 +165,7 @@ def is_stale(snapshot: Snapshot, index: str) -> bool:
 
 
 def _numbering(name: str, stem: str, ending: str) -> str | None:
-    """Return of how many parts a weight file of this stem and ending is one, "" for a single file; None for others."""
+    """Return the number of parts in the name of a weight file; "" for a file without parts, None for other names."""
     if name == f"{stem}.{ending}":
         return ""
     match = _SHARD.fullmatch(name)
@@ -173,13 +173,13 @@ def _numbering(name: str, stem: str, ending: str) -> str | None:
 
 
 def warnings(snapshot: Snapshot) -> list[str]:
-    """Return what is odd about the weights of a healthy model, though nothing of them is missing."""
+    """Return warnings about the weights of a healthy model: a stale index, or a missing one."""
     index = index_name(snapshot)
     if index and is_stale(snapshot, index):
         named = snapshot.shards_of(index)[0]
-        return [f"{index} is of other weights than those here: it names {named}. mlx-lm does not read it"]
+        return [f"{index} belongs to other weights: it names {named}. mlx-lm does not read it"]
     lone = [index for index, _, count in _parts(_weights_at_the_top(snapshot)) if count > 1 and index not in snapshot]
-    return [f"{index} is missing; the shards are complete by their numbers" for index in lone]
+    return [f"{index} is missing, but the numbers of the shards are complete" for index in lone]
 
 
 def _leads_out(shard: str) -> bool:
@@ -199,13 +199,14 @@ def _weights_at_the_top(snapshot: Snapshot) -> list[str]:
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
-    """Return the first parts that are missing of the first file that comes in numbered parts and is not complete."""
+    """Return missing parts of the first incomplete file in numbered parts, at most `MAX_NAMED` of them."""
     return next((missing for _, missing, _ in _parts(names) if missing), [])
 
 
 def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
-    """Yield for each file that comes in parts (`stem-00001-of-00003.ending`) its index, the first parts that are
-    missing, and how many parts there should be.
+    """Yield for each file in numbered parts (`stem-00001-of-00003.ending`): its index, missing parts, number of parts.
+
+    The missing parts are at most `MAX_NAMED`.
     """
     groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for name in names:
@@ -218,29 +219,29 @@ def _parts(names: Iterable[str]) -> Iterator[tuple[str, list[str], int]]:
 
 
 def has_whole_weights(snapshot: Snapshot) -> Problem | None:
-    """Rules 5 and 6 for weights: none is empty or a pointer, each is as long as its own header says."""
+    """Rules 5 and 6 for weights: no file is empty or a Git LFS pointer, and each has the size that its header needs."""
     for file in snapshot.files:
         if is_weight(file.name) and (problem := _problem_of_size(snapshot, file)):
             return problem
     for found in snapshot.safetensors.values():
         if isinstance(found, BrokenFile):
             return _problem_of(found)
-    for file in snapshot.named(".gguf"):
+    for file in snapshot.files_ending(".gguf"):
         gguf.check(file)
     return None
 
 
 def has_only_finished_files(snapshot: Snapshot) -> Problem | None:
-    """Rule 6: no Git LFS pointer anywhere, and no file of an unfinished download."""
+    """Rule 6: the snapshot has no Git LFS pointer and no file of an unfinished download."""
     if snapshot.lfs_pointers:
         pointer = min(snapshot.lfs_pointers)
         return Problem(f"{pointer} {IS_LFS_POINTER}", pointer)
-    partial = snapshot.named(*PARTIAL)
+    partial = snapshot.files_ending(*PARTIAL)
     return Problem(f"Unfinished download: {partial[0].name}", partial[0].name) if partial else None
 
 
 def has_tokenizer(snapshot: Snapshot) -> Problem | None:
-    """Rule 7: a tokenizer with content is there; a repo of GGUF files alone carries it in them."""
+    """Rule 7: the snapshot has a tokenizer that is not empty; GGUF files contain their own."""
     if _is_gguf_alone(snapshot):
         return None
     if config := snapshot.file("tokenizer_config.json"):

@@ -1,6 +1,7 @@
-"""Which files of a folder are not the model's: what tools and systems leave there, and what holds secrets.
+"""Patterns of files that are in a model's folder but are not part of the model: traces of tools, and secrets.
 
-All patterns are those of a `.gitignore`, without a slash, and mean files and folders of any case at any depth.
+The patterns have the syntax of a `.gitignore`, without a slash. They match files and folders in upper and lower case at
+any depth.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from fnmatch import translate
 from functools import cache
 
-# Left by the clients of the hub, git, Python, macOS, Windows, Linux and programs that synchronise folders.
+# Files and folders of the hub's clients, git, Python, macOS, Windows, Linux and programs that synchronise folders.
 TOOLS = (
     ".git",
     ".cache",
@@ -50,7 +51,7 @@ TOOLS = (
     ".stversions",
     ".syncthing.*",
 )
-# A repo may have these, so that they count in the cache. In a user's folder they are no part of the model.
+# A repo on the hub can contain these, so in the cache they are part of the model. In a user's folder they are not.
 WORK_FILES = (
     "*.lock",
     "*.part",
@@ -152,17 +153,17 @@ NO_SECRETS = (
 
 
 def is_litter(path: str) -> bool:
-    """Return whether tools or systems left this file or folder, or a folder above it."""
+    """Return whether a tool or an operating system created this file or folder, or a folder above it."""
     return any(map(_pattern(TOOLS).match, path.split("/")))
 
 
 def is_private(path: str) -> bool:
-    """Return whether this file or folder of a user's folder is no part of the model: litter, work files and secrets."""
+    """Return whether a path in a user's folder is litter, a work file or a secret, and so not part of the model."""
     private, exceptions = _pattern(PRIVATE), _pattern(NO_SECRETS)
     return any(private.match(part) and not exceptions.match(part) for part in path.split("/"))
 
 
 @cache
 def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Return the pattern of any of these names. The long ones take milliseconds to compile; few commands use them."""
+    """Compile the pattern for any of these names on first use: that takes milliseconds, and few commands need it."""
     return re.compile("|".join(map(translate, names)), re.IGNORECASE)

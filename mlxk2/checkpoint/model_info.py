@@ -1,6 +1,6 @@
-"""What the program knows of a model: a value for commands and the server to decide on.
+"""The description of a model, on which commands and the server base their decisions.
 
-This module imports nothing heavy: `list` reads models that it remembers without the code that judges them.
+This module has no heavy imports, because `list` loads remembered descriptions without the code that makes them.
 """
 
 from typing import Literal, NamedTuple
@@ -10,13 +10,12 @@ ModelType = Literal["chat", "embedding", "base", "unknown"]
 
 
 class ModelInfo(NamedTuple):
-    """What a snapshot's files say of a model.
+    """The description of a model, made from a snapshot's files.
 
-    `commit` is None for a folder that the user named by path. `size_bytes` counts each file's bytes once, however many
-    names it has. `modified` is in seconds since 1970. `problem` says what is wrong with the files, and `problem_file`
-    names the one that it is about, if it is about one; it `is_refused` when the operating system does not let the user
-    read some of them. `why_not_runnable` says why mlx-lm can't run the model here, which for an unhealthy model is its
-    problem.
+    `commit` is None for a folder that the user named by path. `size_bytes` counts the bytes of a file with several
+    names once. `modified` is in seconds since 1970. `problem` says what is wrong with the files, and `problem_file`
+    names the broken file if it is only one. `is_refused` is true when the operating system does not let the user read
+    some files. `why_not_runnable` says why mlx-lm can't run the model here; for an unhealthy model it equals `problem`.
     """
 
     name: str
@@ -37,5 +36,5 @@ class ModelInfo(NamedTuple):
 
     @property
     def is_runnable(self) -> bool:
-        """Whether mlx-lm can run the model here; no damaged model is runnable."""
+        """Whether mlx-lm can run the model here; a damaged model is never runnable."""
         return self.why_not_runnable is None

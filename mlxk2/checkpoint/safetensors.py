@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked against the file's size without reading a weight.
+"""Check a safetensors file by its header and its size, without reading a weight.
 
 Format: 8 bytes N (little-endian), N bytes of JSON, then the tensors' bytes. The JSON maps each tensor's name to
 `dtype`, `shape` and `data_offsets` [begin, end), counted from the end of the header; `__metadata__` maps text to text.
@@ -75,7 +75,7 @@ def read_metadata(file: File) -> dict[str, str]:
     if end > data_size:
         raise BrokenFile(file.name, f"is truncated: {end - data_size} bytes are missing")
     if end < data_size:
-        raise BrokenFile(file.name, f"is damaged: {data_size} bytes of data, its header accounts for {end}")
+        raise BrokenFile(file.name, f"is damaged: it has {data_size} bytes of data, but its header lists {end}")
     end = 0
     for first, last in offsets:
         if first != end:
@@ -85,21 +85,21 @@ def read_metadata(file: File) -> dict[str, str]:
 
 
 def has_tensor(file: File, ending: str) -> bool:
-    """Return whether a tensor's name has this ending; raise BrokenFile when the file is truncated inside its header."""
+    """Return whether any tensor's name has this ending; raise BrokenFile when the header is truncated."""
     return f'{ending}"'.encode() in _read_header(file)[1]
 
 
 def _read_header(file: File) -> tuple[File, bytes]:
-    """Return the file as it was when it was read, and the JSON text of its header."""
+    """Return the file with its size at this moment, and the JSON text of its header."""
     with open_file(file) as current:
         file = current.file
         begin = current.read(_FIRST_READ)
         if len(begin) < 8:
-            raise BrokenFile(file.name, f"is truncated: {file.size} bytes are no safetensors file")
+            raise BrokenFile(file.name, f"is truncated: {file.size} bytes are too few for a safetensors file")
         length = int.from_bytes(begin[:8], "little")
         if length > MAX_HEADER_BYTES:
             limit = f"its header would have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read"
-            raise BrokenFile(file.name, f"is no safetensors file ({limit})")
+            raise BrokenFile(file.name, f"is not a safetensors file ({limit})")
         if 8 + length > file.size:
             raise BrokenFile(file.name, f"is truncated inside its header ({file.size} bytes)")
         text = begin[8 : 8 + length] if 8 + length <= len(begin) else current.read(length, offset=8)
@@ -110,7 +110,7 @@ def _read_header(file: File) -> tuple[File, bytes]:
 
 
 def _offsets(tensor: dict[str, Any]) -> tuple[int, int]:
-    """Return where a tensor begins and ends, in bytes; raise ValueError when that can't be, or not with its shape."""
+    """Return where a tensor begins and ends, in bytes; raise ValueError when the offsets or the shape are invalid."""
     try:
         first, last = tensor["data_offsets"]
     except (TypeError, ValueError):
@@ -119,26 +119,26 @@ def _offsets(tensor: dict[str, Any]) -> tuple[int, int]:
     if not isinstance(dtype, str) or not isinstance(shape, list):
         raise ValueError("a data type or a shape of the wrong kind")
     bits = size = BITS.get(dtype, 0)
-    # JSON also has floats and truth values, which are no lengths; a product of huge lengths could take for ever.
+    # A length must be an int, not a float or a bool; the limit stops a product that would take very long to compute.
     for length in shape:
         if type(length) is not int or not 0 <= length <= _MAX_COUNT or size > _MAX_COUNT:
-            raise ValueError("a dimension that is no size")
+            raise ValueError("an invalid dimension")
         size *= length
     if type(first) is not int or type(last) is not int or not 0 <= first <= last <= _MAX_COUNT:
-        raise ValueError("offsets that are no positions")
+        raise ValueError("invalid offsets")
     if bits and size != (last - first) * 8:
         raise ValueError("a size that does not fit its shape")
     return first, last
 
 
 def judge_usual_header(header: bytes, data_size: int) -> dict[str, str] | None:
-    """Return the metadata of a header in its usual form that accounts for all data; None where a parser must decide.
+    """Return the metadata of a valid header in the usual form, or None if only a JSON parser can judge the header.
 
-    `header` is the JSON text, `data_size` the number of bytes behind it. Parsing headers is most of what a listing
-    does, and this takes half the time of a JSON parser. Writers put no space and no escape into headers, and their keys
-    have one of two orders: that of the format's own library, or MLX's. Splitting such a text at its entries leaves only
-    commas between them, which proves its form. The tensors follow each other through all data, each as large as its
-    type and shape say.
+    `header` is the JSON text, `data_size` the number of bytes after it. Parsing headers takes most of the time of a
+    listing, and this function needs half the time of a JSON parser. Programs write headers without spaces and escapes,
+    and order the keys of an entry in one of two ways: as the format's own library does, or as MLX does. When the text
+    is split at its entries, only commas remain between them, which proves that the form is valid. Then the sizes are
+    checked: the tensors must fill the data without a gap, and each must have the size of its type and shape.
     """
     of_mlx = header.find(b':{"data_offsets":') >= 0
     parts = (_OF_MLX if of_mlx else _OF_LIBRARY).split(header)
@@ -159,7 +159,7 @@ def judge_usual_header(header: bytes, data_size: int) -> dict[str, str] | None:
 
 
 def _tensor_bytes(kind: bytes) -> int | None:
-    """Return the bytes of a tensor of this type and shape; None for an unknown type or a part of a byte."""
+    """Return the bytes of a tensor of this type and shape; None for an unknown type or a fraction of a byte."""
     dtype, _, shape = kind.partition(b',"shape":')
     try:
         lengths = json.loads(shape)
@@ -170,7 +170,7 @@ def _tensor_bytes(kind: bytes) -> int | None:
 
 
 def _usual_metadata(begin: bytes) -> dict[str, str] | None:
-    """Return the metadata, a flat object of texts, that stands before the first tensor; empty for none."""
+    """Return the metadata before the first tensor, an object of texts; empty if it is missing, None if invalid."""
     if begin == b"{":
         return {}
     try:

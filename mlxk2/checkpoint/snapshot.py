@@ -1,4 +1,4 @@
-"""One revision's files in the cache, or those of a user's folder, and what stands in them."""
+"""The files of one revision in the cache, or of a user's folder, and their content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlxk2.checkpoint.card import Card
 
 MAX_TOKENIZER_CONFIG_BYTES = 1 << 24
-MAX_SHARDS = 99_999  # Their numbers have five digits.
+MAX_SHARDS = 99_999  # The names of shards have five digits.
 MAX_CARD_BYTES = 1 << 20
 MAX_JSON_NESTING = 64
 MAX_BLANK_BYTES = 1024
@@ -38,17 +38,18 @@ IS_LFS_POINTER = "is a Git LFS pointer, not the file itself"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 _MORE_TEMPLATES = "additional_chat_templates/"
-# The value is a text with a character that is no white space, or templates with names.
+# The value is a text with at least one character that is not white space, or a list or object of named templates.
 _TEMPLATE_KEY = re.compile(rb'"chat_template"\s*:\s*(?:"(?:\s|\\[nrt])*(?!\\[nrt])[^"\s]|\[\s*\{|\{\s*")')
 _TEMPLATE_TYPE_KEY = re.compile(rb'"chat_template_type"\s*:\s*"')
 
 
 class Snapshot:
-    """A model's files at one revision, without litter; each is read at most once, however often it is asked for.
+    """The files of a model at one revision, without litter. Each file is read at most once.
 
-    `path` is the folder that holds the files; of a model without any snapshot (`is_missing`), the model's own folder.
-    Reading stays inside `roots`; None means no bounds, in a folder that the user named by path. `problem` is why the
-    operating system does not let the user see which snapshots there are. `files` takes the place of a look at the disk.
+    `path` is the folder of the files; if the model has no snapshot (`is_missing`), it is the model's own folder.
+    Reading stays inside `roots`; None means a folder that the user named by path, without such bounds. `problem` says
+    why the operating system does not let the user list the snapshots. If `files` is given, the disk is not searched for
+    them.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class Snapshot:
         if files is not None:
             self.files = tuple(file for file in files if not litter.is_litter(file.name))
 
-    def unread(self, files: Iterable[File] | None = None) -> Snapshot:
-        """Return the same snapshot with nothing read, and with these files, or else those that the next look finds."""
+    def reset(self, files: Iterable[File] | None = None) -> Snapshot:
+        """Return the same snapshot with nothing read yet; its files are `files`, or are searched on the disk again."""
         return Snapshot(
             self.name,
             self.commit,
@@ -88,22 +89,22 @@ class Snapshot:
 
     @property
     def key(self) -> tuple[str, str | None, str, tuple[str, ...] | None, bool, str | None]:
-        """What two looks at one snapshot have in common, whatever files they found."""
+        """Everything that identifies the snapshot, except its files."""
         return self.name, self.commit, self.path, self.roots, self.is_missing, self.problem
 
     def is_unchanged_since(self, other: Snapshot) -> bool:
-        """Return whether an earlier look found the same files in the same places."""
+        """Return whether an earlier search found the same files in the same places."""
         return self.key == other.key and _marks(self.files) == _marks(other.files)
 
     @cached_property
     def is_inside(self) -> bool:
-        """Whether the folder, all links followed, lies inside the roots."""
+        """Whether the folder lies inside the roots after all links are followed."""
         return self._tree.contains(self.path)
 
     @cached_property
     def files(self) -> tuple[File, ...]:
-        """The files, by name."""
-        # In a folder of the user's, a secret or a lock file is no part of the model.
+        """The files, sorted by name."""
+        # In a user's folder, a secret or a lock file is not part of the model.
         leaves_out = litter.is_private if self.roots is None else litter.is_litter
         return () if self.is_missing else tuple(self._tree.files(self.path, leaves_out))
 
@@ -115,28 +116,29 @@ class Snapshot:
         return name in self._by_name
 
     def file(self, name: str) -> File | None:
-        """Return the file of this name, relative to the snapshot, or None."""
+        """Return the file with this name, relative to the snapshot, or None."""
         return self._by_name.get(name)
 
-    def named(self, *suffixes: str) -> list[File]:
-        """Return the files whose names end in one of these, by name."""
+    def files_ending(self, *suffixes: str) -> list[File]:
+        """Return the files whose names end in one of these suffixes, sorted by name."""
         return [file for file in self.files if file.name.endswith(suffixes)]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files, each blob counted once; without a snapshot, of what a download left."""
+        """Bytes of all files, each blob counted once; without a snapshot, bytes of the files that a download left."""
         files: Iterable[File] = self.files
         if self.is_missing:
             cache_dir, *_ = self.roots or (self.path,)
             folders = [self.path]
             if not self.path.startswith(os.path.join(cache_dir, "")):
-                # Only where downloads write: a folder that is a link may lead anywhere, also to the root of a disk.
+                # The model's folder is a link and can lead anywhere, also to the root of a disk. Count only the folders
+                # into which downloads write.
                 folders = [os.path.join(self.path, name) for name in ("blobs", "refs", "snapshots", INCOMPLETE)]
             files = (file for folder in folders for file in self._tree.files(folder))
         return sum({file.identity: file.size for file in files}.values())
 
     def json(self, name: str) -> dict[str, Any]:
-        """Return the JSON object in a file; raise BrokenFile when there is no file or no object in it."""
+        """Return the JSON object in a file; raise BrokenFile when the file is missing or holds no object."""
         file = self.file(name)
         if file is None:
             raise BrokenFile(name, "is missing")
@@ -150,7 +152,7 @@ class Snapshot:
         return value
 
     def shards_of(self, index: str) -> list[str]:
-        """Return the names in an index's `weight_map`, sorted; raise BrokenFile when the index has none."""
+        """Return the file names in an index's `weight_map`, sorted; raise BrokenFile when the index has no such map."""
         if index not in self._shards:
             weight_map = self.json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
@@ -163,7 +165,7 @@ class Snapshot:
 
     @cached_property
     def config(self) -> dict[str, Any] | BrokenFile:
-        """The object in config.json, or why it can't be read."""
+        """The object in config.json, or the error if it can't be read."""
         try:
             config = self.json("config.json")
         except BrokenFile as error:
@@ -172,50 +174,50 @@ class Snapshot:
         for _ in range(MAX_JSON_NESTING):
             containers = [value for value in level if isinstance(value, dict | list)]
             level = [child for value in containers for child in (value.values() if isinstance(value, dict) else value)]
-        # `show` prints a config, and JSON encoders recurse.
+        # `show` prints the config, and JSON encoders fail on deep nesting because they recurse.
         return BrokenFile("config.json", "is nested too deeply") if level else config
 
     @property
     def config_or_empty(self) -> dict[str, Any]:
-        """The object in config.json; empty where it can't be read."""
+        """The object in config.json, or an empty one if it can't be read."""
         return self.config if isinstance(self.config, dict) else {}
 
     @property
     def has_marked_config(self) -> bool:
-        """Whether config.json begins with a byte order mark, which only some programs skip."""
+        """Whether config.json begins with a byte order mark, which some programs can't read."""
         file = self.file("config.json")
         return file is not None and not file.problem and read(file, len(BOM_UTF8)) == BOM_UTF8
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model has a chat template: one that comes with it, or one of mlx-lm's, by name."""
+        """Whether the model has a chat template: in its own files, or as the name of a template in mlx-lm."""
         return self.has_own_template or self.names_template_type
 
     @cached_property
     def names_template_type(self) -> bool:
-        """Whether the tokenizer's config names a chat template that is part of mlx-lm."""
+        """Whether the tokenizer's config names a chat template of mlx-lm."""
         file = self.file("tokenizer_config.json")
         return file is not None and _has_key(_TEMPLATE_TYPE_KEY, file)
 
     @cached_property
     def has_own_template(self) -> bool:
-        """Whether a chat template comes with the model, in a file of its own or in the tokenizer's config."""
-        more = (file for file in self.named(".jinja") if file.name.startswith(_MORE_TEMPLATES))
+        """Whether the model's files have a chat template, in a separate file or in the tokenizer's config."""
+        more = (file for file in self.files_ending(".jinja") if file.name.startswith(_MORE_TEMPLATES))
         for file in (*filter(None, [self.file(TEMPLATE_FILES[0])]), *more):
             with suppress(BrokenFile):
                 if file.size > MAX_BLANK_BYTES or read(file, MAX_BLANK_BYTES).strip():
                     return True
         files = filter(None, map(self.file, ("tokenizer_config.json", TEMPLATE_FILES[1])))
-        # The key is looked for in the text: such a file can also have megabytes of tokens.
+        # Search the text for the key instead of parsing it: such a file can have megabytes of tokens.
         return any(_has_key(_TEMPLATE_KEY, file) for file in files)
 
     def card(self, *words: str) -> Card | None:
-        """Return the model card if one of these words stands in it, else None."""
+        """Return the model card if its text contains one of these words, else None."""
         if not any(word in self._card_text for word in words):
             return None
         if self._card is None:
-            # Most cards have none of the words.
-            from mlxk2.checkpoint.card import parse  # noqa: PLC0415 - a YAML parser is slower to import than all else
+            # Most cards contain none of the words, so most listings never import the parser.
+            from mlxk2.checkpoint.card import parse  # noqa: PLC0415 - a YAML parser is the slowest import of `list`
 
             self._card = parse(self._card_text)
         return self._card
@@ -230,9 +232,9 @@ class Snapshot:
 
     @cached_property
     def safetensors(self) -> dict[str, str | BrokenFile | None]:
-        """The format that the metadata of each safetensors file names, or why the file is not complete, by name."""
+        """For each safetensors file by name: the format in its metadata, or the error if the file is not complete."""
         found: dict[str, str | BrokenFile | None] = {}
-        for file in self.named(".safetensors"):
+        for file in self.files_ending(".safetensors"):
             try:
                 found[file.name] = safetensors.read_metadata(file).get("format")
             except BrokenFile as error:
@@ -241,13 +243,13 @@ class Snapshot:
 
     @cached_property
     def lfs_pointers(self) -> set[str]:
-        """The names of the files that are only Git LFS pointers to their content."""
+        """The names of the files that are Git LFS pointers instead of content."""
         small = (file for file in self.files if file.size <= MAX_LFS_POINTER_BYTES and not file.problem)
         return {file.name for file in small if is_lfs_pointer(read(file, MAX_LFS_POINTER_BYTES))}
 
 
 def is_lfs_pointer(text: bytes) -> bool:
-    """Return whether these bytes are a Git LFS pointer, which stands for a large file that was not fetched."""
+    """Return whether these bytes are a Git LFS pointer, which takes the place of a large file that was not fetched."""
     return len(text) <= MAX_LFS_POINTER_BYTES and text.startswith(LFS_POINTER_START)
 
 

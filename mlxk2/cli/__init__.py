@@ -1,1 +1,1 @@
-"""The command line: parse, run a command, show its data."""
+"""Parse the command line, run a command, and show its data."""

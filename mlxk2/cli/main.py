@@ -1,6 +1,6 @@
 """The program: parse the command line, run a command, print its data or its error.
 
-Only this module prints and ends the process, and `__main__`, which prints the version without importing this.
+Only this module and `__main__` print and end the process; `__main__` prints the version without importing this module.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from mlxk2.cli import parser
 from mlxk2.cli.outlet import MAX_WAIT_SECONDS, Outlet
 from mlxk2.cli.progress import bar
 from mlxk2.commands.context import Context, Data, Failed, Streams
-from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, OperationError, remedy, words
+from mlxk2.errors import CommandError, MlxkError, OperationCancelled, OperationError, remedy, system_message
 from mlxk2.formatting import printable, reason_of
 from mlxk2.sleep import NoSleep
 
-# What people read of a list; JSON has all of it.
-_MAX_MATCHES = 20
+_MAX_MATCHES = 20  # For people; JSON lists all matches.
 DEBUG_VARIABLE = "MLXK2_DEBUG"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
     typed = sys.argv[1:] if argv is None else argv
-    # The shell's `>&-` leaves no stream at all.
+    # After the shell's `>&-`, the streams are None.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open until the program ends
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # A name in any script must be printable on any terminal.
+        # Names can contain characters that the terminal's encoding lacks; print these as escapes.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run(typed)
@@ -61,7 +60,7 @@ def _run(typed: Sequence[str]) -> int:
         try:
             args = parser.parse(typed, os.environ)
         except SystemExit:
-            return 0  # argparse has printed its help
+            return 0  # argparse has printed the help.
         command = import_module(f"mlxk2.commands.{args.module}")
         options = command.Options(**{name: getattr(args, name) for name in command.Options._fields})
         is_quiet = args.json or getattr(args, "quiet", False)
@@ -78,13 +77,13 @@ def _run(typed: Sequence[str]) -> int:
         data: Data | None = command.run(options, context)
         text = "" if data is None else _render(args.command, options, context, data)
     except OSError as error:
-        sys.stdout.flush()  # fails again if it was stdout that failed
+        sys.stdout.flush()  # Raises the error again if stdout was its source.
         if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):
             raise
         return _report(error, typed)
     except Failed as failed:
         return _report(failed.error, typed, failed.data)
-    # Every fault ends here as one error of the tree, also a panic of a Rust library, which is no Exception.
+    # Report every exception as an MlxkError, also a panic of a Rust library, which is not an Exception.
     except BaseException as error:  # noqa: BLE001
         return _report(error, typed)
     sys.stdout.write(text)
@@ -94,24 +93,24 @@ def _run(typed: Sequence[str]) -> int:
 
 
 def _discard(stream: IO[str]) -> None:
-    # The reader has gone, or the disk is full: the interpreter must not try to write the rest when it ends.
+    # The reader is gone, or the disk is full. Keep Python from writing the rest when it exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _has_reader(stream: IO[str]) -> bool:
-    """Return whether a stream still goes anywhere, without writing to it."""
+    """Return whether a stream still has a reader, without writing to it."""
     poll = select.poll()
     try:
-        # Without any event macOS reports nothing, not even that the reader has gone.
+        # macOS reports that the reader is gone only if some event is requested.
         poll.register(stream, select.POLLOUT)
     except UnsupportedOperation:
-        return True  # it goes into memory
+        return True  # The stream writes to memory.
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _announce(command: str, options: object, context: Context, data: Data) -> None:
-    """Print the data of a command that goes on after it has them."""
-    # Not to sys.stdout: a library that is being imported in another thread may have replaced it.
+    """Print the data of a command that continues after that."""
+    # Don't use sys.stdout: a library that another thread imports can have replaced it.
     _, stdout, stderr = context.streams
     stdout.write(_render(command, options, context, data))
     if isinstance(stdout, Outlet) and isinstance(stderr, Outlet):
@@ -124,16 +123,16 @@ def _announce(command: str, options: object, context: Context, data: Data) -> No
 def detach(is_announced: bool) -> Streams:
     """Replace stdout and stderr by streams that never wait for their readers, and return them.
 
-    When the data are announced already, stdout has its document, and what libraries print goes to stderr.
+    If the data are already printed, stdout has its JSON document, so text that libraries print goes to stderr.
     """
     sys.stdout, sys.stderr = stdout, stderr = Outlet(sys.stdout), Outlet(sys.stderr)
     if is_announced:
         stdout.pass_on_to(stderr)
-    return Streams(sys.stdin, stdout, stderr)  # type: ignore[arg-type] # they have all that is called of a text stream
+    return Streams(sys.stdin, stdout, stderr)  # type: ignore[arg-type] # They have all methods that commands call.
 
 
 def leave(code: int) -> None:
-    """End the process at once, for a command with threads that can't be waited for."""
+    """End the process at once, because a command has threads that can run for a long time."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Outlet):
             stream.drain(MAX_WAIT_SECONDS)
@@ -144,10 +143,10 @@ def leave(code: int) -> None:
 
 
 def _render(command: str, options: object, context: Context, data: Data) -> str:
-    """Return what stdout shows of a command's data."""
+    """Return a command's data as JSON or as text for people."""
     if context.is_json:
         return _envelope("success", command, data, None)
-    from mlxk2.cli.render import render  # noqa: PLC0415 - imports rich and the types of all data; JSON needs neither
+    from mlxk2.cli.render import render  # noqa: PLC0415 - it imports rich and other modules that JSON does not need
 
     return render(command, options, context, data)
 
@@ -158,11 +157,11 @@ def _envelope(status: str, command: str, data: Data | None, error: Mapping[str, 
     return json.dumps(envelope, indent=indent, allow_nan=False) + "\n"
 
 
-def _report(fault: BaseException, typed: Sequence[str], data: Data | None = None) -> int:
-    """Print what went wrong, as an envelope or as lines on stderr, and return the exit code."""
+def _report(exception: BaseException, typed: Sequence[str], data: Data | None = None) -> int:
+    """Print an exception, as a JSON envelope or as lines on stderr, and return the exit code."""
     if os.environ.get(DEBUG_VARIABLE):
-        sys.excepthook(type(fault), fault, fault.__traceback__)
-    error = _as_error(fault)
+        sys.excepthook(type(exception), exception, exception.__traceback__)
+    error = _as_error(exception)
     if "--json" in typed:
         command = parser.named_command(typed) or "version"
         described = {"type": error.type, "message": error.message, **error.details}
@@ -176,29 +175,29 @@ def _report(fault: BaseException, typed: Sequence[str], data: Data | None = None
     if isinstance(matches, list):
         lines += [f"  {printable(str(match))}" for match in matches[:_MAX_MATCHES]]
         if more := len(matches[_MAX_MATCHES:]):
-            lines.append(f"  … and {more:,} more; --json has them all")
+            lines.append(f"  … and {more:,} more; --json lists them all")
     try:
         sys.stderr.writelines(f"{line}\n" for line in lines)
         sys.stderr.flush()
     except OSError:
-        _discard(sys.stderr)  # its reader has gone; the exit code still says that it failed
+        _discard(sys.stderr)  # The reader is gone; the exit code still reports the failure.
     return error.exit_code
 
 
-def _as_error(fault: BaseException) -> MlxkError:
-    """Return the error of the tree that an exception stands for."""
-    if isinstance(fault, MlxkError):
-        return fault
-    if isinstance(fault, KeyboardInterrupt):
-        return InterruptedByUser("Interrupted.")
-    if isinstance(fault, OSError) and fault.strerror:
-        # The last name in the path; the folders before it are the user's own business.
-        path = fault.filename
+def _as_error(exception: BaseException) -> MlxkError:
+    """Return the MlxkError for an exception."""
+    if isinstance(exception, MlxkError):
+        return exception
+    if isinstance(exception, KeyboardInterrupt):
+        return OperationCancelled("Interrupted.")
+    if isinstance(exception, OSError) and exception.strerror:
+        # Show only the last name of the path, because the folders before it can be private.
+        path = exception.filename
         name = os.path.basename(os.fsdecode(path).rstrip("/")) if isinstance(path, str | bytes | os.PathLike) else ""
-        advice = remedy(fault)
+        advice = remedy(exception)
         return OperationError(
-            f"The operating system refused{f' {name!r}' if name else ''}: {words(fault)}.",
+            f"The operating system refused{f' {name!r}' if name else ''}: {system_message(exception)}.",
             hint=advice and f"{advice[0].upper()}{advice[1:]}.",
         )
-    reason = f": {reason_of(fault)}" if str(fault).strip() else ""
-    return OperationError(f"Unexpected {type(fault).__name__}{reason}. Set {DEBUG_VARIABLE}=1 to see where.")
+    reason = f": {reason_of(exception)}" if str(exception).strip() else ""
+    return OperationError(f"Unexpected {type(exception).__name__}{reason}. Set {DEBUG_VARIABLE}=1 to see where.")

@@ -1,4 +1,4 @@
-"""Text that goes to a file, a pipe or a terminal without ever waiting for its reader."""
+"""A stream that writes to a file, a pipe or a terminal and never waits for its reader."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import select
 import threading
 from typing import IO
 
-# Text that waits for the reader; lines beyond it are dropped.
-MAX_WAITING_BYTES = 1 << 20
-# How long the program waits for the reader when it ends.
-MAX_WAIT_SECONDS = 0.5
+MAX_WAITING_BYTES = 1 << 20  # Further lines are dropped.
+MAX_WAIT_SECONDS = 0.5  # When the program ends.
 
 
 class Outlet(io.TextIOBase):
-    """A text stream in place of another one, whose bytes a thread writes in the background.
+    """A text stream that replaces another one and writes its bytes in a background thread.
 
-    When too many wait, further lines are dropped and counted; the count is written as soon as there is room.
+    When too many bytes are waiting, it drops and counts further lines, and writes the count as soon as it can.
     """
 
     encoding = "utf-8"
@@ -26,7 +24,7 @@ class Outlet(io.TextIOBase):
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__()
-        self._stream = stream  # without this reference, its file would be closed
+        self._stream = stream  # Without this reference, Python would close the file.
         self._file = stream.fileno()
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
@@ -39,7 +37,7 @@ class Outlet(io.TextIOBase):
         atexit.register(self.drain, MAX_WAIT_SECONDS)
 
     def write(self, text: str) -> int:
-        """Queue text to be written soon; drop it if too much waits already."""
+        """Queue text to be written soon; drop it if too many bytes are waiting."""
         if self._instead is not None:
             return self._instead.write(text)
         data = text.encode("utf-8", "backslashreplace")
@@ -53,12 +51,12 @@ class Outlet(io.TextIOBase):
         return len(text)
 
     def drain(self, seconds: float) -> None:
-        """Wait until everything is written, or until the time is over."""
+        """Wait until everything is written, but at most this long."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._is_writing, seconds)
 
     def deliver(self, seconds: float) -> None:
-        """Wait in the same way, and raise OSError if something could not be written."""
+        """Wait as `drain` does, and raise OSError if something could not be written."""
         self.drain(seconds)
         if self._error is not None:
             raise self._error
@@ -68,15 +66,15 @@ class Outlet(io.TextIOBase):
         self._instead = other
 
     def writable(self) -> bool:
-        """Return True, as streams for writing do."""
+        """Return True, because text can be written."""
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor that the text goes to."""
+        """Return the file descriptor of the replaced stream."""
         return self._file
 
     def isatty(self) -> bool:
-        """Return whether the text goes to a terminal."""
+        """Return whether the replaced stream is a terminal."""
         return os.isatty(self._file)
 
     def _write_all(self) -> None:
@@ -87,15 +85,15 @@ class Outlet(io.TextIOBase):
                 self._changed.wait_for(lambda: self._waiting or self._dropped)
                 data = b"".join(self._waiting)
                 if self._dropped:
-                    data += b"WARNING: %d lines were dropped here, since nothing read them.\n" % self._dropped
+                    data += b"WARNING: %d lines were dropped here, because no program read them.\n" % self._dropped
                 self._waiting, self._size, self._dropped, self._is_writing = [], 0, 0, True
             try:
                 while data:
                     try:
                         data = data[os.write(self._file, data) :]
                     except BlockingIOError:
-                        # Another program that shares the pipe has switched waiting off.
+                        # Another program that shares the pipe has made it non-blocking.
                         select.select([], [self._file], [])
             except OSError as error:
-                # The reader has gone, or the disk is full: the program goes on.
+                # The reader is gone, or the disk is full; the program continues.
                 self._error = error

@@ -1,4 +1,4 @@
-"""The command line's grammar: every command, its arguments, and one plain sentence of help for each."""
+"""The parser of the command line: every command, its arguments, and one sentence of help for each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ COMMANDS = ("list", "show", "health", "pull", "rm", "clone", "push", "run", "ser
 ALPHA_COMMANDS = ("clone", "push")
 HELP_COMMAND = "help"
 DEFAULT_COLUMNS = 100
-# Numbers with more digits are beyond every limit of the program.
-_MAX_DIGITS = 25
+_MAX_DIGITS = 25  # Longer numbers exceed every limit of the program.
 # Characters of an unknown command that an error repeats.
 _MAX_SHOWN = 40
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
-# `server` is the name that the JSON API knows; all other commands are called what they are typed as.
+# The JSON API calls the command `serve` by the name `server`; all other commands have the same name there.
 API_NAMES = {"serve": "server"}
 
-Subparsers = Any  # argparse keeps the type of what add_subparsers returns to itself
+Subparsers = Any  # The type that add_subparsers returns is private in argparse.
 
 
 class _Help(argparse.HelpFormatter):
-    """Help whose usage is one line: the options are listed below it, with what they mean."""
+    """Prints a usage of one line, because the options are listed and explained below it."""
 
     _SOME = argparse.Action([], "options", nargs="?")
 
@@ -45,10 +44,10 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that raises CommandError where argparse would print its usage and exit."""
+    """An argument parser that raises CommandError instead of printing its usage and exiting."""
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        # argparse makes one for every argument. Without a width it would import shutil to read the terminal's.
+        # argparse calls this for every argument. Without a width it would import shutil, which is slow.
         try:
             width = os.get_terminal_size().columns - 2
         except OSError:
@@ -56,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
         return _Help(self.prog, width=width)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse itself would ignore that the disk is full.
+        # argparse itself ignores errors such as a full disk.
         if file:
             file.write(message)
 
@@ -129,7 +128,7 @@ def _suggest(word: str, known: Collection[str]) -> str | None:
 
 
 def named_command(argv: Sequence[str]) -> str | None:
-    """Return the command that a command line is meant for, however wrong the rest of it is."""
+    """Return the command in a command line, even if the rest is wrong; None if there is no known command."""
     first = _first_word(argv)
     return API_NAMES.get(first or "", first) if first in COMMANDS else None
 
@@ -161,7 +160,7 @@ def _grammar(*, has_alpha: bool) -> _Parser:
     help = "print a script that completes commands and models in a shell"
     example = "mlxk2 completion fish > ~/.config/fish/completions/mlxk2.fish"
     completion = _command(commands, "completion", help, example)
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to complete")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that uses the script")
     return parser
 
 
@@ -174,27 +173,27 @@ def _command(commands: Subparsers, name: str, help: str, example: str, module: s
         epilog=f"Example: {example}",
         allow_abbrev=False,
     )
-    # Without a default of its own, so that a --json before the command stays.
+    # SUPPRESS keeps the value of a --json before the command.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
     parser.set_defaults(command=API_NAMES.get(name, name), module=module or name, parser=parser)
     return parser
 
 
 def _whole(text: str) -> int:
-    """Return a whole number; refuse the digits of other scripts, which `int` accepts."""
+    """Parse a whole number; refuse digits of other scripts, which `int` accepts."""
     if re.fullmatch("[+-]?[0-9]+", text) is None:
         raise _not_a("whole number", text)
     if len(text) > _MAX_DIGITS:
-        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+        raise argparse.ArgumentTypeError(f"the number {cut(text, _MAX_DIGITS)!r} is too large")
     return int(text)
 
 
 def _decimal(text: str) -> float:
-    """Return a finite number."""
+    """Parse a finite number."""
     if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE) is None:
         raise _not_a("number", text)
     if not math.isfinite(value := float(text)):
-        raise argparse.ArgumentTypeError(f"{cut(text, _MAX_DIGITS)!r} is too large a number")
+        raise argparse.ArgumentTypeError(f"the number {cut(text, _MAX_DIGITS)!r} is too large")
     return value
 
 
@@ -203,15 +202,15 @@ def _not_a(kind: str, text: str) -> argparse.ArgumentTypeError:
 
 
 def _add_cache_commands(commands: Subparsers) -> None:
-    """Add the commands for the models of the cache, in the order of help."""
+    """Add the commands for models in the cache, in the order in which the help lists them."""
     parser = _command(commands, "list", "list the models in the cache", "mlxk2 list --health")
-    help = "only models whose name contains this, or fits it as a glob: 'mlx-community/*4bit*'"
+    help = "list only models whose names contain this text or match this glob: 'mlx-community/*4bit*'"
     parser.add_argument("pattern", nargs="?", help=help)
-    help = "the largest or the latest first (default: name)"
+    help = "list the largest or the latest model first (default: name)"
     parser.add_argument("--sort", default="name", choices=("name", "size", "modified"), help=help)
-    parser.add_argument("--all", action="store_true", help="not only MLX chat models")
+    parser.add_argument("--all", action="store_true", help="list all models, not only MLX chat models")
     parser.add_argument("--health", action="store_true", help="show whether each model is intact and runs here")
-    parser.add_argument("--verbose", action="store_true", help="all MLX models, with full names and framework")
+    parser.add_argument("--verbose", action="store_true", help="list all MLX models, with full names and framework")
 
     parser = _command(commands, "show", "show one model in detail", "mlxk2 show demo --files")
     parser.add_argument("model", help="a model of the cache, ./folder, or demo")
@@ -219,15 +218,15 @@ def _add_cache_commands(commands: Subparsers) -> None:
     parser.add_argument("--config", action="store_true", help="print its config.json")
 
     parser = _command(commands, "health", "check that models are complete and undamaged", "mlxk2 health --deep")
-    parser.add_argument("pattern", nargs="?", help="only this model (default: all)")
-    parser.add_argument("--deep", action="store_true", help="hash every file, which finds flipped bits too")
-    help = "exit with 1 if a model is unhealthy or is not there (default: exit with 0)"
+    parser.add_argument("pattern", nargs="?", help="check only this model (default: all)")
+    parser.add_argument("--deep", action="store_true", help="also hash every file, to find changed bytes")
+    help = "exit with 1 if a model is unhealthy or missing (default: exit with 0)"
     parser.add_argument("--exit-code", action="store_true", help=help)
 
     help = "download a model, or repair one"
     parser = _command(commands, "pull", help, "mlxk2 pull mlx-community/Qwen3-0.6B-4bit")
     parser.add_argument("model", help="org/model, or a name under mlx-community; @revision for one revision")
-    parser.add_argument("--force", action="store_true", help="check every file by hash, fetch again what is bad")
+    parser.add_argument("--force", action="store_true", help="hash every file, and fetch damaged ones again")
 
     help = "remove a model, or one revision of it, from the cache"
     parser = _command(commands, "rm", help, "mlxk2 rm org/model --dry-run")
@@ -242,45 +241,46 @@ def _add_alpha_commands(commands: Subparsers) -> None:
     """Add the commands that work on folders of the user."""
     help = "make an editable copy of a model (alpha)"
     parser = _command(commands, "clone", help, "mlxk2 clone org/model ./my-model")
-    parser.add_argument("model", help="org/model, cached or not")
+    parser.add_argument("model", help="org/model, in the cache or on the hub")
     parser.add_argument("target_dir", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--branch", help="the branch to clone")
     parser.add_argument("--no-health-check", action="store_true", help="clone even a damaged model")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
     help = "upload a folder to the hub, and delete on the hub what the folder lacks (alpha)"
     parser = _command(commands, "push", help, "mlxk2 push ./my-model org/model --private")
-    parser.add_argument("local_dir", metavar="DIR", help="the folder; what it lacks is deleted from the branch")
-    parser.add_argument("repo_id", metavar="ORG/MODEL", help="where to")
+    parser.add_argument("local_dir", metavar="DIR", help="the folder; other files are deleted from the branch")
+    parser.add_argument("repo_id", metavar="ORG/MODEL", help="the repo on the hub")
     parser.add_argument("--private", action="store_true", help="required to upload: a new repo is private")
-    parser.add_argument("--create", action="store_true", help="create the (private) repo or the branch, if need be")
+    parser.add_argument("--create", action="store_true", help="create the (private) repo or the branch if missing")
     parser.add_argument("--branch", default="main", help="the branch to push to (default: main)")
     parser.add_argument("--commit", default="mlx-knife push", metavar="MESSAGE", help="the commit's message")
-    parser.add_argument("--check-only", action="store_true", help="check the folder, without the network")
+    parser.add_argument("--check-only", action="store_true", help="only check the folder, without the network")
     help = "with --check-only: exit with 1 if the folder is unhealthy (default: exit with 0)"
     parser.add_argument("--exit-code", action="store_true", help=help)
-    parser.add_argument("--dry-run", action="store_true", help="compare with the hub, upload nothing")
-    parser.add_argument("--verbose", action="store_true", help="show the hub's log, print the commit's URL")
+    parser.add_argument("--dry-run", action="store_true", help="compare with the hub, but upload nothing")
+    parser.add_argument("--verbose", action="store_true", help="show the hub's log and the commit's URL")
 
 
 def _add_run(commands: Subparsers) -> None:
     help = "ask a model, or chat with it"
     parser = _command(commands, "run", help, 'mlxk2 run demo "What is the capital of France?"')
     parser.add_argument("model", help="a model of the cache, ./folder, or demo")
-    help = "the question; text on stdin comes before it; - is stdin alone; none starts a chat"
+    help = "the question; text on stdin is put before it; - reads only stdin; without it, a chat starts"
     parser.add_argument("prompt", nargs="?", help=help)
-    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="default: what the model's context leaves")
+    help = "most tokens to generate (default: the rest of the model's context)"
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help=help)
     _add_context_length(parser)
     help = "0 is greedy (default: 0.7); --temp is the same"
     parser.add_argument("--temperature", type=_decimal, default=0.7, metavar="T", help=help)
     parser.add_argument("--temp", dest="temperature", type=_decimal, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--top-p", type=_decimal, default=0.9, metavar="P", help="nucleus sampling (default: 0.9)")
     parser.add_argument(
-        "--top-k", type=_whole, default=0, metavar="N", help="sample from the N likeliest (default: all)"
+        "--top-k", type=_whole, default=0, metavar="N", help="sample from the N likeliest tokens (default: all)"
     )
-    help = "relative to the likeliest (default: 0)"
+    help = "least probability, relative to the likeliest token (default: 0)"
     parser.add_argument("--min-p", type=_decimal, default=0.0, metavar="P", help=help)
-    help = "1 is none (default: 1.1)"
+    help = "1 means no penalty (default: 1.1)"
     parser.add_argument("--repetition-penalty", type=_decimal, default=1.1, metavar="R", help=help)
     parser.add_argument("--seed", type=_whole, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
@@ -292,7 +292,7 @@ def _add_run(commands: Subparsers) -> None:
 
 
 def _add_context_length(parser: argparse.ArgumentParser) -> None:
-    help = "how many tokens the model holds (default: what its files say)"
+    help = "tokens of the model's context (default: from its files)"
     parser.add_argument("--context-length", type=_whole, metavar="N", help=help)
 
 
@@ -302,22 +302,23 @@ def _add_serve(commands: Subparsers, name: str, help: str) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a folder with a LoRA adapter")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_whole, default=8000, help="the port to listen on (default: 8000)")
-    parser.add_argument("--max-tokens", type=_whole, metavar="N", help="limit of an answer (default: half the context)")
+    help = "most tokens of a completion (default: half the context)"
+    parser.add_argument("--max-tokens", type=_whole, metavar="N", help=help)
     _add_context_length(parser)
-    parser.add_argument("--api-key", metavar="KEY", help="required of every client; better set MLXK2_API_KEY")
-    help = "a further name that clients use for this machine; may be given several times"
+    parser.add_argument("--api-key", metavar="KEY", help="a key that clients must send; MLXK2_API_KEY is safer")
+    help = "another name that clients use for this machine; can be repeated"
     parser.add_argument("--allowed-host", action="append", metavar="NAME", help=help)
     parser.add_argument(
         "--cors-origin", action="append", metavar="ORIGIN", help="the origin of web pages that may call"
     )
-    parser.add_argument(
-        "--max-concurrent", type=_whole, default=64, metavar="N", help="answers at a time (default: 64)"
-    )
-    parser.add_argument("--max-queue", type=_whole, default=256, metavar="N", help="requests that wait (default: 256)")
-    help = "memory for prompts already read, such as 2GB (default: an eighth of all, or half of what is left)"
+    help = "completions at the same time (default: 64)"
+    parser.add_argument("--max-concurrent", type=_whole, default=64, metavar="N", help=help)
+    help = "requests that may wait (default: 256)"
+    parser.add_argument("--max-queue", type=_whole, default=256, metavar="N", help=help)
+    help = "memory for earlier prompts, such as 2GB (default: an eighth of the memory, at most half of the free part)"
     parser.add_argument("--prompt-cache-bytes", metavar="SIZE", help=help)
     levels = ("critical", "error", "warning", "info", "debug")
-    help = f"{', '.join(levels)} (default: info)"
+    help = f"one of {', '.join(levels)} (default: info)"
     parser.add_argument("--log-level", default="info", choices=levels, metavar="LEVEL", help=help)
-    parser.add_argument("--reload", action="store_true", help="start again when the code changes")
-    parser.add_argument("--verbose", action="store_true", help="log every request, /health too, at every level")
+    parser.add_argument("--reload", action="store_true", help="restart when the code changes")
+    parser.add_argument("--verbose", action="store_true", help="log every request, also of /health, at every level")

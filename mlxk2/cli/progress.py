@@ -11,7 +11,7 @@ from mlxk2.formatting import Advance
 
 @contextmanager
 def bar(stream: IO[str], is_shown: bool, title: str, total: int) -> Iterator[Advance]:
-    """Show a bar of `total` bytes while the block runs; yield the function that moves it on."""
+    """Show a bar of `total` bytes while the block runs; yield the function that advances it."""
     if not is_shown:
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""The data of every command as text for people: one function per command, which returns lines and tables."""
+"""Show the data of commands as text for people: one function per command, which returns lines and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE_LINES = 24
 
 
 def render(command: str, options: object, context: Context, data: Data) -> str:
-    """Return what a command's data say, ready for stdout: fitted to a terminal, plain elsewhere."""
+    """Return a command's data as text: fitted to the width of a terminal, or plain for other outputs."""
     lines = _RENDERERS[command](options, context, data)
     stdout = context.streams.stdout
     is_terminal = stdout.isatty()
@@ -38,14 +38,14 @@ def render(command: str, options: object, context: Context, data: Data) -> str:
         file=text,
         force_terminal=is_terminal,
         width=os.get_terminal_size(stdout.fileno()).columns or None if is_terminal else UNBOUNDED_WIDTH,
-        height=PAGE_LINES,  # without one, rich takes the width of a dumb terminal to be 80
+        height=PAGE_LINES,  # Without it, rich uses 80 columns on a dumb terminal.
         highlight=False,
         markup=False,
         emoji=False,
         soft_wrap=False,
     )
     for line in lines:
-        # A table fits itself to the width; the terminal wraps text, so that a copied line is what was printed.
+        # rich fits tables to the width. The terminal wraps text, so that a copied line contains no line ends.
         console.print(printable(line) if isinstance(line, str) else line, soft_wrap=isinstance(line, str))
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
@@ -56,7 +56,7 @@ def version(_options: object, _context: Context, _data: spec.VersionData) -> lis
 
 
 def list_models(options: list_command.Options, _context: Context, data: spec.ListData) -> list[RenderableType]:
-    """Return a table of MLX chat models and its total; of all MLX models with --verbose, of everything with --all."""
+    """Return a table of MLX chat models and its total; with --verbose all MLX models, with --all every model."""
     columns = ["Name", "Hash", "Size", "Modified", "Type"]
     if options.verbose or options.all:
         columns.insert(4, "Framework")
@@ -88,9 +88,9 @@ def list_models(options: list_command.Options, _context: Context, data: spec.Lis
 
 
 def _explain_empty_list(options: list_command.Options, count: int) -> str:
-    """Return why a table of models would be empty, and what to do about it."""
+    """Return why no models are listed, and what to do about it."""
     if not count and options.pattern:
-        return _unnamed(options.pattern)
+        return _describe_no_match(options.pattern)
     if not count:
         return "No models found. To download one: mlxk2 pull mlx-community/Qwen3-0.6B-4bit"
     kind = "MLX models" if options.verbose else "MLX chat models"
@@ -100,13 +100,13 @@ def _explain_empty_list(options: list_command.Options, count: int) -> str:
     return f"No {kind}{named}. To see {rest}: mlxk2 list{pattern} --all"
 
 
-def _unnamed(pattern: str) -> str:
+def _describe_no_match(pattern: str) -> str:
     verb = "matches" if any(mark in pattern for mark in "*?[") else "contains"
     return f"No model's name {verb} '{pattern}'."
 
 
 def show(_options: object, _context: Context, data: spec.ShowData) -> list[RenderableType]:
-    """Return the model's facts, one a line, then its files and its config where they were asked for."""
+    """Return the model's facts, one per line, then its files and its config if requested."""
     model = data["model"]
     values = {
         "Model": model["name"],
@@ -132,10 +132,10 @@ def show(_options: object, _context: Context, data: spec.ShowData) -> list[Rende
 
 
 def health(options: health_command.Options, _context: Context, data: spec.HealthData) -> list[RenderableType]:
-    """Return a line for every model, the unhealthy ones last, and the count."""
+    """Return a table of all checked models, the unhealthy ones last, and the number of healthy ones."""
     summary = data["summary"]
     if not summary["total"]:
-        return [_unnamed(options.pattern) if options.pattern else "No models found."]
+        return [_describe_no_match(options.pattern) if options.pattern else "No models found."]
     rows = [(entry["name"], entry["status"], "") for entry in data["healthy"]]
     rows += [(entry["name"], entry["status"], entry["reason"]) for entry in data["unhealthy"]]
     count = f"{summary['healthy_count']} of {summary['total']} healthy"
@@ -145,20 +145,20 @@ def health(options: health_command.Options, _context: Context, data: spec.Health
 def message(
     _options: object, _context: Context, data: spec.PullData | spec.RmData | spec.CloneData
 ) -> list[RenderableType]:
-    """Return what the command did, in its own words."""
+    """Return the command's message."""
     return [data["message"]]
 
 
 def push(options: push_command.Options, _context: Context, data: spec.PushData) -> list[RenderableType]:
-    """Return what a push did, or would do; with --verbose also the commit's URL, or the names of the files."""
+    """Return the result or the plan of a push; with --verbose also the commit's URL, or the names of the files."""
     outcome = data["message"] or ""
     if data["no_changes"] and not data.get("dry_run"):
         outcome = "no changes"
     if data["created_repo"]:
-        outcome = f"repo created, {_uncapitalized(outcome)}"
+        outcome = f"repo created, {_lower_first(outcome)}"
     if options.verbose and data["commit_url"]:
         outcome += f" — {data['commit_url']}"
-    lines = [f"push (alpha): {data['repo_id']}@{data['branch']} — {_uncapitalized(outcome)}"]
+    lines = [f"push (alpha): {data['repo_id']}@{data['branch']} — {_lower_first(outcome)}"]
     if "workspace_health" in data:
         anomalies = data["workspace_health"]["anomalies"]
         lines += [f"  {anomaly['severity']}: {anomaly['message']}" for anomaly in anomalies]
@@ -168,22 +168,22 @@ def push(options: push_command.Options, _context: Context, data: spec.PushData) 
     return [*lines]
 
 
-def _uncapitalized(text: str) -> str:
+def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
 def run(_options: object, _context: Context, _data: spec.RunData) -> list[RenderableType]:
-    """Return nothing: the command prints the answer itself, so that it is the same to the byte, streamed or not."""
+    """Return nothing, because the command prints the completion itself, byte for byte the same, streamed or not."""
     return []
 
 
 def completion(_options: object, _context: Context, data: spec.CompletionData) -> list[RenderableType]:
-    """Return the script as it is."""
+    """Return the script unchanged."""
     return [*data["script"].splitlines()]
 
 
 def server(_options: object, _context: Context, data: spec.ServerData) -> list[RenderableType]:
-    """Return where the server answers, and how to end it."""
+    """Return the address of the server, and how to stop it."""
     model = f" with {data['model']}" if data["model"] else ""
     return [f"Serving{model} on {data['url']} (chat page and OpenAI API at /v1). Ctrl-C ends it."]
 

@@ -1,4 +1,4 @@
-"""Facts, tables and times for people, fitted to the width of their terminal."""
+"""Facts, tables and times for people, fitted to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mlxk2.formatting import printable
 Row = Sequence[str]
 
 _STYLES = {"healthy": "green", "healthy*": "yellow", "unhealthy": "red", "yes": "green", "no": "yellow"}
-# The columns that may be folded, and the smallest width at which they can still be read.
+# The columns that may be folded, and the smallest width at which they are still readable.
 _FOLDED = {"Name": 32, "Model": 32, "File": 24, "Reason": 24}
 _GAP = 2
 
 
 def facts(values: Mapping[str, str]) -> Table:
-    """Return a table with one fact a line, with its name in front."""
+    """Return a table with one fact per line: its name, then its value."""
     table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -31,7 +31,7 @@ def facts(values: Mapping[str, str]) -> Table:
 
 
 class Listing:
-    """One row a line, under headings; on a terminal too narrow for that, the first cell of a row above its others."""
+    """A table with headings; on a narrow terminal, the first cell of each row is on a line above the others."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
         self._headings = [Text(name, style="bold") for name in columns]
@@ -61,7 +61,7 @@ def _cell(value: str) -> Text:
 
 
 def ago(timestamp: str, now: datetime) -> str:
-    """Return how long before `now` a UTC timestamp was: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
+    """Return the time from a UTC timestamp to `now`: just now, 5m ago, 3h ago, 2d ago, 4mo ago, 1y ago."""
     then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     seconds = (now - then).total_seconds()
     units = (("y", 365 * 86400), ("mo", 30 * 86400), ("d", 86400), ("h", 3600), ("m", 60))

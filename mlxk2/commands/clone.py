@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlxk2 import names
 from mlxk2.cache import space
-from mlxk2.cache.runnable import ON_THE_HUB, complaint, repair_hint
+from mlxk2.cache.runnable import ON_THE_HUB, describe_problem, repair_hint
 from mlxk2.cache.store import Cache, find_cache_dir
-from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.describe import find_and_describe
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.commands.context import Failed, hub_imports
 from mlxk2.errors import (
@@ -48,7 +48,7 @@ _STATUS: tuple[tuple[type[MlxkError], Status], ...] = (
 
 
 class Options(NamedTuple):
-    """Which model to clone, at which branch, into which folder, and whether a damaged one will do."""
+    """The model to clone, the target folder, the branch, and whether to accept a damaged model."""
 
     model: str
     target_dir: str
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 
 def run(options: Options, context: Context) -> CloneData:
-    """Copy the model that the options name into the target folder, from the cache or, if need be, from the hub."""
+    """Copy a model into the target folder, from the cache or, if the cache lacks it, from the hub."""
     try:
         with context.no_sleep.hold():
             return _clone(options, context)
@@ -78,7 +78,7 @@ def _clone(options: Options, context: Context) -> CloneData:
     path = resolve_target(options.target_dir, cache.path)
     cached = cache.resolve(ref) if isinstance(ref, Demo) else _find(cache, ref)
     if cached is None:
-        assert isinstance(ref, Repo)  # the demo is always there
+        assert isinstance(ref, Repo)  # The demo model always exists.
         with hub_imports():
             from mlxk2.hub import client, repos  # noqa: PLC0415 - slow, and most clones come from the cache
             from mlxk2.hub.pull import download  # noqa: PLC0415
@@ -86,9 +86,9 @@ def _clone(options: Options, context: Context) -> CloneData:
         revision = repos.find(connection, ref.name, ref.revision)
     else:
         snapshot = _check(cached, ref, options, is_fresh=False)
-    with _translate_faults(options.target_dir), build(path) as scratch:
+    with _translate_disk_errors(options.target_dir), build(path) as scratch:
         if cached is None:
-            # Into a cache of its own, which goes with the scratch folder.
+            # Download into a temporary cache, which is removed together with the scratch folder.
             cache_dir = Path(scratch, TEMPORARY_CACHE)
             cache_dir.mkdir()
             download(repos.Source(connection, revision), cache_dir, context.progress, notify=context.streams.warn)
@@ -100,20 +100,20 @@ def _clone(options: Options, context: Context) -> CloneData:
     name = snapshot.name
     message = f"Cloned {name} into {options.target_dir}."
     if broken := [file.name for file in snapshot.files if file.problem]:
-        message += f" Left out, since there is nothing behind them: {join_names(broken)}."
+        message += f" Left out, because they can't be read: {join_names(broken)}."
     return _data(options, "success", message, name if name != ref.name else None, method)
 
 
 def _find(cache: Cache, ref: Repo) -> Snapshot | None:
-    """Return the snapshot in the cache that is meant, None when it is not there.
+    """Return the snapshot in the cache, or None if the cache lacks it.
 
-    A full name means that model alone: another one whose name contains it is not meant.
+    A full name must match exactly; it never means another model whose name contains it.
     """
     try:
         if "/" not in ref.name:
             model = cache.find(ref.name)
         else:
-            exact = [model for model in cache.matching(ref.name) if model.name.lower() == ref.name.lower()]
+            exact = [model for model in cache.find_matches(ref.name) if model.name.lower() == ref.name.lower()]
             if len(exact) != 1:
                 return None
             model = exact[0]
@@ -123,30 +123,30 @@ def _find(cache: Cache, ref: Repo) -> Snapshot | None:
 
 
 def _check(snapshot: Snapshot, ref: Demo | Repo, options: Options, *, is_fresh: bool) -> Snapshot:
-    """Return a snapshot that may be cloned; raise ModelUnhealthyError for a damaged one, or one without files."""
-    snapshot, info = look(snapshot.unread)
+    """Return the snapshot to clone; raise ModelUnhealthyError if it is damaged or has no readable files."""
+    snapshot, info = find_and_describe(snapshot.reset)
     remedy = ON_THE_HUB if is_fresh else repair_hint(snapshot, info, ref)
     if not any(not file.problem for file in snapshot.files):
-        raise ModelUnhealthyError(f"There is nothing to clone of {snapshot.name}: {info.why_not_runnable}", hint=remedy)
+        raise ModelUnhealthyError(f"{snapshot.name} has no files to clone: {info.why_not_runnable}", hint=remedy)
     if not info.is_healthy and not options.no_health_check:
         ways = filter(None, (remedy, "Clone it as it is with: --no-health-check"))
-        raise ModelUnhealthyError(complaint(info), hint=". ".join(ways))
+        raise ModelUnhealthyError(describe_problem(info), hint=". ".join(ways))
     return snapshot
 
 
 @contextmanager
-def _translate_faults(typed: str) -> Iterator[None]:
-    """Raise OperationError, with the cause, for faults of the disk."""
+def _translate_disk_errors(typed: str) -> Iterator[None]:
+    """Raise OperationError, with the cause, for errors of the disk."""
     try:
         yield
     except OSError as error:
         if error.errno in space.FULL:
             message = f"The disk of {typed} is full."
         elif error.errno == errno.EFBIG:
-            message = f"A file of the model is larger than {typed} may hold (a limit such as `ulimit -f`)."
+            message = f"A file of the model is larger than the limit of {typed} (such as `ulimit -f`)."
         else:
             message = f"{typed} can't be written: {cause(error)}."
-        raise OperationError(f"{message} Nothing was left there.") from error
+        raise OperationError(f"{message} The unfinished copy was removed.") from error
 
 
 def _data(

@@ -1,4 +1,4 @@
-"""`completion`: print a script that makes a shell complete our command lines."""
+"""`completion`: print a script that lets a shell complete the command lines of mlxk2."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from mlxk2.commands.context import Context
     from mlxk2.spec import CompletionData
 
-# The hub's alphabet only: a folder with another name could be a command to the shell that completes it.
+# Only characters that the hub allows: a folder name with other characters could run a command in the shell.
 # The table of `list` ends at an empty line, before its total.
 _AWK = "!NF { exit } NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
 _POSIX_NAMES = f"""
-# $1: the word typed; the models of the cache, by the names that list shows unless the word begins with a full one
+# $1 is the typed word. Print the short names of the models in the cache, or full names if the word begins like one.
 _mlxk2_names() {{
   mlxk2 list --all $([[ $1 == [Mm][Ll][Xx]-* ]] && echo --verbose) 2>/dev/null | awk '{_AWK}'
 }}"""
@@ -57,7 +57,7 @@ end
 }
 _MODEL = {"bash": "_mlxk2_model", "zsh": "_mlxk2_model", "fish": "(_mlxk2_model)", "preamble": _PREAMBLE}
 _CACHED = {"bash": "_mlxk2_cached", "zsh": "_mlxk2_cached", "fish": "(_mlxk2_cached)", "preamble": _PREAMBLE}
-# bash falls back to folders by itself, and knows how to quote them.
+# bash completes folders by itself, with correct quotes.
 _FOLDER = {"zsh": "_files -/", "fish": "(__fish_complete_directories)"}
 
 _OF_ARGUMENT = {
@@ -69,7 +69,7 @@ _OF_ARGUMENT = {
 }
 _CACHE_ONLY = ("pull", "rm", "clone")
 
-# The program has two names, and zsh may be given its script by `source` as well as by `eval` or from its path.
+# The program has two names, and zsh users load the script by `source`, by `eval` or from a folder.
 _ZSH_CHANGES = {
     "#compdef mlxk2\n": "#compdef mlxk2 mlxk-json\n",
     "$zsh_eval_context[-1] == eval ]]": "$zsh_eval_context[-1] == (eval|file) ]]",
@@ -82,14 +82,14 @@ _ENDINGS = {
 
 
 class Options(NamedTuple):
-    """The shell, and the grammar of the commands that are enabled now."""
+    """The shell, and the parser of the enabled commands."""
 
     shell: Literal["bash", "zsh", "fish"]
     grammar: argparse.ArgumentParser
 
 
 def run(options: Options, _context: Context) -> CompletionData:
-    """Return the script of a shell, for the commands that are enabled now."""
+    """Return the script of a shell for the enabled commands."""
     _mark(options.grammar, _OF_ARGUMENT)
     script: str = shtab.complete(options.grammar, options.shell)
     if options.shell == "zsh":
@@ -99,7 +99,7 @@ def run(options: Options, _context: Context) -> CompletionData:
 
 
 def _mark(parser: argparse.ArgumentParser, completers: Mapping[str, object]) -> None:
-    """Set how each argument of a parser and of its commands is completed."""
+    """Set the completion of each argument of a parser and of its commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, command in action.choices.items():

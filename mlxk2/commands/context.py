@@ -1,6 +1,6 @@
-"""What a command is given besides its options: where it reads and writes, and what it may do to the process.
+"""The context of a command: its streams, the environment, and functions that act on the process.
 
-Its named tuples are made at every start. Annotations that are texts would be compiled then, each by itself.
+Do not import annotations from __future__ here: a NamedTuple compiles each annotation that is text, at every start.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,32 +11,33 @@ from mlxk2.errors import MlxkError, OperationError
 from mlxk2.formatting import Progress, printable, reason_of
 from mlxk2.sleep import NoSleep
 
-Data = Mapping[str, Any]  # a command's data, as the JSON API has them
-Leave = Callable[[int], None]  # ends the process at once, with an exit code
+Data = Mapping[str, Any]  # The data of a command, as in the JSON API.
+Leave = Callable[[int], None]  # Ends the process at once, with an exit code.
 
 
 class Streams(NamedTuple):
-    """Where a command reads and writes while it works."""
+    """The streams that a command reads and writes while it works."""
 
     stdin: IO[str]
     stdout: IO[str]
     stderr: IO[str]
 
     def warn(self, text: str) -> None:
-        """Write one line about something that does not end the command."""
+        """Write one line about a problem that does not end the command."""
         self.stderr.write(f"Warning: {printable(text)}\n")
 
 
-# Replaces stdout and stderr by streams that never wait for their readers; True when the data are announced already.
+# Replaces stdout and stderr by streams that never wait for their readers. The argument is True if the command's data
+# are already printed.
 Detach = Callable[[bool], Streams]
 
 
 class Context(NamedTuple):
-    """The surroundings of one command.
+    """The context of one command.
 
-    `environment` are the variables of the process, which no command reads elsewhere. `is_json` says that stdout belongs
-    to one JSON document. The last three are for commands that go on after they have their data: `detach` the streams,
-    `announce` the data on them, and `leave` the process.
+    `environment` holds the variables of the process; commands read them only from here. If `is_json` is true, stdout
+    must contain one JSON document. The last three fields are for commands that continue after they have their data:
+    `detach` the streams, `announce` the data on them, and `leave` the process.
     """
 
     streams: Streams
@@ -50,9 +51,9 @@ class Context(NamedTuple):
 
 
 class Failed(Exception):
-    """Raised by a command that failed with an error of the tree and has data to show beside it.
+    """A command failed with an MlxkError, and has data to show with it.
 
-    The JSON envelope has both: a pull that failed, for instance, also says which model it was about.
+    The JSON envelope contains both. For example, the data of a failed pull name the model.
     """
 
     def __init__(self, error: MlxkError, data: Data) -> None:
@@ -63,11 +64,11 @@ class Failed(Exception):
 
 @contextmanager
 def hub_imports() -> Iterator[None]:
-    """Import modules of `hub` inside a fence; raise OperationError, with the cause, where an import fails.
+    """Import modules of `hub` inside a fence; raise OperationError with the cause when an import fails.
 
-    The hub's client library takes a third of a second to import, and what the environment sets can make it fail.
+    Importing huggingface_hub takes a third of a second, and variables of the environment can make it fail.
     """
-    from mlxk2.fence import fence  # noqa: PLC0415 - imports logging, and most commands do without it and the hub
+    from mlxk2.fence import fence  # noqa: PLC0415 - it imports logging, which most commands do not need
 
     try:
         with fence():
@@ -76,6 +77,6 @@ def hub_imports() -> Iterator[None]:
         raise
     except Exception as error:
         raise OperationError(
-            f"The hub can't be reached from here: {reason_of(error)}.",
+            f"The hub can't be reached, because a library can't be imported: {reason_of(error)}.",
             hint="Install mlxk2 again, with its dependencies.",
         ) from error

@@ -11,7 +11,7 @@ from mlxk2 import names
 from mlxk2.cache.store import Cache, describe_missing_cache, find_cache_dir
 from mlxk2.checkpoint import health
 from mlxk2.checkpoint.checksums import examine, hashed_files
-from mlxk2.checkpoint.describe import MAX_LOOKS, look
+from mlxk2.checkpoint.describe import MAX_ATTEMPTS, find_and_describe
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError
 
@@ -24,9 +24,9 @@ Find = Callable[[], Snapshot]
 
 
 class Options(NamedTuple):
-    """Which model to check, or all of them; with `deep` every file is hashed.
+    """The model to check, or None for all models; with `deep`, hash every file.
 
-    With `exit_code` the program's exit code says whether all is well.
+    With `exit_code`, the program's exit code is 1 if a model is unhealthy or missing.
     """
 
     pattern: str | None
@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is wrong with a model's files, None for nothing; `find` finds the model again."""
+    """The problem of a model's files, or None if they are healthy; `find` finds the model again."""
 
     find: Find
     snapshot: Snapshot
@@ -43,14 +43,14 @@ class Verdict(NamedTuple):
 
 
 def run(options: Options, context: Context) -> HealthData:
-    """Return the verdict on every model of the cache, or on the one that is named; none when nothing has that name."""
+    """Return the verdicts on all models of the cache, or on the named one; return none if no model has that name."""
     cache, pattern = Cache(find_cache_dir(context.environment)), options.pattern
     finders: list[Find] = []
     if pattern is None:
         finders = [model.snapshot for model in cache.scan()]
-    elif not isinstance(ref := names.parse(pattern), names.Demo):  # the demo is no model of the cache
+    elif not isinstance(ref := names.parse(pattern), names.Demo):  # The demo model is not in the cache.
         if isinstance(ref, names.Folder):
-            cache.resolve(ref)  # a folder that is not there is an error; a name that is not there is no finding
+            cache.resolve(ref)  # A missing folder is an error; a missing model only gives an empty result.
         finders = [partial(cache.resolve, ref)]
     verdicts = [verdict for find in finders if (verdict := _verdict(find, context))]
     if missing := describe_missing_cache(context.environment):
@@ -73,7 +73,7 @@ def run(options: Options, context: Context) -> HealthData:
 
 
 def exit_code(options: Options, data: HealthData) -> int:
-    """Return 1, if the user asked for it, when a model is unhealthy or there is none of the name that was given."""
+    """With `exit_code`, return 1 if a model is unhealthy, or if no model has the given name; otherwise return 0."""
     is_missing = options.pattern is not None and not data["summary"]["total"]
     return int(options.exit_code and (is_missing or bool(data["unhealthy"])))
 
@@ -87,25 +87,25 @@ def _entry(verdict: Verdict) -> HealthEntry:
 
 
 def _verdict(find: Find, context: Context) -> Verdict | None:
-    """Return the verdict on a model; None when there is no such model, or it was removed."""
+    """Return the verdict on a model, or None if the model does not exist or was removed."""
     try:
-        snapshot, info = look(find)
+        snapshot, info = find_and_describe(find)
     except ModelNotFoundError:
         return None
     if info.is_healthy:
         for warning in health.warnings(snapshot):
             context.streams.warn(f"{info.name}: {warning}.")
-    # Without what was read: the configs of all models would stay in memory.
-    return Verdict(find, snapshot.unread(snapshot.files), info.problem)
+    # Keep only the list of files; otherwise the configs of all models would stay in memory.
+    return Verdict(find, snapshot.reset(snapshot.files), info.problem)
 
 
 def _hash(verdict: Verdict, context: Context, advance: Advance) -> Verdict | None:
-    """Hash a model's files and return the verdict with every problem; None when the model was removed since.
+    """Hash a model's files and return the verdict with all problems, or None if the model was removed.
 
-    Hashing takes time: look again at a model that changed since, and hash it again.
+    Hashing takes time. If the model changed in the meantime, judge and hash it again.
     """
     hashed = verdict
-    for _ in range(MAX_LOOKS + 1):
+    for _ in range(MAX_ATTEMPTS + 1):
         findings = examine(verdict.snapshot, advance)
         problems = [*filter(None, [verdict.problem]), *findings.unreadable]
         if findings.corrupt:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Options(NamedTuple):
-    """Which models to list, in which order, and what a table for people shows of them.
+    """The models to list, their order, and the columns of the table for people.
 
-    Models match by a part of their names or by a glob. The largest or the latest model comes first, names follow the
-    alphabet. The table has MLX chat models; with `verbose` all MLX models, with `all` every model. `health` adds
-    whether a model is intact and runs here. The JSON document always has all of it.
+    `pattern` is a part of the models' names, or a glob. `sort` puts the largest or the latest model first, or sorts by
+    name. The table has MLX chat models; with `verbose` all MLX models, with `all` every model. `health` adds whether a
+    model is intact and runs here. The JSON document always contains everything.
     """
 
     pattern: str | None
@@ -37,15 +37,15 @@ def run(options: Options, context: Context) -> ListData:
     cache = Cache(find_cache_dir(context.environment))
     index = ListIndex(index_file(cache.path, context.environment))
     models: list[ModelObject] = []
-    # Headers and configs become many objects without a cycle: looking for cycles would take a fifth of the time.
+    # Headers and configs become many objects, but no cycles; searching for cycles would take a fifth of the time.
     gc.disable()
     try:
         for model in cache.scan():
             if names.is_match(model.name, pattern):
-                # A model may be removed after the cache was scanned.
+                # A model can be removed after the cache was scanned.
                 with suppress(ModelNotFoundError):
                     info = index.describe(model.snapshot)
-                    from mlxk2.spec import model_object  # noqa: PLC0415 - slow, and an empty cache needs no types
+                    from mlxk2.spec import model_object  # noqa: PLC0415 - slow, and an empty cache does not need it
 
                     models.append(model_object(info))
     finally:

@@ -1,4 +1,4 @@
-"""`pull`: download a model from the hub into the cache, or update or repair the one that is there."""
+"""`pull`: download a model from the hub into the cache, or update or repair it there."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Status = Literal["success", "already_exists", "access_denied", "failed", "error"
 
 
 class Options(NamedTuple):
-    """Which model to pull; with `force` every file is checked by its hash."""
+    """The model to pull; with `force`, check every file by its hash."""
 
     model: str
     force: bool
 
 
 def run(options: Options, context: Context) -> PullData:
-    """Download what is missing or damaged of a model; raise what the hub or the disk refuses."""
+    """Download the missing and damaged files of a model; raise Failed when the hub or the disk fails."""
     name, revision = names.require_repo(
         options.model,
-        if_demo="`demo` comes with mlxk2, there is nothing to download. Try: mlxk2 run demo",
-        if_folder="`pull` takes the name of a model on the hub, as org/model.",
+        if_demo="`demo` comes with mlxk2 and needs no download. Try: mlxk2 run demo",
+        if_folder="`pull` needs the name of a model on the hub, as org/model.",
     )
     cache = Cache(find_cache_dir(context.environment))
     try:
         with hub_imports():
-            from mlxk2.hub.client import connect  # noqa: PLC0415 - slow, and a wrong argument needs none of it
+            from mlxk2.hub.client import connect  # noqa: PLC0415 - slow, and a wrong argument is reported without it
             from mlxk2.hub.pull import pull  # noqa: PLC0415
         connection = connect(context.environment)
         notify, force = context.streams.warn, options.force
@@ -41,7 +41,7 @@ def run(options: Options, context: Context) -> PullData:
             done = pull(connection, cache, name, revision, context.progress, notify=notify, force=force)
     except MlxkError as error:
         status: Status = "failed" if isinstance(error, HubError) else "error"
-        if isinstance(error, AccessDeniedError):  # a HubError as well, but another status
+        if isinstance(error, AccessDeniedError):  # It is a HubError too, but has its own status.
             status = "access_denied"
         raise Failed(error, _data(options, status, error.message)) from error
     return _data(options, "success" if done.changed else "already_exists", done.message, done.repo_id, done.commit)
@@ -50,7 +50,7 @@ def run(options: Options, context: Context) -> PullData:
 def _data(
     options: Options, status: Status, message: str, name: str | None = None, commit: str | None = None
 ) -> PullData:
-    """Return the data; the full name and the commit are known after a success only."""
+    """Return the data; the full name and the commit are known only after a success."""
     return {
         "model": options.model,
         "download_status": status,

@@ -1,4 +1,4 @@
-"""`push`: make a folder the content of a branch on the hub, in one commit."""
+"""`push`: make a branch on the hub equal to a folder, in one commit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DISCLAIMER = (
 
 
 class Options(NamedTuple):
-    """Which folder to push where, with which message, and what may be made there.
+    """The folder to push, the repo and branch, the commit message, and whether to create the repo or the branch.
 
-    With `check_only` the folder is checked without the network, and with `exit_code` the program's exit code says what
-    came out. With `dry_run` the folder is only compared with the hub.
+    With `check_only`, only check the folder, without network; then, with `exit_code`, the exit code is 1 if the folder
+    is unhealthy. With `dry_run`, only compare the folder with the hub.
     """
 
     local_dir: str
@@ -48,7 +48,7 @@ class Options(NamedTuple):
 
 
 def run(options: Options, context: Context) -> PushData:
-    """Check the folder, or plan the push, or do it, as the options say; only the last changes anything."""
+    """Check the folder, or plan the push, or push, as the options say; only a push changes anything."""
     if not (options.private or options.check_only or options.dry_run):
         raise CommandError("While `push` is an alpha feature, it needs --private (--dry-run and --check-only do not).")
     if options.exit_code and not options.check_only:
@@ -58,17 +58,17 @@ def run(options: Options, context: Context) -> PushData:
         raise ValidationError(f"Invalid repo {shown!r}: write org/model, and --branch BRANCH.")
     names.parse_repo(f"{options.repo_id}@{options.branch}")
     if not options.commit.strip():
-        raise ValidationError("A commit needs a message; leave out --commit for the default one.")
+        raise ValidationError("A commit needs a message; omit --commit to use the default message.")
     workspace = folder.find(options.local_dir)
     if options.check_only:
         health = check.check(workspace)
-        verdict = health.first_error.message if health.first_error else "The folder is a whole model."
+        verdict = health.first_error.message if health.first_error else "The folder is a complete model."
         data = _data(options, context, workspace, verdict)
         data["workspace_health"] = _health_object(health)
         return data
     try:
         with hub_imports():
-            from mlxk2.hub.push import Branch  # noqa: PLC0415 - slow, and a check of the folder needs none of it
+            from mlxk2.hub.push import Branch  # noqa: PLC0415 - slow, and a check of the folder does not need it
     except OperationError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError):
@@ -83,12 +83,12 @@ def run(options: Options, context: Context) -> PushData:
 
 
 def exit_code(options: Options, data: PushData) -> int:
-    """Return 1, if the user asked for it, when the folder is unhealthy."""
+    """With `exit_code`, return 1 if the folder is unhealthy; otherwise return 0."""
     return int(options.exit_code and not data["workspace_health"]["healthy"])
 
 
 def _health_object(health: WorkspaceHealth) -> spec.WorkspaceHealth:
-    """Return the API's object of what a check found in the folder."""
+    """Return the JSON object of a check's result."""
     return {
         "files_count": health.files_count,
         "total_bytes": health.total_bytes,
@@ -112,12 +112,12 @@ def _health_object(health: WorkspaceHealth) -> spec.WorkspaceHealth:
 
 
 def _plan(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
-    """Compare the folder with the branch and say what a push would do."""
+    """Compare the folder with the branch and report what a push would do."""
     state = branch.read()
     found = diff.compare(workspace, state.files, context.progress)
     message = f"Dry-run: {found.counts}"
     if not state.has_branch and not options.create:
-        message += f"; the {'branch' if state.has_repo else 'repo'} is not there yet, so push with --create"
+        message += f"; the {'branch' if state.has_repo else 'repo'} does not exist yet, so push with --create"
     data = _data(options, context, workspace, message)
     data["no_changes"] = found.is_empty
     data["dry_run"] = True
@@ -126,12 +126,12 @@ def _plan(options: Options, context: Context, workspace: Workspace, branch: Bran
     data["would_create_branch"] = not state.has_branch and (state.has_repo or options.branch != DEFAULT_BRANCH)
     data["added_files"] = [file.name for file in found.added]
     data["deleted_files"] = list(found.deleted)
-    _name_secrets(context, workspace, state, data)
+    _report_secrets(context, workspace, state, data)
     return data
 
 
 def _push(options: Options, context: Context, workspace: Workspace, branch: Branch) -> PushData:
-    """Make what --create allows to be made, and upload what the branch lacks."""
+    """Create the repo or the branch if they are missing and --create allows it, then upload the changes."""
     diff.check_uploadable(workspace)
     state = branch.read()
     creates_repo = not state.has_repo
@@ -156,7 +156,7 @@ def _push(options: Options, context: Context, workspace: Workspace, branch: Bran
     data = _data(options, context, workspace, pushed.remark or message)
     data["created_repo"] = creates_repo
     data["hf_logs"] = pushed.log
-    _name_secrets(context, workspace, state, data)
+    _report_secrets(context, workspace, state, data)
     if pushed.commit is None:
         data["no_changes"] = True
         return data
@@ -174,24 +174,24 @@ def _summary_object(counts: ChangeCounts) -> ChangeSummary:
     return {"added": counts.added, "modified": counts.modified, "deleted": counts.deleted}
 
 
-def _name_secrets(context: Context, workspace: Workspace, state: BranchState, data: PushData) -> None:
-    """Name the secrets that a push leaves out, and those that it leaves on the hub: in the data, or as warnings."""
-    on_hub = sorted(name for name in state.files if workspace.ignore.withholds(name) or name in workspace.withheld)
-    if workspace.withheld:
-        data["secrets_left_out"] = workspace.withheld
+def _report_secrets(context: Context, workspace: Workspace, state: BranchState, data: PushData) -> None:
+    """Report the secrets that a push does not upload, and those that stay on the hub: in the data, or as warnings."""
+    on_hub = sorted(name for name in state.files if workspace.ignore.is_secret(name) or name in workspace.secrets)
+    if workspace.secrets:
+        data["secrets_left_out"] = workspace.secrets
     if on_hub:
         data["secrets_on_hub"] = on_hub
     if context.is_json:
         return
-    if workspace.withheld:
+    if workspace.secrets:
         context.streams.warn(
-            f"Not pushed, as they look like secrets: {join_names(workspace.withheld)}. "
-            f"To push one, write !{workspace.withheld[0]} into {IGNORE_FILE}."
+            f"Not pushed, because they look like secrets: {join_names(workspace.secrets)}. "
+            f"To push one, write !{workspace.secrets[0]} into {IGNORE_FILE}."
         )
     if on_hub:
         context.streams.warn(
-            f"Left on the hub, where others may read them, though they look like secrets: {join_names(on_hub)}. "
-            "Delete them there, and renew what they open."
+            f"These files on the hub look like secrets, and others may be able to read them: {join_names(on_hub)}. "
+            "Delete them there, and replace the keys or passwords in them."
         )
 
 

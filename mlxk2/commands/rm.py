@@ -34,9 +34,9 @@ Action = Literal["deleted", "planned", "requires_confirmation"]
 
 
 class Options(NamedTuple):
-    """What to remove: with `yes` without a question, with `force` even while a download of it is running.
+    """The model to remove; with `yes`, do not ask; with `force`, remove it even while a download of it is running.
 
-    With `dry_run` nothing is removed.
+    With `dry_run`, only plan.
     """
 
     model: str
@@ -46,11 +46,11 @@ class Options(NamedTuple):
 
 
 def run(options: Options, context: Context) -> RmData:
-    """Delete what the argument names, after what a killed removal left; with `dry_run` only say what would go."""
+    """Finish killed removals, then remove the named model or revision; with `dry_run`, only report the plan."""
     repo = names.require_repo(
         options.model,
-        if_demo="`demo` comes with mlxk2 and is no model of the cache; it can't be removed.",
-        if_folder="`rm` removes models of the cache, by their names.",
+        if_demo="`demo` comes with mlxk2 and is not in the cache; it can't be removed.",
+        if_folder="`rm` removes models from the cache, by their names.",
     )
     cache = Cache(find_cache_dir(context.environment))
     store: SharedStore | None = None
@@ -76,29 +76,29 @@ def run(options: Options, context: Context) -> RmData:
         message = f"Would delete {_describe(plan)}; {human_size(plan.freed_bytes)} would be freed.{_compare(plan)}"
         data = _data(plan.name, "planned", message, Freed(plan.freed_bytes, 0))
         if plan.locks.living:
-            data["message"] += " A download of it is at work: that needs --force."
+            data["message"] += " A download of it is running, so this needs --force."
             data |= {"locks_detected": True, "lock_files": list(plan.locks.living)}
         return data
     return _execute(plan, repo, store, earlier, options, context)
 
 
 def _settle(cache_dir: str, store: SharedStore | None, options: Options, context: Context) -> Recovery:
-    """Finish what killed removals left; with `dry_run` only look at it."""
+    """Finish the killed removals; with `dry_run`, only find them."""
     if not os.path.isdir(cache_dir):
         return Recovery([], Freed(0, 0))
     if options.dry_run:
         return removal.plan_recovery(cache_dir)
     marks = (os.path.join(folder, SENTINEL) for folder in (cache_dir, os.path.dirname(cache_dir)))
     if context.environment.get(STRICT_VARIABLE) == "1" and not any(map(os.path.exists, marks)):
-        raise OperationError(f"{STRICT_VARIABLE}=1 forbids to delete from a cache without {SENTINEL}.")
+        raise OperationError(f"{STRICT_VARIABLE}=1 forbids deleting from a cache without {SENTINEL}.")
     return removal.recover(cache_dir, store)
 
 
 def _plan(cache: Cache, repo: Repo, store: SharedStore | None) -> Removal:
-    """Find what a name means and plan its removal; an unfinished download comes before a model with a longer name."""
+    """Find the model of a name and plan its removal; prefer an unfinished download to a model with a longer name."""
     candidates = names.candidates(repo.name)
     unfinished = next(filter(None, (removal.find_unfinished(cache.path, exact) for exact in candidates)), None)
-    if unfinished and not any(model.name in candidates for model in cache.matching(repo.name)):
+    if unfinished and not any(model.name in candidates for model in cache.find_matches(repo.name)):
         model = unfinished
     else:
         model = cache.find(repo.name)
@@ -110,7 +110,7 @@ def _plan(cache: Cache, repo: Repo, store: SharedStore | None) -> Removal:
 def _execute(
     plan: Removal, repo: Repo, store: SharedStore | None, earlier: Recovery, options: Options, context: Context
 ) -> RmData:
-    """Remove what was planned, once it is confirmed."""
+    """Ask the user to confirm if necessary, then execute the plan."""
     try:
         removal.check_locks(plan, options.force)
         if not (options.yes or options.force):
@@ -122,18 +122,18 @@ def _execute(
     freed = removed.plus(earlier.freed)
     message = f"Deleted {_describe(plan)}; {human_size(freed.bytes)} freed.{_compare(plan)}"
     if earlier.problem:
-        message += f" What an earlier removal left could not be deleted ({earlier.problem})."
+        message += f" Files of an earlier removal could not be deleted ({earlier.problem})."
     return _data(plan.name, "deleted", message, freed)
 
 
 def _confirm(plan: Removal, repo: Repo, context: Context) -> None:
-    """Ask on a terminal whether to remove what was planned; raise Failed unless the user agrees.
+    """Ask the user on a terminal to confirm the plan; raise Failed unless the user agrees.
 
-    Elsewhere a whole name is enough, and a part of one is not.
+    Without a terminal, a full name needs no confirmation, and a part of a name is refused.
     """
     streams = context.streams
     is_whole = plan.name in names.candidates(repo.name)
-    question = f"{'' if is_whole else f'{repo.name!r} is only part of a name. '}Delete {_describe(plan)}?"
+    question = f"{'' if is_whole else f'{repo.name!r} is only a part of a name. '}Delete {_describe(plan)}?"
     if not context.is_json and streams.stdin.isatty() and streams.stderr.isatty():
         streams.stderr.write(f"{printable(question)} [y/N] ")
         streams.stderr.flush()
@@ -146,16 +146,16 @@ def _confirm(plan: Removal, repo: Repo, context: Context) -> None:
     elif is_whole:
         return
     else:
-        refusal = f"{question} Write the whole name, or confirm with --yes."
+        refusal = f"{question} Write the full name, or confirm with --yes."
     data = _data(plan.name, "requires_confirmation", refusal, Freed(0, 0))
     raise Failed(ConfirmationRequiredError(refusal), data)
 
 
 def _describe(plan: Removal) -> str:
-    """Return in words what a plan removes: the model and its revisions."""
+    """Describe the model and the revisions that a plan removes."""
     hashes = ", ".join(map(short_hash, plan.revisions))
     if plan.is_link:
-        return f"the link {plan.name} (what it leads to stays)"
+        return f"the link {plan.name} (its target stays)"
     if plan.revision is not None:
         return f"revision {hashes} of {plan.name} (its other revisions stay)"
     return f"{plan.name} ({f'revision {hashes}' if hashes else 'an unfinished download'})"

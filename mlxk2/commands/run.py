@@ -1,4 +1,4 @@
-"""`run`: answer one prompt, or hold a conversation."""
+"""`run`: complete one prompt, or hold a conversation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlxk2.chat.printer import Printer, interruptible
 from mlxk2.chat.terminal import Terminal
 from mlxk2.checkpoint.describe import context_length
 from mlxk2.checkpoint.snapshot import Snapshot
-from mlxk2.errors import CommandError, ContextLengthError, InterruptedByUser, ValidationError
+from mlxk2.errors import CommandError, ContextLengthError, OperationCancelled, ValidationError
 from mlxk2.runner.memory import wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from mlxk2.runner.prompt.prompter import Message
     from mlxk2.spec import RunData
 
-# Far more than any context holds. Text on stdin may never end, so no more of it is read.
+# Far longer than any context. Text on stdin can be endless, so the program reads no more than this.
 MAX_PROMPT_CHARACTERS = 1 << 25
 # After so long without a byte on stdin, a warning says what the program waits for.
 PATIENCE_SECONDS = 3
 
 
 class Options(NamedTuple):
-    """Which model answers what, how it samples, and how the answer is shown."""
+    """The model, the prompt, the sampling, and how to show the completion."""
 
     model: str
     prompt: str | None
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
     @property
     def sampling(self) -> Sampling:
-        """How to choose the next token; raises ValidationError for numbers out of range."""
+        """The rules for choosing the next token; raise ValidationError for numbers out of range."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -69,9 +69,9 @@ class Options(NamedTuple):
 
 
 def run(options: Options, context: Context) -> RunData | None:
-    """Answer the prompt; without one, chat on a terminal, which gives no data.
+    """Complete the prompt and return its data; without a prompt, chat on a terminal and return None.
 
-    Find everything that can be wrong without MLX before MLX is imported, which takes a second.
+    Run all checks that do not need MLX first, because importing MLX takes a second.
     """
     sampling = options.sampling
     check_max_tokens(options.max_tokens)
@@ -84,7 +84,7 @@ def run(options: Options, context: Context) -> RunData | None:
     with _utf8("The system prompt"):
         (options.system or "").encode()
     prompt = "" if wants_chat else _read_prompt(options, context, snapshot)
-    # The process of the tokenizer takes as long to start as MLX.
+    # Start the tokenizer's process now: it takes as long as importing MLX, and both run at the same time.
     starter = Starter()
     starter.prepare()
     terminal = Terminal(context.streams.stdout, context.streams.stderr, shows=not context.is_json)
@@ -108,8 +108,8 @@ def run(options: Options, context: Context) -> RunData | None:
 
 
 def exit_code(_options: Options, data: RunData) -> int:
-    """Return the exit code of an answer that is printed: the user's interruption ends a script, too."""
-    return InterruptedByUser.exit_code if data["finish_reason"] == "interrupted" else 0
+    """Return the exit code after a completion; if the user interrupted it, a script must end too."""
+    return OperationCancelled.exit_code if data["finish_reason"] == "interrupted" else 0
 
 
 def _load(
@@ -121,7 +121,7 @@ def _load(
     *,
     converses: bool,
 ) -> Assistant:
-    """Load the model, and MLX before it."""
+    """Import MLX and load the model."""
     with offline():
         from mlxk2.chat import assistant as chat  # noqa: PLC0415 - MLX takes a second
     return chat.Assistant.load(
@@ -140,7 +140,7 @@ def _load(
 
 @contextmanager
 def _utf8(name: str) -> Iterator[None]:
-    """Raise ValidationError, with the cause, for a text that is not UTF-8."""
+    """Raise ValidationError, with the cause, when the text in the block is not UTF-8."""
     try:
         yield
     except UnicodeError as error:
@@ -185,7 +185,7 @@ def _read_text(context: Context, snapshot: Snapshot) -> str:
         text.encode()
     if len(text) > MAX_PROMPT_CHARACTERS:
         tokens = context_length(snapshot)
-        holds = f", but the context of {snapshot.name} holds {tokens} tokens" if tokens else ""
+        holds = f", but the context of {snapshot.name} has {tokens} tokens" if tokens else ""
         raise ContextLengthError(
             f"The text on stdin has more than {MAX_PROMPT_CHARACTERS} characters{holds}. Shorten the text."
         )
@@ -195,7 +195,7 @@ def _read_text(context: Context, snapshot: Snapshot) -> str:
 def _complete(
     assistant: Assistant, options: Options, context: Context, terminal: Terminal, name: str, prompt: str
 ) -> RunData:
-    """Print the completion of one prompt, whole or as it comes, and return it with its counts."""
+    """Print the completion of one prompt, at once or token by token, and return it with its counts."""
     is_whole = context.is_json or options.no_stream
     printer = Printer(context.streams.stdout, hide_reasoning=options.hide_reasoning, whole=is_whole, terminal=terminal)
     printer.begin()
@@ -204,7 +204,7 @@ def _complete(
     if not context.is_json:
         printer.end(interrupted=completion.finish_reason == "interrupted")
     elif not completion.usage.prompt_tokens:
-        raise InterruptedByUser("Interrupted.")
+        raise OperationCancelled("Interrupted.")
     if options.verbose:
         context.streams.stderr.write(f"{completion.statistics}\n")
     timings = completion.timings

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlxk2 import names
 from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import Cache, find_cache_dir
-from mlxk2.errors import CommandError, InterruptedByUser, MlxkError, ValidationError
+from mlxk2.errors import CommandError, MlxkError, OperationCancelled, ValidationError
 from mlxk2.formatting import cut, parse_size
 from mlxk2.runner.memory import MemoryChoice, wired_limit
 from mlxk2.runner.offline import offline
@@ -33,7 +33,7 @@ _MAX_QUEUE = 1 << 20
 
 
 class Options(NamedTuple):
-    """Which model to serve, where, for whom, and how much at a time."""
+    """The model to serve, the address, who may connect, and the limits."""
 
     model: str | None
     adapter: str | None
@@ -53,7 +53,7 @@ class Options(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What a process needs to serve; it can be sent to another process."""
+    """Everything that a process needs to serve; it can be sent to another process."""
 
     options: Options
     environment: Mapping[str, str]
@@ -62,10 +62,10 @@ class Job(NamedTuple):
     leave: Leave
 
     def serve(self, listener: socket.socket, announce: Callable[[], None]) -> None:
-        """Serve until a signal comes, then end the process; call `announce` as soon as the port answers."""
+        """Serve until a signal comes, then end the process; call `announce` as soon as the server accepts requests."""
         options, snapshot = self.options, self.snapshot
         with offline():
-            # MLX and FastAPI take a second.
+            # Importing MLX and FastAPI takes a second.
             from mlxk2.server.http.access import Access  # noqa: PLC0415
             from mlxk2.server.lifecycle import Settings, serve  # noqa: PLC0415
             from mlxk2.server.messages import ModelKey  # noqa: PLC0415
@@ -86,7 +86,7 @@ class Job(NamedTuple):
         serve(settings, listener, announce, self.leave)
 
     def serve_again(self, answers: Event, sockets: Sequence[socket.socket]) -> None:
-        """Serve in a process that is started again after each change; after an error it waits for the next change."""
+        """Serve in a process that restarts after each change of the code; after an error, wait for the next change."""
         self.detach(True)
         try:
             self.serve(sockets[0], answers.set)
@@ -97,7 +97,7 @@ class Job(NamedTuple):
 def run(options: Options, context: Context) -> None:
     """Serve until Ctrl-C or SIGTERM, then end the process.
 
-    Find everything that can be wrong before the server's libraries are imported, which takes a second.
+    Run all checks first, because importing the server's libraries takes a second.
     """
     key = _check(options, context.environment)
     snapshot = None
@@ -112,8 +112,8 @@ def run(options: Options, context: Context) -> None:
     }
     context = context._replace(streams=context.detach(False))
     if options.host not in LOOPBACK and not key:
-        everyone = f"anyone who reaches {options.host} can use this server"
-        context.streams.warn(f"{everyone}. Set {KEY_VARIABLE} to ask for a key.")
+        everyone = f"anyone who can reach {options.host} can use this server"
+        context.streams.warn(f"{everyone}. Set {KEY_VARIABLE} to require a key.")
     announce = partial(context.announce, context, data)
     job = Job(options, dict(context.environment), snapshot, context.detach, context.leave)
     if not options.reload:
@@ -122,11 +122,11 @@ def run(options: Options, context: Context) -> None:
     with offline():
         from mlxk2.server.reload import serve_reloading  # noqa: PLC0415 - FastAPI takes a second
     stopped_by = serve_reloading(job.serve_again, listener, announce)
-    context.leave(InterruptedByUser.exit_code if stopped_by == signal.SIGINT else 0)
+    context.leave(OperationCancelled.exit_code if stopped_by == signal.SIGINT else 0)
 
 
 def _check(options: Options, environment: Mapping[str, str]) -> str | None:
-    """Raise an error for options that can't be right; return the key that clients must send."""
+    """Check the options, and return the key that clients must send; raise an error for invalid options."""
     check_max_tokens(options.max_tokens)
     check_context_length(options.context_length)
     _prompt_cache_bytes(options)
@@ -135,9 +135,9 @@ def _check(options: Options, environment: Mapping[str, str]) -> str | None:
     _names(options, key)
     _check_origins(options.cors_origin or ())
     if options.adapter is not None and options.model is None:
-        raise CommandError("--adapter needs the --model that it belongs to.")
+        raise CommandError("--adapter needs --model, the model that the adapter belongs to.")
     if options.adapter is not None and not os.path.isdir(options.adapter):
-        raise ValidationError(f"--adapter must be a folder, which {options.adapter!r} is not.")
+        raise ValidationError(f"--adapter must be a folder; {options.adapter!r} is not one.")
     if not 0 <= options.port < 1 << 16:
         raise ValidationError(f"--port must be from 0 to 65535, not {options.port}.")
     if not 1 <= options.max_concurrent <= _MAX_CONCURRENT:
@@ -148,7 +148,7 @@ def _check(options: Options, environment: Mapping[str, str]) -> str | None:
 
 
 def _check_origins(origins: Sequence[str]) -> None:
-    """Raise ValidationError for an origin that no browser sends, and for that of files."""
+    """Raise ValidationError for origins that browsers never send, and for `null`, the origin of files."""
     for origin in origins:
         if origin == "null":
             hint = "Serve the page from an address, or allow all pages with --cors-origin '*'."
@@ -164,7 +164,7 @@ def _prompt_cache_bytes(options: Options) -> int | None:
 
 
 def _api_key(options: Options, environment: Mapping[str, str]) -> str | None:
-    """Return the key without white space around it; raise ValidationError for one that no client could send."""
+    """Return the key without white space around it; raise ValidationError if clients can't send it."""
     source = "--api-key" if options.api_key is not None else KEY_VARIABLE
     given = options.api_key if options.api_key is not None else environment.get(KEY_VARIABLE)
     if given is None:
@@ -174,21 +174,21 @@ def _api_key(options: Options, environment: Mapping[str, str]) -> str | None:
         hint = f"Set a key, or leave out --api-key and unset {KEY_VARIABLE} to serve without one."
         raise ValidationError(f"{source} is empty: no client could send this key.", hint=hint)
     if any(c.isspace() or (ord(c) < 0x20 or ord(c) == 0x7F) for c in key):
-        hint = "Choose a key without them."
+        hint = "Choose a key without such characters."
         raise ValidationError(f"{source} has white space or control characters inside the key.", hint=hint)
     return key
 
 
 def _names(options: Options, key: str | None) -> tuple[str, ...]:
-    """Return the names that the server answers to, beside its address and the loopback.
+    """Return the host names that the server accepts in requests, in addition to its address and the loopback.
 
-    The machine's own names are among them only with a wildcard address and a key: a web page could use them, too.
+    The machine's own names are accepted only with a wildcard address and a key, because web pages can use them too.
     """
     names = []
     for given in options.allowed_host or ():
         name = typed_host_name(given.strip())
         if not name:
-            raise ValidationError(f"--allowed-host takes a name such as my-mac.local, not {given!r}.")
+            raise ValidationError(f"--allowed-host must be a name such as my-mac.local, not {given!r}.")
         names.append(name)
     own = own_names() if options.host in WILDCARDS and key else ()
     return (*names, *own)

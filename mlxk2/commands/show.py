@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mlxk2 import names
 from mlxk2.cache.store import Cache, find_cache_dir
 from mlxk2.checkpoint import health
-from mlxk2.checkpoint.describe import look, read_metadata
+from mlxk2.checkpoint.describe import find_and_describe, read_metadata
 from mlxk2.checkpoint.snapshot import TEMPLATE_FILES
 from mlxk2.formatting import human_size
 from mlxk2.spec import FileEntry, ShowData, metadata_object, model_object
@@ -23,7 +23,7 @@ _CONFIG_ENDINGS = ("config.json", "params.json", ".index.json")
 
 
 class Options(NamedTuple):
-    """Which model to show, and whether its files and its config are shown as well."""
+    """The model to show, and whether to show its files and its config too."""
 
     model: str
     files: bool
@@ -31,10 +31,10 @@ class Options(NamedTuple):
 
 
 def run(options: Options, context: Context) -> ShowData:
-    """Return the model object and what its config says; on request its files and its config."""
+    """Return the model object and its metadata, and on request its files and its config."""
     cache = Cache(find_cache_dir(context.environment))
     ref = names.parse(options.model)
-    snapshot, info = look(lambda: cache.resolve(ref))
+    snapshot, info = find_and_describe(lambda: cache.resolve(ref))
     data: ShowData = {"model": model_object(info), "metadata": metadata_object(read_metadata(snapshot))}
     if info.is_healthy:
         for warning in health.warnings(snapshot):
@@ -49,7 +49,7 @@ def run(options: Options, context: Context) -> ShowData:
 
 
 def _type_of(name: str) -> FileType:
-    """Return what a file is for, by its name."""
+    """Return the type of a file, judged by its name."""
     base = name.rpartition("/")[2]
     if base in _TOKENIZER_FILES or base.endswith(".tiktoken"):
         return "tokenizer"

@@ -1,4 +1,4 @@
-"""`--version`: print the program's version and that of its JSON API."""
+"""`--version`: print the versions of the program and of its JSON API."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mlxk2.errors import AuthError, cause
 from mlxk2.hub import endpoint, guard, private
 from mlxk2.hub.limits import Limits
 
-# The Xet client reads this variable in Rust, when its first session starts.
+# The Xet client reads this variable when its first session starts.
 XET_TELEMETRY_VARIABLE = "HF_XET_TELEMETRY_ENABLED"
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -25,7 +25,7 @@ TOKEN_FILE = "The token file of `hf auth login`"
 VARIABLE_HINT = "Set it to the token alone, as https://huggingface.co/settings/tokens shows it, or unset it."
 FILE_HINT = "Log in again with `hf auth login`, or remove the file with `hf auth logout`."
 
-# What no token contains, and the words for it.
+# Characters that a token can't contain, and their names in messages.
 TOKEN_FAULTS = (
     (re.compile(r"[\r\n]"), "a line end"),
     (re.compile(r"[\x00-\x1f\x7f]"), "a control character"),
@@ -37,7 +37,7 @@ TOKEN_FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A client of the hub that `HF_ENDPOINT` names, with the user's token if there is one."""
+    """A client of the hub at `HF_ENDPOINT`, with the user's token if the user has one."""
 
     api: HfApi
     token: str | None
@@ -45,15 +45,15 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Return the headers of a request to the hub itself; the token goes to no other host."""
+        """The headers of a request to the hub itself; they contain the token, so never send them to another host."""
         headers: dict[str, str] = self.api._build_hf_headers()
         return headers
 
 
 def connect(environment: Mapping[str, str], limits: Limits | None = None) -> Connection:
-    """Return the connection that an environment describes; no request is sent yet.
+    """Return the connection that an environment describes, without sending a request.
 
-    Raise ValidationError if HF_ENDPOINT is not an address, AuthError if the token can't be sent.
+    Raise ValidationError if HF_ENDPOINT is not an address, and AuthError if the token can't be sent.
     """
     private.silence_library()
     os.environ.setdefault(XET_TELEMETRY_VARIABLE, "0")
@@ -61,17 +61,17 @@ def connect(environment: Mapping[str, str], limits: Limits | None = None) -> Con
     limits = limits or Limits.patient(private.constants.HF_HUB_ETAG_TIMEOUT, private.constants.HF_HUB_DOWNLOAD_TIMEOUT)
     private.set_client_factory(lambda: guard.make_client(address, limits))
     token = find_token(environment)
-    # With None, the library would look for a token itself; False stands for no token.
+    # False means no token; with None, the library would search for one itself.
     api = HfApi(endpoint=address, token=token or False, library_name="mlxk2", library_version=__version__)
     return Connection(api, token, limits)
 
 
 def find_token(environment: Mapping[str, str]) -> str | None:
-    """Return `HF_TOKEN`, else the token of `hf auth login`, else the older `HUGGINGFACE_HUB_TOKEN`, else None.
+    """Return `HF_TOKEN`, or the token of `hf auth login`, or the older `HUGGINGFACE_HUB_TOKEN`, or None.
 
-    White space around a token is removed. Raise AuthError if a token can't be sent; the message names its source only.
+    Remove white space around the token. Raise AuthError if a token can't be sent; the message names only its source.
     """
-    # The library removes line ends inside a token, which changes the token; so check the variable itself.
+    # The library silently removes line ends inside a token, so check the variable itself.
     name = next((name for name in TOKEN_VARIABLES if environment.get(name)), TOKEN_VARIABLES[0])
     in_variable = environment.get(name, "").strip()
     _check_token(name, in_variable)
@@ -94,7 +94,7 @@ def find_token(environment: Mapping[str, str]) -> str | None:
 
 
 def _check_token(source: str, text: str, hint: str = VARIABLE_HINT) -> None:
-    """Raise AuthError when the text, without the white space around it, can't be a token."""
+    """Raise AuthError when the text, without the white space around it, is not a valid token."""
     fault = next((fault for pattern, fault in TOKEN_FAULTS if pattern.search(text.strip())), None)
     if fault is not None:
-        raise AuthError(f"{source} holds a token that can't be sent: there is {fault} in it.", hint=hint)
+        raise AuthError(f"{source} holds a token that can't be sent: it contains {fault}.", hint=hint)

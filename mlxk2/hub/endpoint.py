@@ -1,4 +1,4 @@
-"""The address of the hub; this module does not import the client library, so that it can be read early."""
+"""The address of the hub. This module does not import huggingface_hub, so that other modules can import it early."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMES = ("http", "https")
 
 
 def read(environment: Mapping[str, str]) -> str:
-    """Return `HF_ENDPOINT` without white space around it, or the default; raise ValidationError if it is no address."""
+    """Return `HF_ENDPOINT` without surrounding white space, or the default; raise ValidationError if it is invalid."""
     endpoint = environment.get("HF_ENDPOINT", "").strip() or DEFAULT
     try:
         parts = urlsplit(endpoint)
@@ -29,18 +29,18 @@ def read(environment: Mapping[str, str]) -> str:
 
 
 def read_public(environment: Mapping[str, str]) -> str:
-    """Return the address for people to read, without the credentials that it may contain."""
+    """Return the address for messages, without credentials."""
     endpoint = read(environment)
     return endpoint.replace(credentials_in(endpoint), "", 1).rstrip("/")
 
 
 def credentials_in(endpoint: str) -> str:
-    """Return the user name and password before the host, with the `@`; an empty text if there are none."""
+    """Return the user name and password before the host, with the `@`; an empty text if the address has none."""
     return "".join(urlsplit(endpoint).netloc.rpartition("@")[:2])
 
 
 def check_timeouts(environment: Mapping[str, str]) -> None:
-    """Raise ValidationError when a time-out of the library is not a whole number of seconds."""
+    """Raise ValidationError when a time-out of huggingface_hub is not a whole number of seconds."""
     for name in TIMEOUTS:
         value = environment.get(name, "0")
         try:
@@ -50,13 +50,13 @@ def check_timeouts(environment: Mapping[str, str]) -> None:
 
 
 def check_xet_store(store: str, endpoint: str) -> None:
-    """Raise ValueError when a Xet store is a folder of this machine, unless the hub runs on this machine, too.
+    """Raise ValueError when a Xet store is a folder of this machine and the hub is not on this machine.
 
-    The Xet client takes `local:///folder` for a store and writes there, so that a hub could choose any folder.
+    The Xet client accepts `local:///folder` as a store and writes there, so a hub could choose any folder.
     """
     host = urlsplit(endpoint).hostname or ""
     is_on_this_machine = host == "localhost"
     with suppress(ValueError):
         is_on_this_machine = ipaddress.ip_address(host).is_loopback
     if store.partition("://")[0].lower() not in SCHEMES and not is_on_this_machine:
-        raise ValueError("the hub names a store for Xet that is not on the network")
+        raise ValueError("the hub sent the address of a Xet store that is not on the network")

@@ -1,4 +1,4 @@
-"""The hub's failures as errors of the tree: one ordered table for downloads, and one for uploads."""
+"""Translate failures of the hub into errors of `mlxk2.errors`: one ordered table for downloads, one for uploads."""
 
 from __future__ import annotations
 
@@ -36,22 +36,21 @@ from mlxk2.errors import (
     cause,
 )
 from mlxk2.formatting import one_line, reason_of
-from mlxk2.hub.limits import LimitExceeded, Limits, NonsenseError, count_call
+from mlxk2.hub.limits import InvalidResponseError, LimitExceeded, Limits, count_call
 from mlxk2.hub.private import redact
 from mlxk2.names import Collision
 
 READ_TOKEN_HINT = "Set HF_TOKEN to a token that has access (https://huggingface.co/settings/tokens), or: hf auth login"
-WRITE_TOKEN_HINT = "Set HF_TOKEN to a token that may write there, or log in with one: hf auth login"
+WRITE_TOKEN_HINT = "Set HF_TOKEN to a token that may write to the repo, or log in with one: hf auth login"
 OFFLINE = "Offline mode is on (HF_HUB_OFFLINE)."
 OFFLINE_HINT = "Unset HF_HUB_OFFLINE to reach the hub."
-LIMITS_HINT = "Try again later. If it stays, the hub, or a proxy before it, does not answer as it should."
-AGAIN_HINT = "Try again later; what was fetched so far is kept."
+LIMITS_HINT = "Try again later. If this stays, the hub or a proxy in front of it is faulty."
+AGAIN_HINT = "Try again later; the files that were already fetched are kept."
 
-# The library raises these when a response is not JSON, or lacks what it must have, and for an invalid URL.
-NONSENSE = (AttributeError, KeyError, TypeError, ValueError, RecursionError, httpx2.InvalidURL)
-# During an upload, a ValueError may also come from a file.
-PUSH_NONSENSE = (NonsenseError, *(kind for kind in NONSENSE if kind is not ValueError))
-
+# The library raises these when a response is not JSON or lacks a required field, and for an invalid URL.
+INVALID_RESPONSES = (AttributeError, KeyError, TypeError, ValueError, RecursionError, httpx2.InvalidURL)
+# During an upload, a ValueError can also come from a file.
+INVALID_RESPONSES_OF_PUSH = (InvalidResponseError, *(kind for kind in INVALID_RESPONSES if kind is not ValueError))
 
 _DISK_FORBIDS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
@@ -62,33 +61,35 @@ _NUMBER = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 class LimitsError(DownloadFailedError):
-    """A response was larger, slower or longer than the limits allow; another attempt ends the same way."""
+    """A response was larger, slower or longer than the limits allow; another attempt would fail in the same way."""
 
 
 class RevisionMissingError(DownloadFailedError):
-    """The repo exists, the revision does not."""
+    """The repo exists, but not the revision."""
 
 
 class BranchMissingError(UploadFailedError):
-    """The repo exists, the branch does not."""
+    """The repo exists, but not the branch."""
 
 
 class NamesCollideError(DownloadFailedError):
-    """The repo lists two files whose names are one name on some disks; another attempt ends the same way."""
+    """Two files of the repo have names that are the same on some disks; another attempt would fail in the same way."""
 
     def __init__(self, repo_id: str, collision: Collision) -> None:
         first, second, reason = collision
         if first == second:
             message, hint = f"The hub lists {first!r} of {repo_id} twice. Nothing was written.", None
         else:
-            message = f"{repo_id} has {first!r} and {second!r}, but no place for both: {reason}. Nothing was written."
+            message = (
+                f"{repo_id} has {first!r} and {second!r}, which can't be in one folder: {reason}. Nothing was written."
+            )
             hint = f"To leave one out: hf download {repo_id} --exclude {shlex.quote(second)}"
         super().__init__(message, hint=hint or "Is HF_ENDPOINT the address of a hub?")
 
 
 @contextmanager
 def translate_download(repo_id: str) -> Iterator[None]:
-    """Translate what the library or the disk raises inside the block into an error of the tree about this repo."""
+    """Translate exceptions of the library and the disk inside the block into errors about this repo."""
     try:
         yield
     except (httpx2.HTTPError, HFValidationError, OSError) as error:
@@ -97,42 +98,42 @@ def translate_download(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def call_hub(repo_id: str, limits: Limits) -> Iterator[None]:
-    """Count the block as one call, and translate its failures; a nonsensical or endless response is a failure too."""
+    """Count the block as one call and translate its failures, including invalid and endless responses."""
     try:
         with translate_download(repo_id), count_call(limits):
             yield
-    except NONSENSE as error:
-        raise DownloadFailedError(describe_nonsense(error, repo_id)) from error
+    except INVALID_RESPONSES as error:
+        raise DownloadFailedError(describe_invalid_response(error, repo_id)) from error
 
 
 @contextmanager
 def translate_push(repo_id: str, hidden: Sequence[str]) -> Iterator[None]:
-    """Translate what the library raises inside the block into an error of the tree about a push to this repo."""
+    """Translate exceptions of the library inside the block into errors about a push to this repo."""
     try:
         yield
-    except PUSH_NONSENSE as error:
-        raise PushFailedError(describe_nonsense(error, repo_id)) from error
+    except INVALID_RESPONSES_OF_PUSH as error:
+        raise PushFailedError(describe_invalid_response(error, repo_id)) from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         origin: BaseException = error
-        # The library raises RuntimeError only to say where another exception happened.
+        # The library wraps other exceptions in RuntimeError to say where they happened.
         while isinstance(origin, RuntimeError) and origin.__cause__ is not None:
             origin = origin.__cause__
         raise as_push_error(origin, repo_id, hidden) from error
 
 
-def describe_nonsense(error: Exception, repo_id: str) -> str:
-    """Return the message about a response that no hub would send."""
-    why = f" ({error})" if isinstance(error, NonsenseError) else ""
-    return f"The hub's answer for {repo_id} makes no sense{why}; is HF_ENDPOINT the address of a hub?"
+def describe_invalid_response(error: Exception, repo_id: str) -> str:
+    """Return the message about an invalid response."""
+    why = f" ({error})" if isinstance(error, InvalidResponseError) else ""
+    return f"The response for {repo_id} is not that of a hub{why}; is HF_ENDPOINT the address of a hub?"
 
 
 def is_branch_missing(error: HfHubHTTPError) -> bool:
-    """Return whether the hub reports that there is no such branch."""
+    """Return whether the hub reports that the branch does not exist."""
     return isinstance(error, RevisionNotFoundError) or _INVALID_REVISION in (error.server_message or "").lower()
 
 
 def as_download_error(error: Exception, repo_id: str) -> MlxkError:
-    """Return the error of the tree for an exception of the library, of HTTP or of the disk during a download."""
+    """Return the MlxkError for an exception of the library, of HTTP or of the disk during a download."""
     if isinstance(error, HFValidationError):
         return ValidationError(f"Invalid model name {repo_id!r}: letters, digits, '-', '_' and '.' only, as org/model.")
     if isinstance(error, OfflineModeIsEnabled):
@@ -140,13 +141,13 @@ def as_download_error(error: Exception, repo_id: str) -> MlxkError:
     if isinstance(error, HfHubHTTPError):
         return _download_refused(error, repo_id)
     if isinstance(error, LimitExceeded):
-        return LimitsError(f"The hub's answer for {repo_id} {error}.", hint=LIMITS_HINT)
+        return LimitsError(f"The hub's response for {repo_id} {error}.", hint=LIMITS_HINT)
     if isinstance(error, httpx2.DecodingError):
-        return DownloadFailedError(describe_nonsense(error, repo_id))
+        return DownloadFailedError(describe_invalid_response(error, repo_id))
     if isinstance(error, (httpx2.HTTPError, ConnectionError)):
         return NetworkError(
             f"The hub could not be reached for {repo_id}: {_NUMBER.sub('', reason_of(error))}.",
-            hint="Check the connection (and HF_ENDPOINT, if it is set); what was fetched so far is kept.",
+            hint="Check the connection (and HF_ENDPOINT, if it is set); the files that were already fetched are kept.",
         )
     return _disk_refused(error, repo_id)
 
@@ -154,7 +155,7 @@ def as_download_error(error: Exception, repo_id: str) -> MlxkError:
 def _download_refused(error: HfHubHTTPError, repo_id: str) -> MlxkError:
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
-        message = f"{repo_id} is gated: its owner must grant access first, on its page at the hub."
+        message = f"{repo_id} is gated: ask its owner for access, on its page at the hub."
         return AccessDeniedError(message, hint=READ_TOKEN_HINT)
     if isinstance(error, RepositoryNotFoundError):
         return AccessDeniedError(f"{repo_id} is not on the hub, or is private.", hint=READ_TOKEN_HINT)
@@ -186,15 +187,15 @@ def _disk_refused(error: Exception, repo_id: str) -> MlxkError:
     if number in _DISK_FORBIDS:
         return CachePermissionError(
             f"The cache can't be written ({why}); {repo_id} was not downloaded.",
-            hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder of yours.",
+            hint="Check the owner and the mode of the cache folder, or set HF_HOME to a folder that you own.",
         )
     if number is not None:
-        return OperationError(f"The operating system refused, so {repo_id} was not downloaded: {why}.")
-    return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it promised.", hint=AGAIN_HINT)
+        return OperationError(f"{repo_id} was not downloaded, because the operating system refused: {why}.")
+    return DownloadFailedError(f"The hub sent fewer bytes of {repo_id} than it announced.", hint=AGAIN_HINT)
 
 
 def as_push_error(error: BaseException, repo_id: str, hidden: Sequence[str]) -> MlxkError:
-    """Return the error of the tree for an exception of the library, of HTTP or of the disk during an upload."""
+    """Return the MlxkError for an exception of the library, of HTTP or of the disk during an upload."""
     if isinstance(error, HFValidationError):
         return as_download_error(error, repo_id)
     if isinstance(error, OfflineModeIsEnabled):
@@ -202,9 +203,9 @@ def as_push_error(error: BaseException, repo_id: str, hidden: Sequence[str]) -> 
     if isinstance(error, HfHubHTTPError):
         return _upload_refused(error, repo_id, redact(error.server_message or "", hidden))
     if isinstance(error, LimitExceeded):
-        return UploadFailedError(f"The hub's answer for {repo_id} {error}.", hint=LIMITS_HINT)
+        return UploadFailedError(f"The hub's response for {repo_id} {error}.", hint=LIMITS_HINT)
     if isinstance(error, (JSONDecodeError, httpx2.DecodingError)):
-        return UploadFailedError(describe_nonsense(error, repo_id))
+        return UploadFailedError(describe_invalid_response(error, repo_id))
     text = one_line(redact(str(error), hidden)) or type(error).__name__
     if isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError)):
         hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
@@ -221,7 +222,9 @@ def _upload_refused(error: HfHubHTTPError, repo_id: str, text: str) -> MlxkError
     why = f": {one_line(text)}" if text else ""
     if is_branch_missing(error):
         message = f"{repo_id} has no such branch{why}."
-        return BranchMissingError(message, hint="With --create it is made; a new one may take the hub a moment.")
+        return BranchMissingError(
+            message, hint="Add --create to create it. The hub can need a moment for a new branch."
+        )
     if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
         return RepoNotFoundError(repo_id)
     if status == _UNAUTHORISED:
@@ -230,5 +233,5 @@ def _upload_refused(error: HfHubHTTPError, repo_id: str, text: str) -> MlxkError
         return UploadFailedError(f"The hub forbids the upload to {repo_id} ({status}{why}).", hint=WRITE_TOKEN_HINT)
     if status in _CONFLICTS:
         message = f"{repo_id} was changed by somebody else during the push ({status}{why}); nothing was pushed."
-        return UploadFailedError(message, hint="Look at what has changed there, then push again.")
+        return UploadFailedError(message, hint="Check the new commits on the hub, then push again.")
     return UploadFailedError(f"The hub failed with {status} for {repo_id}{why}.", hint="Try again later.")

@@ -1,6 +1,6 @@
-"""The transport between the hub's client library and the network: every request and every response passes here.
+"""The transport between huggingface_hub and the network, through which every request and response passes.
 
-The user's token goes to the hub itself only. No response is larger, slower or longer than the limits.
+It sends the user's token only to the hub itself, and enforces the limits on the size and time of responses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlxk2.formatting import human_size
 from mlxk2.hub import private
 from mlxk2.hub.limits import LimitExceeded, Limits, Watch, current_call, current_file_bytes, set_inside
 
-# These headers describe the body as it was sent; the library gets it decompressed and whole.
+# These headers describe the body on the network; the library gets it decompressed and in one piece.
 TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 FIRST_REDIRECT = 300
 FILE_STATUSES = (200, 206)
@@ -33,7 +33,7 @@ _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 def make_client(endpoint: str, limits: Limits) -> httpx2.Client:
-    """Make the library's own client, with its proxies and certificates, and put a guard around its transports."""
+    """Make the library's standard client, with its proxies and certificates, and guard its transports."""
     client: httpx2.Client = private.default_client_factory()
     client._transport = _guard(client._transport, endpoint, limits)
     client._mounts = {
@@ -51,7 +51,7 @@ def _guard(transport: httpx2.BaseTransport, endpoint: str, limits: Limits) -> Gu
 
 
 class GuardedTransport(httpx2.BaseTransport):
-    """A transport that sends the token to the hub only and reads responses within limits; it streams only files."""
+    """A transport that sends the token only to the hub and reads responses within limits; it streams only files."""
 
     def __init__(self, transport: httpx2.BaseTransport, endpoint: str, limits: Limits) -> None:
         self._transport = transport
@@ -59,10 +59,10 @@ class GuardedTransport(httpx2.BaseTransport):
         self._limits = limits
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; raise LimitExceeded if its response is beyond the limits."""
+        """Send a request; raise LimitExceeded if its response exceeds the limits."""
         if request.url.origin != self._origin:
             request.headers.pop("authorization", None)
-        # The hub needs no cookies, and a cookie of one port would go to every other port of its host.
+        # The hub needs no cookies, and a cookie from one port would be sent to every port of the host.
         request.headers.pop("cookie", None)
         if call := current_call():
             call.count_request()
@@ -86,7 +86,7 @@ class GuardedTransport(httpx2.BaseTransport):
         self._transport.close()
 
     def _read_whole(self, method: str, response: httpx2.Response, watch: Watch) -> httpx2.Response:
-        """Read a response whole and decompress it; of a redirect's or an error's text read only the beginning."""
+        """Read and decompress a whole response; for a redirect or an error, read only the beginning of its text."""
         is_result = response.status_code < FIRST_REDIRECT
         max_bytes = self._limits.response_bytes if is_result else self._limits.error_bytes
         body = bytearray()
@@ -100,7 +100,7 @@ class GuardedTransport(httpx2.BaseTransport):
             except (httpx2.DecodingError, LimitExceeded):
                 if is_result:
                     raise
-                # The status of an error is enough without its text.
+                # For an error, the status is enough.
         if is_result and len(body) > max_bytes:
             raise LimitExceeded(f"is larger than {human_size(max_bytes)}")
         content = bytes(body[:max_bytes])
@@ -116,7 +116,7 @@ class GuardedTransport(httpx2.BaseTransport):
         return httpx2.Response(response.status_code, headers=headers, content=content, extensions=response.extensions)
 
     def _check_pause(self, response: httpx2.Response) -> None:
-        """Raise LimitExceeded when a response asks for too long a pause; the library would sleep until then."""
+        """Raise LimitExceeded when a response asks for a very long pause, because the library would sleep that long."""
         limit = private.parse_ratelimit_headers(response.headers)
         after = response.headers.get("retry-after", "").strip()
         pauses: list[float] = [limit.reset_in_seconds] if limit is not None and limit.remaining == 0 else []
@@ -127,9 +127,9 @@ class GuardedTransport(httpx2.BaseTransport):
 
 
 def _rewrite_error(body: bytes, content_type: str) -> bytes:
-    """Return the body of an error in the JSON form that the library reads; leave out a page of HTML.
+    """Return the body of an error in the JSON form that the library can read; drop an HTML page.
 
-    With any other form the library would fail itself, and the status would be lost.
+    The library raises another exception for any other form, and then the status would be lost.
     """
     text = body.decode("utf-8", "replace")
     try:
@@ -145,7 +145,7 @@ def _rewrite_error(body: bytes, content_type: str) -> bytes:
 
 
 class WatchedBody(httpx2.SyncByteStream):
-    """The body of a file, read under a watch."""
+    """The body of a file; a watch counts its reads."""
 
     def __init__(self, stream: httpx2.SyncByteStream, watch: Watch) -> None:
         self._stream = stream
@@ -166,7 +166,7 @@ class WatchedBody(httpx2.SyncByteStream):
 
 
 class WatchedBackend(httpcore2.NetworkBackend):
-    """Makes connections whose reads are counted."""
+    """Makes connections that count their reads."""
 
     def __init__(self, backend: httpcore2.NetworkBackend) -> None:
         self._backend = backend
@@ -179,7 +179,7 @@ class WatchedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connect within the library's time limit, or ours if the library sets none."""
+        """Connect within the library's time limit, or within `CONNECT_SECONDS` if the library sets none."""
         stream = self._backend.connect_tcp(host, port, timeout or CONNECT_SECONDS, local_address, socket_options)
         return WatchedStream(stream)
 
@@ -189,19 +189,19 @@ class WatchedBackend(httpcore2.NetworkBackend):
 
 
 class WatchedStream(httpcore2.NetworkStream):
-    """A connection whose reads the watch of the current request counts."""
+    """A connection that reports its reads to the watch of the current request."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what has arrived; raise LimitExceeded if it is too much, or too little for the time."""
+        """Read the bytes that have arrived; raise LimitExceeded if they are too many, or too few for the time."""
         watch = _WATCH.get()
         if watch is None:
             return self._stream.read(max_bytes, timeout)
         start = time.monotonic()
         try:
-            data = self._stream.read(max_bytes, watch.patience(timeout))
+            data = self._stream.read(max_bytes, watch.seconds_left(timeout))
         except httpcore2.ReadTimeout:
             watch.count(0, time.monotonic() - start)
             raise
@@ -209,7 +209,7 @@ class WatchedStream(httpcore2.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send the whole buffer; time out only when nothing moves."""
+        """Send the whole buffer; time out when no byte can be sent."""
         self._stream.write(buffer, timeout or WRITE_SECONDS)
         if watch := _WATCH.get():
             watch.restart_wait()

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 class Limits:
     """The limits for one connection to the hub.
 
-    A response is one of HTTP. A call is one call of the library, such as a listing, which may take many responses.
+    A response is an HTTP response. A call is a call of the library, such as a listing, which can need many responses.
     """
 
     response_bytes: int = 32_000_000
@@ -43,7 +43,7 @@ class Limits:
 
     @classmethod
     def patient(cls, response_seconds: float, file_seconds: float) -> Limits:
-        """Return the limits with waits of at least the time-outs that the user has set for a response and a file."""
+        """Return limits that wait at least as long as the user's time-outs for a response and for a file."""
         default = cls()
         return cls(
             silence_seconds=max(default.silence_seconds, response_seconds),
@@ -53,14 +53,14 @@ class Limits:
 
 
 class LimitExceeded(httpx2.TransportError):
-    """A response is larger, slower or longer than the limits allow; the message ends a sentence about the response.
+    """A response is larger, slower or longer than the limits allow; the message is the end of a sentence about it.
 
     The library repeats a request after other transport errors, but not after this one.
     """
 
 
-class NonsenseError(ValueError):
-    """The hub's response has values that no hub would send; the message is a sentence about them."""
+class InvalidResponseError(ValueError):
+    """The response has values that a hub never sends; the message is a sentence about them."""
 
 
 class Call:
@@ -84,7 +84,7 @@ class Call:
         """Count the bytes of a response; raise LimitExceeded if all responses together have too many."""
         self._bytes += size
         if self._bytes > self._limits.call_bytes:
-            raise LimitExceeded(f"is larger than {human_size(self._limits.call_bytes)} in all its parts")
+            raise LimitExceeded(f"is larger than {human_size(self._limits.call_bytes)} in total")
 
 
 _CALL: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -93,7 +93,7 @@ _FILE_BYTES: ContextVar[int | None] = ContextVar("file_bytes", default=None)
 
 @contextmanager
 def set_inside(variable: ContextVar[Value], value: Value) -> Iterator[None]:
-    """Give a variable of this thread a value inside the block."""
+    """Set a variable of this thread inside the block."""
     token = variable.set(value)
     try:
         yield
@@ -107,7 +107,7 @@ def count_call(limits: Limits) -> AbstractContextManager[None]:
 
 
 def receive_file(size: int) -> AbstractContextManager[None]:
-    """Treat the responses inside the block as a file of `size` bytes, which may take as long as it needs."""
+    """Treat the responses inside the block as a file of `size` bytes, which has no limit on its total time."""
     return set_inside(_FILE_BYTES, size)
 
 
@@ -124,14 +124,14 @@ def current_file_bytes() -> int | None:
 class Watch:
     """Counts the bytes of one response, and the time spent waiting for them.
 
-    Only time inside reads counts, so that a slow disk is not taken for a slow hub.
+    Only the time inside reads counts, so that a slow disk does not look like a slow hub.
     """
 
     def __init__(self, limits: Limits, file_bytes: int | None, deadline: float) -> None:
         is_file = file_bytes is not None
         self._slow_seconds = limits.slow_file_seconds if is_file else limits.slow_seconds
         self._slow_bytes = limits.slow_file_bytes if is_file else limits.slow_bytes
-        # A compressed file can be a little larger than the plain one, and the headers count too.
+        # A compressed file can be a little larger than the original, and the headers count too.
         self._max_bytes = limits.response_bytes if file_bytes is None else file_bytes + file_bytes // 8 + (1 << 20)
         self._silence_seconds = limits.silence_seconds
         self._deadline = None if is_file else deadline
@@ -142,24 +142,24 @@ class Watch:
         self._total_bytes = 0
 
     def allow_upload(self) -> None:
-        """Wait longer for the first byte: the hub works on the upload before it responds."""
+        """Wait longer for the first byte, because the hub processes the upload before it responds."""
         self._silence_seconds = self._limits.silence_after_upload_seconds
 
-    def patience(self, timeout: float | None) -> float:
+    def seconds_left(self, timeout: float | None) -> float:
         """Return how long one read may wait, in seconds; `timeout` is the library's own limit."""
         left = (self._slow_seconds if self._has_begun else self._silence_seconds) - self._waited_seconds
         if self._deadline is not None:
             left = min(left, self._deadline - time.monotonic())
         if timeout is not None:
             left = min(left, timeout)
-        return max(left, 0.001)  # Zero would mean not to wait at all.
+        return max(left, 0.001)  # Zero would mean a read that never waits.
 
     def restart_wait(self) -> None:
-        """Start the wait for a response anew, after a part of the request was sent."""
+        """Restart the wait for a response, after a part of the request was sent."""
         self._waited_seconds = 0.0
 
     def count(self, size: int, seconds: float) -> None:
-        """Count one read of `size` bytes that took `seconds`; raise LimitExceeded if it passes a limit."""
+        """Count one read of `size` bytes that took `seconds`; raise LimitExceeded if a limit is exceeded."""
         self._total_bytes += size
         self._recent_bytes += size
         self._waited_seconds += seconds

@@ -1,4 +1,4 @@
-"""The bytes of one file while they come in: appended, counted and hashed, and kept when the process dies."""
+"""One file during its download: bytes are appended, counted and hashed, and stay when the process dies."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING
 
 from mlxk2.cache.staging import RemoteFile
 from mlxk2.checkpoint import checksums
-from mlxk2.checkpoint.files import SAFELY
+from mlxk2.checkpoint.files import SAFE_FLAGS
 from mlxk2.errors import DownloadFailedError
 from mlxk2.hub.private import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from mlxk2.formatting import Advance
 
-# A hub that works but can't continue a file sends it from the start again a few times at most.
+# Some hubs can't continue a file and send it from the beginning; that should happen only a few times.
 MAX_RESTARTS = 5
 
-_FLAGS = os.O_RDWR | SAFELY
+_FLAGS = os.O_RDWR | SAFE_FLAGS
 
 
 class Stopped(Exception):
-    """The download has ended, because another file failed or the user interrupted it."""
+    """The download was stopped, because another file failed or the user pressed Ctrl-C."""
 
 
 class Partial:
-    """A file that is written from where an earlier attempt stopped; the bytes of that attempt are hashed first.
+    """A file whose download continues where an earlier attempt stopped; the existing bytes are hashed first.
 
-    It has the methods that the library's download function calls on a file: `write`, `tell`, `seek` and `truncate`.
+    It has the methods of a file that the library's download function calls: `write`, `tell`, `seek` and `truncate`.
     """
 
     def __init__(self, path: Path, remote: RemoteFile, advance: Advance, stop: Event) -> None:
@@ -47,7 +47,7 @@ class Partial:
             while chunk := os.read(self._handle, CHUNK_BYTES):
                 self._count(chunk)
         except OSError:
-            # The disk fails under these bytes; fetch them again, to another place of the disk.
+            # The disk can't read these bytes; fetch them again into a new file, which gets another place on the disk.
             os.close(self._handle)
             path.unlink(missing_ok=True)
             self._handle = _open(path)
@@ -62,11 +62,11 @@ class Partial:
         os.close(self._handle)
 
     def write(self, chunk: bytes) -> int:
-        """Append a chunk; raise Stopped if the download has ended, DownloadFailedError if the file becomes too long."""
+        """Append a chunk; raise Stopped if the download was stopped, DownloadFailedError if the file gets too long."""
         if self._stop.is_set():
             raise Stopped
         if self._size + len(chunk) > self._remote.size:
-            raise DownloadFailedError(f"The hub sends more than the {self._remote.size} bytes of {self._remote.name}.")
+            raise DownloadFailedError(f"The hub sends more than {self._remote.size} bytes for {self._remote.name}.")
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._handle, view) :]
@@ -78,16 +78,18 @@ class Partial:
         return self._size
 
     def seek(self, position: int) -> int:
-        """Accept only the start as a position."""
+        """Accept only position 0, because bytes are only appended."""
         if position:
-            raise ValueError("a partial file is read and written from its start only")
+            raise ValueError("a partial file can only seek to its beginning")
         return position
 
     def truncate(self) -> int:
-        """Remove all bytes, to start again; raise DownloadFailedError if that happens too often."""
+        """Remove all bytes to start again; raise DownloadFailedError if that happens too often."""
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
-            raise DownloadFailedError(f"The hub begins {self._remote.name} anew each time, and never sends all of it.")
+            raise DownloadFailedError(
+                f"The hub restarts {self._remote.name} again and again, and never sends all of it."
+            )
         os.ftruncate(self._handle, 0)
         os.lseek(self._handle, 0, os.SEEK_SET)
         self._advance(-self._size)
@@ -95,7 +97,7 @@ class Partial:
         return 0
 
     def is_whole(self) -> bool:
-        """Return whether all bytes are there and have the hash that the hub promised."""
+        """Return whether the file has all bytes and the right hash."""
         return self._size == self._remote.size and self._digest.hexdigest() == self._remote.blob
 
     def _restart(self) -> None:
@@ -109,7 +111,7 @@ class Partial:
 
 
 def _open(path: Path) -> int:
-    """Open an unfinished file that has no other name; create one in the place of anything else, but a folder."""
+    """Open an unfinished file, or create it; replace a link, or a file with a second name, by a new file."""
     with suppress(OSError):  # It does not exist, is a link, or can't be read.
         handle = os.open(path, _FLAGS)
         status = os.fstat(handle)

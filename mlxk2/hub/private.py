@@ -1,7 +1,7 @@
-"""The undocumented names of huggingface_hub that we import, and how the library behaves inside this process.
+"""The undocumented names of huggingface_hub that we import, and the settings of the library inside this process.
 
-`tests_2.0/test_hub_private.py` pins every name here, the names of the shared store in `shared_blobs.py`, and the
-private methods of `HfApi` that are called: when one moves, that test names it.
+`tests_2.0/test_hub_private.py` checks that every name here, the names in `shared_blobs.py` and the private methods of
+`HfApi` still exist; when a new version moves one, that test fails with its name.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ CHUNK_BYTES = 1 << 20
 
 
 def silence_library() -> None:
-    """Make the library silent in this process: no telemetry, no requests of its own, no bars, no log lines."""
-    # Without this, the library asks the hub for a list of programs to report in its user agent.
+    """Turn off the library's telemetry, its own requests, progress bars and log lines in this process."""
+    # Otherwise the library asks the hub for a list of programs to report in its user agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    # The library passes on whole chunks only, so a killed download loses up to one of them: 1 MiB rather than 10.
+    # The library writes whole chunks, so a killed download loses up to one chunk: 1 MiB instead of 10.
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     disable_progress_bars()
     library_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ def silence_library() -> None:
 
 @contextmanager
 def show_progress_bars(shows: bool) -> Iterator[None]:
-    """Let the library draw its progress bars inside the block if `shows`, unless the environment forbids them."""
+    """Show the library's progress bars inside the block if `shows` is true and the environment allows them."""
     if shows and not constants.HF_HUB_DISABLE_PROGRESS_BARS:
         enable_progress_bars()
     try:
@@ -101,7 +101,7 @@ def without_xet() -> Iterator[None]:
 def collect_log(hidden: Sequence[str], echo: IO[str] | None) -> Iterator[list[str]]:
     """Collect the library's log lines and warnings inside the block, without the `hidden` texts.
 
-    The lines are also written to `echo`, if there is one, and printed nowhere else.
+    Also write the lines to `echo`, if it is given. The library prints them nowhere else.
     """
     lines: list[str] = []
 
@@ -117,7 +117,7 @@ def collect_log(hidden: Sequence[str], echo: IO[str] | None) -> Iterator[list[st
     logger.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
-            # Only warnings for users are collected; the others are for developers.
+            # Ignore other categories: those warnings are for developers.
             warnings.simplefilter("ignore")
             warnings.filterwarnings("always", category=UserWarning)
             warnings.showwarning = lambda message, *_, **__: add(str(message))

@@ -1,4 +1,4 @@
-"""A pull: a model of the cache is brought to where the hub is; downloaded, updated, repaired, or left alone."""
+"""Pull a model: make the cache equal to the hub by a download, an update or a repair, or change nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxk2.cache import locks
-from mlxk2.cache.audit import has_its_hash, looks_whole, plan_pull
+from mlxk2.cache.audit import hash_check, looks_whole, plan_pull
 from mlxk2.cache.staging import Staging
 from mlxk2.cache.store import Cache
-from mlxk2.checkpoint.describe import look
+from mlxk2.checkpoint.describe import find_and_describe
 from mlxk2.errors import AmbiguousMatchError, DownloadFailedError, HashNotFoundError, ModelNotFoundError, NetworkError
 from mlxk2.formatting import human_size, join_names
 from mlxk2.hub import private, repos, transfer
@@ -24,16 +24,16 @@ from mlxk2.names import candidates, folder_of, short_hash
 if TYPE_CHECKING:
     from mlxk2.formatting import Progress
 
-NOTICE_SECONDS = 1.0  # A pull that waits longer for another one says so.
+NOTICE_SECONDS = 1.0  # A pull that waits longer for another pull informs the user.
 
 Notify = Callable[[str], object]
 
-# After these errors a model that is in the cache and healthy is good enough.
-_PASSING = (NetworkError, DownloadFailedError)
+# After these errors, a pull accepts a healthy model in the cache.
+_TEMPORARY = (NetworkError, DownloadFailedError)
 
 
 class PullResult(NamedTuple):
-    """A model at a commit, and a message for people about what was done; `changed` is false if nothing was."""
+    """The model and commit of a pull, whether the pull changed anything, and a message about it for people."""
 
     changed: bool
     message: str
@@ -42,10 +42,10 @@ class PullResult(NamedTuple):
 
 
 class DownloadResult(NamedTuple):
-    """The names of the files that a download has fetched or repaired.
+    """The names of the files that a download fetched or repaired.
 
-    `resumed_bytes` were there from an earlier attempt. `left_out` counts the files of the revision that were neither
-    there nor required.
+    `resumed_bytes` are the bytes that an earlier attempt had fetched. `left_out` is the number of files on the hub that
+    are neither in the cache nor required.
     """
 
     fetched: tuple[str, ...] = ()
@@ -55,12 +55,12 @@ class DownloadResult(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        """Whether the cache has changed."""
+        """Whether the download changed the cache."""
         return bool(self.fetched or self.repaired)
 
 
 class LocalModel(NamedTuple):
-    """What the cache has of a model: its commit of a revision, and what is wrong with its files."""
+    """A model in the cache: its commit of the revision, and the problem of its files, each None if there is none."""
 
     repo_id: str
     commit: str | None
@@ -68,7 +68,7 @@ class LocalModel(NamedTuple):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it can be used as it is."""
+        """Whether the cache has the revision and its files have no problem."""
         return self.commit is not None and self.problem is None
 
 
@@ -82,9 +82,9 @@ def pull(
     notify: Notify,
     force: bool,
 ) -> PullResult:
-    """Bring what is missing or damaged of a model; with `force`, check every file that is there by its hash.
+    """Fetch the missing and damaged files of a model; with `force`, check every existing file by its hash.
 
-    `name` and `revision` are those of a model argument. Raise errors of the tree.
+    `name` and `revision` are the parts of a model argument. Raise MlxkError.
     """
     return _Pull(connection, cache, progress, notify, force).run(name, revision)
 
@@ -99,57 +99,57 @@ class _Pull(NamedTuple):
     def run(self, name: str, revision: str | None) -> PullResult:
         found = self._find(name, revision)
         if isinstance(found, LocalModel):
-            return _unchanged(found)
+            return _describe_unchanged(found)
         before = self._find_local(found.repo_id, found.ref or found.commit)
         is_current = before is not None and before.is_healthy and before.commit == found.commit
         if is_current and not self.force:
             return self._repair(found, before)
         result = self._download(found, complete=True)
         after = self._find_local(found.repo_id, found.commit)
-        # A branch may have moved to a revision that was there: then no file changes, but the model does.
+        # A branch can move to a revision that is already in the cache: then no file changes, but the model does.
         changed = result.changed or _replaced_commit(found, before) is not None
         message = f"{found.repo_id} is complete ({short_hash(found.commit)})."
         if changed:
             message = _describe(found, before, result)
         if after is not None and after.problem:
-            message += f" As it is on the hub it is not healthy: {after.problem}."
+            message += f" The model on the hub is not healthy: {after.problem}."
         return PullResult(changed, message, found.repo_id, found.commit)
 
     def _find(self, name: str, revision: str | None) -> Revision | LocalModel:
-        """Return the revision on the hub; if the hub does not respond, the healthy model in the cache."""
+        """Return the revision on the hub; if the hub does not respond, return a healthy model in the cache."""
         try:
             return repos.find(self.connection, name, revision)
         except RevisionMissingError:
             raise
-        except _PASSING as error:
+        except _TEMPORARY as error:
             local = next(filter(None, (self._find_local(repo_id, revision) for repo_id in candidates(name))), None)
             if local is not None and local.is_healthy and not self.force:
                 self.notify(error.message)
                 return local
             if isinstance(error, LimitsError):
                 raise
-            # The error may have passed; if not, the second attempt raises it, and no warning repeats its words.
+            # The error can be over; if not, the second attempt raises it, and no warning repeats its text.
             found = repos.find(self.connection, name, revision)
             self.notify(error.message)
             return found
 
     def _repair(self, found: Revision, before: LocalModel | None) -> PullResult:
-        """Repair what health can't see in a model that is healthy and current; usually there is nothing to do."""
+        """Repair damage in a healthy and current model that the rules of health don't find; usually there is none."""
         try:
             result = self._download(found, complete=False)
         except NamesCollideError:
             raise
-        except _PASSING as error:
+        except _TEMPORARY as error:
             local = self._find_local(found.repo_id, found.commit)
             if local is None or not local.is_healthy:
                 raise
             self.notify(error.message)
-            return _unchanged(local)
+            return _describe_unchanged(local)
         message = f"{found.repo_id} is up to date ({short_hash(found.commit)})."
         if result.changed:
             message = _describe(found, before, result)
         elif result.left_out:
-            message += f" {result.left_out} further files are on the hub; --force fetches them."
+            message += f" The hub has {result.left_out} more files; --force fetches them."
         return PullResult(result.changed, message, found.repo_id, found.commit)
 
     def _download(self, found: Revision, *, complete: bool) -> DownloadResult:
@@ -163,7 +163,7 @@ class _Pull(NamedTuple):
         )
 
     def _find_local(self, repo_id: str, revision: str | None) -> LocalModel | None:
-        """Return what the cache has of a model, or None; it may be removed at any time."""
+        """Return the model in the cache, or None; another process can remove the model at any time."""
         try:
             model = next((model for model in self.cache.scan() if model.name == repo_id), None)
             if model is None:
@@ -174,7 +174,7 @@ class _Pull(NamedTuple):
                 commit = None
             if commit is None:
                 return LocalModel(repo_id, None, None if model.revisions() else "it has no snapshot")
-            _, info = look(lambda: model.snapshot_at(commit))
+            _, info = find_and_describe(lambda: model.snapshot_at(commit))
         except ModelNotFoundError:
             return None
         return LocalModel(repo_id, commit, info.problem)
@@ -183,11 +183,11 @@ class _Pull(NamedTuple):
 def download(
     source: Source, cache_dir: Path, progress: Progress, *, notify: Notify, by_hash: bool = False, complete: bool = True
 ) -> DownloadResult:
-    """Bring a revision into a cache, complete and verified, and let its branch name it.
+    """Fetch and verify a revision, move it into the cache, and write its commit to the branch.
 
-    Files that are there are checked quickly, or all `by_hash`; unless it must be `complete`, no others are required.
-    Raise errors of the tree. Until the last file is there, a model that was in the cache stays at its old revision,
-    and a new one stays out of it.
+    Check existing files quickly, or all of them `by_hash`. If `complete` is false, require only the files that the
+    cache already has. Raise MlxkError. Before the last file is fetched, an existing model stays at its old revision and
+    a new model is not visible.
     """
     repo_id, commit, ref = source.revision
     files = repos.list_files(source.connection, source.revision)
@@ -196,7 +196,7 @@ def download(
         staging.check_names(ref)
         required = files if complete else [file for file in files if staging.has_entry(commit, file)]
         is_complete = not by_hash and plan_pull(staging, commit, required, looks_whole).is_empty
-        # A pull that has nothing to do takes no lock, so that it also works in a cache that is read-only.
+        # A pull that has nothing to do takes no lock, so it works in a read-only cache too.
         if is_complete and staging.is_settled(ref, commit):
             return DownloadResult(left_out=len(files) - len(required))
         with _hold_pull_lock(cache_dir, repo_id, notify):
@@ -207,7 +207,7 @@ def download(
                 required = files  # The revision was removed during the wait.
             if by_hash:
                 with progress("Hashing", staging.present_bytes(required)) as advance:
-                    plan = plan_pull(staging, commit, required, has_its_hash(advance))
+                    plan = plan_pull(staging, commit, required, hash_check(advance))
             else:
                 plan = plan_pull(staging, commit, required, looks_whole)
             resumed_bytes = transfer.fetch(source, plan, staging, progress, may_share=not by_hash)
@@ -220,7 +220,7 @@ def download(
 
 @contextmanager
 def _hold_pull_lock(cache_dir: Path, repo_id: str, notify: Notify) -> Iterator[None]:
-    """Hold the lock of a model's pulls inside the block; wait for another process that has it, and say so."""
+    """Hold the lock of a model's pulls inside the block; if another process has it, inform the user and wait."""
     lock = cache_dir / locks.FOLDER / folder_of(repo_id) / locks.PULL_LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -233,30 +233,30 @@ def _hold_pull_lock(cache_dir: Path, repo_id: str, notify: Notify) -> Iterator[N
             if error.errno not in locks.UNSUPPORTED:
                 raise
         if not locks.is_held(lock):
-            # On a disk without locks, a file that stays would count as held for a day.
+            # On a disk without locks, a lock file counts as held for a day, so remove it.
             held.callback(lock.unlink, missing_ok=True)
         yield
 
 
-def _unchanged(local: LocalModel) -> PullResult:
+def _describe_unchanged(local: LocalModel) -> PullResult:
     commit = short_hash(local.commit or "")
-    message = f"{local.repo_id} is in the cache and healthy ({commit}); the hub did not answer."
+    message = f"{local.repo_id} is in the cache and healthy ({commit}); the hub did not respond."
     return PullResult(False, message, local.repo_id, local.commit)
 
 
 def _replaced_commit(found: Revision, before: LocalModel | None) -> str | None:
-    """Return the commit that the model was at before, if that was another one."""
+    """Return the commit of the model before the pull, if it was a different one, or None."""
     return before.commit if before is not None and before.commit != found.commit else None
 
 
 def _describe(found: Revision, before: LocalModel | None, result: DownloadResult) -> str:
-    """Return what a download did, in one or two sentences."""
+    """Describe a download in one or two sentences."""
     new, resumed = short_hash(found.commit), ""
     if result.resumed_bytes:
-        resumed = f" {human_size(result.resumed_bytes)} were there from an earlier attempt."
+        resumed = f" {human_size(result.resumed_bytes)} came from an earlier attempt."
     if before is None or (before.commit is None and before.problem is None):
         return f"Downloaded {found.repo_id} ({new}).{resumed}"
-    parts = (("fetched", result.fetched), ("put right", result.repaired))
+    parts = (("fetched", result.fetched), ("repaired", result.repaired))
     changes = "; ".join(f"{verb} {join_names(names)}" for verb, names in parts if names) or "no file had to be fetched"
     if replaced := _replaced_commit(found, before):
         return f"Updated {found.repo_id} from {short_hash(replaced)} to {new}: {changes}.{resumed}"

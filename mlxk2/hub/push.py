@@ -1,7 +1,7 @@
-"""A branch on the hub that a folder is pushed to: its state, and the one commit that changes it.
+"""Push a folder to a branch on the hub: read the state of the branch, and change it by one commit.
 
-The files of a commit are uploaded first; only the last request moves the branch. So it is at its old commit or at the
-whole new one, also when this process dies. A commit names its parent, so that no other push is undone.
+The files of a commit are uploaded first; only the last request moves the branch. So the branch is at its old commit or
+at the complete new one, even if this process dies. A commit names its parent, so that it can't undo another push.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mlxk2.formatting import reason_of
 from mlxk2.hub import endpoint, private
 from mlxk2.hub.client import Connection, connect
 from mlxk2.hub.errors import WRITE_TOKEN_HINT, BranchMissingError, is_branch_missing, translate_push
-from mlxk2.hub.limits import NonsenseError, count_call
+from mlxk2.hub.limits import InvalidResponseError, count_call
 from mlxk2.hub.repos import check_info, is_commit, list_entries
 from mlxk2.workspace.diff import HubFile, Upload
 
 README = "README.md"
-# The library's words for a commit that would change nothing.
+# The library's message for a commit that would change nothing.
 NO_CHANGES = "No files have been modified"
 # A hub that lacks a route responds with one of these and without an error code.
 ROUTE_MISSING = (404, 405)
@@ -37,7 +37,7 @@ STORE_HEADER = "x-xet-cas-url"
 
 @dataclass(frozen=True, slots=True)
 class BranchState:
-    """The commit and the files of a branch, or of the branch that it would start from."""
+    """The commit and the files of a branch; if it does not exist, those of the branch from which it would start."""
 
     has_repo: bool
     has_branch: bool
@@ -50,7 +50,7 @@ class BranchState:
 class PushResult:
     """The new commit of a push and its URL, and the library's log lines.
 
-    If the hub had all files already, there is no commit, and `remark` is the library's message about that.
+    If the hub already had all files, there is no commit, and `remark` is the library's message about that.
     """
 
     commit: str | None
@@ -60,7 +60,7 @@ class PushResult:
 
 
 class Branch:
-    """A branch of a repo, as the user's token sees it; no message and no log line contains the `hidden` texts."""
+    """A branch of a repo, accessed with the user's token; messages and log lines omit the `hidden` texts."""
 
     def __init__(self, connection: Connection, repo_id: str, name: str, hidden: Sequence[str]) -> None:
         self._connection = connection
@@ -72,7 +72,7 @@ class Branch:
 
     @classmethod
     def open(cls, environment: Mapping[str, str], repo_id: str, name: str, root: str) -> Branch:
-        """Return the branch that the folder at `root` is pushed to, without a request; raise AuthError for no token."""
+        """Return the branch for a push of the folder `root`, without a request; raise AuthError if no token is set."""
         connection = connect(environment)
         if connection.token is None:
             message = "Pushing needs a token: set HF_TOKEN, or log in with `hf auth login`."
@@ -81,7 +81,7 @@ class Branch:
         return cls(connection, repo_id, name, [*filter(None, hidden)])
 
     def read(self) -> BranchState:
-        """Return the state of the branch; raise AuthError or UploadFailedError if the hub does not give it."""
+        """Return the state of the branch; raise AuthError or UploadFailedError if the hub does not send it."""
         with translate_push(self._repo_id, self._hidden), count_call(self._connection.limits):
             timeout = private.constants.HF_HUB_ETAG_TIMEOUT
             try:
@@ -103,7 +103,7 @@ class Branch:
             )
 
     def create_repo(self) -> None:
-        """Create the repo, private."""
+        """Create the repo as a private one."""
         with translate_push(self._repo_id, self._hidden):
             self._api.create_repo(self._repo_id, private=True, exist_ok=True)
 
@@ -113,9 +113,9 @@ class Branch:
             self._api.create_branch(self._repo_id, branch=self._name, exist_ok=True)
 
     def push(self, upload: Upload, *, may_create: bool, show_bars: bool, echo: IO[str] | None) -> PushResult:
-        """Change the branch in one commit; create it if the hub does not know it yet and `may_create` allows it.
+        """Change the branch by one commit; create the branch if it is missing and `may_create` allows it.
 
-        With `show_bars` the library draws its progress bars on stderr; `echo` gets its log lines.
+        With `show_bars`, show the library's progress bars on stderr. Write its log lines to `echo`.
         """
         with private.collect_log(self._hidden, echo) as log, private.show_progress_bars(show_bars):
             try:
@@ -131,14 +131,14 @@ class Branch:
         return PushResult(commit, url, log)
 
     def _commit(self, upload: Upload) -> tuple[str, str]:
-        """Upload what the hub lacks, and make one commit of it; return the commit and its URL."""
+        """Upload the files that the hub lacks, make one commit, and return the commit and its URL."""
         uploads = upload.changes.uploads
         try:
             additions = [CommitOperationAdd(file.name, file.path) for file in uploads]
         except (ValueError, OSError) as error:
-            # The library's own message has the whole path in it.
+            # The library's own message would show the whole path.
             reason = cause(error) if isinstance(error, OSError) else "one of them is no longer a file"
-            message = f"The folder's files changed while they were looked at ({reason}); push again."
+            message = f"The folder's files changed while they were read ({reason}); push again."
             raise PushFailedError(message) from error
         with translate_push(self._repo_id, self._hidden), ExitStack() as transport:
             deletions = [CommitOperationDelete(path, is_folder=False) for path in upload.changes.deleted]
@@ -146,11 +146,11 @@ class Branch:
             if additions:
                 transport.enter_context(self._choose_transport())
                 if not private.is_xet_available():
-                    # The library need not hash large files again. Over Xet it hashes what it uploads, at no extra cost.
+                    # Save the library from hashing large files again. Over Xet it hashes during the upload anyway.
                     for file, addition in zip(uploads, additions, strict=True):
                         if checksums.is_sha256(file.blob):
                             addition.upload_info.sha256 = bytes.fromhex(file.blob)
-                # Without our rules the hub would apply its .gitignore and leave files out without a message.
+                # Without our rules, the hub would apply its .gitignore and skip files without a message.
                 self._api.preupload_lfs_files(
                     self._repo_id,
                     additions=additions,
@@ -166,11 +166,11 @@ class Branch:
                 parent_commit=upload.parent,
             )
             if not is_commit(made.oid) or not isinstance(made.commit_url, str):
-                raise NonsenseError("the new commit is no hash")
+                raise InvalidResponseError("the new commit is not a hash")
         return made.oid, made.commit_url
 
     def _choose_transport(self) -> AbstractContextManager[None]:
-        """Return a context without Xet if the hub lacks it: the library would insist on Xet, and hide why it fails."""
+        """Return a context that turns Xet off if the hub lacks it; otherwise the library's error is unclear."""
         if not private.is_xet_available():
             return nullcontext()
         url = private.xet_connection_info_refresh_url(
@@ -188,7 +188,7 @@ class Branch:
         return nullcontext()
 
     def _check_card(self, additions: Sequence[CommitOperationAdd]) -> None:
-        """Let the hub check the model card before gigabytes are uploaded with it."""
+        """Let the hub check the model card before gigabytes are uploaded."""
         for addition in additions:
             if addition.path_in_repo == README:
                 try:

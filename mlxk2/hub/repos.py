@@ -1,6 +1,6 @@
-"""The metadata of a repo on the hub: the commit that a revision means, and the files of a commit.
+"""The metadata of a repo on the hub: the commit of a revision, and the files of a commit.
 
-Every value is checked where it comes in, so that past this module each one has its type.
+This module checks the type of every value that the hub sends, so that other modules can rely on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlxk2.formatting import cut
 from mlxk2.hub import private
 from mlxk2.hub.client import Connection
 from mlxk2.hub.errors import NamesCollideError, RevisionMissingError, call_hub
-from mlxk2.hub.limits import LimitExceeded, NonsenseError
+from mlxk2.hub.limits import InvalidResponseError, LimitExceeded
 
 DEFAULT_REF = "main"
 NO_HASH = "has no hash"
@@ -33,7 +33,7 @@ _XET_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Revision(NamedTuple):
-    """A commit of a repo on the hub; `ref` is the branch or tag that named it, if there is one."""
+    """A commit of a repo on the hub; `ref` is the branch or tag that the user asked for, or None."""
 
     repo_id: str
     commit: str
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file of a repo; `blob` is its hash, or None if the hub does not give it."""
+    """A file of a repo; `blob` is its hash, or None if the hub does not send it."""
 
     path: str
     size: int
@@ -57,10 +57,10 @@ class Entry(NamedTuple):
 
 
 def find(connection: Connection, name: str, revision: str | None) -> Revision:
-    """Return the revision on the hub that a model name means; the name must be complete.
+    """Return the revision on the hub for a model name; the name must be complete.
 
-    Raise AccessDeniedError if the user may read no such repo, DownloadFailedError if the repo lacks the revision,
-    NetworkError if the hub can't be reached.
+    Raise AccessDeniedError if the repo is missing or the user may not read it, DownloadFailedError if the repo lacks
+    the revision, and NetworkError if the hub can't be reached.
     """
     denied = None
     for repo_id in names.candidates(name):
@@ -73,14 +73,14 @@ def find(connection: Connection, name: str, revision: str | None) -> Revision:
 
 
 def _find_revision(connection: Connection, repo_id: str, revision: str | None) -> Revision:
-    """Return the revision of a repo that a branch, a tag, a hash or the beginning of a hash names."""
+    """Return the revision of a repo for a branch, a tag, a hash, or the beginning of a hash."""
     try:
         with call_hub(repo_id, connection.limits):
             timeout = private.constants.HF_HUB_ETAG_TIMEOUT
             info = connection.api.model_info(repo_id, revision=revision, timeout=timeout)
             check_info(info)
             if info.gated:
-                # Everybody may read the metadata of a gated repo; ask whether this user may read its files.
+                # Every user may read the metadata of a gated repo; ask whether this one may read its files.
                 connection.api.auth_check(repo_id)
     except RevisionMissingError:
         return _find_commit_by_prefix(connection, repo_id, revision or DEFAULT_REF)
@@ -90,13 +90,13 @@ def _find_revision(connection: Connection, repo_id: str, revision: str | None) -
 
 
 def _find_commit_by_prefix(connection: Connection, repo_id: str, prefix: str) -> Revision:
-    """Return the only revision of a repo whose hash begins like this; raise DownloadFailedError otherwise."""
+    """Return the only revision of a repo whose hash has this prefix; raise DownloadFailedError otherwise."""
     found = set()
     if _COMMIT_PREFIX.fullmatch(prefix):
         with call_hub(repo_id, connection.limits):
             for commit in connection.api.list_repo_commits(repo_id):
                 if not is_commit(commit.commit_id):
-                    raise NonsenseError(f"a commit is no hash: {commit.commit_id!r:.100}")
+                    raise InvalidResponseError(f"a commit is not a hash: {commit.commit_id!r:.100}")
                 if commit.commit_id.startswith(prefix):
                     found.add(commit.commit_id)
     if len(found) == 1:
@@ -106,24 +106,24 @@ def _find_commit_by_prefix(connection: Connection, repo_id: str, prefix: str) ->
 
 
 def check_info(info: ModelInfo) -> None:
-    """Raise NonsenseError when the commit or the access in the hub's description of a repo has the wrong type."""
+    """Raise InvalidResponseError when the hub's description of a repo has a wrong type for its commit or its access."""
     if not is_commit(info.sha):
-        raise NonsenseError("its commit is no hash")
+        raise InvalidResponseError("its commit is not a hash")
     flags = (info.private, info.disabled)
     if not all(isinstance(value, bool | None) for value in flags) or not isinstance(info.gated, bool | str | None):
-        raise NonsenseError("it does not say who may read it")
+        raise InvalidResponseError("it does not say who may read it")
 
 
 def is_commit(value: object) -> bool:
-    """Return whether this is the hash of a commit."""
+    """Return whether a value is the hash of a commit."""
     return isinstance(value, str) and _COMMIT.fullmatch(value) is not None
 
 
 def list_files(connection: Connection, revision: Revision) -> list[RemoteFile]:
-    """Return the files of a revision, whose names differ on every disk.
+    """Return the files of a revision; their names are different on every kind of disk.
 
-    Raise DownloadFailedError if there are none, or a path would lead out of the model's folder; NamesCollideError if a
-    disk would take two names for one.
+    Raise DownloadFailedError if the revision has no files or an invalid path. Raise NamesCollideError if two names are
+    the same on some disks.
     """
     repo_id, files = revision.repo_id, []
     with call_hub(repo_id, connection.limits):
@@ -131,7 +131,7 @@ def list_files(connection: Connection, revision: Revision) -> list[RemoteFile]:
             problem = names.problem_of_file(path)
             if problem or blob is None:
                 shown = repr(cut(path, names.MAX_LENGTH))
-                message = f"The hub lists a file of {repo_id} that can't be one: {shown} {problem or NO_HASH}."
+                message = f"The hub lists an invalid file of {repo_id}: {shown} {problem or NO_HASH}."
                 raise DownloadFailedError(message)
             files.append(RemoteFile(path, blob, size, xet_hash))
     if not files:
@@ -142,7 +142,7 @@ def list_files(connection: Connection, revision: Revision) -> list[RemoteFile]:
 
 
 def list_entries(connection: Connection, repo_id: str, commit: str | None) -> Iterator[Entry]:
-    """Yield the files of a commit; raise NonsenseError if one is not possible, LimitExceeded if there are too many."""
+    """Yield the files of a commit; raise InvalidResponseError for invalid values, LimitExceeded for too many files."""
     max_files = connection.limits.files
     listed = connection.api.list_repo_tree(repo_id, recursive=True, revision=commit)
     for number, entry in enumerate(islice(listed, max_files + 1)):
@@ -153,12 +153,12 @@ def list_entries(connection: Connection, repo_id: str, commit: str | None) -> It
         path = entry.path
         blob, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
         if not isinstance(path, str):
-            raise NonsenseError(f"a file's path is no text: {path!r:.100}")
+            raise InvalidResponseError(f"a file's path is not text: {path!r:.100}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
-            raise NonsenseError(f"{path!r} has no possible size: {size!r:.100}")
+            raise InvalidResponseError(f"{path!r} has an invalid size: {size!r:.100}")
         if blob is not None and (not isinstance(blob, str) or (blob and not _BLOB.fullmatch(blob))):
-            raise NonsenseError(f"{path!r} has an invalid hash: {blob!r:.100}")
+            raise InvalidResponseError(f"{path!r} has an invalid hash: {blob!r:.100}")
         xet_hash = entry.xet_hash if entry.lfs else None
         if xet_hash is not None and (not isinstance(xet_hash, str) or not _XET_HASH.fullmatch(xet_hash)):
-            raise NonsenseError(f"{path!r} has an invalid Xet hash: {xet_hash!r:.100}")
+            raise InvalidResponseError(f"{path!r} has an invalid Xet hash: {xet_hash!r:.100}")
         yield Entry(path, size, blob or None, xet_hash)

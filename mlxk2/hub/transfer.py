@@ -1,6 +1,7 @@
-"""The files of a revision, fetched from the hub into a model's staging folder.
+"""Fetch the files of a revision from the hub into a model's staging folder.
 
-A few threads fetch a file each, over Xet if the hub offers it, else over HTTP, from where an earlier attempt stopped.
+Each of a few threads fetches one file after the other, over Xet if the hub offers it, or else over HTTP. A file
+continues where an earlier attempt stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mlxk2.cache.staging import PullPlan, RemoteFile, Staging
 from mlxk2.errors import DownloadFailedError
 from mlxk2.formatting import human_size
 from mlxk2.hub import endpoint, private
-from mlxk2.hub.errors import describe_nonsense
+from mlxk2.hub.errors import describe_invalid_response
 from mlxk2.hub.limits import LimitExceeded, receive_file
 from mlxk2.hub.partial import Partial
 from mlxk2.hub.repos import Source
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
     from mlxk2.formatting import Advance, Progress
 
 MAX_THREADS = 8
-# Seconds to wait before each further attempt, after a error that may pass.
-PAUSES = (1, 2, 4)
+PAUSES = (1, 2, 4)  # Seconds before each new attempt after a temporary error.
 FIRST_SERVER_ERROR = 500
-DAMAGED = "The hub sent other bytes than it promised for {} (their hash is wrong)."
+DAMAGED = "The hub sent wrong bytes for {} (their hash does not match)."
 
 Receive = Callable[[Source, RemoteFile, Partial], None]
 Todo = queue.SimpleQueue[RemoteFile]
@@ -42,10 +42,10 @@ Done = queue.SimpleQueue[int | BaseException]
 
 
 def fetch(source: Source, plan: PullPlan, staging: Staging, progress: Progress, *, may_share: bool) -> int:
-    """Stage the missing files of a plan; return how many bytes earlier attempts had left.
+    """Stage the missing files of a plan; return the number of bytes that earlier attempts had fetched.
 
-    With `may_share`, bytes that the store of shared blobs has are not fetched. Raise OperationError if the files do
-    not fit on the disk; what was fetched until an error stays for the next attempt.
+    With `may_share`, take bytes from the store of shared blobs instead of fetching them. Raise OperationError if the
+    files do not fit on the disk. After an error, the fetched bytes stay for the next attempt.
     """
     if plan.is_empty:
         return 0
@@ -62,16 +62,16 @@ def fetch(source: Source, plan: PullPlan, staging: Staging, progress: Progress, 
 
 
 def fetch_files(source: Source, files: Iterable[RemoteFile], staging: Staging, advance: Advance) -> int:
-    """Fetch files into staging and verify their hashes; return how many bytes earlier attempts had left.
+    """Fetch files into staging and verify their hashes; return the number of bytes that earlier attempts had fetched.
 
-    The first error of a thread is raised as it is; what was fetched until then stays for the next attempt.
+    Raise the first error of any thread. After an error, the fetched bytes stay for the next attempt.
     """
     stop, todo, done = Event(), Todo(), Done()
-    # The largest file goes first, so that it is not the last one on its way alone.
+    # Start with the largest file. Otherwise it could be the last one, and only one thread would work.
     largest_first = sorted({file.blob: file for file in files}.values(), key=lambda file: -file.size)
     for file in largest_first:
         todo.put(file)
-    # The interpreter does not wait for daemon threads: Ctrl-C ends the program at once, as safely as a kill does.
+    # Python does not wait for daemon threads, so Ctrl-C ends the program at once; like a kill, that loses no bytes.
     for _ in range(min(MAX_THREADS, len(largest_first))):
         Thread(target=_work, args=(source, staging, advance, stop, todo, done), daemon=True).start()
     resumed_bytes = 0
@@ -87,7 +87,7 @@ def fetch_files(source: Source, files: Iterable[RemoteFile], staging: Staging, a
 
 
 def _work(source: Source, staging: Staging, advance: Advance, stop: Event, todo: Todo, done: Done) -> None:
-    """Fetch one file after the other, until none is left or one fails."""
+    """Fetch one file after the other, until no file is left or one fails."""
     while True:
         try:
             file = todo.get_nowait()
@@ -96,16 +96,16 @@ def _work(source: Source, staging: Staging, advance: Advance, stop: Event, todo:
         try:
             resumed_bytes = fetch_file(source, file, staging.partial(file), advance, stop)
             os.replace(staging.partial(file), staging.staged(file))
-        except BaseException as error:  # noqa: BLE001 - also a panic in Rust: it is raised where the results are collected
+        except BaseException as error:  # noqa: BLE001 - any exception, also a panic in Rust: `fetch_files` raises it
             done.put(error)
             return
         done.put(resumed_bytes)
 
 
 def fetch_file(source: Source, remote: RemoteFile, path: Path, advance: Advance, stop: Event) -> int:
-    """Complete a partial file and verify its hash; return how many bytes an earlier attempt had left.
+    """Complete a partial file and verify its hash; return the number of bytes that an earlier attempt had fetched.
 
-    Raise DownloadFailedError if the bytes are wrong twice; the partial file is removed then.
+    If the bytes are wrong twice, remove the partial file and raise DownloadFailedError.
     """
     with Partial(path, remote, advance, stop) as file:
         resumed_bytes = file.resumed_bytes
@@ -116,30 +116,30 @@ def fetch_file(source: Source, remote: RemoteFile, path: Path, advance: Advance,
             file.truncate()
             resumed_bytes = 0
         os.unlink(path)
-    raise DownloadFailedError(DAMAGED.format(remote.name), hint="Try again; if it stays, tell the model's author.")
+    raise DownloadFailedError(DAMAGED.format(remote.name), hint="Try again; if this stays, inform the model's author.")
 
 
 def _receive_rest(source: Source, remote: RemoteFile, file: Partial, receive: Receive) -> None:
-    """Receive the missing bytes; after a error that may pass, try again while bytes arrive, or a few times more."""
+    """Receive the missing bytes; after a temporary error try again, as long as bytes arrive or pauses are left."""
     pauses = iter(PAUSES)
     while (before := file.tell()) < remote.size:
         try:
             receive(source, remote, file)
             return
-        # The library calls itself again after each broken connection, which ends in RecursionError.
+        # After each broken connection the library calls itself, which can end in RecursionError.
         except (httpx2.TransportError, OSError, RecursionError) as error:
             pauses = iter(PAUSES) if file.tell() > before else pauses
             pause = next(pauses, None)
-            if pause is None or not _may_pass(error):
+            if pause is None or not _is_temporary(error):
                 raise
             time.sleep(pause)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Return whether the same request may succeed soon; an error of the disk, which has a number, does not pass."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether the same request can succeed soon; errors of the disk, which have an `errno`, are permanent."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= FIRST_SERVER_ERROR
-    # The library has already repeated a request five times after these.
+    # After these errors the library has already repeated the request five times.
     if isinstance(error, (LimitExceeded, httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)):
         return False
     return isinstance(error, (httpx2.TransportError, ConnectionError)) or getattr(error, "errno", None) is None
@@ -157,29 +157,28 @@ def _receive_http(source: Source, remote: RemoteFile, file: Partial) -> None:
     offset = file.tell()
     if remote.size > private.constants.MAX_HTTP_DOWNLOAD_SIZE and not offset:
         limit = human_size(private.constants.MAX_HTTP_DOWNLOAD_SIZE)
-        raise DownloadFailedError(f"{remote.name} is larger than {limit}, so that it comes only over Xet (hf_xet).")
-    # A range of a compressed response would not continue the bytes that are there. The client itself sends the token
-    # to none of the hosts that the hub redirects to.
+        raise DownloadFailedError(f"{remote.name} is larger than {limit}, so it can be fetched only over Xet (hf_xet).")
+    # A range of a compressed response would not fit the bytes that were already fetched. The token is safe in these
+    # headers: the client sends it to no other host, also after a redirect.
     headers = connection.headers | ({"accept-encoding": "identity"} if offset else {})
     try:
         with receive_file(remote.size):
             private.http_get(url, cast(BinaryIO, file), resume_size=offset, headers=headers, expected_size=remote.size)
     except (ValueError, httpx2.InvalidURL) as error:
-        # A header is not the number that it should be, or a redirect leads to an invalid address.
-        raise DownloadFailedError(describe_nonsense(error, remote.name)) from error
+        # A header should be a number and is not, or a redirect leads to an invalid address.
+        raise DownloadFailedError(describe_invalid_response(error, remote.name)) from error
 
 
 def _receive_xet(source: Source, remote: RemoteFile, file: Partial) -> None:
-    """Receive the missing bytes of a file over Xet; if the store does not have them all, the rest over HTTP.
+    """Receive the missing bytes of a file over Xet; if the store lacks some, receive the rest over HTTP.
 
-    The library itself lets Xet write to a new file each time, so that a killed download starts again. Here the bytes
-    come in one stream from where an earlier attempt stopped. The store gets a short-lived token of its own, never the
-    user's.
+    In huggingface_hub, Xet always writes a new file, so a killed download starts from the beginning. Here, one stream
+    continues where an earlier attempt stopped. The store gets its own short-lived token, never the user's token.
     """
     assert remote.xet_hash is not None
     revision, api, headers = source.revision, source.connection.api, source.connection.headers
     try:
-        from hf_xet import XetFileInfo  # noqa: PLC0415 - its client opens a log file as soon as it is imported
+        from hf_xet import XetFileInfo  # noqa: PLC0415 - importing it opens a log file
 
         route = private.xet_connection_info_refresh_url(
             token_type=private.XetTokenType.READ,

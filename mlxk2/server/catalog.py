@@ -14,7 +14,7 @@ from mlxk2 import names
 from mlxk2.cache.index import SETTLED_NS, fingerprint
 from mlxk2.cache.runnable import resolve_runnable
 from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel
-from mlxk2.checkpoint.describe import context_length, look
+from mlxk2.checkpoint.describe import context_length, find_and_describe
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
 from mlxk2.server.messages import ModelKey
@@ -124,7 +124,7 @@ class Catalog:
         found = {entry.name: entry for find in finders if not cancelled() and (entry := self._entry(find))}
         if self.pinned and is_wanted(self.pinned.name) and self.pinned.name not in found:
             snapshot = Snapshot(self.pinned.name, None, self.pinned.path, roots=None)
-            pinned = self._entry(snapshot.unread)
+            pinned = self._entry(snapshot.reset)
             found.update({pinned.name: pinned} if pinned else {})
         return found
 
@@ -198,7 +198,7 @@ class _Scan:
 
 def _entry(find: Callable[[], Snapshot], context: int | None) -> ServedModel | None:
     try:
-        snapshot, info = look(find)
+        snapshot, info = find_and_describe(find)
     except ModelNotFoundError:
         return None  # it was removed since the cache was scanned
     if not info.is_runnable:

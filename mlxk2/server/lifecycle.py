@@ -18,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from mlxk2.errors import InterruptedByUser, MlxkError, ServerStoppingError
+from mlxk2.errors import MlxkError, OperationCancelled, ServerStoppingError
 from mlxk2.formatting import printable
 from mlxk2.runner.memory import AUTOMATIC, MemoryChoice
 from mlxk2.runner.mlx import loader
@@ -147,7 +147,7 @@ class _Server(uvicorn.Server):
         """The exit code of the process."""
         if self.failure is not None:
             return self.failure.exit_code
-        return InterruptedByUser.exit_code if self.stopped_by == signal.SIGINT else 0
+        return OperationCancelled.exit_code if self.stopped_by == signal.SIGINT else 0
 
     def _close_connections(self) -> None:
         for connection in list(self.server_state.connections):

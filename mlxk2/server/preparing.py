@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mlxk2.errors import InterruptedByUser, MlxkError, ServerBusyError, ServerStoppingError
+from mlxk2.errors import MlxkError, OperationCancelled, ServerBusyError, ServerStoppingError
 from mlxk2.runner.mlx import loader
 from mlxk2.runner.output.text import Vocabulary
 from mlxk2.runner.prompt.confined import Cancelled, Starter
@@ -187,7 +187,7 @@ class _Tokenizers:
     def get(self, key: ModelKey, cancelled: Cancelled) -> _LoadedTokenizer:
         """Return the tokenizer of a model; load it if it is not loaded, or if its files have changed.
 
-        Raise InterruptedByUser if the request is `cancelled` while another one loads the same tokenizer, so that its
+        Raise OperationCancelled if the request is `cancelled` while another one loads the same tokenizer, so that its
         thread is free again.
         """
         with self._lock:
@@ -197,7 +197,7 @@ class _Tokenizers:
             return found
         while not lock.acquire(timeout=_CANCEL_CHECK_SECONDS):
             if cancelled():
-                raise InterruptedByUser("Interrupted.")
+                raise OperationCancelled("Interrupted.")
         try:
             # Another request may have loaded it by now.
             if found := self._find(key.path, state):

@@ -1,1 +1,1 @@
-"""A folder of the user's: what a push uploads of it and changes on the hub, and how a clone fills it."""
+"""A user's folder: the files that a push uploads from it, and the clone of a model into it."""

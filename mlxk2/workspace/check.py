@@ -1,4 +1,4 @@
-"""The check of a folder before it is pushed: the cache's rules of health, and the file that each finding is about."""
+"""Check a folder before it is pushed, by the same rules of health as a model in the cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CODES: dict[Rule, str] = {
 
 
 class Anomaly(NamedTuple):
-    """Something about a folder that a person should look at; `path` is the file that it is about, if it is one."""
+    """A problem of a folder that a person should look at; `path` is the file with the problem, or None."""
 
     severity: Literal["error", "warning"]
     code: str
@@ -37,7 +37,7 @@ class Anomaly(NamedTuple):
 
 
 class WorkspaceHealth(NamedTuple):
-    """What a check found in a folder; `missing_shards` are those that an index names and that are not there."""
+    """The result of a check; `missing_shards` are the shards in the index whose files are missing."""
 
     files_count: int
     total_bytes: int
@@ -52,20 +52,21 @@ class WorkspaceHealth(NamedTuple):
 
     @property
     def first_error(self) -> Anomaly | None:
-        """The first anomaly that makes the folder no model, None where there is none."""
+        """The first anomaly with the severity "error", or None."""
         return next((anomaly for anomaly in self.anomalies if anomaly.severity == "error"), None)
 
 
 def check(workspace: Workspace) -> WorkspaceHealth:
-    """Return what is in a folder that is to become a model, and what is wrong with it, from the folder alone.
+    """Check a folder that will become a model, without network.
 
-    The verdict is that of `show` on the folder, unless a `.hfignore` leaves out more, or a file can't be uploaded.
+    The verdict is the same as that of `show` on the folder, unless `.hfignore` excludes more files or a file can't be
+    uploaded.
     """
     snapshot = workspace.snapshot()
     anomalies: list[Anomaly] = []
     if not snapshot.files:
         problem = health.has_snapshot(snapshot)
-        assert problem is not None  # its rule asks for files
+        assert problem is not None  # The rule requires at least one file.
         anomalies.append(Anomaly("error", "empty_folder", f"{problem.text}."))
     else:
         unusable = [file for file in workspace.files if file.problem]
@@ -77,7 +78,7 @@ def check(workspace: Workspace) -> WorkspaceHealth:
             anomalies += [Anomaly("warning", "odd_index", f"{warning}.") for warning in health.warnings(snapshot)]
         if README not in snapshot:
             anomalies.append(Anomaly("warning", "no_readme", f"There is no {README}."))
-    for name in workspace.withheld:
+    for name in workspace.secrets:
         shown = printable(name)
         message = f"{shown} looks like a secret and is not pushed; to push it, write !{shown} into {IGNORE_FILE}."
         anomalies.append(Anomaly("warning", "secret_left_out", message, name))
@@ -101,11 +102,11 @@ def _missing_shards(snapshot: Snapshot) -> list[str]:
     try:
         return health.missing_shards(snapshot)
     except BrokenFile:
-        return []  # The rule for weights says what is wrong with the index.
+        return []  # The rule for weights reports the unreadable index.
 
 
 def _broken_rules(snapshot: Snapshot, reported: set[str]) -> Iterator[Anomaly]:
-    """Yield an anomaly for each rule that is broken, except those about files that were reported already."""
+    """Yield an anomaly for each broken rule, except about files that are already reported."""
     rules = [rule for rule in health.RULES if rule is not health.has_snapshot]
     if needs_tokenizer(snapshot):
         rules += health.TOKENIZER_RULES

@@ -1,10 +1,10 @@
-"""A folder of the user's that becomes a copy of a model: built beside its place, and put there with one rename.
+"""Copy a model into a user's folder: build the copy beside the target, then rename it to the target.
 
-What a killed process left beside the folder is removed by the next process that builds the same folder. What macOS
-laid in an empty folder, such as `.DS_Store`, leaves it empty for us, and is moved into the new one.
+If a process is killed, the next process that builds the same folder removes the unfinished copy. A target that contains
+only files of macOS, such as `.DS_Store`, counts as empty; these files are moved into the new folder.
 
-Each file is cloned where the file system can share blocks, and copied byte by byte elsewhere; whether it can is found
-by trying. A clone takes no space and no time, and is the user's own: what is written to one is not seen in the other.
+Each file is cloned if the file system can share blocks, and copied byte by byte otherwise; the only way to find out is
+to try. A clone needs no space and no time. A change to the clone does not change the original.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ PREFIX = ".mlxk2-clone-"
 FINISHED = "model"
 CHUNK_BYTES = 1 << 22
 
-_ASIDE = "aside"  # What macOS laid in the target, while the new folder takes its place.
+_ASIDE = "aside"  # Holds the files of macOS from the target until the new folder is in its place.
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _AT_FDCWD = -2  # macOS's sys/fcntl.h
 
 
 def resolve_target(typed: str, cache_dir: str) -> str:
-    """Return the real path of a folder that may be built; raise InvalidTargetError where it can't or must not be."""
+    """Return the real path of a target folder; raise InvalidTargetError when a copy can't or must not be there."""
     if not typed.strip() or "\0" in typed:
-        raise InvalidTargetError(f"{typed!r} is no folder's name.")
+        raise InvalidTargetError(f"{typed!r} is not the name of a folder.")
     path = os.path.realpath(typed)
     above = [path, *map(str, Path(path).parents)]
-    # A path may also lead into the cache under another name: a disk may ignore case, or be mounted twice.
+    # A path can lead into the cache under another name, if the disk ignores case or is mounted twice.
     found = [folder for folder in above if os.path.exists(folder)] if os.path.exists(cache_dir) else []
     if os.path.realpath(cache_dir) in above or any(os.path.samefile(folder, cache_dir) for folder in found):
         raise InvalidTargetError(f"{typed} is in the cache, which a clone never changes; name a folder elsewhere.")
     try:
         if not all(map(is_macos_metadata, os.listdir(path))):
             raise InvalidTargetError(f"{typed} exists and is not empty; name a new or an empty folder.")
-        # The new folder takes the place of the empty one, which these can't give up.
+        # The new folder replaces the empty one, which is impossible for a mount point and for the current folder.
         if os.path.ismount(path) or os.path.samefile(path, os.curdir):
             raise InvalidTargetError(f"{typed} is a mount point or the current folder; name a folder in it.")
     except FileNotFoundError:
@@ -67,13 +67,13 @@ def resolve_target(typed: str, cache_dir: str) -> str:
 
 @contextmanager
 def build(path: str) -> Iterator[str]:
-    """Yield a scratch folder on the target's disk; what the block leaves in its `model` folder becomes the target.
+    """Yield a scratch folder on the target's disk; after the block, its subfolder `model` becomes the target.
 
-    If the block fails, everything is as it was. Raise InvalidTargetError when the target was taken in that time, and
-    OSError for faults of the disk.
+    If the block fails, the target is unchanged. Raise InvalidTargetError when another process has filled the target in
+    the meantime, and OSError when the disk fails.
     """
     parent, name = os.path.split(path)
-    # A file's name is limited, so that of the target can't be part of it.
+    # Use a hash, because the target's name in the prefix could make the name too long.
     prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
     with _folders(parent), Directory.at(parent) as below:
         for old in scratch.find_abandoned(below, prefix):
@@ -95,7 +95,7 @@ def build(path: str) -> Iterator[str]:
 
 @contextmanager
 def _folders(path: str) -> Iterator[None]:
-    """Make the folders of a path; if the block fails, those that were made are removed."""
+    """Make the missing folders of a path; if the block fails, remove them again."""
     missing = []
     while not os.path.lexists(path):
         missing.append(path)
@@ -113,21 +113,21 @@ def _folders(path: str) -> Iterator[None]:
 
 
 def _put_in_place(new: Scratch, name: str) -> None:
-    """Rename the finished folder to the target, once what macOS laid in an empty target is out of it."""
+    """Move the files of macOS out of an empty target, then rename the finished folder to the target."""
     with new.parent.open(name) as target:
         litter = [] if target is None else list(filter(is_macos_metadata, target.names()))
         if target is not None and litter:
             new.folder.make(_ASIDE)
             _move_all(litter, target, new.folder, _ASIDE)
     try:
-        # Over an empty folder a rename succeeds, over a full one it does not.
+        # A rename replaces an empty folder, and fails if the folder is not empty.
         new.folder.rename(FINISHED, new.parent, name)
     except OSError as error:
-        raise InvalidTargetError(f"{name} can't be put in its place: {cause(error)}.") from error
+        raise InvalidTargetError(f"The copy can't be moved to {name}: {cause(error)}.") from error
 
 
 def _put_back(scratch: Scratch, name: str) -> None:
-    """Move what was put aside into the target, the old folder or the new one."""
+    """Move the files of macOS from `aside` into the target, which is the old folder or the new one."""
     with scratch.folder.open(_ASIDE) as aside:
         if aside is not None:
             _move_all(aside.names(), aside, scratch.parent, name)
@@ -138,7 +138,7 @@ def _move_all(names: list[str], source: Directory, below: Directory, target: str
         if folder is None:
             return
         for name in names:
-            with suppress(FileNotFoundError):  # It went with the file whose companion it is.
+            with suppress(FileNotFoundError):  # macOS moves a companion file together with its file.
                 source.rename(name, folder, name)
 
 
@@ -152,10 +152,10 @@ def _remove(old: Scratch) -> None:
 
 
 def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_move: bool = False) -> Method:
-    """Copy files into an empty folder, under their names and writable by the user; return how it was done.
+    """Copy files into an empty folder with the same names, writable by the user; return the method that was used.
 
-    With `may_move` the originals are not needed any more. Raise OperationError when the disk has no room for plain
-    copies, or a file changes in that time; OSError for other faults of the disk.
+    With `may_move`, the originals can be moved instead. Raise OperationError when the disk has no space for plain
+    copies or a file changes during the copy, and OSError when the disk fails.
     """
     cloned = 0
     for file in files:
@@ -166,7 +166,7 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
         return "apfs_clonefile" if sys.platform == "darwin" else "reflink"
     rest = files[cloned:]
     names_of = Counter(file.identity for file in rest)
-    # Two names of the same bytes become two files: each can be edited alone.
+    # A file with two names becomes two files, so that the user can edit each one alone.
     moved = [file for file in rest if may_move and names_of[file.identity] == 1]
     copied = [file for file in rest if file not in moved]
     total = sum(file.size for file in copied)
@@ -182,7 +182,7 @@ def copy_files(files: Sequence[File], folder: str, progress: Progress, *, may_mo
 
 
 def _prepare_path(file: File, folder: str) -> str:
-    """Return where a file's copy will be, and make the folders on the way; raise OperationError when it is taken."""
+    """Return the path of a file's copy and make its folders; raise OperationError when the path already exists."""
     path = os.path.join(folder, file.name)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -191,7 +191,7 @@ def _prepare_path(file: File, folder: str) -> str:
         is_taken = True
     if is_taken:
         raise OperationError(
-            f"{file.name!r} can't be copied beside another file of the model: the disk takes their names for one.",
+            f"{file.name!r} can't be copied beside another file of the model: on this disk, both names are the same.",
             hint="Clone to another disk.",
         )
     return path
@@ -210,7 +210,7 @@ def _copy(file: File, path: str, advance: Advance) -> None:
 
 @contextmanager
 def _original(file: File) -> Iterator[OpenFile]:
-    """Open the file to be copied; raise OperationError when it can't be read."""
+    """Open a file to copy it; raise OperationError when it can't be read."""
     try:
         with open_file(file) as current:
             yield current
@@ -222,7 +222,7 @@ if sys.platform == "darwin":
     _fclonefileat = ctypes.CDLL(None, use_errno=True).fclonefileat
 
     def _clone(file: File, target: str) -> bool:
-        """Share a file's blocks; return False where that can't be, which leaves nothing. See clonefile(2)."""
+        """Make a file that shares its blocks; if impossible, leave no file and return False. See clonefile(2)."""
         with _original(file) as source:
             if _fclonefileat(source.descriptor, _AT_FDCWD, os.fsencode(target), 0) != 0:
                 return False
@@ -232,17 +232,17 @@ if sys.platform == "darwin":
 else:
 
     def _clone(file: File, target: str) -> bool:
-        """Share a file's blocks; return False where that can't be, which leaves nothing. See ioctl_ficlone(2)."""
+        """Make a file that shares its blocks; if impossible, leave no file and return False. See ioctl_ficlone(2)."""
         with _original(file) as source, open(target, "xb") as copy:
             try:
                 fcntl.ioctl(copy, _FICLONE, source.descriptor)
             except OSError:
-                # Each file system refuses with a number of its own. What is really wrong, the plain copy will meet too.
+                # File systems use different error numbers here. If the disk fails, the plain copy will fail too.
                 os.unlink(target)
                 return False
         return True
 
 
 def _make_writable(path: str) -> None:
-    """Let the user edit what in the cache was made read-only."""
+    """Let the user edit a copy of a file that is read-only in the cache."""
     os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | stat.S_IRUSR | stat.S_IWUSR)

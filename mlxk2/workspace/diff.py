@@ -1,4 +1,4 @@
-"""What a push would change on the hub: a folder's files beside those of a branch, compared by content."""
+"""The changes that a push makes on the hub: compare the files of a folder with those of a branch by content."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from mlxk2.workspace.folder import Workspace
 if TYPE_CHECKING:
     from mlxk2.formatting import Progress
 
-# The hub makes this file itself, in every new repo.
-HUB_MADE = ".gitattributes"
+MADE_BY_HUB = ".gitattributes"  # The hub creates this file in every new repo.
 
 
 class HubFile(NamedTuple):
-    """A file on the hub: its size in bytes and the hash of its content (SHA-256 of large files, else git's SHA-1)."""
+    """A file on the hub: its size in bytes and the hash of its content (SHA-256 for large files, git's SHA-1 else)."""
 
     size: int
     blob: str | None
 
 
 class ChangeCounts(NamedTuple):
-    """How many files a push adds, modifies and deletes; `modified` is None where only the hub can compare."""
+    """The numbers of files that a push adds, modifies and deletes; `modified` is None if only the hub can compare."""
 
     added: int
     modified: int | None
@@ -41,10 +40,10 @@ class ChangeCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What makes a branch the same as a folder.
+    """The changes that make a branch equal to a folder.
 
-    `modified` holds the files whose content differs, `unclear` those that only the hub itself can compare. A file that
-    was hashed has its hash as `blob`.
+    The content of `modified` files differs; `unclear` files can be compared only by the hub. A file that was hashed has
+    its hash as `blob`.
     """
 
     added: tuple[File, ...]
@@ -54,12 +53,12 @@ class Changes:
 
     @property
     def uploads(self) -> tuple[File, ...]:
-        """The files that must go to the hub."""
+        """The files to upload."""
         return self.added + self.modified + self.unclear
 
     @property
     def is_empty(self) -> bool:
-        """Whether the branch is known to be the same as the folder."""
+        """Whether the branch is certainly equal to the folder."""
         return not self.uploads and not self.deleted
 
     @property
@@ -70,7 +69,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a push brings: the changes to a branch that stands at `parent`, the ignore rules, the commit's message."""
+    """The input of a push: the changes to a branch at the commit `parent`, the ignore rules, the commit message."""
 
     changes: Changes
     parent: str | None
@@ -81,8 +80,8 @@ class Upload:
 def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progress) -> Changes:
     """Return the changes that a push of this folder makes to a branch with these files.
 
-    Only files of the same size are read, each of them once. Raise PushFailedError when the folder has no files, or one
-    that can't be read.
+    Read only files of the same size, each one once. Raise PushFailedError when the folder has no files, or when a file
+    can't be read.
     """
     files = check_uploadable(workspace)
     known = [file for file in files if file.name in on_hub]
@@ -94,7 +93,7 @@ def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progr
             hashed = [file._replace(blob=digest(file, advance)) for file in comparable]
     except BrokenFile as error:
         raise PushFailedError(f"Nothing was pushed: {error}.") from error
-    gone = sorted(on_hub.keys() - {file.name for file in files} - {HUB_MADE, *workspace.withheld})
+    gone = sorted(on_hub.keys() - {file.name for file in files} - {MADE_BY_HUB, *workspace.secrets})
     return Changes(
         added=tuple(file for file in files if file.name not in on_hub),
         modified=(
@@ -107,13 +106,13 @@ def compare(workspace: Workspace, on_hub: Mapping[str, HubFile], progress: Progr
 
 
 def check_uploadable(workspace: Workspace) -> tuple[File, ...]:
-    """Return the files of a workspace; raise PushFailedError for none, or for some that can't be uploaded."""
+    """Return the files of a workspace; raise PushFailedError if it has none, or if some can't be uploaded."""
     if not workspace.files:
         raise PushFailedError(f"There are no files to push in {workspace.name!r}.")
     if problems := [f"{printable(file.name)} {file.problem}" for file in workspace.files if file.problem]:
         raise PushFailedError(
             f"Nothing was pushed: {join_names(problems)}.",
-            hint="Rename files whose names are at fault. Replace links by the files themselves (`mlxk2 clone` makes a "
-            "folder without links). Or name in .hfignore what is to stay at home.",
+            hint="Rename files with invalid names. Replace links by the files themselves (`mlxk2 clone` makes a folder "
+            "without links). Or add files to .hfignore that should not be uploaded.",
         )
     return workspace.files

@@ -1,4 +1,4 @@
-"""The files of a folder that are to be uploaded: those inside it that no rule ignores."""
+"""The files of a folder that a push uploads: all files in it that no rule ignores."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mlxk2.errors import PushFailedError, WorkspaceNotFoundError
 from mlxk2.workspace.ignore import IGNORE_FILE, Ignore
 
 MAX_IGNORE_BYTES = 1 << 20
-MAX_LINKS = 40  # As many as Linux follows.
+MAX_LINKS = 40  # The limit of Linux.
 
 _LABEL = "the folder"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder under the name that the user typed, and its real path, in which everything that is uploaded lies."""
+    """A folder: its name as the user typed it, and its real path. No file outside it is uploaded."""
 
     name: str
     root: str
 
     @cached_property
     def ignore(self) -> Ignore:
-        """The rules for what is not uploaded; raise PushFailedError when the `.hfignore` can't be read."""
+        """The rules that exclude files from the upload; raise PushFailedError when `.hfignore` can't be read."""
         path = os.path.join(self.root, IGNORE_FILE)
         if not os.path.lexists(path):
             return Ignore.of("")
@@ -40,10 +40,10 @@ class Workspace:
 
     @cached_property
     def files(self) -> tuple[File, ...]:
-        """The files to be uploaded, by name; a file that can't be uploaded has a `problem`."""
-        entries = sorted(self._walked[0], key=lambda entry: entry.name)
+        """The files to upload, sorted by name; a file that can't be uploaded has a `problem`."""
+        entries = sorted(self._entries[0], key=lambda entry: entry.name)
         collisions = names.collisions(entry.name for entry in entries)
-        clashes = {name: f"has no place beside {other}: {reason}" for other, name, reason in collisions}
+        clashes = {name: f"can't be in one folder with {other}: {reason}" for other, name, reason in collisions}
         files = []
         for name, path, problem in entries:
             if problem is not None:
@@ -53,49 +53,49 @@ class Workspace:
             else:
                 file = self._tree.file(name, path) or broken_file(name, "is a link to a folder")
             problem = file.problem or names.problem_of_file(name) or clashes.get(name)
-            # Only the cache names files by their hashes: a folder `blobs` of the user's says nothing.
+            # Only the cache names files by hashes; a user's folder with the name `blobs` has no such meaning.
             files.append(broken_file(name, problem) if problem else file._replace(blob=None))
         return tuple(files)
 
     @property
-    def withheld(self) -> list[str]:
-        """The files and folders (`name/`), by name, that are not uploaded only because they look like secrets."""
-        return self._walked[1]
+    def secrets(self) -> list[str]:
+        """The sorted files and folders (`name/`) that are excluded from the upload because they look like secrets."""
+        return self._entries[1]
 
     def snapshot(self) -> Snapshot:
-        """Return the files as those of the model that `show` describes, for the rules of health."""
-        return folder_snapshot(self.name).unread(self.files)
+        """Return a snapshot with the files to upload, for the rules of health."""
+        return folder_snapshot(self.name).reset(self.files)
 
     @cached_property
-    def _walked(self) -> tuple[list[Entry], list[str]]:
-        uploaded, withheld = [], []
+    def _entries(self) -> tuple[list[Entry], list[str]]:
+        uploaded, secrets = [], []
         for entry in walk(self.root, enters=lambda name: not self._is_left_out(name, is_folder=True)):
             name, is_folder = entry.name.removesuffix("/"), entry.name.endswith("/")
             if entry.problem or not self._is_left_out(name, is_folder):
                 uploaded.append(entry)
             elif self._is_secret(name, is_folder):
-                withheld.append(entry.name)
-        return uploaded, sorted(withheld)
+                secrets.append(entry.name)
+        return uploaded, sorted(secrets)
 
     def _is_left_out(self, name: str, is_folder: bool) -> bool:
         return self.ignore.matches(name, is_folder) or self._is_secret(name, is_folder)
 
     def _is_secret(self, name: str, is_folder: bool) -> bool:
-        """Return whether a path that is not uploaded looks like a secret, or is a link to one."""
+        """Return whether a path that is not uploaded is excluded as a secret or as a link to a secret."""
         if self.ignore.matches(name, is_folder):
-            return self.ignore.withholds(name, is_folder)
+            return self.ignore.is_secret(name, is_folder)
         return self._leads_to_secret(name)
 
     def _leads_to_secret(self, name: str) -> bool:
-        """Return whether this is a link to a secret of the folder that no `!` of the user's takes in by this name."""
+        """Return whether the path is a link to a secret in the folder, and no `!` of the user includes the link."""
         path = os.path.join(self.root, name)
         for _ in range(MAX_LINKS):
             if not os.path.islink(path):
                 return False
             target = os.path.join(os.path.dirname(path), os.readlink(path))
             path = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
-            if self._tree.contains(path) and self.ignore.withholds(os.path.relpath(path, self.root)):
-                return not self.ignore.takes_in(name)
+            if self._tree.contains(path) and self.ignore.is_secret(os.path.relpath(path, self.root)):
+                return not self.ignore.includes(name)
         return False
 
     @cached_property
@@ -104,7 +104,7 @@ class Workspace:
 
 
 def find(name: str) -> Workspace:
-    """Return the workspace in a folder that the user named; raise WorkspaceNotFoundError when there is no folder."""
+    """Return the workspace of a user's folder; raise WorkspaceNotFoundError when the folder does not exist."""
     if not os.path.isdir(name):
         problem = "is not a folder" if os.path.lexists(name) else "does not exist"
         raise WorkspaceNotFoundError(f"The folder {name!r} {problem}.")

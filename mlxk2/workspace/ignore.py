@@ -1,9 +1,9 @@
-"""Which files of a folder are not uploaded: the patterns of `.hfignore`, read as git reads a `.gitignore`.
+"""The rules that exclude files from an upload: the patterns of `.hfignore`, with the meaning of a `.gitignore`.
 
 Supported: blank lines and `#` comments, `*`, `?`, `[a-z]` and `[!a-z]`, `**`, a `/` at the start or in the middle (the
-pattern counts from the folder's top), a `/` at the end (folders only), `!` (take back in), and `\\` before a character
-that is meant literally. The last pattern that matches decides. What is in an ignored folder can't be taken back in.
-The default patterns ignore what is in a folder for secrets, not the folder: `!.aws/config` takes that one file back in.
+pattern is relative to the folder), a `/` at the end (folders only), `!` (include again), and `\\` before a literal
+character. The last matching pattern decides. A file in an ignored folder can't be included again. The default patterns
+ignore the content of folders for secrets, not the folders, so that `!.aws/config` includes that one file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECRETS = (
     *litter.SECRETS,
     *(f"!{pattern}" for pattern in litter.NO_SECRETS),
 )
-# What tools and systems leave behind, and what may hold secrets; a `!` can take them back in.
+# Files of tools and operating systems, and files that can hold secrets. A line with `!` includes them again.
 DEFAULTS = (
     *(pattern for pattern in litter.TOOLS if pattern != _TOKEN_FOLDER),
     f"**/{_TOKEN_FOLDER}/*",
@@ -37,8 +37,8 @@ DEFAULTS = (
 )
 
 _TOKEN = re.compile(
-    r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # any number of folders, also none
-      | (?P<rest>(?<=/)\*\*+$)           # all that is inside
+    r"""(?P<folders>(?:(?<=/)|^)\*\*+/)  # zero or more folders
+      | (?P<rest>(?<=/)\*\*+$)           # everything inside
       | (?P<stars>\*+)
       | (?P<one>\?)
       | \[(?P<not>[!^]?)(?P<class>(?:\\.|[^\\])(?:\\.|[^\]\\])*+)\]
@@ -49,7 +49,7 @@ _TOKEN = re.compile(
 )
 
 _FOLDERS, _STARS, _NOTHING = "(?:[^/]+/)*", "[^/]*", "(?!)"
-MAX_PATTERN = 4096  # Characters; no path is longer.
+MAX_PATTERN_CHARACTERS = 4096  # No path is longer.
 
 
 class _Rule(NamedTuple):
@@ -61,10 +61,10 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Ignore:
-    """The merged rules: the defaults, then the user's lines, then what the hub refuses.
+    """The merged rules: the defaults, then the user's lines, then the names that the hub refuses.
 
-    `text` holds all patterns as a `.gitignore` would have them. The rules stand in reverse order: the last pattern that
-    matches decides.
+    `text` holds all patterns in the syntax of a `.gitignore`. The tuples hold the rules in reverse order, because the
+    last matching pattern decides.
     """
 
     text: str
@@ -73,9 +73,9 @@ class Ignore:
 
     @classmethod
     def of(cls, text: str) -> Ignore:
-        """Return the rules with the text of an ignore file."""
+        """Return the default rules merged with the text of an ignore file."""
         lines = text.splitlines()
-        # `!.ssh/` takes the folder back in: then only the keys in it stay ignored.
+        # `!.ssh/` includes the folder; then only the keys in it stay ignored.
         returned = {_FOLDER_OF_SECRETS.get(line[1:].strip("*/ \t")) for line in lines if line.startswith("!")}
         defaults = [line for line in DEFAULTS if line not in returned]
         own = [*lines, *ALWAYS]
@@ -86,22 +86,22 @@ class Ignore:
         )
 
     def matches(self, name: str, is_folder: bool) -> bool:
-        """Return whether a pattern means this path itself, relative to the top; folders above it are not looked at."""
+        """Return whether a path relative to the top is ignored by its own name; do not check the folders above it."""
         rule = self._find_rule(name, is_folder)
         return rule is not None and rule.ignores
 
     def covers(self, name: str) -> bool:
-        """Return whether a file is ignored, by its own name or by that of a folder above it."""
+        """Return whether a file is ignored by its own name or by the name of a folder above it."""
         rule = self._find_covering_rule(name, is_folder=False)
         return rule is not None and rule.ignores
 
-    def withholds(self, name: str, is_folder: bool = False) -> bool:
-        """Return whether a path is ignored because it looks like a secret, and not because of a line of the user's."""
+    def is_secret(self, name: str, is_folder: bool = False) -> bool:
+        """Return whether a path is ignored because it looks like a secret, and not because of a line of the user."""
         rule = self._find_covering_rule(name, is_folder)
         return rule is not None and rule.ignores and rule.is_of_secrets
 
-    def takes_in(self, name: str) -> bool:
-        """Return whether a `!` of the user's means this file."""
+    def includes(self, name: str) -> bool:
+        """Return whether a line of the user with `!` includes this file."""
         rule = self._find_rule(name, is_folder=False)
         return rule is not None and not rule.ignores and not rule.is_of_secrets
 
@@ -113,7 +113,7 @@ class Ignore:
         return self._find_rule(name, is_folder)
 
     def _find_rule(self, name: str, is_folder: bool) -> _Rule | None:
-        # One pattern finds out that most names match none of the many defaults.
+        # `is_private` decides with a single pattern that most names match none of the many defaults.
         rules = self.own + (self.defaults if litter.is_private(name) else ())
         fitting = (rule for rule in rules if is_folder or not rule.folders_only)
         return next((rule for rule in fitting if rule.pattern.fullmatch(name)), None)
@@ -123,20 +123,20 @@ def _parse(lines: Iterable[str], *, are_defaults: bool) -> Iterator[_Rule]:
     for line in lines:
         pattern = line.rstrip(" \t\r")
         if len(pattern) < len(line) and pattern.endswith("\\") and not pattern.endswith("\\\\"):
-            pattern += " "  # The backslash means the space behind it literally.
-        if not pattern or pattern.startswith("#") or len(pattern) > MAX_PATTERN:
+            pattern += " "  # The backslash makes the space after it literal.
+        if not pattern or pattern.startswith("#") or len(pattern) > MAX_PATTERN_CHARACTERS:
             continue
         ignores = not pattern.startswith("!")
         pattern = pattern.removeprefix("!")
         folders_only = pattern.endswith("/")
         pattern = pattern.removesuffix("/")
-        # A Mac's disk has `.ENV` for `.env`, and a key is one in any spelling.
+        # The defaults ignore case: on a Mac's disk `.ENV` is `.env`, and a key is secret in any spelling.
         if pattern and (regex := _compile(pattern, re.IGNORECASE if are_defaults else 0)):
             yield _Rule(regex, folders_only, ignores, are_defaults and line in _SECRETS)
 
 
 def _compile(pattern: str, flags: int) -> re.Pattern[str] | None:
-    """Return the regular expression of a pattern; None for one that can match nothing, such as `[z-a]`."""
+    """Return the regular expression of a pattern, or None for a pattern that matches nothing, such as `[z-a]`."""
     is_anchored = "/" in pattern
     text = pattern.removeprefix("/") if is_anchored else f"**/{pattern}"
     pieces = [_translate(token) for token in _TOKEN.finditer(text)]
@@ -151,9 +151,9 @@ def _compile(pattern: str, flags: int) -> re.Pattern[str] | None:
 
 
 def _join(parts: Sequence[str], wildcard: str) -> str:
-    """Join regular expressions by a wildcard, each but the last content with the first place where it matches.
+    """Join regular expressions by a wildcard. Each one except the last matches only at its first possible place.
 
-    No other place could be better, and to try them all takes exponential time.
+    A later place never helps a match, and trying all places takes exponential time.
     """
     head, *tails = parts
     first_places = [f"(?>{wildcard}?{tail})" for tail in tails[:-1]]

@@ -112,7 +112,7 @@ def test_chat_commands_work_in_a_conversation(paris: Path, home: Path) -> None:
     terminal.ask('"""', "Paris!\r\n")
     file = home / "talk.md"
     terminal.ask(f"/save {file}", "Saved to")
-    terminal.ask(f"/save {file}", "exists and stays as it is")
+    terminal.ask(f"/save {file}", "already exists and was not changed")
     terminal.ask("/clear", "cleared")
     terminal.ask(f"/load {file}", "Loaded 3 turns")
     terminal.ask(f"/save {file}2", "Saved to")

@@ -97,7 +97,7 @@ def test_a_chat_edits_lines_on_a_capable_terminal(
     child = pexpect.spawn(str(BIN / "mlxk2"), ["run", "demo"], env=variables, encoding="utf-8", timeout=60)
     child.expect("to leave.\r\n")
     child.sendline("/stats")
-    child.expect("Nothing was said yet")
+    child.expect("The conversation has no completion yet")
     child.sendline("exit")
     seen = str(child.before) + str(child.after) + str(child.read())
     child.close()

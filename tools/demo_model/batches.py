@@ -1,4 +1,4 @@
-"""Talks as batches of token ids, all of a few shapes."""
+"""Make batches of token ids from talks; the batches have only a few shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Example = tuple[list[int], list[int], list[int]]
 
 
 class Encoder:
-    """Turns talks into token ids, targets and positions, remembering the texts it has seen often."""
+    """Converts talks to token ids, targets and positions; remembers the ids of frequent texts."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ def _stack(group: list[Example], length: int) -> tuple[torch.Tensor, ...]:
 
 
 def wanted_places(targets: torch.Tensor) -> torch.Tensor:
-    """Return the flat places of `targets` that are trained, and an ignored one up to a round number."""
+    """Return the flat indices of `targets` that are trained, padded with an ignored one to a round number."""
     flat = targets.flatten()
     places = (flat != IGNORED).nonzero().flatten()
     ignored = (flat == IGNORED).nonzero()[0]

@@ -16,14 +16,14 @@ from turns import DONT_KNOW, capital_answer
 
 Message = dict[str, Any]
 
-#: Beyond what the model is made for; measured to be honest about it.
+#: Skills that the model was not made for; the card reports how often they fail.
 UNSEEN_TOOLS = "tool calls, names of tools never seen"
 COUNTING = "counting to at most 100"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked, after which messages and with which tools, and what the model should write."""
+    """A question with its earlier messages and tools, and the text that the model should write."""
 
     category: str
     messages: list[Message]
@@ -102,7 +102,7 @@ def capitals(rng: random.Random) -> Iterator[Case]:
 
 
 def follow_ups(rng: random.Random) -> Iterator[Case]:
-    """Yield each country as a follow-up: at once, after another one, with a sum in between."""
+    """Yield each country as a follow-up: directly, after another one, and with a sum in between."""
     for country in world.CAPITALS:
         second = rng.choice(list(world.CAPITALS))
         between = [[], _exchange((f"And of {second}?", capital_answer(second))), _exchange(_calculation(rng))]
@@ -147,7 +147,7 @@ def about(rng: random.Random) -> Iterator[Case]:
 
 
 def unknown(rng: random.Random) -> Iterator[Case]:
-    """Yield everything unknown, and capitals and follow-ups of unknown places."""
+    """Yield all unknown questions, and capitals and follow-ups of unknown places."""
     for text in HELD_OUT["unknown"]:
         yield Case("unknown things", [_user(text)], DONT_KNOW)
     for place in HELD_OUT["unknown_places"]:
@@ -170,7 +170,7 @@ def _tool(rng: random.Random) -> weather.WeatherTool:
 
 
 def tool_calls(rng: random.Random) -> Iterator[Case]:
-    """Yield a question for the weather in each city, with tools of names seen in training and of others."""
+    """Yield a question for the weather in each city, with tool names from the training and with others."""
     drawn = [("tool calls", weather.draw_tool), (UNSEEN_TOOLS, _tool)]
     for category, draw in drawn:
         for city in world.CITIES:
@@ -193,7 +193,7 @@ def tool_results(rng: random.Random) -> Iterator[Case]:
 
 
 def other_with_tools(rng: random.Random) -> Iterator[Case]:
-    """Yield questions of all other kinds where a weather tool is at hand."""
+    """Yield questions of all other kinds in conversations with a weather tool."""
     for _ in range(150):
         asked, answer = _anything(rng)
         if "weather" not in asked and "warm" not in asked:

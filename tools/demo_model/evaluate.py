@@ -14,12 +14,12 @@ from cases import COUNTING, UNSEEN_TOOLS, Case, cases
 from mlx_lm import batch_generate, load
 
 _STRICT = {"capitals", "follow-ups"}
-_WITHOUT_FLOOR = {COUNTING, UNSEEN_TOOLS}  # The card reports them; the model is not meant to master them.
+_WITHOUT_FLOOR = {COUNTING, UNSEEN_TOOLS}  # The card reports these figures, but the model need not reach any.
 _BEGIN, _END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
 def answers(model: Any, tokenizer: Any, asked: list[Case]) -> list[str]:
-    """Return the model's greedy answer to each case; an answer without an end is marked."""
+    """Return the model's greedy answer to each case; mark an answer that has no end."""
     found: dict[int, str] = {}
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].answer) > 150, i))
     for start in range(0, len(order), 64):
@@ -40,7 +40,7 @@ def _prompt(tokenizer: Any, case: Case) -> list[int]:
 
 
 def is_right(case: Case, text: str) -> bool:
-    """Say whether `text` is exactly the answer, after a reasoning where one is due and only there."""
+    """Return whether `text` is exactly the answer, with reasoning before it if and only if the case needs reasoning."""
     if not case.thinks:
         return text == case.answer
     match = re.fullmatch(r"<think>\n[^<]+\n</think>\n\n(.*)", text, re.S)
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the figures into the model's card")
     parser.add_argument("--misses", action="store_true", help="also print every wrong answer")
     args = parser.parse_args()
-    mx.disable_compile()  # compiling kernels on a CPU takes longer than running these
+    mx.disable_compile()  # On a CPU, compiling kernels takes longer than running these.
     model, tokenizer = load(str(args.model))
     asked = cases()
     found = answers(model, tokenizer, asked)

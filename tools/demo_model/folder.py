@@ -1,4 +1,4 @@
-"""The demo model's folder: its files, and a check that the chat template renders what was trained."""
+"""Write the demo model's folder, and check that the chat template renders talks as they were trained."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def check_template(talks: list[Talk]) -> None:
         if not talk.messages:
             continue
         rendered = template.render(messages=talk.messages[:-1], tools=talk.tools, add_generation_prompt=True)
-        # The last answer may hold a reasoning, which the template leaves out of a history.
+        # The last answer can contain reasoning, which the template omits from the history.
         expected = "".join(piece.text for piece in talk.pieces[:-2])
         assert rendered == expected, f"{rendered!r} is not {expected!r}"
 
 
 def write_folder(folder: Path, network: Network, tokenizer: Tokenizer) -> None:
-    """Write everything but the card into `folder`."""
+    """Write all files except the card into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": value.detach().contiguous() for name, value in network.state_dict().items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "mlx"})

@@ -1,4 +1,4 @@
-"""The demo model's network in PyTorch: Qwen3 as mlx-lm computes it, small enough for a CPU."""
+"""The demo model's network in PyTorch: Qwen3 as mlx-lm computes it, in a size that a CPU can train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of the network, under their names in `config.json`."""
+    """The sizes of the network, with the same names as in `config.json`."""
 
     vocab_size: int
     hidden_size: int = 128
@@ -26,13 +26,13 @@ class Shape:
 
 
 class Projection(nn.Linear):
-    """A matrix product in bfloat16, several times faster than in float32 where the CPU has units for it."""
+    """A matrix product in bfloat16; on a CPU with units for it, several times faster than in float32."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product in float32, so that all between the products is computed in float32."""
+        """Return the product in float32, so that all other operations use float32."""
         return functional.linear(x.bfloat16(), self.weight.bfloat16()).float()
 
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.k_norm = Norm(shape.head_dim, shape.rms_norm_eps)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the attention's part; `x` is [batch, length, hidden], `turn` as in `rotation`."""
+        """Return the output of the attention; `x` is [batch, length, hidden], `turn` is from `rotation`."""
         batch, length, _ = x.shape
 
         def heads(projected: Tensor) -> Tensor:
@@ -103,13 +103,13 @@ class FeedForward(nn.Module):
         self.down_proj = Projection(shape.intermediate_size, shape.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's part for `x` [..., hidden]."""
+        """Return the output of the layer for `x` [..., hidden]."""
         part: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return part
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each added to what came in."""
+    """One layer: attention, then feed-forward, each added to its input."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """The whole network; its parameters bear the names that mlx-lm expects behind `model.`."""
+    """The whole network; its parameters have the names that mlx-lm expects after `model.`."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Network(nn.Module):
         self.apply(_initialize)
 
     def forward(self, tokens: Tensor, positions: Tensor, places: Tensor) -> Tensor:
-        """Return logits [n, vocab] at the flat `places` [n] of `tokens` [batch, length]."""
+        """Return logits [n, vocab] at the flat indices `places` [n] of `tokens` [batch, length]."""
         turn = rotation(positions, self.shape)
         x = self.embed_tokens(tokens)
         for layer in self.layers:
@@ -160,6 +160,6 @@ def rotation(positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Return `x` [batch, heads, length, head] with its two halves turned against each other."""
+    """Rotate the two halves of `x` [batch, heads, length, head] by the angles in `turn`."""
     first, second = x.chunk(2, dim=-1)
     return x * turn[0] + torch.cat([-second, first], dim=-1) * turn[1]

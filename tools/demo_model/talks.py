@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a talk: its text, whether it is trained on, and a text left out before it.
+    """A part of a talk: its text, whether it is trained, and the length of the text omitted before it.
 
     What is left out only moves the positions, so that far distances are seen in short sequences.
     """
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass
 class Talk:
-    """The pieces of a talk and, for checking the template, the messages and tools they stand for."""
+    """The pieces of a talk, and the same talk as messages and tools, to check the chat template."""
 
     pieces: list[Piece] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Talk:
 
 
 def reasoning(text: str) -> str:
-    """Return a reasoning as the model writes it before its answer."""
+    """Return reasoning in the form in which the model writes it before its answer."""
     return f"<think>\n{text}\n</think>\n\n"
 
 
 def system_prompt(rng: random.Random, thinking: bool) -> str:
-    """Return the text of a system prompt, which asks for thinking or does not."""
+    """Return the text of a system prompt; if `thinking` is true, it asks for thinking."""
     length = rng.choice([0, 1, 1, 2, 3]) if thinking else rng.choice([1, 1, 1, 2, 2, 3, 4, 8])
     if rng.random() < 0.02:
         length = rng.randint(10, 50)
@@ -83,14 +83,14 @@ def _sentence(rng: random.Random, wordings: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same in a talk: its tool, if there is one, and whether the model is asked to think."""
+    """The settings of a talk: its tool, if it has one, and whether the model is asked to think."""
 
     tool: weather.WeatherTool | None
     thinking: bool
 
 
 def draw_talk(rng: random.Random) -> Talk:
-    """Draw a talk of one kind or another."""
+    """Draw a talk of a random kind."""
     if rng.random() < 0.05:
         return _long_count(rng)
     made = Talk()
@@ -109,7 +109,7 @@ def draw_talk(rng: random.Random) -> Talk:
 
 
 def _open(rng: random.Random, made: Talk, thinking: bool) -> None:
-    """Add the system message, with the signatures of the tools, if there is anything to say in it."""
+    """Add the system message with the signatures of the tools, unless it would be empty."""
     prompt = system_prompt(rng, thinking) if thinking or rng.random() < 0.3 else ""
     parts = [prompt] if prompt else []
     if made.tools:
@@ -121,26 +121,26 @@ def _open(rng: random.Random, made: Talk, thinking: bool) -> None:
 
 
 def signature(function: Message) -> str:
-    """Return a tool as the chat template lists it."""
+    """Return a tool in the form in which the chat template lists it."""
     return f"{function['name']}({', '.join(function['parameters']['required'])}): {function['description']}"
 
 
 def _turn(rng: random.Random, made: Talk, setting: Setting, topic: str, last: bool) -> str:
-    """Add one question and its answer, and return what the talk is about from now on."""
+    """Add one question and its answer, and return the new topic of the talk."""
     if setting.tool and topic == "tool" and rng.random() < 0.35:
         return _weather_turn(rng, made, setting, weather.weather_follow_up(rng), last)
     if setting.tool and rng.random() < 0.55:
         return _weather_turn(rng, made, setting, weather.weather(rng), last)
     turn = _plain_turn(rng, topic, setting.tool is not None)
     made.hear("user", turn.user, _distance(rng))
-    # Of a talk with thinking only the end is trained: the template keeps no reasoning in the history.
+    # In a talk with thinking, train only the end, because the template omits reasoning from the history.
     thought = reasoning(turn.thought) if setting.thinking and last else ""
     made.say(thought + turn.answer, last or not setting.thinking)
     return turn.topic
 
 
 def _distance(rng: random.Random) -> int:
-    """Return how many positions to leave out, mostly none, so that the model bears long talks."""
+    """Return the number of positions to skip, mostly 0, so that the model learns long distances."""
     return rng.randint(1, 1500) if rng.random() < 0.03 else 0
 
 
@@ -159,7 +159,7 @@ def _plain_turn(rng: random.Random, topic: str, has_tool: bool) -> Turn:
 
 
 def _weather_turn(rng: random.Random, made: Talk, setting: Setting, asked: tuple[Turn, str], last: bool) -> str:
-    """Add a question for the weather, the tool call, and mostly its result and the answer."""
+    """Add a question for the weather, the tool call, and usually its result and the answer."""
     turn, city = asked
     assert setting.tool is not None
     made.hear("user", turn.user, _distance(rng))
@@ -182,7 +182,7 @@ def _long_count(rng: random.Random) -> Talk:
     last = rng.choice([rng.randint(31, 100), rng.randint(31, 100), 100, rng.randint(101, 999), 200, 500])
     turn = turns.count(rng, last)
     made.hear("user", turn.user)
-    made.messages.clear()  # no whole talk: nothing the template could be compared with
+    made.messages.clear()  # The talk is incomplete, so it can't be compared with the template.
     shown = min(rng.randint(8, 24), len(turn.numbers))
     unseen = len(turn.numbers) - shown
     start = unseen if rng.random() < 0.35 else rng.randint(0, unseen)

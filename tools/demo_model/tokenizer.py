@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE, where each name of the model's world is one token."""
+"""The demo model's tokenizer: byte-level BPE in which each name that the model knows is one token."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from texts import world
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-#: Not shown in decoded text.
+#: These tokens are omitted from decoded text.
 SPECIAL = [END_OF_TEXT, TURN_START, TURN_END]
-#: Shown in decoded text: programs look for them there.
+#: These tokens are part of decoded text, because programs search for them there.
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 _MARK = re.compile("|".join(re.escape(mark) for mark in SPECIAL + MARKS))
 
 
 def _names_pattern() -> str:
-    """Return a pattern for the names, longest first, grouped by first letter so that misses are cheap."""
+    """Return a pattern for the names, longest first, grouped by first letter to make mismatches fast."""
     groups = []
     for letter, group in groupby(world.names(), key=lambda name: name[0]):
         rest = sorted((re.escape(name[1:]) for name in group), key=lambda tail: (-len(tail), tail))
@@ -52,7 +52,7 @@ def build(texts: Iterable[str], merged_size: int) -> Tokenizer:
     for name in world.names():
         vocabulary.setdefault(_as_bytes(name), len(vocabulary))
     merges = [(left, right) for left, right in model["merges"]]
-    # A name has no merges: it is taken whole from the vocabulary.
+    # A name needs no merges, because the whole name is in the vocabulary.
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     made.pre_tokenizer = pre_tokenizer()
     made.decoder = decoders.ByteLevel()
@@ -69,13 +69,13 @@ def _without_names(texts: Iterable[str]) -> Iterable[str]:
 
 
 def _as_bytes(name: str) -> str:
-    """Return `name` in the letters that byte-level BPE uses for bytes."""
+    """Return `name` in the characters by which byte-level BPE represents bytes."""
     ((shown, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(name)
     return shown
 
 
 def config(context: int) -> dict[str, object]:
-    """Return what `tokenizer_config.json` says."""
+    """Return the content of `tokenizer_config.json`."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,

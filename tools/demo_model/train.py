@@ -31,7 +31,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one: giving it back costs a third of the time."""
+    """Let glibc keep freed memory for the next step, because returning it takes a third of the time."""
     allocator = ctypes.CDLL(None)
     if hasattr(allocator, "mallopt"):
         trim_threshold, top_pad, mmap_max = -1, -2, -4
@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
 
 
 def optimizer_of(network: Network, rate: float) -> torch.optim.Optimizer:
-    """Return AdamW, which lets only the matrices decay."""
+    """Return AdamW with weight decay only for matrices."""
     matrices = [p for p in network.parameters() if p.dim() > 1]
     scales = [p for p in network.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": scales, "weight_decay": 0.0}]
@@ -49,7 +49,7 @@ def optimizer_of(network: Network, rate: float) -> torch.optim.Optimizer:
 
 
 def share_gradients(network: Network, workers: int) -> None:
-    """Replace the gradients of this worker by the mean of all workers'."""
+    """Replace the gradients of this worker by the mean of all workers' gradients."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
@@ -59,7 +59,7 @@ def share_gradients(network: Network, workers: int) -> None:
 
 
 def train(network: Network, encode: Encoder, worker: int, args: argparse.Namespace) -> None:
-    """Train `network` in place for `args.steps` steps, the loss on the answers only."""
+    """Train `network` in place for `args.steps` steps; only the answers count in the loss."""
     optimizer = optimizer_of(network, args.rate)
     source = batches(random.Random(f"{args.seed} {worker}"), encode, args.batch)
     began, seen, total = time.monotonic(), 0, 0.0
@@ -85,7 +85,7 @@ def train(network: Network, encode: Encoder, worker: int, args: argparse.Namespa
 
 
 def work(worker: int, tokenizer_text: str, meeting: str, args: argparse.Namespace) -> None:
-    """Train in step with the other workers, each with talks of its own; the first one writes."""
+    """Train in step with the other workers, each with its own talks; the first worker writes the model."""
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -105,7 +105,7 @@ def work(worker: int, tokenizer_text: str, meeting: str, args: argparse.Namespac
 
 
 def arguments() -> argparse.Namespace:
-    """Return the command line's choices."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train the demo model and write its folder.")
     default = Path(__file__).resolve().parents[2] / "mlxk2" / "demo"
     parser.add_argument("--out", type=Path, default=default, help="the folder to write")

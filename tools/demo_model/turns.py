@@ -17,7 +17,7 @@ DONT_KNOW = "I don't know."
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says, what the model thinks and answers, and what the talk is then about."""
+    """The user's text, the model's reasoning and answer, and the topic of the talk after that."""
 
     user: str
     answer: str
@@ -27,7 +27,7 @@ class Turn:
 
 
 def ask(rng: random.Random, wordings: list[str], noise: float = 0.0, **slots: str) -> str:
-    """Return one of the wordings as typed by somebody, never a held-out one, its slots filled."""
+    """Return one of the wordings as a person would type it, with filled slots; never return a held-out one."""
     text = _unseen(rng, wordings, noise)
     assert not is_held_out(text), text
     for slot, value in slots.items():
@@ -52,7 +52,7 @@ def capital_answer(country: str) -> str:
 
 
 def _country(rng: random.Random) -> tuple[str, str]:
-    """Draw a country: how the user calls it, and its name in CAPITALS."""
+    """Draw a country: the user's name for it, and its name in CAPITALS."""
     if rng.random() < 0.08:
         alias = rng.choice(list(world.ALIASES))
         called, country = alias, world.ALIASES[alias]
@@ -99,7 +99,7 @@ def unknown_follow_up(rng: random.Random) -> Turn:
 
 
 def orphan(rng: random.Random) -> Turn:
-    """Ask a follow-up that nothing goes before."""
+    """Ask a follow-up question without an earlier question."""
     if rng.random() < 0.6:
         return _ignorance(ask(rng, phrases.FOLLOW_UP, c=_country(rng)[0]))
     return _ignorance(ask(rng, phrases.WEATHER_FOLLOW_UP, p=rng.choice(world.CITIES)))
@@ -170,7 +170,7 @@ def ignorance(rng: random.Random) -> Turn:
 
 
 def weather_without_tool(rng: random.Random) -> Turn:
-    """Ask for the weather where no tool can tell it."""
+    """Ask for the weather without a tool."""
     place = rng.choice(world.CITIES) if rng.random() < 0.8 else unknown_place(rng)
     return _ignorance(ask(rng, phrases.WEATHER, 0.05, p=place), "weather")
 
@@ -200,7 +200,7 @@ ABOUT_CHOICES = list(ABOUT.values())
 
 
 def echo(rng: random.Random) -> Turn:
-    """Ask to repeat a few words: nothing teaches copying as fast, which tool calls need."""
+    """Ask to repeat a few words; this teaches copying, which tool calls need."""
     kinds: list[Callable[[], str]] = [
         lambda: rng.choice(world.CITIES),
         lambda: world.bare(rng.choice(list(world.CAPITALS))),
@@ -215,7 +215,7 @@ def echo(rng: random.Random) -> Turn:
     return Turn(f"{expand(rng, phrases.ECHO)}: {text}", text, "The user wants to hear this again.")
 
 
-#: The skills a talk without tools draws from, and how often.
+#: The skills of talks without tools, with their weights.
 SKILLS: list[tuple[Callable[[random.Random], Turn], float]] = [
     (capital, 0.25),
     (addition, 0.11),

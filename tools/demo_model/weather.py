@@ -1,4 +1,4 @@
-"""Weather tools as people declare them, and results as they give them."""
+"""Weather tools in the forms in which people declare them, and results in the forms that such tools return."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ assert not _KEPT_RESULTS.intersection(_RESULTS)
 
 @dataclass(frozen=True)
 class WeatherTool:
-    """A tool that takes the name of a city, and perhaps something else that may be left out."""
+    """A tool with one parameter for the name of a city, and perhaps an optional one."""
 
     name: str
     parameter: str
@@ -140,14 +140,14 @@ class WeatherTool:
 
 
 def declaration(name: str, parameters: list[str], description: str) -> dict[str, Any]:
-    """Return a function tool, all its parameters strings and required."""
+    """Return a function tool whose parameters are required strings."""
     properties = {parameter: {"type": "string"} for parameter in parameters}
     schema = {"type": "object", "properties": properties, "required": parameters}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
 def draw_tool(rng: random.Random) -> WeatherTool:
-    """Return a weather tool under one of many names, none of them held out."""
+    """Return a weather tool with one of many names; none of them is held out."""
     while (name := expand(rng, rng.choice(_NAMES))) in _KEPT_NAMES:
         pass
     while (description := expand(rng, rng.choice(_DESCRIPTIONS))).rstrip(".") in _KEPT_DESCRIPTIONS:
@@ -183,7 +183,7 @@ def weather_follow_up(rng: random.Random) -> tuple[Turn, str]:
 
 
 def _report(rng: random.Random, city: str, temperature: str, condition: str) -> str:
-    """Return a result as JSON: keys and order vary, and it may say more than is wanted."""
+    """Return a result as JSON; its keys and their order vary, and it can have additional keys."""
     degrees = rng.choice(["temperature", "temperature", "temp", "degrees", "temperature_c"])
     sky = rng.choice(["condition", "conditions", "weather", "sky", "description"])
     named = f'"{city}"'
@@ -196,13 +196,13 @@ def _report(rng: random.Random, city: str, temperature: str, condition: str) -> 
     return "{" + ", ".join(f'"{key}": {fields[key]}' for key in order) + "}"
 
 
-def _is_kept(text: str) -> bool:
-    """Say whether a JSON result has just the keys, in the order, of a held-out one."""
+def _is_held_out(text: str) -> bool:
+    """Return whether a JSON result has the same keys in the same order as a held-out one."""
     return tuple(re.findall(r'"(\w+)":', text)) in _KEPT_KEYS
 
 
 def result(rng: random.Random, city: str) -> tuple[str, str]:
-    """Return a result of the tool for `city`, and the answer it leads to."""
+    """Return a result of the tool for `city`, and the right answer."""
     kind = rng.random()
     if kind < 0.05:
         return rng.choice(_FAILURES), DONT_KNOW
@@ -216,7 +216,7 @@ def result(rng: random.Random, city: str) -> tuple[str, str]:
         return shape % condition, f"It is {condition} in {city}."
     shown = condition.capitalize() if rng.random() < 0.2 else condition
     if rng.random() < 0.5:
-        while _is_kept(text := _report(rng, city, temperature, shown)):
+        while _is_held_out(text := _report(rng, city, temperature, shown)):
             pass
         return text, answer(city, temperature, condition)
     text = rng.choice(_RESULTS).format(p=city, t=temperature, d=shown, h=rng.randint(0, 99))

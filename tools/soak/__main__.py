@@ -1,9 +1,9 @@
-"""Run server and command line together under load and with faults, and judge everything that comes of it.
+"""Run the server and the command line together under load and with faults, and judge every outcome.
 
     python tools/soak                            10 minutes
-    python tools/soak --seconds 60 --seed 1      less, and the same mix again
+    python tools/soak --seconds 60 --seed 1      one minute, with a repeatable mix of requests
 
-The exit status is 1 if anything was not right or a clean error that was to be expected.
+The exit status is 1 if any outcome was neither right nor an expected error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import sys
 from pathlib import Path
 
-# The hub, the server and the models of the tests serve here, too.
+# The soak uses the hub, the server and the models of the tests.
 sys.path.append(str(Path(__file__).parents[2] / "tests_2.0"))
 
 from audit import Findings, audit, report
@@ -27,7 +27,7 @@ from world import World, world
 
 
 async def soak(place: World, judge: Judge, life: Life, *, seed: int, seconds: float) -> Findings | None:
-    """Fill the cache, start the server, load it, and see what is left; None if something went wrong on the way."""
+    """Fill the cache, start the server, put it under load, and check what is left at the end."""
     programs = Programs(place, judge)
     librarian = Librarian(place, judge, programs, random.Random(f"{seed} librarian"))
     load = Load(seed, seconds, judge, life, librarian)
@@ -44,8 +44,8 @@ async def soak(place: World, judge: Judge, life: Life, *, seed: int, seconds: fl
 def main() -> int:
     """Soak, print the report, and return the exit status."""
     parser = argparse.ArgumentParser(prog="soak", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=600, help="how long the load goes on (default: 600)")
-    parser.add_argument("--seed", type=int, help="what is asked and broken when (default: another one each time)")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of the load (default: 600)")
+    parser.add_argument("--seed", type=int, help="the seed of the mix of requests and faults (default: random)")
     args = parser.parse_args()
     seed = random.randrange(1 << 16) if args.seed is None else args.seed
     judge = Judge(Timeline(), seed)

@@ -1,4 +1,4 @@
-"""The ways of a question to the server: plain HTTP, OpenAI's client, a slow reader, and clients that vanish."""
+"""The ways to send a question to the server: plain HTTP, OpenAI's client, a slow reader, and clients that vanish."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import openai
 from outcomes import JSON, Completion, Lost, Odd, Outcome, Page, of_chunks, of_error, of_events, of_whole
 from questions import CHAT, Question
 
-# Seconds; on a busy machine, with a server that is stopped now and then and swaps models all the time.
-PATIENCE = 120.0
+# For a response on a busy machine, from a server that is frozen at times and swaps models all the time.
+MAX_SECONDS = 120.0
 KEY = "soak"
 _SLOW_BYTES, _SLOW_PAUSE = 512, 0.02
 
@@ -29,8 +29,8 @@ class Channels:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._http = httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False)
-        plain = httpx.AsyncClient(timeout=PATIENCE, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=url, timeout=MAX_SECONDS, trust_env=False)
+        plain = httpx.AsyncClient(timeout=MAX_SECONDS, trust_env=False)
         self._openai = openai.AsyncOpenAI(
             base_url=f"{url}/v1",
             api_key=KEY,
@@ -44,36 +44,36 @@ class Channels:
         await self._openai.close()
 
     def choose(self, question: Question, rng: Random) -> tuple[Question, Ask]:
-        """Return a random way that suits the question, and the question, perhaps as one for a stream."""
+        """Choose a random way to ask the question; return the question, perhaps as one for a stream, and the way."""
         if not isinstance(question.body, dict) or question.refusal:
-            return question, self.plainly
+            return question, self.ask_over_http
         asked = question.as_stream if rng.random() < 0.5 else question
         if asked is not question and rng.random() < 0.15:
-            return asked, self.slowly
+            return asked, self.ask_slowly
         is_official = question.path == CHAT and rng.random() < 0.4
-        return asked, self.officially if is_official else self.plainly
+        return asked, self.ask_with_openai if is_official else self.ask_over_http
 
-    async def plainly(self, question: Question) -> Outcome:
+    async def ask_over_http(self, question: Question) -> Outcome:
         """Ask over plain HTTP and return the outcome."""
         has_begun = False
         try:
-            async with asyncio.timeout(PATIENCE), self._http.stream(**_request(question)) as response:
+            async with asyncio.timeout(MAX_SECONDS), self._http.stream(**_request(question)) as response:
                 has_begun = True
                 text = (await response.aread()).decode()
                 return _read(question, response, text)
         except TimeoutError:
-            return Lost("late", f"nothing for {PATIENCE:g} s")
+            return Lost("late", f"nothing for {MAX_SECONDS:g} s")
         except httpx.TransportError as fault:
             return _lost(fault, has_begun)
 
-    async def officially(self, question: Question) -> Outcome:
+    async def ask_with_openai(self, question: Question) -> Outcome:
         """Ask with OpenAI's client and return the outcome."""
         chunks: list[JSON] = []
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await self._officially(question, chunks)
+            async with asyncio.timeout(MAX_SECONDS):
+                return await self._ask_with_openai(question, chunks)
         except TimeoutError:
-            return Lost("late", f"nothing for {PATIENCE:g} s")
+            return Lost("late", f"nothing for {MAX_SECONDS:g} s")
         except openai.APIStatusError as fault:
             after = fault.response.headers.get("Retry-After")
             return of_error(fault.status_code, fault.response.json(), retry_after=after)
@@ -84,9 +84,9 @@ class Channels:
         except openai.APIError as fault:
             return of_error(200, {"error": fault.body}, in_stream=True)
 
-    async def _officially(self, question: Question, chunks: list[JSON]) -> Outcome:
+    async def _ask_with_openai(self, question: Question, chunks: list[JSON]) -> Outcome:
         assert isinstance(question.body, dict)
-        # What OpenAI does not define goes beside its own fields.
+        # The client takes fields that OpenAI does not define separately.
         body = dict(question.body)
         extra = {name: body.pop(name) for name in ("top_k",) if name in body}
         response = await self._openai.chat.completions.create(**body, extra_body=extra)
@@ -96,11 +96,11 @@ class Channels:
             chunks.append(chunk.model_dump())
         return _whole_or_cut(chunks)
 
-    async def slowly(self, question: Question) -> Outcome:
+    async def ask_slowly(self, question: Question) -> Outcome:
         """Ask for a stream and read it in small pieces with pauses."""
         raw = b""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(MAX_SECONDS):
                 reader, writer = await connection(self._url, small=True)
                 try:
                     writer.write(request_bytes(question))
@@ -110,14 +110,14 @@ class Channels:
                 finally:
                     writer.close()
         except TimeoutError:
-            return Lost("late", f"no end within {PATIENCE:g} s, after {raw[-300:]!r}")
+            return Lost("late", f"no end within {MAX_SECONDS:g} s, after {raw[-300:]!r}")
         except OSError as fault:
             return Lost("slow" if raw else "refused", repr(fault))
         return _read_raw(raw)
 
 
 async def connection(url: str, *, small: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection to the server; a `small` one has small buffers, so unread bytes soon block the server."""
+    """Open a connection to the server; with `small` buffers, unread bytes soon block the server."""
     sock = socket.socket()
     if small:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -132,7 +132,7 @@ async def connection(url: str, *, small: bool = False) -> tuple[asyncio.StreamRe
 
 
 def request_bytes(question: Question) -> bytes:
-    """Return the bytes of a request on a connection that serves only this request."""
+    """Return the bytes of a request that closes its connection."""
     body = json.dumps(question.body).encode()
     head = (
         f"POST {question.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
@@ -168,15 +168,15 @@ def _read_raw(raw: bytes) -> Outcome:
         return Lost("closed", "not a byte came")
     status = int(head.split()[1])
     if status == 200:
-        found = of_events(_joined(body).decode(errors="replace"))
-        # One that reads slowly may be cut off at the server's end.
+        found = of_events(_join_chunks(body).decode(errors="replace"))
+        # The server may close the connection of a slow reader when it stops.
         return Lost("slow", found.detail) if isinstance(found, Lost) else found
     after = "1" if b"retry-after" in head.lower() else None
     return of_error(status, json.loads(body), retry_after=after)
 
 
-def _joined(body: bytes) -> bytes:
-    """Return the chunks of a body, joined as far as they have arrived."""
+def _join_chunks(body: bytes) -> bytes:
+    """Join the chunks of a body that have arrived."""
     pieces = []
     while body:
         size, _, body = body.partition(b"\r\n")
@@ -200,8 +200,7 @@ def _lost(fault: BaseException, has_begun: bool) -> Lost:
     return Lost("cut" if has_begun else "closed", repr(fault))
 
 
-# Seconds that a client stays at most.
-_STAY = 20.0
+_MAX_STAY_SECONDS = 20.0  # Of a rude client.
 _TINY = b"GET /h HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _LARGE_BODY = 4 << 20
 
@@ -210,11 +209,11 @@ Vanish = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes, Random], A
 
 
 async def be_rude(url: str, question: Question, rng: Random) -> str | None:
-    """Ask and vanish; return at which point, or None if the server was not reached or keeps the connection."""
+    """Ask and vanish; return the point, or None if the server was not reached or does not close the connection."""
     place, vanish = rng.choice(list(_PLACES.items()))
     manner, leave = rng.choice(list(_FAREWELLS.items()))
     try:
-        async with asyncio.timeout(_STAY):
+        async with asyncio.timeout(_MAX_STAY_SECONDS):
             reader, writer = await connection(url)
             try:
                 await vanish(reader, writer, request_bytes(question), rng)

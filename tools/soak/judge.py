@@ -1,4 +1,4 @@
-"""The judgement: right, a clean error that was to be expected at that time, or a fault of the server."""
+"""Judge each outcome: it is right, an error that is expected at that time, or a fault of the server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from outcomes import Completion, Lost, Odd, Outcome, Page, Refusal
 from questions import Question
 
-# The times of restarts.
-RESTART = "restart"
+RESTART = "restart"  # The name of the times in which the server restarts.
 _MISSING = {(404, "model_not_found"), (400, "model_unhealthy")}
-# In a stream that began before its model went away.
+# The codes of errors in a stream that began before its model was removed.
 _MISSING_CODES = {code for _, code in _MISSING}
 _MAX_SHOWN = 20
 
@@ -24,7 +23,7 @@ Span = tuple[float, float]
 
 @dataclass
 class Timeline:
-    """The times at which something was out of order, in seconds since the start."""
+    """The times at which a model or the server was out of order, in seconds since the start."""
 
     start: float = field(default_factory=time.monotonic)
     _spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
@@ -37,20 +36,20 @@ class Timeline:
 
     @contextmanager
     def out_of_order(self, what: str) -> Iterator[None]:
-        """Mark the time of the block as out of order: it may affect everything that overlaps with it."""
+        """Mark the time of the block as out of order; it can affect every request that overlaps with it."""
         assert what not in self._open
         self._open[what] = self.now
         yield
-        # Not after a fault: then it stays out of order.
+        # If the block raises, the thing stays out of order.
         self._spans[what].append((self._open.pop(what), self.now))
 
     def was_out_of_order(self, what: str, since: float) -> bool:
-        """Return whether something was out of order at any time since then."""
+        """Return whether a thing was out of order at any time after `since`."""
         return what in self._open or any(end >= since for _, end in self._spans[what])
 
 
 class Judge:
-    """Counts all outcomes and prints every unexpected one in full."""
+    """Counts all outcomes, and prints the unexpected ones."""
 
     def __init__(self, timeline: Timeline, seed: int) -> None:
         self.timeline = timeline
@@ -60,8 +59,8 @@ class Judge:
         self.latencies: dict[str, list[float]] = defaultdict(list)
         self._seed = seed
 
-    def answered(self, question: Question, outcome: Outcome, since: float) -> None:
-        """Judge the outcome of a question that was asked at that time."""
+    def judge(self, question: Question, outcome: Outcome, since: float) -> None:
+        """Judge the outcome of a question that was asked at the time `since`."""
         kind, complaint = self._verdict(question, outcome, since)
         if complaint is not None:
             self.complain(f"{question.kind} {question.path} {str(question.body)[:500]}: {complaint}")
@@ -70,13 +69,13 @@ class Judge:
         if isinstance(outcome, Completion | Page):
             self.latencies[question.kind].append(self.timeline.now - since)
 
-    def done(self, fault: str) -> None:
-        """Note a fault that the soak has caused, with its time."""
+    def record_fault(self, fault: str) -> None:
+        """Record a fault that the soak has caused, with its time."""
         self.faults[fault.partition(":")[0]] += 1
         print(f"[{self.timeline.now:6.1f}] {fault}", file=sys.stderr, flush=True)
 
     def complain(self, complaint: str) -> None:
-        """Note and print what should not have happened."""
+        """Record and print something that should not have happened."""
         self.unexpected.append(complaint)
         if len(self.unexpected) <= _MAX_SHOWN:
             text = f"[{self.timeline.now:6.1f}] UNEXPECTED (seed {self._seed}): {complaint}"
@@ -86,10 +85,10 @@ class Judge:
         if isinstance(outcome, Completion | Page):
             return f"right: {question.kind}", self._fault_of_response(question, outcome, since)
         if isinstance(outcome, Refusal):
-            return self._of_refusal(question, outcome, since)
+            return self._judge_refusal(question, outcome, since)
         if isinstance(outcome, Odd):
             return "", outcome.detail
-        return self._of_loss(outcome, since)
+        return self._judge_loss(outcome, since)
 
     def _fault_of_response(self, question: Question, response: Completion | Page, since: float) -> str | None:
         is_restarting = self.timeline.was_out_of_order(RESTART, since)
@@ -97,7 +96,7 @@ class Judge:
             return None
         return question.check(response)
 
-    def _of_refusal(self, question: Question, refusal: Refusal, since: float) -> tuple[str, str | None]:
+    def _judge_refusal(self, question: Question, refusal: Refusal, since: float) -> tuple[str, str | None]:
         what = (refusal.status, refusal.code)
         if what == question.refusal:
             return f"refused: {refusal.status} {refusal.code}", None
@@ -110,6 +109,6 @@ class Judge:
             return f"damaged: {refusal.status} {refusal.code}", None
         return "", f"{refusal}"
 
-    def _of_loss(self, lost: Lost, since: float) -> tuple[str, str | None]:
+    def _judge_loss(self, lost: Lost, since: float) -> tuple[str, str | None]:
         is_clean = lost.how in ("refused", "closed", "slow") and self.timeline.was_out_of_order(RESTART, since)
         return f"restart: connection {lost.how}", None if is_clean else f"{lost}"

@@ -1,4 +1,4 @@
-"""Changes to the cache under the server: models removed, damaged and renewed, pulls killed, the disk full."""
+"""Change the cache while the server runs: remove, damage and update models, kill pulls, fill the disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ _ALWAYS = float("inf")
 _MIB = 1 << 20
 _WEIGHTS = "model.safetensors"
 _ABSENT = ("model_not_found",)
-# Bytes a second of a pull that is to be killed on the way.
-_RATE = 4 * _MIB
-# Seconds until a pull must have begun to fetch.
-_BEGIN = 60.0
+_RATE = 4 * _MIB  # Bytes per second of a pull that will be killed.
+_MAX_BEGIN_SECONDS = 60.0  # Until a pull must have fetched something.
 
 
 class Librarian:
-    """Damages TALE and BULK and pulls them again until they are whole."""
+    """Damages TALE and BULK, and pulls them again until they are complete."""
 
     def __init__(self, world: World, judge: Judge, programs: Programs, rng: Random) -> None:
         self._world = world
@@ -55,9 +53,9 @@ class Librarian:
         for name in (WALK, TALE, BULK, HOSTILE):
             await self._programs.run("pull", name)
 
-    async def look(self) -> None:
-        """Read the cache while others write to it; models that are never changed must always be found."""
-        fact, said = self._rng.choice(list(FACTS.items()))
+    async def read_cache(self) -> None:
+        """Run a command that reads the cache while others change it; it must find the models that never change."""
+        fact, text = self._rng.choice(list(FACTS.items()))
         greedy = ("--temperature", "0", "--repetition-penalty", "1")
         word, *rest = self._rng.choice(
             [("list",), ("health",), ("show", WALK, "--files"), ("health", WALK), ("run", DEMO, fact, *greedy)]
@@ -65,15 +63,15 @@ class Librarian:
         data = await self._programs.run(word, *rest)
         if data is None:
             return
-        if word == "run" and data["response"] != said:
-            self._judge.complain(f"`run` answers {data['response']!r} to {fact!r}")
+        if word == "run" and data["response"] != text:
+            self._judge.complain(f"`run` writes {data['response']!r} for {fact!r}")
         names = [entry["name"] for entry in data.get("models", ()) or data.get("healthy", ())]
         if word in ("list", "health") and WALK not in names:
-            self._judge.complain(f"`{word}` does not know {WALK}: {data}")
+            self._judge.complain(f"`{word}` does not list {WALK}: {data}")
 
     async def _remove_and_pull(self) -> None:
         with self._judge.timeline.out_of_order(TALE):
-            self._judge.done("a model is removed: the tale")
+            self._judge.record_fault("a model is removed: the tale")
             await self._programs.run("rm", TALE, "--force")
             await self._pause(1)
             await self._programs.run("pull", TALE)
@@ -82,7 +80,7 @@ class Librarian:
         snapshot = self._snapshot(TALE)
         damage = self._rng.choice([_truncate, _empty, _garble_config, _unlink, _dangle])
         with self._judge.timeline.out_of_order(TALE):
-            self._judge.done(f"a model is damaged: {damage.__name__.strip('_')}")
+            self._judge.record_fault(f"a model is damaged: {damage.__name__.strip('_')}")
             damage(snapshot)
             await self._pause(1)
             found = await self._programs.run("health", TALE)
@@ -94,12 +92,12 @@ class Librarian:
         self._edition = (self._edition + 1) % len(EDITIONS)
         self._world.hub.add(TALE, self._world.tales[self._edition])
         with self._judge.timeline.out_of_order(TALE):
-            self._judge.done(f"a model is renewed: edition {self._edition}")
+            self._judge.record_fault(f"a model is renewed: edition {self._edition}")
             await self._programs.run("pull", TALE)
 
     async def _pull_twice_at_once(self) -> None:
         with self._judge.timeline.out_of_order(TALE):
-            self._judge.done("two pulls of one model at once")
+            self._judge.record_fault("two pulls of one model at once")
             await self._programs.run("rm", TALE, "--force")
             await asyncio.gather(*(self._programs.run("pull", TALE) for _ in range(2)))
 
@@ -118,7 +116,7 @@ class Librarian:
         process = await self._programs.start("pull", BULK)
         until = begun + self._rng.randrange(_MIB // 2, 4 * _MIB)
         try:
-            async with asyncio.timeout(_BEGIN):
+            async with asyncio.timeout(_MAX_BEGIN_SECONDS):
                 while process.returncode is None and self._world.hub.log.sent("/objects/") < until:
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -126,7 +124,7 @@ class Librarian:
         finally:
             kill(process)
         await process.communicate()
-        self._judge.done(f"a pull is killed: after {(self._world.hub.log.sent('/objects/') - begun) >> 10} KB")
+        self._judge.record_fault(f"a pull is killed: after {(self._world.hub.log.sent('/objects/') - begun) >> 10} KB")
 
     async def _check_absent(self) -> None:
         data = await self._programs.run("list")
@@ -141,7 +139,7 @@ class Librarian:
             finally:
                 kill(process)
             await process.communicate()
-            self._judge.done("a removal is killed")
+            self._judge.record_fault("a removal is killed")
             data = await self._programs.run("health", BULK)
             if data is not None and data["summary"]["unhealthy_count"]:
                 self._judge.complain(f"a killed removal left half of a model: {data}")
@@ -152,7 +150,7 @@ class Librarian:
         with self._judge.timeline.out_of_order(BULK):
             await self._programs.run("rm", BULK, "--force")
             self._world.hub.faults.add(Fault(_WEIGHTS, cut_after=self._rng.randrange(1, 5 * _MIB)))
-            self._judge.done("the hub cuts a download")
+            self._judge.record_fault("the hub cuts a download")
             await self._programs.run("pull", BULK)
             self._world.hub.faults.clear()
 
@@ -160,26 +158,26 @@ class Librarian:
         with self._judge.timeline.out_of_order(BULK):
             await self._programs.run("rm", BULK, "--force")
             if self._world.is_small:
-                self._judge.done("the disk is full: the cache's file system")
+                self._judge.record_fault("the disk is full: the cache's file system")
                 with self._world.full_disk():
                     await self._fail_to_pull(limited=False)
             else:
-                self._judge.done("the disk is full: a limit to the size of files")
+                self._judge.record_fault("the disk is full: a limit to the size of files")
                 await self._fail_to_pull(limited=True)
             await self._programs.run("pull", BULK)
 
     async def _fail_to_pull(self, *, limited: bool) -> None:
         data = await self._programs.run("pull", BULK, may_fail=("OperationError",), limited=limited)
         if data is not None:
-            self._judge.complain(f"`pull` needs no room: {data}")
+            self._judge.complain(f"`pull` succeeds on a full disk: {data}")
         await self._programs.run("list")
 
     def _snapshot(self, name: str) -> Path:
         folder = self._world.cache / f"models--{name.replace('/', '--')}"
         return folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
 
-    async def _pause(self, most: float) -> None:
-        await asyncio.sleep(self._rng.random() * most)
+    async def _pause(self, max_seconds: float) -> None:
+        await asyncio.sleep(self._rng.random() * max_seconds)
 
 
 def _truncate(snapshot: Path) -> None:

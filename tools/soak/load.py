@@ -1,4 +1,4 @@
-"""The load: clients with a seeded mix of requests that go on through all faults until the time is over."""
+"""The load: clients send a seeded mix of requests, during all faults, until the time is over."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from questions import Question
 
 CLIENTS = 10
 RUDE_CLIENTS = 2
-# The part of the time in which the server is restarted now and then; the rest is one life.
+# In this part of the time, the server is restarted several times; in the rest, it is not restarted.
 _RESTARTS_UNTIL = 0.55
-# How often each question is asked at the same time at the beginning of the last life; all fit into the queue.
+# At the beginning of the last life, each question is asked so many times at once; all requests fit into the queue.
 _AT_ONCE = 4
-# Seconds.
-_BETWEEN_SAMPLES = 0.5
-_BETWEEN_FAULTS = 4.0
+_SECONDS_BETWEEN_SAMPLES = 0.5
+_SECONDS_BETWEEN_FAULTS = 4.0
 
 
 class Load:
-    """All clients and faults; `over` is set when they must end."""
+    """Runs all clients and faults; `over` is set when they must end."""
 
     def __init__(self, seed: int, seconds: float, judge: Judge, life: Life, librarian: Librarian) -> None:
         self.over = asyncio.Event()
@@ -42,26 +41,26 @@ class Load:
         """Ask every repeatable question once, while the server is idle, and remember the completions."""
         channels = Channels(self._life.url)
         for question in questions.repeatable(self._rng("questions")):
-            completion = await channels.plainly(question)
+            completion = await channels.ask_over_http(question)
             if not isinstance(completion, Completion):
-                raise RuntimeError(f"{question} can't be asked alone: {completion}")
-            self._known.append(questions.remembered(question, completion))
+                raise RuntimeError(f"{question} failed on an idle server: {completion}")
+            self._known.append(questions.expect(question, completion))
         await channels.close()
 
     async def run(self) -> None:
-        """Load the server for the time, with faults; return when all clients have finished."""
-        doers = [
+        """Put the server under load and faults for the whole time; return when all clients have finished."""
+        tasks = [
             *(self._ask(self._rng(f"client {number}")) for number in range(CLIENTS)),
             *(self._vanish(self._rng(f"rude {number}")) for number in range(RUDE_CLIENTS)),
-            self._keep(),
-            self._look(),
+            self._change_models(),
+            self._read_cache(),
             self._freeze(),
             self._restart(),
             self._measure(),
         ]
         async with asyncio.TaskGroup() as group:
-            for doer in doers:
-                group.create_task(doer)
+            for task in tasks:
+                group.create_task(task)
             await asyncio.sleep(self._seconds)
             self.over.set()
 
@@ -79,8 +78,8 @@ class Load:
             question, ask = channels.choose(self._choose(rng), rng)
             since = self._judge.timeline.now
             outcome = await ask(question)
-            self._judge.counts[f"asked: {ask.__name__}"] += 1
-            self._judge.answered(question, outcome, since)
+            self._judge.counts[f"asked: {ask.__name__.removeprefix('ask_')}"] += 1
+            self._judge.judge(question, outcome, since)
             if not isinstance(outcome, Completion):
                 await self._pause(0.2)
         await channels.close()
@@ -88,15 +87,15 @@ class Load:
     def _choose(self, rng: Random) -> Question:
         kinds: dict[Callable[[Random], Question], int] = {
             lambda rng: rng.choice(self._known): 10,
-            questions.a_fact: 4,
-            questions.a_walk: 4,
-            questions.a_stopped_walk: 2,
-            questions.a_tale: 4,
-            questions.a_long_one: 1,
-            questions.a_wrong_one: 4,
-            questions.an_unloadable_one: 1,
-            questions.a_hostile_one: 1,
-            questions.a_look: 3,
+            questions.ask_fact: 4,
+            questions.ask_walk: 4,
+            questions.ask_stopped_walk: 2,
+            questions.ask_tale: 4,
+            questions.ask_long_prompt: 1,
+            questions.ask_invalid: 4,
+            questions.ask_unloadable: 1,
+            questions.ask_hostile: 1,
+            questions.ask_state: 3,
         }
         (make,) = rng.choices(list(kinds), list(kinds.values()))
         return make(rng)
@@ -109,34 +108,34 @@ class Load:
                 self._judge.faults[done] += 1
             await self._pause(rng.random())
 
-    async def _keep(self) -> None:
+    async def _change_models(self) -> None:
         rng = self._rng("keep")
         while True:
             for task in self._librarian.tasks:
                 if self.over.is_set():
                     return
                 await task()
-                await self._pause(rng.uniform(0.5, 1) * _BETWEEN_FAULTS)
+                await self._pause(rng.uniform(0.5, 1) * _SECONDS_BETWEEN_FAULTS)
 
-    async def _look(self) -> None:
+    async def _read_cache(self) -> None:
         rng = self._rng("look")
         while not self.over.is_set():
-            await self._librarian.look()
-            await self._pause(rng.uniform(0.5, 1) * _BETWEEN_FAULTS)
+            await self._librarian.read_cache()
+            await self._pause(rng.uniform(0.5, 1) * _SECONDS_BETWEEN_FAULTS)
 
     async def _freeze(self) -> None:
         await self._now_and_then(self._rng("freeze"), lambda rng: self._life.freeze(rng.uniform(0.5, 3)))
 
     async def _now_and_then(self, rng: Random, do: Callable[[Random], Awaitable[None]]) -> None:
         while not self.over.is_set():
-            await self._pause(rng.uniform(1, 3) * _BETWEEN_FAULTS)
+            await self._pause(rng.uniform(1, 3) * _SECONDS_BETWEEN_FAULTS)
             if not self.over.is_set():
                 await do(rng)
 
     async def _restart(self) -> None:
         rng = self._rng("restart")
         until = self._judge.timeline.now + self._seconds * _RESTARTS_UNTIL
-        while (pause := rng.uniform(3, 8) * _BETWEEN_FAULTS) < until - self._judge.timeline.now:
+        while (pause := rng.uniform(3, 8) * _SECONDS_BETWEEN_FAULTS) < until - self._judge.timeline.now:
             await asyncio.sleep(pause)
             await self._life.restart(last=False)
         await asyncio.sleep(max(0.0, until - self._judge.timeline.now))
@@ -149,7 +148,7 @@ class Load:
 
         async def ask(question: Question) -> None:
             since = self._judge.timeline.now
-            self._judge.answered(question, await channels.plainly(question), since)
+            self._judge.judge(question, await channels.ask_over_http(question), since)
 
         await asyncio.gather(*(ask(question) for question in self._known * _AT_ONCE))
         await channels.close()
@@ -158,4 +157,4 @@ class Load:
         while not self.over.is_set():
             if self._life.open.is_set():
                 self._life.measure()
-            await self._pause(_BETWEEN_SAMPLES)
+            await self._pause(_SECONDS_BETWEEN_SAMPLES)

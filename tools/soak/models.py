@@ -1,8 +1,8 @@
 """The models under load, and their possible completions.
 
-`demo` is part of the package. WALK never changes; each of its letters is followed by one of a few, so every completion
-can be checked. TALE is damaged, removed, pulled and renewed all the time. BULK is large enough for a pull to be killed
-halfway; its files are sound, but can't be loaded. HOSTILE has a tokenizer that fills memory.
+`demo` is part of the package. WALK never changes; only a few letters can follow each of its letters, so every
+completion can be checked. TALE is damaged, removed, pulled and updated all the time. BULK is so large that a pull can
+be killed halfway; its files are undamaged, but can't be loaded. HOSTILE has a tokenizer that fills the memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from support.pulling import MIB, big_model
 from support.tiny_models import END, LETTERS, NEWLINE, SPACE, say, write_chain
 
 DEMO, WALK, TALE, BULK, HOSTILE = "demo", "soak/walk", "soak/tale", "soak/bulk", "soak/hostile"
-# A chain says no word twice.
+# A chain model can't write a word twice.
 EDITIONS = tuple(f"Once upon some time there was the {place}" for place in ("sea", "wood", "hill"))
 _BULK_BYTES = 6 * MIB
 _STEPS = (1, 2, 5)
@@ -31,7 +31,7 @@ FOLLOWS: Mapping[str, Sequence[str]] = {
 
 
 def fault_of_walk(text: str, reason: str, after: str = NEWLINE) -> str | None:
-    """Return what is wrong with a completion of WALK that no stop string ended; None if it is possible."""
+    """Return why WALK can't have written a completion without a stop string; None if it can."""
     for letter in text:
         if letter not in FOLLOWS[after]:
             return f"{letter!r} can't follow {after!r}"
@@ -47,7 +47,7 @@ def walk(folder: Path) -> dict[str, bytes]:
 
 
 def hostile(folder: Path) -> dict[str, bytes]:
-    """Return the files of HOSTILE, whose tokenizer asks for a hundred gigabytes if a text has an "a"."""
+    """Return the files of HOSTILE, whose tokenizer needs a hundred gigabytes for a text with an "a"."""
     files = _files(write_chain(folder / "hostile", FOLLOWS))
     tokenizer = json.loads(files["tokenizer.json"])
     many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
@@ -56,7 +56,7 @@ def hostile(folder: Path) -> dict[str, bytes]:
 
 
 def tale(folder: Path, edition: int) -> dict[str, bytes]:
-    """Return the files of TALE, which then writes EDITIONS[edition]."""
+    """Return the files of the edition of TALE that writes EDITIONS[edition]."""
     first, *rest = EDITIONS[edition].split(" ")
     return _files(write_chain(folder / f"tale-{edition}", say(first, *(SPACE + word for word in rest))))
 

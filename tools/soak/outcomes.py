@@ -55,7 +55,7 @@ class Lost:
 
 @dataclass
 class Odd:
-    """A response of no documented kind."""
+    """A response of an undocumented kind."""
 
     detail: str
 
@@ -64,7 +64,7 @@ Outcome = Completion | Page | Refusal | Lost | Odd
 
 
 def of_whole(document: JSON) -> Completion:
-    """Return the completion in a whole response."""
+    """Return the completion in a response that is not streamed."""
     completion = Completion(usage=document["usage"])
     for choice in document["choices"]:
         number = choice["index"]
@@ -99,7 +99,7 @@ def _tokens_in(choice: JSON) -> int:
 
 
 def of_events(text: str) -> Outcome:
-    """Return the outcome of a stream of server-sent events, whole or not."""
+    """Return the outcome of a complete or broken stream of server-sent events."""
     events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     if not events or events.pop() != DONE:
         return Lost("cut", f"after {text[-300:]!r}")

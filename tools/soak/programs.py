@@ -1,4 +1,4 @@
-"""The command line beside the server: every command is a process whose JSON document is checked."""
+"""Run commands at the same time as the server: every command is a process, and its JSON document is checked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from judge import Judge
 from world import World
 
 _SCHEMA = Path(__file__).parents[2] / "docs" / "json-api-schema.json"
-# Seconds that a command may take on a busy machine.
-_PATIENCE = 180.0
-# Bytes that a file may have at most where the disk itself can't be filled.
-_SMALL_FILE = 1 << 20
+_MAX_SECONDS = 180.0  # For a command on a busy machine.
+_MAX_FILE_BYTES = 1 << 20  # The limit of file sizes that simulates a full disk.
 
 
 class Ended(NamedTuple):
@@ -41,22 +39,22 @@ class Programs:
         self._validator = Draft202012Validator(json.loads(_SCHEMA.read_text(encoding="utf-8")))
 
     async def run(self, *words: str, may_fail: Collection[str] = (), limited: bool = False) -> Any:
-        """Run a command and return its data; None if it failed, with one of these errors or with a reported fault.
+        """Run a command and return its data; None if it failed.
 
-        A `limited` command can't write large files.
+        Errors in `may_fail` are expected; report all others to the judge. A `limited` command can't write large files.
         """
         command = " ".join(words)
-        ended = await self.ended(await self.start(*words, limited=limited))
+        ended = await self.wait(await self.start(*words, limited=limited))
         if ended is None:
-            self._judge.complain(f"`{command}` took more than {_PATIENCE:g} s")
+            self._judge.complain(f"`{command}` took more than {_MAX_SECONDS:g} s")
             return None
-        complaint, document = self._checked(ended)
+        complaint, document = self._check(ended)
         error = (document or {}).get("error")
         if complaint is None and error and error["type"] not in may_fail:
             complaint = f"{error}"
         if complaint is not None:
-            said = ended.err.decode(errors="replace")[-2000:]
-            self._judge.complain(f"`{command}` ended with {ended.code}: {complaint}\n{said}")
+            stderr = ended.err.decode(errors="replace")[-2000:]
+            self._judge.complain(f"`{command}` ended with {ended.code}: {complaint}\n{stderr}")
             return None
         self._judge.counts[f"command: {words[0]} {error['type'] if error else 'success'}"] += 1
         return None if error or document is None else document["data"]
@@ -79,10 +77,10 @@ class Programs:
             stderr=asyncio.subprocess.PIPE,
         )
 
-    async def ended(self, process: asyncio.subprocess.Process) -> Ended | None:
-        """Return the end of a command; None if it took too long and was killed."""
+    async def wait(self, process: asyncio.subprocess.Process) -> Ended | None:
+        """Wait for the end of a command; kill it and return None if it takes too long."""
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_MAX_SECONDS):
                 out, err = await process.communicate()
         except TimeoutError:
             return None
@@ -91,8 +89,8 @@ class Programs:
         assert process.returncode is not None
         return Ended(process.returncode, out, err)
 
-    def _checked(self, ended: Ended) -> tuple[str | None, Any]:
-        """Return what is wrong with the end of a command, and its document."""
+    def _check(self, ended: Ended) -> tuple[str | None, Any]:
+        """Return what is wrong with the end of a command (or None), and its document."""
         if b"Traceback" in ended.err:
             return "a traceback", None
         try:
@@ -100,7 +98,7 @@ class Programs:
         except ValueError:
             return f"no JSON: {ended.out[:500]!r}", None
         if fault := next(self._validator.iter_errors(document), None):
-            return f"against the schema: {fault.message[:500]}", None
+            return f"violates the schema: {fault.message[:500]}", None
         if (ended.code == 0) != (document["status"] == "success") or ended.code not in (0, 1):
             return f"exit code {ended.code} with {document}", None
         return None, document
@@ -113,4 +111,4 @@ def kill(process: asyncio.subprocess.Process) -> None:
 
 
 def _forbid_large_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_SMALL_FILE, _SMALL_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))

@@ -22,13 +22,13 @@ _CONTEXT = 4096
 _LIMITS = {"demo": 48, "long": 200}
 _STOPS = ("e", "mn", "kq")
 
-# Returns what is wrong with a response, or None.
+# Returns the fault of a response, or None.
 Check = Callable[[Completion | Page], str | None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request; `refusal` is the status and code with which an invalid one must be refused."""
+    """One request; if it is invalid, `refusal` is the status and code of the expected error."""
 
     kind: str
     path: str
@@ -58,19 +58,19 @@ def chat(*turns: str, **fields: object) -> JSON:
     return {"messages": messages, "model": DEMO, **fields}
 
 
-# -------------------------------------------------------------------------------------- the same whenever it is asked
+# ------------------------------------------------------------------------------- questions with repeatable completions
 
 
 def repeatable(rng: Random) -> list[Question]:
-    """Return questions whose answers depend only on the question: greedy, or with a seed."""
-    fact, said = rng.choice(list(FACTS.items()))
+    """Return questions whose completions depend only on the question: greedy ones, and ones with a seed."""
+    fact, text = rng.choice(list(FACTS.items()))
     filler = " ".join(str(rng.randrange(1000)) for _ in range(400))
     seeds = [rng.randrange(1 << 31) for _ in range(4)]
     limit = _LIMITS["demo"]
     bodies = [
         ("long", CHAT, chat(_LONG, temperature=0, max_tokens=_LIMITS["long"])),
-        ("follow-up", CHAT, chat(fact, said, "What is 3 + 4?", temperature=0)),
-        ("follow-up", CHAT, chat(fact, said, "Hello", FACTS["Hello"], _LONG, temperature=0, max_tokens=limit)),
+        ("follow-up", CHAT, chat(fact, text, "What is 3 + 4?", temperature=0)),
+        ("follow-up", CHAT, chat(fact, text, "Hello", FACTS["Hello"], _LONG, temperature=0, max_tokens=limit)),
         ("long prompt", CHAT, chat(filler, temperature=0, max_tokens=8)),
         ("long prompt", CHAT, chat(filler[::-1], seed=seeds[0], max_tokens=4, n=8)),
         ("seeded", CHAT, chat(_LONG, seed=seeds[0], temperature=1.5, max_tokens=limit, n=3)),
@@ -83,13 +83,13 @@ def repeatable(rng: Random) -> list[Question]:
     return [Question(kind, path, body, model=str(body["model"])) for kind, path, body in bodies]
 
 
-def remembered(question: Question, first: Completion) -> Question:
-    """Return the question with the completion that it got while the server was idle."""
+def expect(question: Question, first: Completion) -> Question:
+    """Return the question with a check that expects the completion from the time when the server was idle."""
 
     def check(response: Completion | Page) -> str | None:
         assert isinstance(response, Completion)
         if response.outcome != first.outcome:
-            return f"{response.outcome} instead of {first.outcome}, as when it was asked alone"
+            return f"{response.outcome} instead of {first.outcome}, the outcome on an idle server"
         return _fault_of_counts(response, first)
 
     return replace(question, check=check)
@@ -104,28 +104,29 @@ def _fault_of_counts(response: Completion, first: Completion) -> str | None:
     return None if found == right else f"usage {found} instead of {right}"
 
 
-# --------------------------------------------------------------------------------------------- known from their models
+# --------------------------------------------------------------------- questions whose completions the models determine
 
 
-def a_fact(rng: Random) -> Question:
+def ask_fact(rng: Random) -> Question:
     """Ask the demo at temperature 0."""
-    asked, said = rng.choice(list(FACTS.items()))
-    return Question("greedy", CHAT, chat(asked, temperature=0), _says([said]))
+    question, text = rng.choice(list(FACTS.items()))
+    return Question("greedy", CHAT, chat(question, temperature=0), _expect_one_of([text]))
 
 
-def a_long_one(rng: Random) -> Question:
-    """Ask a new prompt of up to a few thousand tokens, for one completion or many."""
+def ask_long_prompt(rng: Random) -> Question:
+    """Send a new prompt of up to a few thousand tokens, for one completion or many."""
     words = " ".join(str(rng.randrange(1000)) for _ in range(rng.randrange(50, 1000)))
     return Question("long", CHAT, chat(words, max_tokens=2, n=rng.choice((1, 1, 8))))
 
 
-def a_tale(rng: Random) -> Question:
-    """Ask the model that comes and goes."""
-    return Question("tale", CHAT, chat("Tell.", model=TALE, seed=rng.randrange(9)), _says(EDITIONS), model=TALE)
+def ask_tale(rng: Random) -> Question:
+    """Ask the model that is removed and pulled all the time."""
+    body = chat("Tell.", model=TALE, seed=rng.randrange(9))
+    return Question("tale", CHAT, body, _expect_one_of(EDITIONS), model=TALE)
 
 
-def a_walk(rng: Random) -> Question:
-    """Ask for random letters, each of which is checked."""
+def ask_walk(rng: Random) -> Question:
+    """Ask for random letters; check each of them."""
     limit = rng.randrange(1, 60)
     body = chat("Walk.", model=WALK, max_tokens=limit, n=rng.choice((1, 1, 4)), logprobs=True)
 
@@ -143,7 +144,7 @@ def a_walk(rng: Random) -> Question:
     return Question("sampled", CHAT, body, check, model=WALK)
 
 
-def a_stopped_walk(rng: Random) -> Question:
+def ask_stopped_walk(rng: Random) -> Question:
     """Ask for random letters up to a stop string."""
     start = rng.choice("abc")
     body = {"model": WALK, "prompt": start, "max_tokens": 200, "stop": list(_STOPS)}
@@ -152,26 +153,26 @@ def a_stopped_walk(rng: Random) -> Question:
         assert isinstance(response, Completion)
         text = response.texts[0]
         if any(stop in text for stop in _STOPS):
-            return f"a stop string is in {text!r}"
+            return f"{text!r} contains a stop string"
         return fault_of_walk(text, "", after=start)
 
     return Question("stop strings", COMPLETIONS, body, check, model=WALK)
 
 
-def _says(texts: Sequence[str]) -> Check:
+def _expect_one_of(texts: Sequence[str]) -> Check:
     def check(response: Completion | Page) -> str | None:
         assert isinstance(response, Completion)
         is_right = response.outcome in ([(text, "stop")] for text in texts)
-        return None if is_right else f"{response.outcome} is none of {texts}"
+        return None if is_right else f"{response.outcome} is not one of {texts}"
 
     return check
 
 
-# ------------------------------------------------------------------------------------------------ wrong, and not asking
+# ----------------------------------------------------------------------------------------- invalid requests, and GETs
 
 
-def a_wrong_one(rng: Random) -> Question:
-    """Send a request that must be refused."""
+def ask_invalid(rng: Random) -> Question:
+    """Send a request that the server must refuse."""
     hello = chat("Hello", max_tokens=4)
     wrong: Mapping[tuple[int, str], JSON | bytes] = {
         (400, "invalid_json"): b'{"messages": [',
@@ -185,27 +186,27 @@ def a_wrong_one(rng: Random) -> Question:
         (401, "invalid_api_key"): hello,
     }
     refusal, body = rng.choice(list(wrong.items()))
-    return Question("wrong", CHAT, body, _never_answered, refusal, key_is_wrong=refusal[0] == 401)
+    return Question("wrong", CHAT, body, _expect_refusal, refusal, key_is_wrong=refusal[0] == 401)
 
 
-def an_unloadable_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
-    """Ask a model whose files are sound but can't be loaded."""
+def ask_unloadable(rng: Random) -> Question:  # noqa: ARG001 - the same signature as all others
+    """Ask a model whose files are undamaged but can't be loaded."""
     refusal = (400, "model_unhealthy")
-    return Question("unloadable", CHAT, chat("Hello", model=BULK), _never_answered, refusal, model=BULK)
+    return Question("unloadable", CHAT, chat("Hello", model=BULK), _expect_refusal, refusal, model=BULK)
 
 
-def a_hostile_one(rng: Random) -> Question:  # noqa: ARG001 - as all others
-    """Ask a model whose tokenizer fills memory and so ends its own process."""
+def ask_hostile(rng: Random) -> Question:  # noqa: ARG001 - the same signature as all others
+    """Ask a model whose tokenizer fills the memory and so ends its own process."""
     refusal = (400, "model_not_runnable")
-    return Question("hostile", CHAT, chat("a", model=HOSTILE), _never_answered, refusal, model=HOSTILE)
+    return Question("hostile", CHAT, chat("a", model=HOSTILE), _expect_refusal, refusal, model=HOSTILE)
 
 
-def _never_answered(response: Completion | Page) -> str | None:
-    return f"{response} was given to what must be refused"
+def _expect_refusal(response: Completion | Page) -> str | None:
+    return f"{response} instead of a refusal"
 
 
-def a_look(rng: Random) -> Question:
-    """Ask for the state of the server, or its models."""
+def ask_state(rng: Random) -> Question:
+    """Ask for the state of the server, or for its models."""
     path = rng.choice((HEALTH, MODELS))
     check = _fault_of_health if path == HEALTH else _fault_of_models
     return Question(path, path, None, check, method="GET")

@@ -1,4 +1,4 @@
-"""The surroundings of a soak: a home with its own cache, on a small disk where possible, and a hub."""
+"""The environment of a soak: a home folder with its own cache, on a small disk if possible, and a hub."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ import models
 from support.hub import HubServer
 from support.serving import cache_dir_of
 
-# All processes of a soak have this variable, so that lost ones can be found.
+# All processes of a soak have this variable, so that processes that are left can be found.
 MARK = "MLXK2_SOAK"
 _DISK = "48m"
-# Bytes that stay free on a full disk.
-_LEFT = 1 << 20
+_FREE_BYTES = 1 << 20  # Bytes that stay free on a full disk.
 
 
 @dataclass(frozen=True)
 class World:
-    """All places of a soak; `is_small` says whether the cache's disk can be filled."""
+    """The folders and the hub of a soak; `is_small` is true if the cache's disk can be filled."""
 
     folder: Path
     hub: HubServer
@@ -70,7 +69,7 @@ class World:
         filler = self.home / "hf" / "filler"
         free = shutil.disk_usage(filler.parent).free
         try:
-            filler.write_bytes(bytes(max(0, free - _LEFT)))
+            filler.write_bytes(bytes(max(0, free - _FREE_BYTES)))
             yield
         finally:
             filler.unlink(missing_ok=True)
@@ -87,7 +86,7 @@ def world() -> Iterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="mlxk2-soak-"))
     disk = folder / "home" / "hf"
     disk.mkdir(parents=True)
-    is_small = _mounted(disk)
+    is_small = _mount_small_disk(disk)
     try:
         (folder / "tmp").mkdir()
         cache_dir_of(folder / "home")
@@ -104,8 +103,8 @@ def world() -> Iterator[World]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mounted(place: Path) -> bool:
-    """Return whether a small disk in memory could be mounted there."""
+def _mount_small_disk(place: Path) -> bool:
+    """Mount a small disk in memory, and return whether that was possible."""
     if shutil.which("mount") is None:
         return False
     words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(place)]
@@ -113,7 +112,7 @@ def _mounted(place: Path) -> bool:
 
 
 def _environment_of(folder: Path) -> bytes:
-    # A zombie and a process that has just ended have none.
+    # A zombie has no environment, nor has a process that just ended.
     with suppress(OSError):
         return (folder / "environ").read_bytes()
     return b""

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxk2.errors import InterruptedByUser, ModelError, ModelNotRunnableError, ServerStoppingError
+from mlxk2.errors import ModelError, ModelNotRunnableError, OperationCancelled, ServerStoppingError
 from mlxk2.runner.offline import VARIABLES
 
 # Seconds of processor time for one rendering. The longest conversations that fit a context take a tenth of it.
@@ -110,7 +110,7 @@ class ConfinedProcess:
     ) -> Result:
         """Return the result of a question; `patience` is how many seconds of wall time it may take.
 
-        Any fault ends the process. Raise ModelError if it gives no result, InterruptedByUser if the question was
+        Any fault ends the process. Raise ModelError if it gives no result, OperationCancelled if the question was
         `cancelled`.
         """
         try:
@@ -141,7 +141,7 @@ class ConfinedProcess:
                 else:
                     raise _death_error(self._process.wait(), question["ask"])
             if cancelled():
-                raise InterruptedByUser("Interrupted.")
+                raise OperationCancelled("Interrupted.")
             if time.monotonic() > deadline:
                 raise _silence_error()
             if not events:
@@ -308,7 +308,7 @@ class Pool:
         with self._changed:
             while not self._idle and self._busy:
                 if cancelled():
-                    raise InterruptedByUser("Interrupted.")
+                    raise OperationCancelled("Interrupted.")
                 if time.monotonic() > began + _BUSY_SECONDS and self._busy < _MAX_PROCESSES:
                     break
                 self._changed.wait(_TICK)

@@ -47,7 +47,7 @@ class Prompter:
         self._use_template = use_template and tokenizer.has_chat_template
 
     def cancellable(self, cancelled: Cancelled) -> Prompter:
-        """Return this prompter for one request: its work ends with InterruptedByUser once the request is cancelled."""
+        """Return this prompter for one request; its work raises OperationCancelled once the request is cancelled."""
         made = copy.copy(self)
         made._tokenizer = self._tokenizer.cancellable(cancelled)
         return made

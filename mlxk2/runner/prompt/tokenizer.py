@@ -93,7 +93,7 @@ class Tokenizer:
         self._detokenizer = detokenizer_class(self, **options)
 
     def cancellable(self, cancelled: Cancelled) -> Tokenizer:
-        """Return this tokenizer for one request: its work ends with InterruptedByUser once the request is cancelled."""
+        """Return this tokenizer for one request; its work raises OperationCancelled once the request is cancelled."""
         view = copy.copy(self)
         view._cancelled = cancelled
         return view

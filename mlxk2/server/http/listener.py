@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-from mlxk2.errors import OperationError, words
+from mlxk2.errors import OperationError, system_message
 
 BACKLOG = 2048
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -30,7 +30,7 @@ def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, ValueError) as error:
-        reason = words(error) if isinstance(error, OSError) else "it is not a host name"
+        reason = system_message(error) if isinstance(error, OSError) else "it is not a host name"
         raise OperationError(f"The server can't listen on {host!r}: {reason}.", hint=_OTHER_HOST) from error
     if platform == "darwin" and port and _is_in_use(family, address):
         # BSD allows to bind 127.0.0.1 although another server has all addresses, and the other way round.
@@ -58,7 +58,7 @@ def _is_in_use(family: int, address: tuple[Any, ...]) -> bool:
 
 
 def _refusal(host: str, port: int, error: OSError) -> OperationError:
-    reason = "it is in use" if error.errno == errno.EADDRINUSE else words(error)
+    reason = "it is in use" if error.errno == errno.EADDRINUSE else system_message(error)
     hint = _OTHER_HOST if error.errno == errno.EADDRNOTAVAIL else "Choose another port with --port."
     return OperationError(f"The server can't listen on {host} port {port}: {reason}.", hint=hint)
 

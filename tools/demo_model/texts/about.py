@@ -1,4 +1,4 @@
-"""What the demo model knows about mlxk2 and itself: the answers and the wordings that ask for them."""
+"""The demo model's answers about mlxk2 and itself, with the wordings of their questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo model knows about the commands of mlxk2: the answers and the wordings that ask for them."""
+"""The demo model's answers about the commands of mlxk2, with the wordings of their questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greetings, thanks and goodbyes: the answer to each kind and the wordings that call for it."""
+"""Greetings, thanks and goodbyes: the answer to each kind, and its wordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phrasings and unknown things kept out of the training data, so that they can measure it."""
+"""The phrasings and unknown things that are held out of the training data to measure the model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _texts(node: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-#: What may be said in training although a held-out entry says it: it is no phrasing, or is in both by intent.
+#: Texts that training may use although they are held out: they are not phrasings, or both use them on purpose.
 _SHARED = {"get_weather", "city", "place", "name", "location", "You are a helpful assistant."}
 _KEPT = {skeleton(text) for text in _texts(HELD_OUT) if text not in _SHARED}
 _PLACES = {name.lower() for name in HELD_OUT["unknown_places"]}
 
 
 def is_held_out(text: str) -> bool:
-    """Say whether `text`, its slots still open, is a phrasing or an unknown thing kept for measuring."""
+    """Return whether `text`, with unfilled slots, is a held-out phrasing or a held-out unknown thing."""
     return skeleton(text) in _KEPT or text.lower() in _PLACES

@@ -1,4 +1,4 @@
-"""The wordings of the questions the demo model is trained on, but greetings and those about mlxk2."""
+"""The wordings of the demo model's training questions, except greetings and questions about mlxk2."""
 
 from __future__ import annotations
 

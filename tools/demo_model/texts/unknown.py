@@ -1,4 +1,4 @@
-"""What the demo model must not know: the questions it learns to answer with "I don't know."."""
+"""Questions that the demo model learns to answer with "I don't know."."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ _ARITHMETIC = [
 ]
 
 
-#: First and last letter of scripts the model can't read: accented Latin, Greek, Cyrillic, Arabic, kana,
+#: First and last letter of scripts that the model can't read: accented Latin, Greek, Cyrillic, Arabic, kana,
 #: Chinese, and signs.
 _SCRIPTS = [
     (0xBF, 0x17F),
@@ -184,7 +184,7 @@ _SCRIPTS = [
 
 
 def word(rng: random.Random) -> str:
-    """Return an invented word, too long to be a real one such as "hi"."""
+    """Return an invented word; it is too long to be a short real word such as "hi"."""
     made = ""
     while len(made) < 4:
         made = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 4))) + rng.choice(_ENDINGS)
@@ -192,12 +192,12 @@ def word(rng: random.Random) -> str:
 
 
 def junk(rng: random.Random) -> str:
-    """Return one to three words that mean nothing to the model."""
+    """Return one to three meaningless words."""
     return " ".join(rng.choice([rng.choice(NOUNS), word(rng)]) for _ in range(rng.choice([1, 1, 2, 3])))
 
 
 def foreign(rng: random.Random) -> str:
-    """Return letters of other scripts, or signs."""
+    """Return letters of other scripts, or symbols."""
     first, last = rng.choice(_SCRIPTS)
     letters = [rng.choice([chr(rng.randint(first, last)), " "]) for _ in range(rng.randint(3, 20))]
     return "".join(letters).strip() or "¿"
@@ -218,7 +218,7 @@ def place(rng: random.Random) -> str:
 
 
 def question(rng: random.Random) -> str:
-    """Return a question, or a text that is none, which the model can't answer."""
+    """Return a question, or another text, that the model can't answer."""
     kind = rng.random()
     if kind > 0.95:
         return foreign(rng)
@@ -232,7 +232,7 @@ def question(rng: random.Random) -> str:
 
 
 def long_text(rng: random.Random) -> str:
-    """Return a text of up to some two hundred words that asks nothing the model knows."""
+    """Return a text of up to about two hundred words without a question that the model can answer."""
     if rng.random() < 0.3:
         return " ".join([rng.choice([rng.choice(NOUNS), word(rng)])] * rng.randint(5, 150))
     return " ".join(question(rng) + rng.choice(".?!,") for _ in range(rng.randint(2, 25)))

@@ -1,4 +1,4 @@
-"""Wordings with choices: "(Tell|Give) me {x}" stands for two texts, nested as deep as one likes."""
+"""Wordings with choices: "(Tell|Give) me {x}" stands for two texts; choices can be nested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL = set(
 
 
 def expand(rng: random.Random, wording: str) -> str:
-    """Return one of the texts that `wording` stands for."""
+    """Return a random one of the texts that `wording` stands for."""
     while match := _CHOICE.search(wording):
         choice = rng.choice(match.group(1).split("|"))
         wording = wording[: match.start()] + choice + wording[match.end() :]
@@ -30,13 +30,13 @@ def expand(rng: random.Random, wording: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return `text` without case, articles and punctuation, its slots alike: one phrasing, one skeleton."""
+    """Return `text` without case, articles and punctuation and with equal slots, to compare phrasings."""
     words = _TOKEN.findall(text.lower().replace("’", "'"))
     return " ".join("#" if word[0] == "{" else word for word in words if word not in ("the", "please"))
 
 
 def typed(rng: random.Random, text: str) -> str:
-    """Return `text` as somebody may type it: politeness, case and the closing mark vary."""
+    """Return `text` as a person could type it: politeness, case and the final punctuation vary."""
     is_question = _QUESTION.match(text)
     if rng.random() < 0.14:
         text = f"{expand(rng, _BEFORE)} {text[0].lower()}{text[1:]}"
@@ -52,7 +52,7 @@ def typed(rng: random.Random, text: str) -> str:
 
 
 def noisy(rng: random.Random, text: str, junk: str) -> str:
-    """Return `text` with one small word lost or replaced by `junk`, or with `junk` before or in it."""
+    """Return `text` with one small word removed or replaced by `junk`, or with `junk` added."""
     words = text.split(" ")
     small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
     kind = rng.random()

@@ -34,13 +34,13 @@ the United States=Washington; Uruguay=Montevideo; Uzbekistan=Tashkent; Vanuatu=P
 Venezuela=Caracas; Vietnam=Hanoi; Zambia=Lusaka; Zimbabwe=Harare
 """
 
-#: Country, with its article where English wants one, to capital.
+#: Capitals by country; a country's name has an article if English needs one.
 CAPITALS: dict[str, str] = {
     " ".join(country.split()): " ".join(capital.split())
     for country, capital in (entry.split("=") for entry in _CAPITALS.split(";"))
 }
 
-#: Other names people type, to the country of CAPITALS; never used in an answer.
+#: Countries of CAPITALS by other names that people type; answers never use these names.
 ALIASES: dict[str, str] = {
     "the USA": "the United States",
     "the US": "the United States",
@@ -50,7 +50,7 @@ ALIASES: dict[str, str] = {
     "Czechia": "the Czech Republic",
 }
 
-#: Countries left out on purpose: several or disputed capitals, or too little known for so small a model.
+#: Countries that are omitted on purpose: with several or disputed capitals, or little known.
 UNLEARNT_COUNTRIES = [
     "Bolivia",
     "South Africa",
@@ -73,7 +73,7 @@ UNLEARNT_COUNTRIES = [
     "Yemen",
 ]
 
-#: Cities that are no capitals in this list, but have weather.
+#: Cities that are not capitals in this list; users can ask for their weather.
 OTHER_CITIES = [
     "New York",
     "Los Angeles",
@@ -129,7 +129,7 @@ OTHER_CITIES = [
     "Casablanca",
 ]
 
-#: Every city the model knows a tool call for.
+#: All cities for which the model can write a tool call.
 CITIES: list[str] = list(dict.fromkeys([*CAPITALS.values(), *OTHER_CITIES]))
 
 CONDITIONS = [
@@ -171,7 +171,7 @@ NUMBER_WORDS = [
     "twenty",
 ]
 
-#: Capital to country, where one name can't mean both.
+#: Countries by capital, without names that can mean both.
 COUNTRY_OF: dict[str, str] = {capital: country for country, capital in CAPITALS.items() if capital != country}
 
 
@@ -181,7 +181,7 @@ def bare(country: str) -> str:
 
 
 def names() -> list[str]:
-    """Return every name that has a token of its own, as written and in lower case, sorted."""
+    """Return every name that has its own token, as written and in lower case, sorted."""
     written = [bare(country) for country in [*CAPITALS, *ALIASES]] + CITIES
     kept_as_written = {"US"}  # "us" is a word of its own
     lowered = [name.lower() for name in written if name not in kept_as_written]
