@@ -46,7 +46,7 @@ def test_push_without_private_is_refused(mlxk2: Program, words: tuple[str, ...])
 
 @pytest.mark.parametrize("mode", ["--private", "--dry-run"])
 @pytest.mark.usefixtures("alpha")
-def test_only_a_check_has_a_verdict_for_the_exit_code(mlxk2: Program, mode: str) -> None:
+def test_exit_code_is_refused_without_check_only(mlxk2: Program, mode: str) -> None:
     result = mlxk2(*GATE, mode, "--exit-code", "--json")
     assert (result.code, result.json["error"]["type"]) == (2, "CommandError")
     assert "--check-only" in result.json["error"]["message"]

@@ -166,7 +166,7 @@ def comparable(output: str) -> Any:
 
 
 def _joined_events(text: str) -> list[Any]:
-    """Return the events of a stream; text that came in several events stands in the first of them."""
+    """Return the events of a stream; text from several events is joined in the first of them."""
     joined: list[Any] = []
     for line in filter(None, text.splitlines()):
         data = line.removeprefix("data: ")
@@ -180,7 +180,7 @@ def _joined_events(text: str) -> list[Any]:
     return joined
 
 
-def test_there_are_examples_of_every_kind() -> None:
+def test_the_documents_have_examples_of_every_kind() -> None:
     found = [example for text in DOCUMENTS.values() for example in examples(text)]
     assert {example.kind for example in found} == {"bash", "python", "json", "gitignore"}
     assert any(example.output and example.kind == "bash" for example in examples(DOCUMENTS["README.md"]))
@@ -203,7 +203,7 @@ def test_examples_are_extracted_and_compared() -> None:
     assert comparable('{"id": "cmpl-1", "a": 1}') == comparable('{"id": "cmpl-2", "a": 1.001}')
 
 
-def test_every_entry_of_not_run_is_used() -> None:
+def test_every_exception_from_running_is_needed() -> None:
     lines = [line for text in DOCUMENTS.values() for line in (*text.splitlines(), *inline_commands(text))]
     assert [pattern for pattern in NOT_RUN if not any(re.match(pattern, line) for line in lines)] == []
 

@@ -144,7 +144,7 @@ def test_a_tag_must_match_the_version(words: tuple[str, ...], code: int) -> None
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_the_limits_and_defaults_of_a_page_are_those_of_the_code(name: str) -> None:
+def test_the_limits_and_defaults_of_a_page_match_the_code(name: str) -> None:
     page = " ".join(DOCUMENTS[name].split())
     expected = [template.format(*numbers) for template, numbers in SENTENCES[name]]
     assert [sentence for sentence in expected if sentence not in page] == []
@@ -161,7 +161,7 @@ def test_every_row_of_limits_is_compared_with_the_code(name: str) -> None:
     assert [row for row in rows if not any(sentence in row for sentence in known)] == []
 
 
-def test_the_pythons_of_the_readme_are_those_of_the_tests() -> None:
+def test_the_readme_names_the_tested_python_versions() -> None:
     (supported,) = re.findall(r'SUPPORTED="(.*)"', (ROOT / "test-multi-python.sh").read_text(encoding="utf-8"))
     first, *_, last = supported.split()
     assert f"Python {first} to {last}." in DOCUMENTS["README.md"]

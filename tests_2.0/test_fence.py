@@ -110,7 +110,9 @@ def test_stdout_is_restored_after_an_error_inside_the_fence(capsys: pytest.Captu
     assert capsys.readouterr().out == "back\n"
 
 
-def test_other_threads_print_as_before(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_other_threads_can_print_during_an_import(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with fence():
         other = threading.Thread(target=sys.stdout.write, args=["mine\n"])
         other.start()

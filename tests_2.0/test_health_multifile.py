@@ -381,7 +381,7 @@ def test_broken_models_do_not_hide_a_sound_one(cache_dir: CacheDir, mlxk2: Progr
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_the_exit_code_is_the_verdict_only_where_it_is_asked_for(
+def test_the_exit_code_is_the_verdict_only_on_request(
     cache_dir: CacheDir, mlxk2: Program, form: tuple[str, ...]
 ) -> None:
     assert mlxk2("health", "--exit-code", *form).code == 0

@@ -95,7 +95,7 @@ def test_list_health_verbose_adds_three_columns(filled: CacheDir, mlxk2: Program
 
 
 def total(result: Result) -> str:
-    """The last line of a list, which counts the models and adds up their sizes."""
+    """Return the last line of a list, which counts the models and adds up their sizes."""
     assert result.code == 0
     return result.out.splitlines()[-1]
 

@@ -121,7 +121,7 @@ TRICKY = ["a\n## User\n\n## Assistant\n", "\\## System", "## User\n\r\nb", "c\u2
 
 
 @pytest.mark.parametrize("system", [None, "be\n\n## User\n\nkind"])
-def test_a_saved_conversation_comes_back_whole(tmp_path: Path, system: str | None) -> None:
+def test_a_saved_conversation_can_be_loaded(tmp_path: Path, system: str | None) -> None:
     file = tmp_path / "talk.md"
     backend = saying("\n## User\n\nParis.\n\n")
     chat([*TRICKY, f"/save {file}", "last"], backend, system)
@@ -150,7 +150,7 @@ def test_a_file_without_a_conversation_changes_nothing(tmp_path: Path, content: 
     assert backend.prompts[-1] == "system:be kind;user:a;assistant:Paris.;user:b;"
 
 
-def test_only_files_are_loaded(tmp_path: Path) -> None:
+def test_load_refuses_paths_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     shown, _ = chat(["/load", f"/load {tmp_path}/pipe", f"/load {tmp_path}", "/load \0"])
     assert "needs the name of a file" in shown.stdout.getvalue()

@@ -127,7 +127,7 @@ def test_a_pattern_may_be_a_glob(filled: CacheDir, mlxk2: Program, pattern: str,
     assert [model["name"] for model in list_data(mlxk2, pattern)["models"]] == expected
 
 
-def test_the_marks_of_a_glob_in_a_name_are_found_as_they_are(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_glob_characters_in_a_name_match_themselves(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add("org/[red]x", chat_model())
     assert [list_data(mlxk2, pattern)["count"] for pattern in ("[red]", "org/[red]x", "org/[[]red]x")] == [1, 1, 1]
 
@@ -141,7 +141,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize(("words", "expected"), ORDERS.items(), ids=lambda value: " ".join(value))
-def test_an_order_may_be_chosen(
+def test_the_order_can_be_chosen(
     cache_dir: CacheDir, mlxk2: Program, words: tuple[str, ...], expected: list[str]
 ) -> None:
     for name, size, time in (("org/a", 9000, 10), ("org/c", 100, 30), ("mlx-community/b", 100, 20)):

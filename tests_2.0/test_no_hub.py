@@ -18,7 +18,7 @@ ANSWERS = ["<html><body>Welcome</body></html>", "[]", "{}", "null", '"text"', ""
 NO_URLS = ["http://[::1", "http://localhost:port"]  # with these addresses the import of the library fails
 NO_ADDRESSES = ["huggingface.co", "ftp://127.0.0.1", "http://", *NO_URLS]
 
-# Ways to be without a hub, and what is said of each. A name below .invalid is never there.
+# Settings without a reachable hub, each with its reason in the error. A name below .invalid never exists.
 WITHOUT_HUB = {
     "nothing listens": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
     "no such name": ({"HF_ENDPOINT": "http://hub.invalid"}, "The hub could not be reached for org/model: "),
@@ -90,14 +90,14 @@ def test_push_refuses_an_invalid_hub_address(pusher: Pusher, address: str) -> No
 
 
 @pytest.mark.parametrize(("variables", "reason"), WITHOUT_HUB.values(), ids=WITHOUT_HUB)
-def test_without_a_hub_the_reason_stands_there_once(hub_client: Client, variables: dict[str, str], reason: str) -> None:
+def test_pull_without_a_hub_gives_the_reason_once(hub_client: Client, variables: dict[str, str], reason: str) -> None:
     outcome = hub_client.run("pull", MODEL, **variables)
     message, _hint = outcome.err.splitlines()
     assert (outcome.code, message.startswith("Error: "), reason in message) == (1, True, True)
     assert "Errno" not in message and not message.endswith("..")
 
 
-def test_clone_and_push_without_a_hub_say_the_reason_once(hub_client: Client, pusher: Pusher) -> None:
+def test_clone_and_push_without_a_hub_give_the_reason_once(hub_client: Client, pusher: Pusher) -> None:
     pusher.write({"config.json": b"{}"})
     variables, reason = WITHOUT_HUB["nothing listens"]
     clone = hub_client.run("clone", MODEL, "copy", MLXK2_ENABLE_ALPHA_FEATURES="1", **variables)

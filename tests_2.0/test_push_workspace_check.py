@@ -240,9 +240,7 @@ def test_plain_output_has_the_verdict_and_the_anomalies(
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_the_exit_code_is_the_verdict_only_where_it_is_asked_for(
-    checked: Checked, mlxk2: Program, form: tuple[str, ...]
-) -> None:
+def test_the_exit_code_is_the_verdict_only_on_request(checked: Checked, mlxk2: Program, form: tuple[str, ...]) -> None:
     for files, code in (({"a.txt": b"1"}, 1), (without(chat_model(), "README.md"), 0)):
         checked(files)
         plain = mlxk2("push", FOLDER, MODEL, "--check-only", *form)

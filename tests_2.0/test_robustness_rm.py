@@ -251,7 +251,7 @@ LARGE = chat_model() | {"model.safetensors": weights(shape=(1000, 1000))}  # 4.0
 CUT_SHORT = "blobs/" + "0" * 64 + ".incomplete"
 
 
-def test_sizes_that_agree_need_no_words(cache_dir: CacheDir, mlxk2: Program) -> None:
+def test_equal_sizes_of_list_and_rm_are_not_explained(cache_dir: CacheDir, mlxk2: Program) -> None:
     cache_dir.add(NAME, LARGE)
     listed = mlxk2("list", "--json").json["data"]["models"][0]["size_bytes"]
     data = data_of(mlxk2("rm", NAME, "--dry-run", "--json"), "rm")
@@ -295,7 +295,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize(("change", "argument", "words"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_sizes_that_differ_are_explained(
+def test_different_sizes_of_list_and_rm_are_explained(
     cache_dir: CacheDir, mlxk2: Program, change: Callable[[CacheDir], None], argument: str, words: str
 ) -> None:
     cache_dir.add(NAME, LARGE)

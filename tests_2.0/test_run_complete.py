@@ -217,19 +217,19 @@ def test_text_on_stdin_comes_before_the_prompt(stubbed: Program) -> None:
     )
 
 
-def test_a_stdin_without_text_changes_nothing(stubbed: Program) -> None:
+def test_an_empty_stdin_does_not_change_the_prompt(stubbed: Program) -> None:
     # With nohup, stdin is open for writing only.
     for shell in ("ask <&-", "ask < /dev/null", "ask 0> /dev/null", ": | ask", "echo ' ' | ask"):
         done = stubbed("Hello", shell=shell)
         assert (shell, done.stdout, done.stderr) == (shell, "user:Hello\n", "")
 
 
-def test_a_loop_keeps_the_lines_of_its_file(stubbed: Program) -> None:
+def test_run_in_a_shell_loop_leaves_the_loops_input_unread(stubbed: Program) -> None:
     done = stubbed(shell=r"""printf 'a\nb\nc\n' > list; while read -r line; do ask "$line"; done < list""")
     assert (done.stdout, done.stderr) == ("user:a\nuser:b\nuser:c\n", "")
 
 
-def test_a_pipe_that_gives_nothing_is_waited_for_with_a_warning(stubbed: Program) -> None:
+def test_waiting_for_a_silent_pipe_prints_a_warning(stubbed: Program) -> None:
     wait = "for i in {1..500}; do grep -q Waiting log && break; sleep 0.1; done"
     done = stubbed("Hello", shell=f"touch log; {{ {wait}; echo late; }} | ask 2> log; cat log >&2")
     assert done.stdout == "user:late\n\nHello\n"

@@ -225,7 +225,7 @@ class Unwilling(ScriptedBatch):
         super().remove(sequence_id)
 
 
-def test_a_sequence_that_can_not_be_removed_disturbs_no_other() -> None:
+def test_a_sequence_that_cannot_be_removed_does_not_affect_others() -> None:
     backend = ScriptedBackend(failing, batch=Unwilling)
     runner = FollowedRunner(backend)
     stopped = runner.submit(request("one stop two", stop=("STOP",)))

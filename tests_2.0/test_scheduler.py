@@ -543,7 +543,7 @@ def _invalidate(report: Report) -> Report:
     [(FailsToCancel, None), (FailsToSubmit, 2), (ReportsNonsense, 0)],
     ids=["cancel", "submit", "report"],
 )
-def test_a_fault_of_one_request_ends_that_one_alone(
+def test_an_unexpected_fault_ends_only_its_own_request(
     worker_type: type[Worker], failed: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
@@ -777,7 +777,7 @@ def test_the_worker_frees_memory_once_for_many_ended_requests() -> None:
     run(test())
 
 
-def test_a_fault_while_the_worker_rests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_while_freeing_memory_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         worker = Worker(Loader().load, 64, rest=lambda: _raise(ValueError("odd")))
         scheduler = Scheduler(ModelPool(worker), worker, Limits(64, 256), rest_seconds=0)

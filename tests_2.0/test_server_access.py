@@ -165,7 +165,7 @@ WRONG_ORIGINS += ["https://", "https://a b", "https://me@chat.example", "https:/
 
 
 @pytest.mark.parametrize("origin", WRONG_ORIGINS, ids=ascii)
-def test_an_origin_that_no_browser_sends_is_refused_at_the_start(mlxk2: Program, origin: str) -> None:
+def test_an_invalid_origin_is_refused_at_the_start(mlxk2: Program, origin: str) -> None:
     words = ("--cors-origin", "https://chat.example", "--cors-origin", origin)
     error = error_of(mlxk2("serve", *words, "--json"), "server")
     assert error["type"] == "ValidationError"
@@ -182,7 +182,7 @@ RIGHT_ORIGINS += [
 
 
 @pytest.mark.parametrize("origin", RIGHT_ORIGINS)
-def test_an_origin_as_browsers_send_it_is_accepted(mlxk2: Program, origin: str) -> None:
+def test_an_origin_in_the_form_of_browsers_is_accepted(mlxk2: Program, origin: str) -> None:
     # The model is looked for after the options were checked.
     error = error_of(mlxk2("serve", "--cors-origin", origin, "--model", "org/none", "--json"), "server")
     assert error["type"] == "model_not_found"

@@ -730,7 +730,7 @@ def test_a_generation_error_affects_only_its_own_request() -> None:
         ("POST", "/page/app.js", "GET or HEAD"),
     ],
 )
-def test_the_right_method_of_a_path_is_named(client: Client, method: str, path: str, allowed: str) -> None:
+def test_a_wrong_method_is_405_and_names_the_right_one(client: Client, method: str, path: str, allowed: str) -> None:
     response = client.request(method, path)
     error = error_of(response, 405)
     assert error["code"] == "method_not_allowed"
@@ -739,7 +739,7 @@ def test_the_right_method_of_a_path_is_named(client: Client, method: str, path: 
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/embeddings", "/api/tags", "/page/none", "/" + "x" * 5000])
-def test_a_path_that_is_not_there_is_answered_with_those_there_are(client: Client, path: str) -> None:
+def test_an_unknown_path_is_404_and_names_the_known_paths(client: Client, path: str) -> None:
     error = error_of(client.post(path) if path == "/v1/embeddings" else client.get(path), 404)
     assert error["code"] == "not_found"
     message = error["message"]

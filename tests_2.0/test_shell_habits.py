@@ -90,7 +90,7 @@ def test_an_error_follows_a_one_line_usage(mlxk2: Program, monkeypatch: pytest.M
     assert error.startswith("Error: ")
 
 
-def test_the_program_alone_prints_its_help(mlxk2: Program) -> None:
+def test_without_arguments_the_help_is_printed(mlxk2: Program) -> None:
     code, out, err = mlxk2()
     # Wrong usage writes to stderr: what reads stdout gets nothing.
     assert (code, out) == (2, "")
@@ -99,7 +99,7 @@ def test_the_program_alone_prints_its_help(mlxk2: Program) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("words", ["help {}", "help {} --json", "--json help {}"])
-def test_help_is_a_command_and_an_option(mlxk2: Program, command: str, words: str) -> None:
+def test_help_works_as_command_and_as_option(mlxk2: Program, command: str, words: str) -> None:
     result = mlxk2(*words.format(command).split())
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"usage: mlxk2 {command} [options]")
@@ -107,7 +107,7 @@ def test_help_is_a_command_and_an_option(mlxk2: Program, command: str, words: st
 
 
 @pytest.mark.parametrize("words", ["help", "help --json", "help help", "help --help"])
-def test_help_alone_is_that_of_the_program(mlxk2: Program, words: str) -> None:
+def test_help_without_a_command_is_that_of_the_program(mlxk2: Program, words: str) -> None:
     assert mlxk2(*words.split()) == mlxk2("--help")
     listed = re.findall(r"^    (\w+)\s+(.*?)$", mlxk2("--help").out, re.MULTILINE)
     assert {name for name, help in listed if help.endswith("(alpha)")} == set(ALPHA_COMMANDS)
@@ -116,14 +116,14 @@ def test_help_alone_is_that_of_the_program(mlxk2: Program, words: str) -> None:
 @pytest.mark.parametrize(
     "words", ["push . org/x", "push --check-only", "push -- --help", "push --branch --help", "clone x"]
 )
-def test_only_the_help_of_an_alpha_command_needs_no_variable(mlxk2: Program, words: str) -> None:
+def test_alpha_commands_need_their_variable_except_for_help(mlxk2: Program, words: str) -> None:
     result = mlxk2(*words.split())
     command = words.split()[0]
     error = f"Error: `{command}` is an alpha feature; to enable it, set {ALPHA_VARIABLE}=1.\n"
     assert result == (2, "", error)
 
 
-def test_the_help_of_push_begins_with_what_it_deletes(mlxk2: Program) -> None:
+def test_the_help_of_push_first_says_what_it_deletes(mlxk2: Program) -> None:
     _, first, *_ = mlxk2("push", "--help").out.split("\n\n")
     assert "delete on the hub what the folder lacks" in first.partition(". ")[0]
 
@@ -149,7 +149,7 @@ def test_the_help_of_push_begins_with_what_it_deletes(mlxk2: Program) -> None:
         ("run demo what is it", "Unrecognized arguments: is it", "A prompt of several words needs quotes"),
     ],
 )
-def test_what_was_meant_is_suggested(mlxk2: Program, line: str, message: str, hint: str | None) -> None:
+def test_a_mistyped_command_line_gets_a_suggestion(mlxk2: Program, line: str, message: str, hint: str | None) -> None:
     for_people, for_programs = mlxk2(*line.split()), mlxk2(*line.split(), "--json")
     assert (for_people.code, for_programs.code) == (2, 2)
     assert_envelope(for_programs.json, for_programs.json["command"], "error")
@@ -171,7 +171,7 @@ def test_what_was_meant_is_suggested(mlxk2: Program, line: str, message: str, hi
         ("list --all pattern", "list pattern --all"),
     ],
 )
-def test_options_stand_anywhere(line: str, sorted_line: str) -> None:
+def test_options_work_at_any_place(line: str, sorted_line: str) -> None:
     args, expected = (vars(parse(words.split(), {ALPHA_VARIABLE: "1"})) for words in (line, sorted_line))
     assert args | {"parser": None} == expected | {"parser": None}
 

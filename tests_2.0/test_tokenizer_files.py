@@ -118,7 +118,7 @@ CUT_OFF = {
 
 
 @pytest.mark.parametrize(("name", "content"), CUT_OFF.values(), ids=CUT_OFF)
-def test_a_tokenizer_that_was_cut_off_is_found_and_what_repairs_it_is_said(
+def test_a_truncated_tokenizer_is_reported_with_its_repair(
     cache_dir: CacheDir, mlxk2: Program, name: str, content: bytes
 ) -> None:
     replace(cache_dir.add(NAME, chat_model() | {"tokenizer.model": b"x"}) / name, content)
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_was_cut_off_is_found_and_what_repairs_it_is_said(
     assert error["hint"] == f"Repair it with: mlxk2 pull {NAME}"
 
 
-def test_a_folder_with_a_tokenizer_that_was_cut_off_needs_the_file_again(
+def test_a_truncated_tokenizer_in_a_folder_must_be_replaced_by_the_user(
     mlxk2: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ WRONG_TYPES = {
 
 
 @pytest.mark.parametrize("files", WRONG_TYPES.values(), ids=WRONG_TYPES)
-def test_what_repairs_a_tokenizer_that_can_not_be_loaded_is_said(cache_dir: CacheDir, files: Files) -> None:
+def test_an_unloadable_tokenizer_is_reported_with_its_repair(cache_dir: CacheDir, files: Files) -> None:
     snapshot = cache_dir.add(NAME, chat_model() | files)
     with pytest.raises(ModelUnhealthyError) as raised:
         load(snapshot)

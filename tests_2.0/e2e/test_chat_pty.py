@@ -138,7 +138,7 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(babble: Path, home: Path) -> No
     assert terminal.end() == 0
 
 
-def test_ctrl_c_at_the_prompt_discards_what_is_typed_and_says_how_to_leave(paris: Path, home: Path) -> None:
+def test_ctrl_c_on_the_input_line_discards_it_and_shows_how_to_leave(paris: Path, home: Path) -> None:
     terminal = Terminal(paris, home)
     terminal.child.sendintr()
     terminal.child.expect_exact("To leave, type /bye or press Ctrl-D.\r\n")
@@ -249,7 +249,7 @@ def test_input_history_is_kept_for_the_next_chat(paris: Path, home: Path) -> Non
     assert second.end() == 0
 
 
-def test_a_block_comes_back_as_a_block(paris: Path, home: Path) -> None:
+def test_input_history_keeps_a_block_of_lines_whole(paris: Path, home: Path) -> None:
     first = Terminal(paris, home)
     for line in ('"""one', "  two", 'three"""'):
         first.type(line)

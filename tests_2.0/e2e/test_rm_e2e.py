@@ -138,7 +138,7 @@ def test_rm_asks_for_confirmation_on_a_terminal(cache_dir: CacheDir, name: str, 
 
 
 @pytest.mark.parametrize("words", ["mod -y", f"{NAME} --yes", f"{NAME} --force", f"{NAME} --json", f"{NAME} --dry-run"])
-def test_an_option_replaces_the_question_on_a_terminal(cache_dir: CacheDir, words: str) -> None:
+def test_force_and_yes_replace_the_question_on_a_terminal(cache_dir: CacheDir, words: str) -> None:
     cache_dir.add(NAME, chat_model())
     command = ["-m", "mlxk2", "rm", *words.split()]
     child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=WAIT_SECONDS)

@@ -111,7 +111,7 @@ def test_progress_is_shown_only_on_a_capable_terminal(paris: Path, tmp_path: Pat
     assert (done.stdout, done.stderr) == ("Paris!\n", "")
 
 
-def test_a_terminal_shows_that_stdin_was_read(paris: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_how_much_text_came_from_stdin(paris: Path, tmp_path: Path) -> None:
     child = start(["sh", "-c", f"printf notes | {shlex.join(command(paris, 'hi'))}"], variables(tmp_path, ""))
     said = "Put 5 characters from stdin before the prompt (< /dev/null prevents it).\r\n"
     assert rest(child).replace(ERASED, "").endswith("Paris!\r\n")

@@ -150,7 +150,7 @@ def test_a_failed_load_says_why_and_keeps_the_old_model(server: Server) -> None:
     assert loaded(server) == ALPHA
 
 
-def test_a_damaged_tokenizer_says_what_repairs_it(server: Server) -> None:
+def test_the_error_for_a_damaged_tokenizer_names_the_repair(server: Server) -> None:
     def write_damaged(folder: Path) -> None:
         write_chain(folder, say("x"))
         (folder / "tokenizer.json").write_text('{"model": 7}')

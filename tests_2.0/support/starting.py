@@ -60,7 +60,7 @@ class ForkServer:
 
 
 class _Adopting:
-    """Inside this block, processes below this one become its children when their parents end."""
+    """Adopt the descendants of this process whose parents end inside this block."""
 
     def __enter__(self) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -76,7 +76,7 @@ def _fork_server(kind: str, *locale: tuple[str, str]) -> ForkServer:
 
 
 class Popen(subprocess.Popen[AnyStr]):
-    """A process: a fork if its command is one of the program's that load much, else as `subprocess` starts it."""
+    """A process: a fork for commands of the program with slow imports, otherwise one of `subprocess`."""
 
     def _execute_child(self, *options: Any) -> None:
         names = subprocess.Popen._execute_child.__code__.co_varnames[1:]  # type: ignore[attr-defined]
