@@ -211,7 +211,7 @@ def as_push_error(error: BaseException, repo_id: str, hidden: Sequence[str]) -> 
         hint = "Check the connection (and HF_ENDPOINT, if it is set); a push can be repeated."
         if "xet" in text:
             hint += " For a hub without Xet storage, set HF_HUB_DISABLE_XET=1."
-        return UploadFailedError(f"The hub could not be reached for {repo_id}: {_NUMBER.sub('', text)}.", hint=hint)
+        return UploadFailedError(f"The hub could not be reached for {repo_id}: {_NUMBER.sub('', text)}", hint=hint)
     if isinstance(error, OSError) and error.strerror:
         return PushFailedError(f"Nothing was pushed to {repo_id}: a file can't be read ({cause(error)}).")
     return UploadFailedError(f"The upload to {repo_id} failed: {text}")
