@@ -23,6 +23,8 @@ from typing import Any, AnyStr
 _FORK_SERVER = Path(__file__).with_name("fork_server.py")
 _KINDS = {"pull": "hub", "push": "hub", "run": "mlx", "serve": "mlx"}
 _PROGRAM = [sys.executable, "-m", "mlxk2"]
+# What `subprocess` decides before it starts a process, by name.
+_OPTIONS = subprocess.Popen._execute_child.__code__.co_varnames[1:]  # type: ignore[attr-defined]
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -32,31 +34,17 @@ def python_path(folder: Path) -> str:
 
 
 class ForkServer:
-    """A process that has imported the libraries of some commands."""
+    """A process that has imported the libraries of some commands, by the socket on which it takes requests."""
 
-    def __init__(self, kind: str, locale: Mapping[str, str]) -> None:
+    def __init__(self, requests: socket.socket) -> None:
         self._lock = threading.Lock()
-        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "HF_XET"))}
-        with its:
-            self.process = subprocess.Popen(
-                [sys.executable, _FORK_SERVER, str(its.fileno()), kind],
-                env=kept | dict(locale) | {"HF_HOME": os.devnull},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-                start_new_session=True,
-            )
-        atexit.register(self._close)
-
-    def _close(self) -> None:
-        self._socket.close()
-        self.process.wait()
+        self._requests = requests
 
     def start(self, request: Mapping[str, Any], streams: Sequence[int]) -> int:
         """Start a process and return its id; it is then a child of this process."""
         with self._lock, _Adopting():
-            socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
-            return int(self._socket.recv(64))
+            socket.send_fds(self._requests, [json.dumps(request).encode()], streams)
+            return int(self._requests.recv(64))
 
 
 class _Adopting:
@@ -72,45 +60,55 @@ class _Adopting:
 @functools.cache
 def _fork_server(kind: str, *locale: tuple[str, str]) -> ForkServer:
     """Return the process for a kind of commands in a locale, which decides how the standard streams encode text."""
-    return ForkServer(kind, dict(locale))
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "PATH", "HF_XET"))}
+    with its:
+        process = subprocess.Popen(
+            [sys.executable, _FORK_SERVER, str(its.fileno()), kind],
+            env=kept | dict(locale) | {"HF_HOME": os.devnull, "TRANSFORMERS_VERBOSITY": "error"},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[its.fileno()],
+            start_new_session=True,
+        )
+    atexit.register(process.wait)
+    atexit.register(ours.close)
+    return ForkServer(ours)
 
 
 class Popen(subprocess.Popen[AnyStr]):
     """A process: a fork for commands of the program with slow imports, otherwise one of `subprocess`."""
 
     def _execute_child(self, *options: Any) -> None:
-        names = subprocess.Popen._execute_child.__code__.co_varnames[1:]  # type: ignore[attr-defined]
-        given = dict(zip(names, options, strict=False))
+        given = dict(zip(_OPTIONS, options, strict=False))
         environment = dict(os.environ if given["env"] is None else given["env"])
-        kind = _kind_of(given, environment)
-        if kind is None:
+        is_plain = isinstance(given["args"], list) and given["preexec_fn"] is None and not given["pass_fds"]
+        server = self._find_server(given["args"], environment) if is_plain and not given["shell"] else None
+        if server is None:
             super()._execute_child(*options)  # type: ignore[misc]
             return
-        locale = {name: value for name, value in environment.items() if name == "LANG" or name.startswith("LC_")}
         request = {
-            "words": given["args"][len(_PROGRAM) :],
+            "words": given["args"][given["args"].index("-m") + 2 :],
             "environment": environment,
             "folder": None if given["cwd"] is None else os.fspath(given["cwd"]),
             "session": given["start_new_session"],
         }
         ours = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
-        streams = [number if stream == -1 else stream for number, stream in enumerate(ours)]
-        self.pid = _fork_server(kind, *sorted(locale.items())).start(request, streams)
+        self.pid = server.start(request, [number if stream == -1 else stream for number, stream in enumerate(ours)])
         self._child_created = True
         handles = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(given[name] for name in handles))  # type: ignore[attr-defined]
 
-
-def _kind_of(given: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """Return the kind of a command, or None if it can't be forked."""
-    words = given["args"]
-    if not isinstance(words, list) or words[: len(_PROGRAM)] != _PROGRAM or not sys.platform.startswith("linux"):
-        return None
-    is_plain = given["preexec_fn"] is None and not given["pass_fds"] and not given["shell"]
-    variables = {name for name in {*environment, *os.environ} if name.startswith("PYTHON")}
-    is_same_python = all(environment.get(name) == os.environ.get(name) for name in variables)
-    kind = _KINDS.get(words[len(_PROGRAM)]) if words[len(_PROGRAM) :] else None
-    return kind if is_plain and is_same_python else None
+    @staticmethod
+    def _find_server(command: list[str], environment: Mapping[str, str]) -> ForkServer | None:
+        """Return the process that can fork for a command, or None."""
+        if command[: len(_PROGRAM)] != _PROGRAM or not sys.platform.startswith("linux"):
+            return None
+        variables = {name for name in {*environment, *os.environ} if name.startswith("PYTHON")}
+        kind = _KINDS.get("".join(command[len(_PROGRAM) :][:1]))
+        if kind is None or any(environment.get(name) != os.environ.get(name) for name in variables):
+            return None
+        locale = {name: value for name, value in environment.items() if name == "LANG" or name.startswith("LC_")}
+        return _fork_server(kind, *sorted(locale.items()))
 
 
 def run(
