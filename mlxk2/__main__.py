@@ -45,7 +45,13 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return INTERRUPTED
+        code = INTERRUPTED
+    if "mlx.core" in sys.modules:
+        # The thread that owns MLX may still compute what Ctrl-C has ended. MLX may also abort a process that ends
+        # while its threads do.
+        from mlxk2.cli.main import leave  # noqa: PLC0415 - it is imported already
+
+        leave(code)
     return code
 
 

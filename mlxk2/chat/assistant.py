@@ -31,7 +31,6 @@ from mlxk2.runner.sequences import Backend
 from mlxk2.sleep import NoSleep
 
 _CHECK_SECONDS = 0.1  # Between two checks for Ctrl-C, while MLX reads the prompt.
-THREAD_NAME = "mlx"  # Of the threads that load a model and compute.
 
 
 @dataclass(frozen=True)
@@ -183,4 +182,4 @@ def _has_ended(step: Future[Event | None]) -> bool:
 
 
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME)
+    return ThreadPoolExecutor(1, thread_name_prefix="mlx")

@@ -9,7 +9,6 @@ import json
 import os
 import select
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -48,9 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard(sys.stdout)
         code = _report(error, [])
-    if any(thread.name.startswith("mlx") for thread in threading.enumerate()):
-        # MLX still computes what Ctrl-C has ended. The end of the interpreter would wait for it.
-        leave(code)
     return code
 
 

@@ -7,7 +7,7 @@ import os
 import select
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from mlxk2 import names
@@ -88,22 +88,20 @@ def run(options: Options, context: Context) -> RunData | None:
     starter = Starter()
     starter.prepare()
     terminal = Terminal(context.streams.stdout, context.streams.stderr, shows=not context.is_json)
-    with terminal.quiet():
+    with ExitStack() as stack:
+        stack.callback(starter.stop)
+        stack.enter_context(terminal.quiet())
         terminal.show("Loading the model")
         with interruptible():
             assistant = _load(options, snapshot, sampling, starter, wired, converses=wants_chat)
-        with closing(assistant):
-            if not wants_chat:
-                return _complete(assistant, options, context, terminal, snapshot.name, prompt)
-            from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
+        stack.callback(assistant.close)
+        if not wants_chat:
+            return _complete(assistant, options, context, terminal, snapshot.name, prompt)
+        from mlxk2.chat.repl import converse  # noqa: PLC0415 - prompt_toolkit takes a tenth of a second
 
-            terminal.hide()
-            shown = {
-                "hide_reasoning": options.hide_reasoning,
-                "no_stream": options.no_stream,
-                "verbose": options.verbose,
-            }
-            converse(assistant, context.streams, terminal, context.environment, options.system, **shown)
+        terminal.hide()
+        shown = {"hide_reasoning": options.hide_reasoning, "no_stream": options.no_stream, "verbose": options.verbose}
+        converse(assistant, context.streams, terminal, context.environment, options.system, **shown)
     return None
 
 
