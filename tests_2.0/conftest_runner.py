@@ -183,7 +183,7 @@ class ScriptedBatch:
         """Add a sequence that generates the rest of the script for this request, then the end."""
         self._sequences[sequence_id] = iter([*self._script(request), *[END] * 2][len(completion) :])
         self._left[sequence_id] = max_tokens - len(completion)
-        self._tops[sequence_id] = request.logprobs
+        self._tops[sequence_id] = request.likeliest_count
 
     def next(self) -> list[Step | Reading]:
         """Return the next token of every sequence."""

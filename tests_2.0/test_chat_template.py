@@ -216,7 +216,7 @@ def test_the_last_message_is_continued_as_in_transformers(
 
 def test_continuing_a_message_that_the_template_omits_is_refused(confined: Confined) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Pa"}]
-    with pytest.raises(RefusedError, match="leaves out the last message"):
+    with pytest.raises(RefusedError, match="omits the last message"):
         confined.ask("{{ messages[0].content }}", messages, continue_final_message=True)
 
 
@@ -233,7 +233,7 @@ def test_a_process_stopped_while_it_works_is_replaced(confined: Confined) -> Non
     tokenizer = confined.open("{% if messages %}" + ENDLESS["loops"] + "{% endif %}fine")
     (pid,) = processes()
     threading.Timer(0.3, os.kill, [pid, signal.SIGSTOP]).start()
-    with pytest.raises(ModelError, match="does not answer"):
+    with pytest.raises(ModelError, match="did not respond"):
         tokenizer.apply_chat_template(MESSAGES)
     assert tokenizer.decode(tokenizer.apply_chat_template([])) == "fine"
 
@@ -241,8 +241,8 @@ def test_a_process_stopped_while_it_works_is_replaced(confined: Confined) -> Non
 def test_a_process_that_exceeds_its_time_is_replaced(confined: Confined) -> None:
     confined.open(ENDLESS["loops"])
     question: dict[str, Any] = {"ask": "chat", "messages": MESSAGES, "options": {}, "context": None, "tail": 0}
-    with pytest.raises(ModelError, match="does not answer"):
-        confined.starter.take().ask(question, patience=0.3)
+    with pytest.raises(ModelError, match="did not respond"):
+        confined.starter.take().ask(question, max_seconds=0.3)
     assert confined.ask("fine") == "fine"
 
 

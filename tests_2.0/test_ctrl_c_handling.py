@@ -97,7 +97,7 @@ def test_ctrl_c_stays_an_interruption_if_a_library_wraps_it(error: type[BaseExce
 def test_an_interruption_is_reported_on_its_own_line() -> None:
     out = streams().stdout
     printer = Printer(out, hide_reasoning=False)
-    printer.show(TextDelta("answer", "Hel"))
+    printer.show(TextDelta("content", "Hel"))
     printer.end(interrupted=True)
     assert out.getvalue() == f"Hel\n{INTERRUPTED}\n"
 

@@ -136,7 +136,7 @@ def test_control_characters_are_replaced_on_a_terminal() -> None:
 
     terminal, pipe = Terminal(), streams().stdout
     for stream in (terminal, pipe):
-        Printer(stream, hide_reasoning=False).show(TextDelta("answer", "a\x1b[2J\tb\x07\n\x9b"))
+        Printer(stream, hide_reasoning=False).show(TextDelta("content", "a\x1b[2J\tb\x07\n\x9b"))
     assert terminal.getvalue() == "a\ufffd[2J\tb\ufffd\n\ufffd"
     assert pipe.getvalue() == "a\x1b[2J\tb\x07\n\x9b"
 

@@ -31,7 +31,7 @@ def run_all(runner: FollowedRunner, sequences: list[Followed]) -> dict[int, list
 
 def test_an_answer_streams_and_ends_at_the_end_token() -> None:
     *deltas, last = generate(saying("Hello."))
-    assert deltas == [TextDelta("answer", letter) for letter in "Hello."]
+    assert deltas == [TextDelta("content", letter) for letter in "Hello."]
     assert isinstance(last, Finished) and last.reason == "stop"
 
 
@@ -389,9 +389,9 @@ def test_the_last_event_has_usage_and_timings() -> None:
     assert [event for output in outputs for _, event in output] == [
         PromptProgress(4, 7),
         PromptProgress(7, 7),
-        TextDelta("answer", "a"),
-        TextDelta("answer", "b"),
-        TextDelta("answer", "c"),
+        TextDelta("content", "a"),
+        TextDelta("content", "b"),
+        TextDelta("content", "c"),
         Finished("stop", Usage(7, 1, 4), Timings(4.5, 3.5, 6, 1.0, 3, 1.0)),
     ]
     assert {owner for output in outputs for owner, _ in output} == {sequence_id}

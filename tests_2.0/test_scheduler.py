@@ -673,7 +673,7 @@ def test_no_event_follows_the_end_of_a_generation() -> None:
             with pytest.raises(ServerStoppingError):
                 async for parts in generation:
                     events += [event for _, event in parts]
-            assert events == [TextDelta("answer", "A")] * tokens
+            assert events == [TextDelta("content", "A")] * tokens
 
     run(test())
 
@@ -832,7 +832,7 @@ def test_the_worker_reports_the_result_of_each_command() -> None:
         for number in range(2):
             own = [one.event for one in others if isinstance(one, SequenceEvent) and one[:2] == (2, number)]
             delta, last = own
-            assert delta == TextDelta("answer", "A")
+            assert delta == TextDelta("content", "A")
             assert isinstance(last, Finished) and last.usage == Usage(5, 0, 2)
         worker.stop()
 

@@ -312,7 +312,12 @@ PROMPTS: list[tuple[dict[str, Any], str, str, str]] = [
         "Invalid type for 'prompt[1][0]': expected an integer, but got a string instead.",
     ),
     ({"prompt": [300]}, "prompt", "invalid_value", "The prompt has a token that the model does not know (it has 300)."),
-    ({"prompt": ""}, "prompt", "invalid_value", "The prompt is empty, and the model has no token that begins a text."),
+    (
+        {"prompt": ""},
+        "prompt",
+        "invalid_value",
+        "The prompt is empty, and the model has no token for the beginning of a text.",
+    ),
     (
         {"logprobs": True},
         "logprobs",

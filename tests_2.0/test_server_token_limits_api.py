@@ -79,7 +79,7 @@ def test_a_prompt_that_fills_the_context_is_refused(path: str, stream: bool) -> 
         error = client.refused(path, **body(path), stream=stream)
         assert error["code"] == "context_length_exceeded"
         assert error["param"] == ("messages" if path == CHAT else "prompt")
-        assert f"The prompt has {prompt} tokens, but the model's context holds {prompt}" in error["message"]
+        assert f"The prompt has {prompt} tokens, but the model's context has {prompt}" in error["message"]
         client.ask(path, **body(path, "short"))
 
 

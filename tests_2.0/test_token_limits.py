@@ -185,5 +185,5 @@ def test_an_empty_prompt_and_an_empty_stop_string_are_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-9}, {"top_p": 0}, {"top_k": 1}])
 def test_sampling_with_a_single_choice_is_greedy(options: dict[str, Any]) -> None:
-    assert Sampling(**options).greedy
-    assert not Sampling().greedy
+    assert Sampling(**options).is_greedy
+    assert not Sampling().is_greedy

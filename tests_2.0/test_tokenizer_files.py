@@ -90,8 +90,8 @@ def test_names_unknown_to_the_installed_mlx_lm_are_ignored(tmp_path: Path, chang
 
 
 DAMAGED = {
-    "a damaged file": (b"\n\x0e\n\x05<unk>" * 9, "tokenizer.model is no file of sentencepiece's"),
-    "a file that transformers does not know": (RANKS, "it makes no tokens of any text"),
+    "a damaged file": (b"\n\x0e\n\x05<unk>" * 9, "tokenizer.model is not a file of sentencepiece"),
+    "a file that transformers does not know": (RANKS, "it makes no tokens from any text"),
 }
 
 

@@ -120,7 +120,7 @@ class Assistant:
 
         If Ctrl-C comes before the prompt is tokenized, return a completion without tokens.
         """
-        texts: dict[Channel, list[str]] = {"answer": [], "reasoning": []}
+        texts: dict[Channel, list[str]] = {"content": [], "reasoning": []}
         began, prompt_tokens = time.perf_counter(), 0
         with Interrupt() as interrupted, self._no_sleep.hold():
             try:
@@ -140,7 +140,7 @@ class Assistant:
         # A stream without an error always ends with this event.
         assert isinstance(event, Finished)
         return Completion(
-            text="".join(texts["answer"]),
+            text="".join(texts["content"]),
             reasoning="".join(texts["reasoning"]) or None,
             finish_reason=event.reason,
             usage=event.usage,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlxk2.chat.terminal import Terminal
 
 INTERRUPTED = "[Generation interrupted by user]"
-_HEADINGS: dict[Channel, str] = {"reasoning": "[Reasoning]\n", "answer": "\n[Answer]\n"}
+_HEADINGS: dict[Channel, str] = {"reasoning": "[Reasoning]\n", "content": "\n[Answer]\n"}
 # Unicode categories of control and format characters and line separators. With these, a model could move the cursor,
 # change the colours of the terminal, or change the order of the text.
 _HARMFUL = ("Cc", "Cf", "Zl", "Zp", "Cs")
@@ -95,7 +95,7 @@ class Printer:
         self._retained: list[TextDelta] = []
         self._hidden: Channel | None = "reasoning" if hide_reasoning else None
         self._is_terminal = stream.isatty()
-        self._channel: Channel = "answer"
+        self._channel: Channel = "content"
         self._last = "\n"
 
     def begin(self) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from mlxk2.errors import OperationError, ValidationError, cause
 from mlxk2.runner.prompt.prompter import Message
 
-# Far more than any context holds.
+# Far longer than any context.
 MAX_CHARACTERS = 1 << 25
 _ROLES = "System|User|Assistant"
 _HEADING = re.compile(rf"^## ({_ROLES})\n\n", re.MULTILINE)
-# In the file, a line of a message that reads like a heading begins with a backslash, which Markdown does not show.
+# In the file, a backslash marks each line of a message that looks like a heading; Markdown does not show it.
 _HEADING_IN_MESSAGE = re.compile(rf"^(?=\\*## (?:{_ROLES})$)", re.MULTILINE)
 _ESCAPE = re.compile(rf"^\\(?=\\*## (?:{_ROLES})$)", re.MULTILINE)
 # The roles of a conversation that the user continues.
@@ -30,35 +30,35 @@ def save(name: str, messages: Sequence[Message]) -> None:
     try:
         with open(os.path.expanduser(name), "x", encoding="utf-8", newline="") as file:
             file.write("\n".join(sections))
-    except FileExistsError as fault:
-        raise OperationError(f"{name} exists and stays as it is; choose another name.") from fault
-    except OSError as fault:
-        raise OperationError(f"{name} can't be written: {cause(fault)}.") from fault
-    except ValueError as fault:
-        raise ValidationError(f"{name} can't be written: {fault}.") from fault
+    except FileExistsError as error:
+        raise OperationError(f"{name} already exists and was not changed; choose another name.") from error
+    except OSError as error:
+        raise OperationError(f"{name} can't be written: {cause(error)}.") from error
+    except ValueError as error:
+        raise ValidationError(f"{name} can't be written: {error}.") from error
 
 
 def load(name: str) -> list[Message]:
     """Return the conversation that `save` wrote to a file; raise OperationError or ValidationError if there is none."""
     path = os.path.expanduser(name)
     try:
-        # To open a pipe would be to wait for its other end.
+        # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValidationError(f"{name} can't be read: it is not a file.")
         with open(path, encoding="utf-8", newline="") as file:
             text = file.read(MAX_CHARACTERS + 1)
-    except OSError as fault:
-        raise OperationError(f"{name} can't be read: {cause(fault)}.") from fault
-    except ValueError as fault:
-        raise ValidationError(f"{name} can't be read as text: {fault}.") from fault
+    except OSError as error:
+        raise OperationError(f"{name} can't be read: {cause(error)}.") from error
+    except ValueError as error:
+        raise ValidationError(f"{name} can't be read as text: {error}.") from error
     # `save` ends a message with one line end, and separates it from the next heading with another.
     before, *sections = _HEADING.split(text.removesuffix("\n") + "\n\n")
     roles, contents = sections[::2], sections[1::2]
     order = "".join(f"{role} " for role in roles)
     if before or not roles or len(text) > MAX_CHARACTERS or not _ORDER.fullmatch(order):
         raise ValidationError(
-            f"{name} holds no conversation that /save wrote: messages below the headings `## User` and `## Assistant` "
-            "in turn, perhaps after `## System`."
+            f"{name} is not a conversation that /save wrote: messages below the headings `## User` and `## Assistant` "
+            "by turns, perhaps after `## System`."
         )
     return [
         {"role": role.lower(), "content": _ESCAPE.sub("", content.removesuffix("\n\n"))}

@@ -1,1 +1,1 @@
-"""A model in memory: the only room that imports mlx and mlx_lm, and `mlx/` the only folder that imports mlx itself."""
+"""Run a model in memory; only this package imports mlx_lm, and only its folder `mlx/` imports mlx."""

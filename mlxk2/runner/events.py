@@ -1,6 +1,6 @@
-"""What comes out of a generation, event by event: plain frozen values, without MLX.
+"""The events of a generation: frozen values. This module does not import MLX.
 
-The events of a sequence come in the order of its text. The last one is `Finished` or `Failed`, and there is only one.
+The events of a sequence come in the order of its text. The last one is either `Finished` or `Failed`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Literal
 from mlxk2.errors import MlxkError
 from mlxk2.runner.output.logprobs import TokenLogprob
 
-# What a text of a completion is.
-Channel = Literal["answer", "reasoning"]
+# A completion's text is content for the user, or reasoning before it.
+Channel = Literal["content", "reasoning"]
 FinishReason = Literal["stop", "length", "interrupted"]
 
 
@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "interrupted"]
 class TextDelta:
     """The next text of a completion.
 
-    `logprobs` are those of the tokens that the answer consists of; reasoning, marks and stop strings have none.
+    `logprobs` are those of the content's tokens; reasoning, marks and stop strings have none.
     """
 
     channel: Channel
@@ -30,7 +30,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """How many of the prompt's tokens have been read; a step of the runner gives at most one for a sequence."""
+    """The number of tokens of the prompt that have been read; one step gives a sequence at most one such event."""
 
     done: int
     total: int
@@ -38,9 +38,9 @@ class PromptProgress:
 
 @dataclass(frozen=True)
 class Usage:
-    """The tokens of one sequence; `cached_tokens` of the prompt did not have to be computed.
+    """The numbers of tokens of one sequence; `cached_tokens` of the prompt came from the prompt cache.
 
-    The completion's tokens include the end token and hidden ones.
+    `completion_tokens` includes the end token and hidden tokens.
     """
 
     prompt_tokens: int
@@ -65,12 +65,12 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
-        """How fast the prompt was computed; None if nothing of it was."""
+        """The speed of computing the prompt, or None if no token of it was computed."""
         return self.read_tokens / self.reading_seconds if self.read_tokens and self.reading_seconds > 0 else None
 
     @property
     def generated_tokens_per_second(self) -> float | None:
-        """How fast the tokens after the first one were generated; None without such tokens."""
+        """The speed of generating the tokens after the first one, or None without such tokens."""
         return self.later_tokens / self.later_seconds if self.later_tokens and self.later_seconds > 0 else None
 
 

@@ -1,4 +1,4 @@
-"""Fault isolation: finding the sequence that made a batch fail."""
+"""Fault isolation: find the sequence that made a batch fail."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mlxk2.runner.sequences import Sequence
 
 
 class Isolation:
-    """The sequences of a batch that failed, in the order of their arrival.
+    """The sequences of a failed batch, in the order of their arrival.
 
-    Each is generated alone. One that gets a token is cleared, and waits until all others have been tested; then all
-    that are left continue together, with those that were added and are not tested.
+    Each sequence is tested: it is generated alone. If it gets a token, it is cleared, and waits until all others are
+    tested. Then the remaining sequences continue together with the sequences that were added without a test.
     """
 
-    def __init__(self, sequences: Iterable[Sequence], fault: Exception) -> None:
-        self.fault = fault
+    def __init__(self, sequences: Iterable[Sequence], error: Exception) -> None:
+        self.error = error
         self._untested = deque(sequences)
         self._cleared: list[Sequence] = []
         self._arrived: list[Sequence] = []
@@ -28,15 +28,15 @@ class Isolation:
         return [*self._cleared, *self._untested, *self._arrived]
 
     def next(self) -> Sequence | None:
-        """Return the sequence to test now, if one is left."""
+        """Return the sequence to test next, or None if all are tested."""
         return self._untested.popleft() if self._untested else None
 
     def clear(self, sequence: Sequence) -> None:
-        """Note that a sequence has got a token alone."""
+        """Record that a sequence got a token when it was generated alone."""
         self._cleared.append(sequence)
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence that arrived after the fault wait for the others; it is not tested."""
+        """Let a sequence that arrived after the error wait for the others; it needs no test."""
         self._arrived.append(sequence)
 
     def discard(self, sequence: Sequence) -> None:
@@ -46,5 +46,5 @@ class Isolation:
                 sequences.remove(sequence)
 
     def pop_unexplained(self) -> Sequence | None:
-        """Take out the newest sequence if all were cleared: all of them together would fail again and again."""
+        """If all sequences were cleared, remove and return the newest one; otherwise the batch would fail forever."""
         return self._cleared.pop() if self._cleared and len(self._cleared) == self._count else None

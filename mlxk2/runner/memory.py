@@ -1,4 +1,4 @@
-"""The memory that a model may take: what the user chose, what the device has, and a plan for both. Needs no MLX."""
+"""Plan the memory of a model, from the user's choice and the device's memory. This module does not import MLX."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from mlxk2.errors import InsufficientMemoryError
 from mlxk2.formatting import human_size, parse_size
 
 WIRED_VARIABLE = "MLXK2_WIRED_LIMIT"
-# Bytes beside weights and prompt cache: for completions under way, and for what MLX computes with.
+# Bytes for running completions and for MLX's computations, in addition to weights and prompt cache.
 _WORK_BYTES = 4 * 10**9
-# The share of the working set to use; beyond it, macOS begins to move memory of the GPU about.
-_GOOD_SHARE = 0.9
-# The share of the memory that macOS lets the GPU have.
-_MAX_GPU_SHARE = 15 / 16
+_GOOD_SHARE = 0.9  # Of the working set; if more is used, macOS begins to move GPU memory.
+_MAX_GPU_SHARE = 15 / 16  # The share of the memory that macOS allows for the GPU.
 _MIB = 1 << 20
 
 
 class MemoryChoice(NamedTuple):
-    """The numbers of bytes that the user chose; None for what suits the model."""
+    """The numbers of bytes that the user chose; None means a number that suits the model."""
 
     prompt_cache: int | None = None
     wired: int | None = None
@@ -31,24 +29,24 @@ AUTOMATIC = MemoryChoice()
 
 
 class MemoryPlan(NamedTuple):
-    """How many bytes the prompt cache may take, and how many bytes stay wired."""
+    """The most bytes of the prompt cache, and the bytes to keep wired."""
 
     prompt_cache: int
     wired: int
 
 
 def wired_limit(environment: Mapping[str, str]) -> int | None:
-    """Return how many bytes the user wants to stay wired on a Mac, None if mlxk2 shall decide."""
+    """Return how many bytes the user wants to keep wired on a Mac, or None if mlxk2 shall decide."""
     given = environment.get(WIRED_VARIABLE)
     return parse_size(given, WIRED_VARIABLE, "8GB, or 0 to wire nothing") if given else None
 
 
 @dataclass(frozen=True)
 class Device:
-    """What MLX computes on: its memory in bytes, and what Metal says of it.
+    """The device on which MLX computes: its memory in bytes, and the limits of Metal.
 
-    `working_set` is how many bytes of the memory Metal recommends to use at most, `max_arrays` how many arrays there
-    can be at once; None where there is no Metal.
+    `working_set` is the most memory in bytes that Metal recommends to use, and `max_arrays` the most arrays that can
+    exist at the same time; both are None without Metal.
     """
 
     memory: int
@@ -57,13 +55,13 @@ class Device:
 
     @property
     def max_cached_arrays(self) -> int | None:
-        """How many arrays the prompt cache may have: a quarter, so that completions under way never lack some."""
+        """The most arrays of the prompt cache: a quarter of all, so that running completions always have enough."""
         return self.max_arrays // 4 if self.max_arrays is not None else None
 
     def plan(self, name: str, weights: int, choice: MemoryChoice = AUTOMATIC) -> MemoryPlan:
-        """Return what a model with so many bytes of weights gets of the memory, as the user chose or as it needs.
+        """Plan the memory for a model with `weights` bytes of weights, by the user's choice or by the model's needs.
 
-        Raise InsufficientMemoryError for weights that the memory can't hold; warn of weights that barely fit.
+        Raise InsufficientMemoryError if the weights are larger than the memory; warn if they barely fit.
         """
         self._check(name, weights)
         free = int(_GOOD_SHARE * (self.working_set or self.memory)) - weights
@@ -74,7 +72,7 @@ class Device:
             return MemoryPlan(prompt_cache, 0)
         if wired is not None and wired > self.working_set:
             logging.getLogger(__name__).warning(
-                "%s is %s, but the GPU is to use at most %s; that much is wired.",
+                "%s is %s, but the GPU should use at most %s; so only that much is wired.",
                 WIRED_VARIABLE,
                 human_size(wired),
                 human_size(self.working_set),
@@ -83,7 +81,7 @@ class Device:
         return MemoryPlan(prompt_cache, min(self.working_set, needed))
 
     def _check(self, name: str, weights: int) -> None:
-        """Raise InsufficientMemoryError for weights that the memory can't hold; warn of weights that barely fit."""
+        """Raise InsufficientMemoryError if the weights are larger than the memory; warn if they barely fit."""
         needed = f"The weights of {name} need {human_size(weights)} of memory"
         working_set = self.working_set
         if weights > self.memory:
@@ -103,7 +101,7 @@ class Device:
                 "or choose a smaller or more strongly quantized model."
             )
         logging.getLogger(__name__).warning(
-            "%s, and the GPU is to use at most %s: answers may be slow, or fail. %s",
+            "%s, but the GPU should use at most %s: completions may be slow or fail. %s",
             needed,
             human_size(working_set),
             remedy,

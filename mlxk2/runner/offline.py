@@ -1,4 +1,4 @@
-"""Importing what runs models so that the libraries behind it can't reach the network."""
+"""Import the libraries that run models in offline mode, so that they can't use the network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mlxk2.errors import MlxkError, ModelNotRunnableError
 from mlxk2.fence import fence, raise_open_files
 from mlxk2.formatting import reason_of
 
-# mlx-lm, transformers and huggingface_hub read these once, when they are imported. A wrong address or time-out of the
-# hub would make the import fail, and offline neither is needed. ModelScope is another hub.
+# mlx-lm, transformers and huggingface_hub read these once, when they are imported. An invalid address or time-out would
+# make the import fail, and offline mode needs neither. ModelScope is another hub.
 VARIABLES: dict[str, str | None] = {
     "HF_HUB_OFFLINE": "1",
     "HF_ENDPOINT": None,
@@ -24,8 +24,7 @@ VARIABLES: dict[str, str | None] = {
 # mlx-lm imports these to load tokenizers and to reach the hub. Here tokenizers are loaded in processes of their own,
 # and the hub is not reached. Importing them would take half a second.
 _UNUSED = ("transformers", "transformers.tokenization_utils_base", "huggingface_hub")
-# Enough for weights in hundreds of files and a connection for each client.
-_MIN_OPEN_FILES = 2048
+_MIN_OPEN_FILES = 2048  # Enough for weights in hundreds of files, and a connection for each client.
 
 
 class _Unused:
@@ -52,25 +51,24 @@ def _without_unused() -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Import modules inside this block with huggingface_hub switched to offline.
+    """Import modules in this block with huggingface_hub in offline mode.
 
-    Two changes of the process stay: it may open more files, and the garbage collector skips all objects that exist by
-    then (`gc.freeze`). Raise ModelNotRunnableError, with the cause, if MLX or a library that it needs can't be
-    imported.
+    Two changes of the process stay: it may open more files, and the garbage collector skips all objects that exist
+    after the block (`gc.freeze`). Raise ModelNotRunnableError, with the cause, if a library can't be imported.
     """
     raise_open_files(_MIN_OPEN_FILES)
-    # An import makes no garbage: looking for it two hundred times costs a tenth of a second.
+    # Imports create no garbage, and two hundred searches for it would take a tenth of a second.
     gc.disable()
     try:
         with fence(VARIABLES), _without_unused():
             yield
     except MlxkError:
         raise
-    except Exception as fault:
+    except Exception as error:
         raise ModelNotRunnableError(
-            f"No model can run here, because a library can't be imported: {reason_of(fault)}.",
+            f"No model can run here, because a library can't be imported: {reason_of(error)}.",
             hint="Install mlxk2 again, with its dependencies.",
-        ) from fault
+        ) from error
     finally:
         gc.enable()
         gc.freeze()

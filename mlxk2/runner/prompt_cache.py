@@ -1,4 +1,4 @@
-"""What the model computed for earlier prompts and completions, retained so that no prefix is computed twice."""
+"""Keep the states that the model computed for earlier prompts and completions, so that no prefix is computed twice."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Tokens = tuple[int, ...]
 
 
 class State(Protocol):
-    """What a model computed for a number of tokens; `prefill.ModelState` on MLX. It can be copied with `deepcopy`."""
+    """The state of a model after some tokens (with MLX: `prefill.ModelState`). `deepcopy` can copy it."""
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the state in bytes."""
 
     @property
     def arrays(self) -> int:
-        """The number of its arrays."""
+        """The number of arrays of the state."""
 
     @property
     def is_trimmable(self) -> bool:
-        """Whether the last tokens can be taken away from it."""
+        """Whether the last tokens can be removed from the state."""
 
     def trim(self, count: int) -> None:
-        """Take away the last `count` tokens."""
+        """Remove the last `count` tokens from the state."""
 
     def detach(self) -> None:
-        """Give it arrays of its own; as slices of a batch's arrays they would hold the whole batch in memory."""
+        """Copy the arrays if they are slices of a batch's arrays, which would keep the whole batch in memory."""
 
 
 class Prefix(NamedTuple):
-    """The beginning of a prompt that need not be computed: the state after `length` tokens.
+    """The known beginning of a prompt: the state after `length` tokens.
 
-    `shared` is how many tokens the prompt has in common with an earlier one. If that is more than `length`, no state
-    was at hand for that point.
+    The first `shared` tokens of the prompt are equal to those of an earlier one. If `shared` is larger than `length`,
+    the cache has no state for that position.
     """
 
     state: State | None
@@ -48,9 +48,9 @@ class Prefix(NamedTuple):
 
 
 class PromptCache:
-    """States by the tokens that led to them, in at most `max_bytes`; the least recently used are dropped first.
+    """Keeps states by their tokens, in at most `max_bytes`; drops the least recently used states first.
 
-    With `max_arrays` they have at most so many arrays: a device may have room for no more.
+    `max_arrays` limits the number of their arrays, for devices that allow only so many.
     """
 
     def __init__(self, max_bytes: int, max_arrays: int | None = None) -> None:
@@ -58,20 +58,23 @@ class PromptCache:
         self.arrays = 0
         self._max_bytes = max_bytes
         self._max_arrays = sys.maxsize if max_arrays is None else max_arrays
-        # The order of the dictionary is that of the last use.
+        # In the order of their last use.
         self._states: dict[Tokens, State] = {}
-        # In this order, the entry that shares most with a prompt stands next to it.
+        # Sorted: the entry with the longest common prefix is next to the place of a prompt.
         self._sorted: list[Tokens] = []
 
     def __len__(self) -> int:
         return len(self._states)
 
     def __bool__(self) -> bool:
-        """Whether anything may be retained."""
+        """Return whether the cache may keep anything."""
         return self._max_bytes > 0
 
     def find(self, prompt: Sequence[int]) -> Prefix:
-        """Return a copy of the state after the longest known prefix of a prompt; the last token is always computed."""
+        """Return a copy of the state after the longest known prefix of a prompt, without the prompt's last token.
+
+        The last token is always computed, because it gives the first token of the completion.
+        """
         tokens = tuple(prompt)[:-1]
         entry, shared = self._nearest(tokens)
         if shared and shared < len(entry) and not self._states[entry].is_trimmable:
@@ -85,7 +88,7 @@ class PromptCache:
         return Prefix(state, length, shared)
 
     def keep(self, tokens: Sequence[int], state: State) -> None:
-        """Retain the state after these tokens, if it fits, adds something, and there is memory to detach it."""
+        """Keep the state after these tokens, unless it is too large, already known, or can't be detached."""
         entry = tuple(tokens)
         if state.nbytes > self._max_bytes or state.arrays > self._max_arrays:
             return
@@ -96,10 +99,10 @@ class PromptCache:
         try:
             state.detach()
         except (MemoryError, RuntimeError):
-            # A later prompt is computed without it.
+            # Memory is short; later prompts are computed without this state.
             return
         if state.is_trimmable:
-            # The longer state serves all that its prefixes serve.
+            # A longer state can be trimmed, so the states of its prefixes are not needed.
             for prefix in list(self._prefixes(entry)):
                 self._drop(prefix)
         self._states[entry] = state
@@ -123,13 +126,13 @@ class PromptCache:
         return max(found, key=operator.itemgetter(1), default=((), 0))
 
     def _prefixes(self, tokens: Tokens) -> Iterator[Tokens]:
-        """Yield the entries that these tokens begin with, the longest first."""
+        """Yield the entries that are prefixes of these tokens, the longest first."""
         while place := bisect_right(self._sorted, tokens):
             entry = self._sorted[place - 1]
             shared = _common_length(entry, tokens)
             if shared == len(entry):
                 yield entry
-            # An entry further down is a prefix only of what they share.
+            # Entries before this one can be prefixes only of the shared tokens.
             tokens = tokens[: min(shared, len(entry) - 1)]
 
     def _refresh(self, entry: Tokens) -> None:
@@ -143,5 +146,5 @@ class PromptCache:
 
 
 def _common_length(one: Tokens, other: Tokens) -> int:
-    """Return how many tokens two sequences share at their beginning."""
+    """Return the length of the common prefix of two lists of tokens."""
     return sum(itertools.takewhile(bool, map(operator.eq, one, other)))

@@ -1,4 +1,4 @@
-"""What a request asks of a model, and the limits that a model sets: plain values, checked, without MLX."""
+"""The parameters of a generation, with their checks, and the limits of the model's context. Does not import MLX."""
 
 from __future__ import annotations
 
@@ -9,32 +9,26 @@ from typing import Any
 
 from mlxk2.errors import ContextLengthError, ValidationError
 
-# Tokens of a completion if neither its request nor the model sets a limit.
-DEFAULT_MAX_TOKENS = 4096
-# Tokens; more than any memory holds.
-_UNLIMITED = 1 << 40
-# With a lower temperature logits only overflow: it means the most likely token.
-_MIN_TEMPERATURE = 1e-4
-# A smaller share of the probability is zero to MLX's float32: it means the most likely token.
-_MIN_TOP_P = 1e-30
-# OpenAI's limit.
-_MAX_LOGPROBS = 20
-# Numbers are smaller than this: MLX takes a seed as an unsigned 64-bit integer.
-_INTEGER_LIMIT = 1 << 64
+DEFAULT_MAX_TOKENS = 4096  # Of a completion, if neither the request nor the model sets a limit.
+_UNLIMITED = 1 << 40  # Tokens; more than any memory can hold.
+_MIN_TEMPERATURE = 1e-4  # With a lower temperature, logits overflow; then choose the most likely token.
+_MIN_TOP_P = 1e-30  # A smaller number is zero in MLX's float32; then choose the most likely token.
+_MAX_LIKELIEST = 20  # OpenAI's limit.
+_INTEGER_LIMIT = 1 << 64  # All numbers are smaller, because MLX takes a seed as an unsigned 64-bit integer.
 
 
 class Biases(tuple[tuple[int, float], ...]):
-    """What to add to the logits of tokens, checked once for all completions of a request.
+    """Pairs of a token and the number to add to its logit, checked once for all completions of a request.
 
-    `max_token` is the largest token, -1 without any. `arrays` holds what the sampler makes of the biases, by the width
-    of the logits. Raise ValidationError for wrong values.
+    `max_token` is the largest token, or -1 if there are no pairs. `arrays` holds the sampler's arrays of the biases, by
+    the width of the logits. Raise ValidationError for wrong values.
     """
 
     max_token: int
     arrays: dict[int, Any]
 
     def __new__(cls, pairs: Iterable[tuple[int, float]] = ()) -> Biases:
-        """Check pairs of a token and what to add to its logit; return pairs that are checked already as they are."""
+        """Check the pairs; return pairs that were already checked unchanged."""
         if isinstance(pairs, Biases):
             return pairs
         biases = super().__new__(cls, pairs)
@@ -48,7 +42,7 @@ class Biases(tuple[tuple[int, float], ...]):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; the defaults change nothing. Raise ValidationError for wrong values."""
+    """The rules for choosing the next token; the defaults have no effect. Raise ValidationError for wrong values."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -73,7 +67,7 @@ class Sampling:
             _check_integer("seed", self.seed, -_INTEGER_LIMIT)
 
     @property
-    def greedy(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether only the most likely token can be chosen."""
         return self.temperature < _MIN_TEMPERATURE or self.top_p < _MIN_TOP_P or self.top_k == 1
 
@@ -82,11 +76,11 @@ class Sampling:
 class GenerationRequest:
     """One completion to generate from a prompt of token ids.
 
-    `max_tokens` of None means all that the context has left. `stop` strings end the completion and are no part of it.
-    `thinking` says whether the prompt ends inside a thought; None means unknown. `logprobs` is how many of the most
-    likely tokens to report beside each chosen one; None reports nothing. A `plain` completion continues the prompt's
-    text: no marks are looked for in it, and its first space belongs to it. Prompts of one `client` take turns with
-    those of others. A completion that `continues` a message keeps its first space too.
+    If `max_tokens` is None, the limit is the rest of the context. `stop` strings end the completion and are not part of
+    it. `thinking` is true if the prompt ends inside a thought; None means unknown. With `likeliest_count`, report the
+    logprobs of each chosen token and of so many most likely tokens; None reports nothing. A `plain` completion
+    continues the prompt's text: it is not searched for marks, and its first space belongs to it. A completion that
+    `continues` a message keeps its first space too. The prompts of different `client`s take turns.
     """
 
     prompt: tuple[int, ...]
@@ -94,7 +88,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     thinking: bool | None = False
-    logprobs: int | None = None
+    likeliest_count: int | None = None
     plain: bool = False
     client: Hashable = None
     continues: bool = False
@@ -105,31 +99,31 @@ class GenerationRequest:
         check_max_tokens(self.max_tokens)
         if "" in self.stop:
             raise ValidationError("stop must not be an empty string.")
-        if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        if self.likeliest_count is not None:
+            _check_range("logprobs", self.likeliest_count, 0, _MAX_LIKELIEST)
 
 
 def check_max_tokens(value: int | None) -> None:
-    """Raise ValidationError unless this can limit the tokens of a completion."""
+    """Raise ValidationError unless the value is a valid limit for the tokens of a completion."""
     if value is not None:
         _check_integer("max_tokens", value, 1)
 
 
 def check_context_length(value: int | None) -> None:
-    """Raise ValidationError unless this can be the number of tokens that a model holds."""
+    """Raise ValidationError unless the value is a valid length of a model's context, in tokens."""
     if value is not None:
         _check_integer("context_length", value, 1)
 
 
 def default_max_tokens(context: int | None) -> int:
-    """Return how many tokens a completion may have if its request does not say: half of the context."""
+    """Return the limit of tokens for a request that sets none: half of the context."""
     return DEFAULT_MAX_TOKENS if context is None else max(1, context // 2)
 
 
 def token_budget(request: GenerationRequest, context: int | None) -> int:
-    """Return how many tokens may be generated in a context of so many tokens; raise ContextLengthError if none.
+    """Return how many tokens may be generated after the prompt; raise ContextLengthError if the context has no room.
 
-    If the size of the context is not known, memory is the limit.
+    `context` is the length of the context in tokens; if it is None, only memory is the limit.
     """
     if context is None:
         return request.max_tokens or _UNLIMITED
@@ -140,8 +134,8 @@ def token_budget(request: GenerationRequest, context: int | None) -> int:
 
 
 def check_tokens(request: GenerationRequest, size: int) -> None:
-    """Raise ValidationError for a token that a model with a vocabulary of this size does not have."""
-    # With an index out of range, MLX reads past its arrays.
+    """Raise ValidationError for a token that is not in a vocabulary of this size."""
+    # MLX does not check indices; with a wrong one it would read past its arrays.
     if not 0 <= min(request.prompt) <= max(request.prompt) < size:
         raise ValidationError(f"The prompt has a token that the model does not know (it has {size}).")
     max_token = Biases(request.sampling.logit_bias).max_token
@@ -150,10 +144,10 @@ def check_tokens(request: GenerationRequest, size: int) -> None:
         raise ValidationError(message, param="logit_bias")
 
 
-def too_long(tokens: str, context: int) -> ContextLengthError:
-    """Return the error for a prompt of so many tokens, a number in words."""
+def too_long(count: str, context: int) -> ContextLengthError:
+    """Return the error for a prompt that is too long; `count` is its number of tokens, or "more than" a number."""
     return ContextLengthError(
-        f"The prompt has {tokens} tokens, but the model's context holds {context} "
+        f"The prompt has {count} tokens, but the model's context has {context} "
         "and needs room for an answer. Shorten the prompt."
     )
 

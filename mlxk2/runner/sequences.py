@@ -1,4 +1,4 @@
-"""Sequences, each of them one generation on its way, and what the runner needs of a model in memory."""
+"""A sequence is one generation in progress. This module also has the interfaces of a batch and of a loaded model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mlxk2.runner.output.text import TextStream, Vocabulary
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
 
-# What Python code around MLX raises, MLX itself included.
-FAULTS = (
+# The exceptions of MLX and of the Python code around it.
+MLX_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -25,13 +25,12 @@ FAULTS = (
     TypeError,
     ValueError,
 )
-# Stands in the place of a token if the model computed no numbers to choose one by.
-NO_TOKEN = -1
+NO_TOKEN = -1  # Takes the place of a token that was chosen from NaN.
 
 
-def free_frames(fault: BaseException) -> None:
-    """Free what the functions that a fault went through hold, states and weights, while the fault itself stays."""
-    chain: list[BaseException | None] = [fault]
+def free_frames(error: BaseException) -> None:
+    """Free the local variables of the functions in an exception's traceback, which can hold states and weights."""
+    chain: list[BaseException | None] = [error]
     seen: set[int] = set()
     while chain:
         link = chain.pop()
@@ -42,7 +41,7 @@ def free_frames(fault: BaseException) -> None:
 
 
 class Step(NamedTuple):
-    """The next token of a sequence, why it was the last one, and its probability if the request asks for it."""
+    """The next token of a sequence, the finish reason if it is the last one, and its logprob if requested."""
 
     sequence_id: int
     token: int
@@ -51,23 +50,20 @@ class Step(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How far the prompt of a sequence has been read: `done` tokens, of which `cached_tokens` were not computed.
+    """The progress of a sequence's prompt: `done` tokens are read; `cached_tokens` of them came from the prompt cache.
 
-    This step computed `tokens` of them for this sequence, in so many seconds.
+    This step computed `computed_tokens` for this sequence in `seconds`.
     """
 
     sequence_id: int
     done: int
     cached_tokens: int
-    tokens: int
+    computed_tokens: int
     seconds: float
 
 
 class Sequence:
-    """One generation on its way: the request, its completion so far, and its times.
-
-    `completion` has the token ids.
-    """
+    """One generation in progress: the request, the token ids of the completion so far, and the times."""
 
     def __init__(
         self, sequence_id: int, request: GenerationRequest, text: TextStream, max_tokens: int, submitted: float
@@ -80,13 +76,13 @@ class Sequence:
         self._cached_tokens = 0
         self._read_tokens = 0
         self._reading_seconds = 0.0
-        # When these happened; a sequence without a token has neither a first nor a last one.
+        # Times; while the sequence has no token, those of the first and the last token have no meaning.
         self._submitted = submitted
         self._first = self._last = submitted
 
     def read(self, reading: Reading) -> list[Event]:
-        """Add what was read of the prompt; return the progress, unless it is read again after a fault."""
-        self._read_tokens += reading.tokens
+        """Record how much of the prompt was read; return the progress, unless it is read again after an error."""
+        self._read_tokens += reading.computed_tokens
         self._reading_seconds += reading.seconds
         if self.completion:
             return []
@@ -94,7 +90,7 @@ class Sequence:
         return [PromptProgress(reading.done, len(self.request.prompt))]
 
     def advance(self, step: Step, now: float) -> list[Event]:
-        """Add the token of a step; return the events that it gives, the last one `Finished` if the sequence ends."""
+        """Add the token of a step and return its events; if the sequence ends, the last one is `Finished`."""
         if not self.completion:
             self._first = now
         self._last = now
@@ -105,9 +101,9 @@ class Sequence:
         return self.finish(step.finish_reason or "stop", now, deltas)
 
     def finish(self, reason: FinishReason, now: float, deltas: abc.Sequence[Delta] = ()) -> list[Event]:
-        """Return these deltas, then the text still held back, then the end.
+        """Return the events for these deltas, for the text that was held back, and for the end.
 
-        A stop string is a stronger reason than any other.
+        If a stop string has ended the text, the finish reason is "stop", whatever `reason` is.
         """
         events: list[Event] = [self._delta(channel, text) for channel, text in [*deltas, *self._text.finish()]]
         usage = Usage(len(self.request.prompt), self._cached_tokens, len(self.completion))
@@ -122,7 +118,7 @@ class Sequence:
         return [*events, Finished("stop" if self._text.stopped else reason, usage, timings)]
 
     def _delta(self, channel: Channel, text: str) -> TextDelta:
-        """Return the next delta, with the logprobs that wait for one."""
+        """Return the next delta; content gets the logprobs that are waiting."""
         if channel == "reasoning" or not self._text.logprobs:
             return TextDelta(channel, text)
         logprobs = tuple(self._text.logprobs)
@@ -131,45 +127,45 @@ class Sequence:
 
 
 class Batch(Protocol):
-    """The sequences that are generated together; those of `mlx.batch` on MLX, a script in tests."""
+    """The sequences that are generated together. The classes in `mlx/batch.py` use MLX; tests use a script."""
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: abc.Sequence[int] = ()
     ) -> None:
-        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in all."""
+        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in total."""
 
     def next(self) -> list[Step | Reading]:
-        """Do the next piece of work; return what it gave: for each sequence at most one reading, then one token."""
+        """Do the next part of the work; for each sequence, return at most one reading, then at most one token."""
 
     def remove(self, sequence_id: int) -> None:
         """Drop a sequence."""
 
     def close(self) -> None:
-        """Give back the memory that the batch has reserved."""
+        """Free the memory of the batch."""
 
 
 class Backend(Protocol):
-    """A model in memory; `mlx.loader.LoadedModel` on MLX, a script in tests."""
+    """A model in memory. `mlx.loader.LoadedModel` uses MLX; tests use a script."""
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """How tokens become text."""
+        """The vocabulary, which decodes tokens to text."""
 
     @property
     def vocabulary_size(self) -> int:
-        """How many tokens the model knows; ids are below it."""
+        """The number of tokens of the model; all token ids are smaller."""
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens the model can hold, prompt and completion together; None if that is not known."""
+        """The most tokens of a prompt and its completion together, or None if that is unknown."""
 
     @property
     def prompt_cache_bytes(self) -> int:
-        """How many bytes the prompt cache may take."""
+        """The most bytes that the prompt cache may take."""
 
     @property
     def max_cached_arrays(self) -> int | None:
-        """How many arrays the prompt cache may have; None if the device sets no limit."""
+        """The most arrays that the prompt cache may have, or None if the device sets no limit."""
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
-        """Return a new, empty batch that decodes so many sequences at a time, and retains states in `prompts`."""
+        """Return a new, empty batch that decodes up to `max_sequences` together, and keeps states in `prompts`."""

@@ -1,1 +1,1 @@
-"""The OpenAI-compatible server: the only room that imports fastapi, starlette, uvicorn and pydantic."""
+"""Serve models over HTTP; only this package imports fastapi, starlette, uvicorn and pydantic."""

@@ -1,6 +1,6 @@
-"""What an API is to the server: the paths it owns, its endpoints, their description, and the form of its errors.
+"""The definition of an API: its paths, its endpoints, their description, and the form of its errors.
 
-The description is in OpenAPI's form (https://spec.openapis.org/oas/v3.1.0), and served at /openapi.json.
+The description has OpenAPI's form (https://spec.openapis.org/oas/v3.1.0); the server sends it at /openapi.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ JSON = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 
 _ERRORS: Mapping[int, str] = {
-    400: "A value that can't be right, a prompt that does not fit, a model that can't run here, or no HTTP.",
+    400: "An invalid value, a prompt that is too long, a model that can't run here, or bytes that are not HTTP.",
     401: "The key is missing or wrong.",
     403: "A Host or an Origin that is not this server's.",
     404: "No such model.",
@@ -33,7 +33,7 @@ _ERRORS: Mapping[int, str] = {
     413: "The body is too large.",
     415: "The body has a Content-Encoding that is not supported.",
     431: "The head of the request is too large.",
-    500: "The generation failed, or the server made a mistake.",
+    500: "The generation failed, or the server has an internal error.",
     503: "The server is busy or shutting down.",
 }
 _COMMON_STATUSES = (400, 403, 405, 413, 415, 431, 500, 503)
@@ -43,15 +43,15 @@ _KEYS = {
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same key."},
 }
 
-# What an API is asked to write in the form of its errors.
+# The errors that an API renders in its own form.
 RequestError = MlxkError | pydantic.ValidationError | Refusal
 
 
 class Operation(NamedTuple):
-    """What a method of a path accepts and returns.
+    """The description of one method of a path: its body, its result and its errors.
 
-    `statuses` are those of its own errors. `chunk` is an object of its stream, if it can have one. `unready` says what
-    a status of 503 with the result means, where there is such a response.
+    `statuses` are the statuses of errors that only some operations have. `chunk` is the type of the objects in its
+    stream, if it has one. `unready` describes the status 503 with a result, if the operation has such a response.
     """
 
     method: str
@@ -67,10 +67,10 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Api:
-    """One of the APIs that the server speaks.
+    """An API of the server.
 
-    It owns the `paths`, with all paths below them, whether or not it has an endpoint there. `operations` describe its
-    `routes`; `stream_note` says what the events of a stream are, of which `{chunk}` is the type. `error` is the type of
+    The API owns `paths` and all paths below them, also those without an endpoint. `operations` describe its `routes`.
+    `stream_note` describes the events of a stream; `{chunk}` in it is replaced by their type. `error` is the type of
     the body that `render` writes.
     """
 
@@ -83,12 +83,12 @@ class Api:
 
 
 def render_error(apis: Sequence[Api], path: str, error: RequestError) -> Response:
-    """Return the response for an error, in the form of the API that owns the path, or else of the first API."""
+    """Return the response for an error in the form of the API that owns the path, or of the first API."""
     return (_owner(apis, path) or apis[0]).render(error)
 
 
 def list_paths(apis: Sequence[Api], others: Sequence[str], path: str) -> str:
-    """Return the methods and paths of the API that owns a path; those of all APIs and the others if none owns it."""
+    """Return the methods and paths of the API that owns a path, or of all APIs and `others` if none owns it."""
     owner = _owner(apis, path)
     owned = [operation for api in ([owner] if owner else apis) for operation in api.operations]
     found = [f"{operation.method.upper()} {operation.path}" for operation in owned]
@@ -103,7 +103,7 @@ def _owner(apis: Sequence[Api], path: str) -> Api | None:
 
 
 def describe(apis: Sequence[Api], others: Sequence[Operation], *, has_key: bool) -> JSON:
-    """Return the OpenAPI document of a server with or without a key; `others` are the operations of no API."""
+    """Return the OpenAPI document of a server with or without a key; `others` are operations outside the APIs."""
     operations = [(operation, apis[0]) for operation in others]
     operations += [(operation, api) for api in apis for operation in api.operations]
     types = {
@@ -112,7 +112,7 @@ def describe(apis: Sequence[Api], others: Sequence[Operation], *, has_key: bool)
         for kind in (api.error, operation.body, operation.result, operation.chunk)
         if kind is not None
     }
-    # Types of different APIs may have the same name.
+    # Types of different APIs can have the same name.
     references, schemas = models_json_schema([(kind, "validation") for kind in types], ref_template=_REFERENCE)
     paths: dict[str, JSON] = {}
     for operation, api in operations:
@@ -133,7 +133,7 @@ def _describe(operation: Operation, api: Api, contents: Mapping[type[BaseModel],
     needs_key = has_key and operation.needs_key
     success: JSON = {"description": "Success.", "content": dict(contents[operation.result])}
     if operation.chunk is not None:
-        # Some readers would take a schema for that of the whole stream, others for that of each event.
+        # Leave the schema empty: some programs would apply it to the whole stream, others to each event.
         success["content"]["text/event-stream"] = {"schema": {}}
         success["description"] = api.stream_note.format(chunk=operation.chunk.__name__)
     responses: JSON = {"200": success}

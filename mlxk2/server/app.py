@@ -1,6 +1,6 @@
-"""The application: what all APIs have in common, the state of the server, and the chat page.
+"""The application: the common part of all APIs, the route of the server's state, and the chat page.
 
-An API is a folder beside this file, whose `api.py` has the `Api`; its endpoints use `respond` to generate.
+Each API has a folder beside this file, and its `Api` in the folder's `api.py`; its endpoints call `respond`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mlxk2.server.api import Api, Operation, describe, list_paths, render_error
 from mlxk2.server.catalog import Catalog
 from mlxk2.server.generation import Generation
 from mlxk2.server.http.access import Access, Guard, client_of
-from mlxk2.server.http.disconnect import EventStream, while_connected
+from mlxk2.server.http.disconnect import EventStream, cancel_on_disconnect
 from mlxk2.server.http.refusals import Refusal
 from mlxk2.server.http.request_log import WORK, RequestLog, Work
 from mlxk2.server.preparing import Preparer, PromptModel
@@ -46,8 +46,8 @@ _OWN_PATHS = ("GET /", "GET /health", "GET /openapi.json")
 # Characters of a path or a method that are repeated in an error.
 _MAX_REPEATED = 100
 _PAGE_FOLDER = Path(__file__).parent / "page"
-# No text can become a script, and the page can load from, and send to, this server alone. It makes no HTML from text;
-# with Trusted Types the browser makes sure of that.
+# Text can't become a script, and the page communicates only with this server. The page makes no HTML from text, and
+# Trusted Types make the browser enforce that.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -57,17 +57,17 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": _PAGE_POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # Browsers ask each time, and get a 304 as long as the file is the same: an update shows at once.
+    # Browsers ask each time and get a 304 while the file is unchanged, so an update is visible at once.
     "Cache-Control": "no-cache",
 }
 
 
 class RequestBody(Protocol):
-    """The valid body of a request that generates."""
+    """The valid body of a request for completions."""
 
     @property
     def model(self) -> str | None:
-        """The name of the model; None leaves the choice to the server."""
+        """The name of the model, or None if the server shall choose it."""
 
     @property
     def stream(self) -> bool | None:
@@ -75,35 +75,35 @@ class RequestBody(Protocol):
 
     @property
     def count(self) -> int:
-        """How many sequences it asks for."""
+        """The number of sequences to generate."""
 
     def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
-        """Return what it asks of the runner; `default_limit` is for a body that does not limit its tokens."""
+        """Return the requests for the runner; `default_limit` applies if the body does not limit its tokens."""
 
 
 class ResponseRenderer(Protocol):
-    """Writes the response to one request; errors of its prompt and its count name these fields of the body."""
+    """Renders the response to one request; errors of the prompt and of the count name these fields of the body."""
 
     prompt_field: str
     count_field: str
-    # The vocabulary of the model, set when it is known; logprobs need the names of its tokens.
+    # The vocabulary of the model, set when it is known; logprobs need its token names.
     vocabulary: Vocabulary | None
 
     async def whole(self, generation: Generation) -> bytes:
-        """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
+        """Wait until all sequences end, and return the response as JSON; raise the error of a sequence that failed."""
 
     def frames(self, begun: asyncio.Future[Generation], model: str, heartbeat: float) -> AsyncIterator[bytes]:
-        """Yield server-sent events, at least one every `heartbeat` seconds; the last one may be an error.
+        """Yield server-sent events, at least one every `heartbeat` seconds; the last one can be an error.
 
-        `begun` returns the generation, `model` is the name of its model.
+        `begun` is the future of the generation, and `model` is the name of its model.
         """
 
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that endpoints use; `max_tokens` limits a completion whose request sets no limit.
+    """The parts of the server that endpoints use; `max_tokens` limits completions whose requests set no limit.
 
-    A stream begins after at most `stream_seconds` of preparing its prompt, and has an event every `heartbeat` seconds.
+    A stream begins at most `stream_seconds` after its request, and has an event at least every `heartbeat` seconds.
     """
 
     scheduler: Scheduler
@@ -115,7 +115,7 @@ class Service:
     no_sleep: NoSleep = field(default_factory=NoSleep)
 
     async def begin(self, body: RequestBody, renderer: ResponseRenderer, client: Hashable) -> Generation:
-        """Find the model that a request names, prepare its prompts, and queue it."""
+        """Find the model of a request, prepare the prompts, and queue the request."""
         pool, catalog = self.scheduler.pool, self.catalog
         with name_field("model", MlxkError):
             if body.model is None:
@@ -133,7 +133,7 @@ class Service:
             return self.scheduler.submit(key, requests, client)
 
     def abandon(self, begun: asyncio.Future[Generation]) -> None:
-        """Stop the generation of a request, in whatever state it is."""
+        """Stop the generation of a request in any state."""
         if not begun.done():
             begun.cancel()
             begun.add_done_callback(self.abandon)
@@ -142,7 +142,7 @@ class Service:
 
 
 def create_app(service: Service, access: Access, apis: Sequence[Api], *, logs_health: bool = False) -> FastAPI:
-    """Return the ASGI application, which speaks these APIs; paths that none of them owns are the first one's."""
+    """Return the ASGI application with these APIs; the first API also handles errors of paths without an owner."""
     app = FastAPI(
         routes=[*_router.routes, *(route for api in apis for route in api.routes)],
         title="mlxk2",
@@ -167,13 +167,13 @@ def create_app(service: Service, access: Access, apis: Sequence[Api], *, logs_he
 
 
 async def _respond_to_error(apis: Sequence[Api], request: Request, error: Exception) -> Response:
-    """Return the response to a request that an error ended; a coroutine, because others are run in a thread."""
+    """Return the response for an error; this is a coroutine because starlette runs other functions in a thread."""
     if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)  # the client has disconnected and reads nothing
+        return Response(status_code=499)  # The client has disconnected and reads no response.
     if isinstance(error, HTTPException):
         error = _refuse_route(apis, request, error)
     elif not isinstance(error, MlxkError | pydantic.ValidationError):
-        error = Refusal("The server made a mistake; its log says more.", 500)
+        error = Refusal("The server has an internal error; its log has the details.", 500)
     return render_error(apis, request.scope["path"], error)
 
 
@@ -191,7 +191,7 @@ def _refuse_route(apis: Sequence[Api], request: Request, error: HTTPException) -
 
 
 class Awake:
-    """An ASGI layer that keeps the machine awake until the response to a POST request, which may generate, is sent."""
+    """An ASGI layer that keeps the machine awake while a POST request, which can generate, is handled."""
 
     def __init__(self, app: ASGIApp, no_sleep: NoSleep) -> None:
         self._app = app
@@ -241,7 +241,7 @@ async def health(request: Request) -> JSONResponse:
     """Return the state of the server."""
     service = service_of(request)
     loaded, loading = service.scheduler.pool.key, service.scheduler.pool.loading
-    # The server is ready when the pinned model is in memory; other models are loaded on demand.
+    # The server is ready after the pinned model is loaded; other models are loaded on demand.
     is_ready = loaded is not None or loading is None or loading != service.catalog.pinned
     state = {
         "status": "ok" if is_ready else "loading",
@@ -267,15 +267,15 @@ HEALTH = Operation(
 async def respond(request: Request, body: RequestBody, renderer: ResponseRenderer) -> Response:
     """Generate, and return one response or a stream.
 
-    A stream begins when its prompt is ready and the queue has room for it, or after `stream_seconds`; until then an
-    error is a status.
+    A stream begins when its prompt is ready and its request is queued, or after `stream_seconds`. An error before that
+    is a response with an error status.
     """
     service = service_of(request)
     max_count = service.scheduler.limits.max_concurrent
     if body.count > max_count:
         message = f"The request asks for {body.count} completions, but this server generates at most {max_count}"
         raise ValidationError(f"{message} at once.", param=renderer.count_field)
-    async with while_connected(request.receive), AsyncExitStack() as stack:
+    async with cancel_on_disconnect(request.receive), AsyncExitStack() as stack:
         begun = asyncio.ensure_future(service.begin(body, renderer, client_of(request.scope)))
         request.scope["state"][WORK] = Work(body.model, begun)
         stack.callback(service.abandon, begun)
@@ -291,7 +291,7 @@ async def respond(request: Request, body: RequestBody, renderer: ResponseRendere
 
 @contextmanager
 def name_field(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
-    """Name a field of the request in errors of these kinds that name none."""
+    """Add a field of the request to errors of these kinds that have no field."""
     try:
         yield
     except kinds as error:
@@ -299,6 +299,6 @@ def name_field(field: str, *kinds: type[MlxkError]) -> Iterator[None]:
 
 
 def service_of(request: Request) -> Service:
-    """Return the parts of the server that responds to a request."""
+    """Return the service of the application that handles a request."""
     service: Service = request.app.state.service
     return service

@@ -1,4 +1,4 @@
-"""The models that requests may name: those of the cache, the demo, and the one that the server was started with."""
+"""The models that requests can use: those in the cache, the demo, and the model that the server was started with."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from mlxk2.cache.store import DEMO_FOLDER, Cache, CachedModel
 from mlxk2.checkpoint.describe import context_length, find_and_describe
 from mlxk2.checkpoint.snapshot import Snapshot
 from mlxk2.errors import ModelNotFoundError, ValidationError
+from mlxk2.runner.prompt.confined import IsCancelled, never_cancelled
 from mlxk2.server.messages import ModelKey
 
-# Names of the model in memory that are remembered, so that the next request does not read the disk.
-MAX_NAMES = 256
-# Entries that are remembered, of a few hundred bytes each.
-MAX_ENTRIES = 50_000
+MAX_NAMES = 256  # Remembered names of models, so that a request for the model in memory does not read the disk.
+MAX_ENTRIES = 50_000  # Remembered entries, of a few hundred bytes each.
 MAX_THREADS = 4
-# How long the list of models is remembered: what a link leads to may appear without a change of the cache's folder.
+# The list of models is remembered only so long, because the target of a link can change without the cache's folder.
 _LIST_SECONDS = 5.0
 
 
 class ServedModel(NamedTuple):
-    """A model that can run here: when it was last modified, in seconds since 1970, and its context in tokens."""
+    """A model that can run here, with the time of its last change in seconds since 1970, and its context in tokens."""
 
     name: str
     last_modified: int
@@ -52,51 +51,51 @@ class Catalog:
         self._pinned_names: frozenset[str] = frozenset()
         if pinned:
             typed, key = pinned
-            # If a user's folder has the name of the demo, the name still means the demo.
+            # The name of the demo always means the demo, even if the pinned model's folder has the same name.
             is_demo = os.path.realpath(key.path) == os.path.realpath(DEMO_FOLDER)
             self._pinned_names = frozenset({typed, key.name}) - (frozenset() if is_demo else {names.DEMO})
         self._names: dict[str, ModelKey] = {}
         self._lists: _Lists = {}
         self._entries: dict[tuple[object, ...], tuple[str, ServedModel | None]] = {}
-        # Finding one model must not wait for a scan of all models.
+        # Several threads, so that finding one model does not wait for a scan of all models.
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="catalog")
         self._scan: _Scan | None = None
 
     async def all(self) -> list[ServedModel]:
-        """Return `entries`: one scan serves all callers that wait for it, and ends when no caller is left."""
+        """Return `entries` from a thread; callers share one scan, which is cancelled when all callers have left."""
         if self._scan is None or self._scan.is_over:
             self._scan = _Scan(self._threads, self.entries)
         return await self._scan.result()
 
     async def one(self, name: str) -> ServedModel:
-        """Return `entry` of a name, from a thread."""
+        """Return the `entry` of a name from a thread."""
         return await asyncio.wrap_future(self._threads.submit(self.entry, name))
 
     async def search(self, name: str) -> ModelKey:
-        """Return what `find` does, from a thread."""
+        """Find a model in a thread, as `find` does."""
         return await asyncio.wrap_future(self._threads.submit(self.find, name))
 
     def default(self, loaded: ModelKey | None) -> ModelKey:
-        """Return the model for a request that names none: the pinned one, else the one in memory."""
+        """Return the model for a request without a name: the pinned model, or the one in memory."""
         if key := self.pinned or loaded:
             return key
         raise ValidationError("The request names no model, and none is loaded.")
 
     def known(self, name: str, loaded: ModelKey | None) -> ModelKey | None:
-        """Return the model that a name means, if that is clear without reading the disk."""
+        """Return the model that a name means, or None if the disk must be read to know it."""
         if name in self._pinned_names:
             return self.pinned
         key = self._names.get(name)
         return key if key is not None and key == loaded else None
 
     def find(self, name: str) -> ModelKey:
-        """Return the model that a name means; raise NotFoundError, or ModelError for one that can't run."""
+        """Return the model that a name means; raise NotFoundError, or ModelError if it can't run."""
         ref = names.parse(name)
         if isinstance(ref, names.Folder):
-            # Clients may not explore the disk.
+            # Clients must not be able to explore the disk.
             raise ModelNotFoundError(f"Model {name!r} is not in the cache.")
         snapshot = resolve_runnable(_ListedCache(self._cache_dir, self._lists), ref)
-        # The pinned model has its adapter under each of its names.
+        # The pinned model keeps its adapter when a request uses another of its names.
         is_pinned = self.pinned is not None and self.pinned.path == snapshot.path
         key = self.pinned if self.pinned and is_pinned else ModelKey(snapshot.name, snapshot.path)
         if len(self._names) >= MAX_NAMES:
@@ -104,24 +103,24 @@ class Catalog:
         self._names[name] = key
         return key
 
-    def entries(self, cancelled: Callable[[], bool] = bool) -> list[ServedModel]:
-        """Return all models that can run here, the demo first, then by name; only those found until `cancelled`."""
-        return list(self._describe(lambda _: True, cancelled).values())
+    def entries(self, is_cancelled: IsCancelled = never_cancelled) -> list[ServedModel]:
+        """Return all models that can run here: first the demo, then by name; stop when `is_cancelled` returns true."""
+        return list(self._describe(lambda _: True, is_cancelled).values())
 
     def entry(self, name: str) -> ServedModel:
-        """Return one model by its exact name, without reading the others; raise ModelNotFoundError."""
+        """Return the model with exactly this name, without reading others; raise ModelNotFoundError without one."""
         found = self._describe(lambda other: other == name)
         if name not in found:
             raise ModelNotFoundError(f"Model {name!r} is not among the models that can run here.")
         return found[name]
 
     def _describe(
-        self, is_wanted: Callable[[str], bool], cancelled: Callable[[], bool] = bool
+        self, is_wanted: Callable[[str], bool], is_cancelled: IsCancelled = never_cancelled
     ) -> dict[str, ServedModel]:
         cache = _ListedCache(self._cache_dir, self._lists)
         finders = [lambda: cache.resolve(names.Demo())] if is_wanted(names.DEMO) else []
         finders += [model.snapshot for model in cache.scan() if is_wanted(model.name)]
-        found = {entry.name: entry for find in finders if not cancelled() and (entry := self._entry(find))}
+        found = {entry.name: entry for find in finders if not is_cancelled() and (entry := self._entry(find))}
         if self.pinned and is_wanted(self.pinned.name) and self.pinned.name not in found:
             snapshot = Snapshot(self.pinned.name, None, self.pinned.path, roots=None)
             pinned = self._entry(snapshot.reset)
@@ -129,11 +128,11 @@ class Catalog:
         return found
 
     def _entry(self, find: Callable[[], Snapshot]) -> ServedModel | None:
-        """Return the entry of a model, None if it can't run; remember it as long as its folder does not change."""
+        """Return the entry of a model, or None if it can't run; remember it until its folder changes."""
         try:
             snapshot = find()
         except ModelNotFoundError:
-            return None  # it was removed since the cache was scanned
+            return None  # It was removed after the scan.
         mark = fingerprint(snapshot)
         known = self._entries.get(snapshot.key)
         if mark is not None and known is not None and known[0] == mark:
@@ -146,19 +145,19 @@ class Catalog:
         return entry
 
 
-# By cache folder: until when a list is remembered, the time of the folder's last change, and the list.
+# By cache folder: the end of the time in which the list is valid, the time of the folder's last change, and the list.
 _Lists = dict[str, tuple[float, int, list[CachedModel]]]
 
 
 class _ListedCache(Cache):
-    """A cache whose list of models is remembered in `lists` for some seconds, unless its folder changes."""
+    """A cache that remembers its list of models in `lists` for some seconds, or until its folder changes."""
 
     def __init__(self, cache_dir: str, lists: _Lists) -> None:
         super().__init__(cache_dir)
         self._lists = lists
 
     def scan(self) -> list[CachedModel]:
-        """Return what `Cache.scan` does."""
+        """Return the models of the cache, perhaps from memory."""
         try:
             changed = os.stat(self.path).st_mtime_ns
         except OSError:
@@ -173,20 +172,20 @@ class _ListedCache(Cache):
 
 
 class _Scan:
-    """A scan of all models, in a thread, for all callers that wait for it."""
+    """A scan of all models in a thread, for all callers that wait for it."""
 
-    def __init__(self, threads: ThreadPoolExecutor, entries: Callable[[Callable[[], bool]], list[ServedModel]]) -> None:
+    def __init__(self, threads: ThreadPoolExecutor, entries: Callable[[IsCancelled], list[ServedModel]]) -> None:
         self._cancelled = threading.Event()
         self._callers = 0
         self._job = asyncio.wrap_future(threads.submit(entries, self._cancelled.is_set))
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended or was cancelled."""
+        """Whether the scan has ended or was cancelled."""
         return self._job.done() or self._cancelled.is_set()
 
     async def result(self) -> list[ServedModel]:
-        """Wait for the result; the scan is cancelled when the last caller has left."""
+        """Wait for the result; cancel the scan if all callers have left."""
         self._callers += 1
         try:
             return await asyncio.shield(self._job)
@@ -200,7 +199,7 @@ def _entry(find: Callable[[], Snapshot], context: int | None) -> ServedModel | N
     try:
         snapshot, info = find_and_describe(find)
     except ModelNotFoundError:
-        return None  # it was removed since the cache was scanned
+        return None  # It was removed after the scan.
     if not info.is_runnable:
         return None
     return ServedModel(info.name, info.modified, context or context_length(snapshot))

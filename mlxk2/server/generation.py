@@ -1,4 +1,4 @@
-"""The events of one request, on their way from the worker's thread to the code that sends the response."""
+"""The events of one request, between the worker and the code that sends the response."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from mlxk2.errors import OperationError
 from mlxk2.runner.events import Event, Failed, Finished, Timings, Usage
 from mlxk2.runner.request import GenerationRequest
 
-# Events of each sequence. A client that is this far behind has stopped reading.
-MAX_WAITING_EVENTS = 4096
+MAX_WAITING_EVENTS = 4096  # For each sequence. A client that is so far behind has stopped reading.
 
 
 class Generation:
     """The sequences of one request: an asynchronous iterator over lists of events, each with its sequence's number.
 
-    Iterating raises the error of a sequence that fails. `name` is the name of the model, `count` the number of
-    sequences. `timings` are those of the sequence once it has finished, if it is the only one.
+    Iterating raises the error of a sequence that fails. `name` is the name of the model, and `count` the number of
+    sequences. If there is only one sequence, `timings` are its timings after it has finished.
     """
 
     def __init__(self, number: int, name: str, requests: Sequence[GenerationRequest]) -> None:
         self.id = number
         self.name = name
         self.count = len(requests)
-        # The first sequence of each prompt: a prompt of several sequences counts once.
+        # The first sequence of each prompt, because a prompt of several sequences counts once.
         prompts = [id(request.prompt) for request in requests]
         self._firsts = {prompts.index(prompt) for prompt in prompts}
         self._usages: dict[int, Usage] = {}
@@ -49,7 +48,7 @@ class Generation:
             self._unfinished -= 1
 
     def fail(self, error: Exception) -> None:
-        """End with an error, which is raised after the events that came before."""
+        """End with an error; iterating raises it after the earlier events."""
         self._error = self._error or error
         self._arrived.set()
 

@@ -1,4 +1,4 @@
-"""The life of the server: its settings, the port, loading the first model, signals, and the end."""
+"""Start and stop the server: settings, loading the first model, signals, and the exit code."""
 
 from __future__ import annotations
 
@@ -41,28 +41,24 @@ from mlxk2.server.worker import Worker
 from mlxk2.sleep import NoSleep
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds that an idle connection is kept open for the client's next request.
-_KEEP_ALIVE_SECONDS = 60
-# Seconds after the signal until the server closes connections that are still open, and until it ends the process.
-_CLOSE_SECONDS = 2.0
-_EXIT_SECONDS = 4.0
-# Seconds after a response until the machine may fall asleep.
-_AWAKE_SECONDS = 10.0
-# When half of this many clients have disconnected, enough memory is free to return it to the system.
-_MIN_CROWD = 64
+_KEEP_ALIVE_SECONDS = 60  # An idle connection stays open so long for the client's next request.
+_CLOSE_SECONDS = 2.0  # After the signal, the server closes connections that are still open.
+_EXIT_SECONDS = 4.0  # After the signal, the server ends the process.
+_AWAKE_SECONDS = 10.0  # After a response, the machine may fall asleep.
+_MIN_CROWD = 64  # When half of so many clients have disconnected, return their memory to the system.
 
-# The APIs that the server speaks; errors of paths that none of them owns have the form of the first one.
+# The APIs of the server; errors of paths without an owner have the form of the first one.
 APIS: Sequence[Api] = (OPENAI,)
-# Ends the process with an exit code, whatever its threads are doing.
+# Ends the process at once with an exit code, even if threads are running.
 Leave = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve the models of a cache folder.
+    """The settings of a server for the models of a cache folder.
 
-    `pinned` is the model that the server starts with, and the name that the user typed for it. `stall_seconds` is how
-    long a connection may stand still in the middle of a request or of a response.
+    `pinned` is the name that the user typed for the first model, and its key. `stall_seconds` is how long a connection
+    may make no progress during a request or a response.
     """
 
     cache_dir: str
@@ -78,7 +74,7 @@ class Settings:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which loads a model at the start and ends all generations at the end."""
+    """uvicorn's server, changed to load a model at the start and to end all generations when it stops."""
 
     def __init__(
         self,
@@ -128,7 +124,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Loading a model, or a long step, can't be cancelled.
+        # End the process even while a model is being loaded or a long step runs, which can't be cancelled.
         end = threading.Timer(_EXIT_SECONDS, self.leave)
         end.daemon = True
         end.start()
@@ -155,7 +151,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # The previous handlers are not restored: the process ends with the server.
+        # Don't restore the previous handlers, because the process ends with the server.
         for number in _SIGNALS:
             signal.signal(number, self.handle_exit)
         yield
@@ -168,7 +164,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings, listener: socket.socket, announce: Callable[[], None], leave: Leave) -> None:
-    """Serve until a signal comes, or until the first model can't be loaded; then call `leave` with the exit code.
+    """Serve until a signal comes or loading the first model fails; then call `leave` with the exit code.
 
     Call `announce` as soon as the port accepts requests.
     """
@@ -188,9 +184,9 @@ def serve(settings: Settings, listener: socket.socket, announce: Callable[[], No
     scheduler.close()
     preparing.close()
     if server.failure is not None:
-        # stdout already has one JSON document, printed when the port was open; a second one would be too many.
+        # Log the error: stdout already has one JSON document, printed when the port was open.
         logging.critical(server.failure.message)
-    # At the usual end of the interpreter, a thread of MLX that is ending too may abort the process.
+    # Don't exit Python normally, because then a thread of MLX that ends at the same time can abort the process.
     server.leave()
 
 
@@ -219,7 +215,7 @@ def _configure(app: Any, settings: Settings) -> uvicorn.Config:
     if settings.logs_requests:
         LOGGER.setLevel(logging.INFO)
     if level != "DEBUG":
-        # uvicorn logs its start and end, which the program reports itself.
+        # Hide uvicorn's messages about start and end, because the program prints its own.
         logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
     return uvicorn.Config(
         app,

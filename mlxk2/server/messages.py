@@ -1,4 +1,4 @@
-"""Messages between the event loop and the worker: plain frozen values that name models by key and requests by id."""
+"""Messages between the event loop and the worker: frozen values that refer to models by key and to requests by id."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mlxk2.runner.request import GenerationRequest
 
 
 class ModelKey(NamedTuple):
-    """Which model, and with which LoRA adapter: its name, the folder of its files, and the folder of the adapter.
+    """The key of a model with its LoRA adapter: its name, the folder of its files, and the folder of the adapter.
 
-    Two equal keys mean the same model.
+    Equal keys mean the same model.
     """
 
     name: str
@@ -23,14 +23,14 @@ class ModelKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Load:
-    """To the worker: load a model in the place of the previous one."""
+    """To the worker: load a model and drop the previous one."""
 
     key: ModelKey
 
 
 @dataclass(frozen=True)
 class Submit:
-    """To the worker: generate one sequence for each of these requests, which share an id."""
+    """To the worker: generate one sequence for each of these requests; all of them have this id."""
 
     id: int
     key: ModelKey
@@ -39,14 +39,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    """To the worker: stop the sequences of an id, if any are left."""
+    """To the worker: stop the sequences of an id that have not ended."""
 
     id: int
 
 
 @dataclass(frozen=True)
 class Rest:
-    """To the worker: if no sequence is left, give back the memory that is kept for the next steps."""
+    """To the worker: if all sequences have ended, return freed memory to the system."""
 
 
 Command = Load | Submit | Cancel | Rest
@@ -54,7 +54,7 @@ Command = Load | Submit | Cancel | Rest
 
 @dataclass(frozen=True)
 class Loaded:
-    """From the worker: a model is in memory; its tokens are below `vocabulary_size`."""
+    """From the worker: a model is in memory; its token ids are smaller than `vocabulary_size`."""
 
     key: ModelKey
     vocabulary_size: int
@@ -62,7 +62,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """From the worker: a model could not be loaded; the previous one may have been unloaded before that."""
+    """From the worker: a model could not be loaded; `has_unloaded` is true if no model is in memory now."""
 
     key: ModelKey
     error: MlxkError
@@ -70,7 +70,7 @@ class LoadFailed:
 
 
 class SequenceEvent(NamedTuple):
-    """From the worker: the next event of a sequence, which is that number of the requests of an id."""
+    """From the worker: the next event of a sequence; `number` is its position among the requests of the id."""
 
     id: int
     number: int

@@ -1,4 +1,4 @@
-"""The models in memory: which they are, and how another one takes its place."""
+"""The model in memory, and its replacement by another one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mlxk2.server.worker import Worker
 
 
 class ModelPool:
-    """Keep one model in memory; `key` says which one, `loading` which one is being loaded.
+    """Keeps one model in memory: `key` is the model in memory, `loading` the one that is being loaded.
 
-    Its methods are for the thread of the event loop.
+    Call the methods in the thread of the event loop.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -23,18 +23,18 @@ class ModelPool:
         self._vocabulary_size = 0
 
     def vocabulary_size(self, key: ModelKey) -> int | None:
-        """Return how many tokens a model knows, if it is in memory."""
+        """Return the number of a model's tokens, or None if it is not in memory."""
         return self._vocabulary_size if key == self.key else None
 
     def begin_loading(self, key: ModelKey) -> None:
-        """Load a model in the place of the previous one; a report says how that ends."""
+        """Load a model and drop the previous one; the worker reports the result."""
         self._worker.send(Load(key))
         self.loading = key
 
     def end_loading(self, report: Loaded | LoadFailed) -> MlxkError | None:
-        """Note how loading a model has ended; return the error for its requests if it has failed.
+        """Record the result of loading a model; if it failed, return the error for the requests.
 
-        Then the previous model is still in memory, unless its memory was needed already.
+        After a failure the previous model is still in memory, unless it was already unloaded.
         """
         self.loading = None
         if isinstance(report, Loaded):
@@ -45,6 +45,6 @@ class ModelPool:
         error, adapter = report.error, report.key.adapter
         if adapter is None or not isinstance(error, ValidationError):
             return error
-        # The user who started the server chose the adapter; clients must not see its path.
+        # The adapter was chosen by the user who started the server, and clients must not see its path.
         logging.error(error.message)
         return OperationError(error.message.replace(adapter, os.path.basename(adapter)))

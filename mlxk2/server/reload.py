@@ -1,4 +1,4 @@
-"""`--reload`: one process serves, and another one starts it again when the code of the program changes."""
+"""`--reload`: one process serves, and another one restarts it when the program's code changes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from uvicorn.supervisors.statreload import StatReload
 
 import mlxk2
 
-# Serves on the sockets that are passed in, and sets the event as soon as they accept requests. It is sent to the other
+# Serves on these sockets, and sets the event as soon as the server accepts requests. It is pickled for the other
 # process.
 Serve = Callable[[Event, list[socket.socket]], None]
 
 
 class Reloader(StatReload):
-    """uvicorn's supervisor, which also calls `announce` when the first server is ready; `stopped_by` is the signal."""
+    """uvicorn's supervisor, changed to call `announce` when the first server is ready; `stopped_by` is the signal."""
 
     def __init__(self, serve: Serve, listener: socket.socket, announce: Callable[[], None]) -> None:
         self.stopped_by: int | None = None
@@ -42,10 +42,10 @@ class Reloader(StatReload):
                 return
 
     def signal_handler(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
-        """Remember the signal, which `pause` acts on."""
-        # The base class sets an event. The signal may interrupt the code that holds the event's lock: a deadlock.
+        """Store the signal; `pause` handles it."""
+        # The base class sets an event, which can deadlock if the signal interrupts code that holds the event's lock.
         self.stopped_by = self.stopped_by or sig
-        # A second Ctrl-C ends the process at once, which the server notices.
+        # A second Ctrl-C ends this process at once; the server notices that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause(self) -> None:
@@ -56,7 +56,7 @@ class Reloader(StatReload):
 
 
 def serve_reloading(serve: Serve, listener: socket.socket, announce: Callable[[], None]) -> int | None:
-    """Serve in another process, which is replaced when the code changes; return the signal that ended it."""
+    """Serve in another process, and replace the process when the code changes; return the signal that stopped it."""
     reloader = Reloader(serve, listener, announce)
     reloader.run()
     return reloader.stopped_by

@@ -1,4 +1,4 @@
-"""The scheduler: the queue of requests, whose turn it is, and when another model is loaded."""
+"""The scheduler: keep the queue of requests, decide whose turn it is, and when to load another model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from mlxk2.server.messages import Cancel, Loaded, LoadFailed, ModelKey, Report, 
 from mlxk2.server.pool import ModelPool
 from mlxk2.server.worker import Worker, as_error
 
-# A request waits for at most this many later requests of other clients.
-MAX_OVERTAKING = 64
-# Seconds at least from one time that memory is given back to the next: taking it again makes the next request wait.
+MAX_OVERTAKING = 64  # At most so many later requests of other clients may overtake a request.
+# The least time between two returns of memory to the system, because getting memory again delays the next request.
 REST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many sequences are generated at the same time, and how many requests may wait."""
+    """The most sequences that are generated at the same time, and the most requests that may wait."""
 
     max_concurrent: int
     max_queue: int
@@ -33,9 +32,9 @@ class Limits:
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A client's request for a model and for `slots`, one for each sequence: it is either started or refused.
+    """A client's request for a model and for `slots`, one for each sequence; it is either started or refused.
 
-    `turn` counts the slots that each client has been given when this request is next, if all clients take turns.
+    `turn` is the start tag of fair queueing: the number of slots that each client has got when this request is next.
     """
 
     key: ModelKey
@@ -49,17 +48,17 @@ class QueuedRequest:
 
 
 class FairQueue:
-    """Requests in the order in which they are started.
+    """Requests in the order in which they will be started.
 
-    The requests of one client keep their order. A request of a client with few requests goes before the later requests
-    of a client with many, if both want the same model, but only so often that each request has its turn at some time.
+    The requests of one client keep their order. A request of a client with few requests overtakes requests of a client
+    with many, if both need the same model. `MAX_OVERTAKING` ensures that each request has its turn at some time.
     (Start-time fair queueing: https://doi.org/10.1109/90.649569.)
     """
 
     def __init__(self) -> None:
         self._requests: list[QueuedRequest] = []
         self._now = 0
-        # The turn of each client's next request, if that is later than now.
+        # The turn of each client's next request, if it is later than now.
         self._next: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
@@ -75,11 +74,11 @@ class FairQueue:
 
     @property
     def from_clients(self) -> int:
-        """How many requests came from clients; loading the first model is a request without slots."""
+        """The number of requests from clients; loading the first model is a request without slots."""
         return sum(request.slots > 0 for request in self._requests)
 
     def add(self, request: QueuedRequest) -> None:
-        """Insert a request where it belongs."""
+        """Insert a request at its place in the order."""
         request.turn = max(self._now, self._next.get(request.client, 0))
         self._next[request.client] = request.turn + request.slots
         index = len(self._requests)
@@ -98,27 +97,27 @@ class FairQueue:
         return self.take(self.first)
 
     def take(self, request: QueuedRequest) -> QueuedRequest:
-        """Remove and return a request that is started: its client has had this turn."""
+        """Remove and return a request that will be started; count its turn for its client."""
         self._requests.remove(request)
         self._now = max(self._now, request.turn)
         self._next = {client: turn for client, turn in self._next.items() if turn > self._now}
         return request
 
     def remove(self, request: QueuedRequest) -> None:
-        """Remove a request that is not started: its client gets these slots back."""
+        """Remove a request that will not be started, and give its slots back to its client."""
         self._requests.remove(request)
         turn = self._next.pop(request.client, 0) - request.slots
         if turn > self._now:
             self._next[request.client] = turn
 
     def prefer(self, key: ModelKey) -> None:
-        """Move the requests for a model to the front, in the order they have."""
+        """Move the requests for a model to the front; keep their order."""
         self._requests.sort(key=lambda request: request.key != key)
 
-    def pick_refused(self, client: Hashable) -> QueuedRequest:
+    def pick_request_to_refuse(self, client: Hashable) -> QueuedRequest:
         """Return the request to refuse when the queue is full: the last one of the client with the most requests.
 
-        If `client` has as many requests as any other, it is that client's last one.
+        If no other client has more requests than `client`, return the last one of `client`.
         """
         counts = Counter(request.client for request in self._requests if request.slots)
         (greediest, count), *_ = counts.most_common(1)
@@ -127,10 +126,10 @@ class FairQueue:
 
 
 class Scheduler:
-    """Start requests, each client in turn, and load another model when the requests for the previous one are done.
+    """Starts requests, one client after the other, and loads another model when the requests for the previous one end.
 
-    One load serves all requests that wait for that model, before any request for another one. The methods are for the
-    thread of the event loop.
+    After a model is loaded, all requests that wait for it are started before requests for another model. Call the
+    methods in the thread of the event loop.
     """
 
     def __init__(self, pool: ModelPool, worker: Worker, limits: Limits, *, rest_seconds: float = REST_SECONDS) -> None:
@@ -138,11 +137,11 @@ class Scheduler:
         self.limits = limits
         self._worker = worker
         self._rest_seconds = rest_seconds
-        # When memory was last given back, or will be, by the loop's clock.
+        # The time of the last or next return of memory, by the loop's clock.
         self._rest_at = -math.inf
         self._rest: asyncio.Handle | None = None
         self._queue = FairQueue()
-        # The requests that wait or are being generated, by id.
+        # By id: the requests that wait or are being generated.
         self._requests: dict[int, tuple[Generation, QueuedRequest]] = {}
         self._count = 0
         self._active = 0
@@ -151,12 +150,12 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """How many sequences are being generated."""
+        """The number of sequences that are being generated."""
         return self._active
 
     @property
     def queued(self) -> int:
-        """How many requests wait."""
+        """The number of waiting requests."""
         return self._queue.from_clients
 
     async def preload(self, key: ModelKey) -> None:
@@ -167,11 +166,11 @@ class Scheduler:
             raise error
 
     def submit(self, key: ModelKey, requests: Sequence[GenerationRequest], client: Hashable = None) -> Generation:
-        """Queue the requests of a client for a model; return the generation, which begins in its turn.
+        """Queue the requests of a client for a model and return the generation, which starts when it has its turn.
 
-        Raise ServerBusyError if the queue is full, ServerStoppingError if the server is stopping. The generation
-        raises the errors of loading the model and of `MLXRunner.submit`. The caller must cancel it if it does not wait
-        for the end.
+        Raise ServerBusyError if the queue is full, and ServerStoppingError if the server is stopping. The generation
+        raises errors of loading the model and of `MLXRunner.submit`. If the caller does not wait for its end, it must
+        cancel the generation.
         """
         self._count += 1
         generation = Generation(self._count, key.name, requests)
@@ -187,27 +186,27 @@ class Scheduler:
         return generation
 
     def cancel(self, generation: Generation) -> None:
-        """Stop a generation and give back its slots, unless it has ended."""
+        """Stop a generation and free its slots, unless it has already ended."""
         if generation.id in self._requests:
             self._release(generation.id)
 
     def receive(self, reports: Sequence[Report]) -> None:
-        """Take the worker's reports in their order; one that can't be taken ends its own request alone."""
+        """Handle the worker's reports in their order; a report that can't be handled ends only its own request."""
         for report in reports:
             if not isinstance(report, SequenceEvent):
                 self._end_loading(report)
             elif entry := self._requests.get(report.id):
-                # Others were cancelled while the step that gave this event was under way.
+                # If the id is unknown, the request was cancelled during the step.
                 generation, _ = entry
                 try:
                     generation.put(report.number, report.event)
-                except Exception as fault:  # noqa: BLE001 - the reports for other requests must arrive
-                    generation.fail(as_error(fault, "Generation failed"))
+                except Exception as error:  # noqa: BLE001 - the reports for other requests must arrive
+                    generation.fail(as_error(error, "Generation failed"))
                 if generation.has_ended:
                     self._release(generation.id)
 
     def stop(self) -> None:
-        """Accept no more requests, and end those that wait or are being generated with an error."""
+        """Accept no more requests, and end all requests that wait or are being generated with an error."""
         self._is_stopping = True
         error = ServerStoppingError()
         while self._queue:
@@ -226,10 +225,10 @@ class Scheduler:
             raise ServerStoppingError
         self._queue.add(request)
         self._admit()
-        # The request whose model is being loaded is served next, however long the queue may be.
+        # The request whose model is being loaded has the next turn, so it does not count as waiting.
         max_queued = self.limits.max_queue + (self.pool.loading is not None)
         if not request.is_started and request.slots and self.queued > max_queued:
-            refused = self._queue.pick_refused(request.client)
+            refused = self._queue.pick_request_to_refuse(request.client)
             self._queue.remove(refused)
             busy = ServerBusyError(self.queued)
             if refused is request:
@@ -237,7 +236,7 @@ class Scheduler:
             refused.refuse(busy)
 
     def _admit(self) -> None:
-        """Start the requests at the head of the queue, up to the first that has to wait."""
+        """Start the first requests of the queue, up to one that must wait."""
         while self._queue and self.pool.loading is None:
             request = self._queue.first
             if self.pool.key != request.key:
@@ -251,26 +250,26 @@ class Scheduler:
             request.is_started = True
             try:
                 request.start()
-            except Exception as fault:  # noqa: BLE001 - this is also called at the end of another request
-                request.refuse(as_error(fault, "Generation failed"))
+            except Exception as error:  # noqa: BLE001 - this is also called at the end of another request
+                request.refuse(as_error(error, "Generation failed"))
 
     def _end_loading(self, report: Loaded | LoadFailed) -> None:
-        """Let the requests for a model that was loaded go first, or refuse them if it can't be loaded."""
+        """Move the requests for the loaded model to the front, or refuse them if loading failed."""
         error = self.pool.end_loading(report)
         if error is None:
-            # Serving the requests that came while the model was being loaded saves loading it again.
+            # Start the requests that came during loading before those for other models, to save another load.
             self._queue.prefer(report.key)
         else:
             refused = [request for request in self._queue if request.key == report.key]
             for request in refused:
                 self._queue.remove(request)
-            # Each of them lets the next request of the queue begin.
+            # Remove all of them first, because refusing one can start the next request of the queue.
             for request in refused:
                 request.refuse(error)
         self._admit()
 
     def _rest_soon(self) -> None:
-        """Let the worker give memory back, now or when `rest_seconds` have passed since the last time."""
+        """Let the worker return memory to the system, at least `rest_seconds` after the last time."""
         loop = asyncio.get_running_loop()
         if self._rest_at <= loop.time():
             self._rest_at = max(loop.time(), self._rest_at + self._rest_seconds)
@@ -281,15 +280,15 @@ class Scheduler:
         self._release(generation.id)
 
     def _release(self, request_id: int) -> None:
-        """Give back what a request holds that has ended or is cancelled; a fault in that is only logged."""
+        """Release the slots of a request that has ended or was cancelled; only log an error in doing so."""
         _, request = self._requests.pop(request_id)
         try:
             self._give_back(request_id, request)
         except Exception:
-            logging.exception("A fault at the end of a request; its slots are free")
+            logging.exception("An error at the end of a request; its slots are free")
 
     def _give_back(self, request_id: int, request: QueuedRequest) -> None:
-        """Give back the slots of a request, or remove it from the queue; start those that wait."""
+        """Free the slots of a request, or remove it from the queue; start the requests that wait."""
         try:
             if request.is_started:
                 self._active -= request.slots

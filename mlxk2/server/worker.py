@@ -1,4 +1,4 @@
-"""The thread that owns MLX: it loads models, and steps the runner while sequences are being generated."""
+"""The thread that owns MLX: it loads models, and calls the runner's steps while sequences are being generated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from mlxk2.errors import MlxkError, ModelError
+from mlxk2.formatting import reason_of
 from mlxk2.runner.events import Failed, Finished
 from mlxk2.runner.runner import MLXRunner
 from mlxk2.runner.sequences import Backend, free_frames
@@ -25,17 +26,17 @@ from mlxk2.server.messages import (
     Submit,
 )
 
-# Load a model. Call the function that is passed in before the memory of the previous model is needed.
+# Loads a model. It calls the given function, which unloads the previous model, when it needs that memory.
 LoadModel = Callable[[ModelKey, Callable[[], None]], Backend]
 
 _ENDS = (Finished, Failed)
 
 
 class Worker:
-    """Generate in a thread of its own; the public methods are for the thread of the event loop.
+    """Generates in its own thread; call the public methods in the thread of the event loop.
 
-    Commands wait in the queue of the thread. Each step is a job that queues the next step, so commands are carried out
-    between two steps. At most `max_sequences` are generated at the same time. `rest` gives back freed memory.
+    Commands wait in the thread's queue. Each step is a job that queues the next step, so commands are executed between
+    two steps. At most `max_sequences` are generated at the same time. `rest` returns freed memory to the system.
     """
 
     def __init__(self, load: LoadModel, max_sequences: int, rest: Callable[[], None] = lambda: None) -> None:
@@ -45,18 +46,18 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlx")
         self._key: ModelKey | None = None
         self._runner: MLXRunner | None = None
-        # The id of the requests that each sequence of the runner belongs to, and its number in them.
+        # For each sequence of the runner: the id of its requests, and its number among them.
         self._sequences: dict[int, tuple[int, int]] = {}
         self._step_is_queued = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receive: Callable[[Sequence[Report]], None] | None = None
 
     def connect(self, receive: Callable[[Sequence[Report]], None]) -> None:
-        """Call a function on the event loop with all reports from now on; those of a step come together."""
+        """From now on, call a function on the event loop with the reports; the reports of a step come together."""
         self._receive = receive
 
     def send(self, command: Command) -> None:
-        """Let the thread carry out a command after its present job."""
+        """Let the thread execute a command after its current job."""
         self._loop = asyncio.get_running_loop()
         self._thread.submit(self._carry_out, command).add_done_callback(_log_fault)
 
@@ -84,10 +85,10 @@ class Worker:
                 model, prompt_cache_bytes=model.prompt_cache_bytes, max_sequences=self._max_sequences
             )
             self._key = key
-        except BaseException as fault:  # noqa: BLE001 - every fault must reach the clients, which wait for the model
-            # The error is held for long; the model that could not be loaded must not stay in memory with it.
-            free_frames(fault)
-            self._report(LoadFailed(key, as_error(fault, f"{key.name} can't be loaded"), self._key is None))
+        except BaseException as error:  # noqa: BLE001 - every error must reach the clients, which wait for the model
+            # The error can live long, and its traceback would keep the model that could not be loaded in memory.
+            free_frames(error)
+            self._report(LoadFailed(key, as_error(error, f"{key.name} can't be loaded"), self._key is None))
         else:
             self._report(Loaded(key, model.vocabulary_size))
 
@@ -102,9 +103,9 @@ class Worker:
                 if self._runner is None or self._key != command.key:
                     raise ModelError("The model is no longer in memory.")
                 self._sequences[self._runner.submit(request)] = (command.id, number)
-            except BaseException as fault:  # noqa: BLE001 - every fault must reach the client, which waits for a response
-                free_frames(fault)
-                self._report(SequenceEvent(command.id, number, Failed(as_error(fault, "Generation failed"))))
+            except BaseException as error:  # noqa: BLE001 - every error must reach the client, which waits for a response
+                free_frames(error)
+                self._report(SequenceEvent(command.id, number, Failed(as_error(error, "Generation failed"))))
         self._queue_step()
 
     def _cancel(self, request_id: int) -> None:
@@ -114,8 +115,8 @@ class Worker:
                 del self._sequences[sequence]
                 if self._runner is not None:
                     self._runner.cancel(sequence)
-        except BaseException as fault:  # noqa: BLE001 - as in a step
-            self._fail(fault)
+        except BaseException as error:  # noqa: BLE001 - as in a step
+            self._fail(error)
 
     def _queue_step(self) -> None:
         if self._sequences and not self._step_is_queued:
@@ -135,15 +136,15 @@ class Worker:
                         del self._sequences[sequence]
             if reports:
                 self._report(*reports)
-        except BaseException as fault:  # noqa: BLE001 - every fault must reach the clients, which wait for responses
-            self._fail(fault)
+        except BaseException as error:  # noqa: BLE001 - every error must reach the clients, which wait for responses
+            self._fail(error)
         self._queue_step()
 
-    def _fail(self, fault: BaseException) -> None:
-        """End all sequences: after this fault their state is unknown."""
-        free_frames(fault)
-        logging.error("Generation failed", exc_info=fault)
-        event = Failed(ModelError(f"Generation failed: {fault}"))
+    def _fail(self, error: BaseException) -> None:
+        """End all sequences with an error, because their state is unknown after this exception."""
+        free_frames(error)
+        logging.error("Generation failed", exc_info=error)
+        event = Failed(ModelError(f"Generation failed: {reason_of(error)}"))
         owners = list(self._sequences.values())
         self._sequences.clear()
         self._report(*(SequenceEvent(*owner, event) for owner in owners))
@@ -152,22 +153,22 @@ class Worker:
 
     def _report(self, *reports: Report) -> None:
         if self._loop is not None and self._receive is not None:
-            # A step may take longer than the loop exists; no client waits for the response then.
+            # The event loop can be closed before a long step ends; then no client waits for these reports.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._receive, reports)
 
 
 def _log_fault(job: Future[None]) -> None:
     """Log what a job has raised, which would be lost in its future."""
-    if not job.cancelled() and (fault := job.exception()) is not None:
-        logging.error("The worker made a mistake", exc_info=fault)
+    if not job.cancelled() and (error := job.exception()) is not None:
+        logging.error("The worker made a mistake", exc_info=error)
 
 
-def as_error(fault: BaseException, what: str) -> MlxkError:
-    """Return the error of a fault; log it if it is not an error of this program already."""
-    if isinstance(fault, MlxkError):
-        return fault
-    logging.error(what, exc_info=fault)
-    # A panic of a Rust library is not an Exception, and its text may say little without its name.
-    name = "" if isinstance(fault, Exception) else f"{type(fault).__name__}: "
-    return ModelError(f"{what}: {name}{fault}")
+def as_error(error: BaseException, what: str) -> MlxkError:
+    """Return the MlxkError for an exception; log exceptions of other types."""
+    if isinstance(error, MlxkError):
+        return error
+    logging.error(what, exc_info=error)
+    # A panic of a Rust library is not an Exception, and its message can be unclear without its type.
+    name = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
+    return ModelError(f"{what}: {name}{reason_of(error)}")

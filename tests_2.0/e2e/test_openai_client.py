@@ -266,7 +266,7 @@ Ask = Callable[[OpenAI], Any]
             400,
             "invalid_value",
             "prompt",
-            "no token that begins a text",
+            "no token for the beginning of a text",
         ),
         (
             lambda c: c.with_options(api_key="wrong").models.list(),

@@ -132,7 +132,7 @@ def test_long_prompts_read_in_pieces_give_the_tokens_of_mlx_lm(name: str, tmp_pa
     model = dataclasses.replace(model, context_length=4096)
     prompts = [random_tokens(number, length) for number, length in enumerate((700, 30, 1030, 513, 1))]
     runner = FollowedRunner(model)
-    requests = [GenerationRequest(prompt, 6, Sampling(temperature=0), logprobs=0) for prompt in prompts]
+    requests = [GenerationRequest(prompt, 6, Sampling(temperature=0), likeliest_count=0) for prompt in prompts]
     sessions = [runner.submit(request) for request in requests]
     runner.finish(sessions)
     for prompt, session in zip(prompts, sessions, strict=True):

@@ -75,7 +75,7 @@ def until(runner: FollowedRunner, *sessions: Followed) -> None:
 def test_several_answers_to_one_prompt_read_it_once(name: str, kept: int, tmp_path: Path) -> None:
     model, counting = add_counter(load(write_random(tmp_path / "m", ARCHITECTURES[name])))
     prompt = random_tokens(1, 150)
-    requests = [GenerationRequest(prompt, 8, Sampling(seed=seed), logprobs=2) for seed in range(5)]
+    requests = [GenerationRequest(prompt, 8, Sampling(seed=seed), likeliest_count=2) for seed in range(5)]
     runner = FollowedRunner(model, prompt_cache_bytes=kept, max_sequences=4)
     sessions = [runner.submit(request) for request in requests[:4]]
     runner.step()

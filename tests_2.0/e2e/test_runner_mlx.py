@@ -145,7 +145,7 @@ def test_a_frequency_penalty_counts_the_answer_but_not_the_prompt(babble: Loaded
 @pytest.mark.parametrize("name", ["llama", "chunked attention"])
 def test_logprobs_belong_to_the_chosen_tokens(name: str, tmp_path: Path) -> None:
     model = load(write_random(tmp_path / "m", ARCHITECTURES[name]))
-    asked = GenerationRequest(encode(model, "hello"), 12, Sampling(seed=1), logprobs=5)
+    asked = GenerationRequest(encode(model, "hello"), 12, Sampling(seed=1), likeliest_count=5)
     chunks = list(MLXRunner(model).stream(asked))
     entries = logprobs(chunks)
     assert len(entries) == finished(chunks).usage.completion_tokens == 12
@@ -160,18 +160,18 @@ def test_logprobs_belong_to_the_chosen_tokens(name: str, tmp_path: Path) -> None
 
 def test_each_sequence_of_a_batch_reports_the_logprobs_it_was_asked_for(babble: LoadedModel) -> None:
     prompt = encode(babble, "hello")
-    asked = [GenerationRequest(prompt, 6, Sampling(seed=1), logprobs=count) for count in (0, None, 3, 20)]
+    asked = [GenerationRequest(prompt, 6, Sampling(seed=1), likeliest_count=count) for count in (0, None, 3, 20)]
     runner = FollowedRunner(babble)
     sessions = [runner.submit(request) for request in asked]
     runner.finish(sessions)
     for request, session in zip(asked, sessions, strict=True):
         beside, alone = session.logprobs, logprobs(MLXRunner(babble).stream(request))
         assert [entry.token for entry in beside] == [entry.token for entry in alone]
-        assert len(beside) == (0 if request.logprobs is None else 6)
+        assert len(beside) == (0 if request.likeliest_count is None else 6)
         for one, other in zip(beside, alone, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-4)
-            assert len(one.top) == request.logprobs
+            assert len(one.top) == request.likeliest_count
 
 
 def test_greedy_text_equals_that_of_mlx_lm(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_an_unused_token_id_has_no_bytes(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     model = load(folder)
     likely = Sampling(temperature=0, logit_bias=((letter, 100.0), (gap, 90.0)))
-    (first,) = logprobs(MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, logprobs=2)))
+    (first,) = logprobs(MLXRunner(model).stream(GenerationRequest((1, 2), 1, likely, likeliest_count=2)))
     assert [token for token, _ in first.top] == [letter, gap]
     assert [model.vocabulary.bytes_of(token) for token in (letter, gap)] == [b"a", b""]
 

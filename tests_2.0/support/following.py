@@ -132,7 +132,7 @@ class _WatchedBatch:
         return steps
 
 
-def text(events: Iterable[Event], channel: str | None = "answer") -> str:
+def text(events: Iterable[Event], channel: str | None = "content") -> str:
     """Return the joined text of one channel, or of all."""
     deltas = (event for event in events if isinstance(event, TextDelta))
     return "".join(delta.text for delta in deltas if channel in (delta.channel, None))

@@ -1,4 +1,4 @@
-"""Batches on mlx-lm's generators: sequences together if the model's cache can be batched, else one after another."""
+"""Batches with mlx-lm's generators: decode sequences together if the model supports it, else one after another."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from mlxk2.runner.prompt_cache import PromptCache, Tokens
 from mlxk2.runner.request import GenerationRequest
 from mlxk2.runner.sequences import NO_TOKEN, Reading, Step
 
-# Seconds of decoding for each second in which prompts are read.
-_DECODING_SHARE = 0.25
+_DECODING_SHARE = 0.25  # Seconds of decoding for each second of reading prompts.
 
 
 def can_batch(model: Any) -> bool:
-    """Whether mlx-lm can put several sequences of this model into one cache; with chunked attention it can't."""
+    """Return whether mlx-lm can put several sequences of this model into one cache; with chunked attention it can't."""
     return all(_can_merge(cache) for cache in make_prompt_cache(model))
 
 
@@ -36,9 +35,9 @@ def _can_merge(cache: Any) -> bool:
 
 @dataclass
 class _Entry:
-    """A sequence of a batch: its request, the tokens that it continues, and how many tokens may still come.
+    """A sequence of a batch: its request, the tokens that it continues, and the number of tokens that may still come.
 
-    `prefill` is those tokens on their way into the model, until the sequence is decoded.
+    `prefill` reads the tokens; it is None after decoding has started.
     """
 
     request: GenerationRequest
@@ -47,55 +46,54 @@ class _Entry:
     prefill: Prefill | None
 
     @property
-    def completed(self) -> int:
-        """How many tokens of the completion are there already."""
+    def completed_count(self) -> int:
+        """The number of tokens that the completion already has."""
         return len(self.tokens) - len(self.request.prompt)
 
     def processors(self) -> list[sampler.Processor]:
-        """Return what changes the logits of the sequence."""
+        """Return the logits processors of the sequence."""
         return sampler.processors(self.request.sampling, len(self.request.prompt))
 
     def start(self) -> ModelState | None:
-        """Return the state after all tokens but the last, with which the sequence is decoded from now on."""
+        """Start decoding: return the state after all tokens except the last one."""
         assert self.prefill is not None
         state, self.prefill = self.prefill.state, None
         return state
 
     def report(self, sequence_id: int, length: int, seconds: float) -> Reading:
-        """Return how far the prompt has been read, after so many tokens of it were read in this time."""
+        """Return the progress of the prompt after `length` of its tokens were read in this time."""
         assert self.prefill is not None
         prompt = len(self.request.prompt)
-        # The last token is read with the first one of the completion.
+        # The last token of the prompt is read when the first token of the completion is generated.
         done = prompt if self.prefill.left == 0 else min(self.prefill.position, prompt)
-        # A prompt is read for the first of its sequences; all others need not compute it.
+        # A prompt is computed for the first of its sequences; for the others it counts as cached.
         if sequence_id == self.prefill.sequences[0]:
             return Reading(sequence_id, done, min(self.prefill.cached, prompt), length, seconds)
         return Reading(sequence_id, done, min(len(self.tokens) - 1, prompt), 0, 0.0)
 
 
 class _MLXBatch(ABC):
-    """The sequences of a batch: they wait for their prompts to be read, then for room, and then are decoded."""
+    """The sequences of a batch: first their prompts are read, then they wait for a free slot, then they are decoded."""
 
-    # The stream on which MLX computes for this batch.
-    stream: Any
+    stream: Any  # The stream on which MLX computes for this batch.
 
     def __init__(self, model: Any, prompts: PromptCache) -> None:
         self._prompts = prompts
         self._prefiller = Prefiller(model, prompts)
         self._sequences: dict[int, _Entry] = {}
-        # Those whose prompts have been read, until there is room for them.
+        # Sequences whose prompts were read, and that wait for a free slot.
         self._ready: list[int] = []
 
     def insert(
         self, sequence_id: int, request: GenerationRequest, max_tokens: int, completion: Sequence[int] = ()
     ) -> None:
-        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in all."""
+        """Add a sequence that continues after these tokens of its completion, up to `max_tokens` in total."""
         tokens = (*request.prompt, *completion) if completion else request.prompt
         prefill = self._prefiller.add(sequence_id, tokens, request.client)
         self._sequences[sequence_id] = _Entry(request, tokens, max_tokens - len(completion), prefill)
 
     def read_prompts(self, *, others_decode: bool) -> list[Reading]:
-        """Read a budget of tokens of the prompts, and report it; what was read to its end is ready."""
+        """Read a budget of tokens of the prompts and return the progress; completely read sequences become ready."""
         start = time.perf_counter()
         turn = self._prefiller.next(others_decode=others_decode)
         seconds = time.perf_counter() - start
@@ -104,7 +102,7 @@ class _MLXBatch(ABC):
         return [self._sequences[each].report(each, length, seconds) for each, length in read]
 
     def remove(self, sequence_id: int) -> None:
-        """Drop a sequence, whether it is waiting, in its prompt or in its completion."""
+        """Drop a sequence in any state: waiting, reading its prompt, or decoding."""
         entry = self._sequences.pop(sequence_id)
         if sequence_id in self._ready:
             self._ready.remove(sequence_id)
@@ -119,11 +117,11 @@ class _MLXBatch(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Drop what decodes."""
+        """Drop the generator."""
 
     def close(self) -> None:
-        """Drop all sequences, and give their memory back to the system."""
-        # What MLX still computes may fail, and must not fail the next batch.
+        """Drop all sequences, and return their memory to the system."""
+        # MLX's running computation can fail, and must not make the next batch fail.
         with contextlib.suppress(RuntimeError):
             mx.synchronize(self.stream)
         self._sequences.clear()
@@ -143,11 +141,11 @@ class ParallelBatch(_MLXBatch):
         self._ends = StopSequences([(token,) for token in end_tokens])
         self._max_sequences = max_sequences
         self._decoding = 0
-        # Seconds that the decoding sequences shall have before more is read.
+        # Seconds of decoding that are due before more prompts are read.
         self._debt = 0.0
 
     def next(self) -> list[Step | Reading]:
-        """Read more of the prompts if it is their turn, then decode each sequence's next token; it may give no step."""
+        """Read more of the prompts if it is their turn, then decode the next token of each ready sequence."""
         readings: list[Reading] = []
         with mx.stream(self.stream):
             has_room = self._decoding + len(self._ready) < self._max_sequences
@@ -170,7 +168,7 @@ class ParallelBatch(_MLXBatch):
             sequence_ids,
             [entry.start() for entry in entries],
             [entry.tokens for entry in entries],
-            samplers=[SequenceSampler(entry.request, entry.completed) for entry in entries],
+            samplers=[SequenceSampler(entry.request, entry.completed_count) for entry in entries],
             logits_processors=[entry.processors() for entry in entries],
             stop_sequences=[self._ends] * len(entries),
             max_tokens=[entry.left for entry in entries],
@@ -189,7 +187,7 @@ class ParallelBatch(_MLXBatch):
         return Step(sequence_id, token, response.finish_reason, logprob)
 
     def stop_decoding(self, sequence_id: int) -> None:
-        """Drop a sequence that is being decoded; retain what was computed for it."""
+        """Drop a sequence that is being decoded; keep its state in the prompt cache."""
         self._decoding -= 1
         left = self._generator.remove([sequence_id], return_prompt_caches=bool(self._prompts))
         for state, tokens in left.values():
@@ -201,7 +199,7 @@ class ParallelBatch(_MLXBatch):
 
 
 class _Current(NamedTuple):
-    """The sequence that is decoded now, what generates its tokens, and how many may still come."""
+    """The sequence that is being decoded: its id, its generator of tokens, and the number that may still come."""
 
     sequence_id: int
     tokens: Iterator[tuple[int, mx.array]]
@@ -209,7 +207,7 @@ class _Current(NamedTuple):
 
 
 class SerialBatch(_MLXBatch):
-    """Sequences that are decoded one after another, in the order in which their prompts have been read."""
+    """Sequences that are decoded one after another, in the order in which their prompts were read."""
 
     stream = generation_stream
 
@@ -220,7 +218,7 @@ class SerialBatch(_MLXBatch):
         self._current: _Current | None = None
 
     def next(self) -> list[Step | Reading]:
-        """Return the next token of the sequence that is decoded, or read a budget of tokens of the prompts."""
+        """Return the next token of the current sequence; without one, read a budget of tokens of the prompts."""
         readings: list[Reading] = []
         if self._current is None and not self._ready:
             readings = self.read_prompts(others_decode=False)
@@ -235,16 +233,16 @@ class SerialBatch(_MLXBatch):
             mx.array(entry.tokens[-1:]),
             self._model,
             max_tokens=entry.left,
-            sampler=sampler.Sampler(entry.request.sampling, entry.completed),
+            sampler=sampler.Sampler(entry.request.sampling, entry.completed_count),
             logits_processors=[sampler.WithEarlierTokens(before, processor) for processor in entry.processors()],
-            # Others may continue from the same state.
+            # Copy the state, because other sequences can continue from it.
             prompt_cache=copy.deepcopy(entry.start()),
         )
         return _Current(sequence_id, tokens, entry.left)
 
     def _step(self, current: _Current) -> Step:
         entry = self._sequences[current.sequence_id]
-        count = entry.request.logprobs
+        count = entry.request.likeliest_count
         token, logprobs = next(current.tokens)
         if token == 0 and mx.isnan(logprobs[token]).item():
             token = NO_TOKEN

@@ -1,4 +1,4 @@
-"""The sequences that get a token at each step: mlx-lm's batch, which computes only what the sequences ask for."""
+"""The sequences that get a token at each step: mlx-lm's batch, changed to compute logprobs only if requested."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mlxk2.runner.output.logprobs import TokenLogprob, TopTokens
 from mlxk2.runner.prompt_cache import Tokens
 from mlxk2.runner.request import GenerationRequest
 
-# mlx-lm's generators would change the wired limit as they come and go. It belongs to the model: `loader.load` sets it.
+# Keep mlx-lm's generators from changing the wired limit; `loader.load` sets it once for the model.
 sys.modules[BatchGenerator.__module__].maybe_set_recommended_wired_limit = lambda: None  # type: ignore[attr-defined]
 
 
 class LogprobReport:
-    """The logprobs of tokens [sequences] chosen by these logits [sequences, vocabulary], and of the most likely tokens.
+    """The logprobs of chosen tokens [sequences] and of the most likely ones, from logits [sequences, vocabulary].
 
-    Nothing is computed before `arrays` are evaluated; `sequences` then have the results.
+    MLX computes them when `arrays` are evaluated; after that, `sequences` give the results.
     """
 
     def __init__(self, logits: mx.array, chosen: mx.array, counts: Sequence[int]) -> None:
-        # In 16 bits the sum would be rounded to an eighth.
+        # In 16 bits, the sum would be rounded to multiples of 1/8.
         logits = logits.astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         top = min(max(counts), logits.shape[-1])
@@ -40,13 +40,13 @@ class LogprobReport:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The arrays to compute."""
+        """The arrays to evaluate."""
         return [self._chosen, self._likeliest, self._values]
 
     def read(self, number: int, token: int, count: int) -> TokenLogprob:
         """Return the logprobs of a sequence's token and of the `count` most likely ones."""
         if self._computed is None:
-            # Once for all sequences: each look into an array waits for MLX.
+            # Read the arrays once for all sequences, because each access waits for MLX.
             self._computed = cast(
                 tuple[list[float], list[list[int]], list[list[float]]], tuple(array.tolist() for array in self.arrays)
             )
@@ -55,7 +55,7 @@ class LogprobReport:
 
 
 class SequenceReport(NamedTuple):
-    """One sequence of a report, and how many of the most likely tokens it reports."""
+    """One sequence of a report, and the number of most likely tokens that it reports."""
 
     report: LogprobReport
     number: int
@@ -67,18 +67,18 @@ class SequenceReport(NamedTuple):
 
 
 class SequenceSampler(Sampler):
-    """A sequence's sampler, which also has the number of tokens whose logprobs are reported; None reports nothing."""
+    """A sequence's sampler that also has the number of most likely tokens to report; None reports no logprobs."""
 
     def __init__(self, request: GenerationRequest, position: int) -> None:
         super().__init__(request.sampling, position)
-        self.reports = request.logprobs
+        self.likeliest_count = request.likeliest_count
 
 
 class Decoding(GenerationBatch):  # type: ignore[misc]
-    """A batch whose sequences all have a `SequenceSampler`; one call samples all with the same parameters.
+    """A batch whose sequences have a `SequenceSampler` each; one call samples all sequences with equal parameters.
 
-    mlx-lm samples them one by one unless all share one sampler, and at every step it normalises and returns the logits
-    of every sequence. This class does so only for sequences that report logprobs.
+    mlx-lm samples sequences one by one unless all share one sampler, and computes the logprobs of every sequence at
+    every step. This class computes them only for sequences that report logprobs.
     """
 
     samplers: list[SequenceSampler]
@@ -93,13 +93,13 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(inputs, logits)
         self._next_tokens = choose(self.samplers, logits)
-        # NaN can be in the logits of first tokens, and after token 0, which is chosen among NaN.
+        # Check for NaN at the first token of a sequence, and after token 0, which argmax chooses from NaN.
         counted = zip(self._num_tokens, self.tokens, strict=True)
         if any(count == 0 or (sequence and sequence[-1] == 0) for count, sequence in counted):
             self._next_tokens = replace_nan_choices(self.samplers, self._next_tokens, logits)
         self._next_logprobs = self._report(logits, self._next_tokens)
         if self._is_under_way():
-            # While MLX computes this step, the one before it is read.
+            # Start this step now; while MLX computes it, Python reads the previous one.
             mx.async_eval(self._next_tokens, _reported_arrays(self._next_logprobs), contexts)  # type: ignore[no-untyped-call]
         mx.eval(inputs, _reported_arrays(logprobs))
         tokens = cast(list[int], inputs.tolist())
@@ -108,15 +108,15 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         return tokens, logprobs
 
     def _is_under_way(self) -> bool:
-        """Whether to compute the next token while this one is read, because any sequence will need the next one.
+        """Return whether to compute the next token while this one is read, because a sequence will need it.
 
-        On the CPU that would only delay the first token: there `async_eval` returns when most of the work is done.
+        On the CPU, `async_eval` returns only when most of the work is done, so it would delay the first token.
         """
         first = 1 if mx.default_device() == mx.cpu else 0
         return any(first <= count < limit - 1 for count, limit in zip(self._num_tokens, self.max_tokens, strict=True))
 
     def _process(self, inputs: mx.array, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Return the logits after each sequence's processors, and the tokens so far of sequences with processors."""
+        """Apply each sequence's processors to its logits; return the logits and the token arrays of the processors."""
         if not any(self.logits_processors):
             return logits, []
         processed, contexts = [], []
@@ -130,8 +130,8 @@ class Decoding(GenerationBatch):  # type: ignore[misc]
         return mx.concatenate(processed), contexts
 
     def _report(self, logits: mx.array, tokens: mx.array) -> list[SequenceReport | None]:
-        """Return the logprobs of these tokens for each sequence that reports them, None for the others."""
-        counts = [sampler.reports for sampler in self.samplers]
+        """Return a report for each sequence that reports logprobs, and None for the others."""
+        counts = [sampler.likeliest_count for sampler in self.samplers]
         numbers = [number for number, count in enumerate(counts) if count is not None]
         if not numbers:
             return [None] * len(counts)
@@ -147,7 +147,7 @@ def _reported_arrays(logprobs: Sequence[SequenceReport | None]) -> list[mx.array
 
 
 def make_generator(model: Any, max_sequences: int) -> BatchGenerator:
-    """Return mlx-lm's generator with a `Decoding` in the place of its own batch, for prompts that have been read."""
+    """Return mlx-lm's generator with a `Decoding` instead of its own batch."""
     made = BatchGenerator(model, completion_batch_size=max_sequences)
     made._generation_batch = Decoding.empty(model, made.sampler)
     return made
@@ -160,9 +160,9 @@ def join(
     tokens: Sequence[Tokens],
     **options: list[Any],
 ) -> None:
-    """Add sequences to the batch of a generator; their states are those before the last of their tokens.
+    """Add sequences to the batch of a generator; each state is the one before the sequence's last token.
 
-    mlx-lm's own way would copy the states before it adds them, and choose the first tokens one by one.
+    mlx-lm itself would copy the states first, and choose the first tokens one by one.
     """
     read = PromptProcessingBatch(generator.model, sequence_ids, list(states))
     last = mx.array([sequence[-1] for sequence in tokens])

@@ -1,4 +1,4 @@
-"""The device that MLX computes on: its memory, what stays wired, and what makes a model fast on the CPU."""
+"""The device on which MLX computes: its memory, the wired limit, and changes that make a model fast on the CPU."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from mlxk2.formatting import reason_of
 from mlxk2.runner.memory import Device
 
 _NARROW = (mx.float16, mx.bfloat16)
-# See mallopt(3).
-_M_MMAP_THRESHOLD = -3
-# Bytes.
-_LARGE_ARRAY = 128 << 10
+_M_MMAP_THRESHOLD = -3  # See mallopt(3).
+_LARGE_ARRAY_BYTES = 128 << 10
 
 
 def current_device() -> Device:
-    """Return the device that MLX computes on; raise ModelNotRunnableError where MLX can't reach its GPU."""
+    """Return the device on which MLX computes; raise ModelNotRunnableError if MLX can't use its GPU."""
     try:
         info = mx.device_info()
-    except RuntimeError as fault:
-        reason = reason_of(fault)
-        hint = "Start mlxk2 outside of the sandbox or virtual machine that it runs in."
-        raise ModelNotRunnableError(f"MLX can't use a GPU here: {reason}.", hint=hint) from fault
+    except RuntimeError as error:
+        reason = reason_of(error)
+        hint = "Start mlxk2 outside its sandbox or virtual machine."
+        raise ModelNotRunnableError(f"MLX can't use a GPU here: {reason}.", hint=hint) from error
     working_set = info.get("max_recommended_working_set_size")
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Device(
-        # The key says the memory of the machine only where Metal does; CUDA can use that of the host.
+        # Only Metal's `memory_size` is the memory of the machine; with CUDA, use the memory of the host.
         memory=int(info.get("memory_size") or physical) if working_set else physical,
         working_set=int(working_set) if working_set else None,
         max_arrays=int(info["resource_limit"]) if "resource_limit" in info else None,
@@ -41,10 +39,10 @@ def current_device() -> Device:
 
 
 @contextmanager
-def wired(limit: int) -> Iterator[None]:
-    """Wire up to this many bytes from now on, which the GPU then reaches at once; wire none if the block fails.
+def wire(limit: int) -> Iterator[None]:
+    """Keep up to `limit` bytes wired from now on, for fast access by the GPU; if the block fails, wire nothing.
 
-    Use this only while nothing is computed. With 0 the limit stays as it is.
+    Use this only while MLX computes nothing. A limit of 0 changes nothing.
     """
     if not limit:
         yield
@@ -58,23 +56,23 @@ def wired(limit: int) -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Return to the system the freed memory that MLX and the C library keep, when the process is at rest."""
+    """Return freed memory of MLX and of the C library to the system; call this when the process is idle."""
     mx.clear_cache()
     trim_heap()
 
 
 def trim_heap() -> None:
-    """Return to the system the freed memory that the C library keeps, in whole pages; only glibc can."""
+    """Return freed memory of the C library to the system; only glibc can do this."""
     _call_glibc("malloc_trim", 0)
 
 
 def release_large_arrays_at_once() -> None:
-    """Have the memory of arrays of 128 KB and more returned to the system when they go, in a process that lives long.
+    """Let glibc return the memory of arrays of 128 KB and more to the system as soon as they are freed.
 
-    Every program with glibc begins so. But then each large array that goes raises the limit, up to 32 MB, and smaller
-    arrays leave holes that do not fit the next batch, of another size. On other systems this does nothing.
+    That is glibc's default at the start of a program. But each freed large array raises the limit, up to 32 MB, and
+    then smaller arrays leave holes into which the next batch does not fit. On other systems this does nothing.
     """
-    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE_ARRAY)
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
 
 
 def _call_glibc(name: str, *values: int) -> None:
@@ -84,16 +82,16 @@ def _call_glibc(name: str, *values: int) -> None:
 
 
 def suit_cpu(model: Any) -> None:
-    """On the CPU, turn 16-bit parameters into float32 before any is read: there are no fast kernels for them."""
+    """On the CPU, convert 16-bit parameters to float32 before they are read, because 16-bit kernels are slow there."""
     if mx.default_device() == mx.cpu:
         model.set_dtype(mx.float32, _NARROW.__contains__)
 
 
 def suit_batches_on_cpu(model: Any) -> None:
-    """On the CPU, lay out matrices by columns before any is read, as they are multiplied (`x @ weight.T`).
+    """On the CPU, store matrices by columns before they are read, because they are multiplied as `x @ weight.T`.
 
-    The BLAS of MLX's packages for Linux then adds up rows, which is vectorised, instead of one product after another.
-    A batch of eight takes half of the time. Loading takes longer, which is not worth it for a single completion.
+    Then the BLAS in MLX's packages for Linux can use vector instructions, and a batch of eight takes half of the time.
+    Loading takes longer, so a single completion would not gain from it.
     """
     if mx.default_device() != mx.cpu:
         return

@@ -1,4 +1,4 @@
-"""Loading a model into memory: weights from safetensors only, no code of the model, no network."""
+"""Load a model into memory: only weights from safetensors, none of the model's own code, no network."""
 
 from __future__ import annotations
 
@@ -33,21 +33,18 @@ from mlxk2.fence import fence
 from mlxk2.formatting import reason_of
 from mlxk2.runner.memory import AUTOMATIC, Device, MemoryChoice, MemoryPlan
 from mlxk2.runner.mlx.batch import ParallelBatch, SerialBatch, can_batch
-from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wired
+from mlxk2.runner.mlx.device import current_device, suit_batches_on_cpu, suit_cpu, wire
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.runner.prompt.confined import Cancelled, Starter, never_cancelled
+from mlxk2.runner.prompt.confined import IsCancelled, Starter, never_cancelled
 from mlxk2.runner.prompt.tokenizer import Tokenizer, explain_damage, load_tokenizer, token_ids
 from mlxk2.runner.prompt_cache import PromptCache
 from mlxk2.runner.request import GenerationRequest
-from mlxk2.runner.sequences import FAULTS, Batch, Step
+from mlxk2.runner.sequences import MLX_ERRORS, Batch, Step
 
-# mlx-lm lists every weight that is missing.
-_MAX_REASON_CHARACTERS = 300
-# Enough for the kernels of prompts, not only for those of single tokens.
-_WARM_UP_TOKENS = 64
-# Models that also see or hear have the config of the part that writes under one of these keys.
+_WARM_UP_TOKENS = 64  # Enough to build the kernels for prompts, in addition to those for single tokens.
+# In models that also read images or sound, one of these keys has the config of the language model.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
-# These errors say already what is wrong, or end the program.
+# These errors are already clear, or end the program.
 _NO_DAMAGE = (MlxkError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 GetTokenizer = Callable[[], tuple[Tokenizer, Vocabulary]]
@@ -66,13 +63,13 @@ class LoadedModel:
     max_cached_arrays: int | None
 
     def batch(self, max_sequences: int, prompts: PromptCache) -> Batch:
-        """Return a new, empty batch that decodes so many sequences at a time, and retains states in `prompts`."""
+        """Return a new, empty batch that decodes up to `max_sequences` together, and keeps states in `prompts`."""
         if can_batch(self.model):
             return ParallelBatch(self.model, self.vocabulary.end_tokens, max_sequences, prompts)
         return SerialBatch(self.model, self.vocabulary.end_tokens)
 
     def warm_up(self) -> None:
-        """On a GPU, generate two tokens, so that the first request need not wait until its kernels are built."""
+        """On a GPU, generate two tokens, so that the first request does not wait until the kernels are built."""
         if mx.default_device() == mx.cpu:
             return
         batch = self.batch(1, PromptCache(0))
@@ -80,9 +77,9 @@ class LoadedModel:
             batch.insert(0, GenerationRequest((0,) * _WARM_UP_TOKENS, 2), 2)
             while not any(isinstance(step, Step) and step.finish_reason for step in batch.next()):
                 pass
-        except FAULTS as fault:
-            # If it happens again, the request that it happens to fails.
-            logging.getLogger(__name__).warning("A first token could not be generated: %s", fault)
+        except MLX_ERRORS as error:
+            # If the error happens again, it ends the request in which it happens.
+            logging.getLogger(__name__).warning("A first token could not be generated: %s", error)
         finally:
             batch.close()
 
@@ -100,11 +97,11 @@ def load(
     context: int | None = None,
     unload: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
-    """Load the model of a folder, with a LoRA adapter's folder on top if one is given, into the memory of the device.
+    """Load the model in a folder, with a LoRA adapter if one is given, into the memory of the device.
 
-    Messages use `name`, or the folder's. `get_tokenizer` returns a tokenizer that is loaded already. `context` is how
-    many tokens the model holds, whatever its files say. `for_batches` and `unload` are those of `_read_weights`.
-    Raise ModelError; raise ValidationError for a folder that is no adapter.
+    Messages use `name`, or the folder's name. `get_tokenizer` returns a tokenizer that is already loaded. `context`
+    replaces the context length from the model's files. `for_batches` and `unload` are as for `_read_weights`. Raise
+    ModelError, and ValidationError if the adapter is invalid.
     """
     folder = Path(folder)
     name = name or folder.name
@@ -116,7 +113,7 @@ def load(
     tokenizer, vocabulary = get_tokenizer()
     model = _open_weights(folder, name, adapter)
     plan = _read_weights(model, folder, name, device, memory, for_batches, unload)
-    # The config may say another size than the embeddings have.
+    # The size in the config can differ from the size of the embeddings.
     sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
     return LoadedModel(
         model=model,
@@ -138,38 +135,38 @@ def _read_weights(
     for_batches: bool,
     unload: Callable[[], None],
 ) -> MemoryPlan:
-    """Read a model's weights into the memory, and return what else the memory is for.
+    """Read a model's weights into memory, and return the plan for the rest of the memory.
 
-    With `for_batches` this takes longer, so that many completions at once are faster. `unload` drops the model that is
-    in memory; it is called when only the reading of the weights can still fail.
+    With `for_batches`, loading takes longer, but many completions at once are faster. `unload` drops the model that is
+    in memory; it is called late, when only reading the weights can still fail.
     """
     if mx.default_device() == mx.cpu:
-        # On the CPU, compiling a fused kernel runs the C++ compiler while the first token waits.
+        # On the CPU, compiling a fused kernel runs the C++ compiler, and the first token would wait for it.
         mx.disable_compile()
-    # MLX knows the sizes from the headers, before it reads the weights.
+    # MLX knows the sizes from the headers, before it has read the weights.
     plan = device.plan(name, sum(array.nbytes for _, array in tree_flatten(model.parameters())), memory)
     if for_batches:
         suit_batches_on_cpu(model)
     unload()
-    # MLX would keep the memory of the model before for arrays of the same sizes.
+    # Otherwise MLX would keep the previous model's memory for arrays of the same sizes.
     gc.collect()
     mx.clear_cache()
     if plan.wired:
         mx.set_wired_limit(0)
     try:
-        with wired(plan.wired):
-            # Between two of them Ctrl-C is noticed.
+        with wire(plan.wired):
+            # Python notices Ctrl-C only between two arrays.
             for _, array in tree_flatten(model.parameters()):
                 mx.eval(array)
-    except FAULTS as fault:
-        raise _loading_error(name, fault, folder) from fault
-    # The memory that it took to read them.
+    except MLX_ERRORS as error:
+        raise _loading_error(name, error, folder) from error
+    # Free the memory that reading the weights needed.
     mx.clear_cache()
     return plan
 
 
 def context_of(folder: Path, name: str) -> int | None:
-    """Return how many tokens the model of a folder can hold; None if its files do not say."""
+    """Return the context length of the model in a folder, or None if its files do not have it."""
     return context_length(_snapshot(folder, name))
 
 
@@ -178,41 +175,41 @@ def _snapshot(folder: Path, name: str) -> Snapshot:
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Return the config of a folder, as mlx-lm reads it; raise ModelError if the model can't be run."""
+    """Return the config of a folder as mlx-lm reads it; raise ModelError if the model can't run."""
     try:
         config = load_config(folder)
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError) as error:
         if not folder.is_dir():
-            gone = f"{name} is no longer there: its folder was removed a moment ago."
-            raise ModelNotFoundError(gone) from fault
-        reason = cause(fault) if isinstance(fault, OSError) else reason_of(fault)
+            gone = f"{name} no longer exists: its folder was removed a moment ago."
+            raise ModelNotFoundError(gone) from error
+        reason = cause(error) if isinstance(error, OSError) else reason_of(error)
         problem = f"The config.json of {name} can't be read ({reason}). Pull the model again."
-        raise ModelUnhealthyError(problem) from fault
+        raise ModelUnhealthyError(problem) from error
     if not isinstance(config, dict):
         raise ModelUnhealthyError(f"The config.json of {name} is not a JSON object. Pull the model again.")
     if config.get("model_file") is not None:
-        raise ModelNotRunnableError(f"{name} wants to run code of its own (model_file), which is never executed.")
+        raise ModelNotRunnableError(f"{name} asks to run its own code (model_file), which is never executed.")
     return config
 
 
 def load_vocabulary(
-    folder: Path, name: str, config: Mapping[str, Any], starter: Starter, cancelled: Cancelled = never_cancelled
+    folder: Path, name: str, config: Mapping[str, Any], starter: Starter, is_cancelled: IsCancelled = never_cancelled
 ) -> tuple[Tokenizer, Vocabulary]:
-    """Load the tokenizer of a folder, and what it says about text; raise ModelUnhealthyError if it is damaged."""
+    """Load the tokenizer and the vocabulary of a folder; raise ModelUnhealthyError if the tokenizer is damaged."""
     try:
-        tokenizer = load_tokenizer(folder, config, starter, name, cancelled)
+        tokenizer = load_tokenizer(folder, config, starter, name, is_cancelled)
         return tokenizer, Vocabulary.of(tokenizer, _config_end_tokens(folder))
     except _NO_DAMAGE:
         raise
-    # Rust's tokenizers raise bare Exceptions, and their panics are no Exceptions at all.
-    except BaseException as fault:
-        raise explain_damage(name, folder, str(fault) or type(fault).__name__) from fault
+    # The tokenizers in Rust raise bare Exceptions, and their panics are not even Exceptions.
+    except BaseException as error:
+        raise explain_damage(name, folder, str(error) or type(error).__name__) from error
 
 
 def _config_end_tokens(folder: Path) -> list[int]:
-    """Return the end tokens of config.json, which `load_config` replaces by those of generation_config.json.
+    """Return the end tokens in config.json; `load_config` replaces them by those in generation_config.json.
 
-    The part of the config about text may name other tokens.
+    The language model's part of the config can have other end tokens, which are included.
     """
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((folder / "config.json").read_bytes())
@@ -223,47 +220,46 @@ def _config_end_tokens(folder: Path) -> list[int]:
 
 
 def _open_weights(folder: Path, name: str, adapter: Path | None) -> Any:
-    """Return the model with weights of which nothing is read yet."""
+    """Return the model before its weights are read."""
     try:
-        with fence():  # it imports the architecture
+        with fence():  # `load_model` imports the architecture.
             model, _ = load_model(folder, lazy=True)
-    except (*FAULTS, ImportError) as fault:
-        raise _loading_error(name, fault, folder) from fault
+    except (*MLX_ERRORS, ImportError) as error:
+        raise _loading_error(name, error, folder) from error
     if adapter is not None:
         try:
             load_adapters(model, str(adapter))
             model.eval()
-        except FAULTS as fault:
-            raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", fault, adapter)) from fault
+        except MLX_ERRORS as error:
+            raise ValidationError(_sentence(f"The adapter {adapter} does not fit {name}", error, adapter)) from error
     suit_cpu(model)
     return model
 
 
 def _find_adapter(adapter: Path) -> Path:
-    """Return the folder of an adapter; raise ValidationError if it is none, OperationError if it can't be read."""
+    """Check the folder of an adapter; raise ValidationError if it is not one, OperationError if it can't be read."""
     for needed in ("adapter_config.json", "adapters.safetensors"):
         if not (adapter / needed).is_file():
-            raise ValidationError(f"{adapter} is no adapter: it has no {needed}.")
+            raise ValidationError(f"{adapter} is not an adapter: it has no {needed}.")
     try:
         settings = json.loads((adapter / "adapter_config.json").read_bytes())
-    except OSError as fault:
-        raise OperationError(f"{adapter}/adapter_config.json can't be read: {cause(fault)}.") from fault
-    except ValueError as fault:
-        reason = reason_of(fault)
-        raise ValidationError(f"{adapter}/adapter_config.json is not valid JSON ({reason}).") from fault
+    except OSError as error:
+        raise OperationError(f"{adapter}/adapter_config.json can't be read: {cause(error)}.") from error
+    except ValueError as error:
+        reason = reason_of(error)
+        raise ValidationError(f"{adapter}/adapter_config.json is not valid JSON ({reason}).") from error
     if not isinstance(settings, dict):
         raise ValidationError(f"{adapter}/adapter_config.json is not a JSON object.")
     return adapter
 
 
-def _loading_error(name: str, fault: Exception, folder: Path) -> ModelError | ModelNotFoundError:
-    """Return the error for weights that can't be loaded; their files may have changed since they were checked."""
+def _loading_error(name: str, error: Exception, folder: Path) -> ModelError | ModelNotFoundError:
+    """Return the error for weights that can't be loaded; check the files again, because they can have changed."""
     if problem := health.first_problem(_snapshot(folder, name), needs_tokenizer=False):
         return ModelUnhealthyError(f"{name} is damaged: {problem.text}")
-    return ModelNotRunnableError(_sentence(f"{name} can't be loaded", fault, folder))
+    return ModelNotRunnableError(_sentence(f"{name} can't be loaded", error, folder))
 
 
-def _sentence(what: str, fault: BaseException, folder: Path) -> str:
-    """Return what went wrong in one line, without the path of the folder."""
-    reason = " ".join(str(fault).replace(str(folder), folder.name).split())
-    return f"{what}: {reason[:_MAX_REASON_CHARACTERS] or type(fault).__name__}"
+def _sentence(what: str, error: BaseException, folder: Path) -> str:
+    """Return a message with the reason of an error; the reason shows only the name of the folder, not its path."""
+    return f"{what}: {reason_of(error).replace(str(folder), folder.name)}"

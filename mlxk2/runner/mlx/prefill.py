@@ -1,4 +1,4 @@
-"""Prompts on their way into the model: a budget of tokens at a time, and which prompts are read next."""
+"""Read prompts into the model, a budget of tokens at a time, and choose which prompts to read next."""
 
 from __future__ import annotations
 
@@ -20,68 +20,64 @@ from mlx_lm.models.cache import (
 
 from mlxk2.runner.prompt_cache import PromptCache, Tokens
 
-# Tokens. Shorter parts of a prompt cost more to retain than to compute again.
-_MIN_CACHED_TOKENS = 64
-# One turn in so many goes to the oldest prompt, however many shorter ones arrive.
-_OLDEST_EVERY = 4
-# Tokens of prompts to read before the decoding sequences get their next tokens.
-_BUDGET = 512
-# On a GPU, a larger budget takes less time in all, but makes others wait. On the CPU, a smaller one takes no longer.
+_MIN_CACHED_TOKENS = 64  # Shorter prefixes cost more to store than to compute again.
+_OLDEST_EVERY = 4  # Every fourth turn goes to the oldest prompt, however many shorter ones arrive.
+_BUDGET_TOKENS = 512  # Read so many tokens of prompts, then decode the next tokens of the other sequences.
+# On a GPU, a larger budget takes less time in total, but other sequences wait. On the CPU, a smaller one is as fast.
 _BUDGET_ALONE_ON_GPU = 2048
 _BUDGET_ON_CPU = 256
-# With longer prompts, a large budget takes gigabytes more memory, and saves no time.
-_LONG_PROMPT = 1 << 14
+_LONG_PROMPT_TOKENS = 1 << 14  # For longer prompts, a large budget needs gigabytes of memory and saves no time.
 
 
 def prefill_budget(*, others_decode: bool, longest: int) -> int:
-    """Return how many tokens of prompts to read now, if the longest prompt has so many tokens.
+    """Return how many tokens of prompts to read now; `longest` is the length of the longest prompt in tokens.
 
-    After that the decoding sequences get their next tokens, and a request can be cancelled.
+    After that, the other sequences get their next tokens, and a request can be cancelled.
     """
     if mx.default_device() == mx.cpu:
         return _BUDGET_ON_CPU
-    return _BUDGET if others_decode or longest > _LONG_PROMPT else _BUDGET_ALONE_ON_GPU
+    return _BUDGET_TOKENS if others_decode or longest > _LONG_PROMPT_TOKENS else _BUDGET_ALONE_ON_GPU
 
 
 class ModelState(list[Any]):
-    """What a model computed for a number of tokens: mlx-lm's cache of each layer."""
+    """The state of a model after some tokens: mlx-lm's cache of each layer."""
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the state in bytes."""
         return sum(layer.nbytes for layer in self)
 
     @property
     def arrays(self) -> int:
-        """The number of its arrays."""
+        """The number of arrays of the state."""
         return sum(isinstance(leaf, mx.array) for _, leaf in tree_flatten([layer.state for layer in self]))
 
     @property
     def is_trimmable(self) -> bool:
-        """Whether the last tokens can be taken away from it."""
+        """Whether the last tokens can be removed from the state."""
         return bool(can_trim_prompt_cache(self))
 
     def trim(self, count: int) -> None:
-        """Take away the last `count` tokens."""
+        """Remove the last `count` tokens from the state."""
         trim_prompt_cache(self, count)
 
     def detach(self) -> None:
-        """Give it arrays of its own; as slices of a batch's arrays they would hold the whole batch in memory."""
+        """Copy the arrays if they are slices of a batch's arrays, which would keep the whole batch in memory."""
         for layer in self:
-            layer.state = tree_map(_own_array, layer.state)
+            layer.state = tree_map(_copy_slice, layer.state)
         mx.eval([layer.state for layer in self])
 
 
-def _own_array(leaf: Any) -> Any:
+def _copy_slice(leaf: Any) -> Any:
     return mx.contiguous(leaf) if isinstance(leaf, mx.array) else leaf
 
 
 @dataclass(eq=False)
 class Prefill:
-    """A prompt that is being read, for all the sequences that continue it.
+    """A prompt that is being read, for all sequences that continue it.
 
-    Its last token is left out: that token gives the first one of the completion. `cached` of the tokens need not be
-    computed, as far as is known.
+    Its last token is not read here, because it gives the first token of the completion. The first `cached` tokens are
+    probably in the prompt cache.
     """
 
     tokens: Tokens
@@ -94,27 +90,27 @@ class Prefill:
 
     @property
     def left(self) -> int:
-        """How many tokens are likely to be left to read."""
+        """The number of tokens that probably must still be read."""
         return len(self.tokens) - 1 - (self.position if self.state is not None else self.cached)
 
     @property
     def until_stop(self) -> int:
-        """How many tokens there are to the next stop."""
+        """The number of tokens until the next stop."""
         return next((stop for stop in self.stops if stop > self.position), len(self.tokens) - 1) - self.position
 
 
 class PrefillQueue:
-    """The prompts that wait or are half read, in the order of their arrival; it chooses which are read next.
+    """The prompts that wait or are partly read, in the order of their arrival; the queue chooses which to read next.
 
-    The shortest is first, counted with all that was read for its client since the client came, and with the client's
-    shorter prompts. So neither long prompts nor many prompts make another client wait. One turn in four goes to the
-    oldest prompt, so that each is read at some time.
+    The prompt with the smallest total is first: its own tokens, plus the tokens already read for its client, plus those
+    of the client's shorter prompts. So neither long prompts nor many prompts make another client wait. Every fourth
+    turn goes to the oldest prompt, so that each prompt is read at some time.
     """
 
     def __init__(self, *, can_pad: bool) -> None:
         self._can_pad = can_pad
         self._waiting: dict[Tokens, Prefill] = {}
-        # How many tokens were read for each client that waits; a new client begins with the smallest of these numbers.
+        # The tokens that were read for each waiting client; a new client begins with the smallest of these numbers.
         self._served: dict[Hashable, int] = {}
         self._turns = 0
 
@@ -127,7 +123,7 @@ class PrefillQueue:
         return max(map(len, self._waiting), default=0)
 
     def find(self, tokens: Tokens) -> Prefill | None:
-        """Return the prefill of exactly these tokens."""
+        """Return the prefill of exactly these tokens, or None."""
         return self._waiting.get(tokens)
 
     def add(self, prefill: Prefill) -> None:
@@ -136,16 +132,15 @@ class PrefillQueue:
         self._served.setdefault(prefill.client, min(self._served.values(), default=0))
 
     def remove(self, prefill: Prefill) -> None:
-        """Take out a prompt that has been read, or that no sequence needs any more."""
+        """Remove a prompt that was read completely, or that no sequence needs any more."""
         del self._waiting[prefill.tokens]
         if all(other.client != prefill.client for other in self._waiting.values()):
             del self._served[prefill.client]
 
     def take_turn(self, budget: int, begin: Callable[[Prefill], None]) -> list[tuple[Prefill, int]]:
-        """Return what is read next, and how many tokens of each prompt; call `begin` for each before it is read.
+        """Choose the prompts to read next, with numbers of tokens; call `begin` for each prompt before it is read.
 
-        That is some tokens of one prompt, or several prompts to their ends, if they fit in the budget when padded to
-        one length.
+        Choose some tokens of one prompt, or several whole prompts if they fit the budget when padded to one length.
         """
         self._turns += 1
         order = self._in_order()
@@ -166,7 +161,7 @@ class PrefillQueue:
         return chosen
 
     def _in_order(self) -> list[Prefill]:
-        """Return the prompts by how many tokens will have been read for their client when they are read."""
+        """Return the prompts, sorted by the tokens that are read for their client when they are finished."""
         by_client: dict[Hashable, list[Prefill]] = {}
         for prefill in self._waiting.values():
             by_client.setdefault(prefill.client, []).append(prefill)
@@ -180,12 +175,12 @@ class PrefillQueue:
 
 
 class Prefiller:
-    """Reads prompts into states of the model, each prompt once, however many sequences continue it."""
+    """Reads prompts into states of the model; reads a prompt once even if several sequences continue it."""
 
     def __init__(self, model: Any, prompts: PromptCache) -> None:
         self._model = model
         self._prompts = prompts
-        # Some recurrent models would take the padding for tokens.
+        # Some recurrent models would treat the padding as tokens.
         layers = make_prompt_cache(model)
         self._queue = PrefillQueue(can_pad=all(type(layer) in (KVCache, RotatingKVCache) for layer in layers))
 
@@ -203,21 +198,21 @@ class Prefiller:
         return prefill
 
     def remove(self, sequence_id: int, prefill: Prefill) -> None:
-        """Let a sequence wait no more; what was read for it alone is retained."""
+        """Remove a waiting sequence; if no other sequence needs the prompt, keep its state in the prompt cache."""
         prefill.sequences.remove(sequence_id)
         if not prefill.sequences:
             self._queue.remove(prefill)
             self._keep(prefill)
 
     def next(self, *, others_decode: bool) -> list[tuple[Prefill, int]]:
-        """Read as many tokens as the budget has; return the prompts that were read, and how many tokens of each."""
+        """Read as many tokens as the budget allows; return the prompts that were read, with their numbers of tokens."""
         budget = prefill_budget(others_decode=others_decode, longest=self._queue.longest)
         chosen = self._queue.take_turn(budget, self._begin)
         unread = [(prefill, length) for prefill, length in chosen if length]
         states = [prefill.state for prefill, _ in unread]
         tokens = [list(prefill.tokens[prefill.position : prefill.position + length]) for prefill, length in unread]
         if len(unread) == 1:
-            # In place: a batch of one would be a copy of all that was read before.
+            # Read in place, because a batch of one prompt would copy its whole state.
             self._model(mx.array(tokens), cache=states[0])
             mx.eval([layer.state for layer in states[0] or ()])
             mx.clear_cache()
@@ -235,10 +230,10 @@ class Prefiller:
         return chosen
 
     def _begin(self, prefill: Prefill) -> None:
-        """Take what is known of a prompt by now, just before it is read, and choose where to stop to retain the state.
+        """Before a prompt is read, take its known state from the prompt cache, and choose where to store new states.
 
-        It stops at the end, for prompts that are equal or continue there, and where an earlier prompt had another
-        continuation, as later prompts may too.
+        Store a state at the end, for later prompts that begin with this one, and at the position where an earlier
+        prompt continued differently, because later prompts can do so too.
         """
         if prefill.state is not None:
             return

@@ -1,4 +1,4 @@
-"""How MLX chooses the next token: samplers and logits processors for one sequence of a batch."""
+"""Choose the next token with MLX: samplers and logits processors for the sequences of a batch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from mlx_lm.sample_utils import (
 from mlxk2.runner.request import Biases, Sampling
 from mlxk2.runner.sequences import NO_TOKEN
 
-# tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
+# Tokens so far [n], logits [1, vocabulary] → logits [1, vocabulary]
 Processor = Callable[[mx.array, mx.array], mx.array]
 
-# Tokens. Phrases of a model repeat over a few sentences; mlx-lm's default of 20 covers one sentence.
-_REPETITION_WINDOW = 64
-# Tokens; more than any completion has.
-_NO_WINDOW = 1 << 30
+# Models repeat phrases within a few sentences; mlx-lm's default of 20 tokens covers only one sentence.
+_REPETITION_WINDOW_TOKENS = 64
+_NO_WINDOW_TOKENS = 1 << 30  # More than any completion has.
 
 
 @dataclass(frozen=True)
 class OnCompletion:
-    """A processor that passes on only the tokens after the first `prompt_length` ones."""
+    """A processor that gives another processor only the tokens of the completion, without those of the prompt."""
 
     prompt_length: int
     processor: Processor
@@ -49,7 +48,7 @@ class AddBiases:
     def __call__(self, _: mx.array, logits: mx.array) -> mx.array:
         width, arrays = logits.shape[-1], self.biases.arrays
         if width not in arrays:
-            # With an index out of range, MLX writes past the array and ends the process.
+            # MLX does not check indices; with a wrong one it would write past the array and crash.
             known = {token: value for token, value in self.biases if token < width}
             arrays[width] = mx.array(list(known), dtype=mx.int32), mx.array(list(known.values()), dtype=mx.float32)
         tokens, values = arrays[width]
@@ -58,7 +57,7 @@ class AddBiases:
 
 @dataclass(frozen=True)
 class WithEarlierTokens:
-    """A processor that adds the tokens `earlier` to those that it is given, for mlx-lm's generator of one sequence."""
+    """A processor that gives another processor the `earlier` tokens too, for mlx-lm's generator of one sequence."""
 
     earlier: mx.array
     processor: Processor
@@ -68,7 +67,7 @@ class WithEarlierTokens:
 
 
 class Cut(NamedTuple):
-    """How unlikely tokens are cut off and the rest flattened, by the parameters of `Sampling`."""
+    """The parameters of `Sampling` that exclude unlikely tokens and scale the logits."""
 
     temperature: float
     top_p: float
@@ -76,7 +75,7 @@ class Cut(NamedTuple):
     min_p: float
 
     def scores(self, logits: mx.array) -> mx.array:
-        """Return logits [sequences, vocabulary], cut in mlx-lm's order; in float32, which can't overflow."""
+        """Apply the parameters to logits [sequences, vocabulary] in mlx-lm's order; in float32 nothing overflows."""
         logits = logits.astype(mx.float32)
         if self.top_p < 1:
             logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), self.top_p)
@@ -88,18 +87,18 @@ class Cut(NamedTuple):
 
 
 class Sampler:
-    """Chooses the tokens of one sequence; a choice depends on the seed and the token's position, not on the batch."""
+    """Chooses the tokens of one sequence; a choice depends on seed and token position, not on the batch."""
 
     def __init__(self, sampling: Sampling, position: int = 0) -> None:
         cut = Cut(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-        self.cut = None if sampling.greedy else cut
+        self.cut = None if sampling.is_greedy else cut
         seed = random.SystemRandom().getrandbits(64) if sampling.seed is None else sampling.seed % (1 << 64)
         self._draws = random.Random(seed)
         for _ in range(position):
             self.draw()
 
     def draw(self) -> tuple[int, int]:
-        """Return the key of the next token's randomness, as MLX wants it: two halves."""
+        """Return the random key of the next token: two 32-bit halves, as MLX needs it."""
         return self._draws.getrandbits(32), self._draws.getrandbits(32)
 
     def __call__(self, logits: mx.array) -> mx.array:
@@ -108,7 +107,7 @@ class Sampler:
 
 
 def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
-    """Return a token for each sequence of logits [sequences, vocabulary], in one call for all with equal parameters."""
+    """Return a token for each sequence of logits [sequences, vocabulary], with one call for all equal parameters."""
     groups: dict[Cut | None, list[int]] = {}
     for number, sampler in enumerate(samplers):
         groups.setdefault(sampler.cut, []).append(number)
@@ -120,12 +119,12 @@ def choose(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
 
 
 def replace_nan_choices(samplers: Sequence[Sampler], tokens: mx.array, logits: mx.array) -> mx.array:
-    """Return tokens [sequences] chosen from logits [sequences, vocabulary], NO_TOKEN where one was chosen among NaN.
+    """Return the chosen tokens [sequences]; replace a token that was chosen from NaN logits by NO_TOKEN.
 
-    MLX counts a negative index from the end, so the model can continue before the token is read.
+    MLX counts a negative index from the end, so the model can continue before Python reads the token.
     """
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    # One NaN makes all probabilities NaN; the largest of the others is still the largest.
+    # With one NaN, all probabilities are NaN, so any NaN makes a random draw invalid. A greedy choice is still valid.
     draws = mx.array([sampler.cut is not None for sampler in samplers])
     has_none = mx.isnan(chosen) | (draws & mx.any(mx.isnan(logits), axis=-1))
     return mx.where(has_none, mx.array(NO_TOKEN, dtype=mx.int32), tokens.astype(mx.int32))
@@ -137,24 +136,24 @@ def _choose_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
         return mx.argmax(logits, axis=-1)
     scores = cut.scores(logits)
     keys = mx.array([sampler.draw() for sampler in samplers], dtype=mx.uint32)
-    # The likeliest after adding Gumbel noise is a draw from the softmax (https://arxiv.org/abs/1611.01144, eq. 1).
+    # The maximum after adding Gumbel noise is a draw from the softmax (https://arxiv.org/abs/1611.01144, eq. 1).
     noise = mx.vmap(lambda key: mx.random.gumbel(scores.shape[1:], key=key))(keys)
     return mx.argmax(scores + noise, axis=-1)
 
 
 def processors(sampling: Sampling, prompt_length: int) -> list[Processor]:
-    """Return what changes the logits before sampling; each processor costs time at each step.
+    """Return the processors that change the logits before sampling; each processor takes time at each step.
 
-    The repetition penalty looks back over a window of the prompt and the completion. OpenAI's presence and frequency
-    penalties count tokens of the whole completion, and not of the prompt.
+    The repetition penalty covers a window over the prompt and the completion. OpenAI's presence and frequency penalties
+    count the tokens of the whole completion, but not of the prompt.
     """
     found: list[Processor] = []
     if sampling.logit_bias:
         found.append(AddBiases(Biases(sampling.logit_bias)))
     if sampling.repetition_penalty != 1:
-        found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW))
+        found.append(make_repetition_penalty(sampling.repetition_penalty, _REPETITION_WINDOW_TOKENS))
     if sampling.presence_penalty:
-        found.append(OnCompletion(prompt_length, make_presence_penalty(sampling.presence_penalty, _NO_WINDOW)))
+        found.append(OnCompletion(prompt_length, make_presence_penalty(sampling.presence_penalty, _NO_WINDOW_TOKENS)))
     if sampling.frequency_penalty:
-        found.append(OnCompletion(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW)))
+        found.append(OnCompletion(prompt_length, make_frequency_penalty(sampling.frequency_penalty, _NO_WINDOW_TOKENS)))
     return found

@@ -1,9 +1,8 @@
-"""mlx-lm's streaming detokenizers, with each token's bytes as the tokenizer itself decodes them.
+"""mlx-lm's streaming detokenizers, corrected to decode the same bytes as the tokenizer.
 
 mlx-lm's own classes ignore a zero byte, fail on names that only look like bytes, and read added tokens as bytes.
 
-This module imports no other module of this package, because the tokenizer's process, which must not import MLX, imports
-it too.
+This module imports no other module of this package: the tokenizer's process imports it too, and must not import MLX.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from typing import Any
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer, _byte_decoder
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# How SentencePiece writes a space.
-_SPACE = "\u2581".encode()
+_SPACE = "\u2581".encode()  # SentencePiece's character for a space.
 
 
 class SentencePieceDetokenizer(SPMStreamingDetokenizer):  # type: ignore[misc]
-    """For vocabularies of SentencePiece's kind, in which `<0x0A>` is a byte (tokenizers' `ByteFallback`)."""
+    """Decodes vocabularies like SentencePiece's, in which `<0x0A>` is a byte (tokenizers' `ByteFallback`)."""
 
     def __init__(self, tokenizer: Any, trim_space: bool = True) -> None:
-        # mlx-lm's own reads a number out of every name that begins like a byte.
+        # mlx-lm's own class parses a number from every name that begins like a byte, and fails on other names.
         self.trim_space = trim_space
         self.tokenmap: list[bytes] = []
         for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
@@ -32,14 +30,14 @@ class SentencePieceDetokenizer(SPMStreamingDetokenizer):  # type: ignore[misc]
 
 
 class ByteLevelDetokenizer(BPEStreamingDetokenizer):  # type: ignore[misc]
-    """For vocabularies of GPT-2's kind, whose alphabet has a character for each byte (tokenizers' `ByteLevel`)."""
+    """Decodes vocabularies like GPT-2's, which have a character for each byte (tokenizers' `ByteLevel`)."""
 
     def __init__(self, tokenizer: Any) -> None:
         bytes_of = _byte_decoder()
         alphabet = {byte: character for character, byte in bytes_of.items()}
         self.tokenmap: list[str] = []
         for name in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
-            # A token with characters outside of the alphabet stands for its own text.
+            # A token with characters outside the alphabet is its own text.
             is_in_alphabet = bytes_of.keys() >= set(name or "")
             text = (name or "").encode("utf-8", "replace")
             self.tokenmap.append(name or "" if is_in_alphabet else "".join(alphabet[byte] for byte in text))
@@ -49,7 +47,7 @@ class ByteLevelDetokenizer(BPEStreamingDetokenizer):  # type: ignore[misc]
         return bytes(map(_byte_decoder().__getitem__, seq)).decode("utf-8", "replace")
 
 
-# By the names of mlx-lm's classes; mlx-lm chooses one by the tokenizer's decoder.
+# The classes by the names of mlx-lm's classes; mlx-lm chooses one by the tokenizer's decoder.
 BY_NAME: dict[str, Any] = {
     "SPMStreamingDetokenizer": SentencePieceDetokenizer,
     "BPEStreamingDetokenizer": ByteLevelDetokenizer,
@@ -57,7 +55,7 @@ BY_NAME: dict[str, Any] = {
 
 
 def mapped_bytes(detokenizer: Any, token: int) -> bytes | None:
-    """Return the bytes of one token by the detokenizer's map; None if the detokenizer has no map or not this token."""
+    """Return the bytes of a token from the detokenizer's map, or None if the map or the token is missing."""
     names = getattr(detokenizer, "tokenmap", ())
     name = names[token] if token < len(names) else None
     if name is None:

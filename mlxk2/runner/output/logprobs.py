@@ -1,4 +1,4 @@
-"""The log-probabilities of tokens, and which tokens the text of a completion is made of."""
+"""The log-probabilities of tokens, and the attribution of a completion's content to its tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Span = tuple[int, int]
 
 
 class TopTokens(Sequence[tuple[int, float]]):
-    """The most likely tokens with their logprobs, in compact arrays: one completion may have a million of these."""
+    """The most likely tokens with their logprobs, in compact arrays, because a response can have a million of these."""
 
     __slots__ = ("_logprobs", "_tokens")
 
@@ -35,7 +35,7 @@ class TopTokens(Sequence[tuple[int, float]]):
 
 
 class TokenLogprob(NamedTuple):
-    """The natural logarithm of a chosen token's probability, and of those of the most likely tokens, largest first."""
+    """A chosen token with the natural logarithm of its probability, and those of the most likely tokens, sorted."""
 
     token: int
     logprob: float
@@ -43,11 +43,10 @@ class TokenLogprob(NamedTuple):
 
 
 class Attribution(Generic[T]):
-    """Find the tokens that became content, at least in part; stop strings and marks are no content."""
+    """Finds the tokens that became content, at least in part; stop strings and marks are not content."""
 
     def __init__(self) -> None:
-        # Each token with the position in the text where it begins. A token that only completes a character begins where
-        # that character does.
+        # Each token with its position in the text. A token that completes a character has the character's position.
         self._waiting: list[tuple[T, int]] = []
         self._text = ""
 
@@ -56,13 +55,13 @@ class Attribution(Generic[T]):
         self._waiting.append((token, len(self._text)))
 
     def take(self, text: str, content: str, held: int) -> list[T]:
-        """Add the text that was read next and the content that it became; return the tokens of that content.
+        """Add the next text and its content; return the tokens of that content.
 
-        Some of the last `held` characters may still become content.
+        The last `held` characters of the text can become content later.
         """
         self._text += text
         certain = len(self._text) - held
-        # Where the text of each waiting token stands. A token without text shares the text of the next one.
+        # The span of each waiting token in the text. A token without text has the span of the next one.
         spans: list[Span] = []
         following = len(self._text)
         stop = following + 1
@@ -83,9 +82,9 @@ class Attribution(Generic[T]):
 
 
 def _find(content: str, text: str, certain: int, tokens: list[Span]) -> list[Span]:
-    """Return where in a text its content stands: as a whole, or else token by token, with marks in between.
+    """Return the spans of the content in a text: one span, or one per token if marks are in between.
 
-    What is not content, a mark or the line end after one, stands before it or after it.
+    Marks, and line ends after them, are not content.
     """
     begin = 0 if text.startswith(content) else text.rfind(content, 0, certain)
     if begin >= 0:

@@ -1,4 +1,4 @@
-"""Reasoning apart from the rest of a completion: the marks around it, and how tokens are split as they come."""
+"""Split a completion into reasoning and content, by the marks around the reasoning."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from mlx_lm.generate import TextStateMachine
 
 from mlxk2.runner.events import Channel
 
-# The next text of a completion, and what it is.
-Delta = tuple[Channel, str]
+Delta = tuple[Channel, str]  # The next text of a completion, with its channel.
 Transitions = dict[str, list[tuple[str, str | None]]]
 
-# A mark that makes reasoning of the beginning of a completion is expected within so many characters.
+# Characters. If the prompt may have opened a thought, a mark that closes it is expected within this length.
 MAX_BEGINNING = 32
 _QUOTATION_MARKS = ("`", "'", '"', "\u2018", "\u201c")
-# What opens and what closes a thought. Most models have both as tokens; the last ones only as text.
+# Pairs of marks that open and close a thought. Most models have both as tokens; those of the last pairs are only text.
 _PAIRS = (
     ("<think>", "</think>"),  # Qwen, DeepSeek and most others
     ("<longcat_think>", "</longcat_think>"),
@@ -35,11 +34,11 @@ _PAIRS = (
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
     ("Here is my thought process:", "Here is my response:"),  # Granite
 )
-# Models write these even where neither their vocabulary nor their template knows them.
+# Models write these marks even if neither their vocabulary nor their template has them.
 _COMMON = _PAIRS[0]
-# A special token with such a name is shown if its meaning is not known.
+# A special token with such a name is shown if its meaning is unknown.
 _NAMES_THINKING = re.compile("think|thought|reason", re.IGNORECASE)
-# Symbols stand for tokens in what a state machine reads. They are surrogates, which no decoded text has.
+# In the input of the state machine, symbols represent tokens. They are surrogates, which decoded text never contains.
 _FIRST_SYMBOL = 0xD800
 
 # OpenAI's harmony format: a message is <|start|>role<|channel|>name<|message|>text<|end|>.
@@ -50,7 +49,7 @@ _HARMONY: Transitions = {
     "normal": [*_CHANNELS, *_BETWEEN, ("<|message|>", "normal")],
     "reasoning": [*_CHANNELS, *_BETWEEN, ("<|message|>", "reasoning")],
     "between": [*_CHANNELS, ("<|message|>", "normal")],
-    # The rest of a message's header, up to its text; only the final channel is addressed to the user.
+    # The rest of a message's header, up to its text; only the final channel is for the user.
     "final": [("<|message|>", "normal")],
     "aside": [("<|message|>", "reasoning")],
 }
@@ -58,12 +57,13 @@ _HARMONY: Transitions = {
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks that a model's tokenizer and chat template know.
+    """The marks in a model's tokenizer and chat template.
 
-    `opening` and `closing` are tokens, with their texts. `spelled` are pairs of texts that count at the beginning of a
-    completion, `closing_texts` those that close a thought where no token does, and `untokened` the pairs that are not
-    two single tokens. `transitions` are marks of several tokens, by state, with a symbol for each token in them, which
-    text can't imitate; `symbols` has these symbols by token, and `names` the tokens' names by symbol.
+    `opening` and `closing` map tokens that are marks to their texts. `spelled` are pairs of texts that count as marks
+    only at the beginning of a completion. `closing_texts` close a thought if the closing mark is not a token.
+    `untokened` are the pairs that are not two single tokens. `transitions` are marks of several tokens, by state; each
+    token in them is replaced by a symbol, which text can't imitate. `symbols` maps tokens to these symbols, and `names`
+    maps symbols to the tokens' names.
     """
 
     opening: Mapping[int, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Marks:
 
     @classmethod
     def of(cls, tokenizer: Any, special: Iterable[int]) -> Marks:
-        """Read the marks from a tokenizer wrapper of mlx-lm; `special` are its special tokens."""
+        """Read the marks from mlx-lm's tokenizer wrapper; `special` are its special tokens."""
         vocabulary: Mapping[str, int] = tokenizer.get_vocab()
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
         known = [pair for pair in _PAIRS if any(mark in vocabulary or mark in template for mark in pair)]
@@ -103,7 +103,7 @@ class Marks:
 
     @cached_property
     def machine(self) -> TextStateMachine:
-        """The machine that finds the marks of several tokens, and those that are text, in a completion."""
+        """The state machine that finds marks of several tokens, and marks that are text, in a completion."""
         return TextStateMachine(self.transitions)
 
     @cached_property
@@ -113,46 +113,46 @@ class Marks:
 
     @property
     def tokens(self) -> frozenset[int]:
-        """All tokens that are marks, or parts of marks."""
+        """All tokens that are marks or parts of marks."""
         return frozenset({*self.opening, *self.closing, *self.symbols})
 
     @property
     def may_close_alone(self) -> bool:
-        """Whether a mark may close a thought that the prompt opened without a visible mark."""
+        """Whether the model has a mark that can close a thought which the prompt opened without a visible mark."""
         return bool(self.closing or self.closing_texts)
 
     def text_of(self, token: int) -> str | None:
-        """Return the text of a token that is a mark, or a part of one; None for other tokens."""
+        """Return the text of a token that is a mark or a part of one, or None for other tokens."""
         symbol = self.symbols.get(token)
         return self.opening.get(token) or self.closing.get(token) or (symbol and self.names[symbol])
 
-    def are_open_in(self, text: str) -> bool | None:
-        """Whether a text ends inside a thought, by marks that are not single tokens; None if it has no such mark."""
+    def has_open_thought(self, text: str) -> bool | None:
+        """Return whether a text ends inside a thought, judged by marks that are not single tokens; None without any."""
         last = {end: text.rfind(end) for pair in self.untokened for end in pair}
         opened = max((last[start] for start, _ in self.untokened), default=-1)
         closed = max((last[end] for _, end in self.untokened), default=-1)
         return None if opened == closed else opened > closed
 
     def without_symbols(self, text: str) -> str:
-        """Return a text with the names of tokens in place of their symbols."""
+        """Return a text with token names instead of symbols."""
         return "".join(self.names.get(character, character) for character in text) if self.names else text
 
 
-def names_thinking(name: str) -> bool:
-    """Whether a token's name says that the token has to do with reasoning."""
+def is_thinking_name(name: str) -> bool:
+    """Return whether a token's name shows that the token is about reasoning."""
     return _NAMES_THINKING.search(name) is not None
 
 
 def _spelled_state(end: str) -> str:
-    """Return the name of the state of a thought that this text ends."""
+    """Return the name of the state inside a thought that this text closes."""
     return f"reasoning until {end}"
 
 
 def _transitions(tokenizer: Any, vocabulary: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Transitions:
-    """Return the marks of several tokens that change the state of the text, by state."""
+    """Return the marks of several tokens that change the state, by state."""
     found: Transitions = {"normal": [], "reasoning": []}
     for start, end in pairs:
-        # A lone closing mark is markup too: a template may have opened the thought out of sight.
+        # A closing mark without an opening one is a mark too, because the prompt can have opened the thought.
         found["normal"] += [(start, "reasoning"), (end, "normal")]
         found["reasoning"] += [(end, "normal"), (start, "reasoning")]
     if all(mark in vocabulary for mark in _HARMONY_MARKS):
@@ -160,7 +160,7 @@ def _transitions(tokenizer: Any, vocabulary: Mapping[str, int], pairs: Sequence[
     found["normal"] += [(mark, "normal") for mark in tokenizer.structural_markers]
     for state, edges in tokenizer.response_transitions.items():
         found.setdefault(state, []).extend(edges)
-    # mlx-lm leaves some states to a parser of tool calls: nothing ends them here.
+    # In mlx-lm, a parser of tool calls ends some states; here they have no end.
     ends: Transitions = {state: [] for edges in found.values() for _, state in edges if state is not None}
     return ends | found
 
@@ -168,15 +168,15 @@ def _transitions(tokenizer: Any, vocabulary: Mapping[str, int], pairs: Sequence[
 def _with_symbols(
     tokenizer: Any, special: Iterable[int], transitions: Transitions
 ) -> tuple[Transitions, dict[int, str], dict[str, str]]:
-    """Return the transitions with a symbol for each token in their marks; the symbols by token, and names by symbol."""
+    """Replace each token in the marks by a symbol; return the transitions, the symbols by token, names by symbol."""
     marks = [mark for edges in transitions.values() for mark, _ in edges]
-    # Words, which may be added tokens too, are text.
+    # Added tokens that are words are text, not marks.
     tokens = sorted({*special, *tokenizer.added_tokens_decoder})
     named = zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True)
     found = {t: name for t, name in named if name and not name.isalnum() and any(name in mark for mark in marks)}
     symbols = {token: chr(_FIRST_SYMBOL + number) for number, token in enumerate(found)}
     names = {symbol: found[token] for token, symbol in symbols.items()}
-    # Where names of tokens overlap, the longest name counts.
+    # If names of tokens overlap, replace the longest name first.
     by_length = sorted(names.items(), key=lambda entry: -len(entry[1]))
     replaced: Transitions = {}
     for state, edges in transitions.items():
@@ -189,14 +189,15 @@ def _with_symbols(
 
 
 class ReasoningSplitter:
-    """Split a completion into reasoning and answer.
+    """Splits a completion into reasoning and content.
 
-    Tokens that are marks count as such: one that closes a thought anywhere in it; one that opens a thought where a line
-    of the answer begins, or anywhere if it is special. Text that looks like a mark counts at the beginning alone, and
-    where a thought that began with one ends. All other marks are quoted, and stay. Line ends at the beginning of a
-    thought, and of an answer after a thought, are dropped. If it is `undecided` whether the prompt opened a thought, a
-    mark that closes one soon after the beginning makes reasoning of the text before it. A completion that `continues` a
-    message has no beginning.
+    A token that closes a thought counts anywhere in the thought. A token that opens a thought counts at the beginning
+    of a line of the content, or anywhere if it is a special token. Text that looks like a mark counts only at the
+    beginning of the completion, and at the end of a thought that began with such a text. All other marks are quoted
+    text and stay. Line ends at the beginning of a thought, and of content after a thought, are dropped.
+
+    If it is `undecided` whether the prompt opened a thought, and a closing mark comes within `MAX_BEGINNING`
+    characters, the text before it is reasoning. A completion that `continues` a message has no such beginning.
     """
 
     def __init__(
@@ -205,20 +206,20 @@ class ReasoningSplitter:
         self._marks = marks
         self._state = marks.machine.make_state(initial)
         self._may_close_alone = undecided and marks.may_close_alone
-        # Text that is not split yet, because a mark that follows may change what it is.
+        # Text that is not split yet, because a following mark can make it reasoning.
         self._beginning: str | None = None if continues or _channel_of(initial) is None else ""
         self._channel: Channel | None = _channel_of(initial) if continues else None
         self._trims = False
-        # Whether there was only white space since the last mark, and since the last line end.
+        # Whether only white space came after the last mark, and after the last line end.
         self._is_fresh = self._is_line_blank = not continues
 
     @property
     def held(self) -> int:
-        """How many of the last characters may still become text."""
+        """How many of the last characters are held back and can become text later."""
         return len(self._beginning or "") + len(self._marks.without_symbols(self._state[3]))
 
     def read(self, text: str) -> Iterator[Delta]:
-        """Add the next text; yield what is now certain."""
+        """Add the next text; yield the text that can't change any more."""
         if self._beginning is None:
             yield from self._run(text)
         elif text:
@@ -246,7 +247,7 @@ class ReasoningSplitter:
             yield from self._end_beginning()
 
     def mark(self, token: int) -> Iterator[Delta]:
-        """Add the next token, which is a mark or a part of one; yield what is now certain."""
+        """Add the next token, which is a mark or a part of one; yield the text that can't change any more."""
         marks, beginning = self._marks, self._beginning
         if token in marks.symbols:
             yield from self._end_beginning()
@@ -260,7 +261,7 @@ class ReasoningSplitter:
             self._beginning = None
         yield from self._end_beginning()
         yield from self._flush()
-        # All text before this token, which is a mark by itself, has been read.
+        # This token is a complete mark, and all text before it has been read.
         if _channel_of(self._state[0]) == "reasoning":
             if token in marks.closing:
                 yield from self._enter("normal")
@@ -274,7 +275,7 @@ class ReasoningSplitter:
             yield from self._emit(marks.opening.get(token) or marks.closing[token])
 
     def finish(self) -> Iterator[Delta]:
-        """Yield the text still held back; call this once, when nothing follows."""
+        """Yield the text that was held back; call this once, when nothing follows."""
         yield from self._end_beginning()
         yield from self._flush()
 
@@ -298,9 +299,10 @@ class ReasoningSplitter:
             self._trims = True
 
     def _run(self, text: str) -> Iterator[Delta]:
-        """Split a text as mlx-lm does, but hold back no more of it than the longest mark could need.
+        """Split a text as mlx-lm does, but hold back at most the length of the longest mark.
 
-        mlx-lm holds back all text since a mark may have begun: everything, if "aab" is a mark and the text is "aaaa".
+        mlx-lm holds back all text after a possible beginning of a mark. If "aab" is a mark, it holds back all of
+        "aaaa".
         """
         state, segments = TextStateMachine.split(self._state, text)
         name, node, states, held = state
@@ -317,7 +319,7 @@ class ReasoningSplitter:
         yield from self._emit(self._marks.without_symbols(text))
 
     def _emit(self, text: str, state: str | None = None) -> Iterator[Delta]:
-        """Yield a text as what it is in a state, by default the present one."""
+        """Yield a text with the channel of a state, by default of the current state."""
         channel = _channel_of(state or self._state[0])
         if channel is None:
             return
@@ -334,7 +336,7 @@ class ReasoningSplitter:
 
 
 def _channel_of(state: str | None) -> Channel | None:
-    """Return what the text of a state is; None for markup, such as the header of a channel."""
+    """Return the channel of a state's text, or None for markup such as the header of a message."""
     if state is not None and state.startswith("reasoning"):
         return "reasoning"
-    return "answer" if state == "normal" else None
+    return "content" if state == "normal" else None

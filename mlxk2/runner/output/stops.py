@@ -1,4 +1,4 @@
-"""Stop strings, searched in a text that comes in steps."""
+"""Search a text that comes in parts for stop strings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 class StopStrings(tuple[str, ...]):
     """Texts that end a completion, prepared once for all completions of a request.
 
-    The preparation takes four bytes for each character, where mlx-lm's state machine has a dictionary for each.
-    `borders` has for each text, and for each beginning of it, the length of the longest end of that beginning, shorter
-    than itself, that also begins the text. (Knuth, Morris, Pratt: https://doi.org/10.1137/0206024.)
+    `borders` is the failure function of Knuth, Morris and Pratt (https://doi.org/10.1137/0206024): for each prefix of a
+    text, the length of its longest proper suffix that is also a prefix of the text. It takes four bytes per character;
+    mlx-lm's state machine has a dictionary for each.
     """
 
     borders: list[array[int]]
 
     def __new__(cls, texts: Iterable[str] = ()) -> StopStrings:
-        """Prepare texts; return texts that are prepared already as they are."""
+        """Prepare the texts; return texts that were already prepared unchanged."""
         if isinstance(texts, StopStrings):
             return texts
         made = super().__new__(cls, texts)
@@ -31,14 +31,14 @@ class StopStrings(tuple[str, ...]):
 
 
 def _extend_match(text: str, borders: Sequence[int], matched: int, character: str) -> int:
-    """Return how many of the last characters begin a text, given how many did before this character."""
+    """Return the length of the match of a text after the next character; before it, `matched` characters matched."""
     while matched and text[matched] != character:
         matched = borders[matched - 1]
     return matched + (text[matched] == character)
 
 
 class StopScan:
-    """The search in one completion: `held` may begin a stop string, `found` says that one has come."""
+    """The search in one completion: `held` can be the beginning of a stop string; `found` is true after one came."""
 
     __slots__ = ("_matched", "_stops", "found", "held")
 
@@ -49,7 +49,7 @@ class StopScan:
         self.found = False
 
     def add(self, text: str) -> str:
-        """Add the next text; return what is certain of it, up to the stop string that ends first, if one does."""
+        """Add the next text; return the text that can't begin a stop string, up to the stop string that ends first."""
         ends = [end for number in range(len(self._stops)) if (end := self._find_end(number, text))]
         text, before = self.held + text, len(self.held)
         if ends:
@@ -61,7 +61,7 @@ class StopScan:
         return text[:certain]
 
     def _find_end(self, number: int, text: str) -> tuple[int, int] | None:
-        """Return where in the next text a stop string ends first, and the length of the stop string."""
+        """Return the first end of a stop string in the next text, and the stop string's length; None without an end."""
         stop, borders, matched = self._stops[number], self._stops.borders[number], self._matched[number]
         if not matched and stop[0] not in text:
             return None
@@ -73,7 +73,7 @@ class StopScan:
         return None
 
     def flush(self) -> str:
-        """Return the text that is held, because nothing follows it, and begin anew."""
+        """Return the held text and start a new search, because nothing follows."""
         held, self.held = self.held, ""
         self._matched = [0] * len(self._stops)
         return held

@@ -1,4 +1,4 @@
-"""From token ids to text: one TextStream per request, one Vocabulary per model."""
+"""Convert token ids to text: one TextStream per completion, one Vocabulary per model."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from typing import Any, Protocol
 from mlxk2.runner.events import Channel
 from mlxk2.runner.output.detokenizers import mapped_bytes
 from mlxk2.runner.output.logprobs import Attribution, TokenLogprob
-from mlxk2.runner.output.reasoning import Delta, Marks, ReasoningSplitter, names_thinking
+from mlxk2.runner.output.reasoning import Delta, Marks, ReasoningSplitter, is_thinking_name
 from mlxk2.runner.output.stops import StopScan, StopStrings
 
 _REPLACEMENT = "\ufffd"
 _NO_MARKS = Marks()
-# White space, and how SentencePiece and byte-level vocabularies write it.
+# White space, and the characters for it in SentencePiece and byte-level vocabularies.
 _WHITE_SPACE = "\u2581\u0120\u010a \n\t"
 
 
 class Detokenizer(Protocol):
-    """Turns tokens into text as they come; mlx-lm's streaming detokenizers do."""
+    """Converts tokens to text one by one, as mlx-lm's streaming detokenizers do."""
 
     @property
     def last_segment(self) -> str:
-        """The text that became known since this was last read."""
+        """The new text since the last time that this property was read."""
 
     def add_token(self, token: int) -> None:
         """Add the next token."""
 
     def finalize(self) -> None:
-        """Turn what is left into text as it is, because no token will follow."""
+        """Convert the remaining bytes to text, because no token follows."""
 
 
 class Tokenizer(Protocol):
-    """The part of mlx-lm's tokenizer wrapper that text needs."""
+    """The part of mlx-lm's tokenizer wrapper that this module uses."""
 
     @property
     def detokenizer(self) -> Detokenizer:
-        """A new detokenizer at each reading."""
+        """A new detokenizer for each access."""
 
     @property
     def eos_token_ids(self) -> set[int]:
         """The tokens that end a completion."""
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of these tokens, with all their marks."""
+        """Return the text of these tokens, including marks."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's tokenizer says about text: how to decode it, what ends it, how reasoning is marked.
+    """The properties of a model's tokens: how to decode them, which ones end a text, and the marks of reasoning.
 
-    `letter` is a text that others can follow, in tokens: detokenizers drop the space that a text begins with.
+    `letter` is a letter in tokens. Detokenizers drop a space at the beginning of a text, so some texts are decoded
+    after this letter.
     """
 
     tokenizer: Tokenizer
@@ -65,7 +66,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, ends: Iterable[int] = ()) -> Vocabulary:
-        """Read a tokenizer wrapper of mlx-lm, once for all requests; tokens of `ends` end completions too."""
+        """Read the properties from mlx-lm's tokenizer wrapper; the tokens in `ends` also end completions."""
         special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
         special |= set(tokenizer.all_special_ids)
         marks = Marks.of(tokenizer, special)
@@ -78,19 +79,20 @@ class Vocabulary:
             letter=tuple(tokenizer.encode("a", add_special_tokens=False)),
             size=size,
             end_tokens=end_tokens,
-            hidden_tokens=end_tokens | {token for token in special & names.keys() if not names_thinking(names[token])},
-            # Added tokens may stand for white space, which is text.
+            hidden_tokens=end_tokens
+            | {token for token in special & names.keys() if not is_thinking_name(names[token])},
+            # Added tokens that stand for white space are text.
             boundaries=end_tokens | {token for token, name in names.items() if name.strip(_WHITE_SPACE)},
             marks=marks,
             initial_state=tokenizer.response_initial_state or "normal",
         )
 
     def hides(self, token: int) -> bool:
-        """Whether a token is never text: it is special, or only pads the model's output to a round size."""
+        """Return whether a token is never text, because it is special or only pads the vocabulary to a round size."""
         return token in self.hidden_tokens or token >= self.size
 
-    def opens_thinking(self, prompt: Sequence[int]) -> bool | None:
-        """Whether a prompt of these token ids ends inside a thought; None if its last turn has no mark of a thought."""
+    def has_open_thought(self, prompt: Sequence[int]) -> bool | None:
+        """Return whether a prompt ends inside a thought, or None if its last turn has no mark of a thought."""
         turn = []
         for token in reversed(prompt):
             if token in self.boundaries:
@@ -98,25 +100,25 @@ class Vocabulary:
             if token in self.marks.opening or token in self.marks.closing:
                 return token in self.marks.opening
             turn.append(token)
-        return self.marks.are_open_in(self.tokenizer.decode(turn[::-1])) if turn and self.marks.untokened else None
+        return self.marks.has_open_thought(self.tokenizer.decode(turn[::-1])) if turn and self.marks.untokened else None
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the bytes that a token stands for, which need not be whole characters."""
+        """Return the bytes of a token, which can be a part of a character."""
         mapped = mapped_bytes(self.tokenizer.detokenizer, token)
         if mapped is not None:
             return mapped
-        # What the token adds to a text. An unknown token adds nothing.
+        # Decode the token after a letter, and remove the letter. An unknown token adds nothing.
         before = list(self.letter)
         decode = self.tokenizer.decode
         return decode([*before, token]).removeprefix(decode(before)).encode()
 
 
 class TextStream:
-    """The text of one completion: whole characters only, reasoning apart, nothing of a stop string.
+    """Converts the tokens of one completion to text: whole characters, reasoning separate from content, no stop string.
 
-    Stop strings are searched in the answer alone: in the reasoning they would end the completion before its answer. A
-    `plain` completion continues the prompt's text: it is all answer, and its first space belongs to it, as in one that
-    `continues` a message. `logprobs` are those of the tokens that the answer consists of.
+    Stop strings are searched only in the content; in the reasoning they would end the completion before its content.
+    A `plain` completion continues the prompt's text: all of it is content. Its first space belongs to it, as in a
+    completion that `continues` a message. `logprobs` are those of the content's tokens.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class TextStream:
             _ = self._detokenizer.last_segment
 
     def add(self, token: int, logprob: TokenLogprob | None = None) -> list[Delta]:
-        """Add the next token, with its logprob if the request asks for it; return the text that is now certain."""
+        """Add the next token, with its logprob if the request asks for it; return the text that is certain now."""
         if self._vocabulary.hides(token):
             return []
         self._detokenizer.add_token(token)
@@ -155,7 +157,7 @@ class TextStream:
         if name is None:
             deltas = list(self._route(splitter.read(text)))
         else:
-            # Before the mark there may be text that the detokenizer had kept back.
+            # Text before the mark comes from earlier tokens, which the detokenizer had held back.
             before, _, after = text.rpartition(name)
             deltas = [
                 *self._route(splitter.read(before)),
@@ -168,11 +170,11 @@ class TextStream:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """Return the text still held back; call this once, when no token follows."""
+        """Return the text that was held back; call this once, when no token follows."""
         if self.stopped:
             return []
         self._detokenizer.finalize()
-        # Bytes without the rest of their character are no text.
+        # Drop the first bytes of an incomplete character.
         text = self._detokenizer.last_segment.rstrip(_REPLACEMENT)
         deltas = [*self._route(self._splitter.read(text)), *self._route(self._splitter.finish())]
         if not self.stopped:
@@ -182,26 +184,26 @@ class TextStream:
 
     def _attribute(self, text: str, deltas: Sequence[Delta]) -> None:
         """Move the logprobs of the tokens that became content to `logprobs`."""
-        content = "".join(part for channel, part in deltas if channel == "answer")
+        content = "".join(part for channel, part in deltas if channel == "content")
         if self.stopped:
             self._held = 0
         elif self._stops.held and not content:
-            # Marks may have followed what could be the beginning of a stop string.
+            # The end of the content can be the beginning of a stop string; count the marks after it too.
             self._held += len(text)
         else:
             self._held = self._splitter.held + len(self._stops.held)
         self.logprobs += self._attribution.take(text, content, self._held)
 
     def _route(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
-        """Yield these deltas, of the answer only what comes before a stop string."""
+        """Yield these deltas; yield content only up to a stop string."""
         for channel, text in deltas:
             if self.stopped:
                 return
             if channel != self._channel:
-                # A stop string does not span a block of reasoning.
+                # A stop string can't begin before a block of reasoning and end after it.
                 yield from self._release()
                 self._channel = channel
-            if channel == "answer":
+            if channel == "content":
                 text = self._stops.add(text)
                 self.stopped = self._stops.found
             if text:
@@ -209,4 +211,4 @@ class TextStream:
 
     def _release(self) -> Iterator[Delta]:
         if held := self._stops.flush():
-            yield "answer", held
+            yield "content", held

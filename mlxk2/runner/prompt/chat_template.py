@@ -1,6 +1,6 @@
-"""Chat templates: the environment they are written for, and how a conversation is rendered with one.
+"""Render a conversation with a chat template, in the environment for which templates are written.
 
-They are programs of strangers. They run in the process of `process.py`, within its limits of time and memory.
+Templates are untrusted programs. They run in the process of `process.py`, within its limits of time and memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# More than any prompt has.
-_MAX_CHARACTERS = 64 << 20
-# Marks where a last message ends that is to be continued. As in transformers, a space that may be trimmed follows it.
+_MAX_CHARACTERS = 64 << 20  # More than any prompt has.
+# Marks the end of a last message that will be continued. As in transformers, it ends in a space, which can be trimmed.
 _END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class _TransformersExtension(Extension):
-    """What transformers adds to Jinja: three functions, a filter, and `{% generation %}`.
+    """The additions of transformers to Jinja: functions, a filter, and `{% generation %}`.
 
-    That tag marks for training what the model said; here its content is only rendered.
+    That tag marks the model's text for training; here its content is only rendered.
     """
 
     tags = {"generation"}
@@ -64,12 +63,12 @@ class _TransformersExtension(Extension):
 
     @staticmethod
     def strftime_now(form: str) -> str:
-        """Return the present time."""
-        return datetime.now().strftime(form)  # noqa: DTZ005 - the day that the user has
+        """Return the current local time."""
+        return datetime.now().strftime(form)  # noqa: DTZ005 - the user's date
 
 
 class _Dict:
-    """`dict`, as far as it is harmless in a template."""
+    """The harmless part of `dict` for templates."""
 
     def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
         return dict(*values, **named)
@@ -79,7 +78,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """`namespace`, without the names that lead into Python."""
+    """`namespace` without names that give access to Python's internals."""
 
     def __init__(*values: Any, **named: Any) -> None:
         self, *rest = values
@@ -99,16 +98,15 @@ def _check_name(name: object) -> None:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Return what chat templates are written for: https://huggingface.co/docs/transformers/chat_templating_writing."""
+    """Return the environment of https://huggingface.co/docs/transformers/chat_templating_writing."""
     extensions = [_TransformersExtension, loopcontrols]
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
 
 def find_source(folder: Path, loaded: object) -> str | None:
-    """Return the chat template of a model: as transformers `loaded` it, else from the files that only others read.
+    """Return the chat template of a model: the one that transformers `loaded`, or one from files that it does not read.
 
-    A template without content does not count; of several with names, return the default. Raise ValueError for a file
-    that is not JSON.
+    Skip an empty template; from several with names, return the default. Raise ValueError for a file that is not JSON.
     """
     if source := _source_of(loaded):
         return source
@@ -121,7 +119,7 @@ def find_source(folder: Path, loaded: object) -> str | None:
 
 
 def _source_of(value: object) -> str | None:
-    """Return the template from a value of a file: a text, or several with names, in a list or an object."""
+    """Return the template from a value in a file: a text, or named templates in a list or an object."""
     if isinstance(value, str):
         text = value.removeprefix("\ufeff")
         return text if text.strip() else None
@@ -135,25 +133,25 @@ def _source_of(value: object) -> str | None:
 
 
 def render(template: Template, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-    """Return the text of a conversation; with `continue_final_message`, only up to the end of the last message.
+    """Return the text of a conversation; with `continue_final_message`, cut it at the end of the last message.
 
-    This follows `apply_chat_template` of transformers.
+    This is the behaviour of `apply_chat_template` in transformers.
     """
     values = dict(variables)
     if not values.pop("continue_final_message", False):
-        return _limited(template.render({**values, "messages": messages}))
+        return _check_length(template.render({**values, "messages": messages}))
     last = messages[-1]
     content = last["content"] if isinstance(last["content"], str) else last["content"][0]["text"]
     ended = content + _END if content is last["content"] else [{**last["content"][0], "text": content + _END}]
-    text = _limited(template.render({**values, "messages": [*messages[:-1], {**last, "content": ended}]}))
+    text = _check_length(template.render({**values, "messages": [*messages[:-1], {**last, "content": ended}]}))
     end = text.rfind(_END.strip())
     if end < 0 or content.strip() not in text:
-        raise TemplateError("it leaves out the last message, which is to be continued")
-    # If the space after the mark is gone, the template trims messages.
+        raise TemplateError("it omits the last message, which the request wants to continue")
+    # If the space after the mark is missing, the template trims messages.
     return text[:end] if text.startswith(_END, end) else text[:end].rstrip()
 
 
-def _limited(text: str) -> str:
+def _check_length(text: str) -> str:
     if len(text) > _MAX_CHARACTERS:
         raise TemplateError(f"it makes a prompt of {len(text)} characters")
     return text

@@ -1,4 +1,4 @@
-"""Processes that run what a model's own files define, within limits, and that can be ended at any moment."""
+"""Run the untrusted programs in a model's files in processes with limits, which can be ended at any time."""
 
 from __future__ import annotations
 
@@ -21,30 +21,26 @@ from typing import Any
 from mlxk2.errors import ModelError, ModelNotRunnableError, OperationCancelled, ServerStoppingError
 from mlxk2.runner.offline import VARIABLES
 
-# Seconds of processor time for one rendering. The longest conversations that fit a context take a tenth of it.
-TEMPLATE_SECONDS = 2.0
-# Seconds of processor time, by the kind of question. Some tokenizers are converted when they are loaded: most of a
-# minute on a slow machine. A prompt of a million tokens takes two seconds. A line of a completion, which is decoded
-# while the completions of others wait, takes less than a millisecond.
-SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1.0}
-# Seconds of wall time: a process that was stopped, or that waits for a disk, uses no processor time.
-_PATIENCE = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
-# Bytes; on Linux beyond what the process has mapped once its libraries are imported.
-MAX_MEMORY = 3 << 30
+# Processor time for one rendering. The longest conversations that fit a context take a tenth of it.
+MAX_TEMPLATE_SECONDS = 2.0
+# Processor time, by the kind of question. Some tokenizers are converted when they are loaded, which takes most of a
+# minute on a slow machine. A prompt of a million tokens takes two seconds. Decoding a line of a completion takes less
+# than a millisecond; other completions wait for it.
+MAX_CPU_SECONDS = {"open": 120.0, "chat": 10.0, "encode": 10.0, "decode": 1.0, "find": 1.0}
+# Wall time, because a process that is stopped, or waits for a disk, uses no processor time.
+_MAX_WALL_SECONDS = {"open": 180.0, "chat": 20.0, "encode": 20.0, "decode": 5.0, "find": 5.0}
+# On Linux, in addition to the memory that the process has mapped after importing its libraries.
+MAX_MEMORY_BYTES = 3 << 30
 
 _PROGRAM = "mlxk2.runner.prompt.process"
-# Processes for one model.
-_MAX_PROCESSES = 3
-# Seconds after which another process is started beside one that is busy.
-_BUSY_SECONDS = 1.0
-# Seconds between two checks of whether the result is still needed, and of the memory.
-_TICK = 0.1
-# Bytes that are read or written at once.
-_BLOCK_SIZE = 1 << 20
-# Of `struct rusage_info_v0` of macOS, in numbers of 64 bits; the first two are a UUID.
+_MAX_PROCESSES = 3  # For one model.
+_BUSY_SECONDS = 1.0  # After this time, another process is started beside a busy one.
+_CHECK_SECONDS = 0.1  # Between two checks of the memory and of whether the result is still needed.
+_BLOCK_BYTES = 1 << 20  # Bytes of one read or write.
+# In `struct rusage_info_v0` of macOS: the number of 64-bit fields (the first two are a UUID), and the memory's index.
 _RUSAGE_FIELDS = 12
 _FOOTPRINT = 9
-# Libraries stay silent, and use one thread.
+# Make libraries silent, and let them use one thread.
 _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -53,24 +49,23 @@ _SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
 }
 
-# A JSON object and token ids.
-Result = tuple[dict[str, Any], "array[int]"]
-Cancelled = Callable[[], bool]
+Result = tuple[dict[str, Any], "array[int]"]  # A JSON object and token ids.
+IsCancelled = Callable[[], bool]
 
 
 def never_cancelled() -> bool:
-    """Return False, for work that nothing cancels."""
+    """Return False, for work that is never cancelled."""
     return False
 
 
 class ConfinedProcess:
-    """A process of `process.py`: it is ready after a second, and takes one question after the other.
+    """A process that runs `process.py`; it is ready after a second, and handles one question after the other.
 
-    If the kernel does not limit its memory, or with `watches_memory`, it is watched from outside, and ended when it
-    uses more than `max_memory` bytes.
+    If the kernel does not limit its memory, or with `watches_memory`, this process checks its memory, and ends it when
+    it uses more than `max_memory` bytes.
     """
 
-    def __init__(self, *, watches_memory: bool = False, max_memory: int = MAX_MEMORY) -> None:
+    def __init__(self, *, watches_memory: bool = False, max_memory: int = MAX_MEMORY_BYTES) -> None:
         self._max_memory = max_memory
         settings = {**os.environ, **VARIABLES, **_SETTINGS}
         self._process = subprocess.Popen(
@@ -78,9 +73,9 @@ class ConfinedProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd="/",  # the user's working folder may be gone
+            cwd="/",  # The user's working folder can be missing.
             env={name: value for name, value in settings.items() if value is not None},
-            start_new_session=True,  # Ctrl-C is not meant for it
+            start_new_session=True,  # Ctrl-C must not end it.
         )
         self._watches_memory = watches_memory or not _limits_memory(self._process.pid)
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -90,57 +85,60 @@ class ConfinedProcess:
         self.close = weakref.finalize(self, _end, self._process)
 
     def kill(self) -> None:
-        """End the process now, from any thread; a question under way gets an error."""
+        """End the process now; any thread may call this. A running `ask` raises an error."""
         self._process.kill()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can take a question; a process that was stopped can't."""
+        """Whether the process can handle a question; a process that was stopped by a signal can't."""
         return self.close.alive and self._process.poll() is None and not self._is_stopped
 
     @property
     def _is_stopped(self) -> bool:
-        # Python has waitid on macOS since 3.13; without it a stopped process is found when the patience ends.
+        # Python has waitid on macOS since 3.13; without it, a stopped process is noticed at the limit of wall time.
         if not hasattr(os, "waitid"):
             return False
         return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def ask(
-        self, question: Mapping[str, Any], patience: float | None = None, cancelled: Cancelled = never_cancelled
+        self,
+        question: Mapping[str, Any],
+        max_seconds: float | None = None,
+        is_cancelled: IsCancelled = never_cancelled,
     ) -> Result:
-        """Return the result of a question; `patience` is how many seconds of wall time it may take.
+        """Return the result of a question; `max_seconds` limits the wall time.
 
-        Any fault ends the process. Raise ModelError if it gives no result, OperationCancelled if the question was
-        `cancelled`.
+        After any error, end the process. Raise ModelError if the process gives no result, and OperationCancelled when
+        `is_cancelled` returns true.
         """
         try:
-            return self._exchange(question, patience or _PATIENCE[question["ask"]], cancelled)
+            return self._exchange(question, max_seconds or _MAX_WALL_SECONDS[question["ask"]], is_cancelled)
         except BaseException:
             self.close()
             raise
 
-    def _exchange(self, question: Mapping[str, Any], patience: float, cancelled: Cancelled) -> Result:
-        deadline = time.monotonic() + patience
-        # ASCII, because a conversation may hold half a surrogate pair.
+    def _exchange(self, question: Mapping[str, Any], max_seconds: float, is_cancelled: IsCancelled) -> Result:
+        deadline = time.monotonic() + max_seconds
+        # JSON in ASCII, because a conversation can contain half a surrogate pair.
         left, received = memoryview(json.dumps(question).encode() + b"\n"), bytearray()
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         poll.register(self._write, select.POLLOUT)
         while True:
-            events = poll.poll(_TICK * 1000)
+            events = poll.poll(_CHECK_SECONDS * 1000)
             for file, _ in events:
                 if file == self._write:
                     with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                        left = left[os.write(self._write, left[:_BLOCK_SIZE]) :]
+                        left = left[os.write(self._write, left[:_BLOCK_BYTES]) :]
                     if not left:
                         poll.unregister(self._write)
-                elif data := os.read(self._read, _BLOCK_SIZE):
+                elif data := os.read(self._read, _BLOCK_BYTES):
                     received += data
                     if result := _parse(received):
                         return result
                 else:
                     raise _death_error(self._process.wait(), question["ask"])
-            if cancelled():
+            if is_cancelled():
                 raise OperationCancelled("Interrupted.")
             if time.monotonic() > deadline:
                 raise _silence_error()
@@ -155,11 +153,11 @@ class ConfinedProcess:
 
 
 def _parse(received: bytearray) -> Result | None:
-    """Return a result if it has been received completely."""
+    """Return the result if it was received completely, or None."""
     end = received.find(b"\n")
     if end < 0:
         return None
-    # Only the head is JSON; it is parsed again for each block of a large result, of which there are few.
+    # The head is JSON. It is parsed again for each block of a large result, which has few blocks.
     head = json.loads(received[:end])
     if len(received) < end + 1 + head["bytes"]:
         return None
@@ -169,7 +167,7 @@ def _parse(received: bytearray) -> Result | None:
 
 
 def _silence_error() -> ModelError:
-    return ModelError("The process of the model's tokenizer does not answer, and was replaced. Try again.")
+    return ModelError("The process of the model's tokenizer did not respond and was replaced. Try again.")
 
 
 def _memory_error(limit: int) -> ModelError:
@@ -180,10 +178,10 @@ def _memory_error(limit: int) -> ModelError:
 
 
 def _death_error(code: int, asked: str) -> ModelError:
-    """Return the error for a process that ended with this code, by the limit that it exceeded."""
+    """Return the error for a process that ended with this code, which shows the exceeded limit."""
     limits = {
-        -signal.SIGPROF: ("chat template", TEMPLATE_SECONDS),
-        -signal.SIGVTALRM: ("tokenizer", SECONDS[asked]),
+        -signal.SIGPROF: ("chat template", MAX_TEMPLATE_SECONDS),
+        -signal.SIGVTALRM: ("tokenizer", MAX_CPU_SECONDS[asked]),
     }
     if code in limits:
         what, limit = limits[code]
@@ -192,12 +190,12 @@ def _death_error(code: int, asked: str) -> ModelError:
             "Shorten the prompt, or choose another model."
         )
     if code == -signal.SIGABRT:
-        return _memory_error(MAX_MEMORY)
+        return _memory_error(MAX_MEMORY_BYTES)
     return ModelError(f"The process of the model's tokenizer was ended ({code}). Try again.")
 
 
 def _limits_memory(pid: int) -> bool:
-    """Whether the kernel limits the memory of a process that asks for it. macOS does not."""
+    """Return whether the kernel limits the memory of a process that asks for it; macOS does not."""
     if not hasattr(resource, "prlimit"):
         return False
     try:
@@ -208,7 +206,7 @@ def _limits_memory(pid: int) -> bool:
 
 
 def _used_memory(pid: int) -> int:
-    """Return the bytes of memory that a process uses, with those that macOS has compressed; 0 if that is not known."""
+    """Return the memory of a process in bytes, including memory that macOS has compressed; 0 if it is unknown."""
     usage = getattr(ctypes.CDLL(None), "proc_pid_rusage", None)
     if usage is not None:
         fields = (ctypes.c_uint64 * _RUSAGE_FIELDS)()
@@ -228,7 +226,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Starter:
-    """Starts processes; with `keeps_spare` one more is always being started, so that the next one is ready at once."""
+    """Starts processes; with `keeps_spare`, always starts one in advance, so that the next one is ready at once."""
 
     def __init__(self, *, keeps_spare: bool = False) -> None:
         self._keeps_spare = keeps_spare
@@ -244,7 +242,7 @@ class Starter:
                 self._spare = self._start()
 
     def take(self) -> ConfinedProcess:
-        """Return a process that has had no question yet."""
+        """Return a new process that got no question yet."""
         with self._lock:
             spare, self._spare = self._spare, None
             if spare is not None and spare.is_alive:
@@ -254,7 +252,7 @@ class Starter:
             return self._start()
 
     def stop(self) -> None:
-        """End all processes that were started, and start no more: one that still imports would outlive this process."""
+        """End all started processes, and start no more; a process that still imports would outlive this one."""
         with self._lock:
             self._is_stopping = True
             for process in self._started:
@@ -268,15 +266,15 @@ class Starter:
         return process
 
     def restock(self) -> None:
-        """Start the next spare process, with `keeps_spare`."""
+        """With `keeps_spare`, start the next spare process."""
         if self._keeps_spare and not self._is_stopping:
             self.prepare()
 
 
 class Pool:
-    """The processes of one model: one, and for some time another if the first is busy for long.
+    """The processes of one model: one, and more for some time while it is busy for long.
 
-    `opening` is the first question to each; `check` raises an error for a wrong result of it.
+    `opening` is the first question to each process; `check` raises an error if its result is an error.
     """
 
     def __init__(
@@ -289,38 +287,38 @@ class Pool:
         self._idle: list[ConfinedProcess] = []
         self._busy = 0
 
-    def open(self, cancelled: Cancelled = never_cancelled) -> Mapping[str, Any]:
-        """Start the first process; return its result of the opening question."""
-        process, result = self._start(cancelled)
+    def open(self, is_cancelled: IsCancelled = never_cancelled) -> Mapping[str, Any]:
+        """Start the first process and return its result of the opening question."""
+        process, result = self._start(is_cancelled)
         self._idle.append(process)
         self._starter.restock()
         return result
 
     def close(self) -> None:
-        """End the processes that are idle."""
+        """End the idle processes."""
         with self._changed:
             while self._idle:
                 self._idle.pop().close()
 
-    def ask(self, question: Mapping[str, Any], cancelled: Cancelled = never_cancelled) -> Result:
-        """Return the result of one of the processes; raise what `ConfinedProcess.ask` raises."""
+    def ask(self, question: Mapping[str, Any], is_cancelled: IsCancelled = never_cancelled) -> Result:
+        """Ask one of the processes and return the result; raise the errors of `ConfinedProcess.ask`."""
         began = time.monotonic()
         with self._changed:
             while not self._idle and self._busy:
-                if cancelled():
+                if is_cancelled():
                     raise OperationCancelled("Interrupted.")
                 if time.monotonic() > began + _BUSY_SECONDS and self._busy < _MAX_PROCESSES:
                     break
-                self._changed.wait(_TICK)
+                self._changed.wait(_CHECK_SECONDS)
             self._busy += 1
             process = self._idle.pop() if self._idle else None
         try:
             if process is None or not process.is_alive:
                 if process is not None:
                     process.close()
-                process, _ = self._start(cancelled)
+                process, _ = self._start(is_cancelled)
                 self._starter.restock()
-            return process.ask(question, cancelled=cancelled)
+            return process.ask(question, is_cancelled=is_cancelled)
         finally:
             with self._changed:
                 self._busy -= 1
@@ -331,8 +329,8 @@ class Pool:
                         self._idle.append(process)
                 self._changed.notify()
 
-    def _start(self, cancelled: Cancelled) -> tuple[ConfinedProcess, Mapping[str, Any]]:
+    def _start(self, is_cancelled: IsCancelled) -> tuple[ConfinedProcess, Mapping[str, Any]]:
         process = self._starter.take()
-        result, _ = process.ask(self._opening, cancelled=cancelled)
+        result, _ = process.ask(self._opening, is_cancelled=is_cancelled)
         self._check(result)
         return process, result

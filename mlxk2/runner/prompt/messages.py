@@ -1,6 +1,6 @@
-"""The forms that a conversation takes for a chat template: templates differ in the roles and the contents they know.
+"""Render a conversation in a form that the chat template accepts: templates support different roles and contents.
 
-A template that gets a form it does not know either refuses it or silently leaves out texts.
+A template that gets an unsupported form either refuses it or silently omits texts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,20 @@ from typing import Any, TypeVar
 
 from jinja2.exceptions import TemplateError
 
-# What a template raises about a conversation.
-FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TemplateError, TypeError, ValueError)
+# The exceptions of a template that does not accept a conversation.
+TEMPLATE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TemplateError,
+    TypeError,
+    ValueError,
+)
 
 _SIGNS_OF_PARTS = ("'type': 'text'", '"type": "text"')
-# Stands in the place of a text, to find out whether the template uses the text at all.
+# Replaces a text, to find out whether the template uses the text at all.
 _MARK = "mlxk2 text {} of this conversation"
 
 Messages = Sequence[dict[str, Any]]
@@ -22,18 +31,18 @@ Rendered = TypeVar("Rendered")
 
 
 def render_any(render: Callable[[Messages], Rendered], messages: Messages) -> Rendered:
-    """Render a conversation in the first form of which the template leaves out no text of a user or of the system.
+    """Render a conversation in the first form of which the template omits no text of the user or the system.
 
-    If the template leaves out some text of every form, return the first form that it takes. If it takes none, raise
-    what it raised for the first form.
+    If the template omits some text of every form, return the first form that it accepts. If it accepts none, raise its
+    exception for the first form.
     """
     refusal: Exception | None = None
     taken: list[Rendered] = []
     for form in _forms(messages):
         try:
             rendered = render(form)
-        except FAULTS as fault:
-            refusal = refusal or fault
+        except TEMPLATE_ERRORS as error:
+            refusal = refusal or error
             continue
         if not isinstance(rendered, str) or _is_complete(render, form, rendered):
             return rendered
@@ -45,10 +54,10 @@ def render_any(render: Callable[[Messages], Rendered], messages: Messages) -> Re
 
 
 def _forms(messages: Messages) -> Iterator[Messages]:
-    """Yield the conversation as it came, with one system message at its beginning, and without any system message.
+    """Yield the conversation unchanged, then with one system message at its beginning, then without system messages.
 
-    Without a system message, its text comes before that of the first user's message. After these forms, yield them
-    again with contents in parts.
+    In the last form, the system's text is at the beginning of the first user message. Then yield these forms again with
+    contents in parts.
     """
     system = "\n\n".join(_text(message) for message in messages if message["role"] == "system")
     others = [message for message in messages if message["role"] != "system"]
@@ -65,16 +74,17 @@ def _forms(messages: Messages) -> Iterator[Messages]:
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message whose content is a list of parts, as for models that also see."""
+    """Return a message whose content is a list of parts, as for models that also read images."""
     return {**message, "content": [{"type": "text", "text": _text(message)}]}
 
 
 def _is_complete(render: Callable[[Messages], Any], messages: Messages, rendered: str) -> bool:
-    """Whether the text of each user and of the system is in what was rendered.
+    """Return whether the rendered text contains the text of each user and system message.
 
-    A text may be there by chance, or changed: escaped, or trimmed. So the conversation is rendered with marks, too.
+    A text can be there by chance, or in another form (escaped or trimmed). So render the conversation again with marks
+    instead of texts.
     """
-    # Templates leave out the reasoning in what the model said before.
+    # Assistant messages don't count, because templates omit the reasoning in them.
     counted = [
         number
         for number, message in enumerate(messages)
@@ -86,17 +96,17 @@ def _is_complete(render: Callable[[Messages], Any], messages: Messages, rendered
         marked[number] = _in_parts(message) if isinstance(messages[number]["content"], list) else message
     try:
         text: str = render(marked)
-    except FAULTS:
-        # The template checks the texts: then the texts themselves decide.
+    except TEMPLATE_ERRORS:
+        # The template checks the texts and refuses the marks; so search for the texts themselves.
         return _has_all(rendered, (_text(messages[number]).strip() for number in counted))
-    # A template that knows only texts writes a list as Python does.
+    # A template that supports only texts prints a list of parts in Python's or JSON's form.
     return _has_all(text, map(_MARK.format, counted)) and not any(sign in text for sign in _SIGNS_OF_PARTS)
 
 
 def _has_all(rendered: str, texts: Iterable[str]) -> bool:
     position = 0
     for text in texts:
-        # Most follow each other; a search from the beginning each time would take the square of the time.
+        # Most texts follow each other; to search from the beginning each time would take quadratic time.
         found = rendered.find(text, position)
         found = rendered.find(text) if found < 0 else found
         if found < 0:

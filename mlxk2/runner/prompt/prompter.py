@@ -1,4 +1,4 @@
-"""From messages to the token ids of a prompt."""
+"""Make the token ids of a prompt from messages or a text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, NotRequired, TypedDict
 
 from mlxk2.errors import ModelError, ValidationError
 from mlxk2.runner.output.text import Vocabulary
-from mlxk2.runner.prompt.confined import Cancelled
+from mlxk2.runner.prompt.confined import IsCancelled
 from mlxk2.runner.prompt.tokenizer import DecodeError, RefusedError
 from mlxk2.runner.request import too_long
 
 
 class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user or assistant, `name` the speaker's if there is one."""
+    """One turn of a conversation; `role` is system, user or assistant, `name` the optional name of the speaker."""
 
     role: str
     content: str
@@ -25,7 +25,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to continue; `thinking` says whether they end inside a thought; None means unknown."""
+    """The token ids of a prompt; `thinking` is true if they end inside a thought, None if that is unknown."""
 
     tokens: tuple[int, ...]
     thinking: bool | None
@@ -34,8 +34,8 @@ class Prompt:
 class Prompter:
     """Makes prompts for one model, with its tokenizer and chat template.
 
-    Raise ContextLengthError early for far more tokens than the `context`, if one is given, and ModelUnhealthyError if
-    the tokenizer is damaged.
+    Raise ContextLengthError early if the prompt is far longer than `context`, and ModelUnhealthyError if the tokenizer
+    is damaged.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Prompter:
         self._context = context
         self._use_template = use_template and tokenizer.has_chat_template
 
-    def cancellable(self, cancelled: Cancelled) -> Prompter:
+    def cancellable(self, is_cancelled: IsCancelled) -> Prompter:
         """Return this prompter for one request; its work raises OperationCancelled once the request is cancelled."""
         made = copy.copy(self)
-        made._tokenizer = self._tokenizer.cancellable(cancelled)
+        made._tokenizer = self._tokenizer.cancellable(is_cancelled)
         return made
 
     def chat(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> Prompt:
-        """Return the prompt of a conversation that ends with a user's turn; raise ValidationError if it is refused.
+        """Return the prompt of a conversation; raise ValidationError if the chat template refuses the conversation.
 
-        `variables` are for the chat template, with `add_generation_prompt` and `continue_final_message` as
-        transformers understands them. Without a chat template the prompt is the contents, separated by blank lines.
+        `variables` are for the chat template; `add_generation_prompt` and `continue_final_message` have the same
+        meaning as in transformers. Without a chat template, join the contents with blank lines.
         """
         if not self._use_template:
             return self.completion("\n\n".join(message["content"] for message in messages))
@@ -66,31 +66,31 @@ class Prompter:
         options = {"add_generation_prompt": True, **(variables or {})}
         try:
             tokens = self._tokenizer.apply_chat_template(list(messages), context=self._context, **options)
-        except RefusedError as fault:
-            raise ValidationError(f"The model's chat template refuses this conversation: {fault}") from fault
-        return self._prompt(tokens)
+        except RefusedError as error:
+            raise ValidationError(f"The model's chat template refuses this conversation: {error}") from error
+        return self._make_prompt(tokens)
 
     def completion(self, text: str) -> Prompt:
-        """Return a text as a prompt, with the tokens that the tokenizer puts before it.
+        """Return a text as a prompt, after the tokens that the tokenizer adds at the beginning.
 
-        An empty text gives only those tokens; the prompt is empty if the tokenizer has none.
+        For an empty text, the prompt is only these tokens, or empty if the tokenizer adds none.
         """
         bos = self._tokenizer.bos_token
         text = text or bos or ""
         starts = bos is not None and text.startswith(bos)
         try:
             tokens = self._tokenizer.encode(text, add_special_tokens=not starts, context=self._context)
-        except RefusedError as fault:
-            raise ValidationError(f"The model's tokenizer can't read this prompt: {fault}") from fault
+        except RefusedError as error:
+            raise ValidationError(f"The model's tokenizer can't read this prompt: {error}") from error
         if not starts:
-            # Drop the end tokens that some tokenizers put behind every text: after them nothing is generated.
+            # Drop the end tokens that some tokenizers add after every text, because models generate nothing after them.
             letter = self._tokenizer.encode("a", add_special_tokens=True)
             added = sum(1 for _ in takewhile(self._vocabulary.end_tokens.__contains__, reversed(letter)))
             tokens = tokens[: max(1, len(tokens) - added)]
-        return self._prompt(tokens)
+        return self._make_prompt(tokens)
 
-    def _prompt(self, tokens: Sequence[int]) -> Prompt:
+    def _make_prompt(self, tokens: Sequence[int]) -> Prompt:
         try:
-            return Prompt(tuple(tokens), self._vocabulary.opens_thinking(tokens))
-        except DecodeError as fault:
-            raise ModelError(f"The model's tokens can't be decoded: {fault}") from fault
+            return Prompt(tuple(tokens), self._vocabulary.has_open_thought(tokens))
+        except DecodeError as error:
+            raise ModelError(f"The model's tokens can't be decoded: {error}") from error

@@ -1,4 +1,4 @@
-"""A model's tokenizer. Its files are programs of strangers, so all its work is done in processes of their own."""
+"""A model's tokenizer. Its files are untrusted programs, so they run in separate processes."""
 
 from __future__ import annotations
 
@@ -21,42 +21,41 @@ from mlxk2.fence import fence
 from mlxk2.formatting import one_line
 from mlxk2.names import folder_of, pull_command, short_hash
 from mlxk2.runner.output import detokenizers
-from mlxk2.runner.prompt.confined import Cancelled, Pool, Result, Starter, never_cancelled
+from mlxk2.runner.prompt.confined import IsCancelled, Pool, Result, Starter, never_cancelled
 from mlxk2.runner.request import too_long
 
-# A model type whose tokenizer class is the generic one that reads tokenizer.json.
+# A model type with the generic tokenizer class, which reads tokenizer.json.
 _GENERIC_TOKENIZER = "aria"
 _READ_BY_GENERIC = ("tokenizer.json", "tokenizer.model")
-# Enough bytes to recognise a file of tiktoken.
-_FIRST_BYTES = 512
-# The names of likely tokens are decoded again and again: so many texts of so few tokens are remembered.
+_FIRST_BYTES = 512  # Enough to recognise a file of tiktoken.
+# Likely tokens are decoded again and again, so remember the texts of up to 4 tokens.
 _MAX_REMEMBERED = 1 << 17
 _MAX_SHORT_TOKENS = 4
-# Tokens at the end of a prompt whose text is remembered, and how many such ends are.
+# Remember the text of the last tokens of a prompt, for so many prompts.
 _TAIL_TOKENS = 16
 _MAX_TAILS = 256
 
 
 class RefusedError(Exception):
-    """The chat template or the tokenizer can't make a prompt of this conversation or text; the message says why."""
+    """The chat template or the tokenizer can't make a prompt from this input; the message says why."""
 
 
 class DecodeError(RuntimeError):
-    """Tokens can't be turned into text; like any fault of a completion, this ends that completion alone."""
+    """Tokens can't be decoded to text; this ends only the completion with these tokens."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """Whether an added token is special."""
+    """An added token: whether it is special."""
 
     special: bool
 
 
 class Tokenizer:
-    """What mlx-lm's tokenizer wrapper says of the tokenizer of a folder, without its code running in this process.
+    """Has the interface of mlx-lm's tokenizer wrapper, but runs the tokenizer in other processes.
 
-    Raise ModelUnhealthyError if the tokenizer is damaged, and what `ConfinedProcess.ask` raises. `damaged` makes that
-    error from its reason.
+    Raise ModelUnhealthyError if the tokenizer is damaged, and the errors of `ConfinedProcess.ask`. `damaged` returns
+    the former from a reason.
     """
 
     def __init__(
@@ -64,11 +63,11 @@ class Tokenizer:
     ) -> None:
         self._pool = pool
         self._damaged = damaged
-        self._cancelled: Cancelled = never_cancelled
+        self._is_cancelled: IsCancelled = never_cancelled
         self._size: int = description["size"]
         self._names: list[str | None] | None = description["names"]
         self._vocabulary: dict[str, int] = description["vocabulary"]
-        # The tokens of the letter a, without and with what the tokenizer puts around a text.
+        # The tokens of the letter a, without and with the tokens that the tokenizer adds to a text.
         self._letters: dict[bool, Sequence[int]] = {False: description["letter"]}
         self.eos_token_ids: set[int] = set(description["ends"])
         added: dict[str, tuple[str, bool]] = description["added"]
@@ -83,7 +82,7 @@ class Tokenizer:
         self.structural_markers: Sequence[str] = description["structural_markers"]
         self.response_transitions: Mapping[str, Any] = description["response_transitions"]
         self.response_initial_state: str | None = description["response_initial_state"]
-        # The text at the end of each prompt is needed; it comes along with the tokens.
+        # A model that thinks needs the text at the end of each prompt; the process sends it with the tokens.
         self._is_thinking = self.has_thinking or "</think>" in (self.chat_template or "")
         self._tails: dict[tuple[int, ...], str] = {}
         self._decode_short = lru_cache(_MAX_REMEMBERED)(self._decode)
@@ -92,24 +91,24 @@ class Tokenizer:
         options = {} if trim_space is None else {"trim_space": trim_space}
         self._detokenizer = detokenizer_class(self, **options)
 
-    def cancellable(self, cancelled: Cancelled) -> Tokenizer:
+    def cancellable(self, is_cancelled: IsCancelled) -> Tokenizer:
         """Return this tokenizer for one request; its work raises OperationCancelled once the request is cancelled."""
         view = copy.copy(self)
-        view._cancelled = cancelled
+        view._is_cancelled = is_cancelled
         return view
 
     def close(self) -> None:
-        """End its processes."""
+        """End the tokenizer's processes."""
         self._pool.close()
 
     @property
     def has_thinking(self) -> bool:
-        """Whether mlx-lm knows the marks around reasoning."""
+        """Whether mlx-lm knows the marks around this model's reasoning."""
         return self.think_start is not None
 
     @property
     def detokenizer(self) -> Any:
-        """A new detokenizer at each reading."""
+        """A new detokenizer for each access."""
         detokenizer = copy.copy(self._detokenizer)
         detokenizer.reset()
         return detokenizer
@@ -134,7 +133,7 @@ class Tokenizer:
         return found
 
     def encode(self, text: str, add_special_tokens: bool = True, context: int | None = None) -> Sequence[int]:
-        """Return the tokens of a text; raise ContextLengthError early for one of far more than `context`."""
+        """Return the tokens of a text; raise ContextLengthError early if they are far more than `context`."""
         if text == "a" and add_special_tokens in self._letters:
             return self._letters[add_special_tokens]
         question = {"ask": "encode", "text": text, "special": add_special_tokens, "context": context}
@@ -146,7 +145,7 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], /, context: int | None = None, **options: Any
     ) -> Sequence[int]:
-        """Return the tokens of a conversation; the `options` are transformers' and the variables of the template."""
+        """Return the tokens of a conversation; `options` are those of transformers, and template variables."""
         question = {"ask": "chat", "messages": messages, "options": options, "context": context}
         return self._tokens(question, context)
 
@@ -162,7 +161,7 @@ class Tokenizer:
         return tokens
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
-        """Return the text of these tokens, with all their marks."""
+        """Return the text of these tokens, including marks."""
         if len(tokens) <= _TAIL_TOKENS and (tail := self._tails.get(tuple(tokens))) is not None:
             return tail
         return self._decode_short(tuple(tokens)) if len(tokens) <= _MAX_SHORT_TOKENS else self._decode(tokens)
@@ -170,12 +169,12 @@ class Tokenizer:
     def _decode(self, tokens: Sequence[int]) -> str:
         try:
             text: str = self._ask({"ask": "decode", "ids": list(tokens)})[0]["text"]
-        except (ModelError, RefusedError) as fault:
-            raise DecodeError(str(fault)) from fault
+        except (ModelError, RefusedError) as error:
+            raise DecodeError(str(error)) from error
         return text
 
     def _ask(self, question: Mapping[str, Any]) -> Result:
-        head, tokens = self._pool.ask(question, self._cancelled)
+        head, tokens = self._pool.ask(question, self._is_cancelled)
         if "damaged" in head:
             raise self._damaged(head["damaged"])
         if "refused" in head:
@@ -184,7 +183,7 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    folder: Path, config: Mapping[str, Any], starter: Starter, name: str, cancelled: Cancelled = never_cancelled
+    folder: Path, config: Mapping[str, Any], starter: Starter, name: str, is_cancelled: IsCancelled = never_cancelled
 ) -> Tokenizer:
     """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError if it is damaged.
 
@@ -192,8 +191,8 @@ def load_tokenizer(
     """
     # Its warnings are about uses that mlxk2 does not have.
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    # mlx-lm has defaults for models of some kinds that came without settings of their tokenizer. If the architecture
-    # can't be imported, the loading of the weights says so.
+    # mlx-lm has defaults for some architectures whose models lack tokenizer settings. If the architecture can't be
+    # imported, loading the weights will report that.
     defaults = None
     with suppress(ValueError, LookupError, OSError, ImportError), fence():
         model_class, _ = utils._get_classes(utils.load_config(folder))
@@ -206,7 +205,7 @@ def load_tokenizer(
         "defaults": defaults,
     }
     pool = Pool(starter, opening, partial(_check, name, folder))
-    return Tokenizer(pool, pool.open(cancelled), partial(explain_damage, name, folder))
+    return Tokenizer(pool, pool.open(is_cancelled), partial(explain_damage, name, folder))
 
 
 def explain_damage(name: str, folder: Path, reason: str) -> ModelUnhealthyError:
@@ -227,27 +226,27 @@ def _check(name: str, folder: Path, head: Mapping[str, Any]) -> None:
     reason = next((head[kind] for kind in ("damaged", "refused", "missing", "needs_code") if kind in head), None)
     if reason is None:
         return
-    reason = " ".join(reason.replace(str(folder), folder.name).split())
+    reason = reason.replace(str(folder), folder.name)
     if "tiktoken" in reason:
-        # transformers takes a damaged file of sentencepiece for one of tiktoken, and then asks for tiktoken.
+        # transformers treats a damaged file of sentencepiece as one of tiktoken, and then asks for tiktoken.
         with suppress(OSError):
             begin = (folder / "tokenizer.model").read_bytes()[:_FIRST_BYTES]
             if not (folder / "tokenizer.json").exists() and not compatibility.is_tiktoken(begin):
-                raise explain_damage(name, folder, "tokenizer.model is no file of sentencepiece's")
+                raise explain_damage(name, folder, "tokenizer.model is not a file of sentencepiece")
     if "needs_code" in head:
-        raise ModelNotRunnableError(f"The model's tokenizer needs code of its own, which is never executed: {reason}")
+        raise ModelNotRunnableError(f"The tokenizer needs the model's own code, which is never executed: {reason}")
     if "missing" in head:
-        raise ModelNotRunnableError(f"The model's tokenizer needs what is not installed here: {reason}")
+        raise ModelNotRunnableError(f"The model's tokenizer needs a package that is not installed: {reason}")
     raise explain_damage(name, folder, reason)
 
 
 def token_ids(named: object) -> list[int]:
-    """Return the token ids that a config names, one or several."""
+    """Return the token ids in a value of a config: one id or a list of ids."""
     return [token for token in (named if isinstance(named, list) else [named]) if type(token) is int]
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """Return how to load the tokenizer: without code of the model, and without what only another mlx-lm has."""
+    """Return the options for loading the tokenizer, without the model's own code and without names mlx-lm lacks."""
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     settings: dict[str, Any] = {}
     with suppress(OSError, ValueError):
@@ -256,7 +255,7 @@ def _options(folder: Path) -> dict[str, Any]:
     if "auto_map" in settings and any((folder / name).is_file() for name in _READ_BY_GENERIC):
         options["tokenizer_type"] = _GENERIC_TOKENIZER
     if mlx_lm := compatibility.installation():
-        # The model's own template is used, and tools are not called.
+        # Without the name, the model's own template is used; mlxk2 does not call tools.
         known = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
         options |= {key: None for key, names in known.items() if str(settings.get(key)) not in names}
     return options

@@ -1,1 +1,1 @@
-"""HTTP, for every API: connections, access, bodies, refusals, disconnects."""
+"""HTTP for all APIs: connections, access, bodies, refusals and disconnects."""

@@ -1,4 +1,4 @@
-"""Access: who may send requests, under which name of the server, and how much."""
+"""Access: check the key, the host name, the origin and the size of requests."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from mlxk2.server.http.bodies import Body, Budget, coding_of
 from mlxk2.server.http.listener import LOOPBACK, WILDCARDS, host_name, is_address, typed_host_name
 from mlxk2.server.http.refusals import MAX_BODY_BYTES, Refusal, RenderRefusal, body_too_large
 
-# These need no key: the page asks the user for it, and that the server runs is not a secret.
+# These paths need no key: the page asks the user for it, and the server's state is not secret.
 OPEN_PATHS = ("/", "/health")
 OPEN_FOLDER = "/page/"
-# Their requests may have no Host header, and browsers do not use them.
-_OLD_VERSIONS = ("0.9", "1.0")
+_OLD_VERSIONS = ("0.9", "1.0")  # Of HTTP. They allow requests without a Host header, and browsers don't use them.
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use the server: its address, the key if it has one, and the web pages of other origins that may call it.
+    """The rules of access: the server's address, its key or None, and the origins whose web pages may call it.
 
-    `names` are more names of the server, in the form of `host_name`.
+    `names` are other names of the server, in the form of `host_name`.
     """
 
     host: str = "127.0.0.1"
@@ -36,58 +35,58 @@ class Access:
     names: Collection[str] = ()
 
     def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server; a foreign name that leads to it (DNS rebinding) does not."""
+        """Return whether a Host header names this server; other names can be an attack (DNS rebinding)."""
         name = host_name(header)
-        # DNS rebinding needs a name: addresses are not looked up.
+        # An address is safe, because DNS rebinding needs a name.
         is_own = name in LOOPBACK or name in self.names or (self.host in WILDCARDS and is_address(name))
         return bool(name) and (is_own or name == typed_host_name(self.host))
 
     def knows_origin(self, origin: str, host: str) -> bool:
-        """Whether a page of this origin may call: the server's own page, or one that the user allowed."""
+        """Return whether a page of this origin may call the server: its own page, or one that the user allowed."""
         return origin in self.origins or "*" in self.origins or origin in (f"http://{host}", f"https://{host}")
 
     def knows_key(self, headers: Headers) -> bool:
-        """Whether one of the keys in a request is right."""
+        """Return whether one of the keys in a request is right."""
         if self.api_key is None:
             return True
         # Clients send the key as UTF-8 or, as browsers do, as Latin-1.
         keys = [self.api_key.encode("utf-8", "surrogateescape")]
         with suppress(UnicodeEncodeError):
             keys.append(self.api_key.encode("latin-1"))
-        # All pairs are compared, so that the time reveals nothing.
+        # Compare all pairs, so that the time reveals nothing about the key.
         return any([secrets.compare_digest(given, key) for given, key in product(_keys_of(headers), keys)])
 
 
 def client_of(scope: Scope) -> Hashable:
-    """Return the client of a request; requests with the same keys from the same address come from one client."""
+    """Return an id for the client of a request: requests with the same keys and the same address have the same id."""
     address = scope.get("client")
-    # The hash is kept in place of the keys: they are secrets, and may be long.
+    # Use a hash, because keys are secret and can be long.
     return hash((address and address[0], *_keys_of(Headers(scope=scope))))
 
 
 def _keys_of(headers: Headers) -> Iterator[bytes]:
-    """Return the keys of a request as bytes: starlette reads headers as Latin-1."""
+    """Return the keys of a request as bytes; starlette decodes headers as Latin-1."""
     given = list(headers.getlist("x-api-key"))
     for value in headers.getlist("authorization"):
         scheme, _, key = value.replace("\t", " ").strip(" ").partition(" ")
         if scheme.lower() == "bearer":
             given.append(key)
-    # Only these two are white space here; others may be a byte of a UTF-8 character.
+    # Strip only these two characters; other white space can be a byte of a UTF-8 character.
     return (key.strip(" \t").encode("latin-1") for key in given)
 
 
 def plain_path(path: str) -> str:
-    """Return a path without a slash at its end or two in a row, which clients write when they join it to an address.
+    """Return a path without repeated slashes and without a slash at the end, which clients add by mistake.
 
-    A path of nothing but slashes stays as it is.
+    A path of only slashes is returned unchanged.
     """
     return re.sub("//+", "/", path).rstrip("/") or path
 
 
 class Guard:
-    """An ASGI layer that refuses requests without access and bodies that are too large, and unpacks the others.
+    """An ASGI layer that refuses requests without access and bodies that are too large, and unpacks the other bodies.
 
-    The routes get each path in its plain form, so that no client is redirected.
+    It passes each path to the routes in its plain form, so that clients are not redirected.
     """
 
     def __init__(self, app: ASGIApp, access: Access, render: RenderRefusal) -> None:
@@ -97,7 +96,7 @@ class Guard:
         self._budget = Budget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or respond with the reason why it is refused."""
+        """Pass a request on, or respond with a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -114,13 +113,13 @@ class Guard:
             await self._render(scope["path"], refusal)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raise Refusal for a request that may not reach the routes, as far as its head shows that."""
+        """Raise Refusal if the head of a request shows that the request is not allowed."""
         hosts = headers.getlist("host")
         if not hosts and scope["http_version"] not in _OLD_VERSIONS:
             raise Refusal("The request has no Host header, which HTTP/1.1 requires.", 400, code="invalid_host")
         host = ", ".join(hosts)
         if hosts and not self._access.knows_host(host):
-            message = f"This server does not answer to the name {host!r}."
+            message = f"This server does not accept the host name {host!r}."
             if name := host_name(host):
                 message += f" To allow it, start the server with --allowed-host {name}."
             raise Refusal(message, 403, code="invalid_host")

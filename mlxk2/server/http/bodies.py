@@ -1,4 +1,4 @@
-"""The bodies of requests: unpacked, and within the limits of one body and of all bodies together."""
+"""Receive and unpack the bodies of requests, within the limits of one body and of all bodies together."""
 
 from __future__ import annotations
 
@@ -10,31 +10,27 @@ from starlette.types import Message, Receive
 
 from mlxk2.server.http.refusals import MAX_BODY_BYTES, Refusal, body_too_large, busy
 
-# All bodies together, without the first FREE_BYTES of each.
-MAX_HELD_BYTES = 256 << 20
-# A body up to this size is never refused because of other bodies, so that large ones can't lock out small requests.
+MAX_HELD_BYTES = 256 << 20  # Of all bodies together, without the first FREE_BYTES of each.
+# A body up to this size is never refused because of other bodies, so that large bodies can't block small requests.
 FREE_BYTES = 64 << 10
-# The objects for a value of JSON take a hundred times the memory of its text, and parsing it delays other requests.
+# A JSON value takes a hundred times the memory of its text, and parsing it delays other requests.
 MAX_VALUES = 1 << 20
 _VALUE_MARKS = b",[{"
 CODINGS = ("gzip", "deflate")
-# Bytes that are unpacked at once; then other requests go on.
-_UNPACKED_BYTES = 1 << 20
-# A gzip file may consist of several members, and each one costs more time than its bytes.
-_MAX_MEMBERS = 64
-# Seconds without FREE_BYTES more, after which a body may have to make room for others.
-_STALL_SECONDS = 1.0
+_UNPACKED_BYTES = 1 << 20  # Unpack at most so many bytes, then let other requests continue.
+_MAX_MEMBERS = 64  # A gzip file can have several members, and each one takes additional time.
+_STALL_SECONDS = 1.0  # A body that grows by less than FREE_BYTES in this time is stalled.
 
 
 class Budget:
-    """The memory for the bodies of all requests; a body that stalls makes room for one that arrives."""
+    """The memory for the bodies of all requests; when it is full, a stalled body is refused to make room."""
 
     def __init__(self) -> None:
         self._held: dict[Body, int] = {}
         self._total = 0
 
     def hold(self, body: Body) -> None:
-        """Count the bytes of a body that have arrived; raise Refusal if there is no room for them."""
+        """Count the received bytes of a body; raise Refusal if the memory is full."""
         size = max(0, body.size - FREE_BYTES)
         self._total += size - self._held.get(body, 0)
         self._held[body] = size
@@ -52,7 +48,7 @@ class Budget:
 
 
 class Body:
-    """The body of one request: an ASGI `receive` that unpacks it and checks the limits. `close` ends it."""
+    """The body of one request: an ASGI `receive` that unpacks it and checks the limits. Call `close` at the end."""
 
     def __init__(self, receive: Receive, coding: str, budget: Budget) -> None:
         self.size = 0
@@ -70,11 +66,11 @@ class Body:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it takes memory, is not complete, and has not grown for a while."""
+        """Whether the body takes memory, is incomplete, and has not grown for `_STALL_SECONDS`."""
         return self.size > FREE_BYTES and not self._is_whole and time.monotonic() - self.moved_at > _STALL_SECONDS
 
     async def receive(self) -> Message:
-        """Return the next bytes of the body, or the disconnect of the client; raise Refusal beyond a limit."""
+        """Return the next bytes of the body, or the client's disconnect; raise Refusal if a limit is exceeded."""
         data = b""
         if self._unpacker is None or not self._unpacker.has_more:
             message = await self._next_message()
@@ -92,7 +88,7 @@ class Body:
             try:
                 data = self._unpacker.unpack(data, is_last=not self._has_more)
             except (zlib.error, ValueError) as error:
-                reason = f"The body is not what its Content-Encoding says: {error}."
+                reason = f"The body does not match its Content-Encoding: {error}."
                 raise Refusal(reason, 400, code="invalid_encoding") from error
             has_more = has_more or self._unpacker.has_more
         self.size += len(data)
@@ -114,18 +110,18 @@ class Body:
             self._waiting_task.cancel()
 
     def close(self) -> None:
-        """Give back the memory."""
+        """Free the memory of the body."""
         self._budget.release(self)
 
     async def _next_message(self) -> Message:
-        """Return the next message of the client; raise Refusal if the body is refused while this waits."""
+        """Return the client's next message; raise Refusal if the body is refused during the wait."""
         if self._refusal is not None:
             raise self._refusal
         self._waiting_task = task = asyncio.current_task()
         try:
             return await self._receive()
         except asyncio.CancelledError:
-            # As in asyncio.timeout: a cancellation by other code is raised again.
+            # Pass on a cancellation by other code, as asyncio.timeout does.
             if self._refusal is not None and task is not None and task.uncancel() == 0:
                 raise self._refusal from None
             raise
@@ -144,38 +140,38 @@ class _Unpacker:
         self._stream: zlib._Decompress | None = None
 
     def unpack(self, data: bytes, *, is_last: bool) -> bytes:
-        """Return the next unpacked bytes; raise zlib.error or ValueError if the data are broken or cut off."""
+        """Return the next unpacked bytes; raise zlib.error or ValueError if the data are damaged or truncated."""
         packed = self._waiting + data
         if not self._is_gzip and self._stream is None and len(packed) < 2 and not is_last:
-            # The first two bytes tell RFC 1950 from RFC 1951.
+            # The first two bytes show whether the form is RFC 1950 or RFC 1951.
             self._waiting = packed
             return b""
         if packed and (self._stream is None or self._stream.eof):
-            # Another member of a gzip file, or a body in one of deflate's two forms.
+            # Begin the next member of a gzip file, or a body in one of deflate's two forms.
             self._members += 1
             has_header = packed[0] & 15 == zlib.DEFLATED and int.from_bytes(packed[:2]) % 31 == 0
             if self._is_gzip and self._members <= _MAX_MEMBERS:
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
             elif self._members > 1:
-                raise ValueError("something follows its end")
+                raise ValueError("it continues after its end")
             else:
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
         if self._stream is None:
-            return b""  # an empty body
+            return b""  # The body is empty.
         unpacked = self._stream.decompress(packed, _UNPACKED_BYTES)
         self._waiting = self._stream.unconsumed_tail or self._stream.unused_data
         self.has_more = bool(self._waiting) or len(unpacked) == _UNPACKED_BYTES
         if is_last and not self.has_more and not self._stream.eof:
-            raise ValueError("it is cut off")
+            raise ValueError("it is truncated")
         return unpacked
 
 
 def coding_of(header: str) -> str:
-    """Return the coding of a Content-Encoding header, "" for none; raise Refusal if it is not supported."""
+    """Return the coding in a Content-Encoding header, or "" without one; raise Refusal if it is not supported."""
     codings = [coding for name in header.lower().split(",") if (coding := name.strip()) not in ("", "identity")]
     found = ", ".join(codings).removeprefix("x-")
     if found and found not in CODINGS:
         known = " or ".join(CODINGS)
-        message = f"Content-Encoding {header!r} is not supported; send the body as it is, or with {known}."
+        message = f"Content-Encoding {header!r} is not supported; send the body uncompressed, or with {known}."
         raise Refusal(message, 415, code="unsupported_encoding", headers={"Accept-Encoding": ", ".join(CODINGS)})
     return found

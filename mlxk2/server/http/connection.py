@@ -1,4 +1,4 @@
-"""HTTP connections: one request of a client at a time, in bounded memory and time; an offered upgrade is ignored."""
+"""HTTP connections: handle one request at a time, in bounded memory and time; ignore offers to upgrade."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from mlxk2.formatting import reason_of
 from mlxk2.server.http.refusals import Refusal, RenderRefusal
 
-# More than any client sends. The parser has no limit of its own, and takes ever more time for a long line.
+# More than any client sends. The parser has no limit of its own, and needs more and more time for a long line.
 MAX_HEAD_BYTES = 64 << 10
-# Each field takes twenty times the bytes of a short line.
-MAX_FIELDS = 256
-# Requests that are sent ahead wait as bytes. The connection is read up to this limit: only reading shows its end.
+MAX_FIELDS = 256  # Each field takes twenty times the memory of a short line.
+# Requests that a client sends in advance wait as bytes. Read them up to this limit, because a disconnect is noticed
+# only by reading.
 MAX_BYTES_AHEAD = 256 << 10
-# A client that reads or sends this much in time is not stalled.
+# A client that reads or sends at least so much within `stall_seconds` is not stalled.
 MIN_READ_BYTES = 64 << 10
 MIN_SENT_BYTES = 64 << 10
-# Bytes of a head or of a chunked body that are parsed at once: they hold few requests, however small these are.
+# Parse at most so many bytes of a head or of a chunked body at once, so that they contain only a few requests.
 _HEAD_BYTES_AT_ONCE = 4 << 10
 _CHUNKED_BYTES_AT_ONCE = 512
 _END_OF_HEAD = b"\r\n\r\n"
@@ -36,7 +36,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 
 class Countdown:
-    """Calls a function after some seconds, unless it is stopped or started again before."""
+    """Calls a function after some seconds, unless it is stopped or restarted before."""
 
     def __init__(self, seconds: float, on_end: Callable[[], None]) -> None:
         self._seconds = seconds
@@ -45,11 +45,11 @@ class Countdown:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and not been stopped."""
+        """Whether the countdown was started and not stopped."""
         return self._timer is not None
 
     def start(self) -> None:
-        """Start, or start again from the beginning."""
+        """Start or restart."""
         self.stop()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._on_end)
 
@@ -61,7 +61,7 @@ class Countdown:
 
 
 class _Reading(FlowControl):
-    """uvicorn's flow control, which does not resume while `is_full`."""
+    """uvicorn's flow control, changed not to resume reading while `is_full`."""
 
     is_full = False
 
@@ -71,11 +71,11 @@ class _Reading(FlowControl):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which parses a request only after the response to the previous one.
+    """uvicorn's connection, changed to parse a request only after the response to the previous one.
 
-    The bytes that a client sends ahead wait. `stall_seconds` is how long a head may take, and how long a body or a
-    response may move by less than 64 KB; between requests uvicorn's own limit holds. `render` writes the refusal of
-    bytes that are not HTTP.
+    Bytes that a client sends in advance wait. `stall_seconds` is the most time for a head, and the most time in which a
+    body or a response may advance by less than 64 KB. Between requests, uvicorn's own limit applies. `render` renders
+    the refusal of bytes that are not HTTP.
     """
 
     flow: _Reading
@@ -104,20 +104,20 @@ class Connection(HttpToolsProtocol):
         self._request_countdown.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Free what the connection holds, and wake the request that gets a response, even if others wait behind it."""
+        """Free the memory of the connection, and wake the request that is being handled, even if others wait."""
         self._request_countdown.stop()
         self._response_countdown.stop()
         if cycle := self._responding:
             cycle.disconnected = True
             cycle.message_event.set()
         super().connection_lost(exc)
-        # Reference cycles may keep the connection alive for minutes; its memory must be free at once.
+        # Reference cycles can keep the connection alive for minutes, so free its memory here.
         self._waiting.clear()
         self.pipeline.clear()
         self.headers, self.url = [], b""
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes, and parse as many of them as may be parsed now."""
+        """Add the next bytes, and parse those that may be parsed now."""
         self._waiting += data
         self._parse_waiting()
 
@@ -132,7 +132,7 @@ class Connection(HttpToolsProtocol):
             if is_next or self._refusal or self.transport.is_closing():
                 # These bytes belong to the next request, which waits for the response to this one.
                 break
-            # One step holds the end of at most one request, or of a few small ones.
+            # Each step contains the end of at most one request, or of a few small ones.
             if self._body_bytes_left:
                 end = begin + self._body_bytes_left
             elif self._is_body:
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
             data = self._waiting[begin:end]
             self._has_moved = False
             begin += self._parse(data)
-            # All bytes that neither begin a request nor are part of a body: heads, trailers, chunk sizes, line ends.
+            # Count bytes that are not part of a body: heads, trailers, chunk sizes and line ends.
             self._head_bytes = 0 if self._has_moved else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, "The head of the request is larger than 64 KB.")
@@ -154,11 +154,11 @@ class Connection(HttpToolsProtocol):
         elif self._waiting or self.pipeline or was_full:
             self.flow.resume_reading()
         if not (self._responding or self._request_countdown.is_running or self.timeout_keep_alive_task):
-            # After a stray line end uvicorn no longer limits the time until the next request.
+            # After an unexpected line end, uvicorn does not limit the time until the next request.
             self._request_countdown.start()
 
     def _parse(self, data: bytes | bytearray) -> int:
-        """Parse some bytes; return how many were used: after an offer to upgrade, those before the body."""
+        """Parse some bytes and return how many were used; after an offer to upgrade, only those before the body."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
         return len(data)
 
     def _ignore_upgrade(self) -> None:
-        """Parse the head again without its offer of another protocol (RFC 9110, 7.8), after which httptools stops."""
+        """Parse the head again without its offer of another protocol (RFC 9110, 7.8), where httptools stopped."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
             self._refuse(400, "CONNECT is for proxies; this server is not one.")
@@ -180,18 +180,18 @@ class Connection(HttpToolsProtocol):
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        # uvicorn sets this for its own parser: the response to a request may be sent before later bytes are refused.
+        # As uvicorn does for its own parser: allow later bytes, so that the response to this request is sent first.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._parse(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
-        """Begin a request; its head must come in time."""
+        """Begin a request, and limit the time for its head."""
         self._request_countdown.start()
         self._is_head = self._has_moved = self._is_passed_on = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; ignore those that come after the body."""
+        """Add a header; ignore headers after the body."""
         if not self._is_head or not self._is_passed_on:
             return
         if len(self.headers) < MAX_FIELDS:
@@ -201,7 +201,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, f"The head of the request has more than {MAX_FIELDS} fields.")
 
     def on_headers_complete(self) -> None:
-        """Take the head of a request as complete; its body must come in time."""
+        """Pass the complete head on, and limit the time for the body."""
         if self.parser.should_upgrade():
             self._is_passed_on = False
         if not self._is_passed_on:
@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take some bytes of the body."""
+        """Pass some bytes of the body on."""
         if self._is_passed_on:
             self._has_moved = True
             self._body_bytes_since_check += len(body)
@@ -221,37 +221,37 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take the request as complete: the time until the response has no limit here."""
+        """Pass the end of the request on; the time until the response has no limit here."""
         if self._is_passed_on:
             self._is_body, self._body_bytes_left = False, 0
             self._request_countdown.stop()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the bytes that came after the request."""
+        """Continue with the bytes after the request."""
         super().on_response_complete()
         if self._refusal and not self._responding:
             self._refuse(*self._refusal)
         self._parse_waiting()
 
     def pause_writing(self) -> None:
-        """Begin to watch a client that reads more slowly than the server writes."""
+        """Begin to check a client that reads more slowly than the server writes."""
         self._unread_bytes = self.transport.get_write_buffer_size()
         self._response_countdown.start()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """Stop watching the client: it reads again."""
+        """Stop checking the client, because it reads again."""
         self._response_countdown.stop()
         super().resume_writing()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Refuse bytes that can't be parsed, and close the connection: where the next request begins is unknown."""
+        """Refuse bytes that can't be parsed, and close the connection, because the next request can't be found."""
         if self.transport.is_closing():
             return
         if cycle := self._responding:
             if self._is_head or cycle is not self.cycle:
-                # The response to the previous request comes first.
+                # Send the response to the previous request first.
                 self._refusal = status, message
                 return
             if cycle.response_started:
@@ -259,7 +259,7 @@ class Connection(HttpToolsProtocol):
                 return
         path = b""
         with suppress(httptools.HttpParserInvalidURLError):
-            # The part of the URL that has been read may not have a path.
+            # The URL can be incomplete and have no path.
             path = httptools.parse_url(self.url or b"").path or b""
         refusal = Refusal(message, status, headers={"Connection": "close"})
         response = self._render(unquote(path.decode("latin-1")), refusal)
@@ -269,7 +269,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _responding(self) -> RequestResponseCycle | None:
-        """The request whose response is not complete, if there is one; later requests wait."""
+        """The request whose response is not complete, or None; later requests wait for it."""
         return None if self._started is None or self._started.response_complete else self._started
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -280,8 +280,8 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _check_request(self) -> None:
-        """Close the connection, unless the rest of its request comes fast enough or may come later."""
-        # The client may wait for a response before it sends the rest of its next request.
+        """Close the connection, unless the rest of its request comes fast enough or is allowed to come later."""
+        # A client may wait for a response before it sends the rest of its next request.
         may_wait = self._responding and (self._is_head or self._responding is not self.cycle)
         moves = self._is_body and (self._body_bytes_since_check >= MIN_SENT_BYTES or self.flow.read_paused)
         if may_wait or moves:
@@ -300,12 +300,12 @@ class Connection(HttpToolsProtocol):
             self._response_countdown.start()
 
     def _abort(self) -> None:
-        # `close` would wait until the client has read everything.
+        # `close` would wait until the client has read all data.
         self.transport.abort()
 
 
 async def _without_chunks(app: Any, cycle: RequestResponseCycle, scope: Any, receive: Receive, send: Send) -> None:
-    """Respond to a request of HTTP/1.0, which has no chunks: a body without a length ends with the connection."""
+    """Respond to an HTTP/1.0 request, which supports no chunks: a body without a length ends with the connection."""
     has_length = False
 
     async def send_unchunked(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Disconnects: work for a client ends at once when the client has gone."""
+"""Disconnects: stop the work for a client as soon as the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 
 @asynccontextmanager
-async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client disconnects, and raise ClientDisconnect; the body must have been read before."""
+async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the block when the client disconnects, and raise ClientDisconnect; read the body before using this."""
     task = asyncio.current_task()
     has_disconnected = False
 
@@ -29,7 +29,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        # As in asyncio.timeout: a cancellation by other code is raised again.
+        # Pass on a cancellation by other code, as asyncio.timeout does.
         if has_disconnected and task is not None and task.uncancel() == 0:
             raise ClientDisconnect from None
         raise
@@ -38,7 +38,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """Server-sent events; `close` is called when they end, for whatever reason."""
+    """A response of server-sent events; it calls `close` when they end for any reason."""
 
     media_type = "text/event-stream"
 
@@ -47,14 +47,14 @@ class EventStream(Response):
         self.background = None
         self._close = close
         self._frames = frames
-        # Proxies must send each event at once, and keep none.
+        # Proxies must pass each event on at once, and cache nothing.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the events until the last one, or until the client disconnects."""
+        """Send all events, or stop when the client disconnects."""
         try:
             with suppress(ClientDisconnect):
-                async with while_connected(receive):
+                async with cancel_on_disconnect(receive):
                     await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                     async for frame in self._frames:
                         await send({"type": "http.response.body", "body": frame, "more_body": True})

@@ -1,4 +1,4 @@
-"""The port that the server listens on."""
+"""Open the port of the server, and parse host names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?"
 )
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-# Seconds to wait for a program that may have the port already.
-_PROBE_SECONDS = 1.0
+_PROBE_SECONDS = 1.0  # To wait for another program that may use the port.
 _OTHER_HOST = "Choose an address of this machine with --host."
 
 
@@ -33,7 +32,7 @@ def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
         reason = system_message(error) if isinstance(error, OSError) else "it is not a host name"
         raise OperationError(f"The server can't listen on {host!r}: {reason}.", hint=_OTHER_HOST) from error
     if platform == "darwin" and port and _is_in_use(family, address):
-        # BSD allows to bind 127.0.0.1 although another server has all addresses, and the other way round.
+        # BSD systems let two servers share a port if one binds 127.0.0.1 and the other one all addresses.
         raise _refusal(host, port, OSError(errno.EADDRINUSE, ""))
     listener = socket.socket(family, kind, protocol)
     try:
@@ -47,13 +46,13 @@ def bind(host: str, port: int, platform: str = sys.platform) -> socket.socket:
 
 
 def _is_in_use(family: int, address: tuple[Any, ...]) -> bool:
-    """Whether another program accepts connections where clients on this machine would look for the server."""
+    """Return whether another program already accepts connections at the address that local clients would use."""
     host, *rest = address
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_SECONDS)
         if probe.connect_ex((_LOOPBACK_OF.get(host, host), *rest)):
             return False
-        # The system may have chosen the same port for the probe, which is then connected to itself.
+        # The system can choose this port for the probe itself; then the probe is connected to itself.
         return bool(probe.getsockname() != probe.getpeername())
 
 
@@ -71,9 +70,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 def host_name(text: str) -> str:
-    """Return the name or address in a Host header, in lower case, without a port and a dot at the end.
+    """Return the name or address in a Host header, in lower case, without the port and a final dot.
 
-    Return "" for a text that is neither.
+    Return "" for any other text.
     """
     match = _HOST.fullmatch(text)
     name = (match["address"] or match["name"]).lower().removesuffix(".") if match else ""
@@ -81,7 +80,7 @@ def host_name(text: str) -> str:
 
 
 def typed_host_name(text: str) -> str:
-    """Return `host_name` of a text that a user typed, perhaps an IPv6 address without its brackets."""
+    """Return the `host_name` of a typed text, which can be an IPv6 address without brackets."""
     return host_name(f"[{text}]" if ":" in text and is_address(text) else text)
 
 
@@ -91,7 +90,7 @@ def is_origin(text: str) -> bool:
 
 
 def is_address(name: str) -> bool:
-    """Whether this is an IP address."""
+    """Return whether a name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -100,7 +99,7 @@ def is_address(name: str) -> bool:
 
 
 def own_names() -> tuple[str, ...]:
-    """Return the names of this machine in its network, in the form of `host_name`."""
+    """Return the names of this machine in the local network, in the form of `host_name`."""
     name = host_name(socket.gethostname())
     first = name.partition(".")[0]
     return tuple({name, first, f"{first}.local"}) if first else ()

@@ -1,4 +1,4 @@
-"""Refusals: requests that the server turns away before they reach a route, whichever API they are for."""
+"""Refusals: errors of requests that the server refuses before they reach a route of any API."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
-# Seconds after which a client that was refused may try again.
-RETRY_AFTER = "1"
+RETRY_AFTER = "1"  # Seconds after which a refused client may try again.
 MAX_BODY_BYTES = 32 << 20
 
 
 class Refusal(Exception):
-    """A request that is refused, with the status, the code and the headers of the response.
+    """A refused request, with the status, the code and the headers of the response.
 
-    `code` is one of the API's words for errors; None leaves the choice to the API.
+    `code` is one of the API's error codes; if it is None, the API chooses the code.
     """
 
     def __init__(
@@ -27,15 +26,15 @@ class Refusal(Exception):
         self.headers = headers
 
 
-# Renders a refusal as the API that owns this path writes its errors.
+# Renders a refusal in the error form of the API that owns this path.
 RenderRefusal = Callable[[str, Refusal], Response]
 
 
 def body_too_large() -> Refusal:
-    """Return the refusal of a body that is larger than the limit."""
+    """Return the refusal for a body that is larger than the limit."""
     return Refusal(f"The body is larger than {MAX_BODY_BYTES >> 20} MB.", 413)
 
 
 def busy(message: str) -> Refusal:
-    """Return the refusal of a request for which there is no memory now."""
+    """Return the refusal for a request for which the server has no memory now."""
     return Refusal(message, 503, code="server_busy", headers={"Retry-After": RETRY_AFTER})

@@ -1,1 +1,1 @@
-"""OpenAI's API: request bodies, responses, streams and errors."""
+"""OpenAI's API: the bodies of requests, responses, streams and errors."""

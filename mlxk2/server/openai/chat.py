@@ -41,10 +41,8 @@ from mlxk2.server.openai.sse import (
 )
 from mlxk2.server.preparing import PromptModel
 
-# Far more than any conversation has. Each message takes time.
-MAX_MESSAGES = 65_536
-# Arguments of transformers' `apply_chat_template` that are not variables of a template, and variables that have a field
-# of their own.
+MAX_MESSAGES = 65_536  # Far more than any conversation has; each message takes time.
+# Arguments of transformers' `apply_chat_template` that are not template variables, and variables with their own field.
 RESERVED = frozenset(
     {
         "add_generation_prompt",
@@ -68,13 +66,13 @@ RESERVED = frozenset(
 
 
 class TextPart(Fields):
-    """A part of a message: a text. Other parts are refused, and the server never fetches anything."""
+    """A part of a message that is a text. Other kinds of parts are refused; the server never fetches anything."""
 
     type: Literal["text"] = Field(description="The kind of the part.")
     text: Text = Field(description="The text.")
 
 
-# Types alone can't say this in the description of the API.
+# The types alone can't express this rule in the description of the API.
 _CONTENT_REQUIRED: JsonDict = {
     "if": {"properties": {"role": {"const": "assistant"}}},
     "else": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
@@ -103,7 +101,7 @@ class Message(Fields):
 
     @property
     def text(self) -> str:
-        """The content, its parts joined."""
+        """The content, with its parts joined."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
@@ -146,12 +144,12 @@ class ChatBody(GenerationBody):
         if reserved := sorted(RESERVED & given.keys()):
             raise PydanticCustomError(
                 "together",
-                "Invalid 'chat_template_kwargs': {key} is no variable that a request can set there.",
+                "Invalid 'chat_template_kwargs': a request can't set {key} there.",
                 {"name": "chat_template_kwargs", "key": repr(reserved[0])},
             )
         if self.enable_thinking not in (None, given.get("enable_thinking", self.enable_thinking)):
             raise PydanticCustomError(
-                "together", "'enable_thinking' is not what 'chat_template_kwargs' says.", {"name": "enable_thinking"}
+                "together", "'enable_thinking' differs from 'chat_template_kwargs'.", {"name": "enable_thinking"}
             )
         if self.continue_final_message and self.add_generation_prompt:
             raise PydanticCustomError(
@@ -184,19 +182,19 @@ class ChatBody(GenerationBody):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that may be generated; if both fields are given, the newer one counts."""
+        """The most tokens that may be generated; if both fields are set, the newer one applies."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def likeliest_count(self) -> int | None:
-        """How many of the likeliest tokens to return for each token; None returns no logprobs."""
+        """The number of likeliest tokens to return for each token; None means no logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
         """Return one request for each of the `n` completions of the conversation."""
         messages: list[PromptMessage] = []
         for message in self.messages:
-            # Chat templates know the older name of the role.
+            # Chat templates use the older name of the role.
             role = "system" if message.role == "developer" else message.role
             turn: PromptMessage = {"role": role, "content": message.text}
             messages.append(turn if message.name is None else {**turn, "name": message.name})
@@ -216,7 +214,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that was chosen, and the likeliest ones in its place."""
+    """The chosen token, and the likeliest tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
@@ -229,7 +227,7 @@ class ChatLogprobs(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """The text of the model, and its reasoning before that."""
+    """The model's text, and its reasoning before the text."""
 
     role: Literal["assistant"]
     content: str
@@ -275,9 +273,9 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """An object of the stream of a chat.
+    """An object in the stream of a chat completion.
 
-    The last one has `usage` if the request asks for it, and then `timings` if there is one answer.
+    If the request asks for `usage`, the last object has it, and `timings` if there is only one completion.
     """
 
     id: str
@@ -290,7 +288,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 class ChatRenderer(Renderer):
-    """`/v1/chat/completions`: messages, with their reasoning in a field of its own."""
+    """Renders `/v1/chat/completions`: messages, with their reasoning in a separate field."""
 
     id_prefix = "chatcmpl-"
     object = "chat.completion"
@@ -298,8 +296,8 @@ class ChatRenderer(Renderer):
     prompt_field = "messages"
 
     def choice(self, number: int, output: SequenceOutput) -> JSON:
-        """Return a choice with the whole message."""
-        message: JSON = {"role": "assistant", "content": output.texts["answer"], "refusal": None}
+        """Return the choice with the whole message."""
+        message: JSON = {"role": "assistant", "content": output.texts["content"], "refusal": None}
         if output.texts["reasoning"]:
             message["reasoning_content"] = output.texts["reasoning"]
         return {
@@ -310,12 +308,12 @@ class ChatRenderer(Renderer):
         }
 
     def opening(self, number: int) -> JSON:
-        """Return the choice that has the role."""
+        """Return the choice with the role."""
         return self._choice(number, {"role": "assistant", "content": ""})
 
     def delta(self, number: int, channel: Channel, text: str, logprobs: Sequence[RunnerLogprob]) -> JSON:
         """Return the choice for the next text of a message."""
-        name = "content" if channel == "answer" else "reasoning_content"
+        name = "content" if channel == "content" else "reasoning_content"
         return self._choice(number, {name: text}, self._render_logprobs(logprobs))
 
     def ending(self, number: int, finish_reason: str) -> JSON:
@@ -347,7 +345,7 @@ class ChatRenderer(Renderer):
 router = APIRouter()
 
 
-# Some clients leave out the `/v1`.
+# Some clients omit `/v1`.
 @router.post("/v1/chat/completions")
 @router.post("/chat/completions", include_in_schema=False)
 async def create_chat_completion(request: Request) -> Response:

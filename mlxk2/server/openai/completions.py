@@ -46,12 +46,12 @@ class CompletionBody(GenerationBody):
 
     @property
     def likeliest_count(self) -> int | None:
-        """How many of the likeliest tokens to return for each token; None returns no logprobs."""
+        """The number of likeliest tokens to return for each token; None means no logprobs."""
         return self.logprobs
 
     @property
     def count(self) -> int:
-        """How many sequences to generate."""
+        """The number of sequences to generate."""
         return (self.n or 1) * len(self.prompts)
 
     @property
@@ -105,13 +105,13 @@ class Completion(BaseModel):
 class CompletionChunkChoice(CompletionChoice):
     """The next part of one text."""
 
-    finish_reason: FinishReason | None  # type: ignore[assignment] # null until the end
+    finish_reason: FinishReason | None  # type: ignore[assignment] # It is null until the end.
 
 
 class CompletionChunk(BaseModel):
-    """An object of the stream of a completion.
+    """An object in the stream of a completion.
 
-    The last one has `usage` if the request asks for it, and then `timings` if there is one answer.
+    If the request asks for `usage`, the last object has it, and `timings` if there is only one completion.
     """
 
     id: str
@@ -124,7 +124,7 @@ class CompletionChunk(BaseModel):
 
 
 class CompletionRenderer(Renderer):
-    """`/v1/completions`: plain text, and logprobs in the older form."""
+    """Renders `/v1/completions`: plain text, and logprobs in the older form."""
 
     id_prefix = "cmpl-"
     object = "text_completion"
@@ -136,8 +136,8 @@ class CompletionRenderer(Renderer):
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
 
     def choice(self, number: int, output: SequenceOutput) -> JSON:
-        """Return a choice with the whole text."""
-        text, logprobs = output.texts["answer"], output.logprobs
+        """Return the choice with the whole text."""
+        text, logprobs = output.texts["content"], output.logprobs
         return self._choice(number, text, logprobs, output.finish_reason, lazy=True)
 
     def opening(self, number: int) -> None:  # noqa: ARG002 - part of every renderer
@@ -178,20 +178,20 @@ class CompletionRenderer(Renderer):
         }
 
     def _render_top(self, entry: TokenLogprob) -> JSON:
-        # The chosen token is always there, even if it is not one of the likeliest.
+        # The chosen token is always included, even if it is not one of the likeliest.
         pairs = dict([*entry.top, (entry.token, entry.logprob)])
         return {_older_name(self.bytes_of(token)): max(MIN_LOGPROB, logprob) for token, logprob in pairs.items()}
 
 
 class _Offsets:
-    """Where in the text each token begins, in characters."""
+    """Computes the position of each token in the text, in characters."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
 
     def next(self, raw: bytes) -> int:
-        """Take the bytes of the next token; return where it begins."""
+        """Add the bytes of the next token, and return its position."""
         begin = self._length
         self._length += len(self._decoder.decode(raw))
         return begin
@@ -205,11 +205,11 @@ def _older_name(raw: bytes) -> str:
 router = APIRouter()
 
 
-# Some clients leave out the `/v1`.
+# Some clients omit `/v1`.
 @router.post("/v1/completions")
 @router.post("/completions", include_in_schema=False)
 async def create_completion(request: Request) -> Response:
-    """Continue a text, or several."""
+    """Continue one or more texts."""
     body = CompletionBody.model_validate_json(await request.body())
     return await respond(request, body, CompletionRenderer(body))
 

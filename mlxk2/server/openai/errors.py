@@ -1,7 +1,7 @@
 """Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 
-The messages and codes for a body that is not valid are those of OpenAI's API for the same bodies, and fields are named
-as `messages[0].content`; see https://platform.openai.com/docs/guides/error-codes
+Invalid bodies get the same messages and codes as from OpenAI's API. A field is named like `messages[0].content`; see
+https://platform.openai.com/docs/guides/error-codes
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mlxk2.formatting import cut
 from mlxk2.server.api import RequestError
 from mlxk2.server.http.refusals import RETRY_AFTER, Refusal
 
-# In characters: messages repeat what clients sent, however long it was.
-MAX_MESSAGE = 1000
-MAX_VALUE = 100
+# Messages quote what clients sent, which can be very long.
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_VALUE_CHARACTERS = 100
 _CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
-# Pydantic's fault, whose keys depend on its type.
+# One entry of a pydantic.ValidationError; its keys depend on its type.
 Fault = Mapping[str, Any]
 
-# What a field may be, by the type of the fault that says it is something else.
+# The expected type of a field, by the type of the fault.
 _EXPECTED = {
     "bool_type": "a boolean",
     "dict_type": "an object",
@@ -48,7 +48,7 @@ _TYPES = {
 }
 _EMPTY = "Invalid '{param}': empty {what}. Expected {a} {what} with minimum length 1, but got an empty {what} instead."
 _RANGE = "Invalid '{{param}}': {{number}} {0} value. Expected a value {1}, but got {{given}} instead."
-# The message and the code of each other type of fault.
+# The message and the code for each other type of fault.
 _WORDS: Mapping[str, tuple[str, str]] = {
     "missing": ("Missing required parameter: '{param}'.", "missing_required_parameter"),
     "unsupported": ("Unsupported parameter: '{param}' is not supported by this server yet.", "unsupported_parameter"),
@@ -75,7 +75,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
 
 
 class ErrorDetail(pydantic.BaseModel):
-    """What was wrong, and in which field of the request, if it was a field."""
+    """The message of an error, and the field of the request that is wrong, or null."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -90,7 +90,7 @@ class Error(pydantic.BaseModel):
 
 
 def render(fields: Collection[str], error: RequestError) -> Response:
-    """Return the response for an error; `fields` are the names of all fields that a body may have."""
+    """Return the response for an error; `fields` are the names of all fields of all bodies."""
     if isinstance(error, MlxkError):
         headers = {"Retry-After": RETRY_AFTER} if isinstance(error, ServerBusyError | ServerStoppingError) else None
         return JSONResponse(error_body(error), error.http_status, headers)
@@ -100,7 +100,7 @@ def render(fields: Collection[str], error: RequestError) -> Response:
 
 
 def error_body(error: MlxkError) -> dict[str, Any]:
-    """Return the error body of one of our errors; its hint and its matches become part of the message."""
+    """Return the error body of an MlxkError; its hint and its matches become part of the message."""
     extra = [str(error.details[key]) for key in ("hint",) if key in error.details]
     if isinstance(matches := error.details.get("matches") or error.details.get("available_hashes"), list):
         extra.append(", ".join(map(str, matches)))
@@ -113,18 +113,18 @@ def error_body(error: MlxkError) -> dict[str, Any]:
 
 def _body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    message = cut(message, MAX_MESSAGE)
+    message = cut(message, MAX_MESSAGE_CHARACTERS)
     return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
 
 
 def _sentence(text: str) -> str:
-    """Return a text with a full stop, so that another sentence can follow; hints that are commands have none."""
+    """Return a text with a full stop at its end, so that another sentence can follow; some hints have none."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _describe_invalid(fields: Collection[str], error: pydantic.ValidationError) -> dict[str, Any]:
-    """Return the error body for a request body that is not valid: its first fault, and the field that has it."""
-    # Some steps of a path are pydantic's names for the types of a union.
+    """Return the error body for an invalid request body: its first fault, and the field with this fault."""
+    # Drop the steps of a path that are pydantic's names for the types of a union.
     faults = [
         {**fault, "loc": tuple(step for step in fault["loc"] if isinstance(step, int) or step in fields)}
         for fault in error.errors(include_url=False)
@@ -133,7 +133,7 @@ def _describe_invalid(fields: Collection[str], error: pydantic.ValidationError) 
     if fault["type"] == "json_invalid":
         message = f"We could not parse the JSON body of your request: {fault['ctx']['error']}."
         return _body(message, 400, code="invalid_json")
-    # A fault that involves several fields names one itself.
+    # A fault about several fields has the name of one of them.
     named = fault.get("ctx", {}).get("name")
     path = [*fault["loc"], named] if named else fault["loc"]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".") or None
@@ -148,9 +148,10 @@ def _describe_invalid(fields: Collection[str], error: pydantic.ValidationError) 
 
 
 def _find_fault(faults: Sequence[Fault]) -> tuple[Fault, list[str]]:
-    """Return the fault that describes the first wrong field best, and the types it may have if its type is wrong.
+    """Return the most precise fault of the first wrong field, and the expected types if its type is wrong.
 
-    A field of several types has a fault for each. A wrong value is closer than a wrong type, a part than the whole.
+    A field with several allowed types has a fault for each type. A wrong value is more precise than a wrong type, and a
+    fault in a part is more precise than one in the whole.
     """
     same_field = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
     best = max(same_field, key=lambda fault: (fault["type"] not in _EXPECTED, len(fault["loc"])))
@@ -159,7 +160,7 @@ def _find_fault(faults: Sequence[Fault]) -> tuple[Fault, list[str]]:
 
 
 def _describe_value(param: str | None, fault: Fault) -> tuple[str, str]:
-    """Return the message and the code for a value of the right type that is wrong."""
+    """Return the message and the code for a wrong value of the right type."""
     context = fault.get("ctx", {})
     kind = "too_many_properties" if context.get("field_type") == "Dictionary" else fault["type"]
     if kind not in _WORDS:
@@ -168,7 +169,7 @@ def _describe_value(param: str | None, fault: Fault) -> tuple[str, str]:
     limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     value = fault["input"]
     is_scalar = isinstance(value, str | int | float)
-    given = cut(repr(value), MAX_VALUE) if is_scalar else _TYPES.get(type(value), "something else")
+    given = cut(repr(value), MAX_VALUE_CHARACTERS) if is_scalar else _TYPES.get(type(value), "something else")
     values = {"param": param, "given": given, "number": number, **limits}
     message, code = _WORDS[kind]
     return message.format_map(values), code.format_map(values)

@@ -1,8 +1,7 @@
-"""The fields that OpenAI's two endpoints that generate have in common, and what they ask of the runner.
+"""The common fields of OpenAI's two endpoints for completions, and the requests for the runner that they make.
 
-A body is checked before anything else happens. Null means "not given", and so does leaving a field out. Fields that
-OpenAI does not define are ignored; those that it defines and this server does not have yet are refused by name
-(`UNSUPPORTED_FIELDS`).
+A body is checked before anything else happens. Null means the same as a missing field. Fields that OpenAI does not
+define are ignored. Fields that OpenAI defines and this server does not support yet are refused (`UNSUPPORTED_FIELDS`).
 """
 
 from __future__ import annotations
@@ -24,22 +23,21 @@ from mlxk2.server.preparing import PromptModel
 _MAX_INT = (1 << 31) - 1
 Text = Annotated[str, Field(strict=True)]
 Some = Annotated[str, StringConstraints(min_length=1, strict=True)]
-# Looking for a stop string takes time for each of its characters.
+# Searching for a stop string takes time for each of its characters.
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000, strict=True)]
 Token = Annotated[int, Field(ge=0, le=_MAX_INT, strict=True)]
 Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=_MAX_INT, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Item = TypeVar("Item")
-# The response names only the first fault, so the others need not be found.
+# The response describes only the first fault, so stop there.
 Several = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 Tokens = Several[Token]
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_CHOICES = 128
-# Each sequence takes time for each bias.
-MAX_BIASES = 10_000
-# The chosen and the likeliest tokens of one request. They take some 200 bytes each, until the response is sent.
+MAX_BIASES = 10_000  # Each bias takes time in each sequence.
+# For the chosen and the likeliest tokens of one request; each takes about 200 bytes until the response is sent.
 MAX_LOGPROBS_HELD = 1 << 21
 _SAMPLING = (
     "temperature",
@@ -59,9 +57,9 @@ def _number(low: float, high: float, default: float, what: str) -> Any:
     return Field(default=None, ge=low, le=high, strict=True, allow_inf_nan=False, description=description)
 
 
-# Fields that OpenAI or another server defines, and that ask for what this one does not have yet. A request that uses
-# one is refused by its name: without it, the response would not be the one that was asked for. Each field has the
-# values that ask for nothing, as null always does.
+# Fields of OpenAI or of other servers for features that this server does not support yet. A request that uses one is
+# refused, because without the field the response would be wrong. Each field has the values that have no effect; null
+# never has one.
 UNSUPPORTED_FIELDS: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -104,11 +102,11 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[object, ...]] = {
 
 
 def refuse_unsupported(fields: Mapping[str, object]) -> None:
-    """Raise pydantic's error, which names the field, if one of these asks for what this server does not have."""
+    """Raise pydantic's error with the name of the field if one of these fields asks for an unsupported feature."""
     for name, value in fields.items():
         if name not in UNSUPPORTED_FIELDS or value is None:
             continue
-        # In Python True == 1, so the types are compared too.
+        # Compare the types too, because True == 1 in Python.
         if not any(type(value) is type(idle) and value == idle for idle in UNSUPPORTED_FIELDS[name]):
             raise PydanticCustomError("unsupported", "{name} is not supported.", {"name": name})
 
@@ -120,7 +118,7 @@ class Fields(BaseModel):
 
 
 class StreamOptions(Fields):
-    """What else a stream contains."""
+    """Options of a stream."""
 
     include_usage: Flag | None = Field(
         default=None, description="Whether the stream ends with a chunk that has the usage. Default: false."
@@ -211,7 +209,7 @@ class GenerationBody(Fields):
 
     @property
     def count(self) -> int:
-        """How many sequences to generate."""
+        """The number of sequences to generate."""
         return self.n or 1
 
     @property
@@ -227,11 +225,11 @@ class GenerationBody(Fields):
     @property
     @abstractmethod
     def likeliest_count(self) -> int | None:
-        """How many of the likeliest tokens to return for each token; None returns no logprobs."""
+        """The number of likeliest tokens to return for each token; None means no logprobs."""
 
     @abstractmethod
     def requests(self, model: PromptModel, default_limit: int | None) -> Sequence[GenerationRequest]:
-        """Return one request for each completion; `default_limit` is for a body that sets no limit."""
+        """Return one request for each completion; `default_limit` applies if the body sets no limit."""
 
     def continue_prompt(
         self,
@@ -242,9 +240,9 @@ class GenerationBody(Fields):
         plain: bool = False,
         continues: bool = False,
     ) -> list[GenerationRequest]:
-        """Return one request for each of the `n` completions of a prompt; `plain` and `continues` are its own."""
+        """Return one request for each of the `n` completions of a prompt; see GenerationRequest for the options."""
         if not prompt.tokens:
-            raise ValidationError("The prompt is empty, and the model has no token that begins a text.")
+            raise ValidationError("The prompt is empty, and the model has no token for the beginning of a text.")
         limit = self.limit or default_limit or default_max_tokens(model.context_length)
         given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         bias = tuple((int(token), value) for token, value in (self.logit_bias or {}).items())
@@ -254,23 +252,23 @@ class GenerationBody(Fields):
             Sampling(**given, logit_bias=bias),
             StopStrings(self.stops),
             thinking=not plain and prompt.thinking,
-            logprobs=self.likeliest_count,
+            likeliest_count=self.likeliest_count,
             plain=plain,
             continues=continues,
         )
         count, seed = self.n or 1, request.sampling.seed
         if seed is None:
             return [request] * count
-        # With the same seed they would all have the same text.
+        # With the same seed, all completions would have the same text.
         seeds = ((seed + number) % _SEEDS if number else seed for number in range(count))
         return [replace(request, sampling=replace(request.sampling, seed=each)) for each in seeds]
 
     def limit_logprobs(
         self, requests: Sequence[GenerationRequest], context_length: int | None
     ) -> Sequence[GenerationRequest]:
-        """Return the requests, if the logprobs of all their completions fit into memory until the response is sent.
+        """Limit the requests so that the logprobs of all completions fit into memory until the response is sent.
 
-        If the client sets no limit to the length, limit it so that they fit; else raise ValidationError.
+        If the client set a limit of tokens that is too large for that, raise ValidationError.
         """
         if self.stream or self.likeliest_count is None:
             return requests
@@ -281,7 +279,7 @@ class GenerationBody(Fields):
         tokens = sum(token_budget(request, context_length) for request in requests)
         if tokens * each > MAX_LOGPROBS_HELD:
             raise ValidationError(
-                f"The response may have {tokens:,} tokens with {each} logprobs each, but the server holds at most "
+                f"The response may have {tokens:,} tokens with {each} logprobs each, but the server keeps at most "
                 f"{MAX_LOGPROBS_HELD:,} for a request. Ask for fewer, or for a stream.",
                 param="max_tokens",
             )

@@ -12,12 +12,13 @@ from mlxk2.errors import MlxkError
 from mlxk2.server.api import Operation
 from mlxk2.server.app import READ_METHODS, name_field, service_of
 from mlxk2.server.catalog import ServedModel
-from mlxk2.server.http.disconnect import while_connected
+from mlxk2.server.http.disconnect import cancel_on_disconnect
 
 
 class Model(BaseModel):
-    """A model that can run here; `created` in seconds since 1970, `context_length` in tokens, null if its files do not
-    say it.
+    """A model that can run here.
+
+    `created` is in seconds since 1970. `context_length` is in tokens; it is null if the model's files do not have it.
     """
 
     id: str
@@ -42,7 +43,7 @@ router = APIRouter()
 @router.api_route("/models", methods=READ_METHODS, include_in_schema=False)
 async def list_models(request: Request) -> JSONResponse:
     """Return all models that can run here."""
-    async with while_connected(request.receive):
+    async with cancel_on_disconnect(request.receive):
         models = await service_of(request).catalog.all()
     return JSONResponse({"object": "list", "data": [_render(model) for model in models]})
 
@@ -52,12 +53,12 @@ async def list_models(request: Request) -> JSONResponse:
 async def retrieve_model(request: Request, model: str) -> JSONResponse:
     """Return one model, by its exact name."""
     with name_field("model", MlxkError):
-        async with while_connected(request.receive):
+        async with cancel_on_disconnect(request.receive):
             return JSONResponse(_render(await service_of(request).catalog.one(model)))
 
 
 def _render(model: ServedModel) -> dict[str, Any]:
-    """Return the object of a model; its owner is the first part of its name."""
+    """Return the JSON object of a model; its owner is the first part of its name."""
     owner, _, _ = model.name.rpartition("/")
     return {
         "id": model.name,

@@ -1,6 +1,6 @@
-"""The response to a request that generates: one object, or the same as server-sent events while it is generated.
+"""Render the response to a request for completions: one JSON object, or server-sent events during the generation.
 
-Both are made of the same events, so that the text is the same either way.
+Both are made from the same events, so the text is the same.
 Protocol: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -28,20 +28,17 @@ from mlxk2.server.openai.fields import GenerationBody
 
 JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
-# JSON has no infinity; OpenAI returns this value in its place.
-MIN_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0  # OpenAI's value for minus infinity, which JSON does not have.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
-# Events that are rendered at once: with twenty logprobs each, they take some milliseconds.
-_EVENTS_AT_ONCE = 64
-# Pieces of JSON text that are joined at once.
-_PIECES_AT_ONCE = 4096
+_EVENTS_AT_ONCE = 64  # Rendering so many events with twenty logprobs each takes a few milliseconds.
+_PIECES_AT_ONCE = 4096  # Pieces of JSON text to join at once.
 
 FinishReason = Literal["stop", "length"]
 
 
 class PromptTokensDetails(BaseModel):
-    """How many tokens of the prompt came from the prompt cache."""
+    """The number of tokens of the prompt that came from the prompt cache."""
 
     cached_tokens: int
 
@@ -56,9 +53,10 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """The times of one answer, with the names of llama.cpp's server: `prompt_n` tokens of the prompt were computed.
+    """The times of one completion, with the names of llama.cpp's server.
 
-    `predicted_n` tokens, all after the first one, were generated.
+    `prompt_n` is the number of computed tokens of the prompt; `predicted_n` is the number of generated tokens after the
+    first one.
     """
 
     prompt_n: int
@@ -72,15 +70,15 @@ class Timings(BaseModel):
 
 @dataclass
 class SequenceOutput:
-    """The output of one sequence, as far as it has been generated."""
+    """The output of one sequence so far."""
 
-    texts: dict[Channel, str] = field(default_factory=lambda: {"answer": "", "reasoning": ""})
+    texts: dict[Channel, str] = field(default_factory=lambda: {"content": "", "reasoning": ""})
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
 
 class LazyList(list[JSON]):
-    """A list whose items are rendered one by one while they are encoded, and not kept; for encoders that iterate."""
+    """A list that renders its items one by one while the JSON encoder iterates, and does not keep them."""
 
     def __init__(self, render: Callable[[TokenLogprob], JSON], entries: Sequence[TokenLogprob]) -> None:
         super().__init__()
@@ -113,11 +111,11 @@ class Renderer(ABC):
 
     @abstractmethod
     def choice(self, number: int, output: SequenceOutput) -> JSON:
-        """Return a choice of a response."""
+        """Return a choice of a whole response."""
 
     @abstractmethod
     def opening(self, number: int) -> JSON | None:
-        """Return the choice of a stream that comes before the text, if there is one."""
+        """Return the choice of a stream before the text, or None."""
 
     @abstractmethod
     def delta(self, number: int, channel: Channel, text: str, logprobs: Sequence[TokenLogprob]) -> JSON:
@@ -129,7 +127,7 @@ class Renderer(ABC):
 
     @abstractmethod
     def heartbeat(self, number: int) -> JSON:
-        """Return a choice of a stream without text, which shows that the server is still at work."""
+        """Return a choice of a stream without text, which shows that the server is still working."""
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes of a token."""
@@ -137,7 +135,7 @@ class Renderer(ABC):
         return self.vocabulary.bytes_of(token)
 
     async def whole(self, generation: Generation) -> bytes:
-        """Wait for the end of all sequences; return the response as JSON. Raise the error of a sequence that failed."""
+        """Wait until all sequences end, and return the response as JSON; raise the error of a sequence that failed."""
         outputs = [SequenceOutput() for _ in range(generation.count)]
         async for events in generation:
             for number, event in events:
@@ -147,7 +145,7 @@ class Renderer(ABC):
                 elif isinstance(event, Finished):
                     outputs[number].finish_reason = event.reason
         if any(output.logprobs for output in outputs):
-            # There may be millions of logprobs, and the event loop has other requests.
+            # There can be millions of logprobs, which would block the event loop.
             return await asyncio.to_thread(self._encode_whole, generation, outputs)
         return self._encode_whole(generation, outputs)
 
@@ -157,10 +155,10 @@ class Renderer(ABC):
         return encode({**self._head, "object": self.object, "choices": choices, **totals(generation)})
 
     async def frames(self, begun: asyncio.Future[Generation], model: str, heartbeat: float) -> AsyncIterator[bytes]:
-        """Yield the server-sent events of a generation; an error becomes an event of its own before the end.
+        """Yield the server-sent events of a generation; an error becomes an event before the end.
 
-        At least every `heartbeat` seconds there is an event: clients give up on a stream that stands still, and for
-        some of them a comment is not enough.
+        Yield an event at least every `heartbeat` seconds, because clients give up on a silent stream, and some of them
+        ignore comments.
         """
         self._begin(model)
         clock = asyncio.get_running_loop().time
@@ -182,10 +180,10 @@ class Renderer(ABC):
                     break
                 for begin in range(0, len(events), _EVENTS_AT_ONCE):
                     if begin:
-                        # A client that lags behind has many events waiting; other requests go on in between.
+                        # For a slow client many events wait; let other requests continue in between.
                         await asyncio.sleep(0)
                     choices = self._choices(events[begin : begin + _EVENTS_AT_ONCE])
-                    # The progress of a prompt has none.
+                    # Progress of a prompt gives no choices.
                     if sent := b"".join(self._frame(choice) for choice in choices):
                         yield sent
                         deadline = clock() + heartbeat
@@ -199,20 +197,20 @@ class Renderer(ABC):
         self._head = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
 
     def _frame(self, *choices: JSON, **more: Any) -> bytes:
-        """Return a frame with an object of the stream."""
+        """Return a server-sent event with an object of the stream."""
         data = {**self._head, "object": self.chunk_object, "choices": choices}
         if self._includes_usage:
             data["usage"] = None
         return _frame(data | more)
 
     def _alive(self) -> JSON:
-        """Return a choice without text; the first one opens the first sequence."""
+        """Return a choice without text; the first time, open the first sequence."""
         opening = None if 0 in self._opened else self.opening(0)
         self._opened.add(0)
         return opening or self.heartbeat(0)
 
     def _choices(self, events: Sequence[tuple[int, Event]]) -> Iterator[JSON]:
-        """Yield the choices for some events; texts in a row are joined, so that a slow client gets fewer."""
+        """Yield the choices for some events; join consecutive texts, so that a slow client gets fewer choices."""
         joined: list[tuple[int, TextDelta | Finished]] = []
         for number, event in events:
             if isinstance(event, TextDelta):
@@ -235,7 +233,7 @@ class Renderer(ABC):
 
 
 def totals(generation: Generation) -> JSON:
-    """Return what a response ends with: the token counts; `cached_tokens` of the prompt came from the prompt cache."""
+    """Return the usage of a response; `cached_tokens` of the prompt came from the prompt cache."""
     usage = generation.usage
     return {
         "usage": {
@@ -248,7 +246,7 @@ def totals(generation: Generation) -> JSON:
 
 
 def timings(generation: Generation) -> JSON:
-    """Return what a stream has beside its token counts, if it has one sequence: its times and speeds."""
+    """Return the times and speeds of a stream with one sequence; empty for several sequences."""
     times = generation.timings
     if times is None:
         return {}
@@ -266,7 +264,7 @@ def timings(generation: Generation) -> JSON:
 
 
 def name_of(raw: bytes) -> str:
-    """Return the text of a token; write bytes that are not characters by themselves as OpenAI does."""
+    """Return the text of a token; write incomplete characters as escaped bytes, as OpenAI does."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -275,7 +273,7 @@ def name_of(raw: bytes) -> str:
 
 def encode(response: JSON) -> bytes:
     """Return a response object as JSON."""
-    # Encoding all of it at once would stop all other threads. The pieces are joined before they are too many.
+    # Encode in pieces, because encoding at once would block all other threads; join the pieces in groups.
     pieces = _ENCODER.iterencode(response)
     return b"".join(iter(lambda: "".join(islice(pieces, _PIECES_AT_ONCE)).encode(), b""))
 
@@ -283,6 +281,6 @@ def encode(response: JSON) -> bytes:
 def _frame(data: JSON) -> bytes:
     text = _ENCODER.encode(data)
     if not text.isascii():
-        # JSON allows these characters in a text, but some clients take them for the end of the line.
+        # JSON allows these characters in a text, but some clients treat them as line ends.
         text = text.translate(_LINE_ENDS)
     return b"data: %s\n\n" % text.encode()
