@@ -154,9 +154,9 @@ def candidates(name: str) -> list[str]:
 
 
 def is_match(name: str, pattern: str) -> bool:
-    """Return whether a full name contains a pattern, or fits it as a glob such as `mlx-community/*4bit*`.
+    """Return whether a full name contains a pattern, or matches it if it is a glob such as `mlx-community/*4bit*`.
 
-    Upper and lower case are the same. A glob may leave out the default org, as the table of `list` does.
+    Upper and lower case are the same. A glob can omit the default org, like the table of `list`.
     """
     name, pattern = name.lower(), pattern.lower()
     return pattern in name or fnmatchcase(name, pattern) or fnmatchcase(name.removeprefix(DEFAULT_ORG + "/"), pattern)

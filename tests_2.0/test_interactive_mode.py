@@ -134,10 +134,10 @@ def test_a_saved_conversation_can_be_loaded(tmp_path: Path, system: str | None) 
     ("content", "said"),
     [
         (None, "No such file or directory"),
-        (b"", "no conversation that /save wrote"),
-        (b"Dear diary,\n\n## User\n\na\n\n## Assistant\n\nb\n", "no conversation that /save wrote"),
-        (b"## User\n\na\n", "no conversation that /save wrote"),
-        (b"## User\n\na\n\n## Assistant\n\nb\n\n## System\n\nc\n", "no conversation that /save wrote"),
+        (b"", "not a conversation that /save wrote"),
+        (b"Dear diary,\n\n## User\n\na\n\n## Assistant\n\nb\n", "not a conversation that /save wrote"),
+        (b"## User\n\na\n", "not a conversation that /save wrote"),
+        (b"## User\n\na\n\n## Assistant\n\nb\n\n## System\n\nc\n", "not a conversation that /save wrote"),
         (b"## User\n\n\xff\n\n## Assistant\n\nb\n", "invalid start byte"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_line_that_begins_with_a_path_is_a_question() -> None:
 def test_a_question_past_the_context_keeps_the_conversation() -> None:
     backend = saying("Paris.", context_length=60)
     shown, _ = chat(["a", "x" * 80, "b"], backend)
-    assert "context holds 60" in shown.stderr.getvalue()
+    assert "context has 60" in shown.stderr.getvalue()
     assert "/clear" in shown.stderr.getvalue()
     assert backend.prompts[-1] == "user:a;assistant:Paris.;user:b;"
 

@@ -136,7 +136,7 @@ def plan(model: CachedModel, revision: str | None, store: SharedStore | None) ->
 
 
 def _count_payloads(store: SharedStore, blobs: Iterable[str], usage: Usage) -> list[str]:
-    """Count the shared payloads that go with these blobs, and return their paths."""
+    """Add the size of the shared payloads that are removed with these blobs to `usage`; return their paths."""
     payloads = store.released_with(blobs)
     for path in chain.from_iterable(map(store.files_of, payloads)):
         with suppress(FileNotFoundError):
@@ -145,7 +145,7 @@ def _count_payloads(store: SharedStore, blobs: Iterable[str], usage: Usage) -> l
 
 
 def _sizes_of(model: CachedModel, revision: str | None, gone: Collection[str]) -> tuple[int, int]:
-    """Return the size of this revision, or else of the one that `list` shows, and how much of it stays elsewhere.
+    """Return the size of the revision, or of the one that `list` shows, and how many of its bytes stay on the disk.
 
     `gone` are the paths of the blobs and payloads that are removed.
     """

@@ -224,12 +224,12 @@ class Chat:
 
 
 def is_block(typed: str) -> bool:
-    """Return whether a text begins as a block of lines."""
+    """Return whether a text begins with the mark of a block of lines."""
     return typed.lstrip().startswith(_BLOCK)
 
 
 def needs_line(typed: str) -> bool:
-    """Return whether a further line belongs to a text: its block is open, or it ends in a backslash."""
+    """Return whether a text continues on the next line: its block is open, or it ends in a backslash."""
     return typed.count(_BLOCK) < 2 if is_block(typed) else typed.endswith("\\")
 
 

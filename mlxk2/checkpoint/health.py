@@ -19,7 +19,7 @@ HEALTHY = "Model is healthy"
 MAX_NAMED = 5  # Missing parts in a message; a damaged name can claim a hundred thousand parts.
 
 PARTIAL = (".partial", ".tmp", ".incomplete")
-# Parsing them takes too long for a look at many models, but a file that was cut off shows it at its end.
+# Parsing these files takes too long for a list of many models, but a truncated file is recognized by its end.
 TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
 EDGE_BYTES = 1024
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json", "vocab.txt")
@@ -257,7 +257,7 @@ def has_tokenizer(snapshot: Snapshot) -> Problem | None:
 
 
 def has_whole_tokenizer(snapshot: Snapshot) -> Problem | None:
-    """Rule 7 for tokenizers in JSON: each file begins and ends as a JSON object does."""
+    """Rule 7 for tokenizers in JSON: each file begins and ends like a JSON object."""
     if _is_gguf_alone(snapshot):
         return None
     for file in filter(None, map(snapshot.file, TOKENIZER_JSON)):
@@ -270,5 +270,5 @@ def has_whole_tokenizer(snapshot: Snapshot) -> Problem | None:
 
 
 RULES: tuple[Rule, ...] = (has_snapshot, has_config, has_weights, has_whole_weights, has_only_finished_files)
-# For models that generate text.
+# Only for models that generate text.
 TOKENIZER_RULES: tuple[Rule, ...] = (has_tokenizer, has_whole_tokenizer)

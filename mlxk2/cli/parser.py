@@ -19,7 +19,7 @@ HELP_COMMAND = "help"
 DEFAULT_COLUMNS = 100
 _MAX_DIGITS = 25  # Longer numbers exceed every limit of the program.
 # Characters of an unknown command that an error repeats.
-_MAX_SHOWN = 40
+_MAX_SHOWN_CHARACTERS = 40
 ALPHA_VARIABLE = "MLXK2_ENABLE_ALPHA_FEATURES"
 # The JSON API calls the command `serve` by the name `server`; all other commands have the same name there.
 API_NAMES = {"serve": "server"}
@@ -62,13 +62,13 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             hint = _suggest(value, [*COMMANDS, HELP_COMMAND]) or "`mlxk2 help` lists the commands."
-            message = f"There is no command {cut(value, _MAX_SHOWN)!r}."
+            message = f"There is no command {cut(value, _MAX_SHOWN_CHARACTERS)!r}."
             raise CommandError(message, usage=self.format_usage(), hint=hint)
         super()._check_value(action, value)
 
     def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:
-        # In `run demo --seed 1 Hi` the prompt follows an option. At the option, argparse before Python 3.13.1 decides
-        # that there is no prompt; later versions do as this does.
+        # In `run demo --seed 1 Hi` the prompt follows an option. Before Python 3.13.1, argparse decides at the option
+        # that there is no prompt; later versions behave like this code.
         counts = super()._match_arguments_partial(actions, arg_strings_pattern)
         while counts and counts[-1] == 0 and arg_strings_pattern[sum(counts) :].startswith("O"):
             counts.pop()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlxk2.spec import CompletionData
 
 # Only characters that the hub allows: a folder name with other characters could run a command in the shell.
-# The table of `list` ends at an empty line, before its total.
+# In the output of `list`, an empty line separates the table from its total.
 _AWK = "!NF { exit } NR > 1 && $1 ~ /^[A-Za-z0-9][A-Za-z0-9._\\/-]*$/ { print $1 }"
 _POSIX_NAMES = f"""
 # $1 is the typed word. Print the short names of the models in the cache, or full names if the word begins like one.
@@ -23,7 +23,7 @@ _mlxk2_names() {{
 _PREAMBLE = {
     "bash": _POSIX_NAMES
     + """
-# $1: the word typed; prints the lines of stdin that begin like it, in any case
+# prints the lines of stdin that begin with $1, in upper or lower case
 _mlxk2_like() { word="$1" awk 'index(tolower($0), tolower(ENVIRON["word"])) == 1'; }
 _mlxk2_cached() { _mlxk2_names "$1" | _mlxk2_like "$1"; }
 _mlxk2_model() { { echo demo; _mlxk2_names "$1"; } | _mlxk2_like "$1"; }

@@ -50,7 +50,7 @@ def run(options: Options, context: Context) -> ListData:
                     models.append(model_object(info))
     finally:
         gc.enable()
-    # Models of one size or time stay in the order of their names, in which they were found.
+    # Models of the same size or time stay sorted by name.
     if options.sort == "size":
         models.sort(key=lambda model: model["size_bytes"], reverse=True)
     elif options.sort == "modified":

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 STRICT_VARIABLE = "MLXK2_STRICT_TEST_DELETE"
 SENTINEL = "TEST_SENTINEL"
-# Bytes. A file takes whole blocks, so the room that it takes is never exactly its size.
-MIN_DIFFERENCE = 1_000_000
+# A file occupies whole blocks of the disk, so smaller differences mean nothing.
+MIN_DIFFERENCE_BYTES = 1_000_000
 
 Action = Literal["deleted", "planned", "requires_confirmation"]
 
@@ -164,10 +164,10 @@ def _describe(plan: Removal) -> str:
 def _compare(plan: Removal) -> str:
     """Return why a removal frees more or less than the size of the model; an empty text where they agree."""
     size, freed, kept = plan.listed_bytes, plan.freed_bytes, plan.kept_bytes
-    if plan.is_link or not size or abs(freed - size) < MIN_DIFFERENCE or human_size(freed) == human_size(size):
+    if plan.is_link or not size or abs(freed - size) < MIN_DIFFERENCE_BYTES or human_size(freed) == human_size(size):
         return ""
     shown = f"{'The revision has' if plan.revision else '`mlxk2 list` shows'} {human_size(size)}"
-    if kept >= MIN_DIFFERENCE:
+    if kept >= MIN_DIFFERENCE_BYTES:
         others = "revisions or models" if plan.revision else "models"
         return f" {shown}, of which {human_size(kept)} stay, because other {others} need them."
     if freed < size:

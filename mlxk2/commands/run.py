@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Far longer than any context. Text on stdin can be endless, so the program reads no more than this.
 MAX_PROMPT_CHARACTERS = 1 << 25
-# After so long without a byte on stdin, a warning says what the program waits for.
+# After this time without a byte on stdin, a warning explains the wait.
 PATIENCE_SECONDS = 3
 
 
@@ -146,7 +146,7 @@ def _utf8(name: str) -> Iterator[None]:
 
 
 def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
-    """Return the text on stdin, a blank line, and the prompt of the command line; one of the two may be missing."""
+    """Return the text on stdin, a blank line, and the prompt of the command line; either text can be missing."""
     prompt = None if options.prompt == "-" else options.prompt
     with _utf8("The prompt"):
         (prompt or "").encode()
@@ -157,7 +157,7 @@ def _read_prompt(options: Options, context: Context, snapshot: Snapshot) -> str:
     if not parts:
         raise ValidationError("The prompt is empty.")
     if len(parts) > 1 and streams.stderr.isatty():
-        # A loop that reads lines from the same stdin finds no more of them.
+        # A shell loop that reads from the same stdin would find no more lines.
         streams.stderr.write(f"Put {len(text):,} characters from stdin before the prompt (< /dev/null prevents it).\n")
     return "\n\n".join(parts)
 
@@ -174,7 +174,7 @@ def _has_text_beside_prompt(stdin: IO[str]) -> bool:
 
 
 def _read_text(context: Context, snapshot: Snapshot) -> str:
-    """Return the text on stdin without the line ends after it; raise ContextLengthError if no context could hold it."""
+    """Return the text on stdin without the line ends after it; raise ContextLengthError if it fits no context."""
     stdin = context.streams.stdin
     if not stdin.isatty() and not select.select([stdin], [], [], PATIENCE_SECONDS)[0]:
         context.streams.warn("Waiting for text on stdin. If there is none, add < /dev/null to the command.")

@@ -56,7 +56,7 @@ _DISK_FORBIDS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UNAUTHORISED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 _CONFLICTS = (409, 412)
 _INVALID_REVISION = "invalid rev id"
-# The words of the operating system follow its number of the error, which says nothing more to people.
+# The number of an error of the operating system; its text follows and says the same.
 _NUMBER = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 

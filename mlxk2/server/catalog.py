@@ -38,8 +38,8 @@ class ServedModel(NamedTuple):
 class Catalog:
     """Find the models of a cache folder by name.
 
-    `pinned` is the name that the user typed at the start of the server, and the key it means. `context_length` is that
-    of each model, in place of the one in its files.
+    `pinned` is the name that the user typed at the start of the server, and its key. `context_length` replaces the
+    context length in the files of each model.
     """
 
     def __init__(

@@ -134,7 +134,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def leave(self) -> None:
-        """Say that the server has stopped, and end the process."""
+        """Log that the server has stopped, and end the process."""
         logging.info("The server has stopped.")
         self._leave(self.exit_code)
 

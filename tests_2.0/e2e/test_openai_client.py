@@ -242,7 +242,7 @@ Ask = Callable[[OpenAI], Any]
             400,
             "context_length_exceeded",
             "messages",
-            "context holds 4096",
+            "context has 4096",
         ),
         (
             lambda c: c.chat.completions.create(model="demo", messages=FRANCE, response_format={"type": "json_object"}),

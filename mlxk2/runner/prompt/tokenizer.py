@@ -185,11 +185,11 @@ class Tokenizer:
 def load_tokenizer(
     folder: Path, config: Mapping[str, Any], starter: Starter, name: str, is_cancelled: IsCancelled = never_cancelled
 ) -> Tokenizer:
-    """Load the tokenizer of a folder in a process of its own; raise ModelUnhealthyError if it is damaged.
+    """Load the tokenizer of a folder in a separate process; raise ModelUnhealthyError if it is damaged.
 
-    `name` is the model's.
+    `name` is the name of the model.
     """
-    # Its warnings are about uses that mlxk2 does not have.
+    # transformers warns about uses that mlxk2 does not have.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # mlx-lm has defaults for some architectures whose models lack tokenizer settings. If the architecture can't be
     # imported, loading the weights will report that.
@@ -211,7 +211,7 @@ def load_tokenizer(
 def explain_damage(name: str, folder: Path, reason: str) -> ModelUnhealthyError:
     """Return the error for a model's tokenizer that can't be loaded or fails, with the command that repairs it.
 
-    The model is one of the cache if its folder is where the cache has that model.
+    The command pulls the model again if its folder is the place of the model in the cache.
     """
     remedy = "Put its files into the folder again, from where you have the model."
     if folder.parts[-3:-1] == (folder_of(name), "snapshots"):

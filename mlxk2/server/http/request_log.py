@@ -1,4 +1,4 @@
-"""The log of requests: a line for each, with what it cost; no line has any content, key or header of a request."""
+"""The log of requests: a line for each, with its time and tokens, without content, keys or headers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from mlxk2.server.generation import Generation
 
 LOGGER = logging.getLogger("mlxk2.requests")
-# Programs ask for it every few seconds.
+# Monitoring programs request this path every few seconds.
 HEALTH = "/health"
-# The key of a request's state under which its `Work` is.
+# The key of `Work` in a request's state.
 WORK = "work"
-# Characters of a path or a name, which clients may make as long as they like.
-_MAX_SHOWN = 200
+# Clients can make a path or a name as long as they like.
+_MAX_SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a request wants of a model: the name that it gave, if any, and its generation, once that has begun."""
+    """The work for a request: the model name in it, if any, and its generation as soon as that has begun."""
 
     model: str | None
     begun: asyncio.Future[Generation]
@@ -35,8 +35,8 @@ class Work:
     def describe(self) -> str:
         """Return the name of the model, and the tokens of a generation that has ended."""
         if not self.begun.done() or self.begun.cancelled() or self.begun.exception() is not None:
-            # As a literal of Python, so that no name looks like the rest of the line.
-            return "" if self.model is None else repr(cut(self.model, _MAX_SHOWN))
+            # The quotes of repr separate the name from the rest of the line.
+            return "" if self.model is None else repr(cut(self.model, _MAX_SHOWN_CHARACTERS))
         generation = self.begun.result()
         usage, name = generation.usage, printable(generation.name)
         if not usage.completion_tokens:
@@ -45,7 +45,7 @@ class Work:
 
 
 class RequestLog:
-    """An ASGI layer that logs a line when the response to a request has been sent, or can't be any more.
+    """An ASGI layer that logs a line when the response to a request has been sent or was given up.
 
     Requests for the state of the server are logged at the level DEBUG, unless `logs_health`.
     """
@@ -55,7 +55,7 @@ class RequestLog:
         self._logs_health = logs_health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on and log a line when its response has been sent."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,8 +74,8 @@ class RequestLog:
             await self._app(scope, receive, watch)
         finally:
             is_quiet = scope["path"] == HEALTH and not self._logs_health
-            path = cut(quote(scope["path"], safe="/", errors="replace"), _MAX_SHOWN)
-            # An error that no layer inside this one handles becomes a 500 outside it.
+            path = cut(quote(scope["path"], safe="/", errors="replace"), _MAX_SHOWN_CHARACTERS)
+            # If no inner layer handled an error, an outer layer responds with 500.
             end = f"{status}{'' if is_complete else ' (not finished)'}" if status else "500"
             line = f"{scope['method']} {path} {end} in {time.monotonic() - began:.2f} s"
             work = state[WORK].describe() if WORK in state else ""
