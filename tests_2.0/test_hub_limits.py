@@ -39,6 +39,10 @@ SHORT = Limits(
     pause_seconds=5,
     files=5_000,
 )
+# Compressed before a request waits for them.
+GZIP_BOMB = gzip.compress(bytes(10_000_000))
+DEFLATE_BOMB = zlib.compress(bytes(10_000_000))
+NESTED_BOMB = gzip.compress(GZIP_BOMB)
 Question = Callable[[Connection, Path], object]
 
 
@@ -154,15 +158,15 @@ def steady_but_endless(request: Handler) -> None:
 
 
 def gzip_bomb(request: Handler) -> None:
-    request.send(gzip.compress(bytes(10_000_000)), content_encoding="gzip")
+    request.send(GZIP_BOMB, content_encoding="gzip")
 
 
 def deflate_bomb(request: Handler) -> None:
-    request.send(zlib.compress(bytes(10_000_000)), content_encoding="deflate")
+    request.send(DEFLATE_BOMB, content_encoding="deflate")
 
 
 def nested_bomb(request: Handler) -> None:
-    request.send(gzip.compress(gzip.compress(bytes(50_000_000))), content_encoding="gzip, gzip")
+    request.send(NESTED_BOMB, content_encoding="gzip, gzip")
 
 
 def empty_members(request: Handler) -> None:

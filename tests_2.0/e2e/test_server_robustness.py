@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from support.serving import Server
+from support.tiny_models import BABBLE, write_chain
 from support.wire import CHAT, COMPLETIONS, Response, Wire, assert_is_error, head, post
 
 pytestmark = pytest.mark.e2e
@@ -610,13 +611,15 @@ def test_64_concurrent_connections_are_all_answered(server: Server) -> None:
     assert all(answer.body.endswith(b"data: [DONE]\n\n") for answer in answers[1::2])
 
 
-def test_a_seeded_request_runs_beside_a_stream(server: Server) -> None:
+def test_a_seeded_request_runs_beside_a_stream(server: Server, tmp_path: Path) -> None:
+    endless = write_chain(tmp_path / "endless", BABBLE, context=1_000_000)
+    server.cache_dir.add("org/endless", {path.name: path.read_bytes() for path in endless.iterdir()})
     with Wire(server.port) as wire:
-        body = {"messages": LONG, "temperature": 0, "stream": True, "n": 4}
+        body = {"model": "org/endless", "messages": LONG, "temperature": 0, "stream": True, "n": 4}
         wire.send(post(CHAT, json.dumps(body).encode(), port=server.port))
         wire.until(b"data: ")
-        assert chat(server, seed=7, temperature=1, max_tokens=4).status == 200
-        assert httpx.get(f"{server.url}/health").json()["active"] == 4
+        assert chat(server, model="org/endless", seed=7, temperature=1, max_tokens=4).status == 200
+        assert httpx.get(f"{server.url}/health", timeout=30).json()["active"] == 4
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -54,6 +54,10 @@ class Wire:
                 break
         return self
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Change how long the next calls may wait."""
+        self._socket.settimeout(seconds)
+
     def half_close(self) -> None:
         """Close the sending direction of the connection."""
         with contextlib.suppress(OSError):  # the server has closed it
