@@ -35,7 +35,7 @@ _CODE = re.compile(r"`([^`]+)`")
 _PROGRAMS = r"mlxk2|mlxk-json|make|pip|uv|python|pytest|curl|hf|sudo|kill|eval|\.|\./\S+|tools/\S+"
 _COMMAND = re.compile(rf"(\w+=\S+ )*({_PROGRAMS}) .+")
 # A command of which some words stand for others: `mlxk2 show MODEL [--files]`.
-_SYNOPSIS = re.compile(r" (COMMAND|DIR|MODEL|SHELL)\b|\[")
+_SYNOPSIS = re.compile(r" [A-Z]{2,}(?=[ @/]|$)|\[")
 
 
 class Example(NamedTuple):
