@@ -146,7 +146,7 @@ def test_the_wired_limit_is_the_users_choice_capped_by_metal(
     list(MLXRunner(load(folder, memory=MemoryChoice(wired=chosen))).stream(request()))
     assert [event for event in metal.events if event != "eval"] == expected
     assert [record.message for record in caplog.records] == (
-        ["MLXK2_WIRED_LIMIT is 50.0GB, but the GPU is to use at most 48.0GB; that much is wired."]
+        ["MLXK2_WIRED_LIMIT is 50.0GB, but the GPU should use at most 48.0GB; so only that much is wired."]
         if chosen == 50 * GB
         else []
     )
