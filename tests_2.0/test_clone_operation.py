@@ -278,7 +278,7 @@ def test_a_file_size_limit_leaves_no_files(cache_dir: CacheDir, workplace: Path)
     command = f"ulimit -f 100; exec {sys.executable} -m mlxk2 clone {NAME} mine"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "larger than mine may hold" in done.stderr
+    assert "larger than the limit of mine" in done.stderr
     assert list(workplace.iterdir()) == []
 
 

@@ -218,7 +218,7 @@ def test_serving_every_address_without_a_key_prints_a_warning(tmp_path: Path) ->
         assert server.envelope["data"]["host"] == "0.0.0.0"
         assert "anyone who can reach 0.0.0.0" in server.err and "MLXK2_API_KEY" in server.err
     with Server("--host", "0.0.0.0", home=tmp_path, environment={"MLXK2_API_KEY": "secret"}) as server:
-        assert "anyone who reaches" not in server.err
+        assert "anyone who can reach" not in server.err
 
 
 def test_the_ipv6_loopback_can_be_served(tmp_path: Path) -> None:
