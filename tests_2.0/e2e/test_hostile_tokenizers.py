@@ -146,5 +146,5 @@ def test_a_broken_adapter_is_a_server_error(tmp_path: Path) -> None:
         assert refused.status_code == 500
         error = refused.json()["error"]
         assert (error["param"], error["code"]) == (None, "operation")
-        assert "mine is no adapter" in error["message"]
+        assert "mine is not an adapter" in error["message"]
         assert "secret" not in error["message"]

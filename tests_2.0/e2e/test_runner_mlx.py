@@ -538,7 +538,7 @@ def test_a_folder_without_an_adapter_is_an_error(
 
 
 def test_a_removed_model_is_reported_as_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="org/m is no longer there"):
+    with pytest.raises(ModelNotFoundError, match="org/m no longer exists"):
         load(tmp_path / "gone", name="org/m")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelUnhealthyError, match="config.json of org/m can't be read .No such file or directory"):

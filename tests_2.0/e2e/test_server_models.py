@@ -321,5 +321,5 @@ def test_the_start_model_is_the_default(tmp_path: Path, typed: str) -> None:
             shutil.rmtree(tmp_path / "here")
             assert said(server, None) == answer
             said(server, "demo")
-            assert "here is no longer there" in error_of(ask(server, None), 404)["message"]
+            assert "here no longer exists" in error_of(ask(server, None), 404)["message"]
             assert loaded(server) == "demo"
