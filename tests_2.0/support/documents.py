@@ -25,7 +25,6 @@ NOT_RUN = {
     r'eval "\$\(mlxk2 completion zsh': "needs zsh; e2e/test_completion_e2e.py runs it there",
     r"hf |curl --http2|kill -9|sudo ": "a program of others, or one that changes the machine",
     r" +argv +HTTP$": "a drawing",
-    r"mlxk2 health --exit-code": "ends with 1 here, with a damaged model; test_health_multifile.py runs it",
     r"INFO: ": "the log of a server; e2e/test_server_life.py reads one",
 }
 
