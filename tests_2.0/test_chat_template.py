@@ -149,6 +149,7 @@ def test_an_endless_template_is_stopped(confined: Confined, source: str) -> None
     assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "system"}])) == "fine"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="counts open files in /dev/fd, which is not there")
 def test_a_killed_process_is_replaced_and_leaks_no_files(confined: Confined) -> None:
     tokenizer = confined.open("fine")
     open_before = len(os.listdir("/dev/fd"))
@@ -296,6 +297,23 @@ def test_memory_mapped_by_libraries_is_not_counted(
     (tmp_path / "torch" / "__init__.py").write_text(FORBIDDEN_TORCH)
     (tmp_path / "torch-2.9.0.dist-info").mkdir()
     (tmp_path / "torch-2.9.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert confined.ask("fine") == "fine"
+    with pytest.raises((RefusedError, ModelNotRunnableError), match="memory"):
+        confined.ask("{{ 'x' * 4000000000 }}")
+
+
+HIDING_PROC = """
+import sys
+def hide(event, arguments):
+    if event == "open" and str(arguments[0]).startswith("/proc/"):
+        raise FileNotFoundError(arguments[0])
+sys.addaudithook(hide)
+"""
+
+
+def test_memory_is_limited_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: Confined) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDING_PROC)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert confined.ask("fine") == "fine"
     with pytest.raises((RefusedError, ModelNotRunnableError), match="memory"):

@@ -175,6 +175,7 @@ def test_others_are_served_while_a_huge_body_is_read(server: Server) -> None:
     assert sorted(waits)[15] < 2, waits
 
 
+@needs_proc
 def test_bodies_of_many_clients_share_a_limit_and_do_not_block_others(server: Server) -> None:
     part = b"x" * (31 * MB)
     large = post(CHAT, QUESTION + b" " * MB, port=server.port)

@@ -181,14 +181,27 @@ def main() -> None:
         # Discard the output of libraries, which is not a result.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _import_tokenizer_utils()
-        # Limit the memory in addition to what is mapped now, because libraries map much memory on machines with many
-        # processors. macOS refuses such a limit; there the asking process watches the memory.
-        with contextlib.suppress(ValueError, OSError):
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limits = [pages * resource.getpagesize() + MAX_MEMORY_BYTES, *resource.getrlimit(resource.RLIMIT_AS)]
-            lowest = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
-            resource.setrlimit(resource.RLIMIT_AS, (lowest, lowest))
+        _limit_memory()
         serve(questions, results)
+
+
+def _limit_memory() -> None:
+    """Limit the memory in addition to what is mapped now: libraries map much memory on machines with many processors.
+
+    macOS refuses such a limit; there the asking process watches the memory.
+    """
+    kind, mapped = resource.RLIMIT_AS, 0
+    try:
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        if sys.platform != "linux":
+            return
+        # Some containers have no /proc. There, limit the data alone, of which the process has little now.
+        kind = resource.RLIMIT_DATA
+    with contextlib.suppress(ValueError, OSError):
+        limits = [mapped + MAX_MEMORY_BYTES, *resource.getrlimit(kind)]
+        lowest = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+        resource.setrlimit(kind, (lowest, lowest))
 
 
 def serve(questions: BinaryIO, results: BinaryIO) -> None:
