@@ -104,8 +104,8 @@ def world() -> Iterator[World]:
 
 
 def _mount_small_disk(place: Path) -> bool:
-    """Mount a small disk in memory, and return whether that was possible."""
-    if shutil.which("mount") is None:
+    """Mount a small disk in memory, and return whether that was possible; `umount` needs /proc."""
+    if shutil.which("mount") is None or not os.path.exists("/proc/self/mountinfo"):
         return False
     words = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(place)]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
