@@ -87,7 +87,7 @@ def index_file(cache_dir: str, environment: Mapping[str, str]) -> str:
 def _stamp() -> str:
     """Return a text that changes with the versions of this program, of mlx-lm and of the tokenizer packages.
 
-    Descriptions depend on these besides the files.
+    Descriptions depend on the files and on these.
     """
     folder = compatibility.mlx_lm_folder() or ""
     try:

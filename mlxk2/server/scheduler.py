@@ -284,8 +284,8 @@ class Scheduler:
         _, request = self._requests.pop(request_id)
         try:
             self._give_back(request_id, request)
-        except Exception:
-            logging.exception("An error at the end of a request; its slots are free")
+        except Exception as error:
+            logging.error("An error at the end of a request; its slots are free", exc_info=error)
 
     def _give_back(self, request_id: int, request: QueuedRequest) -> None:
         """Free the slots of a request, or remove it from the queue; start the requests that wait."""

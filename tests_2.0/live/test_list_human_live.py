@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import takewhile
 
 import pytest
 
@@ -20,13 +21,18 @@ def everything() -> str:
     """Return the output of `list --all` for the user's cache."""
     done = run("list", "--all", "--verbose")
     assert (done.returncode, done.stderr) == (0, "")
-    if not any(line.split()[-1] == "chat" for line in done.stdout.splitlines()[1:]):
+    if not any(line.split()[-1] == "chat" for line in rows(done.stdout)):
         pytest.skip(f"no chat model in the cache of {os.environ['HF_HOME']}")
     return done.stdout
 
 
-def names(table: str) -> set[str]:
-    return {line.split()[0] for line in table.splitlines()[1:]}
+def rows(output: str) -> list[str]:
+    """Return the lines of the table, without its head and without the total that follows after an empty line."""
+    return list(takewhile(bool, output.splitlines()[1:]))
+
+
+def names(output: str) -> set[str]:
+    return {line.split()[0] for line in rows(output)}
 
 
 def test_plain_list_shows_a_part_of_list_all(everything: str) -> None:
