@@ -295,7 +295,7 @@ class ServerBusyError(MlxkError):
     http_status = 503
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"The server is busy: {waiting} requests are waiting. Try again in a moment.")
+        super().__init__(f"The server is busy (waiting requests: {waiting}). Try again in a moment.")
 
 
 class ServerStoppingError(MlxkError):

@@ -202,7 +202,7 @@ def test_unneeded_files_are_downloaded_only_with_force(hub_server: HubServer, hu
     snapshot = hub_client.cache_dir / FOLDER / "snapshots" / commit
     shutil.rmtree(snapshot / "original")
     data = pull(hub_client)
-    assert (data["download_status"], "1 further file" in data["message"]) == ("already_exists", True)
+    assert (data["download_status"], "Further files on the hub: 1;" in data["message"]) == ("already_exists", True)
     assert pull(hub_client, MODEL, "--force")["download_status"] == "success"
     assert (snapshot / "original" / "weights.pth").read_bytes() == b"x"
 

@@ -34,7 +34,7 @@ TWINS = {
         E_WITH_ACUTE,
         "only in how accents are encoded",
     ),
-    "file and folder": (("Docs", "docs/a.txt"), "Docs", "beside docs/a.txt: one would be a file and a folder"),
+    "file and folder": (("Docs", "docs/a.txt"), "Docs", "docs/a.txt: one would be a file and a folder"),
 }
 
 

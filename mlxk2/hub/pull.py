@@ -149,7 +149,7 @@ class _Pull(NamedTuple):
         if result.changed:
             message = _describe(found, before, result)
         elif result.left_out:
-            message += f" The hub has {result.left_out} more files; --force fetches them."
+            message += f" Further files on the hub: {result.left_out}; --force fetches them."
         return PullResult(result.changed, message, found.repo_id, found.commit)
 
     def _download(self, found: Revision, *, complete: bool) -> DownloadResult:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -35,11 +36,24 @@ class Reloader(StatReload):
 
     def startup(self) -> None:
         """Start the server, and wait until it is ready or has ended."""
+        self._read_times()
         super().startup()
         while self.stopped_by is None and self.process.is_alive():
             if self._is_ready.wait(0.1):
                 self._announce()
                 return
+
+    def restart(self) -> None:
+        """Replace the server's process; a change from now on restarts it again."""
+        self._read_times()
+        # StatReload's own method reads the times later, and misses a change that comes before.
+        super(StatReload, self).restart()
+
+    def _read_times(self) -> None:
+        self.mtimes.clear()
+        for file in self.iter_py_files():
+            with suppress(OSError):  # it was removed
+                self.mtimes[file] = file.stat().st_mtime
 
     def signal_handler(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
         """Store the signal; `pause` handles it."""

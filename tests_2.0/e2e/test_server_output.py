@@ -92,7 +92,7 @@ def test_unread_log_lines_are_dropped_and_counted() -> None:
             said += os.read(reading, 1 << 16)
         said = said.lstrip(b"x")
         assert said.startswith(b"first\n") and said.count(b"y\n") == kept
-        assert said.endswith(b"WARNING: 7 lines were dropped here, since nothing read them.\n")
+        assert said.endswith(b"WARNING: 7 lines were dropped here, because no program read them.\n")
         outlet.write("last\n")
         outlet.drain(10)
         assert os.read(reading, 100) == b"last\n"

@@ -81,7 +81,7 @@ def test_an_endless_stdin_is_refused(environment: dict[str, str], prompt: list[s
         endless.kill()
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["type"]) == (1, "context_length_exceeded")
-    assert "holds 4096 tokens" in error["message"]
+    assert "has 4096 tokens" in error["message"]
 
 
 # Creates a file as soon as the program installs its handler for Ctrl-C; earlier, only Python itself has run.
