@@ -95,7 +95,7 @@ def load(
     get_tokenizer: GetTokenizer | None = None,
     starter: Starter | None = None,
     context: int | None = None,
-    unload: Callable[[], None] = lambda: None,
+    unload: Callable[[], None] | None = None,
 ) -> LoadedModel:
     """Load the model in a folder, with a LoRA adapter if one is given, into the memory of the device.
 
@@ -110,9 +110,15 @@ def load(
     config = read_config(folder, name)
     if get_tokenizer is None:
         get_tokenizer = partial(load_vocabulary, folder, name, config, starter or Starter())
-    tokenizer, vocabulary = get_tokenizer()
     model = _open_weights(folder, name, adapter)
-    plan = _read_weights(model, folder, name, device, memory, for_batches, unload)
+    if unload is None:
+        # The tokenizer's process takes longer to start than most weights take to be read.
+        plan = _read_weights(model, folder, name, device, memory, for_batches)
+        tokenizer, vocabulary = get_tokenizer()
+    else:
+        # If there is no tokenizer, the model that is in memory stays there.
+        tokenizer, vocabulary = get_tokenizer()
+        plan = _read_weights(model, folder, name, device, memory, for_batches, unload)
     # The size in the config can differ from the size of the embeddings.
     sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
     return LoadedModel(
@@ -133,7 +139,7 @@ def _read_weights(
     device: Device,
     memory: MemoryChoice,
     for_batches: bool,
-    unload: Callable[[], None],
+    unload: Callable[[], None] = lambda: None,
 ) -> MemoryPlan:
     """Read a model's weights into memory, and return the plan for the rest of the memory.
 
