@@ -108,28 +108,28 @@ def load(
     device = device or current_device()
     adapter = None if adapter is None else _find_adapter(Path(adapter))
     config = read_config(folder, name)
-    if get_tokenizer is None:
-        get_tokenizer = partial(load_vocabulary, folder, name, config, starter or Starter())
+    get_tokenizer = get_tokenizer or partial(load_vocabulary, folder, name, config, starter or Starter())
     model = _open_weights(folder, name, adapter)
-    if unload is None:
-        # The tokenizer's process takes longer to start than most weights take to be read.
-        plan = _read_weights(model, folder, name, device, memory, for_batches)
-        tokenizer, vocabulary = get_tokenizer()
-    else:
-        # If there is no tokenizer, the model that is in memory stays there.
-        tokenizer, vocabulary = get_tokenizer()
-        plan = _read_weights(model, folder, name, device, memory, for_batches, unload)
-    # The size in the config can differ from the size of the embeddings.
-    sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
+    read = partial(_read_weights, model, folder, name, device, memory, for_batches)
+    # The tokenizer's process takes longer to start. A previous model stays in memory if there is no tokenizer.
+    plan = read() if unload is None else None
+    tokenizer, vocabulary = get_tokenizer()
+    plan = plan or read(unload)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
-        vocabulary_size=max(sizes, default=len(tokenizer)),
+        vocabulary_size=_vocabulary_size(model, tokenizer),
         context_length=context or context_of(folder, name),
         prompt_cache_bytes=plan.prompt_cache,
         max_cached_arrays=device.max_cached_arrays,
     )
+
+
+def _vocabulary_size(model: Any, tokenizer: Tokenizer) -> int:
+    """Return the size of the embeddings, which can differ from the size in the config."""
+    sizes = (module.weight.shape[0] for _, module in model.named_modules() if hasattr(module, "as_linear"))
+    return max(sizes, default=len(tokenizer))
 
 
 def _read_weights(
@@ -139,7 +139,7 @@ def _read_weights(
     device: Device,
     memory: MemoryChoice,
     for_batches: bool,
-    unload: Callable[[], None] = lambda: None,
+    unload: Callable[[], None] | None = None,
 ) -> MemoryPlan:
     """Read a model's weights into memory, and return the plan for the rest of the memory.
 
@@ -153,7 +153,8 @@ def _read_weights(
     plan = device.plan(name, sum(array.nbytes for _, array in tree_flatten(model.parameters())), memory)
     if for_batches:
         suit_batches_on_cpu(model)
-    unload()
+    if unload is not None:
+        unload()
     # Otherwise MLX would keep the previous model's memory for arrays of the same sizes.
     gc.collect()
     mx.clear_cache()
