@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from mlxk2.errors import OperationError, ValidationError, cause
 from mlxk2.runner.prompt.prompter import Message
+from mlxk2.runner.request import MAX_PROMPT_CHARACTERS
 
-# Far longer than any context.
-MAX_CHARACTERS = 1 << 25
 _ROLES = "System|User|Assistant"
 _HEADING = re.compile(rf"^## ({_ROLES})\n\n", re.MULTILINE)
 # In the file, a backslash marks each line of a message that looks like a heading; Markdown does not show it.
@@ -46,7 +45,7 @@ def load(name: str) -> list[Message]:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValidationError(f"{name} can't be read: it is not a file.")
         with open(path, encoding="utf-8", newline="") as file:
-            text = file.read(MAX_CHARACTERS + 1)
+            text = file.read(MAX_PROMPT_CHARACTERS + 1)
     except OSError as error:
         raise OperationError(f"{name} can't be read: {cause(error)}.") from error
     except ValueError as error:
@@ -55,7 +54,7 @@ def load(name: str) -> list[Message]:
     before, *sections = _HEADING.split(text.removesuffix("\n") + "\n\n")
     roles, contents = sections[::2], sections[1::2]
     order = "".join(f"{role} " for role in roles)
-    if before or not roles or len(text) > MAX_CHARACTERS or not _ORDER.fullmatch(order):
+    if before or not roles or len(text) > MAX_PROMPT_CHARACTERS or not _ORDER.fullmatch(order):
         raise ValidationError(
             f"{name} is not a conversation that /save wrote: messages below the headings `## User` and `## Assistant` "
             "by turns, perhaps after `## System`."

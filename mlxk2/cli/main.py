@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         _discard(sys.stdout)
-        code = _report(error, [])
+        return _report(error, [])
     return code
 
 

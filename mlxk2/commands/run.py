@@ -21,7 +21,7 @@ from mlxk2.errors import CommandError, ContextLengthError, OperationCancelled, V
 from mlxk2.runner.memory import wired_limit
 from mlxk2.runner.offline import offline
 from mlxk2.runner.prompt.confined import Starter
-from mlxk2.runner.request import Sampling, check_context_length, check_max_tokens
+from mlxk2.runner.request import MAX_PROMPT_CHARACTERS, Sampling, check_context_length, check_max_tokens
 
 if TYPE_CHECKING:
     from mlxk2.chat.assistant import Assistant
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from mlxk2.runner.prompt.prompter import Message
     from mlxk2.spec import RunData
 
-# Far longer than any context. Text on stdin can be endless, so the program reads no more than this.
-MAX_PROMPT_CHARACTERS = 1 << 25
 # After this time without a byte on stdin, a warning explains the wait.
 PATIENCE_SECONDS = 3
 

@@ -13,6 +13,7 @@ DEFAULT_MAX_TOKENS = 4096  # Of a completion, if neither the request nor the mod
 _UNLIMITED = 1 << 40  # Tokens; more than any memory can hold.
 _MIN_TEMPERATURE = 1e-4  # With a lower temperature, logits overflow; then choose the most likely token.
 _MIN_TOP_P = 1e-30  # A smaller number is zero in MLX's float32; then choose the most likely token.
+MAX_PROMPT_CHARACTERS = 1 << 25  # Far longer than any context; text can be endless, so no more of it is read.
 _MAX_LIKELIEST = 20  # OpenAI's limit.
 _INTEGER_LIMIT = 1 << 64  # All numbers are smaller, because MLX takes a seed as an unsigned 64-bit integer.
 

@@ -370,6 +370,21 @@ def test_errors_of_the_warm_up_are_logged(folder: Path, caplog: pytest.LogCaptur
 # --------------------------------------------------------------------------------------------------------------- chat
 
 
+def load_assistant(folder: Path, max_tokens: int, *, converses: bool = False) -> Assistant:
+    """Return an assistant with the model in a folder."""
+    return Assistant.load(
+        str(folder),
+        name="babble",
+        adapter=None,
+        use_template=True,
+        sampling=Sampling(seed=1),
+        max_tokens=max_tokens,
+        starter=Starter(),
+        context=None,
+        converses=converses,
+    )
+
+
 def test_the_next_turn_of_a_chat_computes_only_new_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     call = llama.Model.__call__
@@ -388,17 +403,7 @@ def test_the_next_turn_of_a_chat_computes_only_new_tokens(folder: Path, monkeypa
         clear()
 
     monkeypatch.setattr(mx, "clear_cache", note)
-    chat = Assistant.load(
-        str(folder),
-        name="babble",
-        adapter=None,
-        use_template=True,
-        sampling=Sampling(seed=1),
-        max_tokens=20,
-        starter=Starter(),
-        context=None,
-        converses=True,
-    )
+    chat = load_assistant(folder, max_tokens=20, converses=True)
     messages: list[Message] = [{"role": "user", "content": "x" * 500}]
     first = chat.complete(messages, lambda _: cleared.clear())
     # The thread gives the memory back after the completion.
@@ -414,16 +419,7 @@ def test_the_next_turn_of_a_chat_computes_only_new_tokens(folder: Path, monkeypa
 
 
 def test_a_single_answer_fills_no_prompt_cache(folder: Path) -> None:
-    chat = Assistant.load(
-        str(folder),
-        name="babble",
-        adapter=None,
-        use_template=True,
-        sampling=Sampling(seed=1),
-        max_tokens=5,
-        starter=Starter(),
-        context=None,
-    )
+    chat = load_assistant(folder, max_tokens=5)
     before = mx.get_active_memory()
     chat.complete([{"role": "user", "content": "x" * 2000}], lambda _: None)
     assert mx.get_active_memory() <= before + 1000
